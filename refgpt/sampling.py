@@ -4,9 +4,9 @@ The order is that of transformers' ``generate``: repetition penalty, temperature
 (``GenerationMixin._get_logits_processor``); the presence and frequency penalties, which transformers lacks, follow the
 repetition penalty.
 
-Everything that decides which id is drawn uses only operations that IEEE 754 rounds in one way (add, multiply, divide, compare) and
-sums in the order of the ids, so that equal logits and an equal seed give equal ids on every machine. NumPy's own ``exp``
-differs between machines in the last bit; ``_exp`` does not.
+What decides which id is drawn uses only operations that IEEE 754 rounds in one way (add, multiply, divide, compare)
+and sums from left to right, so that equal logits and an equal seed give equal ids on every machine. NumPy's own
+``exp`` differs between machines in the last bit; ``_exp`` does not.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ class SamplingParams:
     top_k : int or None
         Keep the k most likely tokens, and any that ties with the last of them; 0 or None keeps all.
     top_p : float
-        Keep the fewest most likely tokens whose probabilities sum to at least this (after temperature and top_k), always one.
+        After temperature and top_k, keep the fewest most likely tokens whose probabilities sum to at least this.
     repetition_penalty : float
         The logit of every token of the prompt and of the new text is divided by it if positive, else multiplied
         (CTRL, https://arxiv.org/abs/1909.05858, as in transformers). 1 changes nothing.
     presence_penalty, frequency_penalty : float
-        Subtracted from a token's logit once if it has been generated, and once for each time it has been. Only new tokens
-        count, not the prompt's: OpenAI's definition. 0 changes nothing.
+        Subtracted from a token's logit once if it has been generated, and once for each time it has been. Only new
+        tokens count, not the prompt's: OpenAI's definition. 0 changes nothing.
     seed : int or None
         Whole number from 0. None draws a new one from the operating system.
     logprobs : int, bool or None
-        Number of most likely tokens to report beside the chosen one; 0 or True reports the chosen one alone, None or False none.
+        How many of the most likely tokens to report beside the chosen one. 0 or True reports the chosen one alone,
+        None or False nothing.
 
     Raises
     ------
@@ -124,7 +125,7 @@ class Sampler:
         Returns
         -------
         Choice
-            ``logprob`` and ``top_logprobs`` are those of the model itself, over all v rows, before any penalty or filter.
+            Its log-probabilities are the model's own over all v rows, before any penalty or filter.
 
         Raises
         ------
@@ -169,7 +170,7 @@ class Sampler:
         p = self.params
         scores = self._penalised(logits[: self.n_ids].astype(np.float64))
         if p.temperature == 0:
-            return scores.argmax(keepdims=True), np.ones(1)
+            return np.array([scores.argmax()]), np.ones(1)
         with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, as it should
             scores = (scores - scores.max()) / p.temperature
         ids = np.flatnonzero(top_k_kept(scores, p.top_k))
@@ -198,9 +199,9 @@ def top_k_kept(scores: np.ndarray, k: int | None) -> np.ndarray:
 
 
 def top_p_kept(scores: np.ndarray, p: float) -> np.ndarray:
-    """Mask of the nucleus: from the least likely up, tokens go while their sum stays within 1 - p. The best always stays.
+    """Mask of the nucleus: from the least likely up, tokens go while their sum stays within 1 - p.
 
-    Among equal scores the higher ids go first.
+    The best always stays; among equal scores the higher ids go first.
     """
     kept = np.ones(len(scores), bool)
     if p < 1:
@@ -223,7 +224,8 @@ _INVERSE_FACTORIALS = [1 / math.factorial(n) for n in range(13, -1, -1)]
 def _exp(x: np.ndarray) -> np.ndarray:
     """e to the power x for x <= 0, within 2 units in the last place of float64 and the same bits on every machine.
 
-    ``x = n ln2 + r`` with ``|r| <= ln2 / 2``; the Taylor series of ``exp(r)`` to r^13 leaves less than 1e-17; then times 2^n.
+    ``x = n ln2 + r`` with ``|r| <= ln2 / 2``; the Taylor series of ``exp(r)`` to r^13 leaves less than 1e-17; then
+    times 2^n.
     """
     tiny = x < -700  # 1e-304: taken for 0, which keeps clear of subnormal numbers
     x = np.where(tiny, 0, x)

@@ -1,4 +1,4 @@
-"""Sampling: the filters against transformers' recorded ones, the draw against its distribution, every parameter's limits."""
+"""Sampling: the filters against transformers', the draw against its distribution, every parameter's limits."""
 
 import math
 from pathlib import Path

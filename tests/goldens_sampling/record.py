@@ -2,8 +2,9 @@
 
     python tests/goldens_sampling/record.py
 
-needs torch and transformers (recorded with transformers 5 and torch 2.13), which the tests do not. Writes processors.npz
-beside itself: for each case its parameters, the logits, the ids seen so far, and what is left of the logits (-inf = removed).
+needs torch and transformers (recorded with transformers 5 and torch 2.13), which the tests do not. Writes
+processors.npz beside itself: for each case its parameters, the logits, the ids seen so far, and what is left of the
+logits (-inf = removed).
 """
 
 from pathlib import Path
