@@ -1,0 +1,94 @@
+"""Tokenizers: text to ids and back.
+
+A model's directory may hold its tokenizer in more than one form; the first of these that is there counts:
+
+1. ``tokenizer.json``: a byte-level BPE, with its added tokens and their exact rules;
+2. ``vocab.json`` and ``merges.txt``: the same in two files, with ``added_tokens.json`` for the added tokens;
+3. ``encoder.json`` and ``vocab.bpe``: the same under GPT-2's first names;
+4. ``tokenizer.model``: a sentencepiece model.
+
+``added_tokens.json`` completes every form of byte-level BPE. The token that ends a text is the ``eos_token`` of
+``special_tokens_map.json``, else of ``tokenizer_config.json``, else the tokenizer's own. Nothing else is read from these
+two files; in particular ``model_max_length``, which is 1024 in GPT-J's although the model has 2048 positions.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from refgpt.errors import TokenizerError
+from refgpt.tokenizers.base import StreamDecoder, Tokenizer
+
+__all__ = ["StreamDecoder", "Tokenizer", "find_tokenizer", "load_tokenizer"]
+
+#: Files that make a tokenizer together, in the order in which they are preferred.
+FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("tokenizer.model",))
+ACCEPTED = "tokenizer.json, vocab.json with merges.txt, encoder.json with vocab.bpe, or tokenizer.model"
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """Load a tokenizer.
+
+    Parameters
+    ----------
+    path : path
+        A directory, or a file: one of the names above, any other ``.json`` with the contents of a tokenizer.json, or any
+        other ``.model`` of sentencepiece.
+
+    Returns
+    -------
+    Tokenizer
+
+    Raises
+    ------
+    TokenizerError
+        If there is none, or its files are damaged or of another kind.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _load_file(path)
+    tokenizer = find_tokenizer(path)
+    if tokenizer is None:
+        raise TokenizerError("no tokenizer in this directory", where=path, wanted=ACCEPTED)
+    return tokenizer
+
+
+def find_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer | None:
+    """The tokenizer in a model's directory.
+
+    Returns
+    -------
+    Tokenizer or None
+        None if the directory has no file of any tokenizer.
+
+    Raises
+    ------
+    TokenizerError
+        If the files are damaged or of another kind, or only one of two files is there.
+    """
+    directory = Path(directory)
+    there = {name for form in FORMS for name in form if (directory / name).exists()}
+    for form in FORMS:
+        if there.issuperset(form):
+            return _load_file(directory / form[0])
+    return _load_file(directory / there.pop()) if there else None
+
+
+def _load_file(path: Path) -> Tokenizer:
+    """Load by name; of two files that belong together either will do. A library is imported only when it is needed."""
+    form = next((form for form in FORMS if path.name in form), ())
+    if len(form) == 2:
+        from refgpt.tokenizers.byte_level_bpe import load_vocab_and_merges
+
+        return load_vocab_and_merges(path.parent / form[0], path.parent / form[1])
+    if path.suffix == ".json":
+        from refgpt.tokenizers.byte_level_bpe import load_tokenizer_json
+
+        return load_tokenizer_json(path)
+    if path.suffix == ".model":
+        from refgpt.tokenizers.sentencepiece_model import SentencePieceTokenizer
+
+        return SentencePieceTokenizer(path)
+    what = "not a tokenizer's file" if path.exists() else "there is no such file"
+    raise TokenizerError(what, where=path, wanted=ACCEPTED)

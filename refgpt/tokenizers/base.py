@@ -1,0 +1,145 @@
+"""What every tokenizer can do, and how bytes become text, once for all of them.
+
+A token is a string of bytes, not of characters: "é" is two bytes and may be two tokens. So each tokenizer only says
+which bytes a token stands for, and the bytes of a text are joined before they are read as UTF-8.
+"""
+
+from __future__ import annotations
+
+import codecs
+import operator
+import reprlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+
+from refgpt.errors import TokenizerError
+
+
+class Tokenizer(ABC):
+    """Text to ids and back.
+
+    Parameters
+    ----------
+    tokens : mapping of int to bytes
+        The bytes of every id that exists.
+    eos_id : int or None
+        The id that ends a text.
+
+    Attributes
+    ----------
+    n_vocab : int
+        The largest id that exists, plus one. A model's head may have more rows (GPT-2's vocabulary has 50257 tokens,
+        GPT-J's head 50400 rows), and those ids mean no text: whoever samples leaves out ids from ``n_vocab`` on.
+    eos_id : int or None
+        The id that ends a text, if there is one.
+    """
+
+    def __init__(self, tokens: Mapping[int, bytes], eos_id: int | None) -> None:
+        self._tokens = tokens
+        self.n_vocab = max(tokens, default=-1) + 1
+        self.eos_id = eos_id
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text: all of it, with nothing cut off, padded or added.
+
+        Parameters
+        ----------
+        text : str
+
+        Returns
+        -------
+        list of int
+
+        Raises
+        ------
+        TokenizerError
+            If ``text`` is no ``str``, or holds a lone surrogate (which is no character) or a character that the
+            vocabulary cannot spell.
+        """
+        if not isinstance(text, str):
+            raise TokenizerError("only text can be encoded", where="encode", got=type(text).__name__, wanted="str")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            got = f"{text[error.start]!r} at position {error.start}"
+            fix = 'clean it, for example with text.encode("utf-8", "replace").decode()'
+            raise TokenizerError("the text holds a lone surrogate", where="encode", got=got, fix=fix) from None
+        return self._encode(text)
+
+    @abstractmethod
+    def _encode(self, text: str) -> list[int]:
+        """The ids of a text that is known to be valid."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids; bytes that are no valid UTF-8 become U+FFFD.
+
+        Parameters
+        ----------
+        ids : iterable of int
+            NumPy integers will do.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        TokenizerError
+            If an id does not exist.
+        """
+        decoder = self.stream_decoder()
+        try:
+            pieces = [decoder.push(token_id) for token_id in ids]
+        except TypeError:
+            raise TokenizerError("these are no ids", where="decode", got=reprlib.repr(ids), wanted="a list") from None
+        return "".join(pieces) + decoder.finish()
+
+    def stream_decoder(self) -> StreamDecoder:
+        """A decoder that takes one id at a time."""
+        return StreamDecoder(self.token_bytes)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that an id stands for.
+
+        Raises
+        ------
+        TokenizerError
+            If the id does not exist: negative, beyond the vocabulary, in a gap of it, or no whole number.
+        """
+        try:
+            if isinstance(token_id, bool):
+                raise TypeError("True is no id, though Python counts it as 1")
+            return self._tokens[operator.index(token_id)]
+        except (KeyError, TypeError):
+            wanted = f"a whole number from 0 to {self.n_vocab - 1} that the vocabulary gives to a token"
+            raise TokenizerError("no such id", where="decode", got=reprlib.repr(token_id), wanted=wanted) from None
+
+
+class StreamDecoder:
+    """Ids in, text out, as soon as the text is certain and never half a character.
+
+    What ``push`` and ``finish`` return, joined, is what ``decode`` makes of the same ids.
+
+    Parameters
+    ----------
+    to_bytes : callable
+        From an id to its bytes; called once an id, in order.
+    """
+
+    def __init__(self, to_bytes: Callable[[int], bytes]) -> None:
+        self._to_bytes = to_bytes
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that this id makes certain; it may be empty.
+
+        Raises
+        ------
+        TokenizerError
+            If the id does not exist; the decoder then stays as it was.
+        """
+        return self._utf8.decode(self._to_bytes(token_id))
+
+    def finish(self) -> str:
+        """The end of the text: U+FFFD if it stops in the midst of a character, else empty."""
+        return self._utf8.decode(b"", final=True)

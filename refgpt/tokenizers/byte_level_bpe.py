@@ -1,0 +1,195 @@
+"""GPT-2's byte-level BPE, which GPT-J uses with 143 tokens more (``<|extratoken_1|>`` and on).
+
+The vocabulary spells every byte as one printable letter, so that JSON can hold it: a space is "Ġ", a newline "Ċ".
+Splitting and merging are the work of the tokenizers library; this file reads what models ship, hands the library what
+belongs to encoding, and keeps the bytes of every token for the way back.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from refgpt.config import LARGEST
+from refgpt.errors import TokenizerError
+from refgpt.tokenizers.base import Tokenizer
+from refgpt.tokenizers.files import FRESH_COPY, expect, faults_named, named_eos, read_json_object, read_text
+
+END_OF_TEXT = "<|endoftext|>"
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def _byte_of_letter() -> dict[str, int]:
+    """GPT-2's alphabet: printable Latin-1 stands for itself, the other 68 bytes for U+0100 and on, in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+BYTE_OF_LETTER = _byte_of_letter()
+
+
+class ByteLevelBPE(Tokenizer):
+    """A byte-level BPE from files, see `load_tokenizer_json` and `load_vocab_and_merges`.
+
+    Special tokens are text like any other: "<|endoftext|>" in a text becomes its id, and that id becomes its text
+    again, so that ``decode(encode(text)) == text`` for every text, unless the tokenizer's file itself asks for a change
+    of the text (a normalizer, a prefixed space, or added tokens that swallow the white space around them).
+
+    Parameters
+    ----------
+    description : dict
+        The contents of a tokenizer.json. Its truncation, padding, dropout and post-processor are left out.
+    path : Path
+        Where it came from; added_tokens.json, special_tokens_map.json and tokenizer_config.json are looked up beside.
+    """
+
+    def __init__(self, description: dict[str, Any], path: Path) -> None:
+        model = expect(description.get("model"), dict, "model", path)
+        _refuse_other_kinds(description, model, path)
+        vocab = _checked_ids(model.get("vocab"), "vocab", path)
+        merges = _checked_merges(model.get("merges"), vocab, path)
+        added: dict[str, dict[str, Any]] = {}
+        for entry in _added_tokens(description, path):
+            content, token_id = entry["content"], entry["id"]
+            if vocab.setdefault(content, token_id) != token_id:
+                got = f"{reprlib.repr(token_id)} and {vocab[content]} for {reprlib.repr(content)}"
+                raise TokenizerError("an added token has two ids", where=path, got=got, fix=FRESH_COPY)
+            added.setdefault(content, entry)
+        vocab = _checked_ids(vocab, "vocab with the added tokens", path)
+        eos = next((name for name in [*named_eos(path.parent), END_OF_TEXT] if name in vocab), None)
+        if eos is not None:
+            added.setdefault(eos, _added_token(eos, vocab[eos]))
+
+        # A byte whose letter is not in the vocabulary would be dropped in silence: this token, which no text spells,
+        # stands in for it.
+        missing = "\0" * (1 + max(map(len, vocab), default=0))
+        self._missing_id = max(vocab.values(), default=-1) + 1
+        kept = {
+            "version": "1.0",
+            "added_tokens": list(added.values()),
+            "normalizer": description.get("normalizer"),
+            "pre_tokenizer": description["pre_tokenizer"],
+            "model": {
+                "type": "BPE",
+                "unk_token": missing,
+                "fuse_unk": False,
+                "ignore_merges": model.get("ignore_merges", False),
+                "vocab": vocab | {missing: self._missing_id},
+                "merges": merges,
+            },
+        }
+        with faults_named("the tokenizers library refuses this tokenizer", path):
+            self._library = tokenizers.Tokenizer.from_str(json.dumps(kept))
+            tokens = {token_id: _bytes_of_token(token) for token, token_id in vocab.items()}
+            tokens |= {vocab[content]: content.encode() for content in added}
+        super().__init__(tokens, None if eos is None else vocab[eos])
+
+    def _encode(self, text: str) -> list[int]:
+        with faults_named("the tokenizers library cannot encode this text", "encode"):
+            encoding = self._library.encode(text, add_special_tokens=False)
+            ids = encoding.ids
+        if self._missing_id in ids:
+            start, end = encoding.offsets[ids.index(self._missing_id)]
+            got = f"{text[start:end]!r} at position {start}"
+            raise TokenizerError("no token spells this character", where="encode", got=got, fix="leave it out")
+        return ids
+
+
+def load_tokenizer_json(path: Path) -> ByteLevelBPE:
+    """A tokenizer.json that holds a byte-level BPE; ``TokenizerError`` if it holds anything else."""
+    return ByteLevelBPE(read_json_object(path), path)
+
+
+def load_vocab_and_merges(vocab_path: Path, merges_path: Path) -> ByteLevelBPE:
+    """vocab.json and merges.txt, GPT-2's first form (there encoder.json and vocab.bpe).
+
+    Parameters
+    ----------
+    vocab_path : Path
+        A JSON object from token to id.
+    merges_path : Path
+        One merge a line, two tokens with a space between, the most urgent first; a first line "#version" is skipped.
+    """
+    lines = read_text(merges_path).replace("\r\n", "\n").split("\n")
+    merges = [line for n, line in enumerate(lines) if line and not (n == 0 and line.startswith("#version"))]
+    model = {"vocab": read_json_object(vocab_path), "merges": merges}
+    return ByteLevelBPE({"pre_tokenizer": BYTE_LEVEL, "model": model}, vocab_path)
+
+
+def _refuse_other_kinds(description: dict[str, Any], model: dict[str, Any], path: Path) -> None:
+    """Refuse what is no byte-level BPE; old files do not name the type of their model, so a list of merges counts."""
+    kind = model.get("type", "BPE" if "merges" in model else "unnamed")
+    split = description.get("pre_tokenizer")
+    steps = split.get("pretokenizers") if isinstance(split, dict) and split.get("type") == "Sequence" else [split]
+    steps = steps if isinstance(steps, list) else []
+    if kind != "BPE" or not any(isinstance(step, dict) and step.get("type") == "ByteLevel" for step in steps):
+        wanted = "a BPE model with a ByteLevel pre-tokenizer, as GPT-2 and GPT-J have"
+        names = [step.get("type") if isinstance(step, dict) else step for step in steps]
+        fix = "use the tokenizer that came with the model"
+        got = f"{reprlib.repr(kind)} with the pre-tokenizer {reprlib.repr(names)}"
+        raise TokenizerError("not a byte-level BPE", where=path, got=got, wanted=wanted, fix=fix)
+    for setting in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(setting):
+            got = reprlib.repr(model[setting])
+            raise TokenizerError(f"{setting} has no place in a byte-level BPE", where=path, got=got, wanted="none")
+
+
+def _checked_ids(table: object, what: str, path: Path) -> dict[str, int]:
+    """A copy of a table from token to id, in which every id is a sensible one and stands once."""
+    owners: dict[int, str] = {}
+    for token, token_id in expect(table, dict, what, path).items():
+        if type(token_id) is not int or not 0 <= token_id < LARGEST["n_vocab"]:
+            got = f"{reprlib.repr(token_id)} for {reprlib.repr(token)}"
+            wanted = f"a whole number from 0 to {LARGEST['n_vocab'] - 1}"
+            raise TokenizerError(f"an id in {what} makes no sense", where=path, got=got, wanted=wanted, fix=FRESH_COPY)
+        if owners.setdefault(token_id, token) != token:
+            got = f"{token_id} for {reprlib.repr(owners[token_id])} and {reprlib.repr(token)}"
+            raise TokenizerError(f"two tokens of {what} share an id", where=path, got=got, fix=FRESH_COPY)
+    return {token: token_id for token_id, token in owners.items()}
+
+
+def _checked_merges(merges: object, vocab: dict[str, int], path: Path) -> list[str]:
+    """Merges as "a b", from that or ["a", "b"], of which both parts and the whole are in the vocabulary."""
+    checked = []
+    for merge in expect(merges, list, "merges", path):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or any(not isinstance(part, str) or " " in part for part in pair)
+        ):
+            raise TokenizerError("a merge is not two tokens", where=path, got=reprlib.repr(merge), fix=FRESH_COPY)
+        if not (pair[0] in vocab and pair[1] in vocab and pair[0] + pair[1] in vocab):
+            fix = "use the vocabulary and the merges of one and the same model"
+            raise TokenizerError("a merge is not in the vocabulary", where=path, got=reprlib.repr(merge), fix=fix)
+        checked.append(" ".join(pair))
+    return checked
+
+
+def _added_token(content: str, token_id: int) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {"id": token_id, "content": content, **flags}
+
+
+def _added_tokens(description: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    """The tokens that are looked for in a text before anything else: tokenizer.json's own and added_tokens.json's."""
+    entries: list[dict[str, Any]] = expect(description.get("added_tokens") or [], list, "added_tokens", path)
+    for entry in entries:
+        content = expect(
+            expect(entry, dict, "an added token", path).get("content"), str, "an added token's content", path
+        )
+        _checked_ids({content: entry.get("id")}, "added_tokens", path)
+    beside = path.parent / "added_tokens.json"
+    extra = _checked_ids(read_json_object(beside), "the file", beside) if beside.is_file() else {}
+    return entries + [_added_token(content, token_id) for content, token_id in extra.items()]
+
+
+def _bytes_of_token(token: str) -> bytes:
+    """A token's bytes by its letters; a token with other characters, such as a space, is plain text."""
+    letters = [BYTE_OF_LETTER.get(letter) for letter in token]
+    return bytes(byte for byte in letters if byte is not None) if None not in letters else token.encode()
