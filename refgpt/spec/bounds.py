@@ -1,0 +1,267 @@
+"""How far float32 arithmetic may stray from the spec: elementwise bounds, derived, whatever the order of the sums.
+
+One rounded operation gives ``(a op b)(1 + e)`` with ``|e| <= U = 2^-24``, and ``n`` of them in a row stay within
+``gamma(n) = n U / (1 - n U)`` (Higham, Accuracy and Stability of Numerical Algorithms, chapter 3). A fused multiply-add
+rounds once where two are counted, so it only helps. Products that underflow add at most ``TINY`` each.
+
+Inputs count as exact: each bound belongs to one operation on the float32 arrays it is given, and is meant for
+``abs(got - want) <= bound`` with ``want`` from the spec in float64. That comparison is False for NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from refgpt.config import ModelConfig
+from refgpt.errors import RefgptError
+from refgpt.params import Params, widen
+from refgpt.spec.masks import prefix_mask
+from refgpt.spec.primitives import gelu, softmax
+from refgpt.spec.rotary import rotary_angles
+
+#: Unit roundoff of float32: half the distance from 1 to the next number.
+U = 2.0**-24
+#: The smallest positive float32.
+TINY = 2.0**-149
+#: Relative error allowed to ``expf``: 4 units in the last place.
+EXP_ERROR = 8 * U
+#: What an ``expf`` that clamps its argument or flushes subnormals may add (e^-86, a little above the smallest normal).
+EXP_FLUSH = 2.0**-124
+#: Error of a key or value put in the cache: relative, and absolute where it becomes subnormal.
+KV_ROUNDING = {"f32": (0.0, 0.0), "f16": (2.0**-11, 2.0**-25)}
+
+KVDtype = Literal["f32", "f16"]
+
+
+def gamma(n: int) -> float:
+    """Relative error that ``n`` rounded float32 operations can build up."""
+    return n * U / (1 - n * U)
+
+
+def linear_bound(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
+    """Of ``linear``. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out].
+
+    A term is rounded once as a product and at most ``n_in`` times in sums, the bias included, however these are nested:
+    ``n_in + 1`` roundings (and one for luck), each relative to the sum of absolute terms.
+    """
+    n_in = x.shape[-1]
+    terms = _size(x) @ _size(w).T  # [t, n_out]
+    if b is not None:
+        terms = terms + _size(b)
+    return gamma(n_in + 2) * terms + (n_in + 1) * TINY
+
+
+def layer_norm_bound(x: np.ndarray, w: np.ndarray, b: np.ndarray, eps: float) -> np.ndarray:
+    """Of ``layer_norm`` in two passes (mean first, then the squares of what is left). x [t, c] -> [t, c].
+
+    The mean is off by ``off <= gamma(c + 1) mean|x|``. The computed ``d - off`` has mean square ``variance + off^2``
+    (the cross term is zero, as d sums to 0), and the roundings of difference, square, sum and division come on top.
+    If the variance is ``slip`` away from ``exact`` and not below ``low``, one over its root is off by at most
+    ``sqrt(exact / low) - 1`` relatively. Then six more roundings: difference, root, division (or reciprocal and
+    product), two for the learnt scale and shift.
+    """
+    x, c = widen(x, np.float64), x.shape[-1]
+    off = gamma(c + 1) * np.abs(x).mean(axis=-1, keepdims=True)  # [t, 1]
+    centred = x - x.mean(axis=-1, keepdims=True)  # [t, c]
+    reach = np.abs(centred) + off  # [t, c]
+    exact = (centred * centred).mean(axis=-1, keepdims=True) + eps  # [t, 1]
+    slip = off * off + gamma(c + 5) * (reach * reach).mean(axis=-1, keepdims=True) + gamma(4) * exact  # [t, 1]
+    low = np.maximum(exact - slip, eps / 2)  # a sum of squares is never negative
+    stretch = np.sqrt(exact / low) * (1 + gamma(8)) - 1  # [t, 1]
+    return _size(w) * (reach * stretch + off) / np.sqrt(exact) + gamma(2) * _size(b) + TINY
+
+
+def softmax_bound(scores: np.ndarray, scores_error: np.ndarray | float = 0.0) -> np.ndarray:
+    """Of ``softmax`` on scores that may themselves be off by ``scores_error``. Any [..., s] -> the same.
+
+    In logarithms: a power is off by ``a`` = error of its score + U times its distance from the maximum (for the
+    subtraction) + EXP_ERROR; their sum, a mean weighted by the pattern, by ``log sum(p e^a)``; summing and dividing
+    add ``gamma(s + 3)``. Masked places (-inf) must be exactly 0.
+    """
+    scores = widen(scores, np.float64)
+    visible = scores > -np.inf
+    depth = np.where(visible, scores.max(axis=-1, keepdims=True) - scores, 0)
+    error = np.broadcast_to(scores_error, scores.shape)
+    depth = depth + 2 * error.max(axis=-1, keepdims=True)  # the maximum may be off as well
+    pattern = softmax(scores)
+    log_power = np.minimum(error + U * depth + EXP_ERROR, 300)  # far beyond sense, short of overflow
+    log_sum = np.log((pattern * np.exp(log_power)).sum(axis=-1, keepdims=True))
+    ratio = np.expm1(log_power + log_sum + gamma(scores.shape[-1] + 3))
+    return np.where(visible, np.minimum(pattern * ratio + EXP_FLUSH, 1), 0)
+
+
+def gelu_bound(x: np.ndarray) -> np.ndarray:
+    """Of ``gelu`` computed as ``x / (1 + exp(-2 u))`` with ``u = sqrt(2 / pi) (x + 0.044715 x^3)``. Any shape.
+
+    ``2 u`` is a sum of terms of one sign, so its eight roundings (constants included) are relative: the power is off by
+    ``e^(gamma(8) |2 u|)`` and EXP_ERROR. Of that the quotient feels the share that the power has in ``1 + power``, then
+    the roundings of sum and quotient. ``2^-50 |x|`` covers the spec's own ``1 + tanh`` for very negative ``x``, and
+    ends the dispute where ``expf`` overflows or clamps.
+    """
+    x = widen(x, np.float64)
+    twice_u = 2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
+    power = np.exp(np.clip(-twice_u, -100, 100))
+    off = np.expm1(gamma(8) * np.minimum(np.abs(twice_u), 100) + EXP_ERROR)
+    share = power / (1 + power)
+    return np.abs(gelu(x)) * (share * off / (1 - share * off) + gamma(4)) + np.abs(x) * 2.0**-50 + TINY
+
+
+def rotary_bound(x: np.ndarray, positions: np.ndarray, d_rotary: int) -> np.ndarray:
+    """Of ``rotate_pairs`` with sines and cosines rounded once from float64. x [t, h, d] -> [t, h, d].
+
+    Three roundings a term: the sine or cosine, the product, the sum. Dimensions from ``d_rotary`` on are exact.
+    """
+    angles = rotary_angles(positions, d_rotary)[:, None, :]  # [t, 1, r/2]
+    cos, sin = np.abs(np.cos(angles)), np.abs(np.sin(angles))
+    even, odd = _size(x[..., 0:d_rotary:2]), _size(x[..., 1:d_rotary:2])  # [t, h, r/2] each
+    bound = np.zeros(x.shape)
+    bound[..., 0:d_rotary:2] = gamma(4) * (even * cos + odd * sin) + 2 * TINY
+    bound[..., 1:d_rotary:2] = gamma(4) * (odd * cos + even * sin) + 2 * TINY
+    return bound
+
+
+def pattern_bound(q: np.ndarray, k: np.ndarray, mask: np.ndarray, kv_dtype: KVDtype = "f32") -> np.ndarray:
+    """Of the attention pattern from rotated queries [t, h, d] and keys [s, h, d], mask [t, s] -> [h, t, s].
+
+    A score is a sum of ``d`` products, scaled (the factor 1 / sqrt(d), its rounding, its product: ``gamma(d + 4)`` in
+    all), of keys that the cache has rounded; ``softmax_bound`` does the rest.
+    """
+    d = q.shape[-1]
+    cache_error = _cache_error(k, kv_dtype)  # [s, h, d]
+    each = gamma(d + 4) * (_size(k) + cache_error) + cache_error  # [s, h, d]
+    return softmax_bound(_scores(q, k, mask), _products(_size(q), each) + d * TINY)
+
+
+def z_bound(pattern: np.ndarray, v: np.ndarray, kv_dtype: KVDtype = "f32") -> np.ndarray:
+    """Of the pattern's mix of values. pattern [h, t, s], v [s, h, d] -> [t, h, d].
+
+    A sum of ``s`` products of values that the cache has rounded. Four further roundings let a kernel mix first and
+    divide by the sum of powers afterwards.
+    """
+    n = pattern.shape[-1]
+    cache_error = _cache_error(v, kv_dtype)  # [s, h, d]
+    each = gamma(n + 4) * (_size(v) + cache_error) + cache_error  # [s, h, d]
+    return np.einsum("hts,shd->thd", _size(pattern), each) + n * TINY
+
+
+def attention_bound(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray,
+                    kv_dtype: KVDtype = "f32") -> np.ndarray:  # fmt: skip
+    """Of ``z`` when the pattern is not seen on the way: rotated q [t, h, d], k and v [s, h, d] -> [t, h, d].
+
+    The pattern's error reaches ``z`` through the values, and the mix is of the pattern with that error.
+    """
+    pattern = softmax(_scores(q, k, mask))  # [h, t, s]
+    error = pattern_bound(q, k, mask, kv_dtype)  # [h, t, s]
+    return np.einsum("hts,shd->thd", error, _size(v)) + z_bound(pattern + error, v, kv_dtype)
+
+
+def residual_bound(*terms: np.ndarray) -> np.ndarray:
+    """Of a sum of arrays of one shape, in any order: one rounding fewer than terms (and one for luck)."""
+    return gamma(len(terms)) * np.sum([_size(term) for term in terms], axis=0)
+
+
+def tap_bound(name: str, trace: Mapping[str, np.ndarray], params: Params, config: ModelConfig, prefix_len: int = 0,
+              kv_dtype: KVDtype = "f32") -> np.ndarray:  # fmt: skip
+    """The bound of one named activation of a float32 engine, given the activations it was computed from.
+
+    Replay the spec in float64 with every tap forced to the engine's value: what the spec shows at ``name`` then comes
+    from the engine's own inputs, and differs from the engine's value by no more than this.
+
+    Parameters
+    ----------
+    name : str
+        One of ``tap_names(config)``.
+    trace : mapping of str to ndarray
+        The engine's activations up to ``name``.
+    params : Params
+        The weights as the engine holds them.
+    config : ModelConfig
+    prefix_len : int
+        As given to the engine.
+    kv_dtype : "f32" or "f16"
+        What the engine's cache keeps keys and values in; "k_rot" and "v" are shown before they go there.
+
+    Returns
+    -------
+    ndarray
+        Of the activation's shape; for "embed", a copy of stored numbers, zeros that broadcast to it.
+
+    Raises
+    ------
+    RefgptError
+        If there is no activation ``name``, or ``trace`` lacks one that it depends on.
+    """
+    if kv_dtype not in KV_ROUNDING:
+        raise RefgptError("unknown cache dtype", where="kv_dtype", got=repr(kv_dtype), wanted=" or ".join(KV_ROUNDING))
+    try:
+        return _tap_bound(name, trace, params, config, prefix_len, kv_dtype)
+    except KeyError as lacking:
+        raise RefgptError("the trace lacks an activation", where=name, wanted=str(lacking.args[0])) from None
+
+
+def _tap_bound(name: str, trace: Mapping[str, np.ndarray], params: Params, config: ModelConfig, prefix_len: int,
+               kv_dtype: KVDtype) -> np.ndarray:  # fmt: skip
+    if name == "embed":
+        return np.zeros(config.d_model)
+    if name == "ln_final":
+        return layer_norm_bound(trace[_stream(config.n_layer)], params.ln_w, params.ln_b, config.ln_eps)
+    if name == "logits":
+        return linear_bound(trace["ln_final"], params.w_head, params.b_head)
+    part = name.rpartition(".")[2]
+    i = next((i for i in range(config.n_layer) if name == f"blocks.{i}.{part}"), None)
+    if i is None:
+        raise RefgptError("there is no such activation", where="name", got=repr(name))
+    p = params.blocks[i]
+
+    def of(part: str) -> np.ndarray:
+        return trace[f"blocks.{i}.{part}"]
+
+    match part:
+        case "ln":
+            return layer_norm_bound(trace[_stream(i)], p.ln_w, p.ln_b, config.ln_eps)
+        case "q" | "k" | "v":
+            return linear_bound(of("ln"), getattr(p, f"w{part}")).reshape(-1, config.n_head, config.d_head)
+        case "q_rot" | "k_rot":
+            rows = of(part[0])
+            return rotary_bound(rows, np.arange(len(rows)), config.d_rotary)
+        case "pattern":
+            return pattern_bound(of("q_rot"), of("k_rot"), prefix_mask(len(of("q_rot")), prefix_len), kv_dtype)
+        case "z":
+            return z_bound(of("pattern"), of("v"), kv_dtype)
+        case "attn_out":
+            return linear_bound(of("z").reshape(len(of("z")), -1), p.wo)
+        case "mlp_pre":
+            return linear_bound(of("ln"), p.w_in, p.b_in)
+        case "mlp_post":
+            return gelu_bound(of("mlp_pre"))
+        case "mlp_out":
+            return linear_bound(of("mlp_post"), p.w_out, p.b_out)
+        case "resid_post":
+            return residual_bound(trace[_stream(i)], of("attn_out"), of("mlp_out"))
+    raise RefgptError("there is no such activation", where="name", got=repr(name))
+
+
+def _stream(i: int) -> str:
+    """Name of the residual stream that enters block ``i``."""
+    return "embed" if i == 0 else f"blocks.{i - 1}.resid_post"
+
+
+def _products(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    return np.einsum("thd,shd->hts", q, k) / math.sqrt(q.shape[-1])
+
+
+def _scores(q: np.ndarray, k: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return np.where(mask, _products(widen(q, np.float64), widen(k, np.float64)), -np.inf)
+
+
+def _size(x: np.ndarray) -> np.ndarray:
+    return np.abs(widen(x, np.float64))
+
+
+def _cache_error(x: np.ndarray, kv_dtype: KVDtype) -> np.ndarray:
+    relative, absolute = KV_ROUNDING[kv_dtype]
+    return _size(x) * relative + absolute

@@ -1,0 +1,48 @@
+"""Activations of PyTorch's GPT-J, recorded by ``record.py``: ``load(name)`` for each of ``NAMES``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tiny import random_params, tiny_config
+
+from refgpt.config import ModelConfig
+from refgpt.params import Params
+
+HERE = Path(__file__).parent
+NAMES = sorted(path.stem for path in HERE.glob("*.npz"))
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One recorded run. Weights are not stored: ``params()`` makes them again."""
+
+    config: ModelConfig
+    seed: int
+    dtype: str  # the weights': "f32", "f16" or "bf16"
+    ids: np.ndarray  # [t]
+    prefix_len: int
+    rows: np.ndarray  # the positions whose logits were kept
+    logits: np.ndarray  # [rows, v]     float32 run
+    logits_float64: np.ndarray  # [rows, v]     float64 run of the same weights, everything in float64
+    torch_float32_error: float  # max |float32 - float64| / std of the logits, all positions, same rotary table
+    hidden: np.ndarray | None  # [n_layer + 2, t, c]: embed, resid_post of each block, ln_final; float32 run
+    patterns: np.ndarray | None  # [n_layer, h, t, s]; float32 run
+
+    def params(self) -> Params:
+        """The weights of the run, widened nowhere."""
+        return random_params(self.config, self.seed, self.dtype)
+
+
+def load(name: str) -> Golden:
+    """The recorded run of that name; the medium ones keep some rows of logits and no hidden states."""
+    with np.load(HERE / f"{name}.npz") as file:
+        held = dict(file)
+    about = json.loads(str(held.pop("about")))
+    about["config"] = tiny_config(**about["config"])
+    return Golden(
+        **about, **{key: held.get(key) for key in ("ids", "rows", "logits", "logits_float64", "hidden", "patterns")}
+    )
