@@ -195,7 +195,8 @@ def top_k_kept(scores: np.ndarray, k: int | None) -> np.ndarray:
     """Mask of the scores not below the k-th largest: more than k when several tie with it. None or 0 keeps all."""
     if not k or k >= len(scores):
         return np.ones(len(scores), bool)
-    return scores >= np.partition(scores, -k)[-k]
+    kept: np.ndarray = scores >= np.partition(scores, -k)[-k]
+    return kept
 
 
 def top_p_kept(scores: np.ndarray, p: float) -> np.ndarray:
@@ -213,8 +214,9 @@ def top_p_kept(scores: np.ndarray, p: float) -> np.ndarray:
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Log-probabilities over the last axis in float64."""
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    shifted: np.ndarray = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return shifted
 
 
 _LN2_HIGH, _LN2_LOW = float.fromhex("0x1.62e42fee00000p-1"), float.fromhex("0x1.a39ef35793c76p-33")

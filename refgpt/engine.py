@@ -1,0 +1,132 @@
+"""What runs a model: the protocol of an engine, and the engine that is the spec itself.
+
+The other engine, in C kernels and with a cache, is ``refgpt.runtime.Runtime``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from refgpt.config import ModelConfig
+from refgpt.errors import CheckpointError
+from refgpt.params import STORED_DTYPES, Params, widen
+from refgpt.spec import Tap, forward, no_tap
+
+
+class Session(Protocol):
+    """Some sequences in progress, each in a numbered slot and at a position of its own."""
+
+    def prefill(self, seq: int, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
+        """Start slot ``seq`` anew with a prompt, ``prefix_len`` of it seen by all of it. -> [v], its last row"""
+        ...
+
+    def decode(self, seqs: Sequence[int], ids: Sequence[int]) -> np.ndarray:
+        """Append one token to each named sequence. -> [len(seqs), v]"""
+        ...
+
+
+class Engine(Protocol):
+    """A model that can be run."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        ...
+
+    def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
+        """Scores for the next token at every position of a text, with every activation shown to ``tap``. -> [t, v]"""
+        ...
+
+    def session(self, n_seqs: int, capacity: int) -> Session:
+        """Room for ``n_seqs`` sequences of at most ``capacity`` tokens each."""
+        ...
+
+
+class SpecEngine:
+    """The spec as an engine: no cache, so each new token costs a whole forward pass.
+
+    Parameters
+    ----------
+    params : Params
+        As stored or as ``kept_as`` returned them.
+    config : ModelConfig
+    dtype : floating dtype
+        What to compute in.
+    """
+
+    def __init__(self, params: Params, config: ModelConfig, dtype: DTypeLike = np.float32) -> None:
+        self.params = params
+        self.config = config
+        self.dtype = np.dtype(dtype)
+
+    def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
+        """See ``Engine.logits``; [t, v] in the engine's dtype."""
+        return forward(self.params, self.config, ids, prefix_len, self.dtype, tap)
+
+    def session(self, n_seqs: int, capacity: int) -> SpecSession:
+        """See ``Engine.session``. Neither number matters here: a slot holds nothing but its ids."""
+        return SpecSession(self)
+
+
+class SpecSession:
+    """See ``Session``."""
+
+    def __init__(self, engine: SpecEngine) -> None:
+        self._engine = engine
+        self._texts: dict[int, tuple[list[int], int]] = {}  # slot -> its ids so far and the length of its prefix
+
+    def prefill(self, seq: int, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
+        """See ``Session.prefill``."""
+        self._texts[seq] = list(ids), prefix_len
+        return self._last_row(seq)
+
+    def decode(self, seqs: Sequence[int], ids: Sequence[int]) -> np.ndarray:
+        """See ``Session.decode``."""
+        for seq, new in zip(seqs, ids, strict=True):
+            self._texts[seq][0].append(new)
+        return np.stack([self._last_row(seq) for seq in seqs])
+
+    def _last_row(self, seq: int) -> np.ndarray:
+        row: np.ndarray = self._engine.logits(*self._texts[seq])[-1]
+        return row
+
+
+def kept_as(params: Params, dtype: str | None) -> Params:
+    """The weights as an engine keeps them in memory.
+
+    Parameters
+    ----------
+    params : Params
+        As stored.
+    dtype : "f16", "f32", "f64" or None
+        "f16" rounds the matrices to float16; the few vectors (biases, LayerNorms) keep what they have. "f32" and None
+        round float64 to float32 and leave narrower floats alone, since widening them later is exact. "f64" changes
+        nothing.
+
+    Returns
+    -------
+    Params
+
+    Raises
+    ------
+    CheckpointError
+        Naming the first leaf with a number that float16 cannot hold.
+    """
+    if dtype == "f64":
+        return params
+    if dtype == "f16":
+        for name, leaf in params.items():
+            if leaf.ndim == 2 and not np.isfinite(_as_float16(leaf)).all():
+                raise CheckpointError("holds numbers that float16 cannot", where=name, wanted="at most 65504",
+                                      fix="load with dtype='f32' (--dtype f32)")  # fmt: skip
+        params = params.map(lambda leaf: _as_float16(leaf) if leaf.ndim == 2 else leaf)
+    return params.map(lambda leaf: widen(leaf, np.float32) if leaf.dtype == STORED_DTYPES["f64"] else leaf)
+
+
+def _as_float16(leaf: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return widen(leaf, np.float16)

@@ -1,0 +1,270 @@
+"""From prompts to a stream of tokens, through any engine.
+
+Each prompt is prefilled by itself; then all sequences take a token at a time together, each at its own position, and a
+finished one makes room for the next prompt in line.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from refgpt.engine import Engine
+from refgpt.errors import GenerationError
+from refgpt.prompts import check_ids
+from refgpt.sampling import Choice, Sampler, SamplingParams, whole_number
+from refgpt.stopping import Transcript
+from refgpt.tokenizers import Tokenizer
+
+log = logging.getLogger("refgpt")
+
+#: Sequences that are decoded together at most; more prompts than this wait in line. Results do not depend on it.
+MOST_TOGETHER = 16
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class GenerationParams(SamplingParams):
+    """How to continue a prompt: ``SamplingParams`` and when to end.
+
+    Attributes
+    ----------
+    max_new_tokens : int
+        At most so many tokens; fewer if the model's context (prompt and new tokens together) is full before.
+    stop : str or sequence of str
+        The text ends before the first of these to be completed.
+    ignore_eos : bool
+        Go on after the end-of-text token.
+    truncate : "left" or None
+        What to do with a prompt that is too long: an error (None), or drop its beginning so that ``max_new_tokens`` fit
+        behind it ("left"), though half the context is left to the prompt whatever is asked for.
+
+    Raises
+    ------
+    GenerationError
+        Naming the first parameter that cannot be used.
+    """
+
+    max_new_tokens: int = 128
+    stop: str | Sequence[str] | None = None
+    ignore_eos: bool = False
+    truncate: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_number("max_new_tokens", self.max_new_tokens, 1)
+        if not isinstance(self.stop, (str, Sequence, type(None))):
+            raise GenerationError(
+                "cannot be used", where="stop", got=repr(self.stop), wanted="a text or a list of texts"
+            )
+        for stop in self.stops:
+            if not isinstance(stop, str) or not stop:
+                raise GenerationError(
+                    "cannot be used", where="stop", got=repr(stop), wanted="a text of one character or more"
+                )
+        if self.truncate not in (None, "left"):
+            raise GenerationError("cannot be used", where="truncate", got=repr(self.truncate), wanted="'left' or None")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, whether one or several were given."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The continuation of one prompt.
+
+    Attributes
+    ----------
+    text : str
+        The new text, without the stop string or end-of-text token that ended it; "" for a model without tokenizer.
+    ids : list of int
+        The new tokens, including those that ended it.
+    finish_reason : str
+        "stop": an end-of-text token or a stop string. "length": ``max_new_tokens``, or the context is full.
+    logprobs : list of float or None
+        Log-probability of each token of ``ids``, if asked for.
+    top_logprobs : list of dict from id to float, or None
+        At each token the likeliest ones, best first, if asked for.
+    n_prompt : int
+        Tokens of the prompt, after any truncation.
+    """
+
+    text: str
+    ids: list[int]
+    finish_reason: str
+    logprobs: list[float] | None
+    top_logprobs: list[dict[int, float]] | None
+    n_prompt: int
+
+
+@dataclass(frozen=True)
+class Event:
+    """One new token of the prompt ``seq``: its text as far as that is certain, and at the end the reason."""
+
+    seq: int
+    choice: Choice
+    text: str
+    finish_reason: str | None
+
+
+class Generates(Protocol):
+    """What this module needs of a model."""
+
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+    @property
+    def mask(self) -> str: ...
+
+
+def is_batch(prompt: object) -> bool:
+    """Whether this is a list of prompts rather than one; an empty list is one empty prompt."""
+    if isinstance(prompt, str):
+        return False
+    if isinstance(prompt, np.ndarray):
+        return prompt.ndim > 1
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        raise GenerationError("cannot be used", where="prompt", got=type(prompt).__name__,
+                              wanted="a text, a list of ids, or a list of either")  # fmt: skip
+    batched = {isinstance(item, (str, Sequence, np.ndarray)) for item in prompt}
+    if len(batched) > 1:
+        raise GenerationError("mixes ids with prompts", where="prompt", wanted="a list of ids, or a list of prompts")
+    return batched == {True}
+
+
+def encode_prompt(prompt: Prompt | np.ndarray, model: Generates, params: GenerationParams) -> list[int]:
+    """A prompt as ids that leave room for at least one new token.
+
+    Raises
+    ------
+    GenerationError
+        If the prompt is too long, is a text without a tokenizer, is empty without a token to start from, or has ids that
+        do not exist.
+    """
+    config, tokenizer = model.engine.config, model.tokenizer
+    if not isinstance(prompt, str):
+        ids = list(prompt)
+    elif tokenizer is None:
+        raise _needs_tokenizer("the prompt is text", "give the prompt as a list of ids")
+    else:
+        ids = tokenizer.encode(prompt)
+    if not len(ids):
+        starts = (config.bos_id, config.eos_id, tokenizer and tokenizer.eos_id)
+        ids = [start for start in starts if start is not None][:1]
+    too_long = len(ids) + (params.max_new_tokens if params.truncate else 1) > config.n_ctx
+    if too_long and params.truncate and config.n_ctx > 1:
+        n_kept = max(config.n_ctx - params.max_new_tokens, config.n_ctx // 2)
+        if n_kept < len(ids):
+            log.warning("kept the last %d of the prompt's %d tokens", n_kept, len(ids))
+            ids = ids[-n_kept:]
+    elif too_long:
+        raise GenerationError(
+            "the prompt leaves no room in the model's context for a new token", where="prompt",
+            got=f"{len(ids)} tokens", wanted=f"at most {config.n_ctx - 1}",
+            fix="give a shorter prompt, or keep only its end: truncate='left' (--truncate left)")  # fmt: skip
+    return [int(i) for i in check_ids(ids, config)]
+
+
+def generate_events(model: Generates, prompts: Sequence[Sequence[int]], params: GenerationParams) -> Iterator[Event]:
+    """Continue prompts, yielding each token as soon as it is drawn.
+
+    Parameters
+    ----------
+    model : object with engine, tokenizer and mask
+    prompts : list of list of int
+        As ``encode_prompt`` returns them.
+    params : GenerationParams
+        The same for all of them.
+
+    Yields
+    ------
+    Event
+        The last one of every prompt has a ``finish_reason``.
+    """
+    n_ctx = model.engine.config.n_ctx
+    n_slots = min(len(prompts), MOST_TOGETHER)
+    session = model.engine.session(n_slots, min(n_ctx, max(map(len, prompts)) + params.max_new_tokens))
+    waiting = deque(_Sequence(i, prompt, model, params) for i, prompt in enumerate(prompts))
+    free = list(range(n_slots))
+    active: dict[int, _Sequence] = {}
+    while waiting or active:
+        while waiting and free:
+            slot, sequence = free.pop(0), waiting.popleft()
+            prefix_len = len(sequence.prompt) if model.mask == "prefix" else 0
+            yield sequence.take(session.prefill(slot, sequence.prompt, prefix_len))
+            if sequence.finished:
+                free.append(slot)
+            else:
+                active[slot] = sequence
+        if active:
+            slots = list(active)
+            rows = session.decode(slots, [active[slot].last_id for slot in slots])
+            for slot, row in zip(slots, rows, strict=True):
+                yield active[slot].take(row)
+                if active[slot].finished:
+                    del active[slot]
+                    free.append(slot)
+
+
+def generate(model: Generates, prompts: Sequence[Sequence[int]], params: GenerationParams) -> list[Generation]:
+    """Run ``generate_events`` to its end and gather what belongs to each prompt."""
+    gathered: list[list[Event]] = [[] for _ in prompts]
+    for event in generate_events(model, prompts, params):
+        gathered[event.seq].append(event)
+    return [
+        Generation(
+            text="".join(event.text for event in own),
+            ids=[event.choice.id for event in own],
+            finish_reason=own[-1].finish_reason or "",
+            logprobs=[e.choice.logprob for e in own if e.choice.logprob is not None] or None,
+            top_logprobs=[e.choice.top_logprobs for e in own if e.choice.top_logprobs is not None] or None,
+            n_prompt=len(prompt),
+        )
+        for own, prompt in zip(gathered, prompts, strict=True)
+    ]
+
+
+class _Sequence:
+    """One prompt on its way: draws its tokens, keeps its text, knows when to end."""
+
+    def __init__(self, index: int, prompt: Sequence[int], model: Generates, params: GenerationParams) -> None:
+        tokenizer = model.tokenizer
+        if params.stops and tokenizer is None:
+            raise _needs_tokenizer("stop strings are text", "leave them out")
+        self.prompt = prompt
+        self.finished = False
+        self.last_id = prompt[-1]
+        self._index = index
+        self._left = min(params.max_new_tokens, model.engine.config.n_ctx - len(prompt))
+        self._sampler = Sampler(params, prompt, n_ids=None if tokenizer is None else tokenizer.n_vocab)
+        self._transcript = Transcript(None if tokenizer is None else tokenizer.stream_decoder(), params.stops)
+        self._eos = (
+            set() if params.ignore_eos else {model.engine.config.eos_id, tokenizer and tokenizer.eos_id} - {None}
+        )
+
+    def take(self, logits: np.ndarray) -> Event:
+        """Draw the next token from the last position's logits [v]."""
+        choice = self._sampler.choose(logits)
+        self.last_id = choice.id
+        self._left -= 1
+        ended = choice.id in self._eos
+        text = "" if ended else self._transcript.push(choice.id)
+        if ended or not self._left:
+            text += self._transcript.finish()
+        reason = "stop" if ended or self._transcript.stopped else None if self._left else "length"
+        self.finished = reason is not None
+        return Event(self._index, choice, text, reason)
+
+
+def _needs_tokenizer(why: str, instead: str) -> GenerationError:
+    return GenerationError(f"{why}, and this model has no tokenizer",
+                           fix=f"put its tokenizer.json beside the weights, or {instead}")  # fmt: skip

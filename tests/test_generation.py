@@ -1,0 +1,260 @@
+"""Generation over the spec and over a scripted engine whose next token is known."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refgpt.engine import SpecEngine
+from refgpt.errors import GenerationError
+from refgpt.generation import MOST_TOGETHER, GenerationParams, encode_prompt, generate, generate_events, is_batch
+from refgpt.sampling import log_softmax
+from refgpt.spec import forward
+from refgpt.stopping import Transcript
+from refgpt.tokenizers import Tokenizer
+from tiny import random_params, tiny_config
+
+CONFIG = tiny_config(eos_id=0, bos_id=1, n_ctx=24)
+PARAMS = random_params(CONFIG, seed=5)
+
+
+class Letters(Tokenizer):
+    """One token a byte of "abc...", one for the two halves of é each, and one that spells a word."""
+
+    def __init__(self, eos_id=None):
+        halves = "é".encode()
+        spelt = [
+            b"<end>",
+            *(bytes([byte]) for byte in b"abcdefghijklmnopqrstuvwxyz .\n"),
+            halves[:1],
+            halves[1:],
+            b"stopping",
+        ]
+        super().__init__(dict(enumerate(spelt)), eos_id)
+
+    def _encode(self, text):
+        return [next(i for i, spelt in self._tokens.items() if spelt == bytes([byte])) for byte in text.encode()]
+
+
+class Scripted:
+    """An engine that continues every prompt with the same ids, and keeps what it was asked."""
+
+    def __init__(self, script, config=CONFIG):
+        self.config, self.script, self.prefills, self.together = config, script, [], []
+
+    def session(self, n_seqs, capacity):
+        self.n_seqs, self.capacity, self.step = n_seqs, capacity, [0] * n_seqs
+        return self
+
+    def prefill(self, seq, ids, prefix_len=0):
+        self.prefills.append((seq, list(ids), prefix_len))
+        self.step[seq] = -1
+        return self._row(seq)
+
+    def decode(self, seqs, ids):
+        assert [self.script[self.step[seq]] for seq in seqs] == list(ids)
+        self.together.append(len(seqs))
+        return np.stack([self._row(seq) for seq in seqs])
+
+    def _row(self, seq):
+        self.step[seq] += 1
+        row = np.zeros(self.config.n_vocab, np.float32)
+        row[self.script[self.step[seq]]] = 30
+        return row
+
+
+def model_of(engine, tokenizer=None, mask="causal"):
+    return SimpleNamespace(engine=engine, tokenizer=tokenizer, mask=mask)
+
+
+def run(model, prompts, **params):
+    settings = GenerationParams(**params)
+    return generate(model, [encode_prompt(prompt, model, settings) for prompt in prompts], settings)
+
+
+def scripted(text, **params):
+    """Generate from a model that wants to write ``text``, then end."""
+    tokenizer = Letters()
+    ids = tokenizer.encode(text) if isinstance(text, str) else text
+    return run(model_of(Scripted([*ids, 0, 0, 0]), tokenizer), ["a"], temperature=0, **params)[0]
+
+
+SPEC = model_of(SpecEngine(PARAMS, CONFIG, np.float64))
+
+
+def test_greedy_follows_the_argmax_of_the_whole_text():
+    (got,) = run(SPEC, [[3, 4, 5]], temperature=0, max_new_tokens=8, ignore_eos=True, logprobs=2)
+    rows = forward(PARAMS, CONFIG, [3, 4, 5, *got.ids])
+    assert got.ids == rows[2:10].argmax(-1).tolist()
+    assert got.logprobs == pytest.approx([log_softmax(row)[i] for row, i in zip(rows[2:], got.ids, strict=False)])
+    assert [next(iter(top)) for top in got.top_logprobs] == got.ids
+    assert (got.text, got.finish_reason, got.n_prompt) == ("", "length", 3)
+
+
+def test_a_prompt_sees_itself_whole_with_the_prefix_mask():
+    model = model_of(SPEC.engine, mask="prefix")
+    (got,) = run(model, [[3, 4, 5]], temperature=0, max_new_tokens=6, ignore_eos=True)
+    rows = forward(PARAMS, CONFIG, [3, 4, 5, *got.ids], prefix_len=3)
+    assert got.ids == rows[2:8].argmax(-1).tolist()
+    assert got.ids != run(SPEC, [[3, 4, 5]], temperature=0, max_new_tokens=6, ignore_eos=True)[0].ids
+
+
+def test_a_seeded_prompt_is_the_same_alone_and_in_company():
+    prompts = [[i % 61, (7 * i) % 61, 3][: 1 + i % 3] for i in range(MOST_TOGETHER + 5)]
+    params = {"seed": 11, "max_new_tokens": 5, "temperature": 1.5, "logprobs": 1}
+    together = run(SPEC, prompts, **params)
+    for prompt, got in zip(prompts, together, strict=True):
+        assert run(SPEC, [prompt], **params) == [got]
+    assert len({tuple(got.ids) for got in together}) > 10
+    assert {got.finish_reason for got in together} == {"length", "stop"}
+
+
+def test_sequences_are_decoded_together_and_make_room_for_those_in_line():
+    engine = Scripted([5, 6, 7, 0])
+    n = MOST_TOGETHER + 2
+    got = run(model_of(engine), [[i] for i in range(n)], temperature=0, max_new_tokens=9)
+    assert [one.ids for one in got] == [[5, 6, 7, 0]] * n
+    assert engine.n_seqs == MOST_TOGETHER
+    assert engine.together == [MOST_TOGETHER] * 3 + [2] * 3
+    assert [ids for _, ids, _ in engine.prefills] == [[i] for i in range(n)]
+    assert engine.capacity == 10
+
+
+def test_end_of_text_ends_and_can_be_ignored():
+    ended = scripted("abc", max_new_tokens=5)
+    assert (ended.text, ended.finish_reason, ended.ids) == ("abc", "stop", [1, 2, 3, 0])
+    assert scripted("abc", max_new_tokens=5, ignore_eos=True).text == "abc<end><end>"
+    by_tokenizer = run(model_of(Scripted([4, 9, 4]), Letters(eos_id=9)), ["a"], temperature=0)[0]
+    assert (by_tokenizer.ids, by_tokenizer.text) == ([4, 9], "d")
+
+
+@pytest.mark.parametrize("stop, text", [
+    ("lo", "hel"),
+    (["xyz", "lo w"], "hel"),
+    (["world", "orl"], "hello w"),  # completed first, though it begins later
+    (["ld", "world"], "hello "),  # completed by one character: the longer
+    ("h", ""),
+    ("hello world.", "hello world"),
+    ([], "hello world"),
+])  # fmt: skip
+def test_stop_strings_across_tokens(stop, text):
+    got = scripted("hello world", stop=stop)
+    assert (got.text, got.finish_reason) == (text, "stop")
+    assert Letters().decode(got.ids).startswith(text)
+
+
+def test_a_stop_string_inside_a_token():
+    word = Letters().n_vocab - 1  # "stopping"
+    got = scripted([1, word, 1], stop="opp")
+    assert (got.text, got.ids) == ("ast", [1, word])
+
+
+def test_nothing_that_may_become_a_stop_string_is_shown_early():
+    model = model_of(Scripted([*Letters().encode("ab abc"), 0]), Letters())
+    events = list(generate_events(model, [[1]], GenerationParams(temperature=0, stop="abc")))
+    assert [event.text for event in events] == ["", "", "ab ", "", "", ""]
+    assert [event.finish_reason for event in events] == [None] * 5 + ["stop"]
+
+
+def test_held_text_comes_out_at_the_end():
+    assert scripted("xab", stop="abc").text == "xab"
+    limited = scripted("xabc", stop="abcd", max_new_tokens=3)
+    assert (limited.text, limited.finish_reason) == ("xab", "length")
+
+
+def test_characters_are_never_cut():
+    model = model_of(Scripted([*Letters().encode("é"), 30, 0]), Letters())
+    events = list(generate_events(model, [[1]], GenerationParams(temperature=0)))
+    assert [event.text for event in events] == ["", "é", "", "\N{REPLACEMENT CHARACTER}"]
+
+
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
+def test_text_does_not_depend_on_how_it_is_cut_into_tokens(text, stops, data):
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
+    pieces = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    decoder = SimpleNamespace(push=pieces.__getitem__, finish=lambda: "")
+    transcript = Transcript(decoder, stops)
+    shown = [transcript.push(i) for i in range(len(pieces))] + [transcript.finish()]
+    ends = [end for end in range(len(text) + 1) if any(text[:end].endswith(stop) for stop in stops)]
+    longest = max((len(stop) for stop in stops if ends and text[: ends[0]].endswith(stop)), default=0)
+    assert "".join(shown) == (text[: ends[0] - longest] if ends else text)
+    assert transcript.stopped == bool(ends)
+
+
+def test_ids_that_the_tokenizer_lacks_are_never_drawn():
+    tokenizer = Letters()
+    model = model_of(SPEC.engine, tokenizer)
+    (got,) = run(model, ["abc"], temperature=5.0, seed=1, max_new_tokens=20, ignore_eos=True)
+    assert max(got.ids) < tokenizer.n_vocab < CONFIG.n_vocab
+
+
+def test_a_full_context_ends_with_length():
+    (got,) = run(SPEC, [[1] * 20], temperature=0, max_new_tokens=100, ignore_eos=True)
+    assert (len(got.ids), got.finish_reason) == (CONFIG.n_ctx - 20, "length")
+
+
+@pytest.mark.parametrize("n", [24, 25, 5000])
+def test_a_prompt_without_room_for_a_token_is_refused(n):
+    with pytest.raises(GenerationError, match=f"got {n} tokens; wanted at most 23; give a shorter.*--truncate left"):
+        run(SPEC, [[1] * n])
+
+
+def test_the_longest_prompt_that_fits():
+    assert len(run(SPEC, [[1] * 23], ignore_eos=True)[0].ids) == 1
+
+
+@pytest.mark.parametrize(
+    "n, max_new_tokens, kept", [(30, 4, 20), (30, 100, 12), (10, 100, 10), (21, 4, 20), (20, 4, 20)]
+)
+def test_truncation_drops_the_beginning(n, max_new_tokens, kept):
+    params = GenerationParams(truncate="left", max_new_tokens=max_new_tokens)
+    assert encode_prompt(list(range(n)), SPEC, params) == list(range(n))[-kept:]
+
+
+def test_an_empty_prompt_starts_from_the_beginning_of_text():
+    assert encode_prompt([], SPEC, GenerationParams()) == [CONFIG.bos_id]
+    silent = model_of(Scripted([], tiny_config()), Letters(eos_id=7))
+    assert encode_prompt("", silent, GenerationParams()) == [7]
+    silent.tokenizer = None
+    with pytest.raises(GenerationError, match="prompt is empty"):
+        encode_prompt([], silent, GenerationParams())
+
+
+def test_what_is_one_prompt_and_what_are_several():
+    assert [is_batch(one) for one in ("ab", "", [], [1, 2], (1, 2), np.array([1, 2]))] == [False] * 6
+    assert [is_batch(many) for many in (["ab"], [[1], "b"], [[]], np.ones((2, 3), int))] == [True] * 4
+    for bad in (5, None, b"abc", {"a": 1}, [1, "a"]):
+        with pytest.raises(GenerationError, match="prompt"):
+            is_batch(bad)
+
+
+@pytest.mark.parametrize("ids", [[61], [-1], [1.5], [True], [[1]], [None]])
+def test_ids_that_do_not_exist_are_refused(ids):
+    with pytest.raises(GenerationError):
+        run(SPEC, [ids])
+
+
+def test_text_needs_a_tokenizer():
+    with pytest.raises(GenerationError, match="prompt is text, and this model has no tokenizer"):
+        run(SPEC, ["hello"])
+    with pytest.raises(GenerationError, match="stop strings are text, and this model has no tokenizer"):
+        run(SPEC, [[1]], stop="x")
+
+
+@pytest.mark.parametrize("name, value", [("max_new_tokens", 0), ("max_new_tokens", 1.0), ("stop", [""]), ("stop", ""),
+                                         ("stop", [3]), ("stop", 3), ("truncate", "right"), ("temperature", -1)])  # fmt: skip
+def test_parameters_that_make_no_sense_are_named(name, value):
+    with pytest.raises(GenerationError, match=f"^{name}: cannot be used"):
+        GenerationParams(**{name: value})
+
+
+def test_nothing_is_computed_for_text_that_is_not_asked_for():
+    engine = Scripted([5, 6, 7, 0])
+    events = generate_events(model_of(engine), [[1]], GenerationParams(temperature=0))
+    next(events)
+    events.close()
+    assert engine.together == []
