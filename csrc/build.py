@@ -1,0 +1,81 @@
+"""Builds the extension ``_refgpt_kernels``: the cffi wrapper around the C files, with every instruction set the
+architecture has, each compiled with its own flags. A baseline build: what runs is chosen on the user's machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from cffi import FFI
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+
+CSRC = Path("csrc")
+# No contraction but the written one, and nothing that changes what a float is: the bits are a promise.
+FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+X86_ISAS = {"avx2": ["-mavx2", "-mfma", "-mf16c"]}
+X86_ISAS["avx512"] = [*X86_ISAS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+ISAS: dict[str, dict[str, list[str]]] = {"x86_64": X86_ISAS, "aarch64": {"neon": []}, "arm64": {"neon": []}}
+
+
+def isa_flags() -> dict[str, list[str]]:
+    """The instruction sets to compile for the target architecture, with their compiler flags."""
+    machine = sysconfig.get_platform().rpartition("-")[2]
+    return {"scalar": [], **ISAS.get(machine, {})}
+
+
+def declarations() -> str:
+    """The header without preprocessor lines, which is what cffi reads; REFGPT_ABI is kept, it is a plain constant."""
+    lines = (CSRC / "refgpt_kernels.h").read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if re.match(r"#define REFGPT_ABI \d+$", line) or not line.startswith("#"))
+
+
+class BuildKernels(build_ext):
+    """Compile the wrapper and one object an instruction set, then link them into one module.
+
+    ``REFGPT_OPENMP=0`` builds without threads; so does a compiler that has no OpenMP. ``REFGPT_CFLAGS`` is added to the
+    flags of every file and of the link (sanitizers).
+    """
+
+    def build_extension(self, ext: Extension) -> None:
+        temp = Path(self.build_temp)
+        temp.mkdir(parents=True, exist_ok=True)
+        ffi = FFI()
+        ffi.cdef(declarations())
+        ffi.set_source(ext.name, '#include "refgpt_kernels.h"')
+        wrapper = temp / f"{ext.name}.c"
+        ffi.emit_c_code(str(wrapper))
+
+        extra = os.environ.get("REFGPT_CFLAGS", "").split()
+        openmp = self.openmp_flags()
+        ext.include_dirs.append(str(CSRC))
+        ext.sources = [*ext.sources, str(wrapper)]
+        ext.extra_compile_args = [*FLAGS, *extra, *openmp]
+        ext.extra_link_args = [*extra, *openmp]
+        for isa, flags in isa_flags().items():
+            ext.extra_objects += self.compiler.compile(
+                [str(CSRC / f"{isa}.c")],
+                output_dir=self.build_temp,
+                include_dirs=ext.include_dirs,
+                extra_postargs=[*FLAGS, *extra, *flags],
+            )
+        self.force = True  # headers are included across rooms: a stale object must not survive
+        super().build_extension(ext)
+
+    def openmp_flags(self) -> list[str]:
+        """``-fopenmp`` where the compiler and linker accept it and it was not declined."""
+        if os.environ.get("REFGPT_OPENMP") == "0":
+            return []
+        with tempfile.TemporaryDirectory() as temp:
+            probe = Path(temp, "probe.c")
+            probe.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n", encoding="utf-8")
+            try:
+                objects = self.compiler.compile([str(probe)], output_dir="/", extra_postargs=["-fopenmp"])
+                self.compiler.link_executable(objects, str(Path(temp, "probe")), extra_postargs=["-fopenmp"])
+            except Exception:  # distutils has no common base for "the compiler said no"
+                print("refgpt: no OpenMP; kernels will use one thread")
+                return []
+        return ["-fopenmp"]

@@ -1,0 +1,13 @@
+/* The bodies of all kernels, over whichever 16 lanes were included before. clang-format off: attention uses softmax's row. */
+#include "simd/common.h"
+#include "simd/tile.h"
+#include "linear/linear.h"
+#include "softmax/softmax.h"
+#include "attention/attention.h"
+#include "kv_append/kv_append.h"
+#include "layer_norm/layer_norm.h"
+#include "gelu/gelu.h"
+#include "rotary/rotary.h"
+#include "embedding/embedding.h"
+#include "pack/pack.h"
+#include "row_sum/row_sum.h"

@@ -1,0 +1,72 @@
+/* Linear layers: rows of activations times panels of weights.
+ *
+ * Few rows (decode) are bound by reading the weights once: they stream from memory and are widened in registers. Many rows
+ * (prefill) are bound by arithmetic: rows lie packed side by side so that broadcasts are sequential, and for 128 rows at a time
+ * a block of TILE_PANELS x 128 weights waits in the L1 cache, widened once. Totals are kept in a buffer until they are
+ * done: y's rows are often a power of two apart, which would make them fight for the same lines of the cache. */
+
+enum { BLOCK = 2 * CHUNK, ROW_BLOCK = 128 };
+
+static void start_totals(float *totals, int64_t stride, int64_t n_rows, int64_t n_outputs, const float *bias) {
+    for (int64_t r = 0; r < n_rows; r++)
+        for (int64_t o = 0; o < n_outputs; o++) totals[r * stride + o] = bias ? bias[o] : 0.0f;
+}
+
+static void linear_few_rows(const refgpt_linear_args *a, int64_t first, int64_t n_outputs, panels w) {
+    const rows x = {a->x, a->n_in, 1};
+    const int64_t n_panels = n_outputs / LANES, n_left = n_outputs % LANES;
+    float *y = a->y + first;
+    start_totals(y, a->n_out, a->n_rows, n_outputs, a->bias ? a->bias + first : NULL);
+    multiply_stored(a->n_rows, x, n_panels, w, y, a->n_out, a->n_in);
+    if (n_left) { /* the last panel's lanes reach past y: its totals need a buffer */
+        float totals[FEW_ROWS * LANES] = {0};
+        y += n_panels * LANES;
+        for (int64_t r = 0; r < a->n_rows; r++) memcpy(totals + r * LANES, y + r * a->n_out, (size_t)n_left * sizeof *y);
+        multiply_stored(a->n_rows, x, 1, panels_from(w, n_panels * w.panel), totals, LANES, a->n_in);
+        for (int64_t r = 0; r < a->n_rows; r++) memcpy(y + r * a->n_out, totals + r * LANES, (size_t)n_left * sizeof *y);
+    }
+}
+
+/* y for up to 128 rows (whole panels of packed rows) and TILE_PANELS panels of weights. */
+static void linear_block(const refgpt_linear_args *a, int64_t first_row, int64_t first, int64_t n_outputs, panels w) {
+    enum { WIDTH = TILE_PANELS * LANES };
+    float widened[TILE_PANELS * BLOCK * LANES] __attribute__((aligned(64)));
+    float totals[ROW_BLOCK * WIDTH] __attribute__((aligned(64)));
+    const int64_t n_rows = smaller(ROW_BLOCK, a->n_rows - first_row), n_panels = (n_outputs + LANES - 1) / LANES;
+    memset(totals, 0, sizeof totals);
+    start_totals(totals, WIDTH, n_rows, n_outputs, a->bias ? a->bias + first : NULL);
+    for (int64_t i = 0; i < a->n_in; i += BLOCK) {
+        const int64_t depth = smaller(BLOCK, a->n_in - i);
+        panels block = panels_from(w, i * LANES);
+        if (w.dtype != F32) {
+            for (int64_t p = 0; p < n_panels; p++)
+                for (int64_t j = 0; j < depth; j++)
+                    v16_store(widened + (p * BLOCK + j) * LANES, load_stored(block.at, p * w.panel + j * LANES, w.dtype));
+            block = (panels){widened, BLOCK * LANES, F32};
+        }
+        for (int64_t r = 0; r < n_rows; r += LANES) {
+            const rows x = {a->x_panels + ((first_row + r) * a->n_in) + i * LANES, 1, LANES};
+            multiply_cached(smaller(LANES, n_rows - r), x, n_panels, block, totals + r * WIDTH, WIDTH, depth);
+        }
+    }
+    for (int64_t r = 0; r < n_rows; r++)
+        memcpy(a->y + (first_row + r) * a->n_out + first, totals + r * WIDTH, (size_t)n_outputs * sizeof *totals);
+}
+
+ALWAYS_INLINE void linear(const refgpt_linear_args *a, int64_t begin, int64_t end, enum dtype dtype) {
+    const int64_t panel = a->n_in * LANES;
+    const panels w = {a->w, panel, dtype};
+    if (!a->x_panels) {
+        linear_few_rows(a, begin * LANES, smaller(end * LANES, a->n_out) - begin * LANES, panels_from(w, begin * panel));
+        return;
+    }
+    for (int64_t p = begin; p < end; p += TILE_PANELS)
+        for (int64_t r = 0; r < a->n_rows; r += ROW_BLOCK) {
+            const int64_t last = smaller(smaller(p + TILE_PANELS, end) * LANES, a->n_out);
+            linear_block(a, r, p * LANES, last - p * LANES, panels_from(w, p * panel));
+        }
+}
+
+KERNEL(linear_f32) { (void)worker, linear(args, begin, end, F32); }
+KERNEL(linear_f16) { (void)worker, linear(args, begin, end, F16); }
+KERNEL(linear_bf16) { (void)worker, linear(args, begin, end, BF16); }

@@ -1,0 +1,147 @@
+/* The kernels' signatures and contracts. The lines without '#' are also the cffi declarations: plain C, no macros.
+ *
+ * A kernel is a pure function of a range of items: it reads its arguments, writes the outputs of items [begin, end) and
+ * nothing else. No malloc, no threads, no globals, no exit. Shapes are checked in Python before the call. Items of one call
+ * may run in any order and on any thread; each writes its own outputs, so the bits do not depend on the split.
+ *
+ * Arithmetic is float32 with explicit fused multiply-adds and no other contraction; every instruction set performs the same
+ * operations on the same 16 lanes in the same order, so all of them return the same bits.
+ *
+ * Panels. Matrices that are multiplied are stored as panels of 16 rows ("lanes"): panel p, inner index k, lane l lies at
+ * ((p * n_inner) + k) * 16 + l and holds row 16p + l. Lanes past the last row are zero and are never stored to an output.
+ *
+ * Order of every inner sum ("chunked"): the inner dimension is cut into chunks of 64 from index 0; within a chunk one
+ * accumulator starts at +0 and takes fma(weight, x, accumulator) with ascending k; finished chunks are added with ascending
+ * chunk to a total, which starts at the bias (or +0). Adding zeros at the end changes nothing, so a causal row has the same
+ * bits however many masked keys follow it.
+ *
+ * Order of every sum along a row ("striped"): 16 partial sums, element i into partial i % 16 with ascending i, then
+ * partials l and l + 8, l and l + 4, l and l + 2, 0 and 1 are added. */
+#ifndef REFGPT_KERNELS_H
+#define REFGPT_KERNELS_H
+#include <stdint.h>
+
+/* Changes whenever a struct or a contract below changes; the binding refuses another number. */
+#define REFGPT_ABI 1
+
+typedef void (*refgpt_kernel)(const void *args, int64_t begin, int64_t end, int64_t worker);
+
+/* One row of the table in kernels.def. `run` is NULL where the row is not compiled for this architecture. */
+typedef struct {
+    const char *op;
+    const char *isa;
+    refgpt_kernel run;
+} refgpt_row;
+
+/* y[r, o] = bias[o] + sum over i of w[o, i] * x[r, i], chunked over i. Items: panels of w. linear_{f32,f16,bf16}: the dtype
+ * of w; 16-bit weights are widened exactly. bias may be NULL. */
+typedef struct {
+    const float *x;        /* [n_rows, n_in] */
+    const float *x_panels; /* the same rows as panels; NULL exactly if n_rows <= 8, which run from x */
+    const void *w;         /* panels [ceil(n_out / 16)][n_in][16], 64-byte aligned */
+    const float *bias;     /* [n_out] or NULL */
+    float *y;              /* [n_rows, n_out] */
+    int64_t n_rows, n_in, n_out;
+} refgpt_linear_args;
+
+/* Rows of queries that share one sequence and are worked on together. */
+typedef struct {
+    int64_t first_row, n_rows; /* n_rows <= 8 */
+    int64_t slot;              /* which sequence of the cache */
+} refgpt_query_tile;
+
+/* z[r, h] = sum over s < n_visible[r] of softmax(q[r, h] . k[s, h] / sqrt(d_head)) v[s, h]. Items: tiles x heads, heads fastest.
+ * Scores are chunked over d_head, exp is summed striped, z is chunked over s. attention_{f32,f16}: the dtype of the cache. */
+typedef struct {
+    const float *q; /* [t, n_head, d_head], rotated */
+    const void *k;  /* [slot][n_head] panels [capacity / 16][d_head][16]: lanes are keys */
+    const void *v;  /* [slot][n_head] panels [ceil(d_head / 16)][capacity][16]: lanes are dimensions */
+    float *z;       /* [t, n_head, d_head] */
+    float *pattern; /* [n_head, t, n_keys] or NULL; invisible keys get 0 */
+    float *scratch; /* [workers][8][capacity] */
+    const refgpt_query_tile *tiles;
+    const int64_t *n_visible; /* [t], 1 .. capacity: causal or prefix mask, a row sees the keys before this one */
+    int64_t n_rows, n_keys, n_head, d_head, capacity; /* capacity is a multiple of 16 */
+} refgpt_attention_args;
+
+/* Puts keys and values at their positions in the cache, rounded to its dtype (nearest even). Items: rows. */
+typedef struct {
+    const float *k, *v; /* [t, n_head, d_head] */
+    void *k_cache, *v_cache;
+    const int64_t *positions; /* [t], 0 .. capacity - 1 */
+    const int64_t *slots;     /* [t] */
+    int64_t n_head, d_head, capacity;
+} refgpt_kv_append_args;
+
+/* y[r] = exp(x[r] - max) / sum, sum striped. x may be y. Items: rows. */
+typedef struct {
+    const float *x; /* [n_rows, n] */
+    float *y;
+    int64_t n;
+} refgpt_softmax_args;
+
+/* y = (x - mean) / sqrt(variance + eps) * w + b, both means striped, two passes. x may be y. Items: rows. */
+typedef struct {
+    const float *x; /* [n_rows, n] */
+    const float *w; /* [n] */
+    const float *b; /* [n] */
+    float *y;
+    int64_t n;
+    float eps;
+} refgpt_layer_norm_args;
+
+/* y = x / (1 + exp(-2 sqrt(2/pi) (x + 0.044715 x^3))), which is 0.5 x (1 + tanh(..)). x may be y. Items: rows. */
+typedef struct {
+    const float *x; /* [n_rows, n] */
+    float *y;
+    int64_t n;
+} refgpt_gelu_args;
+
+/* Turns the pairs (2i, 2i+1) of the first d_rotary dimensions of every head by the row's angle and copies the rest:
+ * y = fma(x, cos, partner * sin), with sin negated at even dimensions. x may be y. Items: rows. */
+typedef struct {
+    const float *x;           /* [t, n_head, d_head] */
+    const float *cos;         /* [n_ctx, d_rotary], each cosine twice */
+    const float *sin;         /* [n_ctx, d_rotary], -sin and +sin in turn */
+    const int64_t *positions; /* [t], 0 .. n_ctx - 1 */
+    float *y;
+    int64_t n_head, d_head, d_rotary;
+} refgpt_rotary_args;
+
+/* y[r] = table[ids[r]], widened exactly. Items: rows. embedding_{f32,f16,bf16}: the dtype of the table. */
+typedef struct {
+    const void *table;  /* [n_vocab, n] */
+    const int64_t *ids; /* [n_rows], 0 .. n_vocab - 1 */
+    float *y;           /* [n_rows, n] */
+    int64_t n;
+} refgpt_embedding_args;
+
+/* y[r] = sum of x[r], striped. Items: rows. */
+typedef struct {
+    const float *x; /* [n_rows, n] */
+    float *y;       /* [n_rows] */
+    int64_t n;
+} refgpt_row_sum_args;
+
+/* Rearranges a row-major matrix [n_out, n_in] into panels, zeros in the lanes past n_out. Items: panels.
+ * pack_{b2,b4}: the size of an element in bytes. */
+typedef struct {
+    const void *w;
+    void *panels;
+    int64_t n_in, n_out;
+} refgpt_pack_args;
+
+/* The table, ended by a row whose op is NULL. */
+const refgpt_row *refgpt_table(void);
+
+/* Why the CPU or the operating system cannot run an instruction set ("scalar", "avx2", "avx512", "neon"); NULL if it can. */
+const char *refgpt_isa_obstacle(const char *isa);
+
+/* Run a kernel over items [0, n_items) on at most n_threads threads, in pieces of at least `grain` items. Blocks until done.
+ * Workers are numbered 0 .. n_threads - 1. */
+void refgpt_run(refgpt_kernel kernel, const void *args, int64_t n_items, int64_t grain, int64_t n_threads);
+
+/* 1 if built with OpenMP; otherwise refgpt_run stays on the calling thread. */
+int refgpt_has_threads(void);
+
+#endif

@@ -1,0 +1,15 @@
+/* Sums of rows, striped. Nothing in the forward pass needs it: it is how fast this machine reads, the yardstick for decode. */
+
+KERNEL(row_sum) {
+    (void)worker;
+    const refgpt_row_sum_args *a = args;
+    for (int64_t r = begin; r < end; r++) {
+        const float *x = a->x + r * a->n;
+        v16 sum = v16_set1(0.0f);
+        for (int64_t i = 0; i < a->n; i += LANES) {
+            __builtin_prefetch(x + i + 512);
+            sum = v16_add(sum, load_row(x, i, a->n, 0.0f));
+        }
+        a->y[r] = v16_sum(sum);
+    }
+}

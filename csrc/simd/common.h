@@ -1,0 +1,77 @@
+/* What every instruction set shares, written once over its 16 lanes. */
+#include "../refgpt_kernels.h"
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define PASTE3_(a, b, c) a##b##_##c
+#define PASTE3(a, b, c) PASTE3_(a, b, c)
+/* The name and signature of a kernel: KERNEL(softmax) is refgpt_softmax_avx2(args, begin, end, worker) in the AVX2 build. */
+#define KERNEL(op) void PASTE3(refgpt_, op, ISA)(const void *args, int64_t begin, int64_t end, int64_t worker)
+
+enum { LANES = 16, CHUNK = 64, FEW_ROWS = 8 };
+enum dtype { F32, F16, BF16 };
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* The first n < 16 lanes from memory, the others `rest`. */
+static inline v16 v16_load_n(const float *p, int64_t n, float rest) {
+    float lanes[LANES];
+    v16_store(lanes, v16_set1(rest));
+    memcpy(lanes, p, (size_t)n * sizeof *p);
+    return v16_load(lanes);
+}
+static inline void v16_store_n(float *p, v16 a, int64_t n) {
+    float lanes[LANES];
+    v16_store(lanes, a);
+    memcpy(p, lanes, (size_t)n * sizeof *p);
+}
+
+/* A row's element i..i+15, or its tail. */
+static inline v16 load_row(const float *row, int64_t i, int64_t n, float rest) {
+    return n - i >= LANES ? v16_load(row + i) : v16_load_n(row + i, n - i, rest);
+}
+static inline void store_row(float *row, int64_t i, int64_t n, v16 a) {
+    if (n - i >= LANES) v16_store(row + i, a);
+    else v16_store_n(row + i, a, n - i);
+}
+
+static inline v16 load_stored(const void *p, int64_t i, enum dtype dtype) {
+    if (dtype == F32) return v16_load((const float *)p + i);
+    if (dtype == F16) return v16_load_f16((const uint16_t *)p + i);
+    return v16_load_bf16((const uint16_t *)p + i);
+}
+
+/* Sum of the lanes as a tree: l and l + 8, l + 4, l + 2, l + 1. */
+static inline float v16_sum(v16 a) {
+    float lanes[LANES];
+    v16_store(lanes, a);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
+    return lanes[0];
+}
+static inline float v16_largest(v16 a) {
+    float lanes[LANES];
+    v16_store(lanes, a);
+    float most = lanes[0];
+    for (int l = 1; l < LANES; l++) most = most > lanes[l] ? most : lanes[l];
+    return most;
+}
+
+/* e^x to about an ulp; 0 below -87, where e^x leaves float32's normal numbers; at most e^88.
+ * x = n ln 2 + r with |r| <= ln 2 / 2; e^r from a polynomial of degree 6 whose error is 0.05 ulp (fitted over that range);
+ * n is read off the low bits of x / ln 2 + 1.5 * 2^23. The clamps let NaN through. */
+static inline v16 v16_exp(v16 x) {
+    const v16 low = v16_set1(-87.0f), magic = v16_set1(0x1.8p23f), one = v16_set1(1.0f);
+    const v16 within = v16_min(v16_set1(88.0f), v16_max(low, x));
+    const v16 shifted = v16_fma(within, v16_set1(0x1.715476p+0f), magic);
+    const v16 n = v16_sub(shifted, magic);
+    v16 r = v16_fma(n, v16_set1(-0x1.62e4p-1f), within);   /* the upper bits of ln 2: n times them is exact */
+    r = v16_fma(n, v16_set1(-0x1.7f7d1cp-20f), r);         /* the rest of ln 2 */
+    v16 p = v16_set1(0x1.6a2434p-10f);
+    p = v16_fma(p, r, v16_set1(0x1.1239e2p-7f));
+    p = v16_fma(p, r, v16_set1(0x1.5558f2p-5f));
+    p = v16_fma(p, r, v16_set1(0x1.555492p-3f));
+    p = v16_fma(p, r, v16_set1(0x1.fffffcp-2f));
+    p = v16_fma(p, r, one);
+    p = v16_fma(p, r, one);
+    return v16_zero_below(v16_add_exponent(p, shifted), x, low);
+}

@@ -1,0 +1,107 @@
+/* The one inner loop of linear and attention: a few rows of x against a few panels of weights, chunked sums (see the header). */
+
+/* x[r, i] for the rows of one tile. Rows as they are have {n_in, 1}; rows packed into panels of 16 have {1, 16}. */
+typedef struct {
+    const float *at;
+    int64_t row, inner;
+} rows;
+
+/* Weights w[p, i, lane], p panels from one another by `panel` elements. */
+typedef struct {
+    const void *at;
+    int64_t panel;
+    enum dtype dtype;
+} panels;
+
+ALWAYS_INLINE int64_t size_of(enum dtype dtype) { return dtype == F32 ? 4 : 2; }
+ALWAYS_INLINE panels panels_from(panels w, int64_t n_elements) {
+    w.at = (const char *)w.at + n_elements * size_of(w.dtype);
+    return w;
+}
+
+/* Adds to the totals y[r, 16 p + lane]. R and P are compile-time constants at every call, so that the accumulators live in
+ * registers: R rows share each weight that is loaded, P panels share each x that is broadcast. `ahead` is how far beyond the
+ * reading point weights are prefetched, in bytes: few rows are bound by memory and want about 2 KiB. */
+ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int R, const int P, const int ahead) {
+    for (int64_t start = 0; start < n_in; start += CHUNK) {
+        const int64_t stop = smaller(start + CHUNK, n_in);
+        v16 sum[8][4];
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int p = 0; p < P; p++) sum[r][p] = v16_set1(0.0f);
+        for (int64_t i = start; i < stop; i++) {
+            v16 weights[4];
+#pragma GCC unroll 4
+            for (int p = 0; p < P; p++) {
+                const int64_t at = p * w.panel + i * LANES;
+                if (ahead) __builtin_prefetch((const char *)w.at + at * size_of(w.dtype) + ahead);
+                weights[p] = load_stored(w.at, at, w.dtype);
+            }
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) {
+                const v16 xr = v16_set1(x.at[r * x.row + i * x.inner]);
+#pragma GCC unroll 4
+                for (int p = 0; p < P; p++) sum[r][p] = v16_fma(weights[p], xr, sum[r][p]);
+            }
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int p = 0; p < P; p++) {
+                float *total = y + r * y_stride + p * LANES;
+                v16_store(total, v16_add(v16_load(total), sum[r][p]));
+            }
+    }
+}
+
+/* The same for any number of rows, tile by tile. */
+#define TILE_OF(height)                                                                             \
+    case height:                                                                                    \
+        if (height <= TILE_ROWS) tile(xr, w, y + r * y_stride, y_stride, n_in, height, P, ahead); \
+        break;
+ALWAYS_INLINE void tiles(int64_t n_rows, rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int P, const int ahead) {
+    for (int64_t r = 0; r < n_rows; r += TILE_ROWS) {
+        const rows xr = {x.at + r * x.row, x.row, x.inner};
+        switch (smaller(n_rows - r, TILE_ROWS)) {
+            TILE_OF(1)
+            TILE_OF(2)
+            TILE_OF(3)
+            TILE_OF(4)
+            TILE_OF(5)
+            TILE_OF(6)
+            TILE_OF(7)
+            TILE_OF(8)
+        }
+    }
+}
+#undef TILE_OF
+
+/* The same for any number of panels. Compiled once for each dtype, and once for blocks of float32 in cache. */
+ALWAYS_INLINE void multiply(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in, const int ahead) {
+    int64_t p = 0;
+    if (n_rows == 1)
+        for (; p + GEMV_PANELS <= n_panels; p += GEMV_PANELS)
+            tile(x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, 1, GEMV_PANELS, ahead);
+    if (TILE_PANELS > 1)
+        for (; p + TILE_PANELS <= n_panels; p += TILE_PANELS)
+            tiles(n_rows, x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, TILE_PANELS, ahead);
+    for (; p < n_panels; p++) tiles(n_rows, x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, 1, ahead);
+}
+
+#define MULTIPLY(name, stored, ahead)                                                                                        \
+    static void name(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in) { \
+        w.dtype = stored; /* a constant again */                                                                             \
+        multiply(n_rows, x, n_panels, w, y, y_stride, n_in, ahead);                                                          \
+    }
+MULTIPLY(multiply_f32, F32, 2048)
+MULTIPLY(multiply_f16, F16, 2048)
+MULTIPLY(multiply_bf16, BF16, 2048)
+MULTIPLY(multiply_cached, F32, 0)
+#undef MULTIPLY
+
+static void multiply_stored(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in) {
+    if (w.dtype == F32) multiply_f32(n_rows, x, n_panels, w, y, y_stride, n_in);
+    else if (w.dtype == F16) multiply_f16(n_rows, x, n_panels, w, y, y_stride, n_in);
+    else multiply_bf16(n_rows, x, n_panels, w, y, y_stride, n_in);
+}

@@ -1,0 +1,55 @@
+"""The errors that input can cause. Each says what is wrong, where, what was got, what was wanted and what to do next."""
+
+
+class RefgptError(Exception):
+    """Base of every error that a file, an argument or a prompt can cause.
+
+    Parameters
+    ----------
+    what : str
+        The fault in one sentence, without a full stop.
+    where : object, optional
+        The file, tensor or argument that carries it.
+    got, wanted : object, optional
+        The offending value and what would have been accepted.
+    fix : str, optional
+        What the reader can do next.
+    """
+
+    def __init__(self, what: str, *, where: object = None, got: object = None, wanted: object = None, fix: str = "") -> None:
+        self.what, self.where, self.got, self.wanted, self.fix = what, where, got, wanted, fix
+        parts = [what if where is None else f"{where}: {what}"]
+        if got is not None:
+            parts.append(f"got {got}")
+        if wanted is not None:
+            parts.append(f"wanted {wanted}")
+        if fix:
+            parts.append(fix)
+        super().__init__("; ".join(parts))
+
+    def __reduce__(self) -> tuple:
+        return _rebuild, (type(self), self.what, self.where, self.got, self.wanted, self.fix)
+
+
+def _rebuild(cls: type[RefgptError], what: str, where: object, got: object, wanted: object, fix: str) -> RefgptError:
+    return cls(what, where=where, got=got, wanted=wanted, fix=fix)
+
+
+class ConfigError(RefgptError):
+    """A model's configuration makes no sense or describes something that is not supported."""
+
+
+class CheckpointError(RefgptError):
+    """A file of weights is missing, damaged, misshapen or asks for more than tensors."""
+
+
+class TokenizerError(RefgptError):
+    """A tokenizer's files are missing or damaged, or an id does not exist."""
+
+
+class GenerationError(RefgptError):
+    """A prompt or a sampling parameter cannot be used."""
+
+
+class KernelError(RefgptError):
+    """A kernel was called with unusable arrays, or the demanded instruction set cannot run here."""

@@ -1,0 +1,40 @@
+"""The C kernels: which there are, which run here (``registry``), and calling them on arrays (``ops``)."""
+
+from refgpt.kernels.ops import (
+    attention,
+    embedding,
+    gelu,
+    kv_append,
+    kv_shapes,
+    layer_norm,
+    linear,
+    pack,
+    query_tiles,
+    rotary,
+    rotary_tables,
+    row_sum,
+    softmax,
+)
+from refgpt.kernels.panels import Panels
+from refgpt.kernels.registry import Kernel, active, force_isa, list_kernels
+
+__all__ = [
+    "Kernel",
+    "Panels",
+    "active",
+    "attention",
+    "embedding",
+    "force_isa",
+    "gelu",
+    "kv_append",
+    "kv_shapes",
+    "layer_norm",
+    "linear",
+    "list_kernels",
+    "pack",
+    "query_tiles",
+    "rotary",
+    "rotary_tables",
+    "row_sum",
+    "softmax",
+]

@@ -1,0 +1,45 @@
+"""Matrices in the layout that the kernels multiply with: panels of 16 rows side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+LANES = 16
+ALIGNMENT = 64
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised C-ordered array that begins on a cache line."""
+    n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + n_bytes].view(dtype).reshape(shape)
+
+
+def n_panels(n_rows: int) -> int:
+    """How many panels hold ``n_rows`` rows."""
+    return -(-n_rows // LANES)
+
+
+@dataclass(frozen=True)
+class Panels:
+    """A packed matrix ``[n_out, n_in]``.
+
+    Attributes
+    ----------
+    data : ndarray [n_panels, n_in, 16]
+        In the dtype the matrix was stored in; lanes past ``n_out`` are zero.
+    dtype : str
+        "f32", "f16" or "bf16".
+    pointer : cdata
+        To ``data``, taken once.
+    """
+
+    data: np.ndarray
+    n_out: int
+    n_in: int
+    dtype: str
+    pointer: Any

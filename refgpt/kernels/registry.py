@@ -1,0 +1,121 @@
+"""The C table of kernels, and which row of it runs for each op."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from refgpt.errors import KernelError
+
+try:
+    from _refgpt_kernels import ffi, lib
+except ImportError as error:  # a checkout that was never built
+    raise KernelError(
+        "the C kernels are not built", got=error, fix='run "python -m pip install ." or use backend="numpy"'
+    ) from None
+
+ABI = 1
+if ABI != lib.REFGPT_ABI:
+    raise KernelError("the installed C kernels are of another version than this Python code", got=lib.REFGPT_ABI,
+                      wanted=ABI, fix='run "python -m pip install ."')  # fmt: skip
+
+#: Fastest first; the first that can run is used.
+PREFERENCE = ("avx512", "avx2", "neon", "scalar")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One row of the table.
+
+    Attributes
+    ----------
+    op, isa : str
+        What it computes, and with which instruction set.
+    obstacle : str or None
+        Why it cannot run here.
+    run : cdata
+        The C function.
+    """
+
+    op: str
+    isa: str
+    obstacle: str | None
+    run: Any
+
+    def __str__(self) -> str:
+        return f"{self.op}/{self.isa}"
+
+    @property
+    def active(self) -> bool:
+        """Whether calls of ``op`` use this row."""
+        return active(self.op) is self
+
+    @property
+    def why_not(self) -> str:
+        """Why calls of ``op`` do not use this row; empty if they do."""
+        if self.active:
+            return ""
+        return self.obstacle or ("another is forced" if forced_isa() else f"{active(self.op).isa} is faster")
+
+
+@cache
+def list_kernels() -> list[Kernel]:
+    """Every row of the table, runnable here or not."""
+    rows, kernels = lib.refgpt_table(), []
+    while rows.op != ffi.NULL:
+        op, isa = ffi.string(rows.op).decode(), ffi.string(rows.isa).decode()
+        obstacle = lib.refgpt_isa_obstacle(rows.isa)
+        kernels.append(Kernel(op, isa, ffi.string(obstacle).decode() if obstacle else None, rows.run))
+        rows += 1
+    return kernels
+
+
+@cache
+def _by_name() -> dict[tuple[str, str], Kernel]:
+    return {(k.op, k.isa): k for k in list_kernels()}
+
+
+_forced: list[str] = []  # a stack of force_isa
+
+
+def forced_isa() -> str | None:
+    """The instruction set demanded by ``force_isa`` or the environment variable REFGPT_ISA."""
+    return _forced[-1] if _forced else os.environ.get("REFGPT_ISA") or None
+
+
+def active(op: str) -> Kernel:
+    """The kernel that runs for ``op``.
+
+    Raises
+    ------
+    KernelError
+        If the forced instruction set does not exist or cannot run here.
+    """
+    return _active(op, forced_isa())
+
+
+@cache
+def _active(op: str, isa: str | None) -> Kernel:
+    if isa is None:
+        return next(k for k in (_by_name()[op, isa] for isa in PREFERENCE) if k.obstacle is None)
+    if isa not in PREFERENCE:
+        raise KernelError("REFGPT_ISA names no instruction set", got=repr(isa), wanted=" ".join(PREFERENCE))
+    kernel = _by_name()[op, isa]
+    if kernel.obstacle:
+        raise KernelError(f"the instruction set {isa} cannot run here", got=kernel.obstacle, fix="unset REFGPT_ISA")
+    return kernel
+
+
+@contextmanager
+def force_isa(isa: str) -> Iterator[None]:
+    """Within the block every op runs with this instruction set (tests and benchmarks; not for use across threads)."""
+    _forced.append(isa)
+    try:
+        active(list_kernels()[0].op)
+        yield
+    finally:
+        _forced.pop()

@@ -1,0 +1,119 @@
+"""The parameter tree of a GPT-J: dataclasses of arrays, matrices as ``[out, in]`` like the checkpoints.
+
+Leaves keep the dtype they were stored in and are usually memory maps: a tree of a 24 GB checkpoint costs nothing until
+it is read. NumPy has no bfloat16, so such a leaf has the structured dtype ``BFLOAT16``; ``widen`` turns any leaf into floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from refgpt.config import ModelConfig
+from refgpt.errors import CheckpointError
+
+#: A bfloat16 is the upper half of a float32; the field name keeps it apart from plain 16-bit integers.
+BFLOAT16 = np.dtype([("bfloat16", "<u2")])
+
+STORED_DTYPES = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "bf16": BFLOAT16, "f64": np.dtype("<f8")}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block: the LayerNorm that both branches share, attention (no biases), MLP."""
+
+    ln_w: np.ndarray  # [c]
+    ln_b: np.ndarray  # [c]
+    wq: np.ndarray  # [c, c]   rows are heads x d_head
+    wk: np.ndarray  # [c, c]
+    wv: np.ndarray  # [c, c]
+    wo: np.ndarray  # [c, c]
+    w_in: np.ndarray  # [f, c]
+    b_in: np.ndarray  # [f]
+    w_out: np.ndarray  # [c, f]
+    b_out: np.ndarray  # [c]
+
+
+@dataclass(frozen=True)
+class Params:
+    """All parameters of a model."""
+
+    wte: np.ndarray  # [v, c]   token embeddings
+    blocks: tuple[Block, ...]
+    ln_w: np.ndarray  # [c]      final LayerNorm
+    ln_b: np.ndarray  # [c]
+    w_head: np.ndarray  # [v, c]   output head, not tied to wte
+    b_head: np.ndarray  # [v]
+
+    def items(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Each leaf with its name, "wte", "blocks.0.ln_w", ..., in the order of the forward pass."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "blocks":
+                yield field.name, value
+                continue
+            for i, block in enumerate(value):
+                for leaf in fields(block):
+                    yield f"blocks.{i}.{leaf.name}", getattr(block, leaf.name)
+
+    def map(self, change: Callable[[np.ndarray], np.ndarray]) -> Params:
+        """The same tree with ``change`` applied to every leaf."""
+        blocks = tuple(Block(**{f.name: change(getattr(b, f.name)) for f in fields(b)}) for b in self.blocks)
+        rest = {f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "blocks"}
+        return Params(blocks=blocks, **rest)
+
+
+def widen(stored: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
+    """A stored array as plain floats; exact from any 16-bit dtype.
+
+    Parameters
+    ----------
+    stored : ndarray
+        float16, bfloat16 (``BFLOAT16``), float32 or float64.
+    dtype : dtype
+        The floating dtype wanted.
+
+    Returns
+    -------
+    ndarray
+        A copy, or ``stored`` itself where it already has that dtype.
+    """
+    if stored.dtype == BFLOAT16:
+        stored = (stored["bfloat16"].astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(dtype, copy=False)
+
+
+def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every leaf's name and shape, in the order of ``Params.items``."""
+    c, f, v = config.d_model, config.d_ff, config.n_vocab
+    block = {"ln_w": (c,), "ln_b": (c,), "wq": (c, c), "wk": (c, c), "wv": (c, c), "wo": (c, c),
+             "w_in": (f, c), "b_in": (f,), "w_out": (c, f), "b_out": (c,)}  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {"wte": (v, c)}
+    for i in range(config.n_layer):
+        shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
+    return shapes | {"ln_w": (c,), "ln_b": (c,), "w_head": (v, c), "b_head": (v,)}
+
+
+def check(params: Params, config: ModelConfig) -> None:
+    """Compare every leaf with the configuration.
+
+    Raises
+    ------
+    CheckpointError
+        One error that names every leaf of a wrong shape or dtype.
+    """
+    wanted = leaf_shapes(config)
+    leaves = dict(params.items())
+    faults = [f"{name} is missing" for name in wanted.keys() - leaves.keys()]
+    faults += [f"{name} is one too many" for name in leaves.keys() - wanted.keys()]
+    for name, leaf in leaves.items():
+        if leaf.dtype not in STORED_DTYPES.values():
+            faults.append(f"{name} holds {leaf.dtype}, not floating-point numbers")
+        if name in wanted and leaf.shape != wanted[name]:
+            faults.append(f"{name} is {list(leaf.shape)}, the configuration says {list(wanted[name])}")
+    if faults:
+        raise CheckpointError("the weights do not fit the configuration", got="; ".join(sorted(faults)),
+                              fix="use the config.json that came with these weights")  # fmt: skip
