@@ -1,0 +1,216 @@
+"""The names of GPT-J in Hugging Face checkpoints: tensors of the state dict, keys of config.json.
+
+The names and defaults are those of transformers' ``GPTJForCausalLM`` and ``GPTJConfig``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refgpt.checkpoints.report import listed, shown
+from refgpt.config import ModelConfig
+from refgpt.errors import CheckpointError, ConfigError
+from refgpt.params import Block, Params, check, leaf_shapes
+
+MODEL_TYPE = "gptj"
+
+LEAVES = {
+    "wte": "wte.weight",
+    "ln_w": "ln_f.weight",
+    "ln_b": "ln_f.bias",
+    "w_head": "lm_head.weight",
+    "b_head": "lm_head.bias",
+}
+BLOCK_LEAVES = {
+    "ln_w": "ln_1.weight", "ln_b": "ln_1.bias",
+    "wq": "attn.q_proj.weight", "wk": "attn.k_proj.weight", "wv": "attn.v_proj.weight", "wo": "attn.out_proj.weight",
+    "w_in": "mlp.fc_in.weight", "b_in": "mlp.fc_in.bias", "w_out": "mlp.fc_out.weight", "b_out": "mlp.fc_out.bias",
+}  # fmt: skip
+
+#: Everything but the head may be written with this in front (the whole model) or without (its body saved alone).
+BODY = "transformer."
+#: Constants that some versions save with the weights. Only ``attn.bias``, the mask, says anything.
+BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias|embed_positions|(rotary|rotary_emb)\.\w+)")
+
+#: config.json: the key of each field, then the other names under which transformers knows it.
+KEYS = {
+    "n_layer": ("n_layer", "num_hidden_layers"),
+    "n_head": ("n_head", "num_attention_heads"),
+    "d_model": ("n_embd", "hidden_size"),
+    "n_ctx": ("n_positions", "max_position_embeddings"),
+    "n_vocab": ("vocab_size",),
+    "d_rotary": ("rotary_dim",),
+    "ln_eps": ("layer_norm_epsilon",),
+    "d_ff": ("n_inner",),
+    "bos_id": ("bos_token_id",),
+    "eos_id": ("eos_token_id",),
+}  # fmt: skip
+
+#: Keys that may be absent but must not say otherwise, and why.
+DEMANDS: dict[str, tuple[tuple[object, ...], str]] = {
+    "activation_function": (("gelu_new", "gelu_pytorch_tanh"), "GPT-J's MLP uses the tanh form of GELU"),
+    "scale_attn_weights": ((True,), "GPT-J divides attention scores by the square root of the head's width"),
+    "scale_attn_by_inverse_layer_idx": ((False, None), "GPT-J scales the scores of every layer alike"),
+    "rotary": ((True,), "GPT-J encodes positions by rotation"),
+    "add_cross_attention": ((False, None), "GPT-J is a decoder alone"),
+    "is_encoder_decoder": ((False, None), "GPT-J is a decoder alone"),
+    "eight_bit": ((False, None), "8-bit weights are not read; use the original weights"),
+    "quantization_config": ((None,), "quantised weights are not read; use the original weights"),
+}  # fmt: skip
+
+
+def read_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
+    """config.json's keys as a ``ModelConfig``; what is absent has ``GPTJConfig``'s default.
+
+    Parameters
+    ----------
+    raw : mapping
+        The parsed config.json.
+    path : Path
+        Its path, for errors.
+
+    Raises
+    ------
+    ConfigError
+        If a value makes no sense, two names of one value disagree, or the file describes something other than GPT-J.
+    """
+    for key, (accepted, reason) in DEMANDS.items():
+        if key in raw and raw[key] not in accepted:
+            raise ConfigError(
+                f"{key} describes another model: {reason}",
+                where=path,
+                got=shown(raw[key]),
+                wanted=" or ".join(map(repr, accepted)),
+            )
+    given = {field: _value(raw, keys, path) for field, keys in KEYS.items() if any(key in raw for key in keys)}
+    n_vocab, d_model = given.get("n_vocab", ModelConfig.n_vocab), given.get("d_model", ModelConfig.d_model)
+    for field in ("bos_id", "eos_id"):
+        given[field] = _token_id(given.get(field, ModelConfig.eos_id), n_vocab, path)
+    if given.get("d_ff") is None and isinstance(d_model, int):
+        given["d_ff"] = 4 * d_model
+    try:
+        return ModelConfig(**given)
+    except ConfigError as fault:
+        field = fault.what.split()[0]
+        raise ConfigError(
+            fault.what,
+            where=path,
+            got=fault.got,
+            wanted=fault.wanted,
+            fix=f"correct {KEYS.get(field, (field,))[0]}, or use the config.json of these weights",
+        ) from fault
+
+
+def _value(raw: Mapping[str, Any], keys: tuple[str, ...], path: Path) -> Any:
+    values = [raw[key] for key in keys if key in raw]
+    if any(value != values[0] for value in values):
+        raise ConfigError(
+            f"{' and '.join(keys)} mean the same and disagree",
+            where=path,
+            got=listed(map(shown, values)),
+            fix="remove the wrong one",
+        )
+    return values[0]
+
+
+def _token_id(value: Any, n_vocab: Any, path: Path) -> Any:
+    """One id or None. transformers writes its default, 50256, even for smaller vocabularies: then there is none."""
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise ConfigError("only one id can end a text", where=path, got=shown(value), fix="keep one eos_token_id")
+        value = value[0]
+    return None if value == ModelConfig.eos_id and isinstance(n_vocab, int) and n_vocab <= value else value
+
+
+def split_names(tensors: Mapping[str, np.ndarray], path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Weights and buffers, each under its name without "transformer.".
+
+    Raises
+    ------
+    CheckpointError
+        If a tensor is there both with and without it.
+    """
+    weights: dict[str, np.ndarray] = {}
+    buffers: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        short = name.removeprefix(BODY)
+        group = buffers if BUFFER.fullmatch(short) else weights
+        if short in group:
+            raise CheckpointError(
+                "a tensor is there twice",
+                where=path,
+                got=f"{shown(short)} with and without {BODY!r}",
+                fix="remove one of the two",
+            )
+        group[short] = tensor
+    return weights, buffers
+
+
+def build_params(weights: Mapping[str, np.ndarray], config: ModelConfig, tied: bool, path: Path) -> Params:
+    """The parameter tree over the tensors of a checkpoint; nothing is copied.
+
+    Parameters
+    ----------
+    weights : mapping
+        Tensors by their names without "transformer.", buffers left out.
+    config : ModelConfig
+        Says how many blocks there are and how large everything is.
+    tied : bool
+        Whether config.json says that the head is the embedding; only then may ``lm_head.weight`` be absent.
+    path : Path
+        For errors.
+
+    Raises
+    ------
+    CheckpointError
+        Naming every tensor that is missing, unknown or of another shape than the configuration says.
+    """
+    if tied and "lm_head.weight" not in weights and "wte.weight" in weights:
+        weights = {**weights, "lm_head.weight": weights["wte.weight"]}
+    names = {leaf: tensor_name(leaf) for leaf in leaf_shapes(config)}
+    if missing := [name for name in names.values() if name not in weights]:
+        raise CheckpointError(
+            f"{len(missing)} tensors are missing", where=path, got=f"no {listed(missing)}", fix=_missing_fix(missing)
+        )
+    if unknown := sorted(weights.keys() - set(names.values())):
+        raise CheckpointError(
+            f"{len(unknown)} tensors have no place in GPT-J", where=path, got=listed(unknown), fix=_unknown_fix(unknown)
+        )
+    blocks = tuple(
+        Block(**{field.name: weights[names[f"blocks.{i}.{field.name}"]] for field in fields(Block)})
+        for i in range(config.n_layer)
+    )
+    params = Params(blocks=blocks, **{leaf: weights[name] for leaf, name in LEAVES.items()})
+    try:
+        check(params, config)
+    except CheckpointError as fault:
+        raise CheckpointError(fault.what, where=path, got=fault.got, fix=fault.fix) from fault
+    return params
+
+
+def tensor_name(leaf: str) -> str:
+    """Where a leaf is stored, without "transformer.": "blocks.3.wq" -> "h.3.attn.q_proj.weight"."""
+    if leaf in LEAVES:
+        return LEAVES[leaf]
+    _, i, name = leaf.split(".")
+    return f"h.{i}.{BLOCK_LEAVES[name]}"
+
+
+def _missing_fix(missing: list[str]) -> str:
+    if missing == ["lm_head.bias"]:
+        return "GPT-J's head has a bias: take it from the original weights, or add zeros if there is none"
+    if all(name.startswith("lm_head.") for name in missing):
+        return "the body was saved without its head: save the whole GPTJForCausalLM"
+    return "check that the download is complete and that config.json came with these weights"
+
+
+def _unknown_fix(unknown: list[str]) -> str:
+    if any("lora_" in name for name in unknown):
+        return "these are LoRA adapters: merge them into the base model and save that"
+    return "check that these are GPT-J's weights and that n_layer in config.json is theirs"

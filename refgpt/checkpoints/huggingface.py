@@ -1,0 +1,236 @@
+"""A directory as Hugging Face lays it out: config.json beside the weights, in one file or in shards with an index.
+
+Two tables meet here: ``FORMATS`` knows how files are read, ``FAMILIES`` what tensors and keys are called. A new format
+or a new family is one new entry, whatever the other table holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refgpt.checkpoints import gptj, safetensors_file, torch_pickle
+from refgpt.checkpoints.mask import find_mask
+from refgpt.checkpoints.report import listed, shown
+from refgpt.checkpoints.strict_json import read_json
+from refgpt.config import ModelConfig
+from refgpt.errors import CheckpointError, ConfigError
+from refgpt.params import STORED_DTYPES, Params
+
+FAMILIES = {gptj.MODEL_TYPE: gptj}
+
+FORMATS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
+    ".safetensors": safetensors_file.read,
+    ".bin": torch_pickle.read,
+    ".pt": torch_pickle.read,
+    ".pth": torch_pickle.read,
+}
+INDEX = ".index.json"
+#: What is looked for in a directory, best first.
+WEIGHTS = ("model.safetensors", "model.safetensors" + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX)
+
+#: Files of weights that are not read, by pattern.
+UNREAD = {
+    "flax_model*.msgpack": "Flax",
+    "tf_model*.h5": "TensorFlow",
+    "*.gguf": "GGUF",
+    "*ggml*.bin": "ggml",
+    "adapter_model.*": "a LoRA adapter, to be merged into its base model first",
+    "*.ckpt*": "a training checkpoint",
+    "*.npz": "a Mesh Transformer JAX shard",
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor as it is stored."""
+
+    name: str
+    dtype: str  # "f32", "f16", "bf16", "f64", or NumPy's name of another dtype
+    shape: tuple[int, ...]
+    n_bytes: int
+    file: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """An opened checkpoint: everything is known about it, and no weight has been read.
+
+    Attributes
+    ----------
+    path : Path
+        The directory or file that was opened.
+    family : str
+        The architecture, by its model_type.
+    config : ModelConfig
+        Its shape.
+    params : Params
+        The weights as stored: read-only views into mapped files, possibly unaligned or strided.
+    mask : {"causal", "prefix"}
+        Whether a prompt sees itself in one direction or in both.
+    mask_source : str
+        How that is known, as a sentence for the reader.
+    tensors : tuple of TensorInfo
+        Every tensor in the files, buffers too.
+    """
+
+    path: Path
+    family: str
+    config: ModelConfig
+    params: Params
+    mask: str
+    mask_source: str
+    tensors: tuple[TensorInfo, ...]
+
+
+def open_checkpoint(path: str | Path, mask: str = "auto") -> Checkpoint:
+    """Open a model in the layout of Hugging Face.
+
+    Parameters
+    ----------
+    path : str or Path
+        A directory, or one file of weights (or the index of its shards) with config.json beside it.
+    mask : {"auto", "causal", "prefix"}
+        "auto" looks at the buffers ``attn.bias`` and, if there are none, at the model's name.
+
+    Returns
+    -------
+    Checkpoint
+
+    Raises
+    ------
+    CheckpointError
+        If weights are missing, damaged or misshapen, or ask for more than tensors.
+    ConfigError
+        If config.json is damaged, makes no sense or describes a model that is not supported, or ``mask`` is unknown.
+    """
+    path = Path(path)
+    if mask not in ("auto", "causal", "prefix"):
+        raise ConfigError("there is no such mask", got=repr(mask), wanted='"auto", "causal" or "prefix"')
+    if not path.exists():
+        raise CheckpointError("there is no such file or directory", where=path, fix="check the path")
+    directory, weights = (path, _find_weights(path)) if path.is_dir() else (path.parent, path)
+    config_path = directory / "config.json"
+    raw, family = _read_config(config_path)
+    config = family.read_config(raw, config_path)
+    files = _read_files(weights)
+    tensors = {name: tensor for found in files.values() for name, tensor in found.items()}
+    stored, buffers = family.split_names(tensors, path)
+    params = family.build_params(stored, config, raw.get("tie_word_embeddings") is True, path)
+    if mask == "auto":
+        mask, source = find_mask(buffers, config.n_ctx, _names(raw, directory), path)
+    else:
+        source = "it was asked for"
+    infos = tuple(
+        TensorInfo(name, _dtype_name(tensor.dtype), tensor.shape, tensor.nbytes, file)
+        for file, found in files.items()
+        for name, tensor in found.items()
+    )
+    return Checkpoint(path, family.MODEL_TYPE, config, params, mask, source, infos)
+
+
+def _find_weights(directory: Path) -> Path:
+    for name in WEIGHTS:
+        if (directory / name).is_file():
+            return directory / name
+    unread = [
+        f"{found.name} ({kind}: not read)" for pattern, kind in UNREAD.items() for found in directory.glob(pattern)
+    ]
+    here = unread or sorted(found.name for found in directory.iterdir())
+    raise CheckpointError(
+        "no weights that can be read",
+        where=directory,
+        got=listed(here) or "an empty directory",
+        wanted=" or ".join(WEIGHTS),
+        fix="name the file of weights itself if it is called otherwise",
+    )
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], Any]:
+    """The parsed config.json and the family that it names."""
+    if not path.is_file():
+        raise ConfigError(
+            "there is no config.json", where=path.parent, fix="put the one that belongs to the weights beside them"
+        )
+    raw = read_json(path, ConfigError)
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ConfigError(
+            "this kind of model is not supported",
+            where=path,
+            got=f"model_type {shown(model_type)}",
+            wanted=listed(FAMILIES),
+            fix="use a checkpoint of GPT-J or GPT-JT",
+        )
+    return raw, FAMILIES[model_type]
+
+
+def _read_files(weights: Path) -> dict[Path, dict[str, np.ndarray]]:
+    """The tensors of each file that the weights consist of."""
+    if not weights.name.endswith(INDEX):
+        return {weights: _read_file(weights)}
+    weight_map = _read_index(weights)
+    files = {weights.parent / name: _read_file(weights.parent / name) for name in dict.fromkeys(weight_map.values())}
+    owner: dict[str, Path] = {}
+    for file, found in files.items():
+        for name in found:
+            if name in owner:
+                raise CheckpointError(
+                    f"the tensor {shown(name)} is in two shards",
+                    where=weights.parent,
+                    got=f"{owner[name].name} and {file.name}",
+                    fix="download the shards again",
+                )
+            owner[name] = file
+    if astray := [name for name, file in weight_map.items() if owner.get(name) != weights.parent / file]:
+        raise CheckpointError(
+            "tensors are not in the shard that the index names",
+            where=weights,
+            got=listed(astray),
+            fix="the index and the shards must come from the same download",
+        )
+    return files
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """The index's map from tensor to shard; every shard is a file of the same directory."""
+    weight_map = read_json(path, CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(
+            "the index has no map from tensors to files",
+            where=path,
+            got=shown(weight_map),
+            wanted='"weight_map": {tensor: file}',
+        )
+    here = {found.name for found in path.parent.iterdir() if found.is_file()}
+    if absent := sorted(set(weight_map.values()) - here):
+        raise CheckpointError(
+            "the index names files that are not in its directory",
+            where=path,
+            got=listed(absent),
+            fix="download the missing shards",
+        )
+    return weight_map
+
+
+def _read_file(path: Path) -> dict[str, np.ndarray]:
+    read = FORMATS.get(path.suffix)
+    if read is None:
+        raise CheckpointError("files of this kind are not read", where=path, wanted=listed([*FORMATS, INDEX]))
+    return read(path)
+
+
+def _names(raw: Mapping[str, Any], directory: Path) -> tuple[str, ...]:
+    """What a model is called: by its config, its directory, or the folder of a download cache around a snapshot."""
+    here = directory.resolve()
+    cached = (here.parent.parent.name,) if here.parent.name == "snapshots" else ()
+    given = raw.get("_name_or_path")
+    return ((given,) if isinstance(given, str) else ()) + (here.name, *cached)
+
+
+def _dtype_name(dtype: np.dtype) -> str:
+    return next((name for name, known in STORED_DTYPES.items() if known == dtype), str(dtype))

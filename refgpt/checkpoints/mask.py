@@ -1,0 +1,92 @@
+"""Which mask a checkpoint was trained with: GPT-J's causal one, or GPT-JT's, whose prompt sees itself both ways.
+
+The two differ in nothing but the buffers ``attn.bias``: lower triangular in GPT-J, all ones in GPT-JT
+(https://huggingface.co/togethercomputer/GPT-JT-6B-v1/discussions/1). Runtimes that build the mask themselves
+lose it silently.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from refgpt.checkpoints.mapped import release
+from refgpt.checkpoints.report import listed
+from refgpt.errors import CheckpointError
+from refgpt.params import BFLOAT16
+
+ROWS = 256  # of a mask, compared in one go
+GPT_JT = re.compile(r"gpt[-_]?jt", re.IGNORECASE)
+
+
+def find_mask(buffers: Mapping[str, np.ndarray], n_ctx: int, names: tuple[str, ...], path: Path) -> tuple[str, str]:
+    """The mask that the buffers describe.
+
+    Parameters
+    ----------
+    buffers : mapping
+        Tensors named "h.<layer>.attn.bias", [..., n, n], of any dtype; others, and other shapes, are passed over.
+    n_ctx : int
+        Positions beyond it cannot occur and are not looked at.
+    names : tuple of str
+        What the model is called; asked only if no buffer speaks.
+    path : Path
+        For errors.
+
+    Returns
+    -------
+    mask : {"causal", "prefix"}
+    source : str
+        How it is known, as a sentence.
+
+    Raises
+    ------
+    CheckpointError
+        If the layers disagree, or a buffer shows another pattern.
+    """
+    corners = {name: _corner(buffer, n_ctx) for name, buffer in buffers.items() if name.endswith(".attn.bias")}
+    found = {name: _pattern(corner) for name, corner in corners.items() if corner is not None}
+    patterns = set(found.values())
+    if len(patterns) > 1 or "other" in patterns:
+        odd = [f"{name} {pattern}" for name, pattern in found.items()]
+        raise CheckpointError(
+            "the buffers attn.bias describe no mask that is known",
+            where=path,
+            got=listed(odd),
+            wanted="lower triangular or all ones, in every layer alike",
+            fix='say which mask is right with mask="causal" or mask="prefix"',
+        )
+    if patterns == {"prefix"}:
+        return "prefix", f"attn.bias is all ones in {len(found)} layers, as in GPT-JT"
+    if patterns == {"causal"}:
+        return "causal", f"attn.bias is lower triangular in {len(found)} layers"
+    if called := next((name for name in names if GPT_JT.search(name)), None):
+        return "prefix", f"no attn.bias says otherwise, and the model is called {called}"
+    return "causal", "no attn.bias is stored; causal is GPT-J's mask"
+
+
+def _corner(buffer: np.ndarray, n_ctx: int) -> np.ndarray | None:
+    """The first ``n_ctx`` rows and columns of a stored mask; None if it is no square matrix."""
+    n = buffer.shape[-1] if buffer.ndim >= 2 else 0
+    if n == 0 or buffer.shape[-2] != n or buffer.size != n * n:
+        return None
+    return buffer.reshape(n, n)[:n_ctx, :n_ctx]
+
+
+def _pattern(corner: np.ndarray) -> str:
+    """ "causal", "prefix" or "other"; a single position is causal."""
+    raw = corner["bfloat16"] if corner.dtype == BFLOAT16 else corner.view(np.uint8) if corner.dtype == bool else corner
+    possible = {"causal", "prefix"}
+    for top in range(0, len(raw), ROWS):
+        seen = raw[top : top + ROWS] != 0
+        if not (seen == np.tri(len(seen), len(raw), top, dtype=bool)).all():
+            possible.discard("causal")
+        if not seen.all():
+            possible.discard("prefix")
+        if not possible:
+            break
+    release(raw)
+    return min(possible, default="other")

@@ -1,0 +1,29 @@
+"""How this room words its errors: names from damaged files are shortened and escaped before anybody prints them."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable
+from pathlib import Path
+
+MOST_LISTED = 40
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 120
+
+
+def shown(value: object) -> str:
+    """``repr``, cut to a readable length."""
+    return _short.repr(value)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names, comma-separated; beyond the first forty only their number is given."""
+    names = list(names)
+    text = ", ".join(name if name.isprintable() and len(name) <= 120 else shown(name) for name in names[:MOST_LISTED])
+    return text if len(names) <= MOST_LISTED else f"{text} and {len(names) - MOST_LISTED} more"
+
+
+def tensor_at(path: Path, name: str) -> str:
+    """The place of a fault that sits in one tensor."""
+    return f"{path}, tensor {shown(name)}"
