@@ -8,8 +8,8 @@ A model's directory may hold its tokenizer in more than one form; the first of t
 4. ``tokenizer.model``: a sentencepiece model.
 
 ``added_tokens.json`` completes every form of byte-level BPE. The token that ends a text is the ``eos_token`` of
-``special_tokens_map.json``, else of ``tokenizer_config.json``, else the tokenizer's own. Nothing else is read from these
-two files; in particular ``model_max_length``, which is 1024 in GPT-J's although the model has 2048 positions.
+``special_tokens_map.json``, else of ``tokenizer_config.json``, else the tokenizer's own. Nothing else is read from
+these two files; in particular ``model_max_length``, which is 1024 in GPT-J's although the model has 2048 positions.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     Parameters
     ----------
     path : path
-        A directory, or a file: one of the names above, any other ``.json`` with the contents of a tokenizer.json, or any
-        other ``.model`` of sentencepiece.
+        A directory, or a file: one of the names above, any other ``.json`` with the contents of a tokenizer.json, or
+        any other ``.model`` of sentencepiece.
 
     Returns
     -------

@@ -1,0 +1,63 @@
+"""Small tokenizers, trained in an instant. (No __init__.py here: it would hide the library of the same name.)"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from typing import Any
+
+import pytest
+import sentencepiece
+import tokenizers
+from small_tokenizers import SENTENCEPIECE_FLAGS, SENTENCES, write_json
+from tokenizers import models, pre_tokenizers, trainers
+
+from refgpt.tokenizers import Tokenizer, load_tokenizer
+
+
+@pytest.fixture(scope="session")
+def trained() -> dict[str, Any]:
+    """The contents of a tokenizer.json: a byte-level BPE of 320 tokens, of which "<|endoftext|>" is the first."""
+    library = tokenizers.Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<|endoftext|>"], initial_alphabet=letters, show_progress=False
+    )
+    library.train_from_iterator(SENTENCES * 2, trainer)
+    return json.loads(library.to_str())
+
+
+@pytest.fixture
+def description(trained: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the same to spoil."""
+    return copy.deepcopy(trained)
+
+
+@pytest.fixture(scope="session")
+def byte_level(trained: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return load_tokenizer(write_json(tmp_path_factory.mktemp("byte_level"), "tokenizer.json", trained))
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_models() -> dict[str, bytes]:
+    """One serialised model for each of ``SENTENCEPIECE_FLAGS``."""
+    made = {}
+    for name, flags in SENTENCEPIECE_FLAGS.items():
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(SENTENCES), model_writer=model, vocab_size=340, model_type="bpe", byte_fallback=True,
+            normalization_rule_name="identity", minloglevel=2, **flags,
+        )  # fmt: skip
+        made[name] = model.getvalue()
+    return made
+
+
+@pytest.fixture(scope="session")
+def pieces(sentencepiece_models: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
+    """The same models as tokenizers."""
+    directory = tmp_path_factory.mktemp("sentencepiece")
+    for name, model in sentencepiece_models.items():
+        (directory / f"{name}.model").write_bytes(model)
+    return {name: load_tokenizer(directory / f"{name}.model") for name in sentencepiece_models}

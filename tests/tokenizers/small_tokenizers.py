@@ -1,0 +1,34 @@
+"""What the small tokenizers of these tests are made of, and how they are written as models ship them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+SENTENCES = [
+    "In the garden behind the mill there lived an old toad, and nobody knew how old.",
+    'She said: "I\'ll wait by the well until the rain is over; the ducks don\'t mind."',
+    "Seven times 7 is 49, and the miller's daughter counted them   twice.",
+    "Où est le crapaud? Im Garten, über der Mühle, sagte die Kröte.",
+]
+
+#: All ways in which a sentencepiece model may treat the spaces at the start of a text.
+SENTENCEPIECE_FLAGS: dict[str, dict[str, Any]] = {
+    "keeps all": {"add_dummy_prefix": False, "remove_extra_whitespaces": False, "user_defined_symbols": ["\n"]},
+    "dummy prefix": {"add_dummy_prefix": True, "remove_extra_whitespaces": False},
+    "dummy prefix, no extra": {"add_dummy_prefix": True, "remove_extra_whitespaces": True},
+    "no extra": {"add_dummy_prefix": False, "remove_extra_whitespaces": True},
+}
+
+
+def write_json(directory: Path, name: str, value: object) -> Path:
+    (directory / name).write_text(json.dumps(value), encoding="utf-8")
+    return directory
+
+
+def write_pair(directory: Path, description: dict[str, Any], names: tuple[str, str] = ("vocab.json", "merges.txt")) -> Path:
+    """The same tokenizer as vocabulary and merges."""
+    merges = "".join(f"{left} {right}\n" for left, right in description["model"]["merges"])
+    (directory / names[1]).write_text("#version: 0.2\n" + merges, encoding="utf-8")
+    return write_json(directory, names[0], description["model"]["vocab"])
