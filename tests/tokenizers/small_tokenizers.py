@@ -8,7 +8,7 @@ from typing import Any
 
 SENTENCES = [
     "In the garden behind the mill there lived an old toad, and nobody knew how old.",
-    'She said: "I\'ll wait by the well until the rain is over; the ducks don\'t mind."',
+    "She said: \"I'll wait by the well until the rain is over; the ducks don't mind.\"",
     "Seven times 7 is 49, and the miller's daughter counted them   twice.",
     "Où est le crapaud? Im Garten, über der Mühle, sagte die Kröte.",
 ]
@@ -27,7 +27,9 @@ def write_json(directory: Path, name: str, value: object) -> Path:
     return directory
 
 
-def write_pair(directory: Path, description: dict[str, Any], names: tuple[str, str] = ("vocab.json", "merges.txt")) -> Path:
+def write_pair(
+    directory: Path, description: dict[str, Any], names: tuple[str, str] = ("vocab.json", "merges.txt")
+) -> Path:
     """The same tokenizer as vocabulary and merges."""
     merges = "".join(f"{left} {right}\n" for left, right in description["model"]["merges"])
     (directory / names[1]).write_text("#version: 0.2\n" + merges, encoding="utf-8")

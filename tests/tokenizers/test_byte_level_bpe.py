@@ -1,14 +1,15 @@
 """Byte-level BPE: exact merges, exact inverse, the added tokens, and whatever a tokenizer.json asks for besides."""
 
+import itertools
 import json
 import os
 from pathlib import Path
 
 import pytest
 import tokenizers
-from small_tokenizers import SENTENCES, write_json, write_pair
 from hypothesis import given
 from hypothesis import strategies as st
+from small_tokenizers import SENTENCES, write_json, write_pair
 from tokenizers.pre_tokenizers import ByteLevel
 
 from refgpt.errors import TokenizerError
@@ -16,7 +17,9 @@ from refgpt.tokenizers import load_tokenizer
 from refgpt.tokenizers.byte_level_bpe import BYTE_OF_LETTER
 
 EXTRA = {f"<|extratoken_{n}|>": 319 + n for n in range(1, 144)}
-fragments = st.sampled_from(["<|endoftext|>", "<|extratoken_1|>", "<|extratoken_143|>", "<|", " the", "n't", "\n\n", "Mühle"])
+fragments = st.sampled_from(
+    ["<|endoftext|>", "<|extratoken_1|>", "<|extratoken_143|>", "<|", " the", "n't", "\n\n", "Mühle"]
+)
 texts = st.lists(st.one_of(st.text(), fragments)).map("".join)
 
 
@@ -25,7 +28,7 @@ def merge_by_hand(word: str, description: dict) -> list[int]:
     letter_of_byte = {byte: letter for letter, byte in BYTE_OF_LETTER.items()}
     parts = [letter_of_byte[byte] for byte in word.encode()]
     ranks = {tuple(merge): rank for rank, merge in enumerate(description["model"]["merges"])}
-    while known := [pair for pair in zip(parts, parts[1:], strict=False) if pair in ranks]:
+    while known := [pair for pair in itertools.pairwise(parts) if pair in ranks]:
         first = min(known, key=ranks.__getitem__)
         at = next(n for n in range(len(parts)) if tuple(parts[n : n + 2]) == first)
         parts[at : at + 2] = ["".join(first)]
@@ -35,7 +38,9 @@ def merge_by_hand(word: str, description: dict) -> list[int]:
 def test_the_alphabet_is_gpt2s():
     assert sorted(BYTE_OF_LETTER) == sorted(ByteLevel.alphabet())
     assert sorted(BYTE_OF_LETTER.values()) == list(range(256))
-    spelt = {text: ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text) for text in map(chr, range(256))}
+    spelt = {
+        text: ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text) for text in map(chr, range(256))
+    }
     for text, [(letters, _)] in spelt.items():
         assert bytes(BYTE_OF_LETTER[letter] for letter in letters) == text.encode()
 
@@ -157,7 +162,9 @@ def test_nothing_is_cut_padded_added_or_left_to_chance(trained, byte_level, tmp_
     library = tokenizers.Tokenizer.from_str(json.dumps(trained))
     library.enable_truncation(4)
     library.enable_padding(length=50, pad_id=7)
-    library.post_processor = tokenizers.processors.TemplateProcessing("<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    library.post_processor = tokenizers.processors.TemplateProcessing(
+        "<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
     library.model.dropout = 0.9
     write_json(tmp_path, "tokenizer.json", json.loads(library.to_str()))
     write_json(tmp_path, "tokenizer_config.json", {"model_max_length": 1024})
@@ -216,7 +223,9 @@ def test_a_character_that_no_token_spells_is_an_error_and_not_lost(description, 
 GOLDENS = json.loads((Path(__file__).parent / "goldens" / "gpt2.json").read_text("utf-8"))
 
 
-@pytest.mark.skipif("REFGPT_GPT2_VOCAB" not in os.environ, reason="REFGPT_GPT2_VOCAB names no directory with GPT-2's vocabulary")
+@pytest.mark.skipif(
+    "REFGPT_GPT2_VOCAB" not in os.environ, reason="REFGPT_GPT2_VOCAB names no directory with GPT-2's vocabulary"
+)
 def test_gpt2s_own_vocabulary():
     tokenizer = load_tokenizer(os.environ["REFGPT_GPT2_VOCAB"])
     assert tokenizer.encode("hello\n\nhello") == [31373, 198, 198, 31373]

@@ -72,7 +72,9 @@ def test_numpy_integers_are_ids(kind, all_tokenizers):
 def test_what_is_no_id_is_refused(kind, bad, all_tokenizers):
     tokenizer = all_tokenizers[kind]
     for use in (lambda: tokenizer.decode([3, bad]), lambda: tokenizer.stream_decoder().push(bad)):
-        with pytest.raises(TokenizerError, match=f"no such id; got .*; wanted a whole number from 0 to {tokenizer.n_vocab - 1}"):
+        with pytest.raises(
+            TokenizerError, match=f"no such id; got .*; wanted a whole number from 0 to {tokenizer.n_vocab - 1}"
+        ):
             use()
     with pytest.raises(TokenizerError, match="these are no ids"):
         tokenizer.decode(3)

@@ -11,7 +11,23 @@ from pathlib import Path
 from transformers import GPT2TokenizerFast
 
 PROSE = ["hello", " don't", " I'LL", " unbelievable", " 2048", "...", "\n", "\n\n", "  ", "\t", " the", "<|endoftext|>"]
-ODD = ["é", "ß", "你好", " 日本語", "한", "🙂", "👩‍👧", "\u0301", "\u200d", "\u00a0", "\u3000", "\x00", "\x7f", "\u2028", "\ufeff"]
+ODD = [
+    "é",
+    "ß",
+    "你好",
+    " 日本語",
+    "한",
+    "🙂",
+    "👩‍👧",
+    "\u0301",
+    "\u200d",
+    "\u00a0",
+    "\u3000",
+    "\x00",
+    "\x7f",
+    "\u2028",
+    "\ufeff",
+]
 
 
 def main() -> None:
