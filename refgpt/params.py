@@ -86,6 +86,31 @@ def widen(stored: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
     return stored.astype(dtype, copy=False)
 
 
+def kept_leaf(name: str, leaf: np.ndarray, dtype: str | None) -> np.ndarray:
+    """A leaf as an engine keeps it in memory.
+
+    Parameters
+    ----------
+    dtype : "f16", "f32", "f64" or None
+        "f16" rounds matrices to float16; the few vectors (biases, LayerNorms) keep what they have. "f32" and None round
+        float64 to float32 and leave narrower floats alone, since widening them later is exact. "f64" changes nothing.
+
+    Raises
+    ------
+    CheckpointError
+        If the leaf holds a number that float16 cannot.
+    """
+    if dtype == "f16" and leaf.ndim == 2 and leaf.dtype != np.float16:
+        with np.errstate(over="ignore"):
+            leaf = widen(leaf, np.float16)
+        if not np.isfinite(leaf).all():
+            raise CheckpointError("holds numbers that float16 cannot", where=name, wanted="at most 65504",
+                                  fix="load with dtype='f32' (--dtype f32)")  # fmt: skip
+    if dtype != "f64" and leaf.dtype == STORED_DTYPES["f64"]:
+        leaf = leaf.astype(np.float32)
+    return leaf
+
+
 def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every leaf's name and shape, in the order of ``Params.items``."""
     c, f, v = config.d_model, config.d_ff, config.n_vocab

@@ -15,14 +15,17 @@ from refgpt.kernels.ops import (
     row_sum,
     softmax,
 )
-from refgpt.kernels.panels import Panels
+from refgpt.kernels.panels import Panels, aligned_zeros
 from refgpt.kernels.registry import Kernel, active, force_isa, list_kernels
+from refgpt.kernels.threads import check_threads
 
 __all__ = [
     "Kernel",
     "Panels",
     "active",
+    "aligned_zeros",
     "attention",
+    "check_threads",
     "embedding",
     "force_isa",
     "gelu",

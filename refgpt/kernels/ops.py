@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from refgpt.errors import KernelError
-from refgpt.kernels.panels import LANES, Panels, aligned_empty, n_panels
+from refgpt.kernels.panels import LANES, Panels, aligned_zeros, n_panels
 from refgpt.kernels.registry import Kernel, active, ffi, lib
 from refgpt.kernels.threads import default_threads
 from refgpt.params import BFLOAT16
@@ -244,7 +244,7 @@ def pack(w: np.ndarray, *, threads: int | None = None, kernel: Kernel | None = N
     """A matrix [n_out, n_in] (float32, float16 or bfloat16) as panels of the same dtype, whole: nothing is rounded."""
     n_out, n_in = _shape("w", w, (None, None))
     dtype = _dtype_name("w", w)
-    data = aligned_empty((n_panels(n_out), n_in, LANES), w.dtype)
+    data = aligned_zeros((n_panels(n_out), n_in, LANES), w.dtype)
     pointer = ffi.from_buffer(data)
     args = _args("pack", w=ffi.from_buffer(_contiguous("w", w)), panels=pointer, n_in=n_in, n_out=n_out)
     _run(kernel or active(f"pack_b{w.dtype.itemsize}"), args, n_panels(n_out), 4, threads)

@@ -1,0 +1,121 @@
+"""Texts in progress: prefill, then decode, each sequence at its own position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from refgpt.config import ModelConfig
+from refgpt.errors import GenerationError
+from refgpt.kernels import check_threads, rotary_tables
+from refgpt.params import Params
+from refgpt.prompts import check_ids
+from refgpt.runtime.cache import KVCache
+from refgpt.runtime.gptj import Rows, Workspace, forward
+from refgpt.runtime.packing import Progress, pack_params
+from refgpt.spec.taps import Tap, no_tap
+
+#: Rows of a long prompt that go through the model together; enough for the kernels to work at full speed.
+CHUNK = 512
+
+
+class Runtime:
+    """A model in C kernels: the engine to run (see ``refgpt.engine.Engine``).
+
+    Parameters
+    ----------
+    params : Params
+        Packed here; the tree is not kept.
+    config : ModelConfig
+    dtype : "f16", "f32" or None
+        What matrices are kept in; None is as stored.
+    threads : int, optional
+        By default one a processor. The bits of the result do not depend on it.
+    kv_dtype : "f32", "f16" or None
+        What sessions keep keys and values in; None is "f32".
+    progress : callable, optional
+        See ``pack_params``.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        config: ModelConfig,
+        *,
+        dtype: str | None = None,
+        threads: int | None = None,
+        kv_dtype: str | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.config = config
+        self.threads = check_threads(threads)
+        self.kv_dtype = kv_dtype or "f32"
+        self.params = pack_params(params, dtype, self.threads, progress)
+        self.angles = rotary_tables(config.d_rotary, config.n_ctx)
+
+    def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
+        """See ``Engine.logits``; [t, v] float32."""
+        checked_ids = check_ids(ids, self.config, prefix_len)
+        session = self.session(1, len(checked_ids))
+        return session.feed(0, checked_ids, prefix_len, every_row=True, chunk=len(checked_ids), tap=tap)
+
+    def session(self, n_seqs: int, capacity: int) -> RuntimeSession:
+        """See ``Engine.session``."""
+        return RuntimeSession(self, n_seqs, capacity)
+
+
+class RuntimeSession:
+    """See ``refgpt.engine.Session``. A sequence's bits do not depend on its company, nor on how it was cut into chunks."""
+
+    def __init__(self, runtime: Runtime, n_seqs: int, capacity: int) -> None:
+        self._runtime = runtime
+        self.cache = KVCache(runtime.config, n_seqs, min(capacity, runtime.config.n_ctx), runtime.kv_dtype)
+        self._workspace = self._new_workspace(n_seqs)
+
+    def prefill(self, seq: int, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
+        """See ``Session.prefill``."""
+        self.cache.lengths[seq] = 0
+        return self.feed(seq, ids, prefix_len)
+
+    def feed(self, seq: int, ids: Sequence[int] | np.ndarray, prefix_len: int = 0, *, every_row: bool = False,
+             chunk: int = CHUNK, tap: Tap = no_tap) -> np.ndarray:  # fmt: skip
+        """Append tokens to a sequence, ``chunk`` rows at a time. -> [v], its last row, or [t, v] with ``every_row``
+
+        A prefix sees all of itself, so it must begin an empty sequence and goes through the model in one piece.
+        """
+        ids = check_ids(ids, self._runtime.config, prefix_len)
+        start, stop, parts = 0, max(chunk, prefix_len), []
+        if prefix_len and self.cache.lengths[seq]:
+            raise GenerationError("a prefix must begin its sequence", where="prefix_len", got=prefix_len)
+        while True:
+            part = ids[start:stop]
+            slots = np.full(len(part), seq, np.int64)
+            positions = self.cache.lengths[seq] + np.arange(len(part), dtype=np.int64)
+            wanted = slice(None) if every_row else slice(-1, None)
+            parts.append(self._pass(Rows.of(part, slots, positions, prefix_len), wanted, tap))
+            self.cache.lengths[seq] += len(part)
+            if stop >= len(ids):
+                return np.concatenate(parts) if every_row else parts[-1][0]
+            start, stop = stop, stop + chunk
+
+    def decode(self, seqs: Sequence[int], ids: Sequence[int]) -> np.ndarray:
+        """See ``Session.decode``."""
+        slots = np.array(seqs, np.int64)
+        rows = Rows.of(check_ids(ids, self._runtime.config), slots, self.cache.lengths[slots])
+        logits = self._pass(rows, slice(None), no_tap)
+        self.cache.lengths[slots] += 1
+        return logits
+
+    def _pass(self, rows: Rows, wanted: slice, tap: Tap) -> np.ndarray:
+        if rows.positions.max() >= self.cache.capacity:
+            raise GenerationError("the sequence is full", got=f"position {rows.positions.max()}",
+                                  wanted=f"at most {self.cache.capacity} positions",
+                                  fix="ask for a session of more capacity, up to n_ctx")  # fmt: skip
+        if len(rows.ids) > self._workspace.n_rows:
+            self._workspace = self._new_workspace(len(rows.ids))
+        engine = self._runtime
+        return forward(engine.params, engine.config, rows, self.cache, engine.angles, self._workspace, wanted, tap)
+
+    def _new_workspace(self, n_rows: int) -> Workspace:
+        return Workspace(self._runtime.config, n_rows, self._runtime.threads, self.cache.padded_capacity)
