@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from refgpt.config import ModelConfig
-from refgpt.errors import CheckpointError
-from refgpt.params import STORED_DTYPES, Params, widen
+from refgpt.params import Params, kept_leaf
 from refgpt.spec import Tap, forward, no_tap
 
 
@@ -96,37 +95,12 @@ class SpecSession:
 
 
 def kept_as(params: Params, dtype: str | None) -> Params:
-    """The weights as an engine keeps them in memory.
-
-    Parameters
-    ----------
-    params : Params
-        As stored.
-    dtype : "f16", "f32", "f64" or None
-        "f16" rounds the matrices to float16; the few vectors (biases, LayerNorms) keep what they have. "f32" and None
-        round float64 to float32 and leave narrower floats alone, since widening them later is exact. "f64" changes
-        nothing.
-
-    Returns
-    -------
-    Params
+    """The weights as an engine keeps them in memory: each leaf as ``refgpt.params.kept_leaf`` says.
 
     Raises
     ------
     CheckpointError
-        Naming the first leaf with a number that float16 cannot hold.
+        Naming the first leaf with a number that float16 cannot hold, if ``dtype`` is "f16".
     """
-    if dtype == "f64":
-        return params
-    if dtype == "f16":
-        for name, leaf in params.items():
-            if leaf.ndim == 2 and not np.isfinite(_as_float16(leaf)).all():
-                raise CheckpointError("holds numbers that float16 cannot", where=name, wanted="at most 65504",
-                                      fix="load with dtype='f32' (--dtype f32)")  # fmt: skip
-        params = params.map(lambda leaf: _as_float16(leaf) if leaf.ndim == 2 else leaf)
-    return params.map(lambda leaf: widen(leaf, np.float32) if leaf.dtype == STORED_DTYPES["f64"] else leaf)
-
-
-def _as_float16(leaf: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        return widen(leaf, np.float16)
+    names = {id(leaf): name for name, leaf in params.items()}
+    return params.map(lambda leaf: kept_leaf(names[id(leaf)], leaf, dtype))

@@ -147,8 +147,8 @@ def encode_prompt(prompt: Prompt | np.ndarray, model: Generates, params: Generat
     Raises
     ------
     GenerationError
-        If the prompt is too long, is a text without a tokenizer, is empty without a token to start from, or has ids that
-        do not exist.
+        If the prompt is too long, is a text without a tokenizer, is empty without a token to start from, or has ids
+        that do not exist.
     """
     config, tokenizer = model.engine.config, model.tokenizer
     if not isinstance(prompt, str):

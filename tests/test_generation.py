@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import random_params, tiny_config
 
 from refgpt.engine import SpecEngine
 from refgpt.errors import GenerationError
@@ -16,7 +17,6 @@ from refgpt.sampling import log_softmax
 from refgpt.spec import forward
 from refgpt.stopping import Transcript
 from refgpt.tokenizers import Tokenizer
-from tiny import random_params, tiny_config
 
 CONFIG = tiny_config(eos_id=0, bos_id=1, n_ctx=24)
 PARAMS = random_params(CONFIG, seed=5)
@@ -245,8 +245,11 @@ def test_text_needs_a_tokenizer():
         run(SPEC, [[1]], stop="x")
 
 
-@pytest.mark.parametrize("name, value", [("max_new_tokens", 0), ("max_new_tokens", 1.0), ("stop", [""]), ("stop", ""),
-                                         ("stop", [3]), ("stop", 3), ("truncate", "right"), ("temperature", -1)])  # fmt: skip
+BAD = [("max_new_tokens", 0), ("max_new_tokens", 1.0), ("stop", [""]), ("stop", ""), ("stop", [3]), ("stop", 3),
+       ("truncate", "right"), ("temperature", -1)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, value", BAD)
 def test_parameters_that_make_no_sense_are_named(name, value):
     with pytest.raises(GenerationError, match=f"^{name}: cannot be used"):
         GenerationParams(**{name: value})

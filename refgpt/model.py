@@ -1,0 +1,247 @@
+"""A loaded model: the one object that most users need."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, overload
+
+import numpy as np
+
+from refgpt.checkpoints import Checkpoint, check_finite, open_checkpoint, release
+from refgpt.config import ModelConfig
+from refgpt.engine import Engine, SpecEngine, kept_as
+from refgpt.errors import GenerationError, RefgptError
+from refgpt.generation import Generation, GenerationParams, Prompt, encode_prompt, generate, generate_events, is_batch
+from refgpt.params import Params
+from refgpt.spec import Recorder
+from refgpt.spec.bounds import KVDtype
+from refgpt.tokenizers import Tokenizer, find_tokenizer
+
+log = logging.getLogger("refgpt")
+
+#: What each backend can keep weights in; None is as stored.
+DTYPES = {"c": (None, "f32", "f16"), "numpy": (None, "f32", "f16", "f64")}
+MASKS = ("auto", "causal", "prefix")
+KV_DTYPES = (None, "f32", "f16")
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, repr=False)
+class Model:
+    """A model ready to run. ``refgpt.load`` makes one.
+
+    Attributes
+    ----------
+    engine : Engine
+        Runs the forward pass.
+    checkpoint : Checkpoint
+        The files it came from.
+    tokenizer : Tokenizer or None
+        None if there was none beside the weights: the model then takes and gives ids.
+    backend : str
+        "c" or "numpy".
+    dtype : str or None
+        What the weights are kept in; None is as stored.
+    kv_dtype : "f32" or "f16"
+        What the C backend's cache keeps keys and values in.
+    """
+
+    engine: Engine
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer | None
+    backend: str
+    dtype: str | None
+    kv_dtype: KVDtype
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        return self.engine.config
+
+    @property
+    def mask(self) -> str:
+        """ "causal", or "prefix" when a prompt's tokens all see each other (GPT-JT)."""
+        return self.checkpoint.mask
+
+    @property
+    def mask_source(self) -> str:
+        """How the mask is known."""
+        return self.checkpoint.mask_source
+
+    def params(self) -> Params:
+        """The weights as the engine keeps them: the stored ones, rounded if ``dtype`` asked for it."""
+        return kept_as(self.checkpoint.params, self.dtype)
+
+    def logits(self, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
+        """Scores for the next token at every position of a text.
+
+        Parameters
+        ----------
+        ids : sequence of int [t]
+        prefix_len : int
+            So many leading positions see one another; 0 is the causal mask, whatever ``mask`` is.
+
+        Returns
+        -------
+        ndarray [t, n_vocab]
+            float32, or float64 for the NumPy backend with dtype "f64". All rows of the head, also those
+            for which the tokenizer has no token.
+
+        Raises
+        ------
+        GenerationError
+            If the ids do not exist or are too many.
+        """
+        return self.engine.logits(ids, prefix_len)
+
+    def trace(self, ids: Sequence[int], prefix_len: int = 0) -> dict[str, np.ndarray]:
+        """Every named activation of one forward pass, in the order of ``refgpt.spec.tap_names``.
+
+        Parameters and errors are those of ``logits``.
+        """
+        recorder = Recorder()
+        self.engine.logits(ids, prefix_len, recorder)
+        return recorder.trace
+
+    @overload
+    def generate(self, prompt: str, **params: Any) -> Generation: ...
+    @overload
+    def generate(self, prompt: Sequence[Any] | np.ndarray, **params: Any) -> Any: ...
+    def generate(self, prompt: Prompt | Sequence[Prompt] | np.ndarray, **params: Any) -> Generation | list[Generation]:
+        """Continue one prompt or several.
+
+        Parameters
+        ----------
+        prompt : str, list of int, or list of either
+            A text or its ids. An empty one starts from the model's beginning-of-text token.
+        **params
+            The fields of ``GenerationParams``: max_new_tokens, temperature, top_k, top_p, repetition_penalty,
+            presence_penalty, frequency_penalty, seed, stop, logprobs, ignore_eos, truncate.
+
+        Returns
+        -------
+        Generation, or a list of them for a list of prompts
+            With a seed, a prompt's continuation is the same alone and in any company.
+
+        Raises
+        ------
+        GenerationError
+            If a prompt or parameter cannot be used; before anything is computed.
+        """
+        settings = GenerationParams(**params)
+        batch = is_batch(prompt)
+        prompts: Any = prompt if batch else [prompt]
+        done = generate(self, [encode_prompt(one, self, settings) for one in prompts], settings)
+        return done if batch else done[0]
+
+    def stream(self, prompt: Prompt, **params: Any) -> Iterator[str]:
+        """Continue one prompt, piece by piece.
+
+        Parameters are those of ``generate``, but for one prompt only. A model without a tokenizer has no text to
+        stream: use ``generate``.
+
+        Returns
+        -------
+        iterator of str
+            Each piece as soon as it is certain: whole characters, and nothing of a stop string. Joined they are the
+            ``text`` that ``generate`` gives for the same seed.
+
+        Raises
+        ------
+        GenerationError
+            If the prompt or a parameter cannot be used; at the call, not at the first piece.
+        """
+        settings = GenerationParams(**params)
+        if is_batch(prompt):
+            raise GenerationError("takes one prompt", where="stream", got=f"a list of {len(prompt)}",
+                                  fix="use generate for several")  # fmt: skip
+        if self.tokenizer is None:
+            raise GenerationError("this model has no tokenizer, so there is no text to stream", where="stream",
+                                  fix="use generate, whose result has .ids")  # fmt: skip
+        events = generate_events(self, [encode_prompt(prompt, self, settings)], settings)
+        return (event.text for event in events if event.text)
+
+    def __repr__(self) -> str:
+        return (f"<refgpt.Model {self.checkpoint.path} {self.backend} dtype={self.dtype or 'as stored'} "
+                f"mask={self.mask}: {self.config}>")  # fmt: skip
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    backend: str = "c",
+    dtype: str | None = None,
+    mask: str = "auto",
+    threads: int | None = None,
+    kv_dtype: str | None = None,
+    progress: Progress | None = None,
+) -> Model:
+    """Load a model.
+
+    Parameters
+    ----------
+    path : path-like or None
+        A directory as Hugging Face has it: config.json, weights, and usually a tokenizer. None: the default model.
+    backend : "c" or "numpy"
+        The C kernels, or the spec itself: slow, readable, and what the kernels are tested against.
+    dtype : None, "f32", "f16" or "f64"
+        What the matrices are kept in; None as stored. Either backend computes in float32, whatever they are kept
+        in; "f64", for the NumPy backend alone, is float64 throughout.
+    mask : "auto", "causal" or "prefix"
+        "prefix" lets a prompt's tokens all see each other, as GPT-JT was trained; "auto" does what the files say.
+    threads : int or None
+        Of the C backend; None: one per core. (The NumPy backend has those of its BLAS.)
+    kv_dtype : None, "f32" or "f16"
+        What the C backend's cache keeps keys and values in; None is "f32". (The NumPy backend has no cache.)
+    progress : callable or None
+        Called as ``progress(n_bytes_done, n_bytes_total)`` while the C backend packs the weights.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    RefgptError
+        If an argument, a file or a weight (NaN, infinity) cannot be used.
+    """
+    _one_of("backend", backend, tuple(DTYPES))
+    _one_of("dtype", dtype, DTYPES[backend])
+    _one_of("mask", mask, MASKS)
+    _one_of("kv_dtype", kv_dtype, KV_DTYPES)
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise RefgptError("cannot be used", where="threads", got=repr(threads), wanted="a whole number from 1, or None")
+    path = default_model_path() if path is None else Path(path)
+    checkpoint = open_checkpoint(path, mask)
+    tokenizer = find_tokenizer(path if path.is_dir() else path.parent)
+    if checkpoint.mask == "prefix":
+        log.info("prefix mask: all tokens of a prompt see each other (%s)", checkpoint.mask_source)
+    engine: Engine
+    if backend == "c":
+        from refgpt.runtime import Runtime  # the compiled extension; the NumPy backend works without
+
+        engine = Runtime(checkpoint.params, checkpoint.config, dtype=dtype, threads=threads, kv_dtype=kv_dtype,
+                         progress=progress)  # fmt: skip
+    else:
+        for name, leaf in checkpoint.params.items():
+            check_finite(name, leaf)
+            release(leaf)
+        engine = SpecEngine(kept_as(checkpoint.params, dtype), checkpoint.config,
+                            np.float64 if dtype == "f64" else np.float32)  # fmt: skip
+    return Model(engine, checkpoint, tokenizer, backend, dtype, cast(KVDtype, kv_dtype or "f32"))
+
+
+def default_model_path() -> Path:
+    """Where the default model is: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    packaged = package / "default_model"
+    return packaged if packaged.is_dir() else package.parent / "weights" / "default"
+
+
+def _one_of(name: str, value: object, wanted: tuple) -> None:
+    if not any(value is item or (isinstance(value, str) and value == item) for item in wanted):
+        raise RefgptError("cannot be used", where=name, got=repr(value), wanted=", ".join(map(repr, wanted)))

@@ -1,0 +1,38 @@
+"""Tiny models as directories of files, for the tests of everything above the loaders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from refgpt.checkpoints.gptj import KEYS, tensor_name
+from refgpt.config import ModelConfig
+from refgpt.params import Params
+
+
+def write_model(directory: Path, config: ModelConfig, params: Params, prefix: bool | None = None) -> Path:
+    """A Hugging Face directory: config.json and model.safetensors; with ``prefix``, the buffers that tell the mask."""
+    directory.mkdir(exist_ok=True)
+    raw = {keys[0]: getattr(config, field) for field, keys in KEYS.items()}
+    (directory / "config.json").write_text(json.dumps({"model_type": "gptj", **raw}))
+    tensors = {f"transformer.{tensor_name(name)}".replace("transformer.lm_head", "lm_head"): leaf
+               for name, leaf in params.items()}  # fmt: skip
+    if prefix is not None:
+        square = np.ones((1, 1, config.n_ctx, config.n_ctx), np.uint8)
+        for i in range(config.n_layer):
+            tensors[f"transformer.h.{i}.attn.bias"] = square if prefix else np.tril(square)
+    save_file({name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}, directory / "model.safetensors")
+    return directory
+
+
+def write_tokenizer(directory: Path) -> Path:
+    """Byte-level BPE without merges: a token each for 60 characters and the end of a text."""
+    spelt = ["<|endoftext|>", "\u010a", "\u0120", *map(chr, range(ord("A"), ord("Z") + 1)),
+             *map(chr, range(ord("a"), ord("z") + 1)), *",.!?'-"]  # fmt: skip
+    (directory / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(spelt)}))
+    (directory / "merges.txt").write_text("#version: 0.2\n")
+    (directory / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    return directory

@@ -1,0 +1,283 @@
+"""The command line: what it prints where, and with which exit status."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from types import SimpleNamespace
+
+import pytest
+from model_files import write_model, write_tokenizer
+from tiny import random_params, tiny_config
+
+import refgpt
+from refgpt import cli
+from refgpt.runtime import Runtime
+
+CONFIG = tiny_config(eos_id=0, bos_id=0)
+PARAMS = random_params(CONFIG, seed=2, dtype="f16")
+REFGPT = [sys.executable, "-m", "refgpt"]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return str(write_tokenizer(write_model(tmp_path_factory.mktemp("models") / "tiny", CONFIG, PARAMS)))
+
+
+@pytest.fixture(scope="module")
+def prefix_path(tmp_path_factory):
+    return str(write_model(tmp_path_factory.mktemp("models") / "both_ways", CONFIG, PARAMS, prefix=True))
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command line in this process -> (exit status, what it printed, what it complained)."""
+
+    def run(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        return SimpleNamespace(code=code, **dict(zip(("out", "err"), capsys.readouterr(), strict=True)))
+
+    return run
+
+
+@pytest.mark.parametrize("backend", ["c", "numpy"])
+def test_generate_prints_what_the_model_writes(run, path, backend):
+    got = run("generate", "-m", path, "Once upon", "--seed", 5, "-n", 12, "--backend", backend)
+    model = refgpt.load(path, backend=backend)
+    want = model.generate("Once upon", seed=5, max_new_tokens=12, temperature=0.8, top_p=0.95).text
+    assert (got.code, got.out, got.err) == (0, want + "\n", "")
+    assert run("generate", "-m", path, "Once upon", "--seed", 5, "-n", 12, "--echo").out == f"Once upon{want}\n"
+
+
+def test_every_option_reaches_the_model(path, monkeypatch, run):
+    asked = {}
+    monkeypatch.setattr(refgpt.Model, "stream", lambda self, prompt, **params: asked.update(params) or iter([prompt]))
+    options = ["--max-new-tokens", 3, "--temperature", 0.5, "--top-k", 4, "--top-p", 0.6, "--repetition-penalty", 1.2,
+               "--presence-penalty", 0.1, "--frequency-penalty", 0.2, "--seed", 9, "--stop", "a\\nb", "--stop", "c",
+               "--ignore-eos", "--truncate", "left"]  # fmt: skip
+    assert run("generate", "-m", path, "hi", *options).out == "hi\n"
+    assert asked == {
+        "max_new_tokens": 3, "temperature": 0.5, "top_k": 4, "top_p": 0.6, "repetition_penalty": 1.2,
+        "presence_penalty": 0.1, "frequency_penalty": 0.2, "seed": 9, "stop": ["a\nb", "c"], "ignore_eos": True,
+        "truncate": "left", "logprobs": None,
+    }  # fmt: skip
+
+
+def test_loading_options_reach_the_loader(path, monkeypatch, run):
+    asked = {}
+
+    def load(path, **options):
+        asked.update(options, path=path)
+        raise refgpt.RefgptError("far enough")
+
+    monkeypatch.setattr(cli, "load", load)
+    options = ["--mask", "prefix", "--dtype", "f16", "--kv-dtype", "f16", "-t", "2"]
+    run("generate", "-m", path, "hi", "--backend", "numpy", *options)
+    told = {"path": path, "mask": "prefix", "dtype": "f16", "kv_dtype": "f16", "threads": 2, "progress": None}
+    assert asked == {**told, "backend": "numpy"}
+    run("verify", path, *options)
+    assert asked == {**told, "backend": "c"}
+
+
+@pytest.mark.parametrize("given", [b"Once upon", b"Once upon\n", b"Once upon\r\n"])
+@pytest.mark.parametrize("dash", [[], ["-"]])
+def test_the_prompt_can_come_from_standard_input(run, path, monkeypatch, given, dash):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+    got = run("generate", "-m", path, *dash, "--echo", "-n", 1, "--temp", 0)
+    assert got.code == 0 and got.out.startswith("Once upon") and len(got.out) == len("Once upon") + 2
+
+
+def test_the_prompt_can_come_from_a_file(run, path, tmp_path):
+    story = tmp_path / "story.txt"
+    story.write_text("It was\n")
+    assert run("generate", "-m", path, "-f", story, "--echo", "-n", 1).out.startswith("It was")
+    both = run("generate", "-m", path, "-f", story, "more")
+    assert (both.code, both.out) == (2, "") and "given twice" in both.err
+    story.write_bytes(b"ab\xff")
+    assert f"{story}: is not UTF-8 text; got byte 2" in run("generate", "-m", path, "-f", story).err
+    assert "cannot be read (No such file" in run("generate", "-m", path, "-f", tmp_path / "absent").err
+
+
+def test_without_a_prompt_at_a_terminal(run, path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    got = run("generate", "-m", path)
+    assert got.code == 2 and 'refgpt generate "Once upon a time"' in got.err
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["-m", "/nowhere", "hi"], "/nowhere"),
+    (["hi", "--temperature", "-1"], "temperature: cannot be used; got -1.0"),
+    (["hi", "--top-p", "nan"], "top_p: cannot be used; got nan"),
+    (["hi", "--stop", ""], "stop: cannot be used"),
+    (["hi", "--dtype", "f64"], "dtype: cannot be used; got 'f64'"),
+    (["hi", "--threads", "0"], "threads: cannot be used; got 0"),
+    (["a" * 64], "--truncate left"),
+])  # fmt: skip
+def test_unusable_input_is_one_line_and_status_2(run, path, arguments, said):
+    got = run("generate", *([] if "-m" in arguments else ["-m", path]), *arguments)
+    assert (got.code, got.out) == (2, "")
+    assert re.fullmatch(r"refgpt: error: [^\n]+\n", got.err) and said in got.err
+
+
+def test_a_prompt_that_is_too_long_can_be_cut(run, path):
+    got = run("generate", "-m", path, "a" * 64, "--truncate", "left", "-n", 4)
+    assert (got.code, got.err) == (0, "refgpt: kept the last 60 of the prompt's 64 tokens\n")
+
+
+def test_bad_usage_exits_with_2_and_help_with_0(capsys):
+    for arguments, status in [([], 2), (["dance"], 2), (["generate", "--top-k", "many"], 2), (["--help"], 0),
+                              (["generate", "-h"], 0), (["verify", "-h"], 0), (["--version"], 0)]:  # fmt: skip
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        assert end.value.code == status
+    printed = capsys.readouterr().out
+    assert refgpt.__version__ in printed and 'refgpt generate "Once upon a time"' in printed
+
+
+def test_the_prefix_mask_is_mentioned_on_standard_error(run, prefix_path):
+    got = run("generate", "-m", prefix_path, "hi")
+    assert "prefix mask: all tokens of a prompt see each other (attn.bias" in got.err
+    assert got.code == 2 and "no tokenizer" in got.err
+
+
+def test_info(run, path, prefix_path):
+    got = run("info", path)
+    assert got.code == 0 and got.err == ""
+    facts = dict(re.findall(r"^(\w+) +(.+)$", got.out, re.MULTILINE))
+    assert facts["family"] == "gptj" and facts["shape"] == str(CONFIG)
+    assert facts["parameters"] == f"{CONFIG.n_params:,}"
+    assert facts["tensors"] == "25: 25 f16"
+    assert facts["mask"].startswith("causal (") and facts["tokenizer"] == "61 ids"
+    half, whole = f"{2 * CONFIG.n_params / 1000:.3g} kB", f"{4 * CONFIG.n_params / 1000:.3g} kB"
+    assert facts["memory"] == f"weights {half} as stored, {whole} in f32, {half} in f16"
+    assert "(64 tokens) 32.8 kB in f32, 16.4 kB in f16" in got.out
+    assert re.search(r"^transformer\.h\.\*\.attn\.q_proj\.weight +f16 +2 x \[32, 32\] +4\.1 kB$", got.out, re.MULTILINE)
+    assert "transformer.h.1.attn.q_proj.weight" in run("info", path, "--tensors").out
+    other = run("info", prefix_path).out
+    source = refgpt.load(prefix_path, backend="numpy").mask_source
+    assert f"prefix ({source})" in other and "none: the model takes and gives ids" in other
+
+
+def test_info_of_nothing(run, tmp_path):
+    got = run("info", tmp_path)
+    assert (got.code, got.out) == (2, "") and str(tmp_path) in got.err
+
+
+@pytest.mark.parametrize("options", [[], ["--dtype", "f16", "--kv-dtype", "f16"], ["--prompt", "Hi there", "-t", "2"]])
+def test_verify_passes_on_a_good_model(run, path, prefix_path, options):
+    got = run("verify", path, *options)
+    assert got.code == 0 and "first divergence: none" in got.out and "BROKEN" not in got.out
+    if "--prompt" not in options:
+        assert run("verify", prefix_path, *options).code == 0
+
+
+def test_verify_names_a_broken_activation_and_exits_with_1(run, path, monkeypatch):
+    right = Runtime.logits
+
+    def wrong(self, ids, prefix_len=0, tap=None):
+        def spoilt(name, value):
+            return tap(name, -value if name == "blocks.1.attn_out" else value)
+
+        return right(self, ids, prefix_len, spoilt)
+
+    monkeypatch.setattr(Runtime, "logits", wrong)
+    got = run("verify", path)
+    assert got.code == 1 and "first divergence: blocks.1.attn_out" in got.out
+
+
+def test_verify_of_text_without_a_tokenizer(run, prefix_path):
+    got = run("verify", prefix_path, "--prompt", "hi")
+    assert got.code == 2 and "--prompt: is text, and this model has no tokenizer" in got.err
+
+
+def test_kernels_lists_every_row_of_the_table(run):
+    from refgpt.kernels import list_kernels
+
+    got = run("kernels")
+    lines = {line.split()[0]: line for line in got.out.splitlines()[1:]}
+    assert got.code == 0 and lines.keys() == {kernel.op for kernel in list_kernels()}
+    for kernel in list_kernels():
+        if kernel.active:
+            assert lines[kernel.op].split()[1] == kernel.isa
+        else:
+            assert f"{kernel.isa}: {kernel.why_not}" in lines[kernel.op]
+
+
+def test_ctrl_c_ends_with_the_text_so_far(path, monkeypatch, run):
+    def stream(self, prompt, **params):
+        yield "so far"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(refgpt.Model, "stream", stream)
+    got = run("generate", "-m", path, "hi")
+    assert (got.code, got.out, got.err) == (130, "so far\n", "")
+
+
+def test_ctrl_c_in_a_process_of_its_own(tmp_path):
+    config = tiny_config(n_ctx=4096, n_layer=2)
+    write_tokenizer(write_model(tmp_path, config, random_params(config, 0, "f16")))
+    command = [*REFGPT, "generate", "-m", str(tmp_path), "Hi", "-n", "4000", "--backend", "numpy"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    first = os.read(process.stdout.fileno(), 1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, b"")
+    assert first and out.endswith(b"\n")
+
+
+def test_a_reader_that_leaves_early_is_no_error(path):
+    command = [*REFGPT, "generate", "-m", path, "Hi", "-n", "60", "--ignore-eos", "--backend", "numpy"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(30) == 0
+
+
+def test_text_is_streamed_and_nothing_else_when_piped(path):
+    command = [*REFGPT, "generate", "-m", path, "Hi", "-n", "20", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    want = refgpt.load(path).generate("Hi", max_new_tokens=20, seed=1, temperature=0.8, top_p=0.95).text
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, want + "\n", b"")
+
+
+def test_a_terminal_that_cannot_show_a_character_shows_the_rest(path, monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    monkeypatch.setattr(refgpt.Model, "stream", lambda self, prompt, **params: iter(["caf", "é!"]))
+    assert cli.main(["generate", "-m", path, "hi"]) == 0
+    assert shown.getvalue() == b"caf?!\n"
+
+
+def progress_shown(monkeypatch, n_total):
+    """What a terminal on standard error shows while ``n_total`` bytes are loaded."""
+    mine, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    with open(theirs, "w") as terminal, monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", terminal)
+        with cli._progress_bar() as progress:
+            for done in (n_total // 2, n_total):
+                time.sleep(0.15)
+                progress(done, n_total)
+        terminal.write(".")
+    return os.read(mine, 10_000).decode()
+
+
+def test_a_progress_bar_for_long_loads_at_a_terminal_only(monkeypatch):
+    assert "loading: 100%" in progress_shown(monkeypatch, 12_000_000_000)
+    assert progress_shown(monkeypatch, 20_000_000) == "."
+    with cli._progress_bar() as progress:  # captured, not a terminal
+        assert progress is None
+
+
+def test_sizes_have_three_digits():
+    sizes = [0, 999, 1000, 12_102_000_000, 999_600, 5e15]
+    assert [cli._size(n) for n in sizes] == ["0 B", "999 B", "1 kB", "12.1 GB", "1 MB", "5e+03 TB"]

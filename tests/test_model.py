@@ -1,0 +1,199 @@
+"""Loading and using a model, through both backends."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+from model_files import write_model, write_tokenizer
+from tiny import random_params, tiny_config
+
+import refgpt
+from refgpt.params import kept_leaf
+from refgpt.spec import forward, tap_names
+
+CONFIG = tiny_config(eos_id=0, bos_id=0)
+PARAMS = random_params(CONFIG, seed=2, dtype="f16")
+IDS = [3, 1, 4, 1, 5, 9, 2, 6]
+BACKENDS = ["c", "numpy"]
+# Of the logits' standard deviation; the derived bounds, activation by activation, are held in the runtime's own tests.
+FLOAT32_CLOSE = 1e-4
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_tokenizer(write_model(tmp_path_factory.mktemp("models") / "causal", CONFIG, PARAMS))
+
+
+@pytest.fixture(scope="module")
+def prefix_path(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("models") / "both_ways", CONFIG, PARAMS, prefix=True)
+
+
+def assert_close(got, want):
+    assert (np.abs(got - want) <= FLOAT32_CLOSE * want.std()).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("prefix_len", [0, 5])
+@pytest.mark.parametrize("dtype", [None, "f32", "f16"])
+def test_logits_and_trace_are_the_specs(path, backend, prefix_len, dtype):
+    model = refgpt.load(path, backend=backend, dtype=dtype, threads=1)
+    got = model.logits(IDS, prefix_len)
+    assert got.shape == (len(IDS), CONFIG.n_vocab) and got.dtype == np.float32
+    assert_close(got, forward(PARAMS, CONFIG, IDS, prefix_len))
+    trace = model.trace(IDS, prefix_len)
+    assert list(trace) == tap_names(CONFIG)
+    assert (trace["logits"] == got).all()
+
+
+def test_numpy_float64_is_the_oracle_itself(path):
+    got = refgpt.load(path, backend="numpy", dtype="f64").logits(IDS, 2)
+    assert got.dtype == np.float64
+    assert (got == forward(PARAMS, CONFIG, IDS, 2)).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_f16_rounds_matrices_and_nothing_else(tmp_path, backend):
+    wide = random_params(CONFIG, seed=2)
+    model = refgpt.load(write_model(tmp_path, CONFIG, wide), backend=backend, dtype="f16", threads=1)
+    rounded = wide.map(lambda leaf: kept_leaf("", leaf, "f16"))
+    assert rounded.wte.dtype == np.float16 and rounded.b_head.dtype == np.float32
+    want = forward(rounded, CONFIG, IDS)
+    assert np.abs(want - forward(wide, CONFIG, IDS)).max() > 2 * FLOAT32_CLOSE * want.std()
+    assert_close(model.logits(IDS), want)
+    kept = model.params()
+    assert all((a == b).all() for (_, a), (_, b) in zip(kept.items(), rounded.items(), strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_generating_from_text(path, backend):
+    model = refgpt.load(path, backend=backend, threads=1)
+    params = {"max_new_tokens": 20, "seed": 4, "ignore_eos": True, "stop": ["qqqq"]}
+    one = model.generate("Once upon", **params)
+    assert one.n_prompt == 9 and len(one.ids) == 20
+    assert one.text == model.tokenizer.decode(one.ids)
+    assert "".join(model.stream("Once upon", **params)) == one.text
+    assert model.generate(model.tokenizer.encode("Once upon"), **params) == one
+    assert model.generate(["a", "Once upon", [5, 6]], **params)[1] == one
+
+
+def test_both_backends_write_the_same(path):
+    texts = {refgpt.load(path, backend=backend, threads=1).generate("Hi", seed=1, max_new_tokens=30).text
+             for backend in BACKENDS}  # fmt: skip
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_threads_do_not_change_the_text(path, backend):
+    texts = {refgpt.load(path, backend=backend, threads=n).generate("Hi", seed=3).text for n in (1, 2, 3)}
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_model_without_tokenizer_runs_on_ids(prefix_path, backend):
+    model = refgpt.load(prefix_path, backend=backend, threads=1)
+    assert model.tokenizer is None
+    got = model.generate([1, 2, 3], max_new_tokens=4, temperature=0, ignore_eos=True)
+    assert (got.text, len(got.ids)) == ("", 4)
+    with pytest.raises(refgpt.GenerationError, match="no tokenizer, so there is no text to stream"):
+        model.stream([1, 2, 3])
+    with pytest.raises(refgpt.GenerationError, match="no tokenizer"):
+        model.generate("text")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_prefix_mask_is_found_said_and_used(prefix_path, backend, caplog):
+    with caplog.at_level(logging.INFO, "refgpt"):
+        model = refgpt.load(prefix_path, backend=backend, threads=1)
+    assert model.mask == "prefix" and "all ones" in model.mask_source
+    assert "prefix mask" in caplog.text and model.mask_source in caplog.text
+    got = model.generate(IDS, max_new_tokens=10, temperature=0, ignore_eos=True)
+    rows = forward(PARAMS, CONFIG, [*IDS, *got.ids], prefix_len=len(IDS))
+    assert got.ids == rows[len(IDS) - 1 : -1].argmax(-1).tolist()
+
+
+def test_the_mask_can_be_told(path, prefix_path, caplog):
+    with caplog.at_level(logging.INFO, "refgpt"):
+        causal = refgpt.load(prefix_path, backend="numpy", mask="causal")
+        assert caplog.text == ""
+        prefix = refgpt.load(path, backend="numpy", mask="prefix")
+    assert (causal.mask, prefix.mask) == ("causal", "prefix")
+    greedy = {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True}
+    assert causal.generate(IDS, **greedy).ids != prefix.generate(IDS, **greedy).ids
+
+
+def test_stream_takes_one_prompt_and_complains_at_the_call(path):
+    model = refgpt.load(path, backend="numpy")
+    with pytest.raises(refgpt.GenerationError, match="stream: takes one prompt; got a list of 2"):
+        model.stream(["a", "b"])
+    with pytest.raises(refgpt.GenerationError, match="temperature"):
+        model.stream("a", temperature=-1)
+    with pytest.raises(refgpt.GenerationError, match="truncate='left'"):
+        model.stream("a" * 64)
+    with pytest.raises(TypeError, match="temprature"):
+        model.generate("a", temprature=1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ids_that_cannot_be_used_are_refused(path, backend):
+    model = refgpt.load(path, backend=backend, threads=1)
+    for ids in ([], [61], [-1], [0.5], [0] * 65, [[1]]):
+        for ask in (model.logits, model.trace):
+            with pytest.raises(refgpt.GenerationError):
+                ask(ids)
+    for prefix_len in (-1, 3, 1.0):
+        with pytest.raises(refgpt.GenerationError, match="prefix_len"):
+            model.logits([1, 2], prefix_len)
+
+
+@pytest.mark.parametrize("name, value, wanted", [
+    ("backend", "cuda", "'c', 'numpy'"), ("dtype", "f64", "None, 'f32', 'f16'"), ("dtype", "float16", "'f16'"),
+    ("mask", "bidirectional", "'auto', 'causal', 'prefix'"), ("threads", 0, "whole number"), ("threads", True, "whole"),
+    ("threads", "2", "whole"), ("kv_dtype", "bf16", "None, 'f32', 'f16'"), ("dtype", ["f16"], "'f16'"),
+])  # fmt: skip
+def test_arguments_that_make_no_sense_are_named(name, value, wanted):
+    with pytest.raises(refgpt.RefgptError, match=f"^{name}: cannot be used; got .*wanted .*{wanted}"):
+        refgpt.load("/nowhere", **{name: value})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_that_are_not_finite_are_refused(tmp_path, backend):
+    spoilt = dataclasses.replace(PARAMS, b_head=PARAMS.b_head.copy())
+    spoilt.b_head[7] = np.nan
+    with pytest.raises(refgpt.CheckpointError, match=r"b_head.*NaN"):
+        refgpt.load(write_model(tmp_path, CONFIG, spoilt), backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_beyond_float16_are_refused_as_float16(tmp_path, backend):
+    huge = dataclasses.replace(random_params(CONFIG, 0), wte=np.full_like(PARAMS.wte, 7e4, np.float32))
+    write_model(tmp_path, CONFIG, huge)
+    with pytest.raises(refgpt.CheckpointError, match=r"^wte: .*float16.*f32"):
+        refgpt.load(tmp_path, backend=backend, dtype="f16")
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(refgpt.RefgptError, match="no such"):
+        refgpt.load(tmp_path / "absent", backend="numpy")
+
+
+def test_progress_counts_up_to_everything(path):
+    seen = []
+    refgpt.load(path, progress=lambda done, total: seen.append((done, total)))
+    done, totals = zip(*seen, strict=True)
+    assert list(done) == sorted(done) and {done[-1]} == set(totals) == {sum(leaf.nbytes for _, leaf in PARAMS.items())}
+
+
+def test_repr_names_what_was_loaded(path):
+    shown = repr(refgpt.load(path, backend="numpy", dtype="f16"))
+    for part in (str(path), "numpy", "f16", "causal", "n_layer=2"):
+        assert part in shown
+
+
+def test_the_default_model_is_looked_for_in_the_package_or_beside_it():
+    assert refgpt.default_model_path().parts[-2:] in {("refgpt", "default_model"), ("weights", "default")}
