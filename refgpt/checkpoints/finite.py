@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from refgpt.checkpoints.mapped import file_of
+from refgpt.checkpoints.report import tensor_at
 from refgpt.errors import CheckpointError
 from refgpt.params import STORED_DTYPES
 
@@ -39,12 +41,13 @@ def check_finite(name: str, array: np.ndarray) -> None:
     Raises
     ------
     CheckpointError
-        Naming the leaf.
+        Naming the leaf and, if it is mapped, its file.
     """
     if not all_finite(array):
+        mapped = file_of(array)
         raise CheckpointError(
             "the weights hold NaN or infinity",
-            where=name,
+            where=name if mapped is None else tensor_at(mapped.path, name),
             wanted="finite numbers",
             fix="download the file again; if it was converted to float16, use bfloat16 or float32",
         )

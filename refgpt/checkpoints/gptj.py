@@ -32,6 +32,8 @@ BLOCK_LEAVES = {
     "wq": "attn.q_proj.weight", "wk": "attn.k_proj.weight", "wv": "attn.v_proj.weight", "wo": "attn.out_proj.weight",
     "w_in": "mlp.fc_in.weight", "b_in": "mlp.fc_in.bias", "w_out": "mlp.fc_out.weight", "b_out": "mlp.fc_out.bias",
 }  # fmt: skip
+#: The name of a leaf inside a sentence.
+LEAF = re.compile(rf"\b(blocks\.\d+\.({'|'.join(BLOCK_LEAVES)})|{'|'.join(LEAVES)})\b")
 
 #: Everything but the head may be written with this in front (the whole model) or without (its body saved alone).
 BODY = "transformer."
@@ -88,12 +90,17 @@ def read_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
                 got=shown(raw[key]),
                 wanted=" or ".join(map(repr, accepted)),
             )
-    given = {field: _value(raw, keys, path) for field, keys in KEYS.items() if any(key in raw for key in keys)}
+    given: dict[str, Any] = {
+        field: _value(raw, keys, path) for field, keys in KEYS.items() if any(key in raw for key in keys)
+    }
     n_vocab, d_model = given.get("n_vocab", ModelConfig.n_vocab), given.get("d_model", ModelConfig.d_model)
     for field in ("bos_id", "eos_id"):
         given[field] = _token_id(given.get(field, ModelConfig.eos_id), n_vocab, path)
     if given.get("d_ff") is None and isinstance(d_model, int):
         given["d_ff"] = 4 * d_model
+    for field, value in given.items():
+        if not isinstance(value, (int, float, type(None))):
+            raise ConfigError(f"{KEYS[field][0]} is not a number", where=path, got=shown(value))
     try:
         return ModelConfig(**given)
     except ConfigError as fault:
@@ -190,7 +197,8 @@ def build_params(weights: Mapping[str, np.ndarray], config: ModelConfig, tied: b
     try:
         check(params, config)
     except CheckpointError as fault:
-        raise CheckpointError(fault.what, where=path, got=fault.got, fix=fault.fix) from fault
+        in_file = LEAF.sub(lambda leaf: tensor_name(leaf[0]), str(fault.got))
+        raise CheckpointError(fault.what, where=path, got=in_file, fix=fault.fix) from fault
     return params
 
 

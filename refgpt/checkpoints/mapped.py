@@ -101,6 +101,14 @@ def view(
     return array
 
 
+def file_of(array: np.ndarray) -> MappedFile | None:
+    """The mapped file that an array views; None for an array in ordinary memory."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, MappedFile) else None
+
+
 def release(array: np.ndarray) -> None:
     """Give the memory of a mapped array back to the operating system; reading the array again brings it back.
 
@@ -111,15 +119,13 @@ def release(array: np.ndarray) -> None:
     array : ndarray
         Any array. Pages that it shares with its neighbours in the file are released as well, which costs them a read.
     """
-    base: object = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if not isinstance(base, MappedFile) or not array.size or not hasattr(mmap, "MADV_DONTNEED"):
+    mapped = file_of(array)
+    if mapped is None or not array.size or not hasattr(mmap, "MADV_DONTNEED"):
         return
-    first_byte = np.frombuffer(base, np.uint8).__array_interface__["data"][0]
+    first_byte = np.frombuffer(mapped, np.uint8).__array_interface__["data"][0]
     start = array.__array_interface__["data"][0] - first_byte
     steps = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
     stop = start + sum(step for step in steps if step > 0) + array.itemsize
     start += sum(step for step in steps if step < 0)
     start -= start % mmap.PAGESIZE
-    base.madvise(mmap.MADV_DONTNEED, start, stop - start)
+    mapped.madvise(mmap.MADV_DONTNEED, start, stop - start)

@@ -60,9 +60,9 @@ def find_mask(buffers: Mapping[str, np.ndarray], n_ctx: int, names: tuple[str, .
             fix='say which mask is right with mask="causal" or mask="prefix"',
         )
     if patterns == {"prefix"}:
-        return "prefix", f"attn.bias is all ones in {len(found)} layers, as in GPT-JT"
+        return "prefix", f"attn.bias is all ones in every layer that stores it ({len(found)}), as in GPT-JT"
     if patterns == {"causal"}:
-        return "causal", f"attn.bias is lower triangular in {len(found)} layers"
+        return "causal", f"attn.bias is lower triangular in every layer that stores it ({len(found)})"
     if called := next((name for name in names if GPT_JT.search(name)), None):
         return "prefix", f"no attn.bias says otherwise, and the model is called {called}"
     return "causal", "no attn.bias is stored; causal is GPT-J's mask"

@@ -23,8 +23,9 @@ from refgpt.checkpoints.report import listed, shown
 from refgpt.errors import CheckpointError
 from refgpt.params import BFLOAT16
 
-#: The program of a 6B model takes about 60 kB, and its stack holds some two thousand values.
+#: The program of a 6B model takes some 60 kB and 15,000 instructions, and its stack holds two thousand values.
 LARGEST_PROGRAM = 1 << 20
+MOST_INSTRUCTIONS = 1 << 16
 DEEPEST_STACK = 4096
 
 
@@ -128,7 +129,9 @@ class Machine:
         """
         if len(self.program) > LARGEST_PROGRAM:
             self.refuse("the list of tensors is absurdly long", f"{len(self.program)} bytes")
-        while (code := self.read(1)) != b".":
+        for _ in range(MOST_INSTRUCTIONS):
+            if (code := self.read(1)) == b".":
+                return self.finish()
             instruction = INSTRUCTIONS.get(code)
             if instruction is None:
                 known = [op.name for op in pickletools.opcodes if op.code == code.decode("latin-1")]
@@ -136,6 +139,10 @@ class Machine:
             instruction(self)
             if len(self.stack) > DEEPEST_STACK:
                 self.refuse("the list of tensors is absurdly nested")
+        self.refuse("the list of tensors is absurdly long", f"more than {MOST_INSTRUCTIONS} instructions")
+
+    def finish(self) -> object:
+        """The one value that must be left at the end."""
         if self.at != len(self.program):
             self.refuse("there is data after the end of the list of tensors")
         result = self.pop()
@@ -193,8 +200,7 @@ class Machine:
         return values
 
     def push_tuple(self, n_values: int) -> None:
-        values = [self.pop() for _ in range(n_values)]
-        self.push(tuple(reversed(values)))
+        self.push(tuple([self.pop() for _ in range(n_values)][::-1]))
 
     def put(self, index: int) -> None:
         self.push(value := self.pop())

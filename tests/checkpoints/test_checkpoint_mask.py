@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from refgpt.checkpoints.mask import find_mask
+from refgpt.errors import CheckpointError
+from refgpt.params import BFLOAT16
+
+N = 300  # more than one strip of rows
+
+
+def find(*masks, n_ctx=N, names=(), path="here"):
+    return find_mask({f"h.{i}.attn.bias": mask for i, mask in enumerate(masks)}, n_ctx, names, path)
+
+
+def bfloat16(mask):
+    return (mask.astype("<f4").view("<u4") >> 16).astype("<u2").view(BFLOAT16)
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", "<f2", "<f4", "<f8", "<i8", "bf16"])
+@pytest.mark.parametrize("lead", [(1, 1), (1,), ()])
+def test_pattern(dtype, lead):
+    convert = bfloat16 if dtype == "bf16" else lambda mask: mask.astype(dtype)
+    causal, ones = (convert(mask).reshape(*lead, N, N) for mask in (np.tri(N), np.ones((N, N))))
+    assert find(causal, causal) == ("causal", "attn.bias is lower triangular in every layer that stores it (2)")
+    assert find(ones, ones) == ("prefix", "attn.bias is all ones in every layer that stores it (2), as in GPT-JT")
+
+
+def one_changed(mask, row, column):
+    mask = mask.astype(bool)
+    mask[row, column] ^= True
+    return mask
+
+
+@pytest.mark.parametrize("row", [0, 1, 255, 256, 298, 299])
+def test_one_wrong_element_is_noticed(row):
+    for column in (0, row, min(row + 1, N - 1), N - 1):
+        for mask in (np.tri(N), np.ones((N, N))):
+            with pytest.raises(CheckpointError, match='h.0.attn.bias other.*mask="prefix"'):
+                find(one_changed(mask, row, column))
+
+
+def test_layers_must_agree():
+    with pytest.raises(CheckpointError, match=r"h.0.attn.bias causal, h.1.attn.bias prefix"):
+        find(np.tri(5), np.ones((5, 5)))
+
+
+def test_only_positions_that_can_occur_are_looked_at():
+    mask = np.tri(10)
+    mask[9, 0], mask[2, 9] = 0, 1
+    assert find(mask, n_ctx=9)[0] == "causal"
+    assert find(np.tri(4), n_ctx=9)[0] == "causal"
+    assert find(np.ones((1, 1, 1, 1)))[0] == "causal"
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (0, 0), (2, 3), (2, 4, 4), (1, 1, 0, 0)])
+def test_other_shapes_say_nothing(shape):
+    assert find(np.ones(shape)) == ("causal", "no attn.bias is stored; causal is GPT-J's mask")
+    assert find_mask({"h.0.attn.masked_bias": np.ones((3, 3))}, 3, (), "here")[0] == "causal"
+
+
+@pytest.mark.parametrize("name", ["togethercomputer/GPT-JT-6B-v1", "gpt-jt-moderation", "my_GPT_JT"])
+def test_a_name_speaks_only_if_no_buffer_does(name):
+    assert find(names=("other", name)) == ("prefix", f"no attn.bias says otherwise, and the model is called {name}")
+    assert find(np.tri(3), names=(name,))[0] == "causal"
+    assert find(names=("EleutherAI/gpt-j-6b",))[0] == "causal"
