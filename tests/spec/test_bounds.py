@@ -108,6 +108,7 @@ ROWS = {
     "constant": np.full((1, 33), 0.1, F32),
     "zero": np.zeros((1, 8), F32),
     "one outlier": np.concatenate([normal(4, 40), np.full((4, 1), 3e4, F32)], axis=1),
+    "a mean whose error swamps the variance": np.array([[*[16000.77] * 4000, 16026.0]], F32),
     "tiny": normal(3, 16) * F32(1e-20),
     "one wide": normal(5, 1),
 }
@@ -145,6 +146,15 @@ def test_layer_norm_notices_another_variance_another_epsilon_and_a_lost_shift():
 def test_softmax(spread, n):
     scores = normal(4, n) * F32(spread)
     assert inside(softmax(scores), softmax(scores.astype(np.float64)), b.softmax_bound(scores)) <= 1
+
+
+def test_softmax_of_many_with_the_sum_in_order():
+    scores = np.full((1, 20000), -0.1, F32)  # equal terms, so that the sum's roundings add up
+    scores[0, 0] = 0
+    powers = np.exp(scores)
+    got, want = powers / sum_in_order(powers)[:, None], softmax(scores.astype(np.float64))
+    assert np.abs(got / want - 1).max() > 5 * b.EXP_ERROR
+    assert inside(got, want, b.softmax_bound(scores)) <= 1
 
 
 def test_softmax_asks_for_exact_zeros_where_masked():
@@ -255,6 +265,13 @@ def test_attention(sharpness, mask, kv_dtype):
     assert inside(mix(got, kept[1]), mix(*wide(got, v)), b.z_bound(got, v, kv_dtype)) <= 1
     exact = mix(pattern_of(*wide(q, k), mask), v.astype(np.float64))
     assert inside(mix(got, kept[1]), exact, b.attention_bound(q, k, v, mask, kv_dtype)) <= 1
+
+
+def test_pattern_of_long_rows_with_the_products_in_order():
+    q, k, mask = np.abs(normal(9, 2, 300)) * F32(5), np.abs(normal(9, 2, 300)), causal_mask(9)
+    products = sum_in_order(np.einsum("thd,shd->htsd", q, k)) / F32(math.sqrt(300))
+    got = softmax(np.where(mask, products, F32(-np.inf)))
+    assert inside(got, pattern_of(*wide(q, k), mask), b.pattern_bound(q, k, mask)) <= 1
 
 
 def test_attention_notices_faults():
