@@ -203,6 +203,24 @@ def test_merges_with_windows_line_ends_and_without_the_version_line(trained, byt
         assert load_tokenizer(tmp_path).encode(text) == byte_level.encode(text)
 
 
+def test_two_files_are_split_into_words_before_they_are_merged(description, tmp_path):
+    description["model"]["merges"].insert(0, ["e", "Ġ"])
+    description["model"]["vocab"]["eĠ"] = 320
+    assert 320 not in load_tokenizer(write_pair(tmp_path, description)).encode("the mill, she said")
+
+
+def test_ignore_merges_is_honoured(description, tmp_path):
+    description["model"]["vocab"]["Ġzq"] = 320
+    assert 320 not in load_tokenizer(write_json(tmp_path, "tokenizer.json", description)).encode("a zq")
+    description["model"]["ignore_merges"] = True
+    assert 320 in load_tokenizer(write_json(tmp_path, "tokenizer.json", description)).encode("a zq")
+
+
+def test_a_token_with_other_characters_than_letters_is_plain_text(description, tmp_path):
+    description["model"]["vocab"] |= {"a b": 320, "€é": 321}
+    assert load_tokenizer(write_json(tmp_path, "tokenizer.json", description)).decode([320, 321]) == "a b€é"
+
+
 def test_a_merge_may_begin_with_a_hash(description, tmp_path):
     description["model"]["merges"].insert(0, ["#", "#"])
     description["model"]["vocab"]["##"] = 320
