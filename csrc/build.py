@@ -71,7 +71,9 @@ class BuildKernels(build_ext):
             return []
         with tempfile.TemporaryDirectory() as temp:
             probe = Path(temp, "probe.c")
-            probe.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n", encoding="utf-8")
+            probe.write_text(
+                "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n", encoding="utf-8"
+            )
             try:
                 objects = self.compiler.compile([str(probe)], output_dir="/", extra_postargs=["-fopenmp"])
                 self.compiler.link_executable(objects, str(Path(temp, "probe")), extra_postargs=["-fopenmp"])

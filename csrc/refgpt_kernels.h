@@ -10,7 +10,7 @@
  * Panels. Matrices that are multiplied are stored as panels of 16 rows ("lanes"): panel p, inner index k, lane l lies at
  * ((p * n_inner) + k) * 16 + l and holds row 16p + l. Lanes past the last row are zero and are never stored to an output.
  *
- * Order of every inner sum ("chunked"): the inner dimension is cut into chunks of 64 from index 0; within a chunk one
+ * Order of every inner sum ("chunked"): the inner dimension is cut into chunks of 32 from index 0; within a chunk one
  * accumulator starts at +0 and takes fma(weight, x, accumulator) with ascending k; finished chunks are added with ascending
  * chunk to a total, which starts at the bias (or +0). Adding zeros at the end changes nothing, so a causal row has the same
  * bits however many masked keys follow it.

@@ -1,4 +1,4 @@
-"""The errors that input can cause. Each says what is wrong, where, what was got, what was wanted and what to do next."""
+"""The errors that input can cause. Each says what is wrong, where, what was got and wanted, and what to do."""
 
 
 class RefgptError(Exception):
@@ -16,7 +16,9 @@ class RefgptError(Exception):
         What the reader can do next.
     """
 
-    def __init__(self, what: str, *, where: object = None, got: object = None, wanted: object = None, fix: str = "") -> None:
+    def __init__(
+        self, what: str, *, where: object = None, got: object = None, wanted: object = None, fix: str = ""
+    ) -> None:
         self.what, self.where, self.got, self.wanted, self.fix = what, where, got, wanted, fix
         parts = [what if where is None else f"{where}: {what}"]
         if got is not None:

@@ -1,7 +1,8 @@
 """The parameter tree of a GPT-J: dataclasses of arrays, matrices as ``[out, in]`` like the checkpoints.
 
 Leaves keep the dtype they were stored in and are usually memory maps: a tree of a 24 GB checkpoint costs nothing until
-it is read. NumPy has no bfloat16, so such a leaf has the structured dtype ``BFLOAT16``; ``widen`` turns any leaf into floats.
+it is read. NumPy has no bfloat16, so such a leaf has the structured dtype ``BFLOAT16``; ``widen`` turns any leaf into
+floats.
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ from transformers import GPTJConfig, GPTJForCausalLM
 
 N_VOCAB, N_CTX = 4096, 512
 TOKENS_PER_STEP = 4096
-OPENING = re.compile(r"(Once upon a|Once on a time|There was once|There were once|There once|Once there|Long,? long ago)")
+OPENING = re.compile(
+    r"(Once upon a|Once on a time|There was once|There were once|There once|Once there|Long,? long ago)"
+)
 SOURCE = re.compile(r"(\(\d+\) |\[?From the |Translated from |Grimm\.$|\[FN)")
 ENDING = re.compile(r"(ever after(wards)?|THE END|The End)[.!]?['\")]*$")
 
@@ -184,7 +186,9 @@ def train(corpus: Path, out: Path, work: Path, n_steps: int) -> None:
         raise SystemExit(f"{corpus}: needs train_*.txt and val_*.txt")
     tokenizer = train_tokenizer(train_files, work)
     streams = [encode_file(tokenizer, f) for f in train_files]
-    sizes = np.array([len(s) * (1.0 if f.stem == "train_kids" else 0.3) for f, s in zip(train_files, streams, strict=True)])
+    sizes = np.array(
+        [len(s) * (1.0 if f.stem == "train_kids" else 0.3) for f, s in zip(train_files, streams, strict=True)]
+    )
     print({f.name: len(s) for f, s in zip(train_files, streams, strict=True)}, "tokens", flush=True)
 
     torch.manual_seed(1234)

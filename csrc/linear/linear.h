@@ -5,7 +5,7 @@
  * a block of TILE_PANELS x 128 weights waits in the L1 cache, widened once. Totals are kept in a buffer until they are
  * done: y's rows are often a power of two apart, which would make them fight for the same lines of the cache. */
 
-enum { BLOCK = 2 * CHUNK, ROW_BLOCK = 128 };
+enum { BLOCK = 4 * CHUNK, ROW_BLOCK = 128 };
 
 static void start_totals(float *totals, int64_t stride, int64_t n_rows, int64_t n_outputs, const float *bias) {
     for (int64_t r = 0; r < n_rows; r++)

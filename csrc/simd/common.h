@@ -7,7 +7,7 @@
 /* The name and signature of a kernel: KERNEL(softmax) is refgpt_softmax_avx2(args, begin, end, worker) in the AVX2 build. */
 #define KERNEL(op) void PASTE3(refgpt_, op, ISA)(const void *args, int64_t begin, int64_t end, int64_t worker)
 
-enum { LANES = 16, CHUNK = 64, FEW_ROWS = 8 };
+enum { LANES = 16, CHUNK = 32, FEW_ROWS = 8 };
 enum dtype { F32, F16, BF16 };
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -1,8 +1,8 @@
 """One function a kernel: check the arrays, fill the argument struct, make one C call.
 
-Every function takes ``threads`` (None: all processors) and ``kernel`` (None: the active one; a ``Kernel`` row to compare
-rows with one another). Arrays are float32 and C-contiguous unless said otherwise; ``out`` is allocated where it is not
-given. The arithmetic and its order are written down in ``csrc/refgpt_kernels.h``.
+Every function takes ``threads`` (None: all processors) and ``kernel`` (None: the active one; a ``Kernel`` row to
+compare rows with one another). Arrays are float32 and C-contiguous unless said otherwise; ``out`` is allocated where
+it is not given. The arithmetic and its order are written down in ``csrc/refgpt_kernels.h``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 
 from refgpt.errors import KernelError
 from refgpt.kernels.panels import LANES, Panels, aligned_zeros, n_panels
-from refgpt.kernels.registry import Kernel, active, ffi, lib
+from refgpt.kernels.native import ffi, lib
+from refgpt.kernels.registry import Kernel, active
 from refgpt.kernels.threads import default_threads
 from refgpt.params import BFLOAT16
 
@@ -21,6 +22,7 @@ F32 = np.dtype(np.float32)
 I64 = np.dtype(np.int64)
 DTYPE_NAMES = {F32: "f32", np.dtype(np.float16): "f16", BFLOAT16: "bf16"}
 FEW_ROWS = 8  # that linear takes unpacked; also the most rows of a query tile
+SMALLEST_PIECE = 1 << 17  # multiplications; some tens of microseconds
 QUERY_TILE = np.dtype([("first_row", I64), ("n_rows", I64), ("slot", I64)])
 
 
@@ -41,9 +43,10 @@ def linear(
                  x_panels=ffi.NULL if x_panels is None else ffi.cast("float *", x_panels.pointer),
                  bias=ffi.NULL if bias is None else _floats("bias", bias, (w.n_out,)),
                  y=_floats("out", y, (n_rows, w.n_out)), n_rows=n_rows, n_in=n_in, n_out=w.n_out)  # fmt: skip
-    # 12 panels are whole groups for every instruction set; a small matrix is not worth waking a thread for.
-    few = n_rows * n_in * LANES * 12 < 1 << 17
-    _run(kernel or active(f"linear_{w.dtype}"), args, n_panels(w.n_out), 48 if few else 12, threads)
+    # Pieces are whole groups of panels (4 or 3 of them side by side), and large enough to be worth waking a thread for.
+    group = 4 if n_rows == 1 else 12
+    grain = group * max(1, SMALLEST_PIECE // max(1, n_rows * n_in * LANES * group))
+    _run(kernel or active(f"linear_{w.dtype}"), args, n_panels(w.n_out), grain, threads)
     return y
 
 
@@ -59,8 +62,7 @@ def embedding(
     n_vocab, n = _shape("table", table, (None, None))
     (n_rows,) = _shape("ids", ids, (None,))
     dtype = _dtype_name("table", table)
-    if n_rows and not 0 <= ids.min() <= ids.max() < n_vocab:
-        raise KernelError("an id has no row in the table", where="ids", got=f"{ids.min()} .. {ids.max()}", wanted=f"0 .. {n_vocab - 1}")
+    _within("ids", ids, 0, n_vocab)
     y = _output(out, (n_rows, n))
     args = _args("embedding", table=ffi.from_buffer(_contiguous("table", table)), ids=_indices("ids", ids),
                  y=_floats("out", y, (n_rows, n)), n=n)  # fmt: skip
@@ -105,7 +107,13 @@ def row_sum(x: np.ndarray, *, threads: int | None = None, kernel: Kernel | None 
     """Sums of the rows of x [t, n] as [t]: the yardstick for how fast memory is read."""
     n_rows, n = _shape("x", x, (None, None))
     y = np.empty(n_rows, np.float32)
-    _run(kernel or active("row_sum"), _args("row_sum", x=_floats("x", x, x.shape), y=_floats("y", y, y.shape), n=n), n_rows, 1, threads)
+    _run(
+        kernel or active("row_sum"),
+        _args("row_sum", x=_floats("x", x, x.shape), y=_floats("y", y, y.shape), n=n),
+        n_rows,
+        1,
+        threads,
+    )
     return y
 
 
@@ -126,10 +134,11 @@ def rotary(
     n_rows, n_head, d_head = _shape("x", x, (None, None, None))
     n_ctx, d_rotary = _shape("cos", cos, (None, None))
     if d_rotary % 2 or d_rotary > d_head:
-        raise KernelError("the rotated dimensions do not fit the head", where="cos", got=d_rotary, wanted=f"even, at most {d_head}")
+        raise KernelError(
+            "the rotated dimensions do not fit the head", where="cos", got=d_rotary, wanted=f"even, at most {d_head}"
+        )
     _shape("positions", positions, (n_rows,))
-    if n_rows and not 0 <= positions.min() <= positions.max() < n_ctx:
-        raise KernelError("a position lies outside the tables", where="positions", got=positions.max(), wanted=f"0 .. {n_ctx - 1}")
+    _within("positions", positions, 0, n_ctx)
     y = _output(out, x.shape)
     args = _args("rotary", x=_floats("x", x, x.shape), cos=_floats("cos", cos, (n_ctx, d_rotary)),
                  sin=_floats("sin", sin, (n_ctx, d_rotary)), positions=_indices("positions", positions),
@@ -169,10 +178,10 @@ def kv_append(
     """
     n_rows, n_head, d_head = _shape("k", k, (None, None, None))
     n_slots, capacity, dtype = _cache(k_cache, v_cache, n_head, d_head)
-    for name, index, most in (("positions", positions, capacity), ("slots", slots, n_slots)):
-        _shape(name, index, (n_rows,))
-        if n_rows and not 0 <= index.min() <= index.max() < most:
-            raise KernelError("an index lies outside the cache", where=name, got=index.max(), wanted=f"0 .. {most - 1}")
+    _shape("positions", positions, (n_rows,))
+    _shape("slots", slots, (n_rows,))
+    _within("positions", positions, 0, capacity)
+    _within("slots", slots, 0, n_slots)
     args = _args("kv_append", k=_floats("k", k, k.shape), v=_floats("v", v, k.shape), k_cache=ffi.from_buffer(k_cache),
                  v_cache=ffi.from_buffer(v_cache), positions=_indices("positions", positions),
                  slots=_indices("slots", slots), n_head=n_head, d_head=d_head, capacity=capacity)  # fmt: skip
@@ -221,8 +230,7 @@ def attention(
     n_threads = threads or default_threads()
     _shape("n_visible", n_visible, (n_rows,))
     n_keys = capacity if pattern is None else _shape("pattern", pattern, (n_head, n_rows, None))[2]
-    if n_rows and not 1 <= n_visible.min() <= n_visible.max() <= min(capacity, n_keys):
-        raise KernelError("a row sees no key, or more than there are", where="n_visible", got=n_visible.tolist(), wanted=f"1 .. {min(capacity, n_keys)}")
+    _within("n_visible", n_visible, 1, min(capacity, n_keys) + 1)
     if tiles.dtype != QUERY_TILE or tiles["n_rows"].sum() != n_rows or (n_rows and tiles["slot"].max() >= n_slots):
         raise KernelError("the tiles do not cover the rows", where="tiles", fix="make them with query_tiles")
     if scratch is None:
@@ -276,14 +284,22 @@ def _run(kernel: Kernel, args: Any, n_items: int, grain: int, threads: int | Non
 def _shape(name: str, array: np.ndarray, wanted: tuple[int | None, ...]) -> tuple[int, ...]:
     """The array's shape, after comparing it with the one wanted (None: any size)."""
     shape = array.shape
-    if len(shape) != len(wanted) or any(w is not None and w != s for s, w in zip(shape, wanted, strict=True)):
+    fits = len(shape) == len(wanted)
+    for size, want in zip(shape, wanted, strict=False):  # a loop: this runs a hundred times a token
+        fits = fits and (want is None or want == size)
+    if not fits:
         raise KernelError("wrong shape", where=name, got=shape, wanted=tuple("any" if w is None else w for w in wanted))
     return shape
 
 
 def _floats(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Any:
     if array.dtype != F32 or array.shape != shape or not array.flags.c_contiguous:
-        raise KernelError("not a C-contiguous float32 array of this shape", where=name, got=f"{array.dtype} {array.shape}", wanted=shape)
+        raise KernelError(
+            "not a C-contiguous float32 array of this shape",
+            where=name,
+            got=f"{array.dtype} {array.shape}",
+            wanted=shape,
+        )
     return ffi.from_buffer("float[]", array)
 
 
@@ -291,6 +307,18 @@ def _indices(name: str, array: np.ndarray) -> Any:
     if array.dtype != I64 or not array.flags.c_contiguous:
         raise KernelError("not a C-contiguous int64 array", where=name, got=array.dtype)
     return ffi.from_buffer("int64_t[]", array)
+
+
+def _within(name: str, index: np.ndarray, least: int, stop: int) -> None:
+    """Refuse an index outside ``least`` .. ``stop - 1``: in C it would reach beyond an array."""
+    # As unsigned numbers those below ``least`` are the largest: one pass finds both kinds.
+    if index.dtype != I64 or (index.size and int((index - least).view(np.uint64).max()) >= stop - least):
+        raise KernelError(
+            "an index is out of range",
+            where=name,
+            got=f"{index.dtype} {index.min()} .. {index.max()}",
+            wanted=f"int64 {least} .. {stop - 1}",
+        )
 
 
 def _contiguous(name: str, array: np.ndarray) -> np.ndarray:
@@ -301,7 +329,9 @@ def _contiguous(name: str, array: np.ndarray) -> np.ndarray:
 
 def _dtype_name(name: str, array: np.ndarray) -> str:
     if array.dtype not in DTYPE_NAMES:
-        raise KernelError("not a dtype that weights are kept in", where=name, got=array.dtype, wanted=" ".join(DTYPE_NAMES.values()))
+        raise KernelError(
+            "not a dtype that weights are kept in", where=name, got=array.dtype, wanted=" ".join(DTYPE_NAMES.values())
+        )
     return DTYPE_NAMES[array.dtype]
 
 
@@ -321,5 +351,10 @@ def _cache(k_cache: np.ndarray, v_cache: np.ndarray, n_head: int, d_head: int) -
     _shape("v_cache", v_cache, (n_slots, *v_shape))
     dtype = _dtype_name("k_cache", k_cache)
     if k_cache.dtype != v_cache.dtype or dtype == "bf16":
-        raise KernelError("unusable dtype", where="cache", got=f"{k_cache.dtype} and {v_cache.dtype}", wanted="float32 or float16, both alike")
+        raise KernelError(
+            "unusable dtype",
+            where="cache",
+            got=f"{k_cache.dtype} and {v_cache.dtype}",
+            wanted="float32 or float16, both alike",
+        )
     return n_slots, capacity, dtype

@@ -10,18 +10,7 @@ from functools import cache
 from typing import Any
 
 from refgpt.errors import KernelError
-
-try:
-    from _refgpt_kernels import ffi, lib
-except ImportError as error:  # a checkout that was never built
-    raise KernelError(
-        "the C kernels are not built", got=error, fix='run "python -m pip install ." or use backend="numpy"'
-    ) from None
-
-ABI = 1
-if ABI != lib.REFGPT_ABI:
-    raise KernelError("the installed C kernels are of another version than this Python code", got=lib.REFGPT_ABI,
-                      wanted=ABI, fix='run "python -m pip install ."')  # fmt: skip
+from refgpt.kernels.native import ffi, lib
 
 #: Fastest first; the first that can run is used.
 PREFERENCE = ("avx512", "avx2", "neon", "scalar")
@@ -79,12 +68,13 @@ def _by_name() -> dict[tuple[str, str], Kernel]:
     return {(k.op, k.isa): k for k in list_kernels()}
 
 
+_demanded = os.environ.get("REFGPT_ISA") or None
 _forced: list[str] = []  # a stack of force_isa
 
 
 def forced_isa() -> str | None:
     """The instruction set demanded by ``force_isa`` or the environment variable REFGPT_ISA."""
-    return _forced[-1] if _forced else os.environ.get("REFGPT_ISA") or None
+    return _forced[-1] if _forced else _demanded
 
 
 def active(op: str) -> Kernel:

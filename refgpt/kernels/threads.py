@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from refgpt.errors import KernelError
-from refgpt.kernels.registry import lib
+from refgpt.kernels.native import lib
 
 
 def default_threads() -> int:

@@ -7,7 +7,7 @@ import numpy as np
 from refgpt.config import ModelConfig
 from refgpt.kernels import aligned_zeros, kv_shapes
 
-DTYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
+DTYPES: dict[str, np.dtype] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
 
 
 class KVCache:

@@ -1,13 +1,14 @@
-"""From the parameter tree to what the kernels read: matrices as panels, in the dtype they are kept in; vectors as float32.
+"""From the parameter tree to what the kernels read: matrices as panels in the dtype they are kept in, vectors as float32.
 
-Leaves are taken one by one, and the pages of the file that a leaf occupied are given back before the next is touched, so
-that loading needs little more memory than the packed model.
+Leaves are taken one by one, and the pages of the file that a leaf occupied are given back before the next is touched,
+so that loading needs little more memory than the packed model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def pack_params(params: Params, dtype: str | None, threads: int, progress: Progr
     n_total = sum(leaf.nbytes for _, leaf in params.items())
     n_done = 0
 
-    def packed(name: str, leaf: np.ndarray) -> np.ndarray | Panels:
+    def packed(name: str, leaf: np.ndarray) -> Any:
         nonlocal n_done
         check_finite(name, leaf)
         kept = kept_leaf(name, leaf, dtype)

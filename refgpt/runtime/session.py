@@ -66,7 +66,7 @@ class Runtime:
 
 
 class RuntimeSession:
-    """See ``refgpt.engine.Session``. A sequence's bits do not depend on its company, nor on how it was cut into chunks."""
+    """See ``refgpt.engine.Session``. A sequence's bits depend neither on its company nor on how it was cut into chunks."""
 
     def __init__(self, runtime: Runtime, n_seqs: int, capacity: int) -> None:
         self._runtime = runtime

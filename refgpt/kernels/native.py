@@ -1,0 +1,17 @@
+"""The compiled extension, once it is known to belong to this Python code."""
+
+from refgpt.errors import KernelError
+
+try:
+    from _refgpt_kernels import ffi, lib
+except ImportError as error:  # a checkout that was never built
+    raise KernelError(
+        "the C kernels are not built", got=error, fix='run "python -m pip install ." or use backend="numpy"'
+    ) from None
+
+ABI = 1
+if ABI != lib.REFGPT_ABI:
+    raise KernelError("the installed C kernels are of another version than this Python code", got=lib.REFGPT_ABI,
+                      wanted=ABI, fix='run "python -m pip install ."')  # fmt: skip
+
+__all__ = ["ffi", "lib"]
