@@ -190,10 +190,10 @@ def generate_events(model: Generates, prompts: Sequence[Sequence[int]], params: 
     Event
         The last one of every prompt has a ``finish_reason``.
     """
-    n_ctx = model.engine.config.n_ctx
-    n_slots = min(len(prompts), MOST_TOGETHER)
-    session = model.engine.session(n_slots, min(n_ctx, max(map(len, prompts)) + params.max_new_tokens))
     waiting = deque(_Sequence(i, prompt, model, params) for i, prompt in enumerate(prompts))
+    n_slots = min(len(prompts), MOST_TOGETHER)
+    capacity = min(model.engine.config.n_ctx, max(map(len, prompts)) + params.max_new_tokens)
+    session = model.engine.session(n_slots, capacity)
     free = list(range(n_slots))
     active: dict[int, _Sequence] = {}
     while waiting or active:

@@ -142,7 +142,9 @@ class Sampler:
         if self.params.n_alternatives is None:
             return Choice(chosen)
         logprobs = log_softmax(logits)
-        likeliest = np.argsort(-logprobs[: self.n_ids], kind="stable")[: self.params.n_alternatives]
+        n = self.params.n_alternatives
+        likely = np.flatnonzero(top_k_kept(logits[: self.n_ids], n)) if n else np.array([], np.intp)
+        likeliest = likely[np.argsort(-logits[likely], kind="stable")][:n]
         return Choice(chosen, float(logprobs[chosen]), {int(i): float(logprobs[i]) for i in likeliest})
 
     def candidates(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -174,8 +176,9 @@ class Sampler:
         with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, as it should
             scores = (scores - scores.max()) / p.temperature
         ids = np.flatnonzero(top_k_kept(scores, p.top_k))
-        ids = ids[top_p_kept(scores[ids], p.top_p)]
-        return ids, _exp(scores[ids])
+        weights = _exp(scores[ids])
+        kept = top_p_kept(weights, p.top_p)
+        return ids[kept], weights[kept]
 
     def _penalised(self, scores: np.ndarray) -> np.ndarray:
         """Apply the three penalties in place."""
@@ -199,16 +202,18 @@ def top_k_kept(scores: np.ndarray, k: int | None) -> np.ndarray:
     return kept
 
 
-def top_p_kept(scores: np.ndarray, p: float) -> np.ndarray:
-    """Mask of the nucleus: from the least likely up, tokens go while their sum stays within 1 - p.
+def top_p_kept(weights: np.ndarray, p: float) -> np.ndarray:
+    """Mask of the nucleus: from the least likely up, tokens go while their sum stays within 1 - p of the whole.
 
-    The best always stays; among equal scores the higher ids go first.
+    The best always stays; among equals the higher ids go first.
     """
-    kept = np.ones(len(scores), bool)
-    if p < 1:
-        ascending = np.argsort(-scores, kind="stable")[::-1]
-        mass = np.cumsum(_exp(scores[ascending] - scores.max()))
-        kept[ascending[:-1]] = mass[:-1] > (1 - p) * mass[-1]
+    if p == 1:
+        return np.ones(len(weights), bool)
+    may_go = (1 - p) * np.cumsum(weights)[-1]
+    kept: np.ndarray = weights * len(weights) >= may_go  # the others go, being less than that together; sort these few
+    gone = np.cumsum(weights[~kept])[-1:].sum()
+    ascending = np.flatnonzero(kept)[np.argsort(-weights[kept], kind="stable")[::-1]]
+    kept[ascending[:-1]] = gone + np.cumsum(weights[ascending[:-1]]) > may_go
     return kept
 
 
@@ -235,7 +240,8 @@ def _exp(x: np.ndarray) -> np.ndarray:
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW  # the first product is exact: ln2's high part ends in zeros
     y = np.zeros_like(r)
     for coefficient in _INVERSE_FACTORIALS:
-        y = y * r + coefficient
+        y *= r
+        y += coefficient
     return np.where(tiny, 0, np.ldexp(y, n.astype(np.int32)))
 
 

@@ -41,6 +41,9 @@ def test_top_k_keeps_ties_and_top_p_drops_the_higher_id():
     assert np.flatnonzero(probabilities(SamplingParams(top_k=1), ROW)).tolist() == [1, 3]
     assert np.flatnonzero(probabilities(SamplingParams(top_k=100), ROW)).tolist() == [0, 1, 2, 3, 4]
     assert np.flatnonzero(probabilities(SamplingParams(top_p=0.1), ROW)).tolist() == [1]
+    for least in (1e-300, 0.1):
+        assert np.flatnonzero(probabilities(SamplingParams(top_p=least), np.zeros(7))).tolist() == [0]
+    assert np.flatnonzero(probabilities(SamplingParams(top_p=0.5), np.zeros(7))).tolist() == [0, 1, 2, 3]
 
 
 def test_repetition_penalty_sees_the_prompt_and_the_new_tokens():
