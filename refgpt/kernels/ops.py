@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from refgpt.errors import KernelError
-from refgpt.kernels.panels import LANES, Panels, aligned_zeros, n_panels
 from refgpt.kernels.native import ffi, lib
+from refgpt.kernels.panels import LANES, Panels, aligned_zeros, n_panels
 from refgpt.kernels.registry import Kernel, active
 from refgpt.kernels.threads import default_threads
 from refgpt.params import BFLOAT16

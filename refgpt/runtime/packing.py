@@ -1,4 +1,4 @@
-"""From the parameter tree to what the kernels read: matrices as panels in the dtype they are kept in, vectors as float32.
+"""From the parameter tree to what kernels read: matrices as panels in the dtype they are kept in, vectors as float32.
 
 Leaves are taken one by one, and the pages of the file that a leaf occupied are given back before the next is touched,
 so that loading needs little more memory than the packed model.

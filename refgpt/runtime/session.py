@@ -66,7 +66,7 @@ class Runtime:
 
 
 class RuntimeSession:
-    """See ``refgpt.engine.Session``. A sequence's bits depend neither on its company nor on how it was cut into chunks."""
+    """See ``refgpt.engine.Session``. The bits of a sequence depend neither on its company nor on its cut into chunks."""
 
     def __init__(self, runtime: Runtime, n_seqs: int, capacity: int) -> None:
         self._runtime = runtime
