@@ -183,11 +183,14 @@ def build_params(weights: Mapping[str, np.ndarray], config: ModelConfig, tied: b
     names = {leaf: tensor_name(leaf) for leaf in leaf_shapes(config)}
     if missing := [name for name in names.values() if name not in weights]:
         raise CheckpointError(
-            f"{len(missing)} tensors are missing", where=path, got=f"no {listed(missing)}", fix=_missing_fix(missing)
+            f"{len(missing)} of {len(names)} tensors are missing",
+            where=path,
+            got=f"no {listed(missing)}",
+            fix=_missing_fix(missing),
         )
     if unknown := sorted(weights.keys() - set(names.values())):
         raise CheckpointError(
-            f"{len(unknown)} tensors have no place in GPT-J", where=path, got=listed(unknown), fix=_unknown_fix(unknown)
+            "there are tensors that have no place in GPT-J", where=path, got=listed(unknown), fix=_unknown_fix(unknown)
         )
     blocks = tuple(
         Block(**{field.name: weights[names[f"blocks.{i}.{field.name}"]] for field in fields(Block)})

@@ -9,13 +9,31 @@ from refgpt.config import ModelConfig
 from refgpt.errors import ConfigError
 
 GPT_J_6B = {
-    "activation_function": "gelu_new", "architectures": ["GPTJForCausalLM"], "attn_pdrop": 0.0, "bos_token_id": 50256,
-    "embd_pdrop": 0.0, "eos_token_id": 50256, "gradient_checkpointing": False, "initializer_range": 0.02,
-    "layer_norm_epsilon": 1e-05, "model_type": "gptj", "n_embd": 4096, "n_head": 16, "n_inner": None, "n_layer": 28,
-    "n_positions": 2048, "resid_pdrop": 0.0, "rotary": True, "rotary_dim": 64, "scale_attn_weights": True,
+    "activation_function": "gelu_new",
+    "architectures": ["GPTJForCausalLM"],
+    "attn_pdrop": 0.0,
+    "bos_token_id": 50256,
+    "embd_pdrop": 0.0,
+    "eos_token_id": 50256,
+    "gradient_checkpointing": False,
+    "initializer_range": 0.02,
+    "layer_norm_epsilon": 1e-05,
+    "model_type": "gptj",
+    "n_embd": 4096,
+    "n_head": 16,
+    "n_inner": None,
+    "n_layer": 28,
+    "n_positions": 2048,
+    "resid_pdrop": 0.0,
+    "rotary": True,
+    "rotary_dim": 64,
+    "scale_attn_weights": True,
     "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50, "temperature": 1.0}},
-    "tie_word_embeddings": False, "tokenizer_class": "GPT2Tokenizer", "use_cache": True, "vocab_size": 50400,
-}  # fmt: skip
+    "tie_word_embeddings": False,
+    "tokenizer_class": "GPT2Tokenizer",
+    "use_cache": True,
+    "vocab_size": 50400,
+}
 
 
 def read(path, keys):
@@ -34,37 +52,66 @@ def without(*keys, **changes):
 
 @pytest.mark.parametrize(
     ("keys", "field", "want"),
-    [(without("n_inner"), "d_ff", 64), (without(n_inner=None), "d_ff", 64), (without(n_inner=33), "d_ff", 33),
-     (without("rotary_dim", n_embd=128), "d_rotary", 64), (without("n_layer", num_hidden_layers=3), "n_layer", 3),
-     (without("n_head", num_attention_heads=4), "n_head", 4), (without("n_embd", hidden_size=32), "d_model", 32),
-     (without("n_positions", max_position_embeddings=9), "n_ctx", 9), (without("n_positions"), "n_ctx", 2048),
-     (without("n_positions", n_ctx=9), "n_ctx", 2048),  # not a name that transformers knows for GPT-J
-     (without(hidden_size=16), "d_model", 16), (without(activation_function="gelu_pytorch_tanh"), "d_ff", 24),
-     (without("eos_token_id"), "eos_id", None), (without("eos_token_id", vocab_size=50257), "eos_id", 50256),
-     (without(eos_token_id=50256), "eos_id", None), (without(eos_token_id=7), "eos_id", 7),
-     (without(eos_token_id=[7]), "eos_id", 7), (without(eos_token_id=None, vocab_size=50400), "eos_id", None),
-     (without("bos_token_id"), "bos_id", None), (without(bos_token_id=0), "bos_id", 0)],
-)  # fmt: skip
+    [
+        (without("n_inner"), "d_ff", 64),
+        (without(n_inner=None), "d_ff", 64),
+        (without(n_inner=33), "d_ff", 33),
+        (without("rotary_dim", n_embd=128), "d_rotary", 64),
+        (without("n_layer", num_hidden_layers=3), "n_layer", 3),
+        (without("n_head", num_attention_heads=4), "n_head", 4),
+        (without("n_embd", hidden_size=32), "d_model", 32),
+        (without("n_positions", max_position_embeddings=9), "n_ctx", 9),
+        (without("n_positions"), "n_ctx", 2048),
+        (without("n_positions", n_ctx=9), "n_ctx", 2048),  # not a name that transformers knows for GPT-J
+        (without(hidden_size=16), "d_model", 16),
+        (without(activation_function="gelu_pytorch_tanh"), "d_ff", 24),
+        (without("eos_token_id"), "eos_id", None),
+        (without("eos_token_id", vocab_size=50257), "eos_id", 50256),
+        (without(eos_token_id=50256), "eos_id", None),
+        (without(eos_token_id=7), "eos_id", 7),
+        (without(eos_token_id=[7]), "eos_id", 7),
+        (without(eos_token_id=None, vocab_size=50400), "eos_id", None),
+        (without("bos_token_id"), "bos_id", None),
+        (without(bos_token_id=0), "bos_id", 0),
+    ],
+)
 def test_defaults_and_other_names(tmp_path, keys, field, want):
     assert getattr(read(tmp_path, keys), field) == want
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"activation_function": "gelu"}, "tanh form"), ({"activation_function": None}, "tanh form"),
-     ({"scale_attn_weights": False}, "scale_attn_weights"), ({"rotary": False}, "rotation"),
-     ({"scale_attn_by_inverse_layer_idx": True}, "every layer alike"), ({"add_cross_attention": True}, "decoder"),
-     ({"eight_bit": True}, "8-bit"), ({"quantization_config": {"load_in_8bit": True}}, "original weights"),
-     ({"rotary_dim": None}, "correct rotary_dim"), ({"rotary_dim": 3}, "correct rotary_dim"),
-     ({"rotary_dim": 10}, "correct rotary_dim"), ({"n_embd": 17}, "n_head does not divide"),
-     ({"n_layer": -1}, "correct n_layer"), ({"n_layer": 10**30}, "correct n_layer"), ({"n_layer": 2.0}, "correct n_layer"),
-     ({"n_layer": True}, "correct n_layer"), ({"n_layer": "2"}, "n_layer is not a number"), ({"n_embd": {}}, "not a number"),
-     ({"vocab_size": None}, "correct vocab_size"), ({"vocab_size": [37]}, "not a number|one id"),
-     ({"layer_norm_epsilon": 0}, "correct layer_norm_epsilon"), ({"layer_norm_epsilon": "1e-5"}, "not a number"),
-     ({"n_inner": 0}, "correct n_inner"), ({"eos_token_id": 37}, "correct eos_token_id"),
-     ({"eos_token_id": -1}, "correct eos_token_id"), ({"eos_token_id": [1, 2]}, "only one id"),
-     ({"hidden_size": 32}, "n_embd and hidden_size"), ({"num_hidden_layers": 3}, "disagree")],
-)  # fmt: skip
+    [
+        ({"activation_function": "gelu"}, "tanh form"),
+        ({"activation_function": None}, "tanh form"),
+        ({"scale_attn_weights": False}, "scale_attn_weights"),
+        ({"rotary": False}, "rotation"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "every layer alike"),
+        ({"add_cross_attention": True}, "decoder"),
+        ({"eight_bit": True}, "8-bit"),
+        ({"quantization_config": {"load_in_8bit": True}}, "original weights"),
+        ({"rotary_dim": None}, "correct rotary_dim"),
+        ({"rotary_dim": 3}, "correct rotary_dim"),
+        ({"rotary_dim": 10}, "correct rotary_dim"),
+        ({"n_embd": 17}, "n_head does not divide"),
+        ({"n_layer": -1}, "correct n_layer"),
+        ({"n_layer": 10**30}, "correct n_layer"),
+        ({"n_layer": 2.0}, "correct n_layer"),
+        ({"n_layer": True}, "correct n_layer"),
+        ({"n_layer": "2"}, "n_layer is not a number"),
+        ({"n_embd": {}}, "not a number"),
+        ({"vocab_size": None}, "correct vocab_size"),
+        ({"vocab_size": [37]}, "not a number|one id"),
+        ({"layer_norm_epsilon": 0}, "correct layer_norm_epsilon"),
+        ({"layer_norm_epsilon": "1e-5"}, "not a number"),
+        ({"n_inner": 0}, "correct n_inner"),
+        ({"eos_token_id": 37}, "correct eos_token_id"),
+        ({"eos_token_id": -1}, "correct eos_token_id"),
+        ({"eos_token_id": [1, 2]}, "only one id"),
+        ({"hidden_size": 32}, "n_embd and hidden_size"),
+        ({"num_hidden_layers": 3}, "disagree"),
+    ],
+)
 def test_refuses_what_is_not_gpt_j_or_makes_no_sense(tmp_path, change, says):
     with pytest.raises(ConfigError, match=says) as error:
         read(tmp_path, config_json(**change))

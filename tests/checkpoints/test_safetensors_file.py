@@ -70,12 +70,14 @@ HEADERS = {
     "not JSON": (b"{]", "not JSON"),
     "not UTF-8": (b'{"\xff":1}', "not UTF-8"),
     "a list": (b"[]", "not an object"),
-    "duplicate tensor": (b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},'
-                         b'"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}', "twice"),
+    "duplicate tensor": (
+        b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}',
+        "twice",
+    ),
     "NaN": (b'{"a":NaN}', "not finite"),
     "nested too deep": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "deep"),
     "trailing text": (b"{}x", "not JSON"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", HEADERS)

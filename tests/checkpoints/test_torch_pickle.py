@@ -8,8 +8,17 @@ import pytest
 from checkpoints import writers
 from checkpoints.record_torch_files import HERE, recorded_state
 from checkpoints.writers import (
-    HOOKS, call_code, global_code, int_code, state_code, storage_code, text_code, tuple_code, view_code, write_torch_zip,
-)  # fmt: skip
+    HOOKS,
+    call_code,
+    global_code,
+    int_code,
+    state_code,
+    storage_code,
+    text_code,
+    tuple_code,
+    view_code,
+    write_torch_zip,
+)
 
 from refgpt.checkpoints import pickle_machine, torch_pickle
 from refgpt.errors import CheckpointError
@@ -33,9 +42,14 @@ def assert_same(got, want):
 
 @pytest.mark.parametrize(
     ("file", "dtype", "mask"),
-    [("float32_causal", "f32", "causal"), ("float16_ones", "f16", "ones"), ("bfloat16", "bf16", None),
-     ("parameters", "f32", None), ("transposed", "f32", "causal")],
-)  # fmt: skip
+    [
+        ("float32_causal", "f32", "causal"),
+        ("float16_ones", "f16", "ones"),
+        ("bfloat16", "bf16", None),
+        ("parameters", "f32", None),
+        ("transposed", "f32", "causal"),
+    ],
+)
 def test_reads_what_torch_writes(file, dtype, mask):
     got = torch_pickle.read(HERE / f"{file}.bin")
     saved = {name: got.pop(name) for name in list(got) if name.endswith(("attn.bias", "masked_bias"))}
@@ -98,21 +112,56 @@ def sentinel_programs(sentinel):
     evil = pickle.dumps(Evil(str(sentinel)), protocol=2)
     modern = pickle.dumps(Evil(str(sentinel)), protocol=4)
     # The names of the function arrive on the stack, put together from the memo.
-    computed = b"\x80\x02" + text_code("os") + b"q\0" + text_code("system") + b"q\1" + b"0h\0h\1\x93" + tuple_code([command]) + b"R."
+    computed = (
+        b"\x80\x02"
+        + text_code("os")
+        + b"q\0"
+        + text_code("system")
+        + b"q\1"
+        + b"0h\0h\1\x93"
+        + tuple_code([command])
+        + b"R."
+    )
     return {
         "os.system": (system, "os.system"),
-        "builtins.eval": (b"\x80\x02" + call_code("builtins", "eval", [text_code(f"open({str(sentinel)!r}, 'w')")]) + b".",
-                          "builtins.eval"),
+        "builtins.eval": (
+            b"\x80\x02" + call_code("builtins", "eval", [text_code(f"open({str(sentinel)!r}, 'w')")]) + b".",
+            "builtins.eval",
+        ),
         "posix.system by pickle": (evil, "system"),
         "protocol 4": (modern, "protocol"),
         "STACK_GLOBAL": (computed, "the instruction POP"),
-        "STACK_GLOBAL alone": (b"\x80\x02" + text_code("os") + text_code("system") + b"\x93" + tuple_code([command]) + b"R.",
-                               "STACK_GLOBAL"),
+        "STACK_GLOBAL alone": (
+            b"\x80\x02" + text_code("os") + text_code("system") + b"\x93" + tuple_code([command]) + b"R.",
+            "STACK_GLOBAL",
+        ),
         "inside a state dict": (state_code([("w", system[2:-1])]), "os.system"),
         "as the state of BUILD": (b"\x80\x02" + HOOKS + system[2:-1] + b"b.", "os.system"),
-        "as a storage type": (state_code([("w", view_code(tuple_code(
-            [text_code("storage"), global_code("os", "system"), text_code("0"), text_code("cpu"), int_code(6)]) + b"Q",
-            0, [6], [1]))]), "os.system"),
+        "as a storage type": (
+            state_code(
+                [
+                    (
+                        "w",
+                        view_code(
+                            tuple_code(
+                                [
+                                    text_code("storage"),
+                                    global_code("os", "system"),
+                                    text_code("0"),
+                                    text_code("cpu"),
+                                    int_code(6),
+                                ]
+                            )
+                            + b"Q",
+                            0,
+                            [6],
+                            [1],
+                        ),
+                    )
+                ]
+            ),
+            "os.system",
+        ),
         "INST": (b"\x80\x02(" + command + b"ios\nsystem\n.", "INST"),
         "OBJ": (b"\x80\x02(" + global_code("os", "system") + command + b"o.", "os.system"),
         "NEWOBJ": (b"\x80\x02" + global_code("collections", "OrderedDict") + b")\x81.", "NEWOBJ"),
@@ -120,7 +169,7 @@ def sentinel_programs(sentinel):
         "a dotted name": (b"\x80\x02" + global_code("torch", "serialization.os.system") + b".", "serialization"),
         "a loader within": (b"\x80\x02" + global_code("torch.storage", "_load_from_bytes") + b".", "_load_from_bytes"),
         "a newline in the name": (b"\x80\x02cos\nsystem\x00\n.", "os"),
-    }  # fmt: skip
+    }
 
 
 class Evil:
@@ -179,14 +228,26 @@ DAMAGED = {
     "value is a dictionary": state_code([("state_dict", b"}")]),
     "value is a list": state_code([("losses", b"]")]),
     "value is a float": state_code([("loss", b"G" + bytes(8))]),
-    "parameter of a number": state_code([("w", call_code("torch._utils", "_rebuild_parameter", [b"N", b"\x88", HOOKS]))]),
+    "parameter of a number": state_code(
+        [("w", call_code("torch._utils", "_rebuild_parameter", [b"N", b"\x88", HOOKS]))]
+    ),
     "too few arguments": state_code([("w", call_code("torch._utils", "_rebuild_tensor_v2", [F32, int_code(0)]))]),
     "storage is a number": state_code([("w", view_code(int_code(1), 0, [1], [1]))]),
-    "shape is a number": state_code([("w", call_code("torch._utils", "_rebuild_tensor_v2",
-                                                     [F32, int_code(0), int_code(1), tuple_code([]), b"\x89", HOOKS]))]),
+    "shape is a number": state_code(
+        [
+            (
+                "w",
+                call_code(
+                    "torch._utils",
+                    "_rebuild_tensor_v2",
+                    [F32, int_code(0), int_code(1), tuple_code([]), b"\x89", HOOKS],
+                ),
+            )
+        ]
+    ),
     "negated": state_code([("w", view_code(F32, 0, [6], [1], b"}" + text_code("neg") + b"\x88s"))]),
     "quantised": state_code([("w", view_code(storage_code("QInt8Storage", "0", 6), 0, [6], [1]))]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", DAMAGED)
@@ -220,9 +281,15 @@ def test_a_view_must_lie_in_its_storage(tmp_path, case):
 
 @pytest.mark.parametrize(
     ("view", "want"),
-    [((0, [2, 3], [3, 1]), [[0, 1, 2], [3, 4, 5]]), ((0, [3, 2], [1, 3]), [[0, 3], [1, 4], [2, 5]]), ((5, [], []), 5),
-     ((1, [2], [0]), [1, 1]), ((2, [1, 2], [2**70, 2]), [[2, 4]]), ((6, [0, 5], [9, 9]), [])],
-)  # fmt: skip
+    [
+        ((0, [2, 3], [3, 1]), [[0, 1, 2], [3, 4, 5]]),
+        ((0, [3, 2], [1, 3]), [[0, 3], [1, 4], [2, 5]]),
+        ((5, [], []), 5),
+        ((1, [2], [0]), [1, 1]),
+        ((2, [1, 2], [2**70, 2]), [[2, 4]]),
+        ((6, [0, 5], [9, 9]), []),
+    ],
+)
 def test_views_that_do(tmp_path, view, want):
     assert read_program(tmp_path, state_code([("w", view_code(F32, *view))]))["w"].tolist() == want
 
@@ -250,11 +317,15 @@ BOMBS = {
     "deep marks": b"\x80\x02" + b"(" * LARGEST + b".",
     "nested tuples": b"\x80\x02)" + b"\x85" * LARGEST + b".",
     "nested tuples as a key": b"\x80\x02})" + b"\x85" * LARGEST + b"Ns.",
-    "nested tuples as arguments": b"\x80\x02" + global_code("torch._utils", "_rebuild_parameter") + b")" + b"\x85" * LARGEST + b"R.",
+    "nested tuples as arguments": b"\x80\x02"
+    + global_code("torch._utils", "_rebuild_parameter")
+    + b")"
+    + b"\x85" * LARGEST
+    + b"R.",
     "billion laughs": b"\x80\x02)" + b"q\0h\0h\0h\0\x87" * 25_000 + b".",
     "a number of 2**2000": state_code([("w", view_code(F32, 0, [1 << 2000] * 9, [1 << 2000] * 9))]),
     "memo everywhere": b"\x80\x02N" + b"".join(b"r" + struct.pack("<L", 2**32 - 1 - i) for i in range(50_000)) + b".",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BOMBS)
@@ -269,7 +340,9 @@ def test_an_old_file_is_refused_with_the_way_out():
         torch_pickle.read(HERE / "before_torch_1_6.bin")
 
 
-@pytest.mark.parametrize(("start", "says"), [(b"lmgg", "ggml"), (b"GGUF", "GGUF"), (b"<!DOCTYPE html>", "no file of torch")])
+@pytest.mark.parametrize(
+    ("start", "says"), [(b"lmgg", "ggml"), (b"GGUF", "GGUF"), (b"<!DOCTYPE html>", "no file of torch")]
+)
 def test_other_files_are_named(tmp_path, start, says):
     (tmp_path / "x.bin").write_bytes(start + bytes(100))
     with pytest.raises(CheckpointError, match=says):
@@ -282,5 +355,5 @@ def test_an_archive_needs_one_program(tmp_path, names):
         archive.writestr("readme", b"")
         for name in names:
             archive.writestr(name, state_code([]))
-    with pytest.raises(CheckpointError, match="one data.pkl"):
+    with pytest.raises(CheckpointError, match=r"one data\.pkl"):
         torch_pickle.read(tmp_path / "x.bin")

@@ -11,10 +11,10 @@ from refgpt.errors import CheckpointError
 MEMBERS = {"a/data.pkl": b"program", "a/data/0": bytes(range(50)), "a/empty": b""}
 
 
-def archive(method=zipfile.ZIP_STORED, members=tuple(MEMBERS.items()), streamed=False):
+def archive(method=zipfile.ZIP_STORED, members=MEMBERS, streamed=False):
     target = io.BytesIO()
     with zipfile.ZipFile(Unseekable(target) if streamed else target, "w", method) as opened:
-        for name, raw in members:
+        for name, raw in members.items():
             opened.writestr(name, raw)
     return target.getvalue()
 
@@ -95,11 +95,16 @@ FAULTY = {
     "a comment that is not there": (GOOD[:-2] + b"\1\0", "after its end"),
     "data in front": (b"junk" + GOOD, "directory is damaged"),
     "only an end": (crafted([entry(b"w", 0, 0)], b""), "not where"),
-    "compressed": (archive(zipfile.ZIP_DEFLATED, [("a", bytes(100))]), "compressed"),
+    "compressed": (archive(zipfile.ZIP_DEFLATED, {"a": bytes(100)}), "compressed"),
     "encrypted": (crafted([entry(b"w", 4, 0, flags=1)], ONE), "encrypted"),
     "named twice": (crafted([entry(b"w", 4, 0), entry(b"w", 4, len(ONE))], ONE * 2), "two members"),
-    "overlapping": (crafted([entry(b"w", 4 + len(ONE), 0), entry(b"w2", 4, len(ONE))],
-                            local(b"w", 4 + len(ONE)) + b"DATA" + local(b"w2", 4) + b"DATA"), "overlaps another"),
+    "overlapping": (
+        crafted(
+            [entry(b"w", 4 + len(ONE), 0), entry(b"w2", 4, len(ONE))],
+            local(b"w", 4 + len(ONE)) + b"DATA" + local(b"w2", 4) + b"DATA",
+        ),
+        "overlaps another",
+    ),
     "into the directory": (crafted([entry(b"w", 9, 0)], local(b"w", 9) + b"DATA"), "overlaps the archive's directory"),
     "beyond the file": (crafted([entry(b"w", 2**31, 0)], local(b"w", 2**31) + b"DATA"), "not what"),
     "header beyond the file": (crafted([entry(b"w", 4, 2**31)], ONE), "not where"),
@@ -109,14 +114,17 @@ FAULTY = {
     "name not UTF-8": (crafted([entry(b"\xff", 4, 0)], local(b"\xff", 4) + b"DATA"), "UTF-8"),
     "64-bit field missing": (crafted([entry(b"w", 0xFFFFFFFF, 0)], ONE), "not what"),
     "64-bit field short": (crafted([entry(b"w", 0xFFFFFFFF, 0, struct.pack("<2HL", 1, 4, 4))], ONE), "64-bit field"),
-    "64-bit size of 2**63": (crafted([entry(b"w", 0xFFFFFFFF, 0, struct.pack("<2H2Q", 1, 16, 2**63, 2**63))], ONE), "not what"),
+    "64-bit size of 2**63": (
+        crafted([entry(b"w", 0xFFFFFFFF, 0, struct.pack("<2H2Q", 1, 16, 2**63, 2**63))], ONE),
+        "not what",
+    ),
     "no 64-bit end": (crafted([entry(b"w", 4, 0)], ONE, offset=0xFFFFFFFF), "64-bit end"),
     "directory beyond": (crafted([entry(b"w", 4, 0)], ONE, offset=1000), "makes no sense"),
     "directory too long": (crafted([entry(b"w", 4, 0)], ONE, size=2**31), "makes no sense"),
     "directory longer than its entries": (crafted([entry(b"w", 4, 0), b"??"], ONE, n_entries=1), "length"),
     "more entries than bytes": (crafted([entry(b"w", 4, 0)], ONE, n_entries=1000), "makes no sense"),
     "one entry too many": (crafted([entry(b"w", 4, 0), bytes(46)], ONE), "directory is damaged"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", FAULTY)

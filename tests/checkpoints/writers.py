@@ -69,7 +69,7 @@ def write_config(directory: Path, **changes: Any) -> None:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """By the safetensors library; it knows no bfloat16 in NumPy, so those go in as integers and are renamed in the header."""
+    """By the safetensors library; for NumPy it knows no bfloat16: those go in as integers, renamed in the header."""
     plain = {name: tensor.view("<u2") if tensor.dtype == BFLOAT16 else tensor for name, tensor in tensors.items()}
     raw = safetensors.numpy.save({name: tensor.copy(order="C") for name, tensor in plain.items()}, {"format": "pt"})
     n_header = int.from_bytes(raw[:8], "little")
@@ -83,7 +83,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """As torch.save does, every tensor in a storage of its own."""
-    listed = [(name, tensor_code(name_of_storage(tensor), str(i), tensor)) for i, (name, tensor) in enumerate(tensors.items())]
+    listed = [
+        (name, tensor_code(name_of_storage(tensor), str(i), tensor)) for i, (name, tensor) in enumerate(tensors.items())
+    ]
     storages = {str(i): tensor.tobytes() for i, tensor in enumerate(tensors.values())}
     write_torch_zip(path, state_code(listed), storages)
 
@@ -106,7 +108,9 @@ def write_index(path: Path, weight_map: Mapping[str, str], **rest: Any) -> None:
     path.write_text(json.dumps({**rest, "weight_map": weight_map}))
 
 
-def write_torch_zip(path: Path, program: bytes, storages: Mapping[str, bytes], byteorder: bytes | None = b"little") -> None:
+def write_torch_zip(
+    path: Path, program: bytes, storages: Mapping[str, bytes], byteorder: bytes | None = b"little"
+) -> None:
     """The archive alone; zipfile aligns nothing, so storages start at odd places."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", program)
