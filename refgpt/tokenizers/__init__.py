@@ -68,11 +68,10 @@ def find_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer | None:
         If the files are damaged or of another kind, or only one of two files is there.
     """
     directory = Path(directory)
-    there = {name for form in FORMS for name in form if (directory / name).exists()}
-    for form in FORMS:
-        if there.issuperset(form):
-            return _load_file(directory / form[0])
-    return _load_file(directory / there.pop()) if there else None
+    there = [[name for name in form if (directory / name).exists()] for form in FORMS]
+    whole = [names for names, form in zip(there, FORMS, strict=True) if len(names) == len(form)]
+    best = next(filter(None, whole + there), None)  # half a pair only if nothing is whole: it then names its other half
+    return None if best is None else _load_file(directory / best[0])
 
 
 def _load_file(path: Path) -> Tokenizer:
