@@ -34,6 +34,9 @@ EXP_FLUSH = 2.0**-124
 #: Error of a key or value put in the cache: relative, and absolute where it becomes subnormal.
 KV_ROUNDING = {"f32": (0.0, 0.0), "f16": (2.0**-11, 2.0**-25)}
 
+#: Terms of a partial sum in the C kernels (CHUNK in csrc; the order is written down in csrc/refgpt_kernels.h).
+KERNEL_CHUNK = 32
+
 KVDtype = Literal["f32", "f16"]
 
 
@@ -42,17 +45,26 @@ def gamma(n: int) -> float:
     return n * U / (1 - n * U)
 
 
-def linear_bound(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
+def depth(n: int, chunk: int | None = None) -> int:
+    """The most additions that one of ``n`` terms goes through.
+
+    ``n`` in any order of summation; fewer if partial sums of ``chunk`` terms are added up, as in the C kernels
+    (``KERNEL_CHUNK``).
+    """
+    return n if chunk is None else min(n, chunk) + -(-n // chunk)
+
+
+def linear_bound(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, chunk: int | None = None) -> np.ndarray:
     """Of ``linear``. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out].
 
-    A term is rounded once as a product and at most ``n_in`` times in sums, the bias included, however these are nested:
-    ``n_in + 1`` roundings (and one for luck), each relative to the sum of absolute terms.
+    A term is rounded once as a product and at most ``depth`` times in sums, the bias included: ``depth + 1`` roundings
+    (and one for luck), each relative to the sum of absolute terms.
     """
     n_in = x.shape[-1]
     terms = _size(x) @ _size(w).T  # [t, n_out]
     if b is not None:
         terms = terms + _size(b)
-    return gamma(n_in + 2) * terms + (n_in + 1) * TINY
+    return gamma(depth(n_in, chunk) + 2) * terms + (n_in + 1) * TINY
 
 
 def layer_norm_bound(x: np.ndarray, w: np.ndarray, b: np.ndarray, eps: float) -> np.ndarray:
@@ -84,11 +96,11 @@ def softmax_bound(scores: np.ndarray, scores_error: np.ndarray | float = 0.0) ->
     """
     scores = widen(scores, np.float64)
     visible = scores > -np.inf
-    depth = np.where(visible, scores.max(axis=-1, keepdims=True) - scores, 0)
+    below = np.where(visible, scores.max(axis=-1, keepdims=True) - scores, 0)
     error = np.broadcast_to(scores_error, scores.shape)
-    depth = depth + 2 * error.max(axis=-1, keepdims=True)  # the maximum may be off as well
+    below = below + 2 * error.max(axis=-1, keepdims=True)  # the maximum may be off as well
     pattern = softmax(scores)
-    log_power = np.minimum(error + U * depth + EXP_ERROR, 300)  # far beyond sense, short of overflow
+    log_power = np.minimum(error + U * below + EXP_ERROR, 300)  # far beyond sense, short of overflow
     log_sum = np.log((pattern * np.exp(log_power)).sum(axis=-1, keepdims=True))
     ratio = np.expm1(log_power + log_sum + gamma(scores.shape[-1] + 3))
     return np.where(visible, np.minimum(pattern * ratio + EXP_FLUSH, 1), 0)
@@ -124,19 +136,20 @@ def rotary_bound(x: np.ndarray, positions: np.ndarray, d_rotary: int) -> np.ndar
     return bound
 
 
-def pattern_bound(q: np.ndarray, k: np.ndarray, mask: np.ndarray, kv_dtype: KVDtype = "f32") -> np.ndarray:
+def pattern_bound(q: np.ndarray, k: np.ndarray, mask: np.ndarray, kv_dtype: KVDtype = "f32",
+                  chunk: int | None = None) -> np.ndarray:  # fmt: skip
     """Of the attention pattern from rotated queries [t, h, d] and keys [s, h, d], mask [t, s] -> [h, t, s].
 
-    A score is a sum of ``d`` products, scaled (the factor 1 / sqrt(d), its rounding, its product: ``gamma(d + 4)`` in
-    all), of keys that the cache has rounded; ``softmax_bound`` does the rest.
+    A score is a sum of ``d`` products, scaled (the factor 1 / sqrt(d), its rounding, its product: ``gamma(depth + 4)``
+    in all), of keys that the cache has rounded; ``softmax_bound`` does the rest.
     """
     d = q.shape[-1]
     cache_error = _cache_error(k, kv_dtype)  # [s, h, d]
-    each = gamma(d + 4) * (_size(k) + cache_error) + cache_error  # [s, h, d]
+    each = gamma(depth(d, chunk) + 4) * (_size(k) + cache_error) + cache_error  # [s, h, d]
     return softmax_bound(_scores(q, k, mask), _products(_size(q), each) + d * TINY)
 
 
-def z_bound(pattern: np.ndarray, v: np.ndarray, kv_dtype: KVDtype = "f32") -> np.ndarray:
+def z_bound(pattern: np.ndarray, v: np.ndarray, kv_dtype: KVDtype = "f32", chunk: int | None = None) -> np.ndarray:
     """Of the pattern's mix of values. pattern [h, t, s], v [s, h, d] -> [t, h, d].
 
     A sum of ``s`` products of values that the cache has rounded. Four further roundings let a kernel mix first and
@@ -144,7 +157,7 @@ def z_bound(pattern: np.ndarray, v: np.ndarray, kv_dtype: KVDtype = "f32") -> np
     """
     n = pattern.shape[-1]
     cache_error = _cache_error(v, kv_dtype)  # [s, h, d]
-    each = gamma(n + 4) * (_size(v) + cache_error) + cache_error  # [s, h, d]
+    each = gamma(depth(n, chunk) + 4) * (_size(v) + cache_error) + cache_error  # [s, h, d]
     return np.einsum("hts,shd->thd", _size(pattern), each) + n * TINY
 
 
@@ -165,7 +178,7 @@ def residual_bound(*terms: np.ndarray) -> np.ndarray:
 
 
 def tap_bound(name: str, trace: Mapping[str, np.ndarray], params: Params, config: ModelConfig, prefix_len: int = 0,
-              kv_dtype: KVDtype = "f32") -> np.ndarray:  # fmt: skip
+              kv_dtype: KVDtype = "f32", chunk: int | None = None) -> np.ndarray:  # fmt: skip
     """The bound of one named activation of a float32 engine, given the activations it was computed from.
 
     Replay the spec in float64 with every tap forced to the engine's value: what the spec shows at ``name`` then comes
@@ -184,6 +197,8 @@ def tap_bound(name: str, trace: Mapping[str, np.ndarray], params: Params, config
         As given to the engine.
     kv_dtype : "f32" or "f16"
         What the engine's cache keeps keys and values in; "k_rot" and "v" are shown before they go there.
+    chunk : int, optional
+        How many terms the engine adds up to a partial sum (``KERNEL_CHUNK``); None allows any order.
 
     Returns
     -------
@@ -198,19 +213,19 @@ def tap_bound(name: str, trace: Mapping[str, np.ndarray], params: Params, config
     if kv_dtype not in KV_ROUNDING:
         raise RefgptError("unknown cache dtype", where="kv_dtype", got=repr(kv_dtype), wanted=" or ".join(KV_ROUNDING))
     try:
-        return _tap_bound(name, trace, params, config, prefix_len, kv_dtype)
+        return _tap_bound(name, trace, params, config, prefix_len, kv_dtype, chunk)
     except KeyError as lacking:
         raise RefgptError("the trace lacks an activation", where=name, wanted=str(lacking.args[0])) from None
 
 
 def _tap_bound(name: str, trace: Mapping[str, np.ndarray], params: Params, config: ModelConfig, prefix_len: int,
-               kv_dtype: KVDtype) -> np.ndarray:  # fmt: skip
+               kv_dtype: KVDtype, chunk: int | None) -> np.ndarray:  # fmt: skip
     if name == "embed":
         return np.zeros(config.d_model)
     if name == "ln_final":
         return layer_norm_bound(trace[_stream(config.n_layer)], params.ln_w, params.ln_b, config.ln_eps)
     if name == "logits":
-        return linear_bound(trace["ln_final"], params.w_head, params.b_head)
+        return linear_bound(trace["ln_final"], params.w_head, params.b_head, chunk)
     part = name.rpartition(".")[2]
     i = next((i for i in range(config.n_layer) if name == f"blocks.{i}.{part}"), None)
     if i is None:
@@ -224,22 +239,23 @@ def _tap_bound(name: str, trace: Mapping[str, np.ndarray], params: Params, confi
         case "ln":
             return layer_norm_bound(trace[_stream(i)], p.ln_w, p.ln_b, config.ln_eps)
         case "q" | "k" | "v":
-            return linear_bound(of("ln"), getattr(p, f"w{part}")).reshape(-1, config.n_head, config.d_head)
+            return linear_bound(of("ln"), getattr(p, f"w{part}"), None, chunk).reshape(-1, config.n_head, config.d_head)
         case "q_rot" | "k_rot":
             rows = of(part[0])
             return rotary_bound(rows, np.arange(len(rows)), config.d_rotary)
         case "pattern":
-            return pattern_bound(of("q_rot"), of("k_rot"), prefix_mask(len(of("q_rot")), prefix_len), kv_dtype)
+            mask = prefix_mask(len(of("q_rot")), prefix_len)
+            return pattern_bound(of("q_rot"), of("k_rot"), mask, kv_dtype, chunk)
         case "z":
-            return z_bound(of("pattern"), of("v"), kv_dtype)
+            return z_bound(of("pattern"), of("v"), kv_dtype, chunk)
         case "attn_out":
-            return linear_bound(of("z").reshape(len(of("z")), -1), p.wo)
+            return linear_bound(of("z").reshape(len(of("z")), -1), p.wo, None, chunk)
         case "mlp_pre":
-            return linear_bound(of("ln"), p.w_in, p.b_in)
+            return linear_bound(of("ln"), p.w_in, p.b_in, chunk)
         case "mlp_post":
             return gelu_bound(of("mlp_pre"))
         case "mlp_out":
-            return linear_bound(of("mlp_post"), p.w_out, p.b_out)
+            return linear_bound(of("mlp_post"), p.w_out, p.b_out, chunk)
         case "resid_post":
             return residual_bound(trace[_stream(i)], of("attn_out"), of("mlp_out"))
     raise RefgptError("there is no such activation", where="name", got=repr(name))

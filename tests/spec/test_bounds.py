@@ -390,3 +390,15 @@ def test_a_trace_that_lacks_an_input_is_named():
 def test_an_unknown_cache_dtype_is_named():
     with pytest.raises(RefgptError, match="kv_dtype: unknown cache dtype; got 'i8'; wanted f32 or f16"):
         b.tap_bound("logits", {}, random_params(CONFIG, 5), CONFIG, kv_dtype="i8")
+
+
+def test_chunked_sums_have_a_tighter_bound() -> None:
+    rng = np.random.default_rng(5)
+    x, w = rng.standard_normal((3, 4096), np.float32), rng.standard_normal((4, 4096), np.float32)
+    terms = (x[:, None, :] * w).reshape(3, 4, -1, b.KERNEL_CHUNK)  # [t, n_out, chunks, 32]
+    got = terms.cumsum(axis=-1, dtype=np.float32)[..., -1].cumsum(axis=-1, dtype=np.float32)[..., -1]
+    bound = b.linear_bound(x, w, chunk=b.KERNEL_CHUNK)
+    assert inside(got, linear(*wide(x, w)), bound) <= 1
+    assert (bound < b.linear_bound(x, w) / 20).all()
+    lost = got - terms[:, :, 7, 3]
+    assert inside(lost, linear(*wide(x, w)), bound) > 1  # one product of 4096 is missed
