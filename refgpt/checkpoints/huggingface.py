@@ -108,7 +108,13 @@ def open_checkpoint(path: str | Path, mask: str = "auto") -> Checkpoint:
     ConfigError
         If config.json is damaged, makes no sense or describes a model that is not supported, or ``mask`` is unknown.
     """
-    path = Path(path)
+    try:
+        return _open(Path(path), mask)
+    except OSError as fault:  # no permission, a name too long, a disk that fails
+        raise CheckpointError(f"the files cannot be read ({fault.strerror})", where=shown(str(path))) from fault
+
+
+def _open(path: Path, mask: str) -> Checkpoint:
     if mask not in ("auto", "causal", "prefix"):
         raise ConfigError("there is no such mask", got=repr(mask), wanted='"auto", "causal" or "prefix"')
     if not path.exists():

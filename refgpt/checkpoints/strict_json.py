@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
@@ -10,8 +11,8 @@ from typing import Any, NoReturn
 from refgpt.checkpoints.report import shown
 from refgpt.errors import RefgptError
 
-#: A hundred times what the largest model of the family needs.
-LARGEST_JSON = 8 << 20
+#: Twenty-five times what a 6B model needs.
+LARGEST_JSON = 1 << 20
 MOST_DIGITS = 40
 
 
@@ -64,9 +65,7 @@ def parse_json(raw: bytes, where: object, error: type[RefgptError]) -> dict[str,
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            refuse("a key is given twice", twice)
+            refuse("a key is given twice", Counter(key for key, _ in pairs).most_common(1)[0][0])
         return found
 
     def whole(digits: str) -> int:

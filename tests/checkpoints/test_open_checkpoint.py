@@ -172,6 +172,8 @@ def test_paths_that_lead_nowhere(tmp_path):
         open_checkpoint(tmp_path / "none")
     with pytest.raises(CheckpointError, match="no such file or directory"):
         open_checkpoint("nul\0byte")
+    with pytest.raises(CheckpointError, match=r"cannot be read|no such file"):
+        open_checkpoint("Once upon a time" * 1000)
     write_safetensors(tmp_path / "model.safetensors", state_dict())
     with pytest.raises(ConfigError, match=r"no config\.json"):
         open_checkpoint(tmp_path)

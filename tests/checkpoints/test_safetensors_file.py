@@ -6,6 +6,7 @@ import pytest
 from checkpoints import writers
 
 from refgpt.checkpoints import safetensors_file
+from refgpt.checkpoints.strict_json import LARGEST_JSON
 from refgpt.errors import CheckpointError
 from refgpt.params import BFLOAT16
 
@@ -136,6 +137,13 @@ def test_order_in_the_header_is_free(tmp_path):
     entries = {"late": entry(8, 12, [1]), "early": entry(0, 8, [2]), "nothing": entry(8, 8, [0])}
     got = safetensors_file.read(raw_file(tmp_path / "x.safetensors", entries, data.tobytes()))
     assert got["early"].tolist() == [0, 1] and got["late"].tolist() == [2] and got["nothing"].size == 0
+
+
+def test_the_largest_header_takes_less_than_a_second(tmp_path, quick):
+    header = ("{" + ",".join(f'"{i:06}":{{}}' for i in range(LARGEST_JSON // 12)) + "}").encode()
+    path = raw_file(tmp_path / "x.safetensors", None, header=header)
+    with quick(), pytest.raises(CheckpointError, match="tensor '000000'"):
+        safetensors_file.read(path)
 
 
 def test_a_hostile_name_is_escaped_and_cut(tmp_path):
