@@ -57,7 +57,7 @@ def view(
     mapped: MappedFile, name: str, dtype: np.dtype, start: int, n_bytes: int,
     shape: tuple[int, ...], strides: tuple[int, ...] | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """A tensor as a read-only array over the bytes ``start`` to ``start + n_bytes`` of a mapped file.
+    """A tensor as a read-only array over the bytes ``start`` to ``start + n_bytes``, which must lie in the mapped file.
 
     Nothing is copied. ``start`` need not be a multiple of the item size: NumPy reads unaligned arrays (their
     ``flags.aligned`` is False); C code that wants aligned rows has to copy them.
@@ -89,7 +89,7 @@ def view(
     strides = tuple(step if n > 1 and n_items else 0 for n, step in zip(shape, strides, strict=True))
     last = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     n_needed = max(n_items, last + 1 if n_items else 0) * dtype.itemsize
-    if start < 0 or n_needed > n_bytes or start + n_bytes > len(mapped):
+    if n_needed > n_bytes:
         raise CheckpointError(
             "the tensor is larger than its bytes in the file",
             where=where,

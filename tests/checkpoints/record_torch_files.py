@@ -1,6 +1,6 @@
-"""Records the files in torch_files/: what torch itself writes for the smallest GPT-J there is.
+"""Records the files in torch_files/: what torch and transformers themselves write for the smallest GPT-J there is.
 
-Run from the root with torch installed: ``PYTHONPATH=.:tests python tests/checkpoints/record_torch_files.py``.
+Run from the root with both installed: ``PYTHONPATH=.:tests python tests/checkpoints/record_torch_files.py``.
 The files hold ``recorded_state``, which needs no torch, so that the tests know every number in them.
 """
 
@@ -25,6 +25,7 @@ def main() -> None:
     import json
 
     import torch
+    from transformers import GPTJConfig, GPTJForCausalLM
 
     torch.manual_seed(0)
 
@@ -57,6 +58,10 @@ def main() -> None:
             self.norm = torch.nn.BatchNorm1d(2)
 
     torch.save(Module().state_dict(), HERE / "module_state.bin")
+
+    model = GPTJForCausalLM(GPTJConfig(**config_json(CONFIG)))
+    model.load_state_dict(tensors("f16"), strict=True)
+    model.half().save_pretrained(HERE / "transformers")
 
 
 if __name__ == "__main__":

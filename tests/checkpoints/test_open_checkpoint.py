@@ -97,6 +97,12 @@ def test_files_of_torch(file):
     )
 
 
+def test_a_directory_of_transformers():
+    checkpoint = open_checkpoint(HERE / "transformers")
+    assert_holds(checkpoint, random_params(RECORDED_CONFIG, seed=9, dtype="f16"))
+    assert checkpoint.config == RECORDED_CONFIG
+
+
 ODD_BUFFERS = {
     "uint8": buffers(ONES.astype("u1")),
     "float32": buffers(ONES.astype("<f4")),
