@@ -31,7 +31,7 @@ KV_DTYPES = (None, "f32", "f16")
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Model:
     """A model ready to run. ``refgpt.load`` makes one.
 

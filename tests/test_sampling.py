@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,6 +65,13 @@ def test_draws_follow_the_distribution():
     n = 20_000
     counts = np.bincount([sampler.choose(ROW).id for _ in range(n)], minlength=len(ROW))
     assert (np.abs(counts - n * want) <= 5 * np.sqrt(n * want * (1 - want))).all()
+
+
+@pytest.mark.parametrize("bits, chosen", [(0, 1), (2**64 - 1, 3)])
+def test_the_ends_of_the_random_numbers(bits, chosen):
+    sampler = Sampler(SamplingParams())
+    sampler._bits = SimpleNamespace(random_raw=lambda: bits)
+    assert sampler.choose(np.array([-3e38, 0, 1, 0, -3e38], np.float32)).id == chosen
 
 
 def test_a_seed_fixes_the_draws_and_none_does_not():

@@ -129,9 +129,8 @@ def compare(engine: Engine, params: Params, ids: Sequence[int], prefix_len: int 
 def _judge(name: str, got: np.ndarray, want: np.ndarray, bound: np.ndarray) -> TapResult:
     error = np.abs(got - want)
     bound = np.broadcast_to(bound, error.shape)
-    # Nothing over nothing is fine; something over nothing, and NaN, are not.
+    # Nothing over nothing is fine; something over nothing, NaN included, is not.
     ratio = np.divide(error, bound, out=np.where(error == 0, 0, np.inf), where=bound > 0)
-    ratio[np.isnan(error)] = np.nan
     worst = np.unravel_index(int(ratio.argmax()), ratio.shape)  # argmax takes NaN for the largest
     got = got.astype(np.float64)
     lengths = float(np.linalg.norm(got) * np.linalg.norm(want))
