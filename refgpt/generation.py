@@ -197,22 +197,18 @@ def generate_events(model: Generates, prompts: Sequence[Sequence[int]], params: 
     free = list(range(n_slots))
     active: dict[int, _Sequence] = {}
     while waiting or active:
-        while waiting and free:
-            slot, sequence = free.pop(0), waiting.popleft()
+        if waiting and free:
+            slot = free.pop(0)
+            active[slot] = sequence = waiting.popleft()
             prefix_len = len(sequence.prompt) if model.mask == "prefix" else 0
             yield sequence.take(session.prefill(slot, sequence.prompt, prefix_len))
-            if sequence.finished:
-                free.append(slot)
-            else:
-                active[slot] = sequence
-        if active:
-            slots = list(active)
-            rows = session.decode(slots, [active[slot].last_id for slot in slots])
-            for slot, row in zip(slots, rows, strict=True):
-                yield active[slot].take(row)
-                if active[slot].finished:
-                    del active[slot]
-                    free.append(slot)
+        else:
+            rows = session.decode(list(active), [sequence.last_id for sequence in active.values()])
+            for sequence, row in zip(active.values(), rows, strict=True):
+                yield sequence.take(row)
+        for slot in [slot for slot, sequence in active.items() if sequence.finished]:
+            del active[slot]
+            free.append(slot)
 
 
 def generate(model: Generates, prompts: Sequence[Sequence[int]], params: GenerationParams) -> list[Generation]:

@@ -124,6 +124,12 @@ def test_sequences_are_decoded_together_and_make_room_for_those_in_line():
     assert engine.capacity == 10
 
 
+def test_prompts_that_end_at_once_make_room_too():
+    n = MOST_TOGETHER + 2
+    got = run(model_of(Scripted([0])), [[i] for i in range(n)], temperature=0)
+    assert [(one.ids, one.finish_reason) for one in got] == [([0], "stop")] * n
+
+
 def test_end_of_text_ends_and_can_be_ignored():
     ended = scripted("abc", max_new_tokens=5)
     assert (ended.text, ended.finish_reason, ended.ids) == ("abc", "stop", [1, 2, 3, 0])
