@@ -1,4 +1,4 @@
-"""What goes into the sdist and the wheel, as far as it can be told without building them (``.ci/packaging`` does that)."""
+"""What goes into the sdist and the wheel, as far as can be told without building them, which ``.ci/packaging`` does."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from test_architecture import GUESTS
 
 import refgpt
 
@@ -28,8 +30,6 @@ def test_packages_listed_are_packages_on_disk() -> None:
 
 def test_dependencies_are_what_is_imported() -> None:
     """test_architecture says who may import what; NumPy may all, and cffi is what the extension is made with."""
-    from test_architecture import GUESTS
-
     names = {re.match(r"[\w-]+", line)[0] for line in PROJECT["project"]["dependencies"]}  # type: ignore[index]
     assert names == GUESTS.keys() - {"_refgpt_kernels"} | {"numpy", "cffi"}
 
