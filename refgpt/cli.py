@@ -27,9 +27,9 @@ WORTH_A_BAR = 500_000_000
 DIRECTORY_HELP = "directory of a model (default: the small one included)"
 GENERATE_EXAMPLES = """examples:
   refgpt generate "Once upon a time"
-  refgpt generate "Once upon a time" --temperature 0 -n 50      always the most likely token
-  refgpt generate "The recipe:" --top-k 40 --seed 7 --stop "\\n"  the same text every time, one line of it
-  refgpt generate -m ~/gpt-j-6b -f story.txt --truncate left    a model and a prompt of your own
+  refgpt generate "Once upon a time" --temperature 0 -n 50        always the most likely token
+  refgpt generate "The recipe:" --top-k 40 --seed 7 --stop "\\n"   the same text every time, one line of it
+  refgpt generate -m ~/gpt-j-6b -f story.txt --truncate left      a model and a prompt of your own
   echo "Dear diary," | refgpt generate > diary.txt
 """
 INFO_EXAMPLES = """example:
@@ -96,8 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--echo", action="store_true", help="print the prompt before its continuation")
     _add_generation_arguments(generate.add_argument_group("what to write"))
     running = generate.add_argument_group("how to run")
-    running.add_argument("--backend", choices=DTYPES, default="c", help="C kernels, or the slow, readable NumPy")
-    _add_loading_arguments(running)
+    running.add_argument(
+        "--backend", choices=DTYPES, default="c", help="C kernels, or the slow, readable NumPy, which can do f64"
+    )
+    _add_loading_arguments(running, DTYPES["numpy"])
 
     info = command("info", _info, "say what a model's files are and how much memory it takes", INFO_EXAMPLES)
     info.add_argument("model", nargs="?", metavar="MODEL", help=DIRECTORY_HELP)
@@ -107,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
                      "if an activation is further off than float32 rounding can explain", VERIFY_EXAMPLES)  # fmt: skip
     verify.add_argument("model", nargs="?", metavar="MODEL", help=DIRECTORY_HELP)
     verify.add_argument("--prompt", metavar="TEXT", help="text to run (default: a few words)")
-    _add_loading_arguments(verify)
+    _add_loading_arguments(verify, DTYPES["c"])
 
     command("kernels", _kernels, "list the C kernels: which are used, and why not the others")
     return parser
@@ -133,12 +135,12 @@ def _add_generation_arguments(group: argparse._ArgumentGroup) -> None:
     add("--truncate", choices=["left"], help="drop the beginning of a prompt that is too long, instead of an error")
 
 
-def _add_loading_arguments(group: argparse._ActionsContainer) -> None:
+def _add_loading_arguments(group: argparse._ActionsContainer, dtypes: Sequence[str | None]) -> None:
     add = group.add_argument
     add("--mask", choices=MASKS, default="auto",
         help="prefix: a prompt's tokens all see each other, as in GPT-JT (default: what the files say)")  # fmt: skip
-    add("--dtype", choices=["f32", "f16", "f64"],
-        help="what to keep the weights in; f64 with --backend numpy only (default: as stored)")  # fmt: skip
+    add("--dtype", choices=[dtype for dtype in dtypes if dtype],
+        help="what to keep the weights in (default: as stored)")  # fmt: skip
     add("--kv-dtype", choices=["f32", "f16"], help="what to keep the attention cache in (default: f32)")
     add("-t", "--threads", type=int, metavar="N", help="threads to use (default: one a core)")
 
