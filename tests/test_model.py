@@ -11,6 +11,7 @@ from model_files import write_model, write_tokenizer
 from tiny import random_params, tiny_config
 
 import refgpt
+from refgpt.kernels import force_isa, list_kernels
 from refgpt.params import kept_leaf
 from refgpt.spec import forward, tap_names
 
@@ -93,6 +94,15 @@ def test_threads_do_not_change_the_text(path, backend):
     models = [refgpt.load(path, backend=backend, threads=n) for n in (1, 2, 3)]
     assert backend == "numpy" or [model.engine.threads for model in models] == [1, 2, 3]
     assert len({model.generate("Hi", seed=3).text for model in models}) == 1
+
+
+def test_instruction_sets_do_not_change_the_text(path):
+    isas = {kernel.isa for kernel in list_kernels() if kernel.obstacle is None}
+    done = []
+    for isa in isas:
+        with force_isa(isa):
+            done.append(refgpt.load(path, threads=1).generate("Hi", seed=3, top_p=0.9, logprobs=3))
+    assert "scalar" in isas and all(one == done[0] for one in done)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
