@@ -4,6 +4,7 @@ architecture has, each compiled with its own flags. A baseline build: what runs 
 from __future__ import annotations
 
 import os
+import platform
 import re
 import sysconfig
 import tempfile
@@ -21,10 +22,18 @@ X86_ISAS["avx512"] = [*X86_ISAS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq"
 ISAS: dict[str, dict[str, list[str]]] = {"x86_64": X86_ISAS, "aarch64": {"neon": []}, "arm64": {"neon": []}}
 
 
+def target() -> tuple[str, list[str]]:
+    """The architecture to compile for, and the flags that ask for it. A universal Python on macOS would compile every
+    file for two architectures with the flags of one: only this machine's is wanted."""
+    machine = sysconfig.get_platform().rpartition("-")[2]
+    if machine != "universal2":
+        return machine, []
+    return platform.machine(), ["-arch", platform.machine()]
+
+
 def isa_flags() -> dict[str, list[str]]:
     """The instruction sets to compile for the target architecture, with their compiler flags."""
-    machine = sysconfig.get_platform().rpartition("-")[2]
-    return {"scalar": [], **ISAS.get(machine, {})}
+    return {"scalar": [], **ISAS.get(target()[0], {})}
 
 
 def declarations() -> str:
@@ -49,7 +58,7 @@ class BuildKernels(build_ext):
         wrapper = temp / f"{ext.name}.c"
         ffi.emit_c_code(str(wrapper))
 
-        extra = os.environ.get("REFGPT_CFLAGS", "").split()
+        extra = [*target()[1], *os.environ.get("REFGPT_CFLAGS", "").split()]
         openmp = self.openmp_flags()
         ext.include_dirs.append(str(CSRC))
         ext.sources = [*ext.sources, str(wrapper)]
