@@ -1,0 +1,287 @@
+"""For every op of the table: inputs, a guarded call, and what the spec says in float64 with its derived bound.
+
+``ORACLES[op](n, n_rows, flavour, rng)`` makes a ``Case``; ``n`` is the length of the op's inner sum or of its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from kernels.buffers import SCALAR, Output, assert_same_bits, guarded, numbers, stored
+from refgpt import spec
+from refgpt.kernels import (
+    Kernel,
+    attention,
+    embedding,
+    gelu,
+    kv_append,
+    kv_shapes,
+    layer_norm,
+    linear,
+    pack,
+    query_tiles,
+    rotary,
+    rotary_tables,
+    softmax,
+)
+from refgpt.kernels.registry import ffi, lib
+from refgpt.params import widen
+from refgpt.spec import bounds
+
+Rng = np.random.Generator
+MOST_WORKERS = 8
+EVERY_ROW = slice(None)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of inputs.
+
+    Attributes
+    ----------
+    run : callable
+        ``run(kernel, rows)`` calls the kernel on these rows of the inputs (a slice) and returns its outputs.
+    want : tuple of ndarray
+        What each output should hold, in float64; rows first.
+    bound : tuple of ndarray
+        How far each may be away.
+    """
+
+    run: Callable[[Kernel, slice], tuple[Output, ...]]
+    want: tuple[np.ndarray, ...]
+    bound: tuple[np.ndarray, ...]
+
+
+def hold_to_spec(case: Case, kernel: Kernel) -> None:
+    """Every element of every output within its bound of the spec, and nothing written beside them."""
+    outputs = case.run(kernel, EVERY_ROW)
+    for output, want, bound in zip(outputs, case.want, case.bound, strict=True):
+        assert output.value.shape == want.shape
+        with np.errstate(invalid="ignore"):  # infinity from infinity, where float16 overflowed
+            near = np.abs(output.value - want) <= bound
+        assert (near | (output.value == want)).all()  # NaN is neither
+        assert np.isnan(output.guards).all()
+
+
+def hold_to_scalar(case: Case, kernel: Kernel) -> None:
+    """The bits that the scalar row of the op returns."""
+    outputs, wants = (case.run(k, EVERY_ROW) for k in (kernel, SCALAR[kernel.op]))
+    for output, want in zip(outputs, wants, strict=True):
+        assert_same_bits(output.value, want.value)
+        assert np.isnan(output.guards).all()
+
+
+def float64(x: np.ndarray) -> np.ndarray:
+    return widen(x, np.float64)
+
+
+# ---- linear ----------------------------------------------------------------------------------------------------------
+
+
+def linear_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_out: int = 117, bias: bool = True) -> Case:
+    """117 outputs are seven panels and a tail: whole groups of panels and single ones for every instruction set."""
+    x, w = numbers(rng, flavour, n_rows, n, huge=1e6), stored(rng, flavour, dtype, n_out, n)
+    b = numbers(rng, flavour, n_out) if bias else None
+    panels = pack(w)
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
+        y, guards = guarded((len(x[rows]), n_out))
+        linear(x[rows], panels, b, y, threads=1, kernel=kernel)
+        return (Output(y, guards),)
+
+    wide_b = None if b is None else float64(b)
+    return Case(run, (spec.linear(float64(x), w, wide_b),), (bounds.linear_bound(x, w, b),))
+
+
+# ---- attention and its cache -----------------------------------------------------------------------------------------
+
+KV = {"f32": np.float32, "f16": np.float16}
+
+
+def filled_cache(k: np.ndarray, v: np.ndarray, capacity: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Caches of k and v [slot, s, h, d] as ``kv_shapes`` lays them out, NaN wherever nothing was put."""
+    n_slots, n_keys, n_head, d_head = k.shape
+    k_cache, v_cache = (np.full((n_slots, *shape), np.nan, KV[dtype]) for shape in kv_shapes(n_head, d_head, capacity))
+    with np.errstate(over="ignore"):
+        k, v = k.astype(KV[dtype]), v.astype(KV[dtype])
+    s = np.arange(n_keys)
+    k_cache[:, :, s // 16, :, s % 16] = k.transpose(1, 0, 2, 3)  # the indexed axes come first: [s, slot, h, d]
+    for p in range(v_cache.shape[2]):
+        part = v[..., 16 * p : 16 * p + 16]  # [slot, s, h, <= 16]
+        v_cache[:, :, p, :n_keys, : part.shape[-1]] = part.transpose(0, 2, 1, 3)
+    return k_cache, v_cache
+
+
+def attention_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_head: int = 2, d_head: int = 24) -> Case:
+    """``n`` keys (one at least) in each of two sequences; the rows are some of the one, then some of the other."""
+    n_keys, capacity, n_slots = max(n, 1), max(n, 1) + 5, 2
+    q = numbers(rng, flavour, n_rows, n_head, d_head, huge=1e4)
+    k, v = (numbers(rng, flavour, n_slots, n_keys, n_head, d_head, huge=1e4) for _ in range(2))
+    slots = (np.arange(n_rows) < n_rows // 3).astype(np.int64)
+    n_visible = rng.integers(1, n_keys + 1, n_rows)
+    k_cache, v_cache = filled_cache(k, v, capacity, dtype)
+    padded = v_cache.shape[-2]
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output, Output]:
+        shape = q[rows].shape
+        z, z_guards = guarded(shape)
+        pattern, pattern_guards = guarded((n_head, shape[0], n_keys))
+        scratch = np.full((MOST_WORKERS, 8, padded), np.nan, np.float32)
+        attention(q[rows], k_cache, v_cache, query_tiles(slots[rows]), n_visible[rows], z, pattern=pattern,
+                  scratch=scratch, threads=1, kernel=kernel)  # fmt: skip
+        return Output(z, z_guards), Output(pattern.transpose(1, 0, 2), pattern_guards)
+
+    want, bound = ([np.empty(q.shape), np.empty((n_rows, n_head, n_keys))] for _ in range(2))
+    for slot in range(n_slots):
+        mine = slots == slot
+        if not mine.any():
+            continue
+        mask = np.arange(n_keys) < n_visible[mine][:, None]
+        scores = np.einsum("thd,shd->hts", float64(q[mine]), float64(k[slot])) / np.sqrt(d_head)
+        exact = spec.softmax(np.where(mask, scores, -np.inf))
+        want[0][mine] = np.einsum("hts,shd->thd", exact, float64(v[slot]))
+        want[1][mine] = exact.transpose(1, 0, 2)
+        bound[0][mine] = bounds.attention_bound(q[mine], k[slot], v[slot], mask, dtype)
+        bound[1][mine] = bounds.pattern_bound(q[mine], k[slot], mask, dtype).transpose(1, 0, 2)
+    return Case(run, tuple(want), tuple(bound))
+
+
+def kv_append_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_head: int = 2) -> Case:
+    """``n`` is the width of a head. Rows go to scattered positions of three sequences; all else must stay NaN."""
+    n_slots, capacity = 3, 64
+    k, v = (stored(rng, flavour, "f32", n_rows, n_head, n) for _ in range(2))
+    places = rng.permutation(n_slots * capacity)[:n_rows]
+    slots, positions = places // capacity, places % capacity
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output, Output]:
+        shapes = [(n_slots, *shape) for shape in kv_shapes(n_head, n, capacity)]
+        (k_cache, k_guards), (v_cache, v_guards) = (guarded(shape, KV[dtype]) for shape in shapes)
+        at, slot = positions[rows], slots[rows]
+        kv_append(k[rows], v[rows], k_cache, v_cache, at, slot, threads=1, kernel=kernel)
+        got_k = k_cache[slot, :, at // 16, :, at % 16]  # [t, h, d]
+        got_v = v_cache[slot, :, :, at]  # [t, h, panel, 16]
+        k_cache[slot, :, at // 16, :, at % 16] = np.nan
+        v_cache[slot, :, :, at] = np.nan
+        untouched = [np.concatenate([x.ravel(), y.ravel()]) for x, y in ((k_cache, k_guards), (v_cache, v_guards))]
+        return Output(got_k, untouched[0]), Output(got_v.reshape(len(at), n_head, -1), untouched[1])
+
+    padding = [(0, 0), (0, 0), (0, -n % 16)]  # lanes past the head hold zeros
+    with np.errstate(over="ignore"):
+        want = float64(k.astype(KV[dtype])), float64(np.pad(v, padding).astype(KV[dtype]))
+    return Case(run, want, tuple(np.zeros(w.shape) for w in want))
+
+
+# ---- rows one by one -------------------------------------------------------------------------------------------------
+
+
+def rowwise_case(x: np.ndarray, call: Callable, want: np.ndarray, bound: np.ndarray) -> Case:
+    """An op from rows to rows of the same shape."""
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
+        y, guards = guarded(x[rows].shape)
+        call(x[rows], out=y, threads=1, kernel=kernel)
+        return (Output(y, guards),)
+
+    return Case(run, (want,), (bound,))
+
+
+def softmax_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    x = numbers(rng, flavour, n_rows, n) * np.float32(5)
+    if not n:
+        return rowwise_case(x, softmax, x, x)
+    return rowwise_case(x, softmax, spec.softmax(float64(x)), bounds.softmax_bound(x))
+
+
+def gelu_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    x = numbers(rng, flavour, n_rows, n) * np.float32(3)
+    return rowwise_case(x, gelu, spec.gelu(float64(x)), bounds.gelu_bound(x))
+
+
+def layer_norm_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    x, eps = numbers(rng, flavour, n_rows, n) + np.float32(0.5), float(np.float32(1e-5))
+    w, b = numbers(rng, flavour, n), numbers(rng, flavour, n)
+    call = partial(layer_norm, w=w, b=b, eps=eps)
+    if not n:
+        return rowwise_case(x, call, x, x)
+    return rowwise_case(x, call, spec.layer_norm(float64(x), float64(w), float64(b), eps),
+                        bounds.layer_norm_bound(x, w, b, eps))  # fmt: skip
+
+
+def rotary_case(n: int, n_rows: int, flavour: str, rng: Rng, n_head: int = 3) -> Case:
+    """``n`` is the width of a head; about three quarters of it turn."""
+    x, n_ctx, d_rotary = numbers(rng, flavour, n_rows, n_head, n), 300, n * 3 // 4 // 2 * 2
+    positions = rng.integers(0, n_ctx, n_rows)
+    tables = rotary_tables(d_rotary, n_ctx)
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
+        y, guards = guarded(x[rows].shape)
+        rotary(x[rows], *tables, positions[rows], y, threads=1, kernel=kernel)
+        return (Output(y, guards),)
+
+    return Case(
+        run, (spec.rotate_pairs(float64(x), positions, d_rotary),), (bounds.rotary_bound(x, positions, d_rotary),)
+    )
+
+
+def embedding_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    table = stored(rng, flavour, dtype, 13, n)
+    ids = rng.permutation(np.arange(n_rows, dtype=np.int64) % 13)  # the first and the last row among them
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
+        y, guards = guarded((len(ids[rows]), n))
+        embedding(table, ids[rows], y, threads=1, kernel=kernel)
+        return (Output(y, guards),)
+
+    want = spec.embedding(ids, table, np.float64)
+    return Case(run, (want,), (np.zeros(want.shape),))
+
+
+def row_sum_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    x = numbers(rng, flavour, n_rows, n)
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
+        part = x[rows]
+        y, guards = guarded((len(part),))
+        args = {"x": ffi.from_buffer("float[]", part), "y": ffi.from_buffer("float[]", y), "n": n}
+        lib.refgpt_run(kernel.run, ffi.new("refgpt_row_sum_args *", args), len(part), 1, 1)
+        return (Output(y, guards),)
+
+    return Case(run, (float64(x).sum(-1),), (bounds.gamma(n + 1) * np.abs(float64(x)).sum(-1),))
+
+
+def pack_case(element: np.dtype, n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    """Rows of a matrix to lanes of panels, shown as rows again; lanes past the last row hold zeros.
+
+    The elements are floats only so that NaN can guard them: they are moved as they are.
+    """
+    w = stored(rng, flavour, {2: "f16", 4: "f32"}[element.itemsize], n_rows, n)
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
+        part = w[rows]
+        n_panels = -(-len(part) // 16)
+        panels, guards = guarded((n_panels, n, 16), element)
+        args = {"w": ffi.from_buffer(part), "panels": ffi.from_buffer(panels), "n_in": n, "n_out": len(part)}
+        lib.refgpt_run(kernel.run, ffi.new("refgpt_pack_args *", args), n_panels, 1, 1)
+        return (Output(panels.transpose(0, 2, 1).reshape(16 * n_panels, n), guards),)
+
+    want = np.pad(float64(w), [(0, -n_rows % 16), (0, 0)])
+    return Case(run, (want,), (np.zeros(want.shape),))
+
+
+ORACLES: dict[str, Callable[[int, int, str, Rng], Case]] = {
+    **{f"linear_{dtype}": partial(linear_case, dtype) for dtype in ("f32", "f16", "bf16")},
+    **{f"attention_{dtype}": partial(attention_case, dtype) for dtype in ("f32", "f16")},
+    **{f"kv_append_{dtype}": partial(kv_append_case, dtype) for dtype in ("f32", "f16")},
+    **{f"embedding_{dtype}": partial(embedding_case, dtype) for dtype in ("f32", "f16", "bf16")},
+    "softmax": softmax_case,
+    "layer_norm": layer_norm_case,
+    "gelu": gelu_case,
+    "rotary": rotary_case,
+    "pack_b2": partial(pack_case, np.dtype(np.float16)),
+    "pack_b4": partial(pack_case, np.dtype(np.float32)),
+    "row_sum": row_sum_case,
+}

@@ -1,0 +1,208 @@
+"""Unusable arguments of ``refgpt.kernels``: a KernelError before anything is written."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from refgpt.errors import KernelError
+from refgpt.kernels import (
+    attention,
+    check_threads,
+    embedding,
+    gelu,
+    kv_append,
+    kv_shapes,
+    layer_norm,
+    linear,
+    pack,
+    query_tiles,
+    rotary,
+    rotary_tables,
+    row_sum,
+    softmax,
+)
+from refgpt.kernels.ops import QUERY_TILE
+
+N, C, F, HEADS, D, SLOTS, CAPACITY = 5, 12, 20, 3, 4, 2, 32
+
+
+def floats(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
+def indices(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+def caches(dtype=np.float32) -> dict[str, np.ndarray]:
+    shapes = kv_shapes(HEADS, D, CAPACITY)
+    return {name: np.zeros((SLOTS, *shape), dtype) for name, shape in zip(("k_cache", "v_cache"), shapes, strict=True)}
+
+
+# Every op with arguments that it accepts, and what it writes to.
+GOOD = {
+    "linear": lambda: {"x": floats(N, C), "w": pack(floats(F, C)), "bias": floats(F), "out": floats(N, F)},
+    "embedding": lambda: {"table": floats(7, C), "ids": indices(0, 1, 2, 3, 6), "out": floats(N, C)},
+    "layer_norm": lambda: {"x": floats(N, C), "w": floats(C), "b": floats(C), "eps": 1e-5, "out": floats(N, C)},
+    "gelu": lambda: {"x": floats(N, C), "out": floats(N, C)},
+    "softmax": lambda: {"x": floats(N, C), "out": floats(N, C)},
+    "row_sum": lambda: {"x": floats(N, C)},
+    "rotary": lambda: {"x": floats(N, HEADS, D), "cos": rotary_tables(2, 9)[0], "sin": rotary_tables(2, 9)[1],
+                       "positions": indices(0, 1, 2, 3, 8), "out": floats(N, HEADS, D)},
+    "kv_append": lambda: {"k": floats(N, HEADS, D), "v": floats(N, HEADS, D), **caches(),
+                          "positions": indices(0, 1, 2, 3, 31), "slots": indices(0, 0, 0, 1, 1)},
+    "attention": lambda: {"q": floats(N, HEADS, D), **caches(), "tiles": query_tiles(indices(0, 0, 0, 1, 1)),
+                          "n_visible": indices(1, 2, 3, 4, 32), "out": floats(N, HEADS, D),
+                          "pattern": floats(HEADS, N, 32), "scratch": floats(4, 8, 32)},
+    "pack": lambda: {"w": floats(F, C)},
+}  # fmt: skip
+OPS = {
+    f.__name__: f for f in (linear, embedding, layer_norm, gelu, softmax, row_sum, rotary, kv_append, attention, pack)
+}
+WRITTEN = ("out", "k_cache", "v_cache", "pattern")
+
+
+def strided(x: np.ndarray) -> np.ndarray:
+    """The same numbers, not side by side."""
+    wide = np.zeros((*x.shape, 2), x.dtype)
+    wide[..., 0] = x
+    return wide[..., 0]
+
+
+def fixed(x: np.ndarray) -> np.ndarray:
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+def shifted(x: np.ndarray) -> np.ndarray:
+    """The same numbers at an odd address."""
+    raw = np.zeros(x.nbytes + 1, np.uint8)[1:]
+    raw[:] = x.reshape(-1).view(np.uint8)
+    return raw.view(x.dtype).reshape(x.shape)
+
+
+def tiles(*rows: tuple[int, int, int]) -> np.ndarray:
+    return np.array(list(rows), QUERY_TILE)
+
+
+FLOAT_ARRAYS = [("linear", "x"), ("linear", "bias"), ("linear", "out"), ("embedding", "out"), ("layer_norm", "x"),
+                ("layer_norm", "w"), ("layer_norm", "b"), ("layer_norm", "out"), ("gelu", "x"), ("gelu", "out"),
+                ("softmax", "x"), ("softmax", "out"), ("row_sum", "x"), ("rotary", "x"), ("rotary", "cos"),
+                ("rotary", "sin"), ("rotary", "out"), ("kv_append", "k"), ("kv_append", "v"), ("attention", "q"),
+                ("attention", "out"), ("attention", "pattern"), ("attention", "scratch")]  # fmt: skip
+STORED_ARRAYS = [("embedding", "table"), ("pack", "w"), ("kv_append", "k_cache"), ("kv_append", "v_cache"),
+                 ("attention", "k_cache"), ("attention", "v_cache")]  # fmt: skip
+INDEX_ARRAYS = [("embedding", "ids"), ("rotary", "positions"), ("kv_append", "positions"), ("kv_append", "slots"),
+                ("attention", "n_visible")]  # fmt: skip
+OUTPUTS = [(op, name) for op, name in FLOAT_ARRAYS + STORED_ARRAYS if name in (*WRITTEN, "scratch") and
+           not (op == "attention" and name.endswith("cache"))]  # fmt: skip
+
+CHANGES = {
+    "of one dimension more": lambda x: x[None],
+    "longer": lambda x: np.concatenate([x, x[:1]]),
+    "strided": strided,
+    "at an odd address": shifted,
+}
+HARMLESS = {("pack", "w", "longer"), ("embedding", "table", "longer"), ("row_sum", "x", "longer"),
+            ("attention", "scratch", "longer")}  # fmt: skip
+FAULTS = [
+    *((op, name, what, change) for op, name in FLOAT_ARRAYS + STORED_ARRAYS + INDEX_ARRAYS
+      for what, change in CHANGES.items() if (op, name, what) not in HARMLESS),
+    *((op, name, "of float64", lambda x: x.astype(np.float64)) for op, name in FLOAT_ARRAYS + STORED_ARRAYS),
+    *((op, name, "of int8", lambda x: x.astype(np.int8)) for op, name in FLOAT_ARRAYS + STORED_ARRAYS),
+    *((op, name, "big-endian", lambda x: x.astype(">f4")) for op, name in FLOAT_ARRAYS + STORED_ARRAYS),
+    *((op, name, "of int32", lambda x: x.astype(np.int32)) for op, name in INDEX_ARRAYS),
+    *((op, name, "of floats", lambda x: x.astype(np.float64)) for op, name in INDEX_ARRAYS),
+    *((op, name, "read-only", fixed) for op, name in OUTPUTS),
+    *((op, name, "with -1", lambda x: np.append(indices(-1), x[1:])) for op, name in INDEX_ARRAYS),
+    *((op, name, "with 33", lambda x: np.append(x[:-1], indices(33))) for op, name in INDEX_ARRAYS),
+    *((op, name, "with 2^40", lambda x: np.append(x[:-1], indices(1 << 40))) for op, name in INDEX_ARRAYS),
+    ("attention", "n_visible", "with 0", lambda x: np.append(indices(0), x[1:])),
+    ("embedding", "ids", "just too large", lambda x: np.append(x[:-1], indices(7))),
+    ("rotary", "positions", "just too large", lambda x: np.append(x[:-1], indices(9))),
+    ("kv_append", "positions", "just too large", lambda x: np.append(x[:-1], indices(32))),
+    ("kv_append", "slots", "just too large", lambda x: np.append(x[:-1], indices(2))),
+    ("attention", "tiles", "of other fields", lambda x: x.view(np.int64)),
+    ("attention", "tiles", "strided", lambda x: np.repeat(x, 2)[::2]),
+    ("attention", "tiles", "short of a row", lambda x: tiles((0, 3, 0), (3, 1, 1))),
+    ("attention", "tiles", "shifted by a row", lambda x: tiles((1, 3, 0), (4, 2, 1))),
+    ("attention", "tiles", "at a negative row", lambda x: tiles((-1, 3, 0), (3, 2, 1))),
+    ("attention", "tiles", "twice the same rows", lambda x: tiles((0, 3, 0), (0, 2, 1))),
+    ("attention", "tiles", "of a negative height", lambda x: tiles((0, 6, 0), (6, -1, 1))),
+    ("attention", "tiles", "of no slot", lambda x: tiles((0, 3, 0), (3, 2, 2))),
+    ("attention", "tiles", "of a negative slot", lambda x: tiles((0, 3, 0), (3, 2, -1))),
+    ("attention", "scratch", "too small", lambda x: x[:1]),
+    ("attention", "pattern", "too narrow", lambda x: np.ascontiguousarray(x[:, :, :31])),
+    ("attention", "k_cache", "of float16", lambda x: x.astype(np.float16)),
+    ("attention", "v_cache", "of no dimension", lambda x: floats()),
+    ("attention", "k_cache", "of no dimension", lambda x: floats()),
+    ("kv_append", "v_cache", "of one dimension", lambda x: floats(4)),
+    ("rotary", "cos", "odd", lambda x: floats(9, 3)),
+    ("rotary", "cos", "wider than a head", lambda x: floats(9, 6)),
+]  # fmt: skip
+
+
+def call(op: str, arguments: dict) -> None:
+    OPS[op](**arguments, threads=2)
+
+
+@pytest.mark.parametrize("op", GOOD)
+def test_the_arguments_are_good_to_begin_with(op):
+    call(op, GOOD[op]())
+
+
+@pytest.mark.parametrize(("op", "name", "what", "change"), FAULTS, ids=[f"{f[0]}: {f[1]} {f[2]}" for f in FAULTS])
+def test_a_faulty_argument_is_named_and_nothing_is_written(op, name, what, change):
+    arguments = GOOD[op]()
+    arguments[name] = change(arguments[name])
+    outputs = {key: arguments[key] for key in WRITTEN if key in arguments}
+    before = {key: value.tobytes() for key, value in outputs.items()}
+    with pytest.raises(KernelError):
+        call(op, arguments)
+    assert before == {key: value.tobytes() for key, value in outputs.items()}
+
+
+def test_a_tile_of_nine_rows_is_refused():
+    q, n_visible = floats(9, HEADS, D), np.ones(9, np.int64)
+    with pytest.raises(KernelError):
+        attention(q, **caches(), tiles=tiles((0, 9, 0)), n_visible=n_visible)
+
+
+def test_a_bfloat16_cache_is_refused():
+    from refgpt.params import BFLOAT16
+
+    arguments = GOOD["kv_append"]() | caches(BFLOAT16)
+    with pytest.raises(KernelError, match="float32 or float16"):
+        kv_append(**arguments)
+
+
+@pytest.mark.parametrize("threads", [-1, 1.5, True, "2", 1025])
+def test_a_number_of_threads_that_makes_no_sense_is_refused(threads):
+    with pytest.raises(KernelError, match="threads"):
+        check_threads(threads)
+    for op in GOOD:
+        with pytest.raises(KernelError, match="threads"):
+            OPS[op](**GOOD[op](), threads=threads)
+
+
+@pytest.mark.parametrize("slots", [[], [0], [1, 1, 1], [0] * 9 + [1] + [0] * 17, [3, 2, 1]])
+def test_query_tiles_cover_neighbours_of_one_sequence(slots):
+    cut = query_tiles(indices(*slots))
+    rows = [(row, tile["slot"]) for tile in cut for row in range(tile["first_row"], tile["first_row"] + tile["n_rows"])]
+    assert rows == list(enumerate(slots))
+    assert all(1 <= tile["n_rows"] <= 8 for tile in cut)
+
+
+@pytest.mark.parametrize("op", GOOD)
+def test_no_rows_are_no_work(op):
+    empty = {"linear": ("x", "out"), "embedding": ("ids", "out"), "layer_norm": ("x", "out"), "gelu": ("x", "out"),
+             "softmax": ("x", "out"), "row_sum": ("x",), "rotary": ("x", "positions", "out"),
+             "kv_append": ("k", "v", "positions", "slots"), "attention": ("q", "tiles", "n_visible", "out"),
+             "pack": ("w",)}[op]  # fmt: skip
+    arguments = GOOD[op]()
+    arguments |= {name: arguments[name][:0] for name in empty}
+    if op == "attention":
+        arguments["pattern"] = floats(HEADS, 0, 32)
+    partial(OPS[op], **arguments)()

@@ -1,0 +1,245 @@
+"""What is particular to one op: groups of panels, widths of heads, masks, rounding to float16, the exponential."""
+
+import numpy as np
+import pytest
+
+from kernels.buffers import RUNNABLE, assert_same_bits, numbers, stored
+from kernels.oracles import KV, attention_case, filled_cache, hold_to_scalar, hold_to_spec, linear_case
+from refgpt import spec
+from refgpt.kernels import (
+    attention,
+    embedding,
+    gelu,
+    kv_append,
+    kv_shapes,
+    layer_norm,
+    linear,
+    pack,
+    query_tiles,
+    rotary,
+    rotary_tables,
+    softmax,
+)
+from refgpt.params import widen
+from refgpt.spec import bounds
+
+
+def each(prefix: str):
+    rows = [kernel for kernel in RUNNABLE if kernel.op.startswith(prefix)]
+    return pytest.mark.parametrize("kernel", rows, ids=str)
+
+
+def dtype_of(kernel) -> str:
+    return kernel.op.rpartition("_")[2]
+
+
+# ---- linear ----------------------------------------------------------------------------------------------------------
+
+
+@each("linear")
+@pytest.mark.parametrize("n_out", [1, 15, 16, 17, 32, 40, 48, 60, 64, 72, 80, 90])
+def test_linear_of_every_group_of_panels(kernel, n_out):
+    rng = np.random.default_rng(n_out)
+    for n_rows in (1, 2, 8, 9, 20):
+        case = linear_case(dtype_of(kernel), 37, n_rows, "ordinary", rng, n_out, bias=n_rows != 2)
+        hold_to_spec(case, kernel)
+        hold_to_scalar(case, kernel)
+
+
+@each("linear")
+@pytest.mark.parametrize("n_rows", [1, 40])
+def test_linear_on_several_threads(kernel, n_rows):
+    rng = np.random.default_rng(5)
+    x, w = numbers(rng, "ordinary", n_rows, 700), pack(stored(rng, "ordinary", dtype_of(kernel), 1300, 700))
+    want = linear(x, w, threads=1, kernel=kernel)
+    for threads in (2, 5, None):  # a matrix large enough that the binding deals it out
+        assert_same_bits(linear(x, w, threads=threads, kernel=kernel), want)
+
+
+# ---- attention -------------------------------------------------------------------------------------------------------
+
+
+@each("attention")
+@pytest.mark.parametrize("d_head", [1, 2, 7, 15, 16, 17, 48, 64, 80, 129, 256])
+def test_attention_of_every_width_of_head(kernel, d_head):
+    rng = np.random.default_rng(d_head)
+    for n_keys, n_rows in ((20, 1), (70, 11)):
+        case = attention_case(dtype_of(kernel), n_keys, n_rows, "ordinary", rng, d_head=d_head)
+        hold_to_spec(case, kernel)
+        hold_to_scalar(case, kernel)
+
+
+def one_sequence(seed, n_keys, n_rows, n_head=2, d_head=24):
+    rng = np.random.default_rng(seed)
+    q = numbers(rng, "ordinary", n_rows, n_head, d_head)
+    k, v = (numbers(rng, "ordinary", 1, n_keys, n_head, d_head) for _ in range(2))
+    return q, k, v
+
+
+def attend(kernel, q, k, v, n_visible, capacity=96):
+    """z of rows that all look into sequence 0."""
+    caches = filled_cache(k, v, capacity, dtype_of(kernel))
+    return attention(q, *caches, query_tiles(np.zeros(len(q), np.int64)), n_visible, threads=1, kernel=kernel)
+
+
+@each("attention")
+@pytest.mark.parametrize("strange", [np.nan, np.inf, 1e30])
+def test_a_key_that_a_row_does_not_see_cannot_touch_it(kernel, strange):
+    q, k, v = one_sequence(1, 70, 9)
+    n_visible = np.arange(60, 69)  # causal rows: the later ones of a tile see keys that the first does not
+    want = attend(kernel, q, k, v, n_visible)
+    for cache in (k, v):
+        spoilt = [x.copy() if x is cache else x for x in (k, v)]
+        spoilt[0 if cache is k else 1][:, 66:] = strange
+        got = attend(kernel, q, *spoilt, n_visible)
+        assert_same_bits(got[:7], want[:7])  # of these none sees key 66
+        assert not np.array_equal(got[7], want[7])
+
+
+@each("attention")
+def test_keys_beyond_the_visible_ones_change_no_bit(kernel):
+    q, k, v = one_sequence(2, 96, 8)
+    n_visible = np.full(8, 33)
+    want = attend(kernel, q, k[:, :33], v[:, :33], n_visible)
+    assert_same_bits(attend(kernel, q, k, v, n_visible), want)
+    n_visible[7] = 96  # a row of the same tile that sees them all
+    assert_same_bits(attend(kernel, q, k, v, n_visible)[:7], want[:7])
+    assert_same_bits(attend(kernel, q, k, v, n_visible, capacity=200)[:7], want[:7])
+
+
+@each("attention")
+def test_one_visible_key_gives_its_value(kernel):
+    q, k, v = one_sequence(3, 20, 5)
+    z = attend(kernel, q, k, v, np.ones(5, np.int64))
+    assert (z == v[0, 0].astype(KV[dtype_of(kernel)])).all()
+
+
+# ---- the cache -------------------------------------------------------------------------------------------------------
+
+
+def edges_of_float16() -> np.ndarray:
+    """float32 numbers at, halfway between and just beside float16 numbers, from subnormal to beyond the largest."""
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)  # every finite one from 0 up
+    between = np.append((halves[:-1] + halves[1:]) / 2, np.float32(65520))  # ties; the last rounds to infinity
+    beside = [np.nextafter(x, np.float32(to)) for x in (halves, between) for to in (-1, np.inf)]
+    small = np.array([1e-45, 1e-38, 2.0**-25, 2.0**-26, 1e30, 3.4e38, np.inf], np.float32)
+    both = np.concatenate([halves, between, *beside, small])
+    return np.concatenate([both, -both])
+
+
+@each("kv_append_f16")
+def test_keys_and_values_are_rounded_to_float16_as_numpy_rounds(kernel):
+    x = edges_of_float16()
+    d_head = 1024
+    x = np.resize(x, (-(-len(x) // d_head), 1, d_head))
+    n = len(x)
+    shapes = kv_shapes(1, d_head, n)
+    k_cache, v_cache = (np.full((1, *shape), np.nan, np.float16) for shape in shapes)
+    at = np.arange(n)
+    kv_append(x, x, k_cache, v_cache, at, np.zeros(n, np.int64), kernel=kernel)
+    with np.errstate(over="ignore"):
+        want = x[:, 0].astype(np.float16)
+    assert_same_bits(k_cache[0, 0, at // 16, :, at % 16], want)
+    assert_same_bits(v_cache[0, 0, :, at].reshape(n, d_head), want)
+    assert np.isinf(want).any()
+    assert ((want != 0) & (np.abs(want) < 2.0**-14)).any()
+
+
+@each("kv_append")
+def test_nan_stays_nan_in_the_cache(kernel):
+    k_cache, v_cache = (np.zeros((1, *shape), KV[dtype_of(kernel)]) for shape in kv_shapes(1, 3, 16))
+    x = np.array([[[np.nan, 1, -np.nan]]], np.float32)
+    kv_append(x, x, k_cache, v_cache, np.array([5]), np.array([0]), kernel=kernel)
+    assert np.array_equal(np.isnan(k_cache[0, 0, 0, :, 5]), [True, False, True])
+    assert np.array_equal(np.isnan(v_cache[0, 0, 0, 5, :4]), [True, False, True, False])
+
+
+# ---- the exponential, through softmax and gelu -----------------------------------------------------------------------
+
+FROM_ZERO_DOWN = np.concatenate([np.linspace(-90, 0, 40001), -np.geomspace(1e-30, 1e30, 2000),
+                                 np.nextafter(np.float32(-87), np.float32([-100, 0]))]).astype(np.float32)  # fmt: skip
+
+
+@each("softmax")
+def test_softmax_over_the_whole_range_of_the_exponential(kernel):
+    pairs = np.stack([np.zeros_like(FROM_ZERO_DOWN), FROM_ZERO_DOWN], axis=1)  # the largest is exp(0)
+    got = softmax(pairs, kernel=kernel)
+    want, bound = spec.softmax(pairs.astype(np.float64)), bounds.softmax_bound(pairs)
+    assert (np.abs(got - want) <= bound).all()
+    # Far below the largest the sum is 1 and the small one is the exponential itself, to about an ulp.
+    x = FROM_ZERO_DOWN.astype(np.float64)
+    alone = (x < -20) & (x >= -87)
+    assert (np.abs(got[alone, 1] / np.exp(x[alone]) - 1) <= 2.5 * bounds.U).all()
+    assert (got[x < -87, 1] == 0).all()
+
+
+@each("softmax")
+def test_softmax_of_minus_infinity_is_zero_and_of_nan_is_nan(kernel):
+    x = np.full((3, 20), -np.inf, np.float32)
+    x[0, [3, 17]] = 2.0
+    x[1] = 0.5
+    x[1, 18] = np.nan
+    x[2] = np.float32(3.4e38)
+    y = softmax(x, kernel=kernel)
+    assert (y[0, [3, 17]] == 0.5).all()
+    assert np.delete(y[0], [3, 17]).tolist() == [0] * 18
+    assert np.isnan(y[1]).all()
+    assert (np.abs(y[2] - 0.05) <= 0.05 * bounds.gamma(23)).all()
+
+
+@each("gelu")
+def test_gelu_over_a_wide_range(kernel):
+    x = np.concatenate([np.linspace(-15, 15, 60001), np.geomspace(1e-45, 1e18, 3000), -np.geomspace(1e-45, 1e18, 3000),
+                        [0.0, -0.0]]).astype(np.float32)[None]  # fmt: skip
+    got = gelu(x, kernel=kernel)
+    assert (np.abs(got - spec.gelu(x.astype(np.float64))) <= bounds.gelu_bound(x)).all()
+    assert np.signbit(got[0, -2:]).tolist() == [False, True]
+    ends = gelu(np.array([[np.inf, -np.inf, np.nan]], np.float32), kernel=kernel)[0]
+    assert ends[0] == np.inf
+    assert np.isnan(ends[2])
+
+
+# ---- in place --------------------------------------------------------------------------------------------------------
+
+IN_PLACE = {
+    "softmax": softmax,
+    "gelu": gelu,
+    "layer_norm": lambda x, **o: layer_norm(x, x[0].copy(), x[1].copy(), 1e-5, **o),
+    "rotary": lambda x, **o: rotary(x.reshape(5, 3, 23), *rotary_tables(18, 9), np.arange(5), **o),
+}
+
+
+@pytest.mark.parametrize("op", IN_PLACE)
+def test_the_output_may_be_the_input(op):
+    for kernel in (k for k in RUNNABLE if k.op == op):
+        x = numbers(np.random.default_rng(7), "ordinary", 5, 69)
+        want = IN_PLACE[op](x, kernel=kernel)
+        out = x.reshape(want.shape)
+        assert IN_PLACE[op](x, out=out, kernel=kernel) is out
+        assert_same_bits(out, want)
+
+
+# ---- rotary tables and packing ---------------------------------------------------------------------------------------
+
+
+def test_rotary_tables_are_the_specs_angles():
+    cos, sin = rotary_tables(64, 2048)
+    angles = spec.rotary_angles(np.arange(2048), 64)
+    assert_same_bits(cos[:, ::2].copy(), np.cos(angles).astype(np.float32))
+    assert_same_bits(cos[:, 1::2].copy(), cos[:, ::2].copy())
+    assert_same_bits(sin[:, 1::2].copy(), np.sin(angles).astype(np.float32))
+    assert_same_bits(sin[:, ::2].copy(), -sin[:, 1::2])
+
+
+@each("embedding")
+def test_every_sixteen_bit_pattern_is_widened_exactly(kernel):
+    dtype = dtype_of(kernel)
+    if dtype == "f32":
+        table = np.random.default_rng(8).integers(0, 1 << 32, (16, 4096), np.uint32).view(np.float32)
+    else:
+        bits = np.arange(1 << 16, dtype=np.uint16).reshape(16, 4096)
+        table = bits.view(np.float16) if dtype == "f16" else bits.view([("bfloat16", "<u2")])
+    got, want = embedding(table, np.arange(16), kernel=kernel), widen(table)
+    nan = np.isnan(want)
+    assert np.array_equal(np.isnan(got), nan)
+    assert_same_bits(got[~nan], want[~nan])

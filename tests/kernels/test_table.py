@@ -1,0 +1,70 @@
+"""A kernel cannot exist untested: files, rows of the table, oracles and benchmarks are compared with one another."""
+
+import importlib.util
+import re
+from itertools import groupby
+from pathlib import Path
+
+from kernels.buffers import SCALAR
+from kernels.oracles import ORACLES
+from refgpt.kernels import list_kernels
+from refgpt.kernels.registry import PREFERENCE
+
+ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "csrc"
+OPS = {kernel.op for kernel in list_kernels()}
+
+# Everything in csrc that is not the body of an op.
+SKELETON = re.compile(r"""refgpt_kernels\.h | kernels\.(def|h) | (dispatch|cpu|parallel)\.c | (scalar|avx2|avx512|neon)\.c
+                          | build\.py | simd/\w+\.h | testing/\w+\.(c|sh)""", re.VERBOSE)  # fmt: skip
+
+
+def files() -> set[str]:
+    found = (path.relative_to(CSRC) for path in CSRC.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.as_posix() for path in found}
+
+
+def test_the_compiled_table_is_kernels_def():
+    rows = re.findall(r"^KERNEL\((\w+), (\w+)\)$", (CSRC / "kernels.def").read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows == [(kernel.op, kernel.isa) for kernel in list_kernels()]
+    assert len(set(rows)) == len(rows)
+
+
+def test_every_op_has_every_instruction_set():
+    for op, rows in groupby(sorted(list_kernels(), key=str), key=lambda kernel: kernel.op):
+        assert {kernel.isa for kernel in rows} == set(PREFERENCE), op
+
+
+def test_every_op_has_an_oracle_and_every_oracle_an_op():
+    assert set(ORACLES) == OPS
+
+
+def test_every_op_can_be_compared_with_its_scalar_row():
+    assert set(SCALAR) == OPS
+
+
+def test_every_op_has_a_benchmark():
+    where = importlib.util.spec_from_file_location("benchmark_cases", ROOT / "benchmarks" / "cases.py")
+    cases = importlib.util.module_from_spec(where)
+    where.loader.exec_module(cases)
+    assert set(cases.CASES) == OPS
+
+
+def test_every_file_is_part_of_the_skeleton_or_the_body_of_an_op():
+    bodies = {name for name in files() if not SKELETON.fullmatch(name)}
+    families = {name.partition("/")[0] for name in bodies}
+    assert bodies == {f"{family}/{family}.h" for family in families}
+    kernels = [op for name in bodies for op in re.findall(r"^KERNEL\((\w+)\)", (CSRC / name).read_text("utf-8"), re.M)]
+    assert sorted(kernels) == sorted(OPS)
+    for name in bodies:
+        ops = re.findall(r"^KERNEL\((\w+)\)", (CSRC / name).read_text("utf-8"), re.M)
+        assert ops, name
+        assert all(re.fullmatch(rf"{name.partition('/')[0]}(_b?f?\d+)?", op) for op in ops), name
+
+
+def test_every_body_is_compiled_for_every_instruction_set():
+    included = set(re.findall(r'#include "([\w/]+\.h)"', (CSRC / "kernels.h").read_text(encoding="utf-8")))
+    assert {name for name in files() if not SKELETON.fullmatch(name)} <= included
+    for isa in PREFERENCE:
+        assert f'#include "simd/{isa}.h"' in (CSRC / f"{isa}.c").read_text(encoding="utf-8")
+        assert '#include "kernels.h"' in (CSRC / f"{isa}.c").read_text(encoding="utf-8")
