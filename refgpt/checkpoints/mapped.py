@@ -65,7 +65,7 @@ def view(
     Parameters
     ----------
     shape, strides : tuple of int
-        As the file states them; strides count elements, None means densely packed in C order.
+        As the file states them, but not negative; strides count elements, None means densely packed in C order.
 
     Raises
     ------
@@ -74,13 +74,13 @@ def view(
         can hold (a zero stride could otherwise turn four bytes into terabytes).
     """
     where = tensor_at(mapped.path, name)
-    if len(shape) > MOST_DIMENSIONS or min(shape, default=0) < 0 or prod(max(n, 1) for n in shape) > LARGEST_ARRAY:
+    if len(shape) > MOST_DIMENSIONS or prod(max(n, 1) for n in shape) > LARGEST_ARRAY:
         raise CheckpointError(
             "the shape makes no sense", where=where, got=shown(shape), wanted=f"at most {MOST_DIMENSIONS} whole numbers"
         )
     if strides is None:
         strides = tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
-    elif len(strides) != len(shape) or min(strides, default=0) < 0:
+    elif len(strides) != len(shape):
         raise CheckpointError(
             "the strides make no sense", where=where, got=f"{shown(strides)} for shape {shown(shape)}"
         )

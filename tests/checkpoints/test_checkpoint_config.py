@@ -67,6 +67,7 @@ def without(*keys, **changes):
         (without(activation_function="gelu_pytorch_tanh"), "d_ff", 24),
         (without("eos_token_id"), "eos_id", None),
         (without("eos_token_id", vocab_size=50257), "eos_id", 50256),
+        (without("eos_token_id", vocab_size=50256), "eos_id", None),
         (without(eos_token_id=50256), "eos_id", None),
         (without(eos_token_id=7), "eos_id", 7),
         (without(eos_token_id=[7]), "eos_id", 7),

@@ -12,6 +12,7 @@ from checkpoints.writers import (
     call_code,
     global_code,
     int_code,
+    ints_code,
     state_code,
     storage_code,
     text_code,
@@ -193,6 +194,24 @@ def test_the_sentinel_would_be_seen(tmp_path):
     assert (tmp_path / "sentinel").exists()
 
 
+FLOAT = global_code("torch", "FloatStorage")
+ROW = int_code(0), ints_code([6]), ints_code([1])
+
+
+def view(*args):
+    """A tensor from arguments that may be of any type."""
+    return call_code("torch._utils", "_rebuild_tensor_v2", [*args, b"\x89", HOOKS])
+
+
+def storage(kind, key, n_items):
+    return tuple_code([text_code("storage"), kind, key, text_code("cpu"), n_items]) + b"Q"
+
+
+def test_the_pieces_of_the_damaged_programs_are_sound(tmp_path):
+    code = view(storage(FLOAT, text_code("0"), int_code(6)), *ROW)
+    assert read_program(tmp_path, state_code([("w", code)]))["w"].tolist() == SIX.tolist()
+
+
 DAMAGED = {
     "no end": b"\x80\x02}",
     "nothing": b"",
@@ -245,6 +264,16 @@ DAMAGED = {
             )
         ]
     ),
+    "strides are text": state_code([("w", view(F32, int_code(0), ints_code([6]), text_code("1")))]),
+    "offset is text": state_code([("w", view(F32, text_code("0"), ints_code([6]), ints_code([1])))]),
+    "negative stride as a long": state_code(
+        [("w", view(F32, int_code(0), ints_code([1]), tuple_code([b"\x8a\1\xff"])))]
+    ),
+    "storage of text": state_code([("w", view(storage(text_code("FloatStorage"), text_code("0"), int_code(6)), *ROW))]),
+    "storage named by a number": state_code([("w", view(storage(FLOAT, int_code(0), int_code(6)), *ROW))]),
+    "storage without a size": state_code([("w", view(storage(FLOAT, text_code("0"), b"N"), *ROW))]),
+    "tensor twice": state_code([("w", view(F32, *ROW)), ("w", view(F32, *ROW))]),
+    "memo below the mark": b"\x80\x02}(q\0u.",
     "negated": state_code([("w", view_code(F32, 0, [6], [1], b"}" + text_code("neg") + b"\x88s"))]),
     "quantised": state_code([("w", view_code(storage_code("QInt8Storage", "0", 6), 0, [6], [1]))]),
 }
@@ -313,6 +342,7 @@ LARGEST = pickle_machine.MOST_INSTRUCTIONS - 1000
 
 BOMBS = {
     "a long program": b"\x80\x02" + b"N" * (2 << 20) + b".",
+    "many instructions": b"\x80\x02)" + b"\x85" * 1_000_000 + b".",
     "a deep stack": b"\x80\x02" + b"N" * 100_000 + b".",
     "deep marks": b"\x80\x02" + b"(" * LARGEST + b".",
     "nested tuples": b"\x80\x02)" + b"\x85" * LARGEST + b".",
@@ -333,6 +363,11 @@ BOMBS = {
 def test_bombs_do_not_go_off(tmp_path, case, guard, request):
     with request.getfixturevalue(guard)():
         refused(tmp_path, BOMBS[case])
+
+
+@pytest.mark.parametrize("case", ["a long program", "many instructions"])
+def test_an_absurdly_long_program_is_said_to_be_one(tmp_path, case):
+    refused(tmp_path, BOMBS[case], "absurdly long")
 
 
 def test_an_old_file_is_refused_with_the_way_out():

@@ -96,6 +96,13 @@ FAULTY = {
     "data in front": (b"junk" + GOOD, "directory is damaged"),
     "only an end": (crafted([entry(b"w", 0, 0)], b""), "not where"),
     "compressed": (archive(zipfile.ZIP_DEFLATED, {"a": bytes(100)}), "compressed"),
+    "compressed by its entry": (crafted([entry(b"w", 4, 0, method=8)], ONE), "compressed"),
+    "a header in the last bytes": (
+        crafted([entry(b"w", 4, 4 + len(ONE) + len(entry(b"w", 4, 0)))], ONE).replace(
+            b"PK\5\6" + bytes(4), b"PK\5\6PK\3\4"
+        ),
+        "not where",
+    ),
     "encrypted": (crafted([entry(b"w", 4, 0, flags=1)], ONE), "encrypted"),
     "named twice": (crafted([entry(b"w", 4, 0), entry(b"w", 4, len(ONE))], ONE * 2), "two members"),
     "overlapping": (
