@@ -1,9 +1,11 @@
 import time
 import tracemalloc
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+STATUS = Path("/proc/self/status")
 SECONDS = 1.0
 BYTES = 16 << 20
 
@@ -35,3 +37,16 @@ def small():
             tracemalloc.stop()
 
     return guard
+
+
+@pytest.fixture
+def resident_bytes():
+    """A function: how many bytes of mapped files are in memory."""
+    if not STATUS.exists():
+        pytest.skip("only Linux tells")
+
+    def measure():
+        with STATUS.open() as status:
+            return 1024 * next(int(line.split()[1]) for line in status if line.startswith("RssFile"))
+
+    return measure

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+from checkpoints.writers import write_safetensors
 
+from refgpt.checkpoints import safetensors_file
 from refgpt.checkpoints.mask import find_mask
 from refgpt.errors import CheckpointError
 from refgpt.params import BFLOAT16
@@ -56,6 +58,15 @@ def test_only_positions_that_can_occur_are_looked_at():
 def test_other_shapes_say_nothing(shape):
     assert find(np.ones(shape)) == ("causal", "no attn.bias is stored; causal is GPT-J's mask")
     assert find_mask({"h.0.attn.masked_bias": np.ones((3, 3))}, 3, (), "here")[0] == "causal"
+
+
+def test_the_masks_do_not_stay_in_memory(tmp_path, resident_bytes):
+    masks = {f"h.{i}.attn.bias": np.tri(3000, dtype="u1") for i in range(2)}
+    write_safetensors(tmp_path / "x", masks)
+    buffers = safetensors_file.read(tmp_path / "x")
+    before = resident_bytes()
+    assert find_mask(buffers, 3000, (), tmp_path)[0] == "causal"
+    assert resident_bytes() - before < 2e6
 
 
 @pytest.mark.parametrize("name", ["togethercomputer/GPT-JT-6B-v1", "gpt-jt-moderation", "my_GPT_JT"])

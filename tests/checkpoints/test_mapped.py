@@ -1,5 +1,3 @@
-import mmap
-
 import numpy as np
 import pytest
 from checkpoints.writers import write_safetensors, write_torch
@@ -14,18 +12,8 @@ INFINITY = {"f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F800000, "f64": 0x7FF000000
 SIGN = {"f16": 1 << 15, "bf16": 1 << 15, "f32": 1 << 31, "f64": 1 << 63}
 
 
-def resident_bytes():
-    """Bytes of files that are mapped and in memory."""
-    with open("/proc/self/status") as status:
-        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("RssFile"))
-
-
-needs_linux = pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="needs madvise and /proc")
-
-
-@needs_linux
 @pytest.mark.parametrize("write", [write_safetensors, write_torch])
-def test_release_gives_the_pages_back(tmp_path, write):
+def test_release_gives_the_pages_back(tmp_path, write, resident_bytes):
     write(tmp_path / "x", {"a": np.ones((1000, 1000), "<f4"), "w": np.ones((3000, 2000), "<f4")})
     tensors = (safetensors_file if write is write_safetensors else torch_pickle).read(tmp_path / "x")
     before = resident_bytes()
