@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import sysconfig
-import tempfile
 from pathlib import Path
 
 from cffi import FFI
@@ -45,8 +44,7 @@ def declarations() -> str:
 class BuildKernels(build_ext):
     """Compile the wrapper and one object an instruction set, then link them into one module.
 
-    ``REFGPT_OPENMP=0`` builds without threads; so does a compiler that has no OpenMP. ``REFGPT_CFLAGS`` is added to the
-    flags of every file and of the link (sanitizers).
+    ``REFGPT_CFLAGS`` is added to the flags of every file and of the link (sanitizers).
     """
 
     def build_extension(self, ext: Extension) -> None:
@@ -59,11 +57,10 @@ class BuildKernels(build_ext):
         ffi.emit_c_code(str(wrapper))
 
         extra = [*target()[1], *os.environ.get("REFGPT_CFLAGS", "").split()]
-        openmp = self.openmp_flags()
         ext.include_dirs.append(str(CSRC))
         ext.sources = [*ext.sources, str(wrapper)]
-        ext.extra_compile_args = [*FLAGS, *extra, *openmp]
-        ext.extra_link_args = [*extra, *openmp]
+        ext.extra_compile_args = [*FLAGS, *extra]
+        ext.extra_link_args = [*extra, "-pthread"]
         for isa, flags in isa_flags().items():
             ext.extra_objects += self.compiler.compile(
                 [str(CSRC / f"{isa}.c")],
@@ -73,20 +70,3 @@ class BuildKernels(build_ext):
             )
         self.force = True  # headers are included across rooms: a stale object must not survive
         super().build_extension(ext)
-
-    def openmp_flags(self) -> list[str]:
-        """``-fopenmp`` where the compiler and linker accept it and it was not declined."""
-        if os.environ.get("REFGPT_OPENMP") == "0":
-            return []
-        with tempfile.TemporaryDirectory() as temp:
-            probe = Path(temp, "probe.c")
-            probe.write_text(
-                "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n", encoding="utf-8"
-            )
-            try:
-                objects = self.compiler.compile([str(probe)], output_dir="/", extra_postargs=["-fopenmp"])
-                self.compiler.link_executable(objects, str(Path(temp, "probe")), extra_postargs=["-fopenmp"])
-            except Exception:  # distutils has no common base for "the compiler said no"
-                print("refgpt: no OpenMP; kernels will use one thread")
-                return []
-        return ["-fopenmp"]

@@ -138,10 +138,7 @@ const refgpt_row *refgpt_table(void);
 const char *refgpt_isa_obstacle(const char *isa);
 
 /* Run a kernel over items [0, n_items) on at most n_threads threads, in pieces of at least `grain` items. Blocks until done.
- * Workers are numbered 0 .. n_threads - 1. */
+ * Workers are numbered 0 .. n_threads - 1; the caller is 0, and works alone while another thread's call has the workers. */
 void refgpt_run(refgpt_kernel kernel, const void *args, int64_t n_items, int64_t grain, int64_t n_threads);
-
-/* 1 if built with OpenMP; otherwise refgpt_run stays on the calling thread. */
-int refgpt_has_threads(void);
 
 #endif

@@ -32,26 +32,13 @@ def check_ids(ids: Sequence[int] | np.ndarray, config: ModelConfig, prefix_len: 
     GenerationError
         Naming the first thing that is wrong with ``ids`` or ``prefix_len``.
     """
-    try:
-        array = np.asarray(ids)
-    except (ValueError, TypeError, OverflowError):
-        raise GenerationError("ids are not one flat list of numbers", where="ids", got=type(ids).__name__) from None
-    if array.ndim != 1:
-        raise GenerationError("ids are not one flat list", where="ids", got=f"{array.ndim} dimensions", wanted="1")
+    array = check_tokens(ids, config)
     if array.size == 0:
         raise GenerationError("the prompt is empty", where="ids", fix="give at least one id")
     if array.size > config.n_ctx:
         raise GenerationError("the prompt is longer than the model's context", where="ids", got=f"{array.size} ids",
                               wanted=f"at most {config.n_ctx}",
                               fix="shorten the prompt, or keep only its end (--truncate left)")  # fmt: skip
-    if array.dtype.kind not in "iu":
-        raise GenerationError("ids are not whole numbers", where="ids", got=array.dtype, wanted="integers")
-    outside = (array < 0) | (array >= config.n_vocab)
-    if outside.any():
-        t = int(outside.argmax())
-        raise GenerationError("the id does not exist in this vocabulary", where=f"ids[{t}]", got=array[t],
-                              wanted=f"0 to {config.n_vocab - 1}",
-                              fix="encode the text with the tokenizer that came with the model")  # fmt: skip
     try:
         fits = 0 <= operator.index(prefix_len) <= array.size
     except TypeError:
@@ -59,4 +46,33 @@ def check_ids(ids: Sequence[int] | np.ndarray, config: ModelConfig, prefix_len: 
     if not fits:
         raise GenerationError("the prefix is not a part of the prompt", where="prefix_len", got=repr(prefix_len),
                               wanted=f"a whole number from 0 to {array.size}")  # fmt: skip
+    return array
+
+
+def check_tokens(ids: Sequence[int] | np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Ids as an array, once it is known that each exists; there may be any number of them.
+
+    Returns
+    -------
+    ndarray [n], int64
+
+    Raises
+    ------
+    GenerationError
+        Naming the first thing that is wrong with ``ids``.
+    """
+    try:
+        array = np.asarray(ids)
+    except (ValueError, TypeError, OverflowError):
+        raise GenerationError("ids are not one flat list of numbers", where="ids", got=type(ids).__name__) from None
+    if array.ndim != 1:
+        raise GenerationError("ids are not one flat list", where="ids", got=f"{array.ndim} dimensions", wanted="1")
+    if array.size and array.dtype.kind not in "iu":
+        raise GenerationError("ids are not whole numbers", where="ids", got=array.dtype, wanted="integers")
+    outside = (array < 0) | (array >= config.n_vocab)
+    if outside.any():
+        t = int(outside.argmax())
+        raise GenerationError("the id does not exist in this vocabulary", where=f"ids[{t}]", got=array[t],
+                              wanted=f"0 to {config.n_vocab - 1}",
+                              fix="encode the text with the tokenizer that came with the model")  # fmt: skip
     return array.astype(np.int64)

@@ -15,7 +15,7 @@ from refgpt.errors import KernelError
 from refgpt.kernels.native import ffi, lib
 from refgpt.kernels.panels import LANES, Panels, aligned_zeros, n_panels
 from refgpt.kernels.registry import Kernel, active
-from refgpt.kernels.threads import default_threads
+from refgpt.kernels.threads import check_threads
 from refgpt.params import BFLOAT16
 
 F32 = np.dtype(np.float32)
@@ -32,13 +32,17 @@ def linear(
     bias: np.ndarray | None = None,
     out: np.ndarray | None = None,
     *,
+    scratch: np.ndarray | None = None,
     threads: int | None = None,
     kernel: Kernel | None = None,
 ) -> np.ndarray:
-    """``x @ w.T + bias``: x [t, n_in], w packed [n_out, n_in], bias [n_out], out [t, n_out]."""
+    """``x @ w.T + bias``: x [t, n_in], w packed [n_out, n_in], bias [n_out], out [t, n_out].
+
+    More than 8 rows are packed first, into ``scratch`` if it is given (see ``linear_scratch``).
+    """
     n_rows, n_in = _shape("x", x, (None, w.n_in))
     y = _output(out, (n_rows, w.n_out))
-    x_panels = None if n_rows <= FEW_ROWS else pack(x, threads=threads)
+    x_panels = None if n_rows <= FEW_ROWS else pack(x, scratch, threads=threads)
     args = _args("linear", x=_floats("x", x, (n_rows, n_in)), w=w.pointer,
                  x_panels=ffi.NULL if x_panels is None else ffi.cast("float *", x_panels.pointer),
                  bias=ffi.NULL if bias is None else _floats("bias", bias, (w.n_out,)),
@@ -48,6 +52,11 @@ def linear(
     grain = group * max(1, SMALLEST_PIECE // max(1, n_rows * n_in * LANES * group))
     _run(kernel or active(f"linear_{w.dtype}"), args, n_panels(w.n_out), grain, threads)
     return y
+
+
+def linear_scratch(n_rows: int, n_in: int) -> np.ndarray:
+    """Room for ``linear`` to pack up to ``n_rows`` rows of up to ``n_in`` inputs."""
+    return aligned_zeros((n_panels(n_rows) * n_in * LANES,), F32)
 
 
 def embedding(
@@ -64,7 +73,7 @@ def embedding(
     dtype = _dtype_name("table", table)
     _within("ids", ids, 0, n_vocab)
     y = _output(out, (n_rows, n))
-    args = _args("embedding", table=ffi.from_buffer(_contiguous("table", table)), ids=_indices("ids", ids),
+    args = _args("embedding", table=ffi.from_buffer(_whole("table", table)), ids=_indices("ids", ids),
                  y=_floats("out", y, (n_rows, n)), n=n)  # fmt: skip
     _run(kernel or active(f"embedding_{dtype}"), args, n_rows, 16, threads)
     return y
@@ -177,7 +186,7 @@ def kv_append(
     The caches are [n_slots, \\*shape] with the shapes of ``kv_shapes``, float32 or float16.
     """
     n_rows, n_head, d_head = _shape("k", k, (None, None, None))
-    n_slots, capacity, dtype = _cache(k_cache, v_cache, n_head, d_head)
+    n_slots, capacity, dtype = _cache(k_cache, v_cache, n_head, d_head, written=True)
     _shape("positions", positions, (n_rows,))
     _shape("slots", slots, (n_rows,))
     _within("positions", positions, 0, capacity)
@@ -227,12 +236,11 @@ def attention(
     """
     n_rows, n_head, d_head = _shape("q", q, (None, None, None))
     n_slots, capacity, dtype = _cache(k_cache, v_cache, n_head, d_head)
-    n_threads = threads or default_threads()
+    n_threads = check_threads(threads)
     _shape("n_visible", n_visible, (n_rows,))
     n_keys = capacity if pattern is None else _shape("pattern", pattern, (n_head, n_rows, None))[2]
     _within("n_visible", n_visible, 1, min(capacity, n_keys) + 1)
-    if tiles.dtype != QUERY_TILE or tiles["n_rows"].sum() != n_rows or (n_rows and tiles["slot"].max() >= n_slots):
-        raise KernelError("the tiles do not cover the rows", where="tiles", fix="make them with query_tiles")
+    _check_tiles(tiles, n_rows, n_slots)
     if scratch is None:
         scratch = np.empty((n_threads, FEW_ROWS, capacity), np.float32)
     elif scratch.shape[0] < n_threads or scratch.shape[1:] != (FEW_ROWS, capacity):
@@ -240,21 +248,33 @@ def attention(
     z = _output(out, q.shape)
     args = _args("attention", q=_floats("q", q, q.shape), k=ffi.from_buffer(k_cache), v=ffi.from_buffer(v_cache),
                  z=_floats("out", z, q.shape),
-                 pattern=ffi.NULL if pattern is None else _floats("pattern", pattern, pattern.shape),
-                 scratch=_floats("scratch", scratch, scratch.shape),
+                 pattern=ffi.NULL if pattern is None else _floats("pattern", pattern, pattern.shape, written=True),
+                 scratch=_floats("scratch", scratch, scratch.shape, written=True),
                  tiles=ffi.from_buffer("refgpt_query_tile[]", tiles), n_visible=_indices("n_visible", n_visible),
                  n_rows=n_rows, n_keys=n_keys, n_head=n_head, d_head=d_head, capacity=capacity)  # fmt: skip
     _run(kernel or active(f"attention_{dtype}"), args, len(tiles) * n_head, 1, n_threads)
     return z
 
 
-def pack(w: np.ndarray, *, threads: int | None = None, kernel: Kernel | None = None) -> Panels:
-    """A matrix [n_out, n_in] (float32, float16 or bfloat16) as panels of the same dtype, whole: nothing is rounded."""
+def pack(
+    w: np.ndarray, scratch: np.ndarray | None = None, *, threads: int | None = None, kernel: Kernel | None = None
+) -> Panels:
+    """A matrix [n_out, n_in] (float32, float16 or bfloat16) as panels of the same dtype, whole: nothing is rounded.
+
+    ``scratch`` is a flat array of that dtype to put them in; a new one is made by default.
+    """
     n_out, n_in = _shape("w", w, (None, None))
     dtype = _dtype_name("w", w)
-    data = aligned_zeros((n_panels(n_out), n_in, LANES), w.dtype)
-    pointer = ffi.from_buffer(data)
-    args = _args("pack", w=ffi.from_buffer(_contiguous("w", w)), panels=pointer, n_in=n_in, n_out=n_out)
+    shape = (n_panels(n_out), n_in, LANES)
+    size = shape[0] * n_in * LANES
+    if scratch is None:
+        scratch = aligned_zeros((size,), w.dtype)
+    elif scratch.dtype != w.dtype or scratch.ndim != 1 or scratch.size < size:
+        raise KernelError("too small or of another dtype", where="scratch", got=f"{scratch.dtype} {scratch.shape}",
+                          wanted=f"{w.dtype} ({size},)")  # fmt: skip
+    data = scratch[:size].reshape(shape)
+    pointer = ffi.from_buffer(_whole("scratch", data, written=True))
+    args = _args("pack", w=ffi.from_buffer(_whole("w", w)), panels=pointer, n_in=n_in, n_out=n_out)
     _run(kernel or active(f"pack_b{w.dtype.itemsize}"), args, n_panels(n_out), 4, threads)
     return Panels(data, n_out, n_in, dtype, pointer)
 
@@ -278,7 +298,7 @@ def _args(op: str, **values: Any) -> Any:
 def _run(kernel: Kernel, args: Any, n_items: int, grain: int, threads: int | None) -> None:
     if kernel.obstacle:
         raise KernelError(f"{kernel} cannot run here", got=kernel.obstacle)
-    lib.refgpt_run(kernel.run, args, n_items, grain, threads or default_threads())
+    lib.refgpt_run(kernel.run, args, n_items, grain, check_threads(threads))
 
 
 def _shape(name: str, array: np.ndarray, wanted: tuple[int | None, ...]) -> tuple[int, ...]:
@@ -292,21 +312,18 @@ def _shape(name: str, array: np.ndarray, wanted: tuple[int | None, ...]) -> tupl
     return shape
 
 
-def _floats(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Any:
-    if array.dtype != F32 or array.shape != shape or not array.flags.c_contiguous:
+def _floats(name: str, array: np.ndarray, shape: tuple[int, ...], written: bool = False) -> Any:
+    if array.dtype != F32 or array.shape != shape:
         raise KernelError(
-            "not a C-contiguous float32 array of this shape",
-            where=name,
-            got=f"{array.dtype} {array.shape}",
-            wanted=shape,
+            "not a float32 array of this shape", where=name, got=f"{array.dtype} {array.shape}", wanted=shape
         )
-    return ffi.from_buffer("float[]", array)
+    return ffi.from_buffer("float[]", _whole(name, array, written))
 
 
 def _indices(name: str, array: np.ndarray) -> Any:
-    if array.dtype != I64 or not array.flags.c_contiguous:
-        raise KernelError("not a C-contiguous int64 array", where=name, got=array.dtype)
-    return ffi.from_buffer("int64_t[]", array)
+    if array.dtype != I64:
+        raise KernelError("not an int64 array", where=name, got=array.dtype)
+    return ffi.from_buffer("int64_t[]", _whole(name, array))
 
 
 def _within(name: str, index: np.ndarray, least: int, stop: int) -> None:
@@ -321,10 +338,25 @@ def _within(name: str, index: np.ndarray, least: int, stop: int) -> None:
         )
 
 
-def _contiguous(name: str, array: np.ndarray) -> np.ndarray:
-    if not array.flags.c_contiguous:
-        raise KernelError("not C-contiguous", where=name, fix="pass np.ascontiguousarray of it")
+def _whole(name: str, array: np.ndarray, written: bool = False) -> np.ndarray:
+    """The array, if its elements lie side by side, each where its type wants it."""
+    flags = array.flags
+    if not (flags.c_contiguous and flags.aligned):
+        raise KernelError("not C-contiguous and aligned", where=name, fix="pass np.require(it, requirements='CA')")
+    if written and not flags.writeable:
+        raise KernelError("not writable", where=name)
     return array
+
+
+def _check_tiles(tiles: np.ndarray, n_rows: int, n_slots: int) -> None:
+    """Refuse tiles that are not each row once, in order: in C they would reach beyond an array."""
+    row, fits = 0, tiles.dtype == QUERY_TILE and tiles.ndim == 1
+    for first_row, height, slot in tiles.tolist() if fits else ():
+        fits = fits and first_row == row and 1 <= height <= FEW_ROWS and 0 <= slot < n_slots
+        row += height
+    if not fits or row != n_rows:
+        raise KernelError("the tiles do not cover the rows", where="tiles", fix="make them with query_tiles")
+    _whole("tiles", tiles)
 
 
 def _dtype_name(name: str, array: np.ndarray) -> str:
@@ -343,9 +375,11 @@ def _output(out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     return out
 
 
-def _cache(k_cache: np.ndarray, v_cache: np.ndarray, n_head: int, d_head: int) -> tuple[int, int, str]:
+def _cache(
+    k_cache: np.ndarray, v_cache: np.ndarray, n_head: int, d_head: int, written: bool = False
+) -> tuple[int, int, str]:
     """Number of slots, capacity and dtype of a cache, after checking both arrays."""
-    n_slots, capacity = k_cache.shape[0], v_cache.shape[-2]
+    n_slots, capacity = _shape("k_cache", k_cache, (None,) * 5)[0], _shape("v_cache", v_cache, (None,) * 5)[3]
     k_shape, v_shape = kv_shapes(n_head, d_head, capacity)
     _shape("k_cache", k_cache, (n_slots, *k_shape))
     _shape("v_cache", v_cache, (n_slots, *v_shape))
@@ -357,4 +391,6 @@ def _cache(k_cache: np.ndarray, v_cache: np.ndarray, n_head: int, d_head: int) -
             got=f"{k_cache.dtype} and {v_cache.dtype}",
             wanted="float32 or float16, both alike",
         )
+    _whole("k_cache", k_cache, written)
+    _whole("v_cache", v_cache, written)
     return n_slots, capacity, dtype

@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 
 from refgpt.errors import KernelError
-from refgpt.kernels.native import lib
 
 
 def default_threads() -> int:
-    """The processors this process may run on; 1 if built without OpenMP."""
-    if not lib.refgpt_has_threads():
-        return 1
+    """The processors this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

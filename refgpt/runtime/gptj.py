@@ -1,7 +1,7 @@
 """GPT-J in kernels: ``refgpt/spec/gptj.py`` line by line, over rows of any sequences at any positions.
 
 Two things differ from the spec. Keys and values of earlier rows come from the cache, so a pass takes only new rows; and
-every activation has its place in a ``Workspace``, so that nothing is allocated while a text is written.
+every activation has its place in a ``Workspace``, so that nothing is allocated from one pass to the next but logits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import numpy as np
 
 from refgpt.config import ModelConfig
 from refgpt.kernels import attention as attend
-from refgpt.kernels import embedding, gelu, kv_append, layer_norm, linear, query_tiles, rotary
+from refgpt.kernels import embedding, gelu, kv_append, layer_norm, linear_scratch, query_tiles, rotary
+from refgpt.kernels import linear as multiply
+from refgpt.kernels.panels import Panels
 from refgpt.runtime.cache import KVCache
 from refgpt.runtime.packing import PackedBlock, PackedParams
 from refgpt.spec.taps import Tap, checked, no_tap, prefixed
@@ -56,32 +58,37 @@ class Workspace:
         self.x, self.ln, self.attn_out, self.mlp_out = (np.empty((n_rows, c), np.float32) for _ in range(4))
         self.q, self.k, self.v, self.z = (np.empty((n_rows, *heads), np.float32) for _ in range(4))
         self.mlp = np.empty((n_rows, f), np.float32)
+        self.packed = linear_scratch(n_rows, max(c, f))
         self.scores = np.empty((threads, 8, capacity), np.float32)
 
     def first(self, n_rows: int) -> Workspace:
         """The same buffers, cut to ``n_rows``."""
         part = object.__new__(Workspace)
         for name, value in vars(self).items():
-            is_buffer = isinstance(value, np.ndarray) and name != "scores"
+            is_buffer = isinstance(value, np.ndarray) and name not in ("packed", "scores")
             setattr(part, name, value[:n_rows] if is_buffer else value)
         part.n_rows = n_rows
         return part
 
 
+def linear(x: np.ndarray, w: Panels, b: np.ndarray | None, out: np.ndarray, to: Workspace) -> np.ndarray:
+    """``x @ w.T + b`` into ``out``, the rows of which may be heads. x [t, n_in] -> [t, n_out]."""
+    return multiply(x, w, b, out.reshape(len(x), -1), scratch=to.packed, threads=to.threads).reshape(out.shape)
+
+
 def attention(x: np.ndarray, p: PackedBlock, cfg: ModelConfig, rows: Rows, layer: int, cache: KVCache,
               angles: tuple[np.ndarray, np.ndarray], to: Workspace, tap: Tap) -> np.ndarray:  # fmt: skip
     """Multi-head self-attention with rotary positions; new keys and values join the cache. x [t, c] -> [t, c]."""
-    c, heads, n = (-1, cfg.d_model), (-1, cfg.n_head, cfg.d_head), to.threads
-    k_cache, v_cache = cache.k[layer], cache.v[layer]
-    q = tap("q", linear(x, p.wq, out=to.q.reshape(c), threads=n).reshape(heads))  # [t, h, d]
-    k = tap("k", linear(x, p.wk, out=to.k.reshape(c), threads=n).reshape(heads))  # [t, h, d]
-    v = tap("v", linear(x, p.wv, out=to.v.reshape(c), threads=n).reshape(heads))  # [t, h, d]
+    k_cache, v_cache, n = cache.k[layer], cache.v[layer], to.threads
+    q = tap("q", linear(x, p.wq, None, to.q, to))  # [t, h, d]
+    k = tap("k", linear(x, p.wk, None, to.k, to))  # [t, h, d]
+    v = tap("v", linear(x, p.wv, None, to.v, to))  # [t, h, d]
     q = tap("q_rot", rotary(q, *angles, rows.positions, out=to.q, threads=n))  # [t, h, d]
     k = tap("k_rot", rotary(k, *angles, rows.positions, out=to.k, threads=n))  # [t, h, d]
     kv_append(k, v, k_cache, v_cache, rows.positions, rows.slots, threads=n)
     see = partial(attend, q, k_cache, v_cache, rows.tiles, rows.n_visible, out=to.z, scratch=to.scores, threads=n)
     z = tap("z", see() if tap is no_tap else _attend_tapped(see, v.astype(v_cache.dtype), tap))  # [t, h, d]
-    return tap("attn_out", linear(z.reshape(c), p.wo, out=to.attn_out, threads=n))  # [t, c]
+    return tap("attn_out", linear(z.reshape(len(x), -1), p.wo, None, to.attn_out, to))  # [t, c]
 
 
 def _attend_tapped(see: partial[np.ndarray], v: np.ndarray, tap: Tap) -> np.ndarray:
@@ -95,9 +102,9 @@ def _attend_tapped(see: partial[np.ndarray], v: np.ndarray, tap: Tap) -> np.ndar
 
 def mlp(x: np.ndarray, p: PackedBlock, to: Workspace, tap: Tap) -> np.ndarray:
     """Two linear layers with a GELU between them. x [t, c] -> [t, c]."""
-    hidden = tap("mlp_pre", linear(x, p.w_in, p.b_in, out=to.mlp, threads=to.threads))  # [t, f]
+    hidden = tap("mlp_pre", linear(x, p.w_in, p.b_in, to.mlp, to))  # [t, f]
     hidden = tap("mlp_post", gelu(hidden, out=to.mlp, threads=to.threads))  # [t, f]
-    return tap("mlp_out", linear(hidden, p.w_out, p.b_out, out=to.mlp_out, threads=to.threads))  # [t, c]
+    return tap("mlp_out", linear(hidden, p.w_out, p.b_out, to.mlp_out, to))  # [t, c]
 
 
 def block(x: np.ndarray, p: PackedBlock, cfg: ModelConfig, rows: Rows, layer: int, cache: KVCache,
@@ -130,7 +137,8 @@ def forward(params: PackedParams, config: ModelConfig, rows: Rows, cache: KVCach
         x = block(x, p, config, rows, i, cache, angles, to, part)  # [t, c]
     x = np.ascontiguousarray(x[wanted])
     x = tap("ln_final", layer_norm(x, params.ln_w, params.ln_b, config.ln_eps, threads=to.threads))  # [t, c]
-    return tap("logits", linear(x, params.w_head, params.b_head, threads=to.threads))  # [t, v]
+    logits = np.empty((len(x), config.n_vocab), np.float32)
+    return tap("logits", linear(x, params.w_head, params.b_head, logits, to))  # [t, v]
 
 
 def _on_copies(tap: Tap) -> Tap:

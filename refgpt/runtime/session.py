@@ -10,7 +10,7 @@ from refgpt.config import ModelConfig
 from refgpt.errors import GenerationError
 from refgpt.kernels import check_threads, rotary_tables
 from refgpt.params import Params
-from refgpt.prompts import check_ids
+from refgpt.prompts import check_ids, check_tokens
 from refgpt.runtime.cache import KVCache
 from refgpt.runtime.gptj import Rows, Workspace, forward
 from refgpt.runtime.packing import Progress, pack_params
@@ -66,7 +66,7 @@ class Runtime:
 
 
 class RuntimeSession:
-    """See ``refgpt.engine.Session``. The bits of a sequence depend neither on its company nor on its cut into chunks."""
+    """See ``refgpt.engine.Session``. Its bits depend neither on a sequence's company nor on its chunks."""
 
     def __init__(self, runtime: Runtime, n_seqs: int, capacity: int) -> None:
         self._runtime = runtime
@@ -102,7 +102,7 @@ class RuntimeSession:
     def decode(self, seqs: Sequence[int], ids: Sequence[int]) -> np.ndarray:
         """See ``Session.decode``."""
         slots = np.array(seqs, np.int64)
-        rows = Rows.of(check_ids(ids, self._runtime.config), slots, self.cache.lengths[slots])
+        rows = Rows.of(check_tokens(ids, self._runtime.config), slots, self.cache.lengths[slots])
         logits = self._pass(rows, slice(None), no_tap)
         self.cache.lengths[slots] += 1
         return logits
