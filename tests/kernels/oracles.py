@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-
 from kernels.buffers import SCALAR, Output, assert_same_bits, guarded, numbers, stored
+
 from refgpt import spec
 from refgpt.kernels import (
     Kernel,

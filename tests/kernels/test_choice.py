@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from kernels.buffers import RUNNABLE
 
 import refgpt
-from kernels.buffers import RUNNABLE
 from refgpt.errors import KernelError
 from refgpt.kernels import active, force_isa, list_kernels
 from refgpt.kernels.registry import PREFERENCE
@@ -22,8 +22,9 @@ def run_python(code: str, timeout: float = 60, **environment: str) -> str:
     """What a fresh Python prints. It and its children are ended if they take longer than ``timeout`` seconds."""
     inherited = {name: value for name, value in os.environ.items() if name != "REFGPT_ISA"}
     path = os.pathsep.join([str(Path(refgpt.__file__).parents[1]), inherited.get("PYTHONPATH", "")])
-    process = subprocess.Popen([sys.executable, "-c", code], env=inherited | {"PYTHONPATH": path} | environment, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+    environment = inherited | {"PYTHONPATH": path} | environment
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
     try:
         return process.communicate(timeout=timeout)[0]
     except subprocess.TimeoutExpired:

@@ -4,9 +4,9 @@ from functools import cache
 
 import numpy as np
 import pytest
-
 from kernels.buffers import FLAVOURS, RUNNABLE, assert_same_bits, in_pieces, split_at
 from kernels.oracles import EVERY_ROW, ORACLES, Case, hold_to_scalar, hold_to_spec
+
 from refgpt.kernels import list_kernels
 
 # Around the widths of vectors and around one, two and more chunks of an inner sum.

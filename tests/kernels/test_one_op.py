@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-
 from kernels.buffers import RUNNABLE, assert_same_bits, numbers, stored
 from kernels.oracles import KV, attention_case, filled_cache, hold_to_scalar, hold_to_spec, linear_case
+
 from refgpt import spec
 from refgpt.kernels import (
     attention,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kernels.buffers import SCALAR
 from kernels.oracles import ORACLES
+
 from refgpt.kernels import list_kernels
 from refgpt.kernels.registry import PREFERENCE
 
@@ -15,8 +16,11 @@ CSRC = ROOT / "csrc"
 OPS = {kernel.op for kernel in list_kernels()}
 
 # Everything in csrc that is not the body of an op.
-SKELETON = re.compile(r"""refgpt_kernels\.h | kernels\.(def|h) | (dispatch|cpu|parallel)\.c | (scalar|avx2|avx512|neon)\.c
-                          | build\.py | simd/\w+\.h | testing/\w+\.(c|sh)""", re.VERBOSE)  # fmt: skip
+SKELETON = re.compile(
+    r"""refgpt_kernels\.h | kernels\.(def|h) | (dispatch|cpu|parallel|scalar|avx2|avx512|neon)\.c | build\.py
+        | simd/\w+\.h | testing/\w+\.(c|sh)""",
+    re.VERBOSE,
+)
 
 
 def files() -> set[str]:

@@ -1,0 +1,33 @@
+"""Small models of odd shapes, and how the runtime tests run them."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from tiny import random_params, tiny_config
+
+from refgpt.runtime import Runtime
+
+SHAPES = {
+    "plain": tiny_config(),
+    "three heads of twelve": tiny_config(d_model=36, n_head=3, d_rotary=6, d_ff=50, n_vocab=97),
+    "one head": tiny_config(d_model=24, n_head=1, d_rotary=24, d_ff=96, n_vocab=33),
+    "two wide heads": tiny_config(d_model=160, n_head=2, d_rotary=64, d_ff=30, n_vocab=50),
+    "ten heads of two": tiny_config(d_model=20, n_head=10, d_rotary=2, d_ff=7, n_vocab=17),
+    "as small as can be": tiny_config(n_layer=1, n_head=1, d_model=2, d_rotary=2, d_ff=1, n_vocab=2),
+}
+#: For the tests of equal bits: a prompt of 200 tokens fits, and every inner sum has several chunks.
+LONG = tiny_config(d_model=144, n_head=3, d_rotary=10, d_ff=300, n_vocab=211, n_ctx=260)
+PROMPT = np.random.default_rng(200).integers(0, LONG.n_vocab, 200)
+
+
+@cache
+def runtime(dtype: str = "f32", kv_dtype: str = "f32", threads: int = 2) -> Runtime:
+    """The long model with weights stored as ``dtype``."""
+    return Runtime(random_params(LONG, 11, dtype), LONG, threads=threads, kv_dtype=kv_dtype)
+
+
+def fed(engine: Runtime, ids: np.ndarray, chunk: int, prefix_len: int = 0) -> np.ndarray:
+    """Logits of every row of a prompt that was fed in chunks."""
+    return engine.session(1, len(ids)).feed(0, ids, prefix_len, every_row=True, chunk=chunk)
