@@ -11,7 +11,7 @@ from refgpt.errors import GenerationError
 from refgpt.kernels import check_threads, rotary_tables
 from refgpt.params import Params
 from refgpt.prompts import check_ids, check_tokens
-from refgpt.runtime.cache import KVCache
+from refgpt.runtime.cache import DTYPES, KVCache
 from refgpt.runtime.gptj import Rows, Workspace, forward
 from refgpt.runtime.packing import Progress, pack_params
 from refgpt.spec.taps import Tap, no_tap
@@ -48,6 +48,9 @@ class Runtime:
         kv_dtype: str | None = None,
         progress: Progress | None = None,
     ) -> None:
+        for name, value in (("dtype", dtype), ("kv_dtype", kv_dtype)):
+            if value not in (None, *DTYPES):
+                raise GenerationError("unknown dtype", where=name, got=repr(value), wanted=" or ".join(DTYPES))
         self.config = config
         self.threads = check_threads(threads)
         self.kv_dtype = kv_dtype or "f32"
@@ -69,25 +72,31 @@ class RuntimeSession:
     """See ``refgpt.engine.Session``. Its bits depend neither on a sequence's company nor on its chunks."""
 
     def __init__(self, runtime: Runtime, n_seqs: int, capacity: int) -> None:
+        if n_seqs < 1 or capacity < 1:
+            raise GenerationError("a session needs room", got=f"{n_seqs} of {capacity} positions", wanted="1 at least")
         self._runtime = runtime
         self.cache = KVCache(runtime.config, n_seqs, min(capacity, runtime.config.n_ctx), runtime.kv_dtype)
         self._workspace = self._new_workspace(n_seqs)
 
     def prefill(self, seq: int, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
         """See ``Session.prefill``."""
-        self.cache.lengths[seq] = 0
-        return self.feed(seq, ids, prefix_len)
+        return self.feed(seq, ids, prefix_len, anew=True)
 
-    def feed(self, seq: int, ids: Sequence[int] | np.ndarray, prefix_len: int = 0, *, every_row: bool = False,
-             chunk: int = CHUNK, tap: Tap = no_tap) -> np.ndarray:  # fmt: skip
+    def feed(self, seq: int, ids: Sequence[int] | np.ndarray, prefix_len: int = 0, *, anew: bool = False,
+             every_row: bool = False, chunk: int = CHUNK, tap: Tap = no_tap) -> np.ndarray:  # fmt: skip
         """Append tokens to a sequence, ``chunk`` rows at a time. -> [v], its last row, or [t, v] with ``every_row``
 
-        A prefix sees all of itself, so it must begin an empty sequence and goes through the model in one piece.
+        ``anew`` empties the sequence first. A prefix sees all of itself, so it must begin an empty sequence and goes
+        through the model in one piece.
         """
         ids = check_ids(ids, self._runtime.config, prefix_len)
-        start, stop, parts = 0, max(chunk, prefix_len), []
-        if prefix_len and self.cache.lengths[seq]:
+        self._check_slots([seq])
+        held = 0 if anew else int(self.cache.lengths[seq])
+        if prefix_len and held:
             raise GenerationError("a prefix must begin its sequence", where="prefix_len", got=prefix_len)
+        self._check_room(held + len(ids))
+        self.cache.lengths[seq] = held
+        start, stop, parts = 0, max(chunk, prefix_len), []
         while True:
             part = ids[start:stop]
             slots = np.full(len(part), seq, np.int64)
@@ -101,21 +110,31 @@ class RuntimeSession:
 
     def decode(self, seqs: Sequence[int], ids: Sequence[int]) -> np.ndarray:
         """See ``Session.decode``."""
-        slots = np.array(seqs, np.int64)
-        rows = Rows.of(check_tokens(ids, self._runtime.config), slots, self.cache.lengths[slots])
+        ids, slots = check_tokens(ids, self._runtime.config), self._check_slots(seqs)
+        self._check_room(int(self.cache.lengths[slots].max()) + 1)
+        rows = Rows.of(ids, slots, self.cache.lengths[slots])
         logits = self._pass(rows, slice(None), no_tap)
         self.cache.lengths[slots] += 1
         return logits
 
     def _pass(self, rows: Rows, wanted: slice, tap: Tap) -> np.ndarray:
-        if rows.positions.max() >= self.cache.capacity:
-            raise GenerationError("the sequence is full", got=f"position {rows.positions.max()}",
-                                  wanted=f"at most {self.cache.capacity} positions",
-                                  fix="ask for a session of more capacity, up to n_ctx")  # fmt: skip
         if len(rows.ids) > self._workspace.n_rows:
             self._workspace = self._new_workspace(len(rows.ids))
         engine = self._runtime
         return forward(engine.params, engine.config, rows, self.cache, engine.angles, self._workspace, wanted, tap)
+
+    def _check_slots(self, seqs: Sequence[int]) -> np.ndarray:
+        slots, n_slots = np.array(seqs, np.int64), len(self.cache.lengths)
+        if not slots.size or not 0 <= slots.min() <= slots.max() < n_slots or len(set(slots.tolist())) < slots.size:
+            raise GenerationError("not slots of this session", where="seq", got=slots.tolist(),
+                                  wanted=f"0 to {n_slots - 1}, each once")  # fmt: skip
+        return slots
+
+    def _check_room(self, n_positions: int) -> None:
+        if n_positions > self.cache.capacity:
+            raise GenerationError("the sequence is full", got=f"{n_positions} positions",
+                                  wanted=f"at most {self.cache.capacity}",
+                                  fix="ask for a session of more capacity, up to n_ctx")  # fmt: skip
 
     def _new_workspace(self, n_rows: int) -> Workspace:
         return Workspace(self._runtime.config, n_rows, self._runtime.threads, self.cache.padded_capacity)
