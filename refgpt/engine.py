@@ -102,5 +102,4 @@ def kept_as(params: Params, dtype: str | None) -> Params:
     CheckpointError
         Naming the first leaf with a number that float16 cannot hold, if ``dtype`` is "f16".
     """
-    names = {id(leaf): name for name, leaf in params.items()}
-    return params.map(lambda leaf: kept_leaf(names[id(leaf)], leaf, dtype))
+    return params.map(lambda name, leaf: kept_leaf(name, leaf, dtype))

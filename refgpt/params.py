@@ -60,10 +60,13 @@ class Params:
                 for leaf in fields(block):
                     yield f"blocks.{i}.{leaf.name}", getattr(block, leaf.name)
 
-    def map(self, change: Callable[[np.ndarray], np.ndarray]) -> Params:
-        """The same tree with ``change`` applied to every leaf."""
-        blocks = tuple(Block(**{f.name: change(getattr(b, f.name)) for f in fields(b)}) for b in self.blocks)
-        rest = {f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "blocks"}
+    def map(self, change: Callable[[str, np.ndarray], np.ndarray]) -> Params:
+        """The same tree with every leaf replaced by ``change(name, leaf)``."""
+        blocks = tuple(
+            Block(**{f.name: change(f"blocks.{i}.{f.name}", getattr(block, f.name)) for f in fields(block)})
+            for i, block in enumerate(self.blocks)
+        )
+        rest = {f.name: change(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "blocks"}
         return Params(blocks=blocks, **rest)
 
 

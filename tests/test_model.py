@@ -62,7 +62,7 @@ def test_numpy_float64_is_the_oracle_itself(path):
 def test_f16_rounds_matrices_and_nothing_else(tmp_path, backend):
     wide = random_params(CONFIG, seed=2)
     model = refgpt.load(write_model(tmp_path, CONFIG, wide), backend=backend, dtype="f16", threads=1)
-    rounded = wide.map(lambda leaf: kept_leaf("", leaf, "f16"))
+    rounded = wide.map(lambda name, leaf: kept_leaf(name, leaf, "f16"))
     assert rounded.wte.dtype == np.float16 and rounded.b_head.dtype == np.float32
     want = forward(rounded, CONFIG, IDS)
     assert np.abs(want - forward(wide, CONFIG, IDS)).max() > 2 * FLOAT32_CLOSE * want.std()

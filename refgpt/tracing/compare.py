@@ -84,7 +84,7 @@ class Report:
 
 
 def compare(engine: Engine, params: Params, ids: Sequence[int], prefix_len: int = 0,
-            kv_dtype: KVDtype = "f32") -> Report:  # fmt: skip
+            kv_dtype: KVDtype = "f32", chunk: int | None = None) -> Report:  # fmt: skip
     """Run an engine and the float64 spec on one text.
 
     Parameters
@@ -98,6 +98,8 @@ def compare(engine: Engine, params: Params, ids: Sequence[int], prefix_len: int 
         So many leading positions see one another.
     kv_dtype : "f32" or "f16"
         What the engine's cache keeps keys and values in.
+    chunk : int, optional
+        The engine's sums are of this many terms at a time, which makes the bounds tighter (see ``tap_bound``).
 
     Returns
     -------
@@ -113,7 +115,8 @@ def compare(engine: Engine, params: Params, ids: Sequence[int], prefix_len: int 
     results = []
 
     def judge_and_force(name: str, want: np.ndarray) -> np.ndarray:
-        results.append(_judge(name, trace[name], want, tap_bound(name, trace, params, config, prefix_len, kv_dtype)))
+        bound = tap_bound(name, trace, params, config, prefix_len, kv_dtype, chunk)
+        results.append(_judge(name, trace[name], want, bound))
         return trace[name]
 
     forward(params, config, ids, prefix_len, np.float64, judge_and_force)

@@ -48,7 +48,7 @@ def test_everything_is_computed_in_the_dtype_asked_for(dtype):
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 def test_stored_weights_are_used_as_stored(dtype):
     stored = random_params(CONFIG, seed=3, dtype=dtype)
-    wide = stored.map(lambda leaf: widen(leaf, np.float64))
+    wide = stored.map(lambda _, leaf: widen(leaf, np.float64))
     assert np.array_equal(forward(stored, CONFIG, IDS), forward(wide, CONFIG, IDS))
     assert not np.array_equal(forward(stored, CONFIG, IDS), forward(PARAMS, CONFIG, IDS))
 
