@@ -1,0 +1,156 @@
+"""What is measured: for every op of the table, calls at the shapes that GPT-J-6B has.
+
+``CASES[op]`` maps names of shapes to functions that prepare the work. A test compares its keys with the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+
+from refgpt import kernels
+from refgpt.params import BFLOAT16, widen
+
+D_MODEL, D_FF, N_HEAD, D_HEAD, D_ROTARY, N_VOCAB, N_CTX = 4096, 16384, 16, 256, 64, 50400, 2048
+N_PREFILL = 512  # rows of a prompt that go through the model together
+#: What is streamed from memory is spread over so many bytes that no cache holds it from one call to the next.
+BEYOND_CACHES = 512 << 20
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Calls that do the same work, to be made in turn.
+
+    Attributes
+    ----------
+    calls : iterator of callable
+        Endless; neighbours read different memory where ``n_bytes`` are to come from memory.
+    n_bytes : int
+        What one call reads and writes at least.
+    n_flops : int
+        Multiplications and additions of one call; 0 where memory is what matters.
+    numpy : callable or None
+        The same product by NumPy, to compare with.
+    """
+
+    calls: Iterator[Call]
+    n_bytes: int
+    n_flops: int = 0
+    numpy: Call | None = None
+
+
+def random(*shape: int, dtype: str = "f32") -> np.ndarray:
+    """Numbers between -1 and 1; a block of them repeated, since only their bits' variety matters."""
+    block = np.random.default_rng(0).random(min(int(np.prod(shape)), 1 << 20), np.float32) * 2 - 1
+    numbers = np.resize(block, shape)
+    if dtype == "bf16":
+        return (numbers.view(np.uint32) >> 16).astype(np.uint16).view(BFLOAT16)
+    return numbers if dtype == "f32" else numbers.astype(np.float16)
+
+
+def linear(dtype: str, n_rows: int, n_in: int, n_out: int) -> Work:
+    x, w, bias, out = random(n_rows, n_in), random(n_out, n_in, dtype=dtype), random(n_out), random(n_rows, n_out)
+    decode = n_rows == 1
+    copies = [kernels.pack(w) for _ in range(-(-BEYOND_CACHES // w.nbytes) if decode else 1)]
+    calls = [partial(kernels.linear, x, panels, bias, out) for panels in copies]
+    if decode:
+        return Work(cycle(calls), w.nbytes)
+    wide, product = widen(w), np.empty((n_rows, n_out), np.float32)
+    return Work(cycle(calls), w.nbytes, 2 * n_rows * n_in * n_out, partial(np.matmul, x, wide.T, out=product))
+
+
+def cache(n_slots: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    k, v = (random(n_slots, *shape, dtype=dtype) for shape in kernels.kv_shapes(N_HEAD, D_HEAD, N_CTX))
+    return k, v
+
+
+def attention(dtype: str, n_rows: int) -> Work:
+    """The last ``n_rows`` positions of a full context."""
+    n_slots = 8 if n_rows == 1 else 1
+    k_cache, v_cache = cache(n_slots, dtype)
+    q, out = random(n_rows, N_HEAD, D_HEAD), random(n_rows, N_HEAD, D_HEAD)
+    n_visible = np.arange(N_CTX - n_rows, N_CTX) + 1
+    tiles = [kernels.query_tiles(np.full(n_rows, slot)) for slot in range(n_slots)]
+    calls = [partial(kernels.attention, q, k_cache, v_cache, t, n_visible, out) for t in tiles]
+    flops = 4 * int(n_visible.sum()) * N_HEAD * D_HEAD if n_rows > 1 else 0
+    return Work(cycle(calls), (k_cache.nbytes + v_cache.nbytes) // n_slots, flops)
+
+
+def kv_append(dtype: str) -> Work:
+    k_cache, v_cache = cache(1, dtype)
+    k, v = (random(N_PREFILL, N_HEAD, D_HEAD) for _ in range(2))
+    at = np.arange(N_PREFILL), np.zeros(N_PREFILL, np.int64)
+    call = partial(kernels.kv_append, k, v, k_cache, v_cache, *at)
+    return Work(cycle([call]), 2 * (k.nbytes + k.size * k_cache.itemsize))
+
+
+def embedding(dtype: str) -> Work:
+    table, out = random(N_VOCAB, D_MODEL, dtype=dtype), random(N_PREFILL, D_MODEL)
+    ids = np.random.default_rng(0).integers(0, N_VOCAB, (100, N_PREFILL))
+    calls = [partial(kernels.embedding, table, some, out) for some in ids]
+    return Work(cycle(calls), N_PREFILL * D_MODEL * table.itemsize + out.nbytes)
+
+
+def rowwise(op: str, n: int) -> Work:
+    x, out = random(N_PREFILL, n), random(N_PREFILL, n)
+    return Work(cycle([partial(getattr(kernels, op), x, out)]), 2 * x.nbytes)
+
+
+def layer_norm() -> Work:
+    x, w, b, out = random(N_PREFILL, D_MODEL), random(D_MODEL), random(D_MODEL), random(N_PREFILL, D_MODEL)
+    return Work(cycle([partial(kernels.layer_norm, x, w, b, 1e-5, out)]), 2 * x.nbytes)
+
+
+def rotary() -> Work:
+    x, out = random(N_PREFILL, N_HEAD, D_HEAD), random(N_PREFILL, N_HEAD, D_HEAD)
+    tables = kernels.rotary_tables(D_ROTARY, N_CTX)
+    return Work(cycle([partial(kernels.rotary, x, *tables, np.arange(N_PREFILL), out)]), 2 * x.nbytes)
+
+
+def row_sum(n_bytes: int = BEYOND_CACHES) -> Work:
+    """Reading memory and little else: the yardstick of decode. ``n_bytes`` at a call."""
+    n_copies = -(-BEYOND_CACHES // n_bytes)
+    buffers = random(n_copies, 64, n_bytes // 256)
+    return Work(cycle([partial(kernels.row_sum, buffer) for buffer in buffers]), buffers[0].nbytes)
+
+
+def pack(dtype: str) -> Work:
+    w = random(D_FF, D_MODEL, dtype=dtype)
+    return Work(cycle([partial(kernels.pack, w)]), 2 * w.nbytes)
+
+
+LAYERS = {"4096 -> 4096": (D_MODEL, D_MODEL), "4096 -> 16384": (D_MODEL, D_FF), "16384 -> 4096": (D_FF, D_MODEL)}
+HEAD = {"4096 -> 50400": (D_MODEL, N_VOCAB)}
+
+
+def linears(dtype: str) -> dict[str, Callable[[], Work]]:
+    decode = {f"1 row, {name}": partial(linear, dtype, 1, *shape) for name, shape in (LAYERS | HEAD).items()}
+    return decode | {f"512 rows, {name}": partial(linear, dtype, N_PREFILL, *shape) for name, shape in LAYERS.items()}
+
+
+def attentions(dtype: str) -> dict[str, Callable[[], Work]]:
+    return {
+        f"{n} rows, 2048 keys" if n > 1 else "1 row, 2048 keys": partial(attention, dtype, n) for n in (1, N_PREFILL)
+    }
+
+
+CASES: dict[str, dict[str, Callable[[], Work]]] = {
+    **{f"linear_{dtype}": linears(dtype) for dtype in ("f32", "f16", "bf16")},
+    **{f"attention_{dtype}": attentions(dtype) for dtype in ("f32", "f16")},
+    **{f"kv_append_{dtype}": {"512 rows": partial(kv_append, dtype)} for dtype in ("f32", "f16")},
+    **{f"embedding_{dtype}": {"512 rows of 4096": partial(embedding, dtype)} for dtype in ("f32", "f16", "bf16")},
+    "softmax": {"512 rows of 2048": partial(rowwise, "softmax", N_CTX)},
+    "gelu": {"512 rows of 16384": partial(rowwise, "gelu", D_FF)},
+    "layer_norm": {"512 rows of 4096": layer_norm},
+    "rotary": {"512 rows, 64 of 256 turn": rotary},
+    "row_sum": {"512 MiB": row_sum},
+    "pack_b2": {"16384 x 4096": partial(pack, "f16")},
+    "pack_b4": {"16384 x 4096": partial(pack, "f32")},
+}

@@ -1,0 +1,52 @@
+"""The results of a run as Markdown tables: ``python benchmarks/report.py results.json``.
+
+``results.json`` comes from ``pytest benchmarks/ --benchmark-json results.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+Row = dict[str, object]
+SHOWN: dict[str, Callable[[float], str]] = {"milliseconds": "{:.3f}".format, "share": "{:.0%}".format,
+                                            "GFLOP/s": "{:.0f}".format, "NumPy GFLOP/s": "{:.0f}".format}  # fmt: skip
+
+
+def table(rows: Sequence[Row], columns: Sequence[str]) -> Iterator[str]:
+    """A table of these columns; what a row lacks stays empty."""
+    yield "| " + " | ".join(columns) + " |"
+    yield "|" + "|".join("---" if isinstance(rows[0].get(column), str) else "---:" for column in columns) + "|"
+    for row in rows:
+        yield "| " + " | ".join(cell(column, row.get(column, "")) for column in columns) + " |"
+
+
+def cell(column: str, value: object) -> str:
+    return SHOWN.get(column, "{:.1f}".format)(value) if isinstance(value, float) else str(value)
+
+
+def report(results: dict) -> Iterator[str]:
+    machine = results["machine_info"]
+    yield f"{machine['cpu'].get('brand_raw', machine['machine'])}, {machine['cpu'].get('count')} processors, " \
+          f"Python {machine['python_version']}, {results['datetime'][:10]}"  # fmt: skip
+    rows = [run["extra_info"] | {"seconds": run["stats"]["median"]} for run in results["benchmarks"]]
+    groups: list[tuple[str, Callable[[Row], bool], tuple[str, ...]]] = [
+        ("Products of matrices", lambda row: "NumPy GFLOP/s" in row,
+         ("op", "isa", "shape", "milliseconds", "GFLOP/s", "NumPy GFLOP/s", "share")),
+        ("Attention of many rows", lambda row: "GFLOP/s" in row and "NumPy GFLOP/s" not in row,
+         ("op", "isa", "shape", "milliseconds", "GFLOP/s")),
+        ("Reading memory", lambda row: "GB/s" in row,
+         ("op", "isa", "shape", "milliseconds", "GB/s", "read GB/s", "share")),
+        ("The default model", lambda row: "tokens/s" in row, ("what", "tokens/s")),
+        ("Memory at load", lambda row: "peak MB" in row, ("what", "weights MB", "peak MB", "seconds")),
+    ]  # fmt: skip
+    for title, belongs, columns in groups:
+        chosen = [row for row in rows if belongs(row)]
+        if chosen:
+            yield from ("", f"### {title}", "", *table(chosen, columns))
+
+
+if __name__ == "__main__":
+    print("\n".join(report(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))

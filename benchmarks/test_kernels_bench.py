@@ -1,0 +1,53 @@
+"""Every op of the table, the active row of each, at GPT-J-6B's shapes."""
+
+from __future__ import annotations
+
+import time
+from itertools import cycle
+from statistics import median
+
+import pytest
+from cases import CASES, Call, row_sum
+
+from refgpt.kernels import active, list_kernels
+
+
+def timed(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize(("op", "shape"), [(op, shape) for op in CASES for shape in CASES[op]])
+def test_kernel(benchmark, op, shape):
+    """Before each round the yardstick is measured once, so that both see the same machine.
+
+    The yardstick is NumPy's product of the same matrices where there is one, else reading as many bytes.
+    """
+    work = CASES[op][shape]()
+    yardsticks = cycle([work.numpy]) if work.numpy else row_sum(work.n_bytes).calls
+    beside = []
+
+    def set_up():
+        beside.append(timed(next(yardsticks)))
+        return (next(work.calls),), {}
+
+    rounds = 5 if work.n_flops else 15
+    benchmark.pedantic(lambda call: call(), setup=set_up, rounds=rounds, warmup_rounds=1)
+    seconds, other = median(benchmark.stats.stats.data), median(beside[1:])
+    figures = {"op": op, "isa": active(op).isa, "shape": shape, "milliseconds": seconds * 1e3}
+    if work.n_flops:
+        figures |= {"GFLOP/s": work.n_flops / seconds / 1e9}
+        if work.numpy:
+            figures |= {"NumPy GFLOP/s": work.n_flops / other / 1e9, "share": other / seconds}
+    else:
+        figures |= {
+            "GB/s": work.n_bytes / seconds / 1e9,
+            "read GB/s": work.n_bytes / other / 1e9,
+            "share": other / seconds,
+        }
+    benchmark.extra_info.update(figures)
+
+
+def test_the_table_is_measured_whole():
+    assert set(CASES) == {kernel.op for kernel in list_kernels()}

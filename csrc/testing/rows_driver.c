@@ -1,0 +1,293 @@
+/* Runs the rows of the table that this machine has against their scalar rows, on seeded inputs of many shapes, and compares
+ * every bit of what they wrote. It needs no Python, so it runs under emulators and sanitizers.
+ *
+ *     rows_driver [isa]    with an isa: it is an error if one of its rows cannot run
+ *
+ * Each buffer is an allocation of exactly its size, and outputs lie between guards. */
+#include "../refgpt_kernels.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { LANES = 16, GUARD = 64, FILL = 0xff, MOST_BUFFERS = 16, MOST_OUTPUTS = 2, MOST_ELEMENTS = 4200 };
+
+static const int64_t sizes[] = {0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97, 129, 200};
+static const int64_t row_counts[] = {1, 2, 3, 5, 8, 9, 16, 17, 33, 130};
+enum { N_SIZES = sizeof sizes / sizeof *sizes, N_ROW_COUNTS = sizeof row_counts / sizeof *row_counts };
+
+/* One call: its arguments, and where they point. */
+typedef struct {
+    union {
+        refgpt_linear_args linear;
+        refgpt_attention_args attention;
+        refgpt_kv_append_args kv_append;
+        refgpt_softmax_args softmax;
+        refgpt_layer_norm_args layer_norm;
+        refgpt_gelu_args gelu;
+        refgpt_rotary_args rotary;
+        refgpt_embedding_args embedding;
+        refgpt_row_sum_args row_sum;
+        refgpt_pack_args pack;
+    } args;
+    int64_t n_items;
+    void *buffers[MOST_BUFFERS];
+    int n_buffers;
+    struct {
+        unsigned char *start; /* of the guard before it */
+        size_t n_bytes;       /* with both guards */
+    } outputs[MOST_OUTPUTS];
+    int n_outputs;
+} call;
+
+/* ---- numbers --------------------------------------------------------------------------------------------------- */
+
+static uint64_t state;
+
+static uint32_t random_bits(void) { /* xorshift64* */
+    state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
+    return (uint32_t)(state * 0x2545f4914f6cdd1dULL >> 32);
+}
+static int64_t random_below(int64_t n) { return random_bits() % n; }
+
+/* Mostly numbers between -2 and 2; some zeros of both signs, subnormal and large ones. */
+static float random_float(void) {
+    const float x = (float)(int32_t)random_bits() * 0x1p-30f;
+    switch (random_bits() % 16) {
+    case 0: return 0.0f;
+    case 1: return -0.0f;
+    case 2: return x * 0x1p-140f;
+    case 3: return x * 0x1p+10f;
+    default: return x;
+    }
+}
+static uint16_t random_half(void) { /* any finite one */
+    const uint16_t half = (uint16_t)random_bits();
+    return (half & 0x7c00) == 0x7c00 ? half & 0xbfff : half;
+}
+static uint16_t random_bfloat(void) {
+    const float x = random_float();
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)(bits >> 16);
+}
+
+/* ---- buffers --------------------------------------------------------------------------------------------------- */
+
+static void *buffer(call *c, int64_t n_bytes) {
+    void *p = NULL;
+    if (c->n_buffers == MOST_BUFFERS || posix_memalign(&p, 64, n_bytes ? (size_t)n_bytes : 1)) abort();
+    return c->buffers[c->n_buffers++] = p;
+}
+static float *floats(call *c, int64_t n) {
+    float *p = buffer(c, n * (int64_t)sizeof *p);
+    for (int64_t i = 0; i < n; i++) p[i] = random_float();
+    return p;
+}
+static int64_t *indices(call *c, int64_t n, int64_t least, int64_t stop) {
+    int64_t *p = buffer(c, n * (int64_t)sizeof *p);
+    for (int64_t i = 0; i < n; i++) p[i] = least + random_below(stop - least);
+    return p;
+}
+static int64_t size_of(const char *dtype) { return strcmp(dtype, "f32") && strcmp(dtype, "b4") ? 2 : 4; }
+static void *stored(call *c, int64_t n, const char *dtype) {
+    if (size_of(dtype) == 4) return floats(c, n);
+    uint16_t *p = buffer(c, n * (int64_t)sizeof *p);
+    for (int64_t i = 0; i < n; i++) p[i] = strcmp(dtype, "bf16") ? random_half() : random_bfloat();
+    return p;
+}
+static void *output(call *c, int64_t n_bytes) {
+    const int i = c->n_outputs++;
+    c->outputs[i].n_bytes = (size_t)n_bytes + 2 * GUARD;
+    c->outputs[i].start = buffer(c, n_bytes + 2 * GUARD);
+    return c->outputs[i].start + GUARD;
+}
+
+/* ---- one case a family of ops ------------------------------------------------------------------------------------ */
+
+static int64_t panels_of(int64_t n) { return (n + LANES - 1) / LANES; }
+
+static void linear_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    const int64_t n_out = 1 + random_below(130), n_panels = panels_of(n_out);
+    float *x = floats(c, n_rows * n), *x_panels = NULL;
+    if (n_rows > 8) {
+        x_panels = buffer(c, panels_of(n_rows) * n * LANES * (int64_t)sizeof *x);
+        for (int64_t r = 0; r < panels_of(n_rows) * LANES; r++)
+            for (int64_t i = 0; i < n; i++) x_panels[(r / LANES * n + i) * LANES + r % LANES] = r < n_rows ? x[r * n + i] : 0.0f;
+    }
+    c->args.linear = (refgpt_linear_args){x, x_panels, stored(c, n_panels * n * LANES, dtype), random_below(4) ? floats(c, n_out) : NULL,
+                                          output(c, n_rows * n_out * (int64_t)sizeof *x), n_rows, n, n_out};
+    c->n_items = n_panels;
+}
+
+static void attention_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    static const int64_t widths[] = {1, 8, 16, 17, 24, 40, 64, 80};
+    const int64_t n_keys = n ? n : 1, capacity = panels_of(n_keys + random_below(20)) * LANES, n_slots = 3;
+    const int64_t d_head = widths[random_below(8)], n_head = 2, n_z = n_rows * n_head * d_head;
+    refgpt_query_tile *tiles = buffer(c, n_rows * (int64_t)sizeof *tiles);
+    int64_t n_tiles = 0;
+    for (int64_t r = 0; r < n_rows; r += tiles[n_tiles++].n_rows) {
+        const int64_t height = 1 + random_below(8), left = n_rows - r;
+        tiles[n_tiles] = (refgpt_query_tile){r, height < left ? height : left, random_below(n_slots)};
+    }
+    const int64_t n_cache = n_slots * n_head * capacity;
+    c->args.attention = (refgpt_attention_args){floats(c, n_z), stored(c, n_cache * d_head, dtype),
+                                                stored(c, n_cache * panels_of(d_head) * LANES, dtype),
+                                                output(c, n_z * (int64_t)sizeof(float)),
+                                                random_below(4) ? output(c, n_head * n_rows * n_keys * (int64_t)sizeof(float)) : NULL,
+                                                floats(c, 8 * capacity), tiles, indices(c, n_rows, 1, n_keys + 1),
+                                                n_rows, n_keys, n_head, d_head, capacity};
+    c->n_items = n_tiles * n_head;
+}
+
+static void kv_append_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    const int64_t n_head = 2, capacity = 64, n_cache = (n_rows / capacity + 1) * n_head * capacity * size_of(dtype);
+    int64_t *positions = buffer(c, n_rows * (int64_t)sizeof *positions), *slots = buffer(c, n_rows * (int64_t)sizeof *slots);
+    for (int64_t r = 0; r < n_rows; r++) positions[r] = r % capacity, slots[r] = r / capacity;
+    c->args.kv_append = (refgpt_kv_append_args){floats(c, n_rows * n_head * n), floats(c, n_rows * n_head * n), output(c, n_cache * n),
+                                                output(c, n_cache * panels_of(n) * LANES), positions, slots, n_head, n, capacity};
+    c->n_items = n_rows;
+}
+
+static void softmax_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    (void)dtype;
+    c->args.softmax = (refgpt_softmax_args){floats(c, n_rows * n), output(c, n_rows * n * (int64_t)sizeof(float)), n};
+    c->n_items = n_rows;
+}
+
+static void gelu_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    (void)dtype;
+    c->args.gelu = (refgpt_gelu_args){floats(c, n_rows * n), output(c, n_rows * n * (int64_t)sizeof(float)), n};
+    c->n_items = n_rows;
+}
+
+static void layer_norm_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    (void)dtype;
+    c->args.layer_norm = (refgpt_layer_norm_args){floats(c, n_rows * n), floats(c, n), floats(c, n),
+                                                  output(c, n_rows * n * (int64_t)sizeof(float)), n, 1e-5f};
+    c->n_items = n_rows;
+}
+
+static void rotary_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    (void)dtype;
+    const int64_t n_head = 3, n_ctx = 50, d_rotary = n * 3 / 4 / 2 * 2;
+    c->args.rotary = (refgpt_rotary_args){floats(c, n_rows * n_head * n), floats(c, n_ctx * d_rotary), floats(c, n_ctx * d_rotary),
+                                          indices(c, n_rows, 0, n_ctx), output(c, n_rows * n_head * n * (int64_t)sizeof(float)),
+                                          n_head, n, d_rotary};
+    c->n_items = n_rows;
+}
+
+static void embedding_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    c->args.embedding = (refgpt_embedding_args){stored(c, 13 * n, dtype), indices(c, n_rows, 0, 13),
+                                                output(c, n_rows * n * (int64_t)sizeof(float)), n};
+    c->n_items = n_rows;
+}
+
+static void row_sum_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    (void)dtype;
+    c->args.row_sum = (refgpt_row_sum_args){floats(c, n_rows * n), output(c, n_rows * (int64_t)sizeof(float)), n};
+    c->n_items = n_rows;
+}
+
+static void pack_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    c->args.pack = (refgpt_pack_args){stored(c, n_rows * n, dtype), output(c, panels_of(n_rows) * n * LANES * size_of(dtype)), n, n_rows};
+    c->n_items = panels_of(n_rows);
+}
+
+typedef void (*make_case)(call *c, const char *dtype, int64_t n, int64_t n_rows);
+static const struct {
+    const char *name;
+    make_case make;
+} families[] = {
+    {"linear", linear_case}, {"attention", attention_case},   {"kv_append", kv_append_case}, {"softmax", softmax_case}, {"gelu", gelu_case},
+    {"rotary", rotary_case}, {"layer_norm", layer_norm_case}, {"embedding", embedding_case}, {"row_sum", row_sum_case}, {"pack", pack_case},
+};
+
+/* The case of an op, which is a family's name, alone or with _dtype after it. */
+static make_case find_case(const char *op, const char **dtype) {
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
+        const size_t n = strlen(families[i].name);
+        if (strncmp(op, families[i].name, n) || (op[n] && op[n] != '_')) continue;
+        *dtype = op + n + (op[n] != 0);
+        return families[i].make;
+    }
+    return NULL;
+}
+
+/* ---- comparing --------------------------------------------------------------------------------------------------- */
+
+static void run(call *c, refgpt_kernel kernel) {
+    for (int i = 0; i < c->n_outputs; i++) memset(c->outputs[i].start, FILL, c->outputs[i].n_bytes);
+    kernel(&c->args, 0, c->n_items, 0);
+}
+
+static int guards_hold(const call *c) {
+    for (int i = 0; i < c->n_outputs; i++)
+        for (size_t j = 0; j < GUARD; j++)
+            if (c->outputs[i].start[j] != FILL || c->outputs[i].start[c->outputs[i].n_bytes - 1 - j] != FILL) return 0;
+    return 1;
+}
+
+/* NULL, or what is wrong. */
+static const char *compare(call *c, refgpt_kernel kernel, refgpt_kernel scalar) {
+    const char *fault = NULL;
+    unsigned char *want[MOST_OUTPUTS];
+    run(c, scalar);
+    if (!guards_hold(c)) fault = "the scalar row wrote outside its output";
+    for (int i = 0; i < c->n_outputs; i++) {
+        want[i] = malloc(c->outputs[i].n_bytes);
+        if (!want[i]) abort();
+        memcpy(want[i], c->outputs[i].start, c->outputs[i].n_bytes);
+    }
+    run(c, kernel);
+    if (!guards_hold(c)) fault = "wrote outside its output";
+    for (int i = 0; i < c->n_outputs; i++) {
+        if (!fault && memcmp(want[i], c->outputs[i].start, c->outputs[i].n_bytes)) fault = "other bits than the scalar row";
+        free(want[i]);
+    }
+    return fault;
+}
+
+static refgpt_kernel scalar_row(const char *op) {
+    for (const refgpt_row *row = refgpt_table(); row->op; row++)
+        if (!strcmp(row->op, op) && !strcmp(row->isa, "scalar")) return row->run;
+    return NULL;
+}
+
+/* 0 if all is well. */
+static int check(const refgpt_row *row) {
+    const char *dtype = "", *fault = NULL;
+    int n_shapes = 0;
+    const make_case make = find_case(row->op, &dtype);
+    const refgpt_kernel scalar = scalar_row(row->op);
+    if (!make || !scalar) return printf("%s/%s: no case to compare\n", row->op, row->isa), 1;
+    for (int i = 0; i < N_SIZES; i++)
+        for (int j = 0; j < N_ROW_COUNTS && !fault; j++) {
+            if (sizes[i] * row_counts[j] > MOST_ELEMENTS) continue; /* emulators and sanitizers are slow */
+            n_shapes++;
+            call c = {.n_items = 0};
+            state = 1 + (uint64_t)(i * N_ROW_COUNTS + j);
+            make(&c, dtype, sizes[i], row_counts[j]);
+            fault = compare(&c, row->run, scalar);
+            while (c.n_buffers) free(c.buffers[--c.n_buffers]);
+            if (fault) printf("%s/%s: n %d, %d rows: %s\n", row->op, row->isa, (int)sizes[i], (int)row_counts[j], fault);
+        }
+    if (!fault) printf("%s/%s: %d shapes, every bit as the scalar row\n", row->op, row->isa, n_shapes);
+    return fault != NULL;
+}
+
+int main(int argc, char **argv) {
+    int n_faults = 0, n_checked = 0;
+    for (const refgpt_row *row = refgpt_table(); row->op; row++) {
+        if (!strcmp(row->isa, "scalar") || (argc > 1 && strcmp(row->isa, argv[1]))) continue;
+        const char *obstacle = refgpt_isa_obstacle(row->isa);
+        if (obstacle || !row->run) {
+            printf("%s/%s: not run: %s\n", row->op, row->isa, obstacle ? obstacle : "not compiled");
+            n_faults += argc > 1;
+            continue;
+        }
+        n_faults += check(row);
+        n_checked++;
+    }
+    printf("%d rows compared, %d at fault\n", n_checked, n_faults);
+    return n_faults || !n_checked;
+}

@@ -1,0 +1,49 @@
+#!/bin/sh
+# Compiles the kernels and rows_driver.c with the flags of build.py, and compares the rows with their scalar rows.
+#
+#   run_driver.sh native              this machine's instruction sets, under the address and undefined-behaviour sanitizers
+#   run_driver.sh neon [isa]          cross-compiled for aarch64, under qemu (gcc-aarch64-linux-gnu, qemu-user)
+set -eu
+csrc=$(cd "$(dirname "$0")/.." && pwd)
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+flags=$(sed -n 's/^FLAGS = \[\(.*\)\]$/\1/p' "$csrc/build.py" | tr -d '",')
+test -n "$flags"
+
+build() { # compiler, object name, its own flags and file
+    compiler=$1 object=$2
+    shift 2
+    "$compiler" $flags -Werror -I"$csrc" "$@" -c -o "$out/$object.o"
+}
+
+case ${1:-} in
+native)
+    cc=${CC:-cc} sanitize="-fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O2"
+    build "$cc" scalar $sanitize "$csrc/scalar.c"
+    case $(uname -m) in
+    x86_64)
+        build "$cc" avx2 -mavx2 -mfma -mf16c $sanitize "$csrc/avx2.c"
+        build "$cc" avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl $sanitize "$csrc/avx512.c"
+        ;;
+    aarch64 | arm64) build "$cc" neon $sanitize "$csrc/neon.c" ;;
+    esac
+    runner=
+    ;;
+neon)
+    cc=aarch64-linux-gnu-gcc sanitize=
+    build "$cc" scalar "$csrc/scalar.c"
+    build "$cc" neon "$csrc/neon.c"
+    runner="qemu-aarch64 -L /usr/aarch64-linux-gnu"
+    set -- neon neon
+    ;;
+*)
+    echo "usage: $0 native|neon" >&2
+    exit 2
+    ;;
+esac
+shift
+for file in dispatch cpu parallel testing/rows_driver; do
+    build "$cc" "$(basename $file)" $sanitize "$csrc/$file.c"
+done
+"$cc" $sanitize "$out"/*.o -lm -o "$out/driver"
+$runner "$out/driver" "$@"
