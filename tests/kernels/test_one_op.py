@@ -1,8 +1,11 @@
 """What is particular to one op: groups of panels, widths of heads, masks, rounding to float16, the exponential."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
-from kernels.buffers import RUNNABLE, assert_same_bits, numbers, stored
+from kernels.buffers import RUNNABLE, SCALAR, assert_same_bits, numbers, stored
 from kernels.oracles import KV, attention_case, filled_cache, hold_to_scalar, hold_to_spec, linear_case
 
 from refgpt import spec
@@ -20,7 +23,7 @@ from refgpt.kernels import (
     rotary_tables,
     softmax,
 )
-from refgpt.params import widen
+from refgpt.params import BFLOAT16, widen
 from refgpt.spec import bounds
 
 
@@ -54,6 +57,20 @@ def test_linear_on_several_threads(kernel, n_rows):
     want = linear(x, w, threads=1, kernel=kernel)
     for threads in (2, 5, None):  # a matrix large enough that the binding deals it out
         assert_same_bits(linear(x, w, threads=threads, kernel=kernel), want)
+
+
+ONE = {"f32": np.float32(1), "f16": np.float16(1), "bf16": np.array(0x3F80, np.uint16).view(BFLOAT16)}
+
+
+@each("linear")
+@pytest.mark.parametrize("n_rows", [1, 20])
+def test_inner_sums_are_cut_where_the_header_says(kernel, n_rows):
+    header = (Path(__file__).parents[2] / "csrc" / "refgpt_kernels.h").read_text(encoding="utf-8")
+    chunk, n_in = int(re.search(r"chunks of (\d+) from index 0", header).group(1)), 384
+    x = np.ones((n_rows, n_in), np.float32)
+    x[:, 0] = 2.0**24  # swallows the ones that are added to it one at a time: the others of its chunk
+    y = linear(x, pack(np.full((40, n_in), ONE[dtype_of(kernel)])), kernel=kernel)
+    assert (y == 2.0**24 + n_in - chunk).all()
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------
@@ -156,14 +173,15 @@ def test_nan_stays_nan_in_the_cache(kernel):
 
 # ---- the exponential, through softmax and gelu -----------------------------------------------------------------------
 
-FROM_ZERO_DOWN = np.concatenate([np.linspace(-90, 0, 40001), -np.geomspace(1e-30, 1e30, 2000),
-                                 np.nextafter(np.float32(-87), np.float32([-100, 0]))]).astype(np.float32)  # fmt: skip
+BELOW_ZERO = [np.linspace(-90, 0, 40001), -np.geomspace(1e-30, 1e30, 2000), [-88, -87]]
+FROM_ZERO_DOWN = np.concatenate([*BELOW_ZERO, np.nextafter(np.float32(-87), np.float32([-100, 0]))]).astype(np.float32)
 
 
 @each("softmax")
 def test_softmax_over_the_whole_range_of_the_exponential(kernel):
     pairs = np.stack([np.zeros_like(FROM_ZERO_DOWN), FROM_ZERO_DOWN], axis=1)  # the largest is exp(0)
     got = softmax(pairs, kernel=kernel)
+    assert_same_bits(got, softmax(pairs, kernel=SCALAR["softmax"]))
     want, bound = spec.softmax(pairs.astype(np.float64)), bounds.softmax_bound(pairs)
     assert (np.abs(got - want) <= bound).all()
     # Far below the largest the sum is 1 and the small one is the exponential itself, to about an ulp.
@@ -192,6 +210,7 @@ def test_gelu_over_a_wide_range(kernel):
     x = np.concatenate([np.linspace(-15, 15, 60001), np.geomspace(1e-45, 1e18, 3000), -np.geomspace(1e-45, 1e18, 3000),
                         [0.0, -0.0]]).astype(np.float32)[None]  # fmt: skip
     got = gelu(x, kernel=kernel)
+    assert_same_bits(got, gelu(x, kernel=SCALAR["gelu"]))
     assert (np.abs(got - spec.gelu(x.astype(np.float64))) <= bounds.gelu_bound(x)).all()
     assert np.signbit(got[0, -2:]).tolist() == [False, True]
     ends = gelu(np.array([[np.inf, -np.inf, np.nan]], np.float32), kernel=kernel)[0]
