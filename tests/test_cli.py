@@ -268,7 +268,10 @@ def progress_shown(monkeypatch, n_total):
                 time.sleep(0.15)
                 progress(done, n_total)
         terminal.write(".")
-    return os.read(mine, 10_000).decode()
+    shown = ""
+    while not shown.endswith("."):
+        shown += os.read(mine, 10_000).decode()
+    return shown
 
 
 def test_a_progress_bar_for_long_loads_at_a_terminal_only(monkeypatch):

@@ -1,6 +1,6 @@
 """Train the default model from a folder of plain text, from nothing to a Hugging Face directory.
 
-    python weights/train.py CORPUS OUT [--steps 2600] [--work WORK]
+    python weights/train.py CORPUS OUT [--steps 2300] [--work WORK]
 
 CORPUS holds ``train_*.txt`` and ``val_*.txt`` (UTF-8, one paragraph a line). A file named ``train_kids.txt`` is
 sampled at weight 1, every other training file at 0.3. OUT receives config.json, model.safetensors (float16) and
@@ -241,6 +241,7 @@ def train(corpus: Path, out: Path, work: Path, n_steps: int) -> None:
     model = model.half()  # what ships is what is measured: the rounded weights
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)  # it is written for its owner alone
     (out / "tokenizer.model").write_bytes((work / "tokenizer.model").read_bytes())
     model = model.float()
     figures = {
@@ -259,7 +260,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--work", type=Path, default=Path("training-work"))
-    parser.add_argument("--steps", type=int, default=2600, help=f"of {TOKENS_PER_STEP} tokens each")
+    parser.add_argument("--steps", type=int, default=2300, help=f"of {TOKENS_PER_STEP} tokens each")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -110,9 +110,9 @@ class RuntimeSession:
 
     def decode(self, seqs: Sequence[int], ids: Sequence[int]) -> np.ndarray:
         """See ``Session.decode``."""
-        ids, slots = check_tokens(ids, self._runtime.config), self._check_slots(seqs)
+        tokens, slots = check_tokens(ids, self._runtime.config), self._check_slots(seqs)
         self._check_room(int(self.cache.lengths[slots].max()) + 1)
-        rows = Rows.of(ids, slots, self.cache.lengths[slots])
+        rows = Rows.of(tokens, slots, self.cache.lengths[slots])
         logits = self._pass(rows, slice(None), no_tap)
         self.cache.lengths[slots] += 1
         return logits

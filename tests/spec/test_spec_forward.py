@@ -59,7 +59,7 @@ def test_what_a_tap_returns_is_used_from_there_on(name):
         if fired != name:
             return value
         value = value.copy()
-        value[..., -1, 0] += 0.5  # [t, c], [t, h, d] or [h, t, s]: always something the last logits depend on
+        value[..., -1, 0] *= 1.5  # [t, c], [t, h, d] or [h, t, s]: always something the last logits depend on
         return value
 
     nudged = forward(PARAMS, CONFIG, IDS, tap=nudge)
