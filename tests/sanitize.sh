@@ -23,8 +23,7 @@ sh "$root/csrc/testing/run_driver.sh" native
 # A copy, so that neither the checkout nor an installed build is touched.
 cp -r "$root/csrc" "$root/refgpt" "$root/tests" "$root/weights" "$root/benchmarks" "$root/pyproject.toml" "$root/README.md" "$temp"
 cd "$temp"
-# Without OpenMP: its runtime is not instrumented, and threads change no bits.
-REFGPT_OPENMP=0 REFGPT_CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1" \
+REFGPT_CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1" \
     CC=$cc "$python" -c 'import setuptools; setuptools.setup()' build_ext --inplace >build.log 2>&1 || { cat build.log; exit 1; }
 
 # What Python keeps until it ends is no leak of ours. Pytest leaves file descriptor 2 alone, so that a report is seen.
