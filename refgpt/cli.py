@@ -261,8 +261,8 @@ def _tensor_lines(tensors: Sequence[TensorInfo], each: bool) -> Iterator[str]:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from refgpt.spec.bounds import KERNEL_CHUNK
     from refgpt.tracing import compare
+    from refgpt.tracing.bounds import KERNEL_CHUNK
 
     model = _load(arguments, "c")
     if model.tokenizer is None:

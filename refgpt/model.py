@@ -16,9 +16,8 @@ from refgpt.config import ModelConfig
 from refgpt.engine import Engine, SpecEngine, kept_as
 from refgpt.errors import GenerationError, RefgptError
 from refgpt.generation import Generation, GenerationParams, Prompt, encode_prompt, generate, generate_events, is_batch
-from refgpt.params import Params
+from refgpt.params import KVDtype, Params
 from refgpt.spec import Recorder
-from refgpt.spec.bounds import KVDtype
 from refgpt.tokenizers import Tokenizer, find_tokenizer
 
 log = logging.getLogger("refgpt")

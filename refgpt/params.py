@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -20,6 +21,9 @@ from refgpt.errors import CheckpointError
 BFLOAT16 = np.dtype([("bfloat16", "<u2")])
 
 STORED_DTYPES = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "bf16": BFLOAT16, "f64": np.dtype("<f8")}
+
+#: What a cache can keep keys and values in.
+KVDtype = Literal["f32", "f16"]
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from refgpt.engine import Engine
-from refgpt.params import Params
+from refgpt.params import KVDtype, Params
 from refgpt.spec import forward
-from refgpt.spec.bounds import KVDtype, tap_bound
+from refgpt.tracing.bounds import tap_bound
 from refgpt.tracing.record import record
 
 

@@ -30,7 +30,7 @@ from refgpt.kernels import (
 )
 from refgpt.kernels.registry import ffi, lib
 from refgpt.params import widen
-from refgpt.spec import bounds
+from refgpt.tracing import bounds
 
 Rng = np.random.Generator
 MOST_WORKERS = 8

@@ -24,7 +24,7 @@ from refgpt.kernels import (
     softmax,
 )
 from refgpt.params import BFLOAT16, widen
-from refgpt.spec import bounds
+from refgpt.tracing import bounds
 
 
 def each(prefix: str):

@@ -9,8 +9,8 @@ from tiny import random_params
 from refgpt.engine import kept_as
 from refgpt.runtime import Runtime
 from refgpt.spec import Recorder, forward, tap_names
-from refgpt.spec.bounds import U
 from refgpt.tracing import compare
+from refgpt.tracing.bounds import U
 
 
 @pytest.mark.parametrize("shape", SHAPES)

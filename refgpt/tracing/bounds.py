@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 
 from refgpt.config import ModelConfig
 from refgpt.errors import RefgptError
-from refgpt.params import Params, widen
+from refgpt.params import KVDtype, Params, widen
 from refgpt.spec.masks import prefix_mask
 from refgpt.spec.primitives import gelu, softmax
 from refgpt.spec.rotary import rotary_angles
@@ -36,8 +35,6 @@ KV_ROUNDING = {"f32": (0.0, 0.0), "f16": (2.0**-11, 2.0**-25)}
 
 #: Terms of a partial sum in the C kernels (CHUNK in csrc; the order is written down in csrc/refgpt_kernels.h).
 KERNEL_CHUNK = 32
-
-KVDtype = Literal["f32", "f16"]
 
 
 def gamma(n: int) -> float:

@@ -19,7 +19,7 @@ from refgpt.spec import (
     softmax,
     tap_names,
 )
-from refgpt.spec import bounds as b
+from refgpt.tracing import bounds as b
 
 RNG = np.random.default_rng(11)
 F32 = np.float32
