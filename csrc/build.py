@@ -36,9 +36,9 @@ def isa_flags() -> dict[str, list[str]]:
 
 
 def declarations() -> str:
-    """The header without preprocessor lines, which is what cffi reads; REFGPT_ABI is kept, it is a plain constant."""
+    """The header without its include guard: of the preprocessor's lines cffi reads plain constants only."""
     lines = (CSRC / "refgpt_kernels.h").read_text(encoding="utf-8").splitlines()
-    return "\n".join(line for line in lines if re.match(r"#define REFGPT_ABI \d+$", line) or not line.startswith("#"))
+    return "\n".join(line for line in lines if re.match(r"#define REFGPT_\w+ +\d+", line) or not line.startswith("#"))
 
 
 class BuildKernels(build_ext):

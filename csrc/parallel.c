@@ -53,7 +53,7 @@ static void take_pieces(int64_t worker) {
 
 /* Until a job opens that this worker has not seen: first spinning, then asleep. */
 static uint64_t wait_for_job(uint64_t seen) {
-    const int64_t tired = nanoseconds() + SPIN_NANOSECONDS;
+    const int64_t deadline = nanoseconds() + SPIN_NANOSECONDS;
     uint64_t number;
     do {
         for (int i = 0; i < 64; i++) {
@@ -61,7 +61,7 @@ static uint64_t wait_for_job(uint64_t seen) {
             if (number && number != seen) return number;
             relax();
         }
-    } while (nanoseconds() < tired);
+    } while (nanoseconds() < deadline);
     pthread_mutex_lock(&sleep_lock);
     atomic_fetch_add(&n_asleep, 1); /* before the last look: a caller opens first and counts sleepers afterwards */
     while ((number = atomic_load(&open_job)) == 0 || number == seen) pthread_cond_wait(&wake_up, &sleep_lock);
@@ -92,7 +92,7 @@ static void forget_workers(void) {
 }
 
 /* As many workers as wanted, or as the system grants. Signals are left to the threads that were there before. */
-static void hire(int64_t n_wanted) {
+static void start_workers(int64_t n_wanted) {
     if (n_workers >= n_wanted) return;
     static int watching_forks = 0;
     if (!watching_forks) watching_forks = !pthread_atfork(NULL, NULL, forget_workers);
@@ -117,7 +117,7 @@ void refgpt_run(refgpt_kernel kernel, const void *args, int64_t n_items, int64_t
         kernel(args, 0, n_items, 0);
         return;
     }
-    hire(n_threads - 1);
+    start_workers(n_threads - 1);
     job.kernel = kernel, job.args = args, job.n_items = n_items, job.n_threads = n_threads;
     /* Several pieces a thread even out a busy machine; whole grains keep a kernel's groups of items together. */
     job.piece = (n_items / (8 * n_threads) + grain - 1) / grain * grain;

@@ -1,8 +1,9 @@
-/* The kernels' signatures and contracts. The lines without '#' are also the cffi declarations: plain C, no macros.
+/* The kernels' signatures and contracts. Apart from the include guard this is also what cffi reads: plain C, plain constants.
  *
  * A kernel is a pure function of a range of items: it reads its arguments, writes the outputs of items [begin, end) and
  * nothing else. No malloc, no threads, no globals, no exit. Shapes are checked in Python before the call. Items of one call
- * may run in any order and on any thread; each writes its own outputs, so the bits do not depend on the split.
+ * may run in any order and on any thread; each writes its own outputs, so the bits do not depend on the split. Outputs overlap
+ * no input, except where "x may be y" is said.
  *
  * Arithmetic is float32 with explicit fused multiply-adds and no other contraction; every instruction set performs the same
  * operations on the same 16 lanes in the same order, so all of them return the same bits.
@@ -12,8 +13,8 @@
  *
  * Order of every inner sum ("chunked"): the inner dimension is cut into chunks of 32 from index 0; within a chunk one
  * accumulator starts at +0 and takes fma(weight, x, accumulator) with ascending k; finished chunks are added with ascending
- * chunk to a total, which starts at the bias (or +0). Adding zeros at the end changes nothing, so a causal row has the same
- * bits however many masked keys follow it.
+ * chunk to a total, which starts at the bias (or +0). Sums over keys end at the last one that the row sees, so keys after it
+ * cannot touch its bits.
  *
  * Order of every sum along a row ("striped"): 16 partial sums, element i into partial i % 16 with ascending i, then
  * partials l and l + 8, l and l + 4, l and l + 2, 0 and 1 are added. */
@@ -22,7 +23,10 @@
 #include <stdint.h>
 
 /* Changes whenever a struct or a contract below changes; the binding refuses another number. */
-#define REFGPT_ABI 1
+#define REFGPT_ABI 2
+#define REFGPT_LANES 16   /* rows side by side in a panel */
+#define REFGPT_CHUNK 32   /* terms of a partial sum */
+#define REFGPT_FEW_ROWS 8 /* that linear takes as they are; the most rows of a query tile */
 
 typedef void (*refgpt_kernel)(const void *args, int64_t begin, int64_t end, int64_t worker);
 
@@ -80,7 +84,8 @@ typedef struct {
     int64_t n;
 } refgpt_softmax_args;
 
-/* y = (x - mean) / sqrt(variance + eps) * w + b, both means striped, two passes. x may be y. Items: rows. */
+/* y = fma((x - mean) * (1 / sqrt(variance + eps)), w, b); mean and then variance (of x - mean, squares by fma) are striped
+ * sums divided by n. x may be y. Items: rows. */
 typedef struct {
     const float *x; /* [n_rows, n] */
     const float *w; /* [n] */
@@ -137,7 +142,8 @@ const refgpt_row *refgpt_table(void);
 /* Why the CPU or the operating system cannot run an instruction set ("scalar", "avx2", "avx512", "neon"); NULL if it can. */
 const char *refgpt_isa_obstacle(const char *isa);
 
-/* Run a kernel over items [0, n_items) on at most n_threads threads, in pieces of at least `grain` items. Blocks until done.
+/* Run a kernel over items [0, n_items) on at most n_threads threads, in pieces of whole multiples of `grain` (but the last). Blocks
+ * until done.
  * Workers are numbered 0 .. n_threads - 1; the caller is 0, and works alone while another thread's call has the workers. */
 void refgpt_run(refgpt_kernel kernel, const void *args, int64_t n_items, int64_t grain, int64_t n_threads);
 

@@ -19,9 +19,11 @@ ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int6
         n_shared = n_shared / CHUNK * CHUNK;
         const int64_t n_key_panels = (n_keys + LANES - 1) / LANES;
 
-        for (int64_t r = 0; r < t.n_rows; r++) memset(scores + r * a->capacity, 0, (size_t)(n_key_panels * LANES) * sizeof *scores);
+        for (int64_t r = 0; r < t.n_rows; r++)
+            memset(scores + r * a->capacity, 0, (size_t)(n_key_panels * LANES) * sizeof *scores);
         const rows q = {a->q + t.first_row * width + h * a->d_head, width, 1};
-        multiply_stored(t.n_rows, q, n_key_panels, panels_from(k, head * a->capacity * a->d_head), scores, a->capacity, a->d_head);
+        multiply_stored(t.n_rows, q, n_key_panels, panels_from(k, head * a->capacity * a->d_head), scores, a->capacity,
+                        a->d_head);
         for (int64_t r = 0; r < t.n_rows; r++) {
             float *row = scores + r * a->capacity;
             for (int64_t s = 0; s < n_visible[r]; s += LANES) v16_store(row + s, v16_div(v16_load(row + s), root));

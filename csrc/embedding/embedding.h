@@ -1,7 +1,7 @@
 /* Embedding lookup: rows of the table, widened. Bound by memory, one row a token. */
 
 ALWAYS_INLINE void embedding(const refgpt_embedding_args *a, int64_t begin, int64_t end, enum dtype dtype) {
-    const int64_t size = dtype == F32 ? 4 : 2;
+    const int64_t size = size_of(dtype);
     for (int64_t r = begin; r < end; r++) {
         const char *row = (const char *)a->table + a->ids[r] * a->n * size;
         float *y = a->y + r * a->n;
@@ -15,6 +15,6 @@ ALWAYS_INLINE void embedding(const refgpt_embedding_args *a, int64_t begin, int6
     }
 }
 
-KERNEL(embedding_f32) { (void)worker, embedding(args, begin, end, F32); }
-KERNEL(embedding_f16) { (void)worker, embedding(args, begin, end, F16); }
-KERNEL(embedding_bf16) { (void)worker, embedding(args, begin, end, BF16); }
+KERNEL(embedding_f32) { embedding(args, begin, end, F32); }
+KERNEL(embedding_f16) { embedding(args, begin, end, F16); }
+KERNEL(embedding_bf16) { embedding(args, begin, end, BF16); }

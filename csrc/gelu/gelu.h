@@ -1,7 +1,6 @@
 /* GELU in its tanh form. 0.5 (1 + tanh u) equals 1 / (1 + exp(-2u)), which has no cancellation near 0. Bound by exp. */
 
 KERNEL(gelu) {
-    (void)worker;
     const refgpt_gelu_args *a = args;
     const v16 one = v16_set1(1.0f), cubic = v16_set1(0.044715f), minus_two_root = v16_set1(-0x1.988454p+0f); /* -2 sqrt(2 / pi) */
     for (int64_t r = begin; r < end; r++) {

@@ -18,7 +18,8 @@ ALWAYS_INLINE void kv_append(const refgpt_kv_append_args *a, int64_t begin, int6
             const int64_t s = a->positions[r], head = a->slots[r] * a->n_head + h;
             const float *k = a->k + (r * a->n_head + h) * a->d_head, *v = a->v + (r * a->n_head + h) * a->d_head;
             const int64_t k_panel = (head * (a->capacity / LANES) + s / LANES) * a->d_head * LANES;
-            for (int64_t d = 0; d < a->d_head; d++) store_stored(a->k_cache, k_panel + d * LANES + s % LANES, v16_set1(k[d]), 1, dtype);
+            for (int64_t d = 0; d < a->d_head; d++)
+                store_stored(a->k_cache, k_panel + d * LANES + s % LANES, v16_set1(k[d]), 1, dtype);
             for (int64_t p = 0; p < n_panels; p++) {
                 const int64_t v_row = ((head * n_panels + p) * a->capacity + s) * LANES;
                 store_stored(a->v_cache, v_row, load_row(v, p * LANES, a->d_head, 0.0f), LANES, dtype);
@@ -26,5 +27,5 @@ ALWAYS_INLINE void kv_append(const refgpt_kv_append_args *a, int64_t begin, int6
         }
 }
 
-KERNEL(kv_append_f32) { (void)worker, kv_append(args, begin, end, F32); }
-KERNEL(kv_append_f16) { (void)worker, kv_append(args, begin, end, F16); }
+KERNEL(kv_append_f32) { kv_append(args, begin, end, F32); }
+KERNEL(kv_append_f16) { kv_append(args, begin, end, F16); }

@@ -1,7 +1,6 @@
 /* LayerNorm of a row in three passes over it: mean, variance, result. Bound by the cache. */
 
 KERNEL(layer_norm) {
-    (void)worker;
     const refgpt_layer_norm_args *a = args;
     for (int64_t r = begin; r < end; r++) {
         const float *x = a->x + r * a->n;

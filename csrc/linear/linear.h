@@ -67,6 +67,6 @@ ALWAYS_INLINE void linear(const refgpt_linear_args *a, int64_t begin, int64_t en
         }
 }
 
-KERNEL(linear_f32) { (void)worker, linear(args, begin, end, F32); }
-KERNEL(linear_f16) { (void)worker, linear(args, begin, end, F16); }
-KERNEL(linear_bf16) { (void)worker, linear(args, begin, end, BF16); }
+KERNEL(linear_f32) { linear(args, begin, end, F32); }
+KERNEL(linear_f16) { linear(args, begin, end, F16); }
+KERNEL(linear_bf16) { linear(args, begin, end, BF16); }

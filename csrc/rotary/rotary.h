@@ -1,7 +1,6 @@
 /* Rotary embedding of interleaved pairs. Bound by the cache: two multiplications an element. */
 
 KERNEL(rotary) {
-    (void)worker;
     const refgpt_rotary_args *a = args;
     for (int64_t r = begin; r < end; r++) {
         const float *cos = a->cos + a->positions[r] * a->d_rotary, *sin = a->sin + a->positions[r] * a->d_rotary;

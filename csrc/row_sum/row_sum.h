@@ -1,7 +1,6 @@
 /* Sums of rows, striped. Nothing in the forward pass needs it: it is how fast this machine reads, the yardstick for decode. */
 
 KERNEL(row_sum) {
-    (void)worker;
     const refgpt_row_sum_args *a = args;
     for (int64_t r = begin; r < end; r++) {
         const float *x = a->x + r * a->n;

@@ -5,10 +5,13 @@
 #define PASTE3_(a, b, c) a##b##_##c
 #define PASTE3(a, b, c) PASTE3_(a, b, c)
 /* The name and signature of a kernel: KERNEL(softmax) is refgpt_softmax_avx2(args, begin, end, worker) in the AVX2 build. */
-#define KERNEL(op) void PASTE3(refgpt_, op, ISA)(const void *args, int64_t begin, int64_t end, int64_t worker)
+#define KERNEL(op) \
+    void PASTE3(refgpt_, op, ISA)(const void *args, int64_t begin, int64_t end, __attribute__((unused)) int64_t worker)
 
-enum { LANES = 16, CHUNK = 32, FEW_ROWS = 8 };
+enum { LANES = REFGPT_LANES, CHUNK = REFGPT_CHUNK, FEW_ROWS = REFGPT_FEW_ROWS };
 enum dtype { F32, F16, BF16 };
+
+ALWAYS_INLINE int64_t size_of(enum dtype dtype) { return dtype == F32 ? 4 : 2; }
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -64,8 +67,8 @@ static inline v16 v16_exp(v16 x) {
     const v16 within = v16_min(v16_set1(88.0f), v16_max(low, x));
     const v16 shifted = v16_fma(within, v16_set1(0x1.715476p+0f), magic);
     const v16 n = v16_sub(shifted, magic);
-    v16 r = v16_fma(n, v16_set1(-0x1.62e4p-1f), within);   /* the upper bits of ln 2: n times them is exact */
-    r = v16_fma(n, v16_set1(-0x1.7f7d1cp-20f), r);         /* the rest of ln 2 */
+    v16 r = v16_fma(n, v16_set1(-0x1.62e4p-1f), within); /* the upper bits of ln 2: n times them is exact */
+    r = v16_fma(n, v16_set1(-0x1.7f7d1cp-20f), r);       /* the rest of ln 2 */
     v16 p = v16_set1(0x1.6a2434p-10f);
     p = v16_fma(p, r, v16_set1(0x1.1239e2p-7f));
     p = v16_fma(p, r, v16_set1(0x1.5558f2p-5f));

@@ -32,17 +32,19 @@ static inline v16 v16_load_bf16(const uint16_t *p) {
     EACH_QUARTER r.val[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
     return r;
 }
-static inline void v16_store_f16(uint16_t *p, v16 a) { EACH_QUARTER vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.val[i]))); }
+static inline void v16_store_f16(uint16_t *p, v16 a) {
+    EACH_QUARTER vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.val[i])));
+}
 
-#define LANEWISE(name, expression)         \
-    static inline v16 name(v16 a, v16 b) { \
-        v16 r;                             \
-        EACH_QUARTER {                     \
+#define LANEWISE(name, expression)          \
+    static inline v16 name(v16 a, v16 b) {  \
+        v16 r;                              \
+        EACH_QUARTER {                      \
             const float32x4_t x = a.val[i]; \
             const float32x4_t y = b.val[i]; \
-            r.val[i] = (expression);       \
-        }                                  \
-        return r;                          \
+            r.val[i] = (expression);        \
+        }                                   \
+        return r;                           \
     }
 LANEWISE(v16_add, vaddq_f32(x, y))
 LANEWISE(v16_sub, vsubq_f32(x, y))

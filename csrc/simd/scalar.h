@@ -35,7 +35,7 @@ static inline float widen_half(uint16_t half) {
 static inline uint16_t narrow_to_half(float x) {
     const uint32_t bits = bits_of(x), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
     if (rest > 0x7f800000) return (uint16_t)(sign | 0x7e00 | (rest >> 13 & 0x3ff)); /* NaN */
-    if (rest >= 0x477ff000) return (uint16_t)(sign | 0x7c00);                        /* rounds to infinity */
+    if (rest >= 0x477ff000) return (uint16_t)(sign | 0x7c00);                       /* rounds to infinity */
     if (rest < 0x38800000) { /* subnormal: adding 0.5 leaves the rounded multiple of 2^-24 in the low bits */
         return (uint16_t)(sign | (bits_of(float_of(rest) + 0.5f) - 0x3f000000));
     }
@@ -65,15 +65,15 @@ static inline v16 v16_load_bf16(const uint16_t *p) {
 }
 static inline void v16_store_f16(uint16_t *p, v16 a) { EACH_LANE p[l] = narrow_to_half(a.lane[l]); }
 
-#define LANEWISE(name, expression)              \
-    static inline v16 name(v16 a, v16 b) {      \
-        v16 r;                                  \
-        EACH_LANE {                             \
-            const float x = a.lane[l];          \
-            const float y = b.lane[l];          \
-            r.lane[l] = (expression);           \
-        }                                       \
-        return r;                               \
+#define LANEWISE(name, expression)         \
+    static inline v16 name(v16 a, v16 b) { \
+        v16 r;                             \
+        EACH_LANE {                        \
+            const float x = a.lane[l];     \
+            const float y = b.lane[l];     \
+            r.lane[l] = (expression);      \
+        }                                  \
+        return r;                          \
     }
 LANEWISE(v16_add, x + y)
 LANEWISE(v16_sub, x - y)

@@ -13,11 +13,12 @@ typedef struct {
     enum dtype dtype;
 } panels;
 
-ALWAYS_INLINE int64_t size_of(enum dtype dtype) { return dtype == F32 ? 4 : 2; }
 ALWAYS_INLINE panels panels_from(panels w, int64_t n_elements) {
     w.at = (const char *)w.at + n_elements * size_of(w.dtype);
     return w;
 }
+
+enum { MOST_ROWS = 8, MOST_PANELS = 4 }; /* of a tile, for any instruction set */
 
 /* Adds to the totals y[r, 16 p + lane]. R and P are compile-time constants at every call, so that the accumulators live in
  * registers: R rows share each weight that is loaded, P panels share each x that is broadcast. `ahead` is how far beyond the
@@ -25,13 +26,13 @@ ALWAYS_INLINE panels panels_from(panels w, int64_t n_elements) {
 ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int R, const int P, const int ahead) {
     for (int64_t start = 0; start < n_in; start += CHUNK) {
         const int64_t stop = smaller(start + CHUNK, n_in);
-        v16 sum[8][4];
+        v16 sum[MOST_ROWS][MOST_PANELS];
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
             for (int p = 0; p < P; p++) sum[r][p] = v16_set1(0.0f);
         for (int64_t i = start; i < stop; i++) {
-            v16 weights[4];
+            v16 weights[MOST_PANELS];
 #pragma GCC unroll 4
             for (int p = 0; p < P; p++) {
                 const int64_t at = p * w.panel + i * LANES;
@@ -56,11 +57,12 @@ ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_
 }
 
 /* The same for any number of rows, tile by tile. */
-#define TILE_OF(height)                                                                             \
-    case height:                                                                                    \
+#define TILE_OF(height)                                                                           \
+    case height:                                                                                  \
         if (height <= TILE_ROWS) tile(xr, w, y + r * y_stride, y_stride, n_in, height, P, ahead); \
         break;
-ALWAYS_INLINE void tiles(int64_t n_rows, rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int P, const int ahead) {
+ALWAYS_INLINE void tiles(int64_t n_rows, rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int P,
+                         const int ahead) {
     for (int64_t r = 0; r < n_rows; r += TILE_ROWS) {
         const rows xr = {x.at + r * x.row, x.row, x.inner};
         switch (smaller(n_rows - r, TILE_ROWS)) {
@@ -78,7 +80,8 @@ ALWAYS_INLINE void tiles(int64_t n_rows, rows x, panels w, float *y, int64_t y_s
 #undef TILE_OF
 
 /* The same for any number of panels. Compiled once for each dtype, and once for blocks of float32 in cache. */
-ALWAYS_INLINE void multiply(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in, const int ahead) {
+ALWAYS_INLINE void multiply(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in,
+                            const int ahead) {
     int64_t p = 0;
     if (n_rows == 1)
         for (; p + GEMV_PANELS <= n_panels; p += GEMV_PANELS)
@@ -89,10 +92,10 @@ ALWAYS_INLINE void multiply(int64_t n_rows, rows x, int64_t n_panels, panels w, 
     for (; p < n_panels; p++) tiles(n_rows, x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, 1, ahead);
 }
 
-#define MULTIPLY(name, stored, ahead)                                                                                        \
+#define MULTIPLY(name, stored, ahead)                                                                                \
     static void name(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in) { \
-        w.dtype = stored; /* a constant again */                                                                             \
-        multiply(n_rows, x, n_panels, w, y, y_stride, n_in, ahead);                                                          \
+        w.dtype = stored; /* a constant again */                                                                     \
+        multiply(n_rows, x, n_panels, w, y, y_stride, n_in, ahead);                                                  \
     }
 MULTIPLY(multiply_f32, F32, 2048)
 MULTIPLY(multiply_f16, F16, 2048)

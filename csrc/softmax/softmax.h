@@ -15,7 +15,6 @@ static void softmax_row(const float *x, float *y, int64_t n) {
 }
 
 KERNEL(softmax) {
-    (void)worker;
     const refgpt_softmax_args *a = args;
     for (int64_t r = begin; r < end; r++) softmax_row(a->x + r * a->n, a->y + r * a->n, a->n);
 }

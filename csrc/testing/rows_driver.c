@@ -114,8 +114,14 @@ static void linear_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
         for (int64_t r = 0; r < panels_of(n_rows) * LANES; r++)
             for (int64_t i = 0; i < n; i++) x_panels[(r / LANES * n + i) * LANES + r % LANES] = r < n_rows ? x[r * n + i] : 0.0f;
     }
-    c->args.linear = (refgpt_linear_args){x, x_panels, stored(c, n_panels * n * LANES, dtype), random_below(4) ? floats(c, n_out) : NULL,
-                                          output(c, n_rows * n_out * (int64_t)sizeof *x), n_rows, n, n_out};
+    c->args.linear = (refgpt_linear_args){x,
+                                          x_panels,
+                                          stored(c, n_panels * n * LANES, dtype),
+                                          random_below(4) ? floats(c, n_out) : NULL,
+                                          output(c, n_rows * n_out * (int64_t)sizeof *x),
+                                          n_rows,
+                                          n,
+                                          n_out};
     c->n_items = n_panels;
 }
 
@@ -130,12 +136,20 @@ static void attention_case(call *c, const char *dtype, int64_t n, int64_t n_rows
         tiles[n_tiles] = (refgpt_query_tile){r, height < left ? height : left, random_below(n_slots)};
     }
     const int64_t n_cache = n_slots * n_head * capacity;
-    c->args.attention = (refgpt_attention_args){floats(c, n_z), stored(c, n_cache * d_head, dtype),
-                                                stored(c, n_cache * panels_of(d_head) * LANES, dtype),
-                                                output(c, n_z * (int64_t)sizeof(float)),
-                                                random_below(4) ? output(c, n_head * n_rows * n_keys * (int64_t)sizeof(float)) : NULL,
-                                                floats(c, 8 * capacity), tiles, indices(c, n_rows, 1, n_keys + 1),
-                                                n_rows, n_keys, n_head, d_head, capacity};
+    c->args.attention =
+        (refgpt_attention_args){floats(c, n_z),
+                                stored(c, n_cache * d_head, dtype),
+                                stored(c, n_cache * panels_of(d_head) * LANES, dtype),
+                                output(c, n_z * (int64_t)sizeof(float)),
+                                random_below(4) ? output(c, n_head * n_rows * n_keys * (int64_t)sizeof(float)) : NULL,
+                                floats(c, 8 * capacity),
+                                tiles,
+                                indices(c, n_rows, 1, n_keys + 1),
+                                n_rows,
+                                n_keys,
+                                n_head,
+                                d_head,
+                                capacity};
     c->n_items = n_tiles * n_head;
 }
 
@@ -143,8 +157,15 @@ static void kv_append_case(call *c, const char *dtype, int64_t n, int64_t n_rows
     const int64_t n_head = 2, capacity = 64, n_cache = (n_rows / capacity + 1) * n_head * capacity * size_of(dtype);
     int64_t *positions = buffer(c, n_rows * (int64_t)sizeof *positions), *slots = buffer(c, n_rows * (int64_t)sizeof *slots);
     for (int64_t r = 0; r < n_rows; r++) positions[r] = r % capacity, slots[r] = r / capacity;
-    c->args.kv_append = (refgpt_kv_append_args){floats(c, n_rows * n_head * n), floats(c, n_rows * n_head * n), output(c, n_cache * n),
-                                                output(c, n_cache * panels_of(n) * LANES), positions, slots, n_head, n, capacity};
+    c->args.kv_append = (refgpt_kv_append_args){floats(c, n_rows * n_head * n),
+                                                floats(c, n_rows * n_head * n),
+                                                output(c, n_cache * n),
+                                                output(c, n_cache * panels_of(n) * LANES),
+                                                positions,
+                                                slots,
+                                                n_head,
+                                                n,
+                                                capacity};
     c->n_items = n_rows;
 }
 
@@ -162,17 +183,22 @@ static void gelu_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
 
 static void layer_norm_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     (void)dtype;
-    c->args.layer_norm = (refgpt_layer_norm_args){floats(c, n_rows * n), floats(c, n), floats(c, n),
-                                                  output(c, n_rows * n * (int64_t)sizeof(float)), n, 1e-5f};
+    c->args.layer_norm = (refgpt_layer_norm_args){
+        floats(c, n_rows * n), floats(c, n), floats(c, n), output(c, n_rows * n * (int64_t)sizeof(float)), n, 1e-5f};
     c->n_items = n_rows;
 }
 
 static void rotary_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     (void)dtype;
     const int64_t n_head = 3, n_ctx = 50, d_rotary = n * 3 / 4 / 2 * 2;
-    c->args.rotary = (refgpt_rotary_args){floats(c, n_rows * n_head * n), floats(c, n_ctx * d_rotary), floats(c, n_ctx * d_rotary),
-                                          indices(c, n_rows, 0, n_ctx), output(c, n_rows * n_head * n * (int64_t)sizeof(float)),
-                                          n_head, n, d_rotary};
+    c->args.rotary = (refgpt_rotary_args){floats(c, n_rows * n_head * n),
+                                          floats(c, n_ctx * d_rotary),
+                                          floats(c, n_ctx * d_rotary),
+                                          indices(c, n_rows, 0, n_ctx),
+                                          output(c, n_rows * n_head * n * (int64_t)sizeof(float)),
+                                          n_head,
+                                          n,
+                                          d_rotary};
     c->n_items = n_rows;
 }
 
@@ -189,7 +215,8 @@ static void row_sum_case(call *c, const char *dtype, int64_t n, int64_t n_rows) 
 }
 
 static void pack_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
-    c->args.pack = (refgpt_pack_args){stored(c, n_rows * n, dtype), output(c, panels_of(n_rows) * n * LANES * size_of(dtype)), n, n_rows};
+    c->args.pack =
+        (refgpt_pack_args){stored(c, n_rows * n, dtype), output(c, panels_of(n_rows) * n * LANES * size_of(dtype)), n, n_rows};
     c->n_items = panels_of(n_rows);
 }
 
@@ -198,8 +225,9 @@ static const struct {
     const char *name;
     make_case make;
 } families[] = {
-    {"linear", linear_case}, {"attention", attention_case},   {"kv_append", kv_append_case}, {"softmax", softmax_case}, {"gelu", gelu_case},
-    {"rotary", rotary_case}, {"layer_norm", layer_norm_case}, {"embedding", embedding_case}, {"row_sum", row_sum_case}, {"pack", pack_case},
+    {"linear", linear_case},   {"attention", attention_case}, {"kv_append", kv_append_case},   {"softmax", softmax_case},
+    {"gelu", gelu_case},       {"rotary", rotary_case},       {"layer_norm", layer_norm_case}, {"embedding", embedding_case},
+    {"row_sum", row_sum_case}, {"pack", pack_case},
 };
 
 /* The case of an op, which is a family's name, alone or with _dtype after it. */

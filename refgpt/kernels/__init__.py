@@ -1,5 +1,6 @@
 """The C kernels: which there are, which run here (``registry``), and calling them on arrays (``ops``)."""
 
+from refgpt.kernels.native import CHUNK, FEW_ROWS
 from refgpt.kernels.ops import (
     attention,
     embedding,
@@ -21,6 +22,8 @@ from refgpt.kernels.registry import Kernel, active, force_isa, list_kernels
 from refgpt.kernels.threads import check_threads
 
 __all__ = [
+    "CHUNK",
+    "FEW_ROWS",
     "Kernel",
     "Panels",
     "active",

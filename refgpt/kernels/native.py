@@ -9,9 +9,13 @@ except ImportError as error:  # a checkout that was never built
         "the C kernels are not built", got=error, fix='run "python -m pip install ." or use backend="numpy"'
     ) from None
 
-ABI = 1
+ABI = 2
 if ABI != lib.REFGPT_ABI:
     raise KernelError("the installed C kernels are of another version than this Python code", got=lib.REFGPT_ABI,
                       wanted=ABI, fix='run "python -m pip install ."')  # fmt: skip
 
-__all__ = ["ffi", "lib"]
+LANES: int = lib.REFGPT_LANES
+CHUNK: int = lib.REFGPT_CHUNK
+FEW_ROWS: int = lib.REFGPT_FEW_ROWS
+
+__all__ = ["CHUNK", "FEW_ROWS", "LANES", "ffi", "lib"]

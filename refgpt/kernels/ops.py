@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from refgpt.errors import KernelError
-from refgpt.kernels.native import ffi, lib
-from refgpt.kernels.panels import LANES, Panels, aligned_zeros, n_panels
+from refgpt.kernels.native import FEW_ROWS, LANES, ffi, lib
+from refgpt.kernels.panels import Panels, aligned_zeros, n_panels
 from refgpt.kernels.registry import Kernel, active
 from refgpt.kernels.threads import check_threads
 from refgpt.params import BFLOAT16
@@ -21,7 +21,6 @@ from refgpt.params import BFLOAT16
 F32 = np.dtype(np.float32)
 I64 = np.dtype(np.int64)
 DTYPE_NAMES = {F32: "f32", np.dtype(np.float16): "f16", BFLOAT16: "bf16"}
-FEW_ROWS = 8  # that linear takes unpacked; also the most rows of a query tile
 SMALLEST_PIECE = 1 << 17  # multiplications; some tens of microseconds
 QUERY_TILE = np.dtype([("first_row", I64), ("n_rows", I64), ("slot", I64)])
 

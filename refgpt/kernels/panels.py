@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-LANES = 16
+from refgpt.kernels.native import LANES
+
 ALIGNMENT = 64
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from refgpt.runtime.packing import Progress, pack_params
 from refgpt.spec.taps import Tap, no_tap
 
 #: Rows of a long prompt that go through the model together; enough for the kernels to work at full speed.
-CHUNK = 512
+PREFILL_ROWS = 512
 
 
 class Runtime:
@@ -55,13 +56,16 @@ class Runtime:
         self.threads = check_threads(threads)
         self.kv_dtype = kv_dtype or "f32"
         self.params = pack_params(params, dtype, self.threads, progress)
-        self.angles = rotary_tables(config.d_rotary, config.n_ctx)
+        self.rotation = rotary_tables(config.d_rotary, config.n_ctx)
 
     def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
         """See ``Engine.logits``; [t, v] float32."""
-        checked_ids = check_ids(ids, self.config, prefix_len)
-        session = self.session(1, len(checked_ids))
-        return session.feed(0, checked_ids, prefix_len, every_row=True, chunk=len(checked_ids), tap=tap)
+        tokens = check_ids(ids, self.config, prefix_len)
+        n = len(tokens)
+        rows = Rows.of(tokens, np.zeros(n, np.int64), np.arange(n, dtype=np.int64), prefix_len)
+        cache = KVCache(self.config, 1, n, self.kv_dtype)
+        workspace = Workspace.of(self.config, n, cache.padded_capacity, self.threads)
+        return forward(self.params, self.config, rows, cache, self.rotation, workspace, tap=tap)
 
     def session(self, n_seqs: int, capacity: int) -> RuntimeSession:
         """See ``Engine.session``."""
@@ -83,45 +87,42 @@ class RuntimeSession:
         return self.feed(seq, ids, prefix_len, anew=True)
 
     def feed(self, seq: int, ids: Sequence[int] | np.ndarray, prefix_len: int = 0, *, anew: bool = False,
-             every_row: bool = False, chunk: int = CHUNK, tap: Tap = no_tap) -> np.ndarray:  # fmt: skip
-        """Append tokens to a sequence, ``chunk`` rows at a time. -> [v], its last row, or [t, v] with ``every_row``
+             every_row: bool = False, rows_per_pass: int = PREFILL_ROWS) -> np.ndarray:  # fmt: skip
+        """Append tokens to a sequence, some rows at a time. -> [v], its last row, or [t, v] with ``every_row``
 
         ``anew`` empties the sequence first. A prefix sees all of itself, so it must begin an empty sequence and goes
         through the model in one piece.
         """
-        ids = check_ids(ids, self._runtime.config, prefix_len)
+        tokens = check_ids(ids, self._runtime.config, prefix_len)
         self._check_slots([seq])
         held = 0 if anew else int(self.cache.lengths[seq])
         if prefix_len and held:
             raise GenerationError("a prefix must begin its sequence", where="prefix_len", got=prefix_len)
-        self._check_room(held + len(ids))
+        self._check_room(held + len(tokens))
         self.cache.lengths[seq] = held
-        start, stop, parts = 0, max(chunk, prefix_len), []
-        while True:
-            part = ids[start:stop]
-            slots = np.full(len(part), seq, np.int64)
-            positions = self.cache.lengths[seq] + np.arange(len(part), dtype=np.int64)
-            wanted = slice(None) if every_row else slice(-1, None)
-            parts.append(self._pass(Rows.of(part, slots, positions, prefix_len), wanted, tap))
-            self.cache.lengths[seq] += len(part)
-            if stop >= len(ids):
-                return np.concatenate(parts) if every_row else parts[-1][0]
-            start, stop = stop, stop + chunk
+        cuts = [0, *range(max(rows_per_pass, prefix_len), len(tokens), rows_per_pass), len(tokens)]
+        logits = []
+        for start, stop in pairwise(cuts):
+            positions = held + np.arange(start, stop, dtype=np.int64)
+            rows = Rows.of(tokens[start:stop], np.full(stop - start, seq, np.int64), positions, prefix_len)
+            logits.append(self._pass(rows, slice(None) if every_row else slice(-1, None)))
+            self.cache.lengths[seq] = held + stop
+        return np.concatenate(logits) if every_row else logits[-1][0]
 
     def decode(self, seqs: Sequence[int], ids: Sequence[int]) -> np.ndarray:
         """See ``Session.decode``."""
         tokens, slots = check_tokens(ids, self._runtime.config), self._check_slots(seqs)
         self._check_room(int(self.cache.lengths[slots].max()) + 1)
         rows = Rows.of(tokens, slots, self.cache.lengths[slots])
-        logits = self._pass(rows, slice(None), no_tap)
+        logits = self._pass(rows)
         self.cache.lengths[slots] += 1
         return logits
 
-    def _pass(self, rows: Rows, wanted: slice, tap: Tap) -> np.ndarray:
+    def _pass(self, rows: Rows, wanted: slice = slice(None)) -> np.ndarray:
         if len(rows.ids) > self._workspace.n_rows:
             self._workspace = self._new_workspace(len(rows.ids))
         engine = self._runtime
-        return forward(engine.params, engine.config, rows, self.cache, engine.angles, self._workspace, wanted, tap)
+        return forward(engine.params, engine.config, rows, self.cache, engine.rotation, self._workspace, wanted)
 
     def _check_slots(self, seqs: Sequence[int]) -> np.ndarray:
         slots, n_slots = np.array(seqs, np.int64), len(self.cache.lengths)
@@ -137,4 +138,4 @@ class RuntimeSession:
                                   fix="ask for a session of more capacity, up to n_ctx")  # fmt: skip
 
     def _new_workspace(self, n_rows: int) -> Workspace:
-        return Workspace(self._runtime.config, n_rows, self._runtime.threads, self.cache.padded_capacity)
+        return Workspace.of(self._runtime.config, n_rows, self.cache.padded_capacity, self._runtime.threads)

@@ -30,4 +30,4 @@ def runtime(dtype: str = "f32", kv_dtype: str = "f32", threads: int = 2) -> Runt
 
 def fed(engine: Runtime, ids: np.ndarray, chunk: int, prefix_len: int = 0) -> np.ndarray:
     """Logits of every row of a prompt that was fed in chunks."""
-    return engine.session(1, len(ids)).feed(0, ids, prefix_len, every_row=True, chunk=chunk)
+    return engine.session(1, len(ids)).feed(0, ids, prefix_len, every_row=True, rows_per_pass=chunk)
