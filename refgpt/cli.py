@@ -160,7 +160,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         ignore_eos=arguments.ignore_eos,
         truncate=arguments.truncate,
     )
-    pieces = _load(arguments, arguments.backend).stream(prompt, **vars(params))
+    pieces = _load(arguments, arguments.backend).stream(prompt, params)
     if arguments.echo:
         print(prompt, end="", flush=True)
     for piece in pieces:

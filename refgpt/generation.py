@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -71,6 +71,23 @@ class GenerationParams(SamplingParams):
         if self.truncate not in (None, "left"):
             raise GenerationError("cannot be used", where="truncate", got=repr(self.truncate), wanted="'left' or None")
 
+    @classmethod
+    def of(cls, params: GenerationParams | None, changes: dict[str, Any]) -> GenerationParams:
+        """Parameters (None: the defaults) with some fields changed.
+
+        Raises
+        ------
+        GenerationError
+            Naming what is no field, or the first field that cannot be used.
+        """
+        if not isinstance(params, GenerationParams | None):
+            raise GenerationError("cannot be used", where="params", got=repr(params), wanted="GenerationParams or None")
+        known = [field.name for field in fields(cls)]
+        for name in changes:
+            if name not in known:
+                raise GenerationError("there is no such parameter", where=name, wanted=f"one of {', '.join(known)}")
+        return replace(params or cls(), **changes)
+
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings, whether one or several were given."""
@@ -92,7 +109,7 @@ class Generation:
     logprobs : list of float or None
         Log-probability of each token of ``ids``, if asked for.
     top_logprobs : list of dict from id to float, or None
-        At each token the likeliest ones, best first, if asked for.
+        At each token the likeliest ones, best first, if any were asked for (``logprobs`` from 1).
     n_prompt : int
         Tokens of the prompt, after any truncation.
     """
@@ -107,11 +124,26 @@ class Generation:
 
 @dataclass(frozen=True)
 class Event:
-    """One new token of the prompt ``seq``: its text as far as that is certain, and at the end the reason."""
+    """One new token.
+
+    Attributes
+    ----------
+    seq : int
+        Which of the prompts it continues.
+    choice : Choice
+        The token.
+    text : str
+        What has become certain with it.
+    held : str
+        What follows, unless it becomes part of a stop string.
+    finish_reason : str or None
+        Of the last token, see ``Generation``.
+    """
 
     seq: int
     choice: Choice
     text: str
+    held: str
     finish_reason: str | None
 
 
@@ -127,14 +159,23 @@ class Generates(Protocol):
 
 
 def is_batch(prompt: object) -> bool:
-    """Whether this is a list of prompts rather than one; an empty list is one empty prompt."""
+    """Whether this is a list of prompts rather than one.
+
+    Raises
+    ------
+    GenerationError
+        If it is neither, or an empty list, which could be either.
+    """
     if isinstance(prompt, str):
         return False
-    if isinstance(prompt, np.ndarray):
-        return prompt.ndim > 1
-    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+    if not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, bytes):
         raise GenerationError("cannot be used", where="prompt", got=type(prompt).__name__,
                               wanted="a text, a list of ids, or a list of either")  # fmt: skip
+    if not len(prompt):
+        raise GenerationError("no prompts, or one without tokens", where="prompt", got="an empty list",
+                              fix="give '' or [[]] for an empty prompt, or a list of prompts")  # fmt: skip
+    if isinstance(prompt, np.ndarray):
+        return prompt.ndim > 1
     batched = {isinstance(item, (str, Sequence, np.ndarray)) for item in prompt}
     if len(batched) > 1:
         raise GenerationError("mixes ids with prompts", where="prompt", wanted="a list of ids, or a list of prompts")
@@ -221,12 +262,27 @@ def generate(model: Generates, prompts: Sequence[Sequence[int]], params: Generat
             text="".join(event.text for event in own),
             ids=[event.choice.id for event in own],
             finish_reason=own[-1].finish_reason or "",
+            # every token has these or none has
             logprobs=[e.choice.logprob for e in own if e.choice.logprob is not None] or None,
             top_logprobs=[e.choice.top_logprobs for e in own if e.choice.top_logprobs is not None] or None,
             n_prompt=len(prompt),
         )
         for own, prompt in zip(gathered, prompts, strict=True)
     ]
+
+
+def stream_text(model: Generates, prompt: Sequence[int], params: GenerationParams) -> Iterator[str]:
+    """Run ``generate_events`` on one prompt -> its text, piece by piece; all of it so far if Ctrl-C ends it."""
+    held = ""
+    try:
+        for event in generate_events(model, [prompt], params):
+            held = event.held
+            if event.text:
+                yield event.text
+    except KeyboardInterrupt:
+        if held:
+            yield held
+        raise
 
 
 class _Sequence:
@@ -241,7 +297,7 @@ class _Sequence:
         self.last_id = prompt[-1]
         self._index = index
         self._left = min(params.max_new_tokens, model.engine.config.n_ctx - len(prompt))
-        self._sampler = Sampler(params, prompt, n_ids=None if tokenizer is None else tokenizer.n_vocab)
+        self._sampler = Sampler(params, prompt, None if tokenizer is None else tokenizer.exists)
         self._transcript = Transcript(None if tokenizer is None else tokenizer.stream_decoder(), params.stops)
         self._eos = (
             set() if params.ignore_eos else {model.engine.config.eos_id, tokenizer and tokenizer.eos_id} - {None}
@@ -256,9 +312,13 @@ class _Sequence:
         text = "" if ended else self._transcript.push(choice.id)
         if ended or not self._left:
             text += self._transcript.finish()
-        reason = "stop" if ended or self._transcript.stopped else None if self._left else "length"
+        reason = None
+        if ended or self._transcript.stopped:
+            reason = "stop"
+        elif not self._left:
+            reason = "length"
         self.finished = reason is not None
-        return Event(self._index, choice, text, reason)
+        return Event(self._index, choice, text, self._transcript.held, reason)
 
 
 def _needs_tokenizer(why: str, instead: str) -> GenerationError:

@@ -15,7 +15,7 @@ from refgpt.checkpoints import Checkpoint, check_finite, open_checkpoint, releas
 from refgpt.config import ModelConfig
 from refgpt.engine import Engine, SpecEngine, kept_as
 from refgpt.errors import GenerationError, RefgptError
-from refgpt.generation import Generation, GenerationParams, Prompt, encode_prompt, generate, generate_events, is_batch
+from refgpt.generation import Generation, GenerationParams, Prompt, encode_prompt, generate, is_batch, stream_text
 from refgpt.params import KVDtype, Params
 from refgpt.spec import Recorder
 from refgpt.tokenizers import Tokenizer, find_tokenizer
@@ -108,19 +108,25 @@ class Model:
         return recorder.trace
 
     @overload
-    def generate(self, prompt: str, **params: Any) -> Generation: ...
+    def generate(self, prompt: str, params: GenerationParams | None = None, **changes: Any) -> Generation: ...
     @overload
-    def generate(self, prompt: Sequence[Any] | np.ndarray, **params: Any) -> Any: ...
-    def generate(self, prompt: Prompt | Sequence[Prompt] | np.ndarray, **params: Any) -> Generation | list[Generation]:
+    def generate(
+        self, prompt: Sequence[Any] | np.ndarray, params: GenerationParams | None = None, **changes: Any
+    ) -> Any: ...
+    def generate(
+        self, prompt: Prompt | Sequence[Prompt] | np.ndarray, params: GenerationParams | None = None, **changes: Any
+    ) -> Generation | list[Generation]:
         """Continue one prompt or several.
 
         Parameters
         ----------
         prompt : str, list of int, or list of either
             A text or its ids. An empty one starts from the model's beginning-of-text token.
-        **params
-            The fields of ``GenerationParams``: max_new_tokens, temperature, top_k, top_p, repetition_penalty,
-            presence_penalty, frequency_penalty, seed, stop, logprobs, ignore_eos, truncate.
+        params : GenerationParams, optional
+            How to continue it; by default with max_new_tokens 128 and draws from the model's own distribution.
+        **changes
+            Any field of ``GenerationParams``, instead of the one in ``params``: max_new_tokens, temperature, top_k,
+            top_p, repetition_penalty, presence_penalty, frequency_penalty, seed, stop, logprobs, ignore_eos, truncate.
 
         Returns
         -------
@@ -132,13 +138,13 @@ class Model:
         GenerationError
             If a prompt or parameter cannot be used; before anything is computed.
         """
-        settings = GenerationParams(**params)
+        settings = GenerationParams.of(params, changes)
         batch = is_batch(prompt)
         prompts: Any = prompt if batch else [prompt]
         done = generate(self, [encode_prompt(one, self, settings) for one in prompts], settings)
         return done if batch else done[0]
 
-    def stream(self, prompt: Prompt, **params: Any) -> Iterator[str]:
+    def stream(self, prompt: Prompt, params: GenerationParams | None = None, **changes: Any) -> Iterator[str]:
         """Continue one prompt, piece by piece.
 
         Parameters are those of ``generate``, but for one prompt only. A model without a tokenizer has no text to
@@ -148,22 +154,22 @@ class Model:
         -------
         iterator of str
             Each piece as soon as it is certain: whole characters, and nothing of a stop string. Joined they are the
-            ``text`` that ``generate`` gives for the same seed.
+            ``text`` that ``generate`` gives for the same seed. If Ctrl-C interrupts the model, what was held back
+            because it might have become a stop string comes before the ``KeyboardInterrupt``.
 
         Raises
         ------
         GenerationError
             If the prompt or a parameter cannot be used; at the call, not at the first piece.
         """
-        settings = GenerationParams(**params)
+        settings = GenerationParams.of(params, changes)
         if is_batch(prompt):
             raise GenerationError("takes one prompt", where="stream", got=f"a list of {len(prompt)}",
                                   fix="use generate for several")  # fmt: skip
         if self.tokenizer is None:
             raise GenerationError("this model has no tokenizer, so there is no text to stream", where="stream",
                                   fix="use generate, whose result has .ids")  # fmt: skip
-        events = generate_events(self, [encode_prompt(prompt, self, settings)], settings)
-        return (event.text for event in events if event.text)
+        return stream_text(self, encode_prompt(prompt, self, settings), settings)
 
     def __repr__(self) -> str:
         return (f"<refgpt.Model {self.checkpoint.path} {self.backend} dtype={self.dtype or 'as stored'} "

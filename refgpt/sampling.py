@@ -76,14 +76,14 @@ class SamplingParams:
     @property
     def n_alternatives(self) -> int | None:
         """How many likely tokens to report beside the chosen one; None when no log-probabilities are wanted."""
-        return (
-            None if self.logprobs is None or self.logprobs is False else 0 if self.logprobs is True else self.logprobs
-        )
+        if self.logprobs is None or self.logprobs is False:
+            return None
+        return 0 if self.logprobs is True else self.logprobs
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A drawn token, and its log-probability and the likeliest ones' if they were wanted (natural logarithms)."""
+    """A drawn token, its log-probability and the likeliest ones' (natural logarithms); None where not wanted."""
 
     id: int
     logprob: float | None = None
@@ -98,8 +98,8 @@ class Sampler:
     params : SamplingParams
     prompt : sequence of int
         What the repetition penalty counts as seen from the start.
-    n_ids : int or None
-        Ids from here on are never drawn: rows of the head for which the tokenizer has no token.
+    exists : ndarray [n] of bool, optional
+        Which ids may be drawn, those from ``n`` on not: the head may have rows for which the tokenizer has no token.
 
     Notes
     -----
@@ -107,9 +107,10 @@ class Sampler:
     (and equal prompts of one seeded batch get equal texts).
     """
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int] = (), n_ids: int | None = None) -> None:
+    def __init__(self, params: SamplingParams, prompt: Sequence[int] = (), exists: np.ndarray | None = None) -> None:
         self.params = params
-        self.n_ids = n_ids
+        self._n_ids = None if exists is None else len(exists)
+        self._gaps = np.array([], np.intp) if exists is None else np.flatnonzero(~exists)
         self._seen = set(prompt)
         self._counts: dict[int, int] = {}
         self._bits = np.random.PCG64(np.random.SeedSequence(params.seed))
@@ -143,7 +144,9 @@ class Sampler:
             return Choice(chosen)
         logprobs = log_softmax(logits)
         n = self.params.n_alternatives
-        likely = np.flatnonzero(top_k_kept(logits[: self.n_ids], n)) if n else np.array([], np.intp)
+        if n == 0:
+            return Choice(chosen, float(logprobs[chosen]))
+        likely = self._likeliest(self._drawable(logits), n)
         likeliest = likely[np.argsort(-logits[likely], kind="stable")][:n]
         return Choice(chosen, float(logprobs[chosen]), {int(i): float(logprobs[i]) for i in likeliest})
 
@@ -170,15 +173,27 @@ class Sampler:
             raise GenerationError("the model computed logits that are not finite", where="logits",
                                   fix="look for the first bad activation with `refgpt verify`")  # fmt: skip
         p = self.params
-        scores = self._penalised(logits[: self.n_ids].astype(np.float64))
+        scores = self._penalised(self._drawable(logits))
         if p.temperature == 0:
             return np.array([scores.argmax()]), np.ones(1)
         with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, as it should
             scores = (scores - scores.max()) / p.temperature
-        ids = np.flatnonzero(top_k_kept(scores, p.top_k))
+        ids = self._likeliest(scores, p.top_k)
         weights = _exp(scores[ids])
         kept = top_p_kept(weights, p.top_p)
         return ids[kept], weights[kept]
+
+    def _drawable(self, logits: np.ndarray) -> np.ndarray:
+        """A copy of the logits in float64, as far as ids exist, with -inf in the gaps between them."""
+        scores: np.ndarray = logits[: self._n_ids].astype(np.float64)
+        scores[self._gaps] = -np.inf
+        return scores
+
+    def _likeliest(self, scores: np.ndarray, k: int | None) -> np.ndarray:
+        """The ids that ``top_k_kept`` keeps and that exist, in ascending order."""
+        kept = top_k_kept(scores, k)
+        kept[self._gaps] = False
+        return np.flatnonzero(kept)
 
     def _penalised(self, scores: np.ndarray) -> np.ndarray:
         """Apply the three penalties in place."""

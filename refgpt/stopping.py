@@ -23,13 +23,15 @@ class Transcript:
     ----------
     stopped : bool
         Whether a stop string was found; nothing comes out after it.
+    held : str
+        The end of the text so far, which has not come out because it may become a stop string.
     """
 
     def __init__(self, decoder: StreamDecoder | None, stops: Sequence[str] = ()) -> None:
         self.stopped = False
+        self.held = ""
         self._decoder = decoder
         self._stops = stops
-        self._held = ""
 
     def push(self, id: int) -> str:
         """The text that has become certain with this token."""
@@ -38,17 +40,17 @@ class Transcript:
     def finish(self) -> str:
         """The rest of the text: nothing more will come."""
         text = self._release("" if self._decoder is None else self._decoder.finish())
-        rest, self._held = self._held, ""
+        rest, self.held = self.held, ""
         return text + rest
 
     def _release(self, new: str) -> str:
         if self.stopped:
             return ""
-        text = self._held + new
+        text = self.held + new
         found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
+            self.stopped, self.held = True, ""
             return text[: min(found)[1]]
         n_held = max((n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-        self._held = text[len(text) - n_held :]
+        self.held = text[len(text) - n_held :]
         return text[: len(text) - n_held]

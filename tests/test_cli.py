@@ -60,7 +60,9 @@ def test_generate_prints_what_the_model_writes(run, path, backend):
 
 def test_every_option_reaches_the_model(path, monkeypatch, run):
     asked = {}
-    monkeypatch.setattr(refgpt.Model, "stream", lambda self, prompt, **params: asked.update(params) or iter([prompt]))
+    monkeypatch.setattr(
+        refgpt.Model, "stream", lambda self, prompt, params: asked.update(vars(params)) or iter([prompt])
+    )
     options = ["--max-new-tokens", 3, "--temperature", 0.5, "--top-k", 4, "--top-p", 0.6, "--repetition-penalty", 1.2,
                "--presence-penalty", 0.1, "--frequency-penalty", 0.2, "--seed", 9, "--stop", "a\\nb", "--stop", "c",
                "--ignore-eos", "--truncate", "left"]  # fmt: skip
@@ -213,7 +215,7 @@ def test_kernels_lists_every_row_of_the_table(run):
 
 
 def test_ctrl_c_ends_with_the_text_so_far(path, monkeypatch, run):
-    def stream(self, prompt, **params):
+    def stream(self, prompt, params):
         yield "so far"
         raise KeyboardInterrupt
 
@@ -252,7 +254,7 @@ def test_text_is_streamed_and_nothing_else_when_piped(path):
 def test_a_terminal_that_cannot_show_a_character_shows_the_rest(path, monkeypatch):
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
-    monkeypatch.setattr(refgpt.Model, "stream", lambda self, prompt, **params: iter(["caf", "é!"]))
+    monkeypatch.setattr(refgpt.Model, "stream", lambda self, prompt, params: iter(["caf", "é!"]))
     assert cli.main(["generate", "-m", path, "hi"]) == 0
     assert shown.getvalue() == b"caf?!\n"
 

@@ -12,7 +12,15 @@ from tiny import random_params, tiny_config
 
 from refgpt.engine import SpecEngine
 from refgpt.errors import GenerationError
-from refgpt.generation import MOST_TOGETHER, GenerationParams, encode_prompt, generate, generate_events, is_batch
+from refgpt.generation import (
+    MOST_TOGETHER,
+    GenerationParams,
+    encode_prompt,
+    generate,
+    generate_events,
+    is_batch,
+    stream_text,
+)
 from refgpt.sampling import log_softmax
 from refgpt.spec import forward
 from refgpt.stopping import Transcript
@@ -172,6 +180,20 @@ def test_held_text_comes_out_at_the_end():
     assert (limited.text, limited.finish_reason) == ("xab", "length")
 
 
+def test_what_was_held_comes_out_when_ctrl_c_ends_it():
+    class Interrupted(Scripted):
+        def decode(self, seqs, ids):
+            if self.together == [1, 1]:
+                raise KeyboardInterrupt
+            return super().decode(seqs, ids)
+
+    model = model_of(Interrupted(Letters().encode("xabab")), Letters())
+    pieces = stream_text(model, [1], GenerationParams(temperature=0, stop="abc"))
+    assert [next(pieces), next(pieces)] == ["x", "ab"]
+    with pytest.raises(KeyboardInterrupt):
+        next(pieces)
+
+
 def test_characters_are_never_cut():
     model = model_of(Scripted([*Letters().encode("é"), 30, 0]), Letters())
     events = list(generate_events(model, [[1]], GenerationParams(temperature=0)))
@@ -196,6 +218,20 @@ def test_ids_that_the_tokenizer_lacks_are_never_drawn():
     model = model_of(SPEC.engine, tokenizer)
     (got,) = run(model, ["abc"], temperature=5.0, seed=1, max_new_tokens=20, ignore_eos=True)
     assert max(got.ids) < tokenizer.n_vocab < CONFIG.n_vocab
+
+
+def test_ids_in_a_gap_of_the_vocabulary_are_never_drawn():
+    """Though the model likes them best: here the ids 3 to 29 do not exist."""
+    letters = Letters()
+    letters.exists[3:30] = False
+    row = np.linspace(0, 1, CONFIG.n_vocab, dtype=np.float32)
+    row[3:30] = 100
+    engine = Scripted([5])
+    engine._row = lambda seq: row
+    for params in ({"temperature": 0}, {"seed": 1}, {"seed": 1, "top_k": 20}, {"seed": 1, "top_p": 0.5}):
+        (got,) = run(model_of(engine, letters), ["a"], max_new_tokens=1, logprobs=50, **params)
+        assert letters.exists[got.ids[0]]
+        assert set(got.top_logprobs[0]) == set(np.flatnonzero(letters.exists))
 
 
 def test_a_full_context_ends_with_length():
@@ -231,11 +267,14 @@ def test_an_empty_prompt_starts_from_the_beginning_of_text():
 
 
 def test_what_is_one_prompt_and_what_are_several():
-    assert [is_batch(one) for one in ("ab", "", [], [1, 2], (1, 2), np.array([1, 2]))] == [False] * 6
+    assert [is_batch(one) for one in ("ab", "", [1, 2], (1, 2), np.array([1, 2]))] == [False] * 5
     assert [is_batch(many) for many in (["ab"], [[1], "b"], [[]], np.ones((2, 3), int))] == [True] * 4
     for bad in (5, None, b"abc", {"a": 1}, [1, "a"]):
         with pytest.raises(GenerationError, match="prompt"):
             is_batch(bad)
+    for empty in ([], (), np.array([])):
+        with pytest.raises(GenerationError, match=r"an empty list; give '' or \[\[\]\] for an empty prompt"):
+            is_batch(empty)
 
 
 @pytest.mark.parametrize("ids", [[61], [-1], [1.5], [True], [[1]], [None]])

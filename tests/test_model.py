@@ -146,8 +146,20 @@ def test_stream_takes_one_prompt_and_complains_at_the_call(path):
         model.stream("a", temperature=-1)
     with pytest.raises(refgpt.GenerationError, match="truncate='left'"):
         model.stream("a" * 64)
-    with pytest.raises(TypeError, match="temprature"):
-        model.generate("a", temprature=1)
+    with pytest.raises(refgpt.GenerationError, match=r"^temprature: there is no such parameter; .*\btemperature,"):
+        model.stream("a", temprature=1)
+
+
+def test_parameters_can_be_kept_and_changed(path):
+    model = refgpt.load(path, backend="numpy")
+    params = refgpt.GenerationParams(max_new_tokens=5, seed=1, ignore_eos=True)
+    assert model.generate("a", params) == model.generate("a", max_new_tokens=5, seed=1, ignore_eos=True)
+    changed = model.generate("a", params, max_new_tokens=7)
+    assert len(changed.ids) == 7 and changed.text == "".join(model.stream("a", params, max_new_tokens=7))
+    with pytest.raises(refgpt.GenerationError, match=r"^params: cannot be used; got 5; wanted Gen"):
+        model.generate("a", 5)
+    with pytest.raises(refgpt.GenerationError, match="an empty list"):
+        model.generate([], params)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

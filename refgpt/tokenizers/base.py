@@ -12,6 +12,8 @@ import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 
+import numpy as np
+
 from refgpt.errors import TokenizerError
 
 
@@ -29,7 +31,9 @@ class Tokenizer(ABC):
     ----------
     n_vocab : int
         The largest id that exists, plus one. A model's head may have more rows (GPT-2's vocabulary has 50257 tokens,
-        GPT-J's head 50400 rows), and those ids mean no text: whoever samples leaves out ids from ``n_vocab`` on.
+        GPT-J's head 50400 rows), and those ids mean no text.
+    exists : ndarray [n_vocab] of bool
+        Which ids below that exist, for a vocabulary may have gaps: whoever samples leaves out the others.
     eos_id : int or None
         The id that ends a text, if there is one.
     """
@@ -37,6 +41,8 @@ class Tokenizer(ABC):
     def __init__(self, tokens: Mapping[int, bytes], eos_id: int | None) -> None:
         self._tokens = tokens
         self.n_vocab = max(tokens, default=-1) + 1
+        self.exists = np.zeros(self.n_vocab, bool)
+        self.exists[list(tokens)] = True
         self.eos_id = eos_id
 
     def encode(self, text: str) -> list[int]:
