@@ -43,25 +43,26 @@ def gamma(n: int) -> float:
 
 
 def depth(n: int, chunk: int | None = None) -> int:
-    """The most additions that one of ``n`` terms goes through.
+    """The most additions that one of ``n`` terms goes through on its way into a sum with a bias.
 
-    ``n`` in any order of summation; fewer if partial sums of ``chunk`` terms are added up, as in the C kernels
-    (``KERNEL_CHUNK``).
+    ``n`` in any order. If partial sums of ``chunk`` terms are added up one by one, as in the C kernels
+    (``KERNEL_CHUNK``): those of its own chunk, then one for each chunk. The first number of a sum is not added to
+    anything (0 does not round), so that without a bias it is one addition fewer.
     """
-    return n if chunk is None else min(n, chunk) + -(-n // chunk)
+    return n if chunk is None or n <= chunk else chunk - 1 + -(-n // chunk)
 
 
 def linear_bound(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, chunk: int | None = None) -> np.ndarray:
     """Of ``linear``. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out].
 
-    A term is rounded once as a product and at most ``depth`` times in sums, the bias included: ``depth + 1`` roundings
-    (and one for luck), each relative to the sum of absolute terms.
+    A term is rounded once as a product and at most ``depth`` times in sums, each time relative to the sum of absolute
+    terms.
     """
     n_in = x.shape[-1]
     terms = _size(x) @ _size(w).T  # [t, n_out]
     if b is not None:
         terms = terms + _size(b)
-    return gamma(depth(n_in, chunk) + 2) * terms + (n_in + 1) * TINY
+    return gamma(depth(n_in, chunk) + 1) * terms + (n_in + 1) * TINY
 
 
 def layer_norm_bound(x: np.ndarray, w: np.ndarray, b: np.ndarray, eps: float) -> np.ndarray:
@@ -80,16 +81,16 @@ def layer_norm_bound(x: np.ndarray, w: np.ndarray, b: np.ndarray, eps: float) ->
     exact = (centred * centred).mean(axis=-1, keepdims=True) + eps  # [t, 1]
     slip = off * off + gamma(c + 5) * (reach * reach).mean(axis=-1, keepdims=True) + gamma(4) * exact  # [t, 1]
     low = np.maximum(exact - slip, eps / 2)  # a sum of squares is never negative
-    stretch = np.sqrt(exact / low) * (1 + gamma(8)) - 1  # [t, 1]
-    return _size(w) * (reach * stretch + off) / np.sqrt(exact) + gamma(2) * _size(b) + TINY
+    stretch = np.sqrt(exact / low) * (1 + gamma(6)) - 1  # [t, 1]
+    return _size(w) * (reach * stretch + off) / np.sqrt(exact) + gamma(1) * _size(b) + TINY
 
 
 def softmax_bound(scores: np.ndarray, scores_error: np.ndarray | float = 0.0) -> np.ndarray:
     """Of ``softmax`` on scores that may themselves be off by ``scores_error``. Any [..., s] -> the same.
 
     In logarithms: a power is off by ``a`` = error of its score + U times its distance from the maximum (for the
-    subtraction) + EXP_ERROR; their sum, a mean weighted by the pattern, by ``log sum(p e^a)``; summing and dividing
-    add ``gamma(s + 3)``. Masked places (-inf) must be exactly 0.
+    subtraction) + EXP_ERROR; their sum, a mean weighted by the pattern, by ``log sum(p e^a)``; ``s - 1`` additions and
+    a division (or reciprocal and product) add ``gamma(s + 1)``. Masked places (-inf) must be exactly 0.
     """
     scores = widen(scores, np.float64)
     visible = scores > -np.inf
@@ -99,7 +100,7 @@ def softmax_bound(scores: np.ndarray, scores_error: np.ndarray | float = 0.0) ->
     pattern = softmax(scores)
     log_power = np.minimum(error + U * below + EXP_ERROR, 300)  # far beyond sense, short of overflow
     log_sum = np.log((pattern * np.exp(log_power)).sum(axis=-1, keepdims=True))
-    ratio = np.expm1(log_power + log_sum + gamma(scores.shape[-1] + 3))
+    ratio = np.expm1(log_power + log_sum + gamma(scores.shape[-1] + 1))
     return np.where(visible, np.minimum(pattern * ratio + EXP_FLUSH, 1), 0)
 
 
@@ -108,15 +109,15 @@ def gelu_bound(x: np.ndarray) -> np.ndarray:
 
     ``2 u`` is a sum of terms of one sign, so its eight roundings (constants included) are relative: the power is off by
     ``e^(gamma(8) |2 u|)`` and EXP_ERROR. Of that the quotient feels the share that the power has in ``1 + power``, then
-    the roundings of sum and quotient. ``2^-50 |x|`` covers the spec's own ``1 + tanh`` for very negative ``x``, and
-    ends the dispute where ``expf`` overflows or clamps.
+    three roundings: sum, quotient (or reciprocal and product). ``2^-50 |x|`` covers the spec's own ``1 + tanh`` for
+    very negative ``x``, and ends the dispute where ``expf`` overflows or clamps.
     """
     x = widen(x, np.float64)
     twice_u = 2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
     power = np.exp(np.clip(-twice_u, -100, 100))
     off = np.expm1(gamma(8) * np.minimum(np.abs(twice_u), 100) + EXP_ERROR)
     share = power / (1 + power)
-    return np.abs(gelu(x)) * (share * off / (1 - share * off) + gamma(4)) + np.abs(x) * 2.0**-50 + TINY
+    return np.abs(gelu(x)) * (share * off / (1 - share * off) + gamma(3)) + np.abs(x) * 2.0**-50 + TINY
 
 
 def rotary_bound(x: np.ndarray, positions: np.ndarray, d_rotary: int) -> np.ndarray:
@@ -128,8 +129,8 @@ def rotary_bound(x: np.ndarray, positions: np.ndarray, d_rotary: int) -> np.ndar
     cos, sin = np.abs(np.cos(angles)), np.abs(np.sin(angles))
     even, odd = _size(x[..., 0:d_rotary:2]), _size(x[..., 1:d_rotary:2])  # [t, h, r/2] each
     bound = np.zeros(x.shape)
-    bound[..., 0:d_rotary:2] = gamma(4) * (even * cos + odd * sin) + 2 * TINY
-    bound[..., 1:d_rotary:2] = gamma(4) * (odd * cos + even * sin) + 2 * TINY
+    bound[..., 0:d_rotary:2] = gamma(3) * (even * cos + odd * sin) + 2 * TINY
+    bound[..., 1:d_rotary:2] = gamma(3) * (odd * cos + even * sin) + 2 * TINY
     return bound
 
 
@@ -137,20 +138,20 @@ def pattern_bound(q: np.ndarray, k: np.ndarray, mask: np.ndarray, kv_dtype: KVDt
                   chunk: int | None = None) -> np.ndarray:  # fmt: skip
     """Of the attention pattern from rotated queries [t, h, d] and keys [s, h, d], mask [t, s] -> [h, t, s].
 
-    A score is a sum of ``d`` products, scaled (the factor 1 / sqrt(d), its rounding, its product: ``gamma(depth + 4)``
-    in all), of keys that the cache has rounded; ``softmax_bound`` does the rest.
+    A score is a sum of ``d`` products, of keys that the cache has rounded: product and additions (there is no bias)
+    round ``depth`` times, scaling three times (root, reciprocal, product); ``softmax_bound`` does the rest.
     """
     d = q.shape[-1]
     cache_error = _cache_error(k, kv_dtype)  # [s, h, d]
-    each = gamma(depth(d, chunk) + 4) * (_size(k) + cache_error) + cache_error  # [s, h, d]
+    each = gamma(depth(d, chunk) + 3) * (_size(k) + cache_error) + cache_error  # [s, h, d]
     return softmax_bound(_scores(q, k, mask), _products(_size(q), each) + d * TINY)
 
 
 def z_bound(pattern: np.ndarray, v: np.ndarray, kv_dtype: KVDtype = "f32", chunk: int | None = None) -> np.ndarray:
     """Of the pattern's mix of values. pattern [h, t, s], v [s, h, d] -> [t, h, d].
 
-    A sum of ``s`` products of values that the cache has rounded. Four further roundings let a kernel mix first and
-    divide by the sum of powers afterwards.
+    A sum of ``s`` products of values that the cache has rounded: ``depth`` roundings. Four more let a kernel mix first
+    and divide by the sum of powers afterwards (reciprocal and product, here and in the pattern it shows).
     """
     n = pattern.shape[-1]
     cache_error = _cache_error(v, kv_dtype)  # [s, h, d]
@@ -159,19 +160,19 @@ def z_bound(pattern: np.ndarray, v: np.ndarray, kv_dtype: KVDtype = "f32", chunk
 
 
 def attention_bound(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray,
-                    kv_dtype: KVDtype = "f32") -> np.ndarray:  # fmt: skip
+                    kv_dtype: KVDtype = "f32", chunk: int | None = None) -> np.ndarray:  # fmt: skip
     """Of ``z`` when the pattern is not seen on the way: rotated q [t, h, d], k and v [s, h, d] -> [t, h, d].
 
     The pattern's error reaches ``z`` through the values, and the mix is of the pattern with that error.
     """
     pattern = softmax(_scores(q, k, mask))  # [h, t, s]
-    error = pattern_bound(q, k, mask, kv_dtype)  # [h, t, s]
-    return np.einsum("hts,shd->thd", error, _size(v)) + z_bound(pattern + error, v, kv_dtype)
+    error = pattern_bound(q, k, mask, kv_dtype, chunk)  # [h, t, s]
+    return np.einsum("hts,shd->thd", error, _size(v)) + z_bound(pattern + error, v, kv_dtype, chunk)
 
 
 def residual_bound(*terms: np.ndarray) -> np.ndarray:
-    """Of a sum of arrays of one shape, in any order: one rounding fewer than terms (and one for luck)."""
-    return gamma(len(terms)) * np.sum([_size(term) for term in terms], axis=0)
+    """Of a sum of arrays of one shape, in any order: one rounding fewer than terms."""
+    return gamma(len(terms) - 1) * np.sum([_size(term) for term in terms], axis=0)
 
 
 def tap_bound(name: str, trace: Mapping[str, np.ndarray], params: Params, config: ModelConfig, prefix_len: int = 0,
