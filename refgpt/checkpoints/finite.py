@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from refgpt.checkpoints.mapped import file_of
-from refgpt.checkpoints.report import tensor_at
 from refgpt.errors import CheckpointError
 from refgpt.params import STORED_DTYPES
+from refgpt.wording import tensor_at
 
 # NaN and infinity are the floats whose exponent bits are all ones; the test on bits needs no conversion.
 EXPONENT_BITS = {"f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F800000, "f64": 0x7FF0000000000000}

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from refgpt.checkpoints.report import listed, shown
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
 from refgpt.params import Block, Params, check, leaf_shapes
+from refgpt.wording import listed, shown
 
 MODEL_TYPE = "gptj"
 

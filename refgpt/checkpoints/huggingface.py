@@ -15,11 +15,11 @@ import numpy as np
 
 from refgpt.checkpoints import gptj, safetensors_file, torch_pickle
 from refgpt.checkpoints.mask import find_mask
-from refgpt.checkpoints.report import listed, shown
-from refgpt.checkpoints.strict_json import read_json
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
 from refgpt.params import STORED_DTYPES, Params
+from refgpt.small_files import read_json
+from refgpt.wording import listed, shown
 
 FAMILIES = {gptj.MODEL_TYPE: gptj}
 
@@ -29,6 +29,8 @@ FORMATS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
     ".pt": torch_pickle.read,
     ".pth": torch_pickle.read,
 }
+#: Of config.json and the index of shards: twenty-five times what a 6B model needs.
+LARGEST_JSON = 1 << 20
 INDEX = ".index.json"
 #: What is looked for in a directory, best first.
 WEIGHTS = ("model.safetensors", "model.safetensors" + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX)
@@ -162,7 +164,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Any]:
         raise ConfigError(
             "there is no config.json", where=path.parent, fix="put the one that belongs to the weights beside them"
         )
-    raw = read_json(path, ConfigError)
+    raw = read_json(path, ConfigError, LARGEST_JSON)
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(
@@ -204,7 +206,7 @@ def _read_files(weights: Path) -> dict[Path, dict[str, np.ndarray]]:
 
 def _read_index(path: Path) -> dict[str, str]:
     """The index's map from tensor to shard; every shard is a file of the same directory."""
-    weight_map = read_json(path, CheckpointError).get("weight_map")
+    weight_map = read_json(path, CheckpointError, LARGEST_JSON).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(
             "the index has no map from tensors to files",

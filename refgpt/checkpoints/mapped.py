@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from refgpt.checkpoints.report import shown, tensor_at
 from refgpt.errors import CheckpointError
+from refgpt.wording import FRESH_COPY, shown, tensor_at
 
-# NumPy 1 stops at 32 dimensions; a weight has two.
+# NumPy stops at 64; a weight has two.
 MOST_DIMENSIONS = 32
 LARGEST_ARRAY = 2**59  # items; with any item size still within 64 bits
 
@@ -42,7 +42,7 @@ def map_file(path: Path) -> MappedFile:
         with path.open("rb") as file:
             mapped = MappedFile(file.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError as error:  # an empty file cannot be mapped
-        raise CheckpointError("the file is empty", where=path, fix="download it again") from error
+        raise CheckpointError("the file is empty", where=path, fix=FRESH_COPY) from error
     except OSError as error:
         raise CheckpointError(f"the file cannot be read ({error.strerror})", where=path) from error
     mapped.path = path

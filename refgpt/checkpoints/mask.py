@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from refgpt.checkpoints.mapped import release
-from refgpt.checkpoints.report import listed
 from refgpt.errors import CheckpointError
 from refgpt.params import BFLOAT16
+from refgpt.wording import listed
 
 ROWS = 256  # of a mask, compared in one go
 GPT_JT = re.compile(r"gpt[-_]?jt", re.IGNORECASE)

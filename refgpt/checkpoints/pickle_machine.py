@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from refgpt.checkpoints.report import listed, shown
 from refgpt.errors import CheckpointError
 from refgpt.params import BFLOAT16
+from refgpt.wording import listed, shown
 
 #: The program of a 6B model takes some 60 kB and 15,000 instructions.
 LARGEST_PROGRAM = 1 << 20

@@ -13,10 +13,10 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from refgpt.checkpoints.mapped import MOST_DIMENSIONS, MappedFile, map_file, view
-from refgpt.checkpoints.report import shown, tensor_at
-from refgpt.checkpoints.strict_json import LARGEST_JSON, parse_json
 from refgpt.errors import CheckpointError
 from refgpt.params import BFLOAT16
+from refgpt.small_files import parse_json
+from refgpt.wording import FRESH_COPY, shown, tensor_at
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16,
@@ -24,7 +24,8 @@ DTYPES: dict[str, np.dtype] = {
     "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
 }  # fmt: skip
 
-DAMAGED = "the file is damaged or its download was cut short: fetch it again"
+#: Twenty-five times what a 6B model needs.
+LARGEST_HEADER = 1 << 20
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -58,7 +59,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
                 where=tensor_at(path, name),
                 got=f"bytes {start} to {stop}",
                 wanted=f"at most {len(mapped) - data_start}",
-                fix=DAMAGED,
+                fix=FRESH_COPY,
             )
         tensors[name] = view(mapped, name, dtype, data_start + start, stop - start, shape)
     _check_tiling(path, spans, len(mapped) - data_start)
@@ -67,14 +68,14 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 def _read_header(mapped: MappedFile) -> tuple[dict[str, Any], int]:
     n_bytes = int.from_bytes(mapped[:8], "little")
-    most = min(LARGEST_JSON, len(mapped) - 8)
+    most = min(LARGEST_HEADER, len(mapped) - 8)
     if n_bytes > most:
         raise CheckpointError(
             "this is no safetensors file, or it is damaged: the length of its header makes no sense",
             where=mapped.path,
             got=f"{n_bytes} bytes",
             wanted=f"at most {max(most, 0)}",
-            fix=DAMAGED,
+            fix=FRESH_COPY,
         )
     return parse_json(mapped[8 : 8 + n_bytes], f"{mapped.path}, header", CheckpointError), 8 + n_bytes
 
@@ -87,7 +88,7 @@ def _check_entry(where: str, entry: object) -> tuple[np.dtype, tuple[int, ...], 
             where=where,
             got=shown(entry),
             wanted="dtype, shape and data_offsets",
-            fix=DAMAGED,
+            fix=FRESH_COPY,
         )
     dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
@@ -100,7 +101,7 @@ def _check_entry(where: str, entry: object) -> tuple[np.dtype, tuple[int, ...], 
         )
     if not _sizes(shape):
         raise CheckpointError(
-            "the shape makes no sense", where=where, got=shown(shape), wanted="whole numbers", fix=DAMAGED
+            "the shape makes no sense", where=where, got=shown(shape), wanted="whole numbers", fix=FRESH_COPY
         )
     if not _sizes(span) or len(span) != 2 or span[1] - span[0] != prod(shape) * DTYPES[dtype].itemsize:
         raise CheckpointError(
@@ -108,7 +109,7 @@ def _check_entry(where: str, entry: object) -> tuple[np.dtype, tuple[int, ...], 
             where=where,
             got=f"{shown(span)} for {dtype} {shown(shape)}",
             wanted="start and end, as far apart as the tensor is large",
-            fix=DAMAGED,
+            fix=FRESH_COPY,
         )
     return DTYPES[dtype], tuple(shape), (span[0], span[1])
 
@@ -127,10 +128,10 @@ def _check_tiling(path: Path, spans: dict[str, tuple[int, int]], n_bytes: int) -
                 where=tensor_at(path, name),
                 got=f"start {start}",
                 wanted=f"{end}",
-                fix=DAMAGED,
+                fix=FRESH_COPY,
             )
         end = stop
     if end != n_bytes:
         raise CheckpointError(
-            "there is data after the last tensor", where=path, got=f"{n_bytes} bytes", wanted=f"{end}", fix=DAMAGED
+            "there is data after the last tensor", where=path, got=f"{n_bytes} bytes", wanted=f"{end}", fix=FRESH_COPY
         )

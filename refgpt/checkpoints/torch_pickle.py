@@ -11,9 +11,9 @@ import numpy as np
 
 from refgpt.checkpoints.mapped import MappedFile, map_file, view
 from refgpt.checkpoints.pickle_machine import LARGEST_PROGRAM, Machine, Tensor
-from refgpt.checkpoints.report import shown, tensor_at
 from refgpt.checkpoints.zip_directory import Member, read_directory
 from refgpt.errors import CheckpointError
+from refgpt.wording import FRESH_COPY, shown, tensor_at
 
 ZIP = b"PK\3\4"
 #: How files that are not zip archives begin, what they are, and the way out.
@@ -121,7 +121,7 @@ def _map_tensor(mapped: MappedFile, members: dict[str, Member], prefix: str, nam
             where=tensor_at(mapped.path, name),
             got="none" if member is None else f"{member.n_bytes} bytes",
             wanted=f"{n_bytes} bytes",
-            fix="the file is damaged: download it again",
+            fix=FRESH_COPY,
         )
     skipped = tensor.offset * storage.dtype.itemsize
     return view(mapped, name, storage.dtype, member.start + skipped, n_bytes - skipped, tensor.shape, tensor.strides)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from refgpt.checkpoints.mapped import MappedFile
-from refgpt.checkpoints.report import shown
 from refgpt.errors import CheckpointError
+from refgpt.wording import FRESH_COPY, shown
 
 #: The directory of a 6B model takes about 35 kB.
 LARGEST_DIRECTORY = 2 << 20
@@ -133,4 +133,4 @@ def _sizes64(path: Path, extra: bytes, sizes: list[int]) -> list[int]:
 
 
 def _refuse(path: Path, what: str) -> NoReturn:
-    raise CheckpointError(what, where=path, fix="the file is damaged or its download was cut short: fetch it again")
+    raise CheckpointError(what, where=path, fix=FRESH_COPY)

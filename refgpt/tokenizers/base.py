@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import codecs
 import operator
-import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from refgpt.errors import TokenizerError
+from refgpt.wording import shown
 
 
 class Tokenizer(ABC):
@@ -97,7 +97,7 @@ class Tokenizer(ABC):
         try:
             pieces = [decoder.push(token_id) for token_id in ids]
         except TypeError:
-            raise TokenizerError("these are no ids", where="decode", got=reprlib.repr(ids), wanted="a list") from None
+            raise TokenizerError("these are no ids", where="decode", got=shown(ids), wanted="a list") from None
         return "".join(pieces) + decoder.finish()
 
     def stream_decoder(self) -> StreamDecoder:
@@ -118,7 +118,7 @@ class Tokenizer(ABC):
             return self._tokens[operator.index(token_id)]
         except (KeyError, TypeError):
             wanted = f"a whole number from 0 to {self.n_vocab - 1} that the vocabulary gives to a token"
-            raise TokenizerError("no such id", where="decode", got=reprlib.repr(token_id), wanted=wanted) from None
+            raise TokenizerError("no such id", where="decode", got=shown(token_id), wanted=wanted) from None
 
 
 class StreamDecoder:

@@ -8,7 +8,6 @@ belongs to encoding, and keeps the bytes of every token for the way back.
 from __future__ import annotations
 
 import json
-import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ import tokenizers
 from refgpt.config import LARGEST
 from refgpt.errors import TokenizerError
 from refgpt.tokenizers.base import Tokenizer
-from refgpt.tokenizers.files import FRESH_COPY, expect, faults_named, named_eos, read_json_object, read_text
+from refgpt.tokenizers.files import expect, faults_named, named_eos, read_json_object, read_text
+from refgpt.wording import FRESH_COPY, shown
 
 END_OF_TEXT = "<|endoftext|>"
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -57,7 +57,7 @@ class ByteLevelBPE(Tokenizer):
         for entry in _added_tokens(description, path):
             content, token_id = entry["content"], entry["id"]
             if vocab.setdefault(content, token_id) != token_id:
-                got = f"{reprlib.repr(token_id)} and {vocab[content]} for {reprlib.repr(content)}"
+                got = f"{shown(token_id)} and {vocab[content]} for {shown(content)}"
                 raise TokenizerError("an added token has two ids", where=path, got=got, fix=FRESH_COPY)
             added.setdefault(content, entry)
         vocab = _checked_ids(vocab, "vocab with the added tokens", path)
@@ -131,11 +131,11 @@ def _refuse_other_kinds(description: dict[str, Any], model: dict[str, Any], path
         wanted = "a BPE model with a ByteLevel pre-tokenizer, as GPT-2 and GPT-J have"
         names = [step.get("type") if isinstance(step, dict) else step for step in steps]
         fix = "use the tokenizer that came with the model"
-        got = f"{reprlib.repr(kind)} with the pre-tokenizer {reprlib.repr(names)}"
+        got = f"{shown(kind)} with the pre-tokenizer {shown(names)}"
         raise TokenizerError("not a byte-level BPE", where=path, got=got, wanted=wanted, fix=fix)
     for setting in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(setting):
-            got = reprlib.repr(model[setting])
+            got = shown(model[setting])
             raise TokenizerError(f"{setting} has no place in a byte-level BPE", where=path, got=got, wanted="none")
 
 
@@ -144,11 +144,11 @@ def _checked_ids(table: object, what: str, path: Path) -> dict[str, int]:
     owners: dict[int, str] = {}
     for token, token_id in expect(table, dict, what, path).items():
         if type(token_id) is not int or not 0 <= token_id < LARGEST["n_vocab"]:
-            got = f"{reprlib.repr(token_id)} for {reprlib.repr(token)}"
+            got = f"{shown(token_id)} for {shown(token)}"
             wanted = f"a whole number from 0 to {LARGEST['n_vocab'] - 1}"
             raise TokenizerError(f"an id in {what} makes no sense", where=path, got=got, wanted=wanted, fix=FRESH_COPY)
         if owners.setdefault(token_id, token) != token:
-            got = f"{token_id} for {reprlib.repr(owners[token_id])} and {reprlib.repr(token)}"
+            got = f"{token_id} for {shown(owners[token_id])} and {shown(token)}"
             raise TokenizerError(f"two tokens of {what} share an id", where=path, got=got, fix=FRESH_COPY)
     return {token: token_id for token_id, token in owners.items()}
 
@@ -163,10 +163,10 @@ def _checked_merges(merges: object, vocab: dict[str, int], path: Path) -> list[s
             or len(pair) != 2
             or any(not isinstance(part, str) or " " in part for part in pair)
         ):
-            raise TokenizerError("a merge is not two tokens", where=path, got=reprlib.repr(merge), fix=FRESH_COPY)
+            raise TokenizerError("a merge is not two tokens", where=path, got=shown(merge), fix=FRESH_COPY)
         if not (pair[0] in vocab and pair[1] in vocab and pair[0] + pair[1] in vocab):
             fix = "use the vocabulary and the merges of one and the same model"
-            raise TokenizerError("a merge is not in the vocabulary", where=path, got=reprlib.repr(merge), fix=fix)
+            raise TokenizerError("a merge is not in the vocabulary", where=path, got=shown(merge), fix=fix)
         checked.append(" ".join(pair))
     return checked
 

@@ -1,42 +1,23 @@
-"""Reading the files of a tokenizer: bounded in size, and strict, because damage in them shows only as odd text."""
+"""Reading the files of a tokenizer."""
 
 from __future__ import annotations
 
-import json
-import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from refgpt import small_files
 from refgpt.errors import TokenizerError
+from refgpt.wording import FRESH_COPY
 
 #: The largest known tokenizer.json have some 35 MB; GPT-J's has 1.4 MB.
 MOST_BYTES = 64 << 20
 
-FRESH_COPY = "take a fresh copy of the file from where the model came from"
-
 
 def read_bytes(path: Path) -> bytes:
-    """A whole file.
-
-    Raises
-    ------
-    TokenizerError
-        If it is missing, no file, unreadable, empty or larger than ``MOST_BYTES``.
-    """
-    try:
-        if not path.is_file():
-            what = "is not a file" if path.exists() else "there is no such file"
-            raise TokenizerError(what, where=path, fix="name a tokenizer's file or a directory that holds one")
-        if (n_bytes := path.stat().st_size) > MOST_BYTES:
-            raise TokenizerError("too large for a tokenizer", where=path, got=n_bytes, wanted=f"<= {MOST_BYTES} bytes")
-        data = path.read_bytes()
-    except OSError as error:
-        raise TokenizerError("cannot be read", where=path, got=error.strerror, fix="check its permissions") from error
-    if not data:
-        raise TokenizerError("the file is empty", where=path, fix=FRESH_COPY)
-    return data
+    """A whole file; ``TokenizerError`` if that cannot be, see ``refgpt.small_files``."""
+    return small_files.read_bytes(path, TokenizerError, MOST_BYTES)
 
 
 def read_text(path: Path) -> str:
@@ -48,27 +29,8 @@ def read_text(path: Path) -> str:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object; ``TokenizerError`` if the file is anything else, or a key stands twice in an object of it."""
-    text = read_text(path)
-    try:
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError("is not valid JSON", where=path, got=str(error), fix=FRESH_COPY) from None
-    table: dict[str, Any] = expect(value, dict, "the file", path)
-    return table
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {reprlib.repr(twice)} stands twice in one object")
-    return table
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+    """A JSON object; ``TokenizerError`` if the file is anything else, see ``refgpt.small_files``."""
+    return small_files.read_json(path, TokenizerError, MOST_BYTES)
 
 
 def expect(value: Any, kind: type[dict] | type[list] | type[str], what: str, where: Path) -> Any:

@@ -8,7 +8,8 @@ import sentencepiece
 
 from refgpt.errors import TokenizerError
 from refgpt.tokenizers.base import StreamDecoder, Tokenizer
-from refgpt.tokenizers.files import FRESH_COPY, faults_named, named_eos, read_bytes
+from refgpt.tokenizers.files import faults_named, named_eos, read_bytes
+from refgpt.wording import FRESH_COPY
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how pieces spell a space: U+2581
 

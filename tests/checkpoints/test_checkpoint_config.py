@@ -4,9 +4,9 @@ import pytest
 from checkpoints.writers import CONFIG, config_json
 
 from refgpt.checkpoints.gptj import read_config
-from refgpt.checkpoints.strict_json import LARGEST_JSON, read_json
 from refgpt.config import ModelConfig
 from refgpt.errors import ConfigError
+from refgpt.small_files import read_json
 
 GPT_J_6B = {
     "activation_function": "gelu_new",
@@ -119,8 +119,9 @@ def test_refuses_what_is_not_gpt_j_or_makes_no_sense(tmp_path, change, says):
     assert "config.json" in str(error.value)
 
 
+LARGEST = 1 << 20
 TEXTS = {
-    "empty": (b"", "not JSON"),
+    "empty": (b"", "is empty"),
     "cut short": (b'{"n_layer": 2', "not JSON"),
     "two objects": (b"{}{}", "not JSON"),
     "a list": (b"[1]", "not an object"),
@@ -143,18 +144,18 @@ def test_json_is_read_without_charity(tmp_path, case, quick):
     raw, says = TEXTS[case]
     (tmp_path / "config.json").write_bytes(raw)
     with quick(), pytest.raises(ConfigError, match=says) as error:
-        read_json(tmp_path / "config.json", ConfigError)
+        read_json(tmp_path / "config.json", ConfigError, LARGEST)
     assert "config.json" in str(error.value) and len(str(error.value)) < 1000
 
 
 def test_json_of_absurd_size_is_not_read(tmp_path, small):
     with (tmp_path / "config.json").open("wb") as file:
-        file.truncate(LARGEST_JSON + 1)
+        file.truncate(LARGEST + 1)
     with small(), pytest.raises(ConfigError, match="too large"):
-        read_json(tmp_path / "config.json", ConfigError)
+        read_json(tmp_path / "config.json", ConfigError, LARGEST)
 
 
 def test_good_json_is_read(tmp_path):
     keys = {"a": [1, -2.5, 1e-5, None, True, "\u00e9\n"], "b": {"c": {}}}
     (tmp_path / "config.json").write_text(json.dumps(keys))
-    assert read_json(tmp_path / "config.json", ConfigError) == keys
+    assert read_json(tmp_path / "config.json", ConfigError, LARGEST) == keys

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from refgpt.checkpoints import safetensors_file, torch_pickle
 from refgpt.checkpoints.gptj import read_config
 from refgpt.checkpoints.pickle_machine import INSTRUCTIONS, Machine
-from refgpt.checkpoints.strict_json import parse_json
 from refgpt.errors import CheckpointError, ConfigError
+from refgpt.small_files import parse_json
 
 FAST = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 TENSORS = {"a": np.arange(6, dtype="<f4").reshape(2, 3), "b": np.ones((2, 2), "?"), "c": np.array(7, "<f2")}

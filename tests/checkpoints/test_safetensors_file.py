@@ -6,7 +6,6 @@ import pytest
 from checkpoints import writers
 
 from refgpt.checkpoints import safetensors_file
-from refgpt.checkpoints.strict_json import LARGEST_JSON
 from refgpt.errors import CheckpointError
 from refgpt.params import BFLOAT16
 
@@ -140,7 +139,7 @@ def test_order_in_the_header_is_free(tmp_path):
 
 
 def test_the_largest_header_takes_less_than_a_second(tmp_path, quick):
-    header = ("{" + ",".join(f'"{i:06}":{{}}' for i in range(LARGEST_JSON // 12)) + "}").encode()
+    header = ("{" + ",".join(f'"{i:06}":{{}}' for i in range(safetensors_file.LARGEST_HEADER // 12)) + "}").encode()
     path = raw_file(tmp_path / "x.safetensors", None, header=header)
     with quick(), pytest.raises(CheckpointError, match="tensor '000000'"):
         safetensors_file.read(path)

@@ -1,4 +1,4 @@
-"""How this room words its errors: names from damaged files are shortened and escaped before anybody prints them."""
+"""How errors are worded: names from damaged files are shortened and escaped before anybody prints them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MOST_LISTED = 40
+
+#: The way out of a file that is not what its author wrote.
+FRESH_COPY = "the file is damaged or its download was cut short: fetch it again from where the model came from"
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 120
