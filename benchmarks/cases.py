@@ -15,6 +15,7 @@ import numpy as np
 
 from refgpt import kernels
 from refgpt.params import BFLOAT16, widen
+from refgpt.runtime.rotation import rotary_tables
 
 D_MODEL, D_FF, N_HEAD, D_HEAD, D_ROTARY, N_VOCAB, N_CTX = 4096, 16384, 16, 256, 64, 50400, 2048
 N_PREFILL = 512  # rows of a prompt that go through the model together
@@ -110,7 +111,7 @@ def layer_norm() -> Work:
 
 def rotary() -> Work:
     x, out = random(N_PREFILL, N_HEAD, D_HEAD), random(N_PREFILL, N_HEAD, D_HEAD)
-    tables = kernels.rotary_tables(D_ROTARY, N_CTX)
+    tables = rotary_tables(D_ROTARY, N_CTX)
     return Work(cycle([partial(kernels.rotary, x, *tables, np.arange(N_PREFILL), out)]), 2 * x.nbytes)
 
 

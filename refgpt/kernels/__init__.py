@@ -13,7 +13,6 @@ from refgpt.kernels.ops import (
     pack,
     query_tiles,
     rotary,
-    rotary_tables,
     row_sum,
     softmax,
 )
@@ -42,7 +41,6 @@ __all__ = [
     "pack",
     "query_tiles",
     "rotary",
-    "rotary_tables",
     "row_sum",
     "softmax",
 ]

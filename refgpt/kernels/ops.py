@@ -137,7 +137,7 @@ def rotary(
 ) -> np.ndarray:
     """Rotate the interleaved pairs of x [t, h, d] by the angles of ``positions`` int64 [t]; out may be x.
 
-    The tables are [n_ctx, d_rotary]: each cosine twice, each sine once negated and once not (see ``rotary_tables``).
+    The tables are [n_ctx, d_rotary]: each cosine twice, each sine once negated and once not.
     """
     n_rows, n_head, d_head = _shape("x", x, (None, None, None))
     n_ctx, d_rotary = _shape("cos", cos, (None, None))
@@ -153,14 +153,6 @@ def rotary(
                  y=_floats("out", y, x.shape), n_head=n_head, d_head=d_head, d_rotary=d_rotary)  # fmt: skip
     _run(kernel or active("rotary"), args, n_rows, 16, threads)
     return y
-
-
-def rotary_tables(d_rotary: int, n_ctx: int) -> tuple[np.ndarray, np.ndarray]:
-    """The tables of ``rotary``, from angles in float64: position * 10000^(-2i / d_rotary)."""
-    inv_freq = 10000.0 ** (-np.arange(0, d_rotary, 2, dtype=np.float64) / d_rotary)
-    angle = np.repeat(np.arange(n_ctx, dtype=np.float64)[:, None] * inv_freq, 2, axis=1)  # [n_ctx, d_rotary]
-    sign = np.tile([-1.0, 1.0], d_rotary // 2)
-    return np.cos(angle).astype(np.float32), (np.sin(angle) * sign).astype(np.float32)
 
 
 def kv_shapes(n_head: int, d_head: int, capacity: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

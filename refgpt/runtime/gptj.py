@@ -144,7 +144,7 @@ def forward(params: PackedParams, config: ModelConfig, rows: Rows, cache: KVCach
     """Logits of the rows ``wanted`` (all by default) after one pass over ``rows``.
 
     Keys and values are written to the cache; its lengths are the caller's to move. ``rotation`` are the cosines and
-    sines of ``refgpt.kernels.rotary_tables``. With a tap the rows must be one whole text.
+    sines of ``rotary_tables``. With a tap the rows must be one whole text.
 
     Returns
     -------

@@ -9,12 +9,13 @@ import numpy as np
 
 from refgpt.config import ModelConfig
 from refgpt.errors import GenerationError
-from refgpt.kernels import check_threads, rotary_tables
-from refgpt.params import Params
+from refgpt.kernels import CHUNK, check_threads
+from refgpt.params import KVDtype, Params
 from refgpt.prompts import check_ids, check_tokens
 from refgpt.runtime.cache import DTYPES, KVCache
 from refgpt.runtime.gptj import Rows, Workspace, forward
 from refgpt.runtime.packing import Progress, pack_params
+from refgpt.runtime.rotation import rotary_tables
 from refgpt.spec.taps import Tap, no_tap
 
 #: Rows of a long prompt that go through the model together; enough for the kernels to work at full speed.
@@ -39,6 +40,8 @@ class Runtime:
         See ``pack_params``.
     """
 
+    sum_chunk: int | None = CHUNK
+
     def __init__(
         self,
         params: Params,
@@ -46,7 +49,7 @@ class Runtime:
         *,
         dtype: str | None = None,
         threads: int | None = None,
-        kv_dtype: str | None = None,
+        kv_dtype: KVDtype | None = None,
         progress: Progress | None = None,
     ) -> None:
         for name, value in (("dtype", dtype), ("kv_dtype", kv_dtype)):
@@ -54,7 +57,7 @@ class Runtime:
                 raise GenerationError("unknown dtype", where=name, got=repr(value), wanted=" or ".join(DTYPES))
         self.config = config
         self.threads = check_threads(threads)
-        self.kv_dtype = kv_dtype or "f32"
+        self.kv_dtype: KVDtype = kv_dtype or "f32"
         self.params = pack_params(params, dtype, self.threads, progress)
         self.rotation = rotary_tables(config.d_rotary, config.n_ctx)
 

@@ -14,6 +14,7 @@ from kernels.buffers import SCALAR, Output, assert_same_bits, guarded, numbers, 
 
 from refgpt import spec
 from refgpt.kernels import (
+    CHUNK,
     Kernel,
     attention,
     embedding,
@@ -25,11 +26,11 @@ from refgpt.kernels import (
     pack,
     query_tiles,
     rotary,
-    rotary_tables,
     softmax,
 )
 from refgpt.kernels.registry import ffi, lib
 from refgpt.params import widen
+from refgpt.runtime.rotation import rotary_tables
 from refgpt.tracing import bounds
 
 Rng = np.random.Generator
@@ -94,7 +95,7 @@ def linear_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_out: 
         return (Output(y, guards),)
 
     wide_b = None if b is None else float64(b)
-    return Case(run, (spec.linear(float64(x), w, wide_b),), (bounds.linear_bound(x, w, b),))
+    return Case(run, (spec.linear(float64(x), w, wide_b),), (bounds.linear_bound(x, w, b, CHUNK),))
 
 
 # ---- attention and its cache -----------------------------------------------------------------------------------------
@@ -145,8 +146,8 @@ def attention_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_he
         exact = spec.softmax(np.where(mask, scores, -np.inf))
         want[0][mine] = np.einsum("hts,shd->thd", exact, float64(v[slot]))
         want[1][mine] = exact.transpose(1, 0, 2)
-        bound[0][mine] = bounds.attention_bound(q[mine], k[slot], v[slot], mask, dtype)
-        bound[1][mine] = bounds.pattern_bound(q[mine], k[slot], mask, dtype).transpose(1, 0, 2)
+        bound[0][mine] = bounds.attention_bound(q[mine], k[slot], v[slot], mask, dtype, CHUNK)
+        bound[1][mine] = bounds.pattern_bound(q[mine], k[slot], mask, dtype, CHUNK).transpose(1, 0, 2)
     return Case(run, tuple(want), tuple(bound))
 
 
@@ -250,7 +251,8 @@ def row_sum_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
         lib.refgpt_run(kernel.run, ffi.new("refgpt_row_sum_args *", args), len(part), 1, 1)
         return (Output(y, guards),)
 
-    return Case(run, (float64(x).sum(-1),), (bounds.gamma(n + 1) * np.abs(float64(x)).sum(-1),))
+    n_additions = -(-n // 16) + 3  # within a stripe, whose first number is added to 0, and four to join the stripes
+    return Case(run, (float64(x).sum(-1),), (bounds.gamma(n_additions) * np.abs(float64(x)).sum(-1),))
 
 
 def pack_case(element: np.dtype, n: int, n_rows: int, flavour: str, rng: Rng) -> Case:

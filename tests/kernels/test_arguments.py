@@ -18,11 +18,11 @@ from refgpt.kernels import (
     pack,
     query_tiles,
     rotary,
-    rotary_tables,
     row_sum,
     softmax,
 )
 from refgpt.kernels.ops import QUERY_TILE
+from refgpt.runtime.rotation import rotary_tables
 
 N, C, F, HEADS, D, SLOTS, CAPACITY = 5, 12, 20, 3, 4, 2, 32
 

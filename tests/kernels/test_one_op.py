@@ -10,6 +10,7 @@ from kernels.oracles import KV, attention_case, filled_cache, hold_to_scalar, ho
 
 from refgpt import spec
 from refgpt.kernels import (
+    CHUNK,
     attention,
     embedding,
     gelu,
@@ -20,10 +21,10 @@ from refgpt.kernels import (
     pack,
     query_tiles,
     rotary,
-    rotary_tables,
     softmax,
 )
 from refgpt.params import BFLOAT16, widen
+from refgpt.runtime.rotation import rotary_tables
 from refgpt.tracing import bounds
 
 
@@ -57,6 +58,18 @@ def test_linear_on_several_threads(kernel, n_rows):
     want = linear(x, w, threads=1, kernel=kernel)
     for threads in (2, 5, None):  # a matrix large enough that the binding deals it out
         assert_same_bits(linear(x, w, threads=threads, kernel=kernel), want)
+
+
+@each("linear")
+@pytest.mark.parametrize("n_rows", [1, 20])
+def test_one_product_of_4096_cannot_be_lost_within_the_bound(kernel, n_rows):
+    rng = np.random.default_rng(6)
+    x, w = numbers(rng, "ordinary", n_rows, 4096), stored(rng, "ordinary", dtype_of(kernel), 20, 4096)
+    want, bound = spec.linear(x.astype(np.float64), w), bounds.linear_bound(x, w, chunk=CHUNK)
+    assert (np.abs(linear(x, pack(w), kernel=kernel) - want) <= bound).all()
+    w[:, 2049] = np.zeros(1, w.dtype)
+    lost = np.abs(linear(x, pack(w), kernel=kernel) - want) > bound
+    assert lost.mean() > 0.9  # the other products happen to be next to nothing
 
 
 ONE = {"f32": np.float32(1), "f16": np.float16(1), "bf16": np.array(0x3F80, np.uint16).view(BFLOAT16)}
@@ -238,16 +251,7 @@ def test_the_output_may_be_the_input(op):
         assert_same_bits(out, want)
 
 
-# ---- rotary tables and packing ---------------------------------------------------------------------------------------
-
-
-def test_rotary_tables_are_the_specs_angles():
-    cos, sin = rotary_tables(64, 2048)
-    angles = spec.rotary_angles(np.arange(2048), 64)
-    assert_same_bits(cos[:, ::2].copy(), np.cos(angles).astype(np.float32))
-    assert_same_bits(cos[:, 1::2].copy(), cos[:, ::2].copy())
-    assert_same_bits(sin[:, 1::2].copy(), np.sin(angles).astype(np.float32))
-    assert_same_bits(sin[:, ::2].copy(), -sin[:, 1::2])
+# ---- packing ---------------------------------------------------------------------------------------------------------
 
 
 @each("embedding")

@@ -21,7 +21,7 @@ def test_every_activation_is_within_its_bound(shape, stored, kv_dtype, n_ids, pr
     config = SHAPES[shape]
     params = random_params(config, 3, stored)
     ids = np.random.default_rng(n_ids).integers(0, config.n_vocab, n_ids)
-    report = compare(Runtime(params, config, threads=2, kv_dtype=kv_dtype), params, ids, prefix_len, kv_dtype)
+    report = compare(Runtime(params, config, threads=2, kv_dtype=kv_dtype), params, ids, prefix_len)
     assert [tap.name for tap in report.taps] == tap_names(config)
     assert report.first_broken is None
 

@@ -1,0 +1,50 @@
+"""Cosines and sines of the rotary angles, the same bits on every machine.
+
+Libraries disagree in the last bit of powers, sines and cosines, from version to version and from CPU to CPU; sums and
+products of floats they all round alike. So the angles of one step are taken from decimal arithmetic, and those of the
+other positions follow by turning what is there.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal, localcontext
+
+import numpy as np
+
+
+def rotary_tables(d_rotary: int, n_ctx: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tables of ``refgpt.kernels.rotary``, for angles of position * 10000^(-2i / d_rotary).
+
+    Returns
+    -------
+    cos, sin : ndarray [n_ctx, d_rotary], float32
+        Each cosine twice; each sine negated for the even dimension and plain for the odd one.
+    """
+    cos, sin = np.ones((1, d_rotary // 2)), np.zeros((1, d_rotary // 2))  # of position 0
+    step_cos, step_sin = _one_step(d_rotary)
+    while len(cos) < n_ctx:  # positions n .. 2n - 1 are positions 0 .. n - 1, turned by n steps
+        turned = cos * step_cos - sin * step_sin, sin * step_cos + cos * step_sin
+        cos, sin = np.concatenate((cos, turned[0])), np.concatenate((sin, turned[1]))
+        step_cos, step_sin = step_cos * step_cos - step_sin * step_sin, 2 * step_cos * step_sin
+    signed = np.stack((-sin, sin), axis=-1).reshape(len(sin), d_rotary)  # [.., d_rotary]
+    twice = np.repeat(cos, 2, axis=1)
+    return twice[:n_ctx].astype(np.float32), signed[:n_ctx].astype(np.float32)
+
+
+def _one_step(d_rotary: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of 10000^(-2i / d_rotary), rounded once from 40 decimal digits. -> [d_rotary / 2] each"""
+    with localcontext() as context:
+        context.prec = 40
+        rates = [(Decimal(10000).ln() * -2 * i / d_rotary).exp() for i in range(d_rotary // 2)]  # 1 and below
+        pairs = [(float(_series(rate, 0)), float(_series(rate, 1))) for rate in rates]
+    cos, sin = np.array(pairs).T
+    return cos, sin
+
+
+def _series(x: Decimal, first: int) -> Decimal:
+    """x^k / k! with alternating signs for k = first, first + 2, ..: the cosine of x from 0, the sine from 1."""
+    term, total = x**first, Decimal(0)
+    for k in range(first + 2, 40, 2):  # 1 / 40! is below 1e-47
+        total += term
+        term *= -x * x / (k * (k - 1))
+    return total
