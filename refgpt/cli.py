@@ -261,9 +261,6 @@ def _tensor_lines(tensors: Sequence[TensorInfo], each: bool) -> Iterator[str]:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from refgpt.tracing import compare
-    from refgpt.tracing.bounds import KERNEL_CHUNK
-
     model = _load(arguments, "c")
     if model.tokenizer is None:
         if arguments.prompt is not None:
@@ -273,7 +270,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         ids = model.tokenizer.encode(arguments.prompt or "Once upon a time there was a")
     prefix_len = len(ids) // 2 if model.mask == "prefix" else 0
     print(f"{len(ids)} tokens, mask {model.mask}, weights {model.dtype or 'as stored'}, cache {model.kv_dtype}")
-    report = compare(model.engine, model.params(), ids, prefix_len, model.kv_dtype, KERNEL_CHUNK)
+    report = model.verify(ids, prefix_len)
     for line in report.lines():
         print(line)
     return 1 if report.first_broken else 0

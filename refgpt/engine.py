@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from refgpt.config import ModelConfig
-from refgpt.params import Params, kept_leaf
+from refgpt.params import KVDtype, Params, kept_leaf
 from refgpt.spec import Tap, forward, no_tap
 
 
@@ -36,6 +36,16 @@ class Engine(Protocol):
         """The model's shape."""
         ...
 
+    @property
+    def kv_dtype(self) -> KVDtype:
+        """What keys and values are rounded to on their way into the cache."""
+        ...
+
+    @property
+    def sum_chunk(self) -> int | None:
+        """The order of every sum of products: partial sums of so many terms, added up. None promises no order."""
+        ...
+
     def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
         """Scores for the next token at every position of a text, with every activation shown to ``tap``. -> [t, v]"""
         ...
@@ -56,6 +66,9 @@ class SpecEngine:
     dtype : floating dtype
         What to compute in.
     """
+
+    kv_dtype: KVDtype = "f32"  # there is no cache to round to
+    sum_chunk: int | None = None  # NumPy's own business
 
     def __init__(self, params: Params, config: ModelConfig, dtype: DTypeLike = np.float32) -> None:
         self.params = params

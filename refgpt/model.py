@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from refgpt.generation import Generation, GenerationParams, Prompt, encode_promp
 from refgpt.params import KVDtype, Params
 from refgpt.spec import Recorder
 from refgpt.tokenizers import Tokenizer, find_tokenizer
+from refgpt.tracing import Report, compare
 
 log = logging.getLogger("refgpt")
 
@@ -46,8 +47,6 @@ class Model:
         "c" or "numpy".
     dtype : str or None
         What the weights are kept in; None is as stored.
-    kv_dtype : "f32" or "f16"
-        What the C backend's cache keeps keys and values in.
     """
 
     engine: Engine
@@ -55,12 +54,16 @@ class Model:
     tokenizer: Tokenizer | None
     backend: str
     dtype: str | None
-    kv_dtype: KVDtype
 
     @property
     def config(self) -> ModelConfig:
         """The model's shape."""
         return self.engine.config
+
+    @property
+    def kv_dtype(self) -> KVDtype:
+        """What the engine's cache keeps keys and values in: "f32" or "f16"."""
+        return self.engine.kv_dtype
 
     @property
     def mask(self) -> str:
@@ -106,6 +109,14 @@ class Model:
         recorder = Recorder()
         self.engine.logits(ids, prefix_len, recorder)
         return recorder.trace
+
+    def verify(self, ids: Sequence[int], prefix_len: int = 0) -> Report:
+        """Hold every activation of one forward pass to the float64 spec: see ``refgpt.tracing.compare``.
+
+        Parameters and errors are those of ``logits``. ``report.first_broken`` is None if all are within their bounds.
+        The C kernels are; the NumPy backend in float32 is not at "mlp_post", where its ``1 + tanh`` loses digits.
+        """
+        return compare(self.engine, self.params(), ids, prefix_len)
 
     @overload
     def generate(self, prompt: str, params: GenerationParams | None = None, **changes: Any) -> Generation: ...
@@ -182,7 +193,7 @@ def load(
     dtype: str | None = None,
     mask: str = "auto",
     threads: int | None = None,
-    kv_dtype: str | None = None,
+    kv_dtype: KVDtype | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Load a model.
@@ -237,7 +248,7 @@ def load(
             release(leaf)
         engine = SpecEngine(kept_as(checkpoint.params, dtype), checkpoint.config,
                             np.float64 if dtype == "f64" else np.float32)  # fmt: skip
-    return Model(engine, checkpoint, tokenizer, backend, dtype, cast(KVDtype, kv_dtype or "f32"))
+    return Model(engine, checkpoint, tokenizer, backend, dtype)
 
 
 def default_model_path() -> Path:

@@ -395,9 +395,9 @@ def test_an_unknown_cache_dtype_is_named():
 def test_chunked_sums_have_a_tighter_bound() -> None:
     rng = np.random.default_rng(5)
     x, w = rng.standard_normal((3, 4096), np.float32), rng.standard_normal((4, 4096), np.float32)
-    terms = (x[:, None, :] * w).reshape(3, 4, -1, b.KERNEL_CHUNK)  # [t, n_out, chunks, 32]
+    terms = (x[:, None, :] * w).reshape(3, 4, -1, 32)  # [t, n_out, chunks, 32]
     got = terms.cumsum(axis=-1, dtype=np.float32)[..., -1].cumsum(axis=-1, dtype=np.float32)[..., -1]
-    bound = b.linear_bound(x, w, chunk=b.KERNEL_CHUNK)
+    bound = b.linear_bound(x, w, chunk=32)
     assert inside(got, linear(*wide(x, w)), bound) <= 1
     assert (bound < b.linear_bound(x, w) / 20).all()
     lost = got - terms[:, :, 7, 3]

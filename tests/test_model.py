@@ -19,7 +19,7 @@ CONFIG = tiny_config(eos_id=0, bos_id=0)
 PARAMS = random_params(CONFIG, seed=2, dtype="f16")
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 BACKENDS = ["c", "numpy"]
-# Of the logits' standard deviation; the derived bounds, activation by activation, are held in the runtime's own tests.
+# Of the logits' standard deviation: against a wrong mask, dtype or backend. Rounding is judged by ``Model.verify``.
 FLOAT32_CLOSE = 1e-4
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -50,6 +50,20 @@ def test_logits_and_trace_are_the_specs(path, backend, prefix_len, dtype):
     trace = model.trace(IDS, prefix_len)
     assert list(trace) == tap_names(CONFIG)
     assert (trace["logits"] == got).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "f16", "kv_dtype": "f16"}, {"backend": "numpy", "dtype": "f64"}])
+@pytest.mark.parametrize("prefix_len", [0, 5])
+def test_verify_finds_a_good_engine_within_its_bounds(path, options, prefix_len):
+    report = refgpt.load(path, **options).verify(IDS, prefix_len)
+    assert [tap.name for tap in report.taps] == tap_names(CONFIG)
+    assert report.first_broken is None
+
+
+def test_verify_finds_weights_that_are_not_the_files(path):
+    model, other = refgpt.load(path), random_params(CONFIG, seed=3, dtype="f16")
+    wrong = dataclasses.replace(model, checkpoint=dataclasses.replace(model.checkpoint, params=other))
+    assert wrong.verify(IDS).first_broken.name == "embed"
 
 
 def test_numpy_float64_is_the_oracle_itself(path):

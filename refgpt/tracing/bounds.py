@@ -33,9 +33,6 @@ EXP_FLUSH = 2.0**-124
 #: Error of a key or value put in the cache: relative, and absolute where it becomes subnormal.
 KV_ROUNDING = {"f32": (0.0, 0.0), "f16": (2.0**-11, 2.0**-25)}
 
-#: Terms of a partial sum in the C kernels (CHUNK in csrc; the order is written down in csrc/refgpt_kernels.h).
-KERNEL_CHUNK = 32
-
 
 def gamma(n: int) -> float:
     """Relative error that ``n`` rounded float32 operations can build up."""
@@ -46,8 +43,8 @@ def depth(n: int, chunk: int | None = None) -> int:
     """The most additions that one of ``n`` terms goes through on its way into a sum with a bias.
 
     ``n`` in any order. If partial sums of ``chunk`` terms are added up one by one, as in the C kernels
-    (``KERNEL_CHUNK``): those of its own chunk, then one for each chunk. The first number of a sum is not added to
-    anything (0 does not round), so that without a bias it is one addition fewer.
+    (``refgpt.kernels.CHUNK``): those of its own chunk, then one for each chunk. To begin at 0 rounds nothing, so it is
+    one fewer without a bias.
     """
     return n if chunk is None or n <= chunk else chunk - 1 + -(-n // chunk)
 
@@ -121,16 +118,18 @@ def gelu_bound(x: np.ndarray) -> np.ndarray:
 
 
 def rotary_bound(x: np.ndarray, positions: np.ndarray, d_rotary: int) -> np.ndarray:
-    """Of ``rotate_pairs`` with sines and cosines rounded once from float64. x [t, h, d] -> [t, h, d].
+    """Of ``rotate_pairs`` with sines and cosines from float64. x [t, h, d] -> [t, h, d].
 
-    Three roundings a term: the sine or cosine, the product, the sum. Dimensions from ``d_rotary`` on are exact.
+    Three roundings a term: the sine or cosine, the product, the sum. Before the first of them it may be off by eight
+    float64 roundings of the largest angle, which is the position. Dimensions from ``d_rotary`` on are exact.
     """
     angles = rotary_angles(positions, d_rotary)[:, None, :]  # [t, 1, r/2]
     cos, sin = np.abs(np.cos(angles)), np.abs(np.sin(angles))
     even, odd = _size(x[..., 0:d_rotary:2]), _size(x[..., 1:d_rotary:2])  # [t, h, r/2] each
+    slip = 8 * 2.0**-53 * np.asarray(positions)[:, None, None] * (even + odd) + 2 * TINY  # [t, h, r/2]
     bound = np.zeros(x.shape)
-    bound[..., 0:d_rotary:2] = gamma(3) * (even * cos + odd * sin) + 2 * TINY
-    bound[..., 1:d_rotary:2] = gamma(3) * (odd * cos + even * sin) + 2 * TINY
+    bound[..., 0:d_rotary:2] = gamma(3) * (even * cos + odd * sin) + slip
+    bound[..., 1:d_rotary:2] = gamma(3) * (odd * cos + even * sin) + slip
     return bound
 
 
@@ -196,7 +195,7 @@ def tap_bound(name: str, trace: Mapping[str, np.ndarray], params: Params, config
     kv_dtype : "f32" or "f16"
         What the engine's cache keeps keys and values in; "k_rot" and "v" are shown before they go there.
     chunk : int, optional
-        How many terms the engine adds up to a partial sum (``KERNEL_CHUNK``); None allows any order.
+        The engine's ``sum_chunk``: how many terms it adds up to a partial sum; None allows any order.
 
     Returns
     -------

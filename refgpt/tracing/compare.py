@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refgpt.engine import Engine
-from refgpt.params import KVDtype, Params
+from refgpt.params import Params
 from refgpt.spec import forward
 from refgpt.tracing.bounds import tap_bound
 from refgpt.tracing.record import record
@@ -83,23 +83,18 @@ class Report:
                f"same likeliest token at {self.same_argmax:.0%} of the positions")  # fmt: skip
 
 
-def compare(engine: Engine, params: Params, ids: Sequence[int], prefix_len: int = 0,
-            kv_dtype: KVDtype = "f32", chunk: int | None = None) -> Report:  # fmt: skip
+def compare(engine: Engine, params: Params, ids: Sequence[int], prefix_len: int = 0) -> Report:
     """Run an engine and the float64 spec on one text.
 
     Parameters
     ----------
     engine : Engine
-        A float32 engine.
+        A float32 engine. The bounds are those of its cache (``kv_dtype``) and of its sums (``sum_chunk``).
     params : Params
         The weights as the engine keeps them.
     ids : sequence of int [t]
     prefix_len : int
         So many leading positions see one another.
-    kv_dtype : "f32" or "f16"
-        What the engine's cache keeps keys and values in.
-    chunk : int, optional
-        The engine's sums are of this many terms at a time, which makes the bounds tighter (see ``tap_bound``).
 
     Returns
     -------
@@ -115,7 +110,7 @@ def compare(engine: Engine, params: Params, ids: Sequence[int], prefix_len: int 
     results = []
 
     def judge_and_force(name: str, want: np.ndarray) -> np.ndarray:
-        bound = tap_bound(name, trace, params, config, prefix_len, kv_dtype, chunk)
+        bound = tap_bound(name, trace, params, config, prefix_len, engine.kv_dtype, engine.sum_chunk)
         results.append(_judge(name, trace[name], want, bound))
         return trace[name]
 
