@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from checkpoints.writers import config_json, state_dict, write_safetensors, writ
 
 import refgpt
 from refgpt.config import ModelConfig
-from refgpt.params import Block, Params, leaf_shapes
+from refgpt.params import Params, leaf_shapes
 
 N_NEW, N_PROMPT = 64, 256
 
@@ -82,9 +81,7 @@ print(int(status.partition("VmHWM:")[2].split()[0]) * 1024)
 def large_params() -> Params:
     block = np.random.default_rng(0).random(1 << 20, np.float32).astype(np.float16) - np.float16(0.5)
     leaves = {name: np.resize(block, shape) for name, shape in leaf_shapes(CONFIG).items()}
-    names = [field.name for field in fields(Block)]
-    blocks = (Block(**{name: leaves.pop(f"blocks.{i}.{name}") for name in names}) for i in range(CONFIG.n_layer))
-    return Params(blocks=tuple(blocks), **leaves)
+    return Params.from_leaves(leaves, CONFIG.n_layer)
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
+from refgpt.arguments import whole_number
 from refgpt.errors import ConfigError
 
 # Far above any model of the family; they exist so that a corrupt file cannot ask for the machine.
@@ -31,7 +31,7 @@ class ModelConfig:
     Raises
     ------
     ConfigError
-        Naming the first field that makes no sense.
+        Whose ``where`` is the first field that makes no sense.
 
     Notes
     -----
@@ -51,17 +51,18 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name, most in LARGEST.items():
-            _whole_number(name, getattr(self, name), 1, most)
+            whole_number(name, getattr(self, name), 1, most, ConfigError)
         if self.d_model % self.n_head:
-            raise ConfigError("n_head does not divide d_model", got=f"n_head {self.n_head}, d_model {self.d_model}")
-        _whole_number("d_rotary", self.d_rotary, 2, self.d_head)
+            raise ConfigError("does not divide d_model", where="n_head", got=f"{self.n_head} and {self.d_model}")
+        whole_number("d_rotary", self.d_rotary, 2, self.d_head, ConfigError)
         if self.d_rotary % 2:
-            raise ConfigError("d_rotary is odd, but dimensions are rotated in pairs", got=self.d_rotary)
-        if isinstance(self.ln_eps, bool) or not isinstance(self.ln_eps, (int, float)) or not 0 < self.ln_eps < 1:
-            raise ConfigError("ln_eps makes no sense", got=repr(self.ln_eps), wanted="a number between 0 and 1")
+            raise ConfigError("is odd, but dimensions are rotated in pairs", where="d_rotary", got=self.d_rotary)
+        eps = self.ln_eps
+        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
+            raise ConfigError("cannot be used", where="ln_eps", got=repr(eps), wanted="a number between 0 and 1")
         for name in ("bos_id", "eos_id"):
             if getattr(self, name) is not None:
-                _whole_number(name, getattr(self, name), 0, self.n_vocab - 1)
+                whole_number(name, getattr(self, name), 0, self.n_vocab - 1, ConfigError)
 
     @property
     def d_head(self) -> int:
@@ -77,9 +78,3 @@ class ModelConfig:
 
     def __str__(self) -> str:
         return " ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
-
-
-def _whole_number(name: str, value: object, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        shown = "NaN" if isinstance(value, float) and math.isnan(value) else repr(value)
-        raise ConfigError(f"{name} makes no sense", got=shown, wanted=f"a whole number from {least} to {most}")

@@ -14,10 +14,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from refgpt.arguments import whole_number
 from refgpt.engine import Engine
 from refgpt.errors import GenerationError
 from refgpt.prompts import check_ids
-from refgpt.sampling import Choice, Sampler, SamplingParams, whole_number
+from refgpt.sampling import Choice, Sampler, SamplingParams
 from refgpt.stopping import Transcript
 from refgpt.tokenizers import Tokenizer
 
@@ -58,7 +59,7 @@ class GenerationParams(SamplingParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole_number("max_new_tokens", self.max_new_tokens, 1)
+        whole_number("max_new_tokens", self.max_new_tokens, 1, None, GenerationError)
         if not isinstance(self.stop, (str, Sequence, type(None))):
             raise GenerationError(
                 "cannot be used", where="stop", got=repr(self.stop), wanted="a text or a list of texts"

@@ -7,9 +7,9 @@ floats.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -24,6 +24,10 @@ STORED_DTYPES = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "bf16": BFLOAT1
 
 #: What a cache can keep keys and values in.
 KVDtype = Literal["f32", "f16"]
+KV_DTYPES = get_args(KVDtype)
+
+#: Called with the bytes that are loaded and the bytes in all.
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,12 @@ class Params:
     w_head: np.ndarray  # [v, c]   output head, not tied to wte
     b_head: np.ndarray  # [v]
 
+    @classmethod
+    def from_leaves(cls, leaves: Mapping[str, np.ndarray], n_layer: int) -> Params:
+        """The tree of leaves named as ``items`` names them: its inverse."""
+        blocks = tuple(Block(**{f.name: leaves[f"blocks.{i}.{f.name}"] for f in fields(Block)}) for i in range(n_layer))
+        return cls(blocks=blocks, **{f.name: leaves[f.name] for f in fields(cls) if f.name != "blocks"})
+
     def items(self) -> Iterator[tuple[str, np.ndarray]]:
         """Each leaf with its name, "wte", "blocks.0.ln_w", ..., in the order of the forward pass."""
         for field in fields(self):
@@ -66,12 +76,16 @@ class Params:
 
     def map(self, change: Callable[[str, np.ndarray], np.ndarray]) -> Params:
         """The same tree with every leaf replaced by ``change(name, leaf)``."""
-        blocks = tuple(
-            Block(**{f.name: change(f"blocks.{i}.{f.name}", getattr(block, f.name)) for f in fields(block)})
-            for i, block in enumerate(self.blocks)
-        )
-        rest = {f.name: change(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "blocks"}
-        return Params(blocks=blocks, **rest)
+        return self.from_leaves({name: change(name, leaf) for name, leaf in self.items()}, len(self.blocks))
+
+    def kept_as(self, dtype: str | None) -> Params:
+        """The values that an engine computes with: every leaf as ``kept_leaf`` says, which may raise."""
+        return self.map(lambda name, leaf: kept_leaf(name, leaf, dtype))
+
+
+def dtype_name(dtype: np.dtype) -> str | None:
+    """What a stored dtype is called here, "f32", "f16", "bf16" or "f64"; None for any other dtype."""
+    return next((name for name, known in STORED_DTYPES.items() if known == dtype), None)
 
 
 def widen(stored: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
@@ -130,8 +144,17 @@ def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes | {"ln_w": (c,), "ln_b": (c,), "w_head": (v, c), "b_head": (v,)}
 
 
-def check(params: Params, config: ModelConfig) -> None:
+def check(params: Params, config: ModelConfig, names: Mapping[str, str] | None = None, where: object = None) -> None:
     """Compare every leaf with the configuration.
+
+    Parameters
+    ----------
+    params : Params
+    config : ModelConfig
+    names : mapping of str to str, optional
+        What the reader knows each leaf as; by default what ``Params.items`` calls it.
+    where : object, optional
+        Where the weights come from, for the error.
 
     Raises
     ------
@@ -142,11 +165,12 @@ def check(params: Params, config: ModelConfig) -> None:
     leaves = dict(params.items())
     faults = [f"{name} is missing" for name in wanted.keys() - leaves.keys()]
     faults += [f"{name} is one too many" for name in leaves.keys() - wanted.keys()]
-    for name, leaf in leaves.items():
-        if leaf.dtype not in STORED_DTYPES.values():
-            faults.append(f"{name} holds {leaf.dtype}, not floating-point numbers")
-        if name in wanted and leaf.shape != wanted[name]:
-            faults.append(f"{name} is {list(leaf.shape)}, the configuration says {list(wanted[name])}")
+    for name in leaves.keys() & wanted.keys():
+        leaf, known_as = leaves[name], name if names is None else names[name]
+        if dtype_name(leaf.dtype) is None:
+            faults.append(f"{known_as} holds {leaf.dtype}, not floating-point numbers")
+        if leaf.shape != wanted[name]:
+            faults.append(f"{known_as} is {list(leaf.shape)}, the configuration says {list(wanted[name])}")
     if faults:
-        raise CheckpointError("the weights do not fit the configuration", got="; ".join(sorted(faults)),
+        raise CheckpointError("the weights do not fit the configuration", where=where, got="; ".join(sorted(faults)),
                               fix="use the config.json that came with these weights")  # fmt: skip

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 
 import numpy as np
 
+from refgpt.arguments import whole_number
 from refgpt.config import ModelConfig
 from refgpt.errors import GenerationError
 
@@ -38,14 +38,8 @@ def check_ids(ids: Sequence[int] | np.ndarray, config: ModelConfig, prefix_len: 
     if array.size > config.n_ctx:
         raise GenerationError("the prompt is longer than the model's context", where="ids", got=f"{array.size} ids",
                               wanted=f"at most {config.n_ctx}",
-                              fix="shorten the prompt, or keep only its end (--truncate left)")  # fmt: skip
-    try:
-        fits = 0 <= operator.index(prefix_len) <= array.size
-    except TypeError:
-        fits = False
-    if not fits:
-        raise GenerationError("the prefix is not a part of the prompt", where="prefix_len", got=repr(prefix_len),
-                              wanted=f"a whole number from 0 to {array.size}")  # fmt: skip
+                              fix="shorten it, as truncate='left' (--truncate left) does for generate")  # fmt: skip
+    whole_number("prefix_len", prefix_len, 0, array.size, GenerationError)
     return array
 
 

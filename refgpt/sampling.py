@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refgpt.arguments import whole_number
 from refgpt.errors import GenerationError
 
 
@@ -61,7 +62,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _number("temperature", self.temperature, 0, 1e6)
-        whole_number("top_k", 0 if self.top_k is None else self.top_k, 0)
+        whole_number("top_k", 0 if self.top_k is None else self.top_k, 0, None, GenerationError)
         _number("top_p", self.top_p, 0, 1)
         if self.top_p == 0:
             raise GenerationError("cannot be used", where="top_p", got=0, wanted="a number above 0, at most 1",
@@ -69,9 +70,9 @@ class SamplingParams:
         _number("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
         _number("presence_penalty", self.presence_penalty, -1e3, 1e3)
         _number("frequency_penalty", self.frequency_penalty, -1e3, 1e3)
-        whole_number("seed", 0 if self.seed is None else self.seed, 0)
+        whole_number("seed", 0 if self.seed is None else self.seed, 0, None, GenerationError)
         if not isinstance(self.logprobs, bool):
-            whole_number("logprobs", 0 if self.logprobs is None else self.logprobs, 0)
+            whole_number("logprobs", 0 if self.logprobs is None else self.logprobs, 0, None, GenerationError)
 
     @property
     def n_alternatives(self) -> int | None:
@@ -258,13 +259,6 @@ def _exp(x: np.ndarray) -> np.ndarray:
         y *= r
         y += coefficient
     return np.where(tiny, 0, np.ldexp(y, n.astype(np.int32)))
-
-
-def whole_number(name: str, value: object, least: int) -> int:
-    """``value`` as an int, or a GenerationError that names the parameter."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise GenerationError("cannot be used", where=name, got=repr(value), wanted=f"a whole number from {least}")
-    return int(value)
 
 
 def _number(name: str, value: object, least: float, most: float) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
 from typing import Any, Literal
 
 import numpy as np
 
 from refgpt.config import ModelConfig
-from refgpt.params import BFLOAT16, Block, Params, leaf_shapes
-
-BLOCK_LEAVES = [field.name for field in fields(Block)]
+from refgpt.params import BFLOAT16, Params, leaf_shapes
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
@@ -28,10 +25,7 @@ def random_params(config: ModelConfig, seed: int, dtype: Literal["f32", "f16", "
     """
     stream = np.random.RandomState(seed)
     leaves = {name: _round(_leaf(stream, name, shape), dtype) for name, shape in leaf_shapes(config).items()}
-    blocks = tuple(
-        Block(**{name: leaves.pop(f"blocks.{i}.{name}") for name in BLOCK_LEAVES}) for i in range(config.n_layer)
-    )
-    return Params(blocks=blocks, **leaves)
+    return Params.from_leaves(leaves, config.n_layer)
 
 
 def _leaf(stream: np.random.RandomState, name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -6,11 +6,11 @@ import numpy as np
 
 from refgpt.checkpoints.mapped import file_of
 from refgpt.errors import CheckpointError
-from refgpt.params import STORED_DTYPES
+from refgpt.params import dtype_name
 from refgpt.wording import tensor_at
 
 # NaN and infinity are the floats whose exponent bits are all ones; the test on bits needs no conversion.
-EXPONENT_BITS = {"f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F800000, "f64": 0x7FF0000000000000}
+EXPONENT_BITS: dict[str | None, int] = {"f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F800000, "f64": 0x7FF0000000000000}
 CHUNK = 1 << 17  # elements looked at in one go: small enough to stay in the cache
 
 
@@ -27,7 +27,7 @@ def all_finite(array: np.ndarray) -> bool:
     bool
         True also for an empty array.
     """
-    exponent = next(EXPONENT_BITS[name] for name, dtype in STORED_DTYPES.items() if dtype == array.dtype)
+    exponent = EXPONENT_BITS[dtype_name(array.dtype)]
     bits = array.view(f"<u{array.itemsize}")
     rows = bits.reshape(1) if bits.ndim == 0 else bits
     n_rows = max(1, CHUNK * len(rows) // max(rows.size, 1))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
-from refgpt.params import Block, Params, check, leaf_shapes
+from refgpt.params import Params, check, leaf_shapes
 from refgpt.wording import listed, shown
 
 MODEL_TYPE = "gptj"
@@ -32,8 +31,6 @@ BLOCK_LEAVES = {
     "wq": "attn.q_proj.weight", "wk": "attn.k_proj.weight", "wv": "attn.v_proj.weight", "wo": "attn.out_proj.weight",
     "w_in": "mlp.fc_in.weight", "b_in": "mlp.fc_in.bias", "w_out": "mlp.fc_out.weight", "b_out": "mlp.fc_out.bias",
 }  # fmt: skip
-#: The name of a leaf inside a sentence.
-LEAF = re.compile(rf"\b(blocks\.\d+\.({'|'.join(BLOCK_LEAVES)})|{'|'.join(LEAVES)})\b")
 
 #: Everything but the head may be written with this in front (the whole model) or without (its body saved alone).
 BODY = "transformer."
@@ -104,13 +101,13 @@ def read_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
     try:
         return ModelConfig(**given)
     except ConfigError as fault:
-        field = fault.what.split()[0]
+        key = KEYS[str(fault.where)][0]
         raise ConfigError(
-            fault.what,
+            f"{key} {fault.what}",
             where=path,
             got=fault.got,
             wanted=fault.wanted,
-            fix=f"correct {KEYS.get(field, (field,))[0]}, or use the config.json of these weights",
+            fix=f"correct {key}, or use the config.json of these weights",
         ) from fault
 
 
@@ -192,16 +189,8 @@ def build_params(weights: Mapping[str, np.ndarray], config: ModelConfig, tied: b
         raise CheckpointError(
             "there are tensors that have no place in GPT-J", where=path, got=listed(unknown), fix=_unknown_fix(unknown)
         )
-    blocks = tuple(
-        Block(**{field.name: weights[names[f"blocks.{i}.{field.name}"]] for field in fields(Block)})
-        for i in range(config.n_layer)
-    )
-    params = Params(blocks=blocks, **{leaf: weights[name] for leaf, name in LEAVES.items()})
-    try:
-        check(params, config)
-    except CheckpointError as fault:
-        in_file = LEAF.sub(lambda leaf: tensor_name(leaf[0]), str(fault.got))
-        raise CheckpointError(fault.what, where=path, got=in_file, fix=fault.fix) from fault
+    params = Params.from_leaves({leaf: weights[name] for leaf, name in names.items()}, config.n_layer)
+    check(params, config, names, path)
     return params
 
 

@@ -17,7 +17,7 @@ from refgpt.checkpoints import gptj, safetensors_file, torch_pickle
 from refgpt.checkpoints.mask import find_mask
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
-from refgpt.params import STORED_DTYPES, Params
+from refgpt.params import Params, dtype_name
 from refgpt.small_files import read_json
 from refgpt.wording import listed, shown
 
@@ -134,7 +134,7 @@ def _open(path: Path, mask: str) -> Checkpoint:
     else:
         source = "it was asked for"
     infos = tuple(
-        TensorInfo(name, _dtype_name(tensor.dtype), tensor.shape, tensor.nbytes, file)
+        TensorInfo(name, dtype_name(tensor.dtype) or str(tensor.dtype), tensor.shape, tensor.nbytes, file)
         for file, found in files.items()
         for name, tensor in found.items()
     )
@@ -238,7 +238,3 @@ def _names(raw: Mapping[str, Any], directory: Path) -> tuple[str, ...]:
     cached = (here.parent.parent.name,) if here.parent.name == "snapshots" else ()
     given = raw.get("_name_or_path")
     return ((given,) if isinstance(given, str) else ()) + (here.name, *cached)
-
-
-def _dtype_name(dtype: np.dtype) -> str:
-    return next((name for name, known in STORED_DTYPES.items() if known == dtype), str(dtype))

@@ -1,0 +1,39 @@
+"""Checks of single values, the same wherever a value comes from."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+from refgpt.errors import RefgptError
+
+
+def whole_number(name: str, value: Any, least: int, most: int | None, error: type[RefgptError]) -> int:
+    """A whole number within limits.
+
+    Parameters
+    ----------
+    name : str
+        What to call it.
+    value : object
+        A Python or NumPy integer will do; True and 1.0 will not.
+    least, most : int
+        The limits; ``most`` may be None for no limit.
+    error : type of RefgptError
+        What to raise.
+
+    Raises
+    ------
+    RefgptError
+        Of the type asked for, with ``name`` as its ``where``.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is not None and not isinstance(value, bool) and least <= number and (most is None or number <= most):
+        return number
+    shown = "NaN" if isinstance(value, float) and math.isnan(value) else repr(value)
+    wanted = f"a whole number from {least}" + ("" if most is None else f" to {most}")
+    raise error("cannot be used", where=name, got=shown, wanted=wanted)
