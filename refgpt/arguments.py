@@ -1,9 +1,10 @@
-"""Checks of single values, the same wherever a value comes from."""
+"""Checks of single values, worded alike wherever a value comes from."""
 
 from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 from refgpt.errors import RefgptError
@@ -37,3 +38,9 @@ def whole_number(name: str, value: Any, least: int, most: int | None, error: typ
     shown = "NaN" if isinstance(value, float) and math.isnan(value) else repr(value)
     wanted = f"a whole number from {least}" + ("" if most is None else f" to {most}")
     raise error("cannot be used", where=name, got=shown, wanted=wanted)
+
+
+def one_of(name: str, value: object, choices: Sequence[str | None], error: type[RefgptError]) -> None:
+    """Refuse, with ``name`` as the error's ``where``, what is none of the choices (and need not be a text)."""
+    if not isinstance(value, str | None) or value not in choices:
+        raise error("cannot be used", where=name, got=repr(value), wanted=", ".join(map(repr, choices)))

@@ -15,10 +15,11 @@ from itertools import groupby
 from pathlib import Path
 
 from refgpt import __version__
-from refgpt.checkpoints import TensorInfo, open_checkpoint
+from refgpt.checkpoints import MASKS, TensorInfo, open_checkpoint
 from refgpt.errors import GenerationError, RefgptError
 from refgpt.generation import GenerationParams
-from refgpt.model import DTYPES, MASKS, Model, Progress, default_model_path, load
+from refgpt.model import DTYPES, Model, default_model_path, load
+from refgpt.params import KV_DTYPES, Progress
 from refgpt.tokenizers import find_tokenizer
 
 #: Loading fewer bytes than this takes about a second: not worth a progress bar.
@@ -141,7 +142,7 @@ def _add_loading_arguments(group: argparse._ActionsContainer, dtypes: Sequence[s
         help="prefix: a prompt's tokens all see each other, as in GPT-JT (default: what the files say)")  # fmt: skip
     add("--dtype", choices=[dtype for dtype in dtypes if dtype],
         help="what to keep the weights in (default: as stored)")  # fmt: skip
-    add("--kv-dtype", choices=["f32", "f16"], help="what to keep the attention cache in (default: f32)")
+    add("--kv-dtype", choices=KV_DTYPES, help="what to keep the attention cache in (default: f32)")
     add("-t", "--threads", type=int, metavar="N", help="threads to use (default: one a core)")
 
 

@@ -61,7 +61,7 @@ class SpecEngine:
     Parameters
     ----------
     params : Params
-        As stored or as ``kept_as`` returned them.
+        As stored or as ``Params.kept_as`` returned them.
     config : ModelConfig
     dtype : floating dtype
         What to compute in.

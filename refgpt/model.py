@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
+from refgpt.arguments import one_of, whole_number
 from refgpt.checkpoints import Checkpoint, check_finite, open_checkpoint, release
 from refgpt.config import ModelConfig
-from refgpt.engine import Engine, SpecEngine, kept_as
+from refgpt.engine import Engine, SpecEngine
 from refgpt.errors import GenerationError, RefgptError
 from refgpt.generation import Generation, GenerationParams, Prompt, encode_prompt, generate, is_batch, stream_text
-from refgpt.params import KVDtype, Params
-from refgpt.spec import Recorder
+from refgpt.params import KV_DTYPES, KVDtype, Params, Progress
 from refgpt.tokenizers import Tokenizer, find_tokenizer
-from refgpt.tracing import Report, compare
+from refgpt.tracing import Report, compare, record
 
 log = logging.getLogger("refgpt")
 
 #: What each backend can keep weights in; None is as stored.
 DTYPES = {"c": (None, "f32", "f16"), "numpy": (None, "f32", "f16", "f64")}
-MASKS = ("auto", "causal", "prefix")
-KV_DTYPES = (None, "f32", "f16")
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -77,7 +73,7 @@ class Model:
 
     def params(self) -> Params:
         """The weights as the engine keeps them: the stored ones, rounded if ``dtype`` asked for it."""
-        return kept_as(self.checkpoint.params, self.dtype)
+        return self.checkpoint.params.kept_as(self.dtype)
 
     def logits(self, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
         """Scores for the next token at every position of a text.
@@ -101,14 +97,14 @@ class Model:
         """
         return self.engine.logits(ids, prefix_len)
 
-    def trace(self, ids: Sequence[int], prefix_len: int = 0) -> dict[str, np.ndarray]:
-        """Every named activation of one forward pass, in the order of ``refgpt.spec.tap_names``.
+    def trace(
+        self, ids: Sequence[int], prefix_len: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Named activations of one forward pass, in the order of ``refgpt.spec.tap_names``.
 
-        Parameters and errors are those of ``logits``.
+        Parameters and errors are those of ``logits``; ``names`` are the activations wanted, by default all.
         """
-        recorder = Recorder()
-        self.engine.logits(ids, prefix_len, recorder)
-        return recorder.trace
+        return record(self.engine, ids, prefix_len, names)
 
     def verify(self, ids: Sequence[int], prefix_len: int = 0) -> Report:
         """Hold every activation of one forward pass to the float64 spec: see ``refgpt.tracing.compare``.
@@ -225,12 +221,11 @@ def load(
     RefgptError
         If an argument, a file or a weight (NaN, infinity) cannot be used.
     """
-    _one_of("backend", backend, tuple(DTYPES))
-    _one_of("dtype", dtype, DTYPES[backend])
-    _one_of("mask", mask, MASKS)
-    _one_of("kv_dtype", kv_dtype, KV_DTYPES)
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise RefgptError("cannot be used", where="threads", got=repr(threads), wanted="a whole number from 1, or None")
+    one_of("backend", backend, tuple(DTYPES), RefgptError)
+    one_of("dtype", dtype, DTYPES[backend], RefgptError)
+    one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), RefgptError)
+    if threads is not None:  # a mistake is one for either backend, and before the files are opened
+        whole_number("threads", threads, 1, None, RefgptError)
     path = default_model_path() if path is None else Path(path)
     checkpoint = open_checkpoint(path, mask)
     tokenizer = find_tokenizer(path if path.is_dir() else path.parent)
@@ -246,7 +241,7 @@ def load(
         for name, leaf in checkpoint.params.items():
             check_finite(name, leaf)
             release(leaf)
-        engine = SpecEngine(kept_as(checkpoint.params, dtype), checkpoint.config,
+        engine = SpecEngine(checkpoint.params.kept_as(dtype), checkpoint.config,
                             np.float64 if dtype == "f64" else np.float32)  # fmt: skip
     return Model(engine, checkpoint, tokenizer, backend, dtype)
 
@@ -256,8 +251,3 @@ def default_model_path() -> Path:
     package = Path(__file__).parent
     packaged = package / "default_model"
     return packaged if packaged.is_dir() else package.parent / "weights" / "default"
-
-
-def _one_of(name: str, value: object, wanted: tuple) -> None:
-    if not any(value is item or (isinstance(value, str) and value == item) for item in wanted):
-        raise RefgptError("cannot be used", where=name, got=repr(value), wanted=", ".join(map(repr, wanted)))

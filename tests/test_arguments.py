@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from refgpt.arguments import whole_number
+from refgpt.arguments import one_of, whole_number
 from refgpt.errors import ConfigError, GenerationError
 
 
@@ -28,3 +28,11 @@ def test_anything_else_is_refused_by_name(value):
 def test_nan_is_called_that():
     with pytest.raises(ConfigError, match=r"got NaN; wanted a whole number from 0$"):
         whole_number("n", math.nan, 0, None, ConfigError)
+
+
+def test_one_of_some_texts():
+    one_of("mask", "auto", ("auto", None), ConfigError)
+    one_of("mask", None, ("auto", None), ConfigError)
+    for value in ("Auto", 0, ["auto"], np.array(["auto", "b"])):
+        with pytest.raises(ConfigError, match=r"^mask: cannot be used; got .*; wanted 'auto', None$"):
+            one_of("mask", value, ("auto", None), ConfigError)

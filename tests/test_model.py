@@ -50,6 +50,8 @@ def test_logits_and_trace_are_the_specs(path, backend, prefix_len, dtype):
     trace = model.trace(IDS, prefix_len)
     assert list(trace) == tap_names(CONFIG)
     assert (trace["logits"] == got).all()
+    some = model.trace(IDS, prefix_len, names=["ln_final", "embed"])
+    assert list(some) == ["embed", "ln_final"] and (some["ln_final"] == trace["ln_final"]).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"dtype": "f16", "kv_dtype": "f16"}, {"backend": "numpy", "dtype": "f64"}])

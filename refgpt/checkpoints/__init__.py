@@ -1,7 +1,7 @@
 """Checkpoints as people have them: files -> configuration and memory-mapped parameters."""
 
 from refgpt.checkpoints.finite import all_finite, check_finite
-from refgpt.checkpoints.huggingface import Checkpoint, TensorInfo, open_checkpoint
+from refgpt.checkpoints.huggingface import MASKS, Checkpoint, TensorInfo, open_checkpoint
 from refgpt.checkpoints.mapped import release
 
-__all__ = ["Checkpoint", "TensorInfo", "all_finite", "check_finite", "open_checkpoint", "release"]
+__all__ = ["MASKS", "Checkpoint", "TensorInfo", "all_finite", "check_finite", "open_checkpoint", "release"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from refgpt.arguments import one_of
 from refgpt.checkpoints import gptj, safetensors_file, torch_pickle
 from refgpt.checkpoints.mask import find_mask
 from refgpt.config import ModelConfig
@@ -32,6 +33,7 @@ FORMATS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
 #: Of config.json and the index of shards: twenty-five times what a 6B model needs.
 LARGEST_JSON = 1 << 20
 INDEX = ".index.json"
+MASKS = ("auto", "causal", "prefix")
 #: What is looked for in a directory, best first.
 WEIGHTS = ("model.safetensors", "model.safetensors" + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX)
 
@@ -117,8 +119,7 @@ def open_checkpoint(path: str | Path, mask: str = "auto") -> Checkpoint:
 
 
 def _open(path: Path, mask: str) -> Checkpoint:
-    if mask not in ("auto", "causal", "prefix"):
-        raise ConfigError("there is no such mask", got=repr(mask), wanted='"auto", "causal" or "prefix"')
+    one_of("mask", mask, MASKS, ConfigError)
     if not path.exists():
         raise CheckpointError("there is no such file or directory", where=path, fix="check the path")
     directory, weights = (path, _find_weights(path)) if path.is_dir() else (path.parent, path)
