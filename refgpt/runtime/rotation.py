@@ -37,7 +37,7 @@ def _one_step(d_rotary: int) -> tuple[np.ndarray, np.ndarray]:
         context.prec = 40
         rates = [(Decimal(10000).ln() * -2 * i / d_rotary).exp() for i in range(d_rotary // 2)]  # 1 and below
         pairs = [(float(_series(rate, 0)), float(_series(rate, 1))) for rate in rates]
-    cos, sin = np.array(pairs).T
+    cos, sin = np.array(pairs).reshape(-1, 2).T
     return cos, sin
 
 

@@ -60,7 +60,7 @@ def test_hidden_states_and_patterns_are_pytorchs(name):
     golden, recorder = goldens.load(name), Recorder()
     Runtime(golden.params(), golden.config).logits(golden.ids, golden.prefix_len, recorder)
     blocks = range(golden.config.n_layer)
-    # Two float32 runs, each some 30 roundings of the largest value away from the exact one.
+    # Two float32 runs, each some 30 roundings of the largest value off. Against a wrong block or head, not rounding.
     for tap, want in zip(
         ["embed", *(f"blocks.{i}.resid_post" for i in blocks), "ln_final"], golden.hidden, strict=True
     ):
