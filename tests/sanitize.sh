@@ -1,8 +1,8 @@
 #!/bin/sh
 # Builds the kernels with the address and undefined-behaviour sanitizers and runs their tests on them.
 #
-#   tests/sanitize.sh [python]     with a Python that has the test dependencies, setuptools and cffi (by default a new
-#                                  virtual environment gets them); it is not changed
+#   tests/sanitize.sh [python]     with a Python that has the test dependencies and setuptools (by default a new virtual
+#                                  environment gets them); it is not changed
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 temp=$(mktemp -d)
@@ -14,8 +14,8 @@ if [ $# -gt 0 ]; then
 else
     python3 -m venv "$temp/venv"
     python=$temp/venv/bin/python
-    "$python" -m pip install --quiet 'setuptools>=77' 'cffi>=1.16' 'numpy>=1.24' 'pytest>=8' 'hypothesis>=6' 'safetensors>=0.4' \
-        'sentencepiece>=0.2' 'tokenizers>=0.15' 'tqdm>=4.60'
+    "$python" -m pip install --quiet 'setuptools>=77' "$root[test]"
+    "$python" -m pip uninstall --quiet --yes refgpt # it came along; the build below is what is tested
 fi
 
 sh "$root/csrc/testing/run_driver.sh" native

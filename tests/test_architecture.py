@@ -90,6 +90,13 @@ def test_tests_need_no_torch() -> None:
         assert not tops & {"torch", "transformers"}, path
 
 
+def test_contributing_shows_the_same_floors() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (`.*) \|$", text, re.MULTILINE)
+    table = {int(floor): set(re.findall(r"`(\w+)`", rooms)) for floor, rooms in rows}
+    assert table == dict(enumerate(FLOORS))
+
+
 def test_every_place_in_the_plan_is_built() -> None:
     assert set().union(*FLOORS) == rooms_in(ROOT / "refgpt").keys()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,19 @@ MASKS = ("auto", "causal", "prefix")
 #: What is looked for in a directory, best first.
 WEIGHTS = ("model.safetensors", "model.safetensors" + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX)
 
-#: Files of weights that are not read, by pattern.
+SAVE = "save_pretrained(directory, safe_serialization=True)"
+#: Files of weights that are not read, by pattern: what they are, and the way out.
 UNREAD = {
-    "flax_model*.msgpack": "Flax",
-    "tf_model*.h5": "TensorFlow",
-    "*.gguf": "GGUF",
-    "*ggml*.bin": "ggml",
-    "adapter_model.*": "a LoRA adapter, to be merged into its base model first",
-    "*.ckpt*": "a training checkpoint",
-    "*.npz": "a Mesh Transformer JAX shard",
-}
+    "flax_model*.msgpack": (
+        "Flax", f"with transformers 4: GPTJForCausalLM.from_pretrained(directory, from_flax=True).{SAVE}"),
+    "tf_model*.h5": (
+        "TensorFlow", f"with transformers 4: GPTJForCausalLM.from_pretrained(directory, from_tf=True).{SAVE}"),
+    "*.gguf": ("GGUF", "use the Hugging Face checkpoint that it was converted from"),
+    "*ggml*.bin": ("ggml", "use the Hugging Face checkpoint that it was converted from"),
+    "adapter_model.*": ("a LoRA adapter", f"merge it into its base model, with peft: merge_and_unload().{SAVE}"),
+    "*.ckpt*": ("a training checkpoint", "save the model alone: torch.save(model.state_dict(), 'pytorch_model.bin')"),
+    "*.npz": ("a Mesh Transformer JAX shard", "convert it with to_hf_weights.py from Mesh Transformer JAX"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -146,17 +150,23 @@ def _find_weights(directory: Path) -> Path:
     for name in WEIGHTS:
         if (directory / name).is_file():
             return directory / name
-    unread = [
-        f"{found.name} ({kind}: not read)" for pattern, kind in UNREAD.items() for found in directory.glob(pattern)
-    ]
-    here = unread or sorted(found.name for found in directory.iterdir())
+    names = sorted(found.name for found in directory.iterdir())
+    unread = {name: unread for name in names if (unread := _unread(name))}
+    ways_out = dict.fromkeys(way_out for _, way_out in unread.values())
     raise CheckpointError(
         "no weights that can be read",
         where=directory,
-        got=listed(here) or "an empty directory",
+        got=listed(f"{name} ({kind}: not read)" for name, (kind, _) in unread.items())
+        or listed(names)
+        or "an empty directory",
         wanted=" or ".join(WEIGHTS),
-        fix="name the file of weights itself if it is called otherwise",
+        fix="; ".join(ways_out) or "name the file of weights itself if it is called otherwise",
     )
+
+
+def _unread(name: str) -> tuple[str, str] | None:
+    """What a file of weights is that is not read, and the way out, by its name."""
+    return next((unread for pattern, unread in UNREAD.items() if fnmatch(name, pattern)), None)
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], Any]:
@@ -229,7 +239,9 @@ def _read_index(path: Path) -> dict[str, str]:
 def _read_file(path: Path) -> dict[str, np.ndarray]:
     read = FORMATS.get(path.suffix)
     if read is None:
-        raise CheckpointError("files of this kind are not read", where=path, wanted=listed([*FORMATS, INDEX]))
+        kind, way_out = _unread(path.name) or (None, "")
+        raise CheckpointError("files of this kind are not read", where=path, got=kind,
+                              wanted=listed([*FORMATS, INDEX]), fix=way_out)  # fmt: skip
     return read(path)
 
 

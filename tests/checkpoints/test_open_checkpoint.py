@@ -190,21 +190,28 @@ def test_paths_that_lead_nowhere(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "way_out"),
     [
-        "flax_model.msgpack",
-        "tf_model.h5",
-        "gpt-j-q4_0.gguf",
-        "ggml-model.bin",
-        "shard_0.npz",
-        "adapter_model.safetensors",
+        ("flax_model.msgpack", "from_flax=True"),
+        ("tf_model.h5", "from_tf=True"),
+        ("gpt-j-q4_0.gguf", "that it was converted from"),
+        ("ggml-model.bin", "that it was converted from"),
+        ("shard_0.npz", "to_hf_weights"),
+        ("adapter_model.safetensors", "merge_and_unload"),
     ],
 )
-def test_weights_in_other_formats_are_named(tmp_path, name):
+def test_weights_in_other_formats_are_named_with_the_way_out(tmp_path, name, way_out):
     write_config(tmp_path)
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=f"{name}.*not read"):
+    with pytest.raises(CheckpointError, match=f"{name}.*not read.*{way_out}"):
         open_checkpoint(tmp_path)
+
+
+def test_a_file_of_another_format_has_its_way_out_too(tmp_path):
+    write_config(tmp_path)
+    (tmp_path / "x.gguf").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"kind are not read; got GGUF; .*that it was converted from"):
+        open_checkpoint(tmp_path / "x.gguf")
 
 
 def test_every_unread_pattern_can_match(tmp_path):
