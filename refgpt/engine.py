@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from refgpt.config import ModelConfig
-from refgpt.params import KVDtype, Params, kept_leaf
+from refgpt.params import KVDtype, Params
 from refgpt.spec import Tap, forward, no_tap
 
 
@@ -105,14 +105,3 @@ class SpecSession:
     def _last_row(self, seq: int) -> np.ndarray:
         row: np.ndarray = self._engine.logits(*self._texts[seq])[-1]
         return row
-
-
-def kept_as(params: Params, dtype: str | None) -> Params:
-    """The weights as an engine keeps them in memory: each leaf as ``refgpt.params.kept_leaf`` says.
-
-    Raises
-    ------
-    CheckpointError
-        Naming the first leaf with a number that float16 cannot hold, if ``dtype`` is "f16".
-    """
-    return params.map(lambda name, leaf: kept_leaf(name, leaf, dtype))

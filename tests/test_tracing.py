@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import random_params, tiny_config
 
-from refgpt.engine import SpecEngine, kept_as
+from refgpt.engine import SpecEngine
 from refgpt.errors import RefgptError
 from refgpt.runtime import Runtime
 from refgpt.spec import forward, tap_names
@@ -104,7 +104,7 @@ def test_a_good_engine_is_within_every_bound(prefix_len):
 
 
 def test_the_runtime_with_float16_weights_and_cache():
-    kept = kept_as(PARAMS, "f16")
+    kept = PARAMS.kept_as("f16")
     engine = Runtime(PARAMS, CONFIG, dtype="f16", threads=1, kv_dtype="f16")
     assert compare(engine, kept, IDS, 3).first_broken is None
     assert compare(engine, PARAMS, IDS, 3).first_broken.name == "embed"

@@ -6,7 +6,6 @@ import pytest
 from runtime.models import SHAPES
 from tiny import random_params
 
-from refgpt.engine import kept_as
 from refgpt.runtime import Runtime
 from refgpt.spec import Recorder, forward, tap_names
 from refgpt.tracing import compare
@@ -34,7 +33,7 @@ def test_weights_are_kept_in_the_dtype_asked_for(stored, dtype):
     engine = Runtime(params, config, dtype=dtype)
     assert engine.params.blocks[1].w_in.dtype == dtype
     assert engine.params.wte.dtype == {"f32": np.float32, "f16": np.float16}[dtype]
-    report = compare(engine, kept_as(params, dtype), np.arange(20))
+    report = compare(engine, params.kept_as(dtype), np.arange(20))
     assert report.first_broken is None
     if dtype == "f16" and stored == "f32":  # rounding is not hidden by the bounds
         assert compare(engine, params, np.arange(20)).first_broken is not None
