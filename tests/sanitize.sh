@@ -18,6 +18,7 @@ else
     "$python" -m pip uninstall --quiet --yes refgpt # it came along; the build below is what is tested
 fi
 
+sh "$root/csrc/testing/run_driver.sh" pool
 sh "$root/csrc/testing/run_driver.sh" native
 
 # A copy, so that neither the checkout nor an installed build is touched.

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Compiles the kernels and rows_driver.c with the flags of build.py, and compares the rows with their scalar rows.
 #
-#   run_driver.sh native              this machine's instruction sets, under the address and undefined-behaviour sanitizers
-#   run_driver.sh neon [isa]          cross-compiled for aarch64, under qemu (gcc-aarch64-linux-gnu, qemu-user)
+#   run_driver.sh native [isa]        this machine's instruction sets, under the address and undefined-behaviour sanitizers
+#   run_driver.sh neon                cross-compiled for aarch64, under qemu (gcc-aarch64-linux-gnu, qemu-user)
+#   run_driver.sh pool                the pool of threads by itself, under the thread sanitizer and then with forks
 set -eu
 csrc=$(cd "$(dirname "$0")/.." && pwd)
 out=$(mktemp -d)
@@ -29,6 +30,13 @@ native)
     esac
     runner=
     ;;
+pool)
+    for how in thread address,undefined; do
+        "${CC:-cc}" $flags -Werror -g -O1 -fsanitize=$how "$csrc/testing/pool_driver.c" "$csrc/parallel.c" -pthread -o "$out/pool"
+        "$out/pool" $([ $how = thread ] || echo fork)
+    done
+    exit
+    ;;
 neon)
     cc=aarch64-linux-gnu-gcc sanitize=
     build "$cc" scalar "$csrc/scalar.c"
@@ -37,7 +45,7 @@ neon)
     set -- neon neon
     ;;
 *)
-    echo "usage: $0 native|neon" >&2
+    echo "usage: $0 native [isa]|neon|pool" >&2
     exit 2
     ;;
 esac
