@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 
+from refgpt.arguments import whole_number
 from refgpt.errors import KernelError
+
+MOST_THREADS = 1024  # that the pool in csrc/parallel.c employs
 
 
 def default_threads() -> int:
@@ -16,6 +19,4 @@ def check_threads(threads: int | None) -> int:
     """A usable number of threads; None means ``default_threads``."""
     if threads is None:
         return default_threads()
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
-        raise KernelError("threads makes no sense", got=repr(threads), wanted="a whole number from 1 to 1024")
-    return threads
+    return whole_number("threads", threads, 1, MOST_THREADS, KernelError)

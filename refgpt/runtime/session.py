@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from refgpt.arguments import one_of
 from refgpt.config import ModelConfig
 from refgpt.errors import GenerationError
 from refgpt.kernels import CHUNK, check_threads
@@ -52,9 +53,8 @@ class Runtime:
         kv_dtype: KVDtype | None = None,
         progress: Progress | None = None,
     ) -> None:
-        for name, value in (("dtype", dtype), ("kv_dtype", kv_dtype)):
-            if value not in (None, *DTYPES):
-                raise GenerationError("unknown dtype", where=name, got=repr(value), wanted=" or ".join(DTYPES))
+        one_of("dtype", dtype, (None, *DTYPES), GenerationError)
+        one_of("kv_dtype", kv_dtype, (None, *DTYPES), GenerationError)
         self.config = config
         self.threads = check_threads(threads)
         self.kv_dtype: KVDtype = kv_dtype or "f32"
