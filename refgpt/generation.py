@@ -20,7 +20,7 @@ from refgpt.errors import GenerationError
 from refgpt.prompts import check_ids
 from refgpt.sampling import Choice, Sampler, SamplingParams
 from refgpt.stopping import Transcript
-from refgpt.tokenizers import Tokenizer
+from refgpt.tokenizers import StreamDecoder, Tokenizer
 
 log = logging.getLogger("refgpt")
 
@@ -102,7 +102,8 @@ class Generation:
     Attributes
     ----------
     text : str
-        The new text, without the stop string or end-of-text token that ended it; "" for a model without tokenizer.
+        The new text as it follows the prompt's, without the stop string or end-of-text token that ended it; a character
+        that the prompt's ids begin and the new ones complete is part of it. "" for a model without tokenizer.
     ids : list of int
         The new tokens, including those that ended it.
     finish_reason : str
@@ -299,7 +300,7 @@ class _Sequence:
         self._index = index
         self._left = min(params.max_new_tokens, model.engine.config.n_ctx - len(prompt))
         self._sampler = Sampler(params, prompt, None if tokenizer is None else tokenizer.exists)
-        self._transcript = Transcript(None if tokenizer is None else tokenizer.stream_decoder(), params.stops)
+        self._transcript = Transcript(None if tokenizer is None else _decoder_after(prompt, tokenizer), params.stops)
         self._eos = (
             set() if params.ignore_eos else {model.engine.config.eos_id, tokenizer and tokenizer.eos_id} - {None}
         )
@@ -320,6 +321,19 @@ class _Sequence:
             reason = "length"
         self.finished = reason is not None
         return Event(self._index, choice, text, self._transcript.held, reason)
+
+
+def _decoder_after(prompt: Sequence[int], tokenizer: Tokenizer) -> StreamDecoder:
+    """A decoder that has read a prompt: what follows is in the midst of a text.
+
+    Some sentencepiece models drop the space at the start of a text, and a prompt of ids may end in half a character.
+    Ids of the prompt that the tokenizer lacks (a head may have more rows) mean no text.
+    """
+    decoder = tokenizer.stream_decoder()
+    for token_id in prompt:
+        if token_id < tokenizer.n_vocab and tokenizer.exists[token_id]:
+            decoder.push(token_id)
+    return decoder
 
 
 def _needs_tokenizer(why: str, instead: str) -> GenerationError:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import random_params, tiny_config
@@ -24,7 +25,7 @@ from refgpt.generation import (
 from refgpt.sampling import log_softmax
 from refgpt.spec import forward
 from refgpt.stopping import Transcript
-from refgpt.tokenizers import Tokenizer
+from refgpt.tokenizers import Tokenizer, load_tokenizer
 
 CONFIG = tiny_config(eos_id=0, bos_id=1, n_ctx=24)
 PARAMS = random_params(CONFIG, seed=5)
@@ -199,6 +200,30 @@ def test_characters_are_never_cut():
     model = model_of(Scripted([*Letters().encode("é"), 30, 0]), Letters())
     events = list(generate_events(model, [[1]], GenerationParams(temperature=0)))
     assert [event.text for event in events] == ["", "é", "", "\N{REPLACEMENT CHARACTER}"]
+
+
+def test_a_character_that_the_prompt_begins_is_completed():
+    first, second = Letters().encode("é")
+    model = model_of(Scripted([second, 1, 0]), Letters())
+    assert run(model, [[1, first]], temperature=0)[0].text == "éa"
+    assert run(model, [[1, 60, first]], temperature=0)[0].text == "éa"  # 60 is an id of the head's alone
+
+
+@pytest.mark.parametrize("stop, text", [(None, " upon a time"), (" upon", ""), ("upon", " ")])
+def test_the_space_before_a_continuation_is_kept(stop, text, tmp_path):
+    """Though the tokenizer drops the one at the start of a text."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["Once upon a time"] * 9), model_prefix=str(tmp_path / "tokenizer"), vocab_size=30,
+        model_type="bpe", add_dummy_prefix=True, minloglevel=2,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(tmp_path)
+    prompt, whole = tokenizer.encode("Once"), tokenizer.encode("Once upon a time")
+    assert whole[: len(prompt)] == prompt and tokenizer.decode(whole[len(prompt) :]) == "upon a time"
+    script = [*whole[len(prompt) :], tokenizer.eos_id]
+    assert run(model_of(Scripted(script), tokenizer), ["Once"], temperature=0, stop=stop)[0].text == text
+    assert run(model_of(Scripted([*whole, tokenizer.eos_id]), tokenizer), [""], temperature=0)[0].text == (
+        "Once upon a time"
+    )
 
 
 @given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
