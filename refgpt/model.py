@@ -230,7 +230,9 @@ def load(
     checkpoint = open_checkpoint(path, mask)
     tokenizer = find_tokenizer(path if path.is_dir() else path.parent)
     if checkpoint.mask == "prefix":
-        log.info("prefix mask: all tokens of a prompt see each other (%s)", checkpoint.mask_source)
+        # What was asked for is news to nobody; what was found is shown even where no logging is set up.
+        level = logging.WARNING if mask == "auto" else logging.INFO
+        log.log(level, "prefix mask: all tokens of a prompt see each other (%s)", checkpoint.mask_source)
     engine: Engine
     if backend == "c":
         from refgpt.runtime import Runtime  # the compiled extension; the NumPy backend works without

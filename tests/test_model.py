@@ -138,7 +138,9 @@ def test_the_prefix_mask_is_found_said_and_used(prefix_path, backend, caplog):
     with caplog.at_level(logging.INFO, "refgpt"):
         model = refgpt.load(prefix_path, backend=backend, threads=1)
     assert model.mask == "prefix" and "all ones" in model.mask_source
-    assert "prefix mask" in caplog.text and model.mask_source in caplog.text
+    (said,) = caplog.records
+    assert "prefix mask" in said.getMessage() and model.mask_source in said.getMessage()
+    assert said.levelno == logging.WARNING  # which Python shows on standard error though nobody set up logging
     got = model.generate(IDS, max_new_tokens=10, temperature=0, ignore_eos=True)
     rows = forward(PARAMS, CONFIG, [*IDS, *got.ids], prefix_len=len(IDS))
     assert got.ids == rows[len(IDS) - 1 : -1].argmax(-1).tolist()
@@ -149,6 +151,7 @@ def test_the_mask_can_be_told(path, prefix_path, caplog):
         causal = refgpt.load(prefix_path, backend="numpy", mask="causal")
         assert caplog.text == ""
         prefix = refgpt.load(path, backend="numpy", mask="prefix")
+    assert [record.levelno for record in caplog.records] == [logging.INFO]
     assert (causal.mask, prefix.mask) == ("causal", "prefix")
     greedy = {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True}
     assert causal.generate(IDS, **greedy).ids != prefix.generate(IDS, **greedy).ids
