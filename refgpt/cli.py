@@ -52,9 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 when ``verify`` found a broken bound; 2 for unusable input; 130 after Ctrl-C.
+        0; 1 when ``verify`` found a broken bound; 2 for unusable input or output; 130 after Ctrl-C.
     """
+    if sys.stderr is None:  # closed: there is nobody to complain to
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - it stays open, as it would have
     arguments = _parser().parse_args(argv)
+    if sys.stdout is None:
+        return _refused("standard output is closed")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without the character still shows the rest
     handler = logging.StreamHandler(sys.stderr)
@@ -67,16 +71,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except RefgptError as error:
-        print(f"refgpt: error: {error}", file=sys.stderr)
-        return 2
+        return _refused(error)
     except KeyboardInterrupt:
-        print(flush=True)
+        try:
+            print(flush=True)
+        except OSError:  # in a pipeline, Ctrl-C reaches the reader too
+            _forget_output()
         return 130
     except BrokenPipeError:  # the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it exits
+        _forget_output()
         return 0
+    except OSError as error:
+        _forget_output()
+        return _refused(f"the output cannot be written ({error.strerror})")
     finally:
         logger.removeHandler(handler)
+
+
+def _refused(why: object) -> int:
+    print(f"refgpt: error: {why}", file=sys.stderr)
+    return 2
+
+
+def _forget_output() -> None:
+    """Let what could not be written go nowhere, or the interpreter would complain of it when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -178,7 +197,7 @@ def _read_prompt(arguments: argparse.Namespace) -> str:
         where, read = arguments.file, Path(arguments.file).read_bytes
     elif arguments.prompt not in (None, "-"):
         return str(arguments.prompt)
-    elif arguments.prompt is None and sys.stdin.isatty():
+    elif sys.stdin is None or (arguments.prompt is None and sys.stdin.isatty()):
         raise GenerationError("there is no prompt", fix='try: refgpt generate "Once upon a time"')
     else:
         where, read = "standard input", sys.stdin.buffer.read

@@ -236,6 +236,43 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path):
     assert first and out.endswith(b"\n")
 
 
+def test_ctrl_c_in_a_pipeline_whose_reader_went_first(path):
+    interrupted = (
+        "import sys, refgpt\n"
+        "from refgpt import cli\n"
+        "def stream(self, prompt, params):\n"
+        "    sys.stdin.readline()\n"
+        "    raise KeyboardInterrupt\n"
+        "    yield\n"
+        "refgpt.Model.stream = stream\n"
+        f"sys.exit(cli.main(['generate', '-m', {path!r}, 'Hi', '--backend', 'numpy']))\n"
+    )
+    command = [sys.executable, "-c", interrupted]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("command", ["generate -m {} Hi --backend numpy", "info {}"])
+@pytest.mark.parametrize("redirected, said", [
+    (">/dev/full", b"refgpt: error: the output cannot be written (No space left on device)\n"),
+    (">&-", b"refgpt: error: standard output is closed\n"),
+    (">/dev/full 2>&-", b""),
+])  # fmt: skip
+def test_output_that_cannot_be_written_is_one_line_and_status_2(path, command, redirected, said):
+    shell = f'"{sys.executable}" -m refgpt {command.format(path)} {redirected}'
+    done = subprocess.run(shell, shell=True, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (2, said)
+
+
+def test_standard_input_that_is_closed_holds_no_prompt(path):
+    done = subprocess.run(f'"{sys.executable}" -m refgpt generate -m {path} <&-', shell=True, stderr=subprocess.PIPE)
+    assert done.returncode == 2 and done.stderr.startswith(b"refgpt: error: there is no prompt")
+
+
 def test_a_reader_that_leaves_early_is_no_error(path):
     command = [*REFGPT, "generate", "-m", path, "Hi", "-n", "60", "--ignore-eos", "--backend", "numpy"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
