@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from refgpt.errors import RefgptError
@@ -38,6 +39,14 @@ def whole_number(name: str, value: Any, least: int, most: int | None, error: typ
     shown = "NaN" if isinstance(value, float) and math.isnan(value) else repr(value)
     wanted = f"a whole number from {least}" + ("" if most is None else f" to {most}")
     raise error("cannot be used", where=name, got=shown, wanted=wanted)
+
+
+def path_of(name: str, value: Any, error: type[RefgptError]) -> Path:
+    """A path, from a text or whatever else stands for one; anything else is refused with ``name`` as its ``where``."""
+    try:
+        return Path(value)
+    except TypeError:
+        raise error("cannot be used", where=name, got=repr(value), wanted="a path") from None
 
 
 def one_of(name: str, value: object, choices: Sequence[str | None], error: type[RefgptError]) -> None:

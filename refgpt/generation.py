@@ -10,11 +10,11 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
-from refgpt.arguments import whole_number
+from refgpt.arguments import one_of, whole_number
 from refgpt.engine import Engine
 from refgpt.errors import GenerationError
 from refgpt.prompts import check_ids
@@ -28,6 +28,7 @@ log = logging.getLogger("refgpt")
 MOST_TOGETHER = 16
 
 Prompt = str | Sequence[int]
+BYTES = (bytes, bytearray, memoryview)
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,11 @@ class GenerationParams(SamplingParams):
                 raise GenerationError(
                     "cannot be used", where="stop", got=repr(stop), wanted="a text of one character or more"
                 )
-        if self.truncate not in (None, "left"):
-            raise GenerationError("cannot be used", where="truncate", got=repr(self.truncate), wanted="'left' or None")
+        if not isinstance(self.ignore_eos, (bool, np.bool_)):
+            raise GenerationError(
+                "cannot be used", where="ignore_eos", got=repr(self.ignore_eos), wanted="True or False"
+            )
+        one_of("truncate", self.truncate, (None, "left"), GenerationError)
 
     @classmethod
     def of(cls, params: GenerationParams | None, changes: dict[str, Any]) -> GenerationParams:
@@ -160,6 +164,19 @@ class Generates(Protocol):
     def mask(self) -> str: ...
 
 
+def _is_list(value: object) -> TypeGuard[Sequence[Any] | np.ndarray]:
+    """Whether this can be ids or prompts: bytes are sequences of whole numbers, but nobody means them as ids."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, (str, *BYTES))
+
+
+def _no_prompt(got: object) -> GenerationError:
+    return GenerationError("cannot be used", where="prompt", got=type(got).__name__,
+                           wanted="a text, a list of ids, or a list of either",
+                           fix="decode bytes to a text" if isinstance(got, BYTES) else "")  # fmt: skip
+
+
 def is_batch(prompt: object) -> bool:
     """Whether this is a list of prompts rather than one.
 
@@ -170,15 +187,17 @@ def is_batch(prompt: object) -> bool:
     """
     if isinstance(prompt, str):
         return False
-    if not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, bytes):
-        raise GenerationError("cannot be used", where="prompt", got=type(prompt).__name__,
-                              wanted="a text, a list of ids, or a list of either")  # fmt: skip
+    if not _is_list(prompt):
+        raise _no_prompt(prompt)
     if not len(prompt):
         raise GenerationError("no prompts, or one without tokens", where="prompt", got="an empty list",
                               fix="give '' or [[]] for an empty prompt, or a list of prompts")  # fmt: skip
     if isinstance(prompt, np.ndarray):
         return prompt.ndim > 1
-    batched = {isinstance(item, (str, Sequence, np.ndarray)) for item in prompt}
+    for item in prompt:
+        if isinstance(item, BYTES):
+            raise _no_prompt(item)
+    batched = {isinstance(item, str) or _is_list(item) for item in prompt}
     if len(batched) > 1:
         raise GenerationError("mixes ids with prompts", where="prompt", wanted="a list of ids, or a list of prompts")
     return batched == {True}
@@ -209,6 +228,9 @@ def encode_prompt(prompt: Prompt | np.ndarray, model: Generates, params: Generat
         if n_kept < len(ids):
             log.warning("kept the last %d of the prompt's %d tokens", n_kept, len(ids))
             ids = ids[-n_kept:]
+    elif too_long and config.n_ctx == 1:
+        raise GenerationError("the model's context has one position, and so no room for a new token", where="prompt",
+                              fix="ask for its logits instead")  # fmt: skip
     elif too_long:
         raise GenerationError(
             "the prompt leaves no room in the model's context for a new token", where="prompt",

@@ -11,7 +11,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from refgpt.arguments import one_of, whole_number
+from refgpt.arguments import one_of, path_of, whole_number
 from refgpt.checkpoints import Checkpoint, check_finite, open_checkpoint, release
 from refgpt.config import ModelConfig
 from refgpt.engine import Engine, SpecEngine
@@ -226,7 +226,7 @@ def load(
     one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), RefgptError)
     if threads is not None:  # a mistake is one for either backend, and before the files are opened
         whole_number("threads", threads, 1, None, RefgptError)
-    path = default_model_path() if path is None else Path(path)
+    path = default_model_path() if path is None else path_of("path", path, RefgptError)
     checkpoint = open_checkpoint(path, mask)
     tokenizer = find_tokenizer(path if path.is_dir() else path.parent)
     if checkpoint.mask == "prefix":

@@ -271,6 +271,14 @@ def test_a_prompt_without_room_for_a_token_is_refused(n):
         run(SPEC, [[1] * n])
 
 
+@pytest.mark.parametrize("truncate", [None, "left"])
+def test_a_context_of_one_position_has_no_room(truncate):
+    model = model_of(Scripted([5], tiny_config(n_ctx=1, bos_id=1)))
+    with pytest.raises(GenerationError, match=r"one position.*logits") as error:
+        run(model, [[1]], truncate=truncate)
+    assert "truncate" not in str(error.value)
+
+
 def test_the_longest_prompt_that_fits():
     assert len(run(SPEC, [[1] * 23], ignore_eos=True)[0].ids) == 1
 
@@ -295,10 +303,12 @@ def test_an_empty_prompt_starts_from_the_beginning_of_text():
 def test_what_is_one_prompt_and_what_are_several():
     assert [is_batch(one) for one in ("ab", "", [1, 2], (1, 2), np.array([1, 2]))] == [False] * 5
     assert [is_batch(many) for many in (["ab"], [[1], "b"], [[]], np.ones((2, 3), int))] == [True] * 4
-    for bad in (5, None, b"abc", {"a": 1}, [1, "a"]):
+    assert is_batch(np.zeros((3, 0), int))
+    for bad in (5, None, b"abc", bytearray(b"abc"), memoryview(b"abc"), [b"abc"], ["a", bytearray(b"b")], {"a": 1},
+                [1, "a"], np.array(5)):  # fmt: skip
         with pytest.raises(GenerationError, match="prompt"):
             is_batch(bad)
-    for empty in ([], (), np.array([])):
+    for empty in ([], (), np.array([]), np.zeros((0, 3), int)):
         with pytest.raises(GenerationError, match=r"an empty list; give '' or \[\[\]\] for an empty prompt"):
             is_batch(empty)
 
@@ -317,7 +327,8 @@ def test_text_needs_a_tokenizer():
 
 
 BAD = [("max_new_tokens", 0), ("max_new_tokens", 1.0), ("stop", [""]), ("stop", ""), ("stop", [3]), ("stop", 3),
-       ("truncate", "right"), ("temperature", -1)]  # fmt: skip
+       ("truncate", "right"), ("truncate", ["left"]), ("temperature", -1), ("ignore_eos", "x"),
+       ("ignore_eos", None)]  # fmt: skip
 
 
 @pytest.mark.parametrize("name, value", BAD)

@@ -11,9 +11,11 @@ from model_files import write_model, write_tokenizer
 from tiny import random_params, tiny_config
 
 import refgpt
+from refgpt.checkpoints import open_checkpoint
 from refgpt.kernels import force_isa, list_kernels
 from refgpt.params import kept_leaf
 from refgpt.spec import forward, tap_names
+from refgpt.tokenizers import find_tokenizer, load_tokenizer
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)
 PARAMS = random_params(CONFIG, seed=2, dtype="f16")
@@ -239,3 +241,16 @@ def test_repr_names_what_was_loaded(path):
 
 def test_the_default_model_is_looked_for_in_the_package_or_beside_it():
     assert refgpt.default_model_path().parts[-2:] in {("refgpt", "default_model"), ("weights", "default")}
+
+
+@pytest.mark.parametrize("open_it", [refgpt.load, load_tokenizer, find_tokenizer, open_checkpoint])
+def test_what_is_no_path_is_refused(open_it):
+    with pytest.raises(refgpt.RefgptError, match=r"^(path|directory): cannot be used; got 123; wanted a path$"):
+        open_it(123)
+
+
+def test_bytes_are_not_taken_for_ids(path):
+    model = refgpt.load(path, backend="numpy")
+    for prompt in (b"\x05", bytearray(b"\x05"), [b"\x05"]):
+        with pytest.raises(refgpt.GenerationError, match=r"got bytes|got bytearray"):
+            model.generate(prompt)

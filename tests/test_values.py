@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from refgpt.arguments import one_of, whole_number
+from refgpt.arguments import one_of, path_of, whole_number
 from refgpt.errors import ConfigError, GenerationError
 
 
@@ -28,6 +29,14 @@ def test_anything_else_is_refused_by_name(value):
 def test_nan_is_called_that():
     with pytest.raises(ConfigError, match=r"got NaN; wanted a whole number from 0$"):
         whole_number("n", math.nan, 0, None, ConfigError)
+
+
+def test_paths():
+    for value in ("a/b", Path("a/b")):
+        assert path_of("path", value, ConfigError) == Path("a/b")
+    for value in (123, None, b"a/b", ["a"]):
+        with pytest.raises(ConfigError, match=r"^path: cannot be used; got .*; wanted a path$"):
+            path_of("path", value, ConfigError)
 
 
 def test_one_of_some_texts():

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from refgpt.arguments import one_of
+from refgpt.arguments import one_of, path_of
 from refgpt.checkpoints import gptj, safetensors_file, torch_pickle
 from refgpt.checkpoints.mask import find_mask
 from refgpt.config import ModelConfig
@@ -117,7 +117,7 @@ def open_checkpoint(path: str | Path, mask: str = "auto") -> Checkpoint:
         If config.json is damaged, makes no sense or describes a model that is not supported, or ``mask`` is unknown.
     """
     try:
-        return _open(Path(path), mask)
+        return _open(path_of("path", path, CheckpointError), mask)
     except OSError as fault:  # no permission, a name too long, a disk that fails
         raise CheckpointError(f"the files cannot be read ({fault.strerror})", where=shown(str(path))) from fault
 

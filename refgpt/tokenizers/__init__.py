@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from refgpt.arguments import path_of
 from refgpt.errors import TokenizerError
 from refgpt.tokenizers.base import StreamDecoder, Tokenizer
 
@@ -45,7 +46,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     TokenizerError
         If there is none, or its files are damaged or of another kind.
     """
-    path = Path(path)
+    path = path_of("path", path, TokenizerError)
     if not path.is_dir():
         return _load_file(path)
     tokenizer = find_tokenizer(path)
@@ -67,7 +68,7 @@ def find_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer | None:
     TokenizerError
         If the files are damaged or of another kind, or only one of two files is there.
     """
-    directory = Path(directory)
+    directory = path_of("directory", directory, TokenizerError)
     there = [[name for name in form if (directory / name).exists()] for form in FORMS]
     whole = [names for names, form in zip(there, FORMS, strict=True) if len(names) == len(form)]
     best = next(filter(None, whole + there), None)  # half a pair only if nothing is whole: it then names its other half
