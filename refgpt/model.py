@@ -12,12 +12,12 @@ from typing import Any, overload
 import numpy as np
 
 from refgpt.arguments import one_of, path_of, whole_number
-from refgpt.checkpoints import Checkpoint, check_finite, open_checkpoint, release
+from refgpt.checkpoints import Checkpoint, check_finite, open_checkpoint, place_of, release
 from refgpt.config import ModelConfig
 from refgpt.engine import Engine, SpecEngine
 from refgpt.errors import GenerationError, RefgptError
 from refgpt.generation import Generation, GenerationParams, Prompt, encode_prompt, generate, is_batch, stream_text
-from refgpt.params import KV_DTYPES, KVDtype, Params, Progress
+from refgpt.params import KV_DTYPES, KVDtype, Params, Progress, kept_leaf
 from refgpt.tokenizers import Tokenizer, find_tokenizer
 from refgpt.tracing import Report, compare, record
 
@@ -240,10 +240,14 @@ def load(
         engine = Runtime(checkpoint.params, checkpoint.config, dtype=dtype, threads=threads, kv_dtype=kv_dtype,
                          progress=progress)  # fmt: skip
     else:
-        for name, leaf in checkpoint.params.items():
+
+        def kept(name: str, leaf: np.ndarray) -> np.ndarray:
             check_finite(name, leaf)
+            kept = kept_leaf(place_of(leaf, name), leaf, dtype)
             release(leaf)
-        engine = SpecEngine(checkpoint.params.kept_as(dtype), checkpoint.config,
+            return kept
+
+        engine = SpecEngine(checkpoint.params.map(kept), checkpoint.config,
                             np.float64 if dtype == "f64" else np.float32)  # fmt: skip
     return Model(engine, checkpoint, tokenizer, backend, dtype)
 

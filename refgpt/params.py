@@ -120,16 +120,22 @@ def kept_leaf(name: str, leaf: np.ndarray, dtype: str | None) -> np.ndarray:
     Raises
     ------
     CheckpointError
-        If the leaf holds a number that float16 cannot.
+        If the leaf holds a number that float16, or float32, cannot; ``name`` is its ``where``.
     """
     if dtype == "f16" and leaf.ndim == 2 and leaf.dtype != np.float16:
-        with np.errstate(over="ignore"):
-            leaf = widen(leaf, np.float16)
-        if not np.isfinite(leaf).all():
-            raise CheckpointError("holds numbers that float16 cannot", where=name, wanted="at most 65504",
-                                  fix="load with dtype='f32' (--dtype f32)")  # fmt: skip
+        return _narrowed(name, leaf, np.float16, "load with dtype='f32' (--dtype f32)")
     if dtype != "f64" and leaf.dtype == STORED_DTYPES["f64"]:
-        leaf = leaf.astype(np.float32)
+        fix = "load with dtype='f64' and backend='numpy' (--dtype f64 --backend numpy)"
+        return _narrowed(name, leaf, np.float32, fix)
+    return leaf
+
+
+def _narrowed(name: str, leaf: np.ndarray, dtype: type[np.floating], fix: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        leaf = widen(leaf, dtype)
+    if not np.isfinite(leaf).all():
+        raise CheckpointError(f"holds numbers that {dtype.__name__} cannot", where=name,
+                              wanted=f"at most {np.finfo(dtype).max:g}", fix=fix)  # fmt: skip
     return leaf
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -209,7 +210,7 @@ def test_arguments_that_make_no_sense_are_named(name, value, wanted):
 def test_weights_that_are_not_finite_are_refused(tmp_path, backend):
     spoilt = dataclasses.replace(PARAMS, b_head=PARAMS.b_head.copy())
     spoilt.b_head[7] = np.nan
-    with pytest.raises(refgpt.CheckpointError, match=r"b_head.*NaN"):
+    with pytest.raises(refgpt.CheckpointError, match=r"model.safetensors, tensor 'lm_head.bias': .*NaN"):
         refgpt.load(write_model(tmp_path, CONFIG, spoilt), backend=backend)
 
 
@@ -217,8 +218,21 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, backend):
 def test_weights_beyond_float16_are_refused_as_float16(tmp_path, backend):
     huge = dataclasses.replace(random_params(CONFIG, 0), wte=np.full_like(PARAMS.wte, 7e4, np.float32))
     write_model(tmp_path, CONFIG, huge)
-    with pytest.raises(refgpt.CheckpointError, match=r"^wte: .*float16.*f32"):
+    where = f"{re.escape(str(tmp_path))}/model.safetensors, tensor 'transformer.wte.weight'"
+    with pytest.raises(refgpt.CheckpointError, match=rf"^{where}: .*float16.*65504.*f32"):
         refgpt.load(tmp_path, backend=backend, dtype="f16")
+
+
+@pytest.mark.parametrize("dtype", [None, "f32", "f16"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_beyond_float32_are_refused_but_as_float64(tmp_path, backend, dtype):
+    huge = PARAMS.map(lambda name, leaf: leaf.astype(np.float64))
+    huge.blocks[1].b_in[3] = 1e39
+    write_model(tmp_path, CONFIG, huge)
+    said = r"tensor 'transformer.h.1.mlp.fc_in.bias': holds numbers that float32 cannot; .*3.40282e\+38; .*dtype='f64'"
+    with pytest.raises(refgpt.CheckpointError, match=said):
+        refgpt.load(tmp_path, backend=backend, dtype=dtype)
+    assert refgpt.load(tmp_path, backend="numpy", dtype="f64").params().blocks[1].b_in[3] == 1e39
 
 
 def test_nothing_there(tmp_path):

@@ -2,6 +2,6 @@
 
 from refgpt.checkpoints.finite import all_finite, check_finite
 from refgpt.checkpoints.huggingface import MASKS, Checkpoint, TensorInfo, open_checkpoint
-from refgpt.checkpoints.mapped import release
+from refgpt.checkpoints.mapped import place_of, release
 
-__all__ = ["MASKS", "Checkpoint", "TensorInfo", "all_finite", "check_finite", "open_checkpoint", "release"]
+__all__ = ["MASKS", "Checkpoint", "TensorInfo", "all_finite", "check_finite", "open_checkpoint", "place_of", "release"]

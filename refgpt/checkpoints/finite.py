@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from refgpt.checkpoints.mapped import file_of
+from refgpt.checkpoints.mapped import place_of
 from refgpt.errors import CheckpointError
 from refgpt.params import dtype_name
-from refgpt.wording import tensor_at
 
 # NaN and infinity are the floats whose exponent bits are all ones; the test on bits needs no conversion.
 EXPONENT_BITS: dict[str | None, int] = {"f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F800000, "f64": 0x7FF0000000000000}
@@ -41,13 +40,12 @@ def check_finite(name: str, array: np.ndarray) -> None:
     Raises
     ------
     CheckpointError
-        Naming the leaf and, if it is mapped, its file.
+        Naming its file and the tensor as the file calls it; ``name`` if it is in no file.
     """
     if not all_finite(array):
-        mapped = file_of(array)
         raise CheckpointError(
             "the weights hold NaN or infinity",
-            where=name if mapped is None else tensor_at(mapped.path, name),
+            where=place_of(array, name),
             wanted="finite numbers",
             fix="download the file again; if it was converted to float16, use bfloat16 or float32",
         )

@@ -26,6 +26,7 @@ class MappedFile(mmap.mmap):
     """A whole file, mapped read-only; arrays that view it keep it open."""
 
     path: Path
+    names: dict[int, str]  # of its tensors, by where they begin
 
 
 def map_file(path: Path) -> MappedFile:
@@ -45,7 +46,7 @@ def map_file(path: Path) -> MappedFile:
         raise CheckpointError("the file is empty", where=path, fix=FRESH_COPY) from error
     except OSError as error:
         raise CheckpointError(f"the file cannot be read ({error.strerror})", where=path) from error
-    mapped.path = path
+    mapped.path, mapped.names = path, {}
     if mapped[: len(GIT_LFS_POINTER)] == GIT_LFS_POINTER:
         raise CheckpointError(
             "this is a Git LFS pointer, not the weights", where=path, fix="fetch the real file with `git lfs pull`"
@@ -97,6 +98,7 @@ def view(
             wanted=f"{n_needed} bytes for shape {shown(shape)}",
             fix="the file is damaged or holds an expanded view: save a contiguous copy",
         )
+    mapped.names.setdefault(start, name)
     array: np.ndarray = np.ndarray(shape, dtype, mapped, start, tuple(step * dtype.itemsize for step in strides))
     return array
 
@@ -107,6 +109,18 @@ def file_of(array: np.ndarray) -> MappedFile | None:
     while isinstance(base, np.ndarray):
         base = base.base
     return base if isinstance(base, MappedFile) else None
+
+
+def place_of(array: np.ndarray, name: str) -> str:
+    """Where an array is stored, for errors: its file and what it is called there; ``name`` if it is in no file."""
+    mapped = file_of(array)
+    return name if mapped is None else tensor_at(mapped.path, mapped.names.get(_offset(array, mapped), name))
+
+
+def _offset(array: np.ndarray, mapped: MappedFile) -> int:
+    """How many bytes of the file are before an array's first element."""
+    first_byte = np.frombuffer(mapped, np.uint8).__array_interface__["data"][0]
+    return int(array.__array_interface__["data"][0] - first_byte)
 
 
 def release(array: np.ndarray) -> None:
@@ -122,8 +136,7 @@ def release(array: np.ndarray) -> None:
     mapped = file_of(array)
     if mapped is None or not array.size or not hasattr(mmap, "MADV_DONTNEED"):
         return
-    first_byte = np.frombuffer(mapped, np.uint8).__array_interface__["data"][0]
-    start = array.__array_interface__["data"][0] - first_byte
+    start = _offset(array, mapped)
     steps = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
     stop = start + sum(step for step in steps if step > 0) + array.itemsize
     start += sum(step for step in steps if step < 0)

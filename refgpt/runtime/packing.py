@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from refgpt.checkpoints import check_finite, release
+from refgpt.checkpoints import check_finite, place_of, release
 from refgpt.kernels import Panels, aligned_zeros, pack
 from refgpt.params import Params, kept_leaf, widen
 
@@ -68,7 +68,7 @@ def pack_params(params: Params, dtype: str | None, threads: int, progress: Progr
     def packed(name: str, leaf: np.ndarray) -> Any:
         nonlocal n_done
         check_finite(name, leaf)
-        kept = kept_leaf(name, leaf, dtype)
+        kept = kept_leaf(place_of(leaf, name), leaf, dtype)
         if leaf.ndim == 2 and dtype == "f32":
             kept = widen(kept)
         result: np.ndarray | Panels
