@@ -17,6 +17,7 @@ import numpy as np
 from refgpt.arguments import one_of, whole_number
 from refgpt.engine import Engine
 from refgpt.errors import GenerationError
+from refgpt.params import STORED_DTYPES
 from refgpt.prompts import check_ids
 from refgpt.sampling import Choice, Sampler, SamplingParams
 from refgpt.stopping import Transcript
@@ -24,8 +25,10 @@ from refgpt.tokenizers import StreamDecoder, Tokenizer
 
 log = logging.getLogger("refgpt")
 
-#: Sequences that are decoded together at most; more prompts than this wait in line. Results do not depend on it.
+#: Sequences that are decoded together at most, and bytes that their caches may take together (one may take more); more
+#: prompts than this wait in line. Results do not depend on it.
 MOST_TOGETHER = 16
+MOST_CACHE = 2 << 30
 
 Prompt = str | Sequence[int]
 BYTES = (bytes, bytearray, memoryview)
@@ -256,8 +259,8 @@ def generate_events(model: Generates, prompts: Sequence[Sequence[int]], params: 
         The last one of every prompt has a ``finish_reason``.
     """
     waiting = deque(_Sequence(i, prompt, model, params) for i, prompt in enumerate(prompts))
-    n_slots = min(len(prompts), MOST_TOGETHER)
     capacity = min(model.engine.config.n_ctx, max(map(len, prompts)) + params.max_new_tokens)
+    n_slots = min(len(prompts), _n_together(model.engine, capacity))
     session = model.engine.session(n_slots, capacity)
     free = list(range(n_slots))
     active: dict[int, _Sequence] = {}
@@ -274,6 +277,15 @@ def generate_events(model: Generates, prompts: Sequence[Sequence[int]], params: 
         for slot in [slot for slot, sequence in active.items() if sequence.finished]:
             del active[slot]
             free.append(slot)
+
+
+def _n_together(engine: Engine, capacity: int) -> int:
+    """How many sequences of ``capacity`` positions to keep in the cache at once."""
+    config = engine.config
+    n_bytes = (
+        2 * config.n_layer * capacity * config.d_model * STORED_DTYPES[engine.kv_dtype].itemsize
+    )  # keys and values
+    return max(1, min(MOST_TOGETHER, MOST_CACHE // n_bytes))
 
 
 def generate(model: Generates, prompts: Sequence[Sequence[int]], params: GenerationParams) -> list[Generation]:

@@ -20,7 +20,12 @@ from refgpt.errors import CheckpointError
 #: A bfloat16 is the upper half of a float32; the field name keeps it apart from plain 16-bit integers.
 BFLOAT16 = np.dtype([("bfloat16", "<u2")])
 
-STORED_DTYPES = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "bf16": BFLOAT16, "f64": np.dtype("<f8")}
+STORED_DTYPES: dict[str, np.dtype] = {
+    "f32": np.dtype("<f4"),
+    "f16": np.dtype("<f2"),
+    "bf16": BFLOAT16,
+    "f64": np.dtype("<f8"),
+}
 
 #: What a cache can keep keys and values in.
 KVDtype = Literal["f32", "f16"]

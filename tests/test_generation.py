@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import random_params, tiny_config
 
+from refgpt import generation
 from refgpt.engine import SpecEngine
 from refgpt.errors import GenerationError
 from refgpt.generation import (
@@ -54,6 +55,8 @@ class Scripted:
 
     def __init__(self, script, config=CONFIG):
         self.config, self.script, self.prefills, self.together = config, script, [], []
+
+    kv_dtype = "f32"
 
     def session(self, n_seqs, capacity):
         self.n_seqs, self.capacity, self.step = n_seqs, capacity, [0] * n_seqs
@@ -131,6 +134,18 @@ def test_sequences_are_decoded_together_and_make_room_for_those_in_line():
     assert engine.together == [MOST_TOGETHER] * 3 + [2] * 3
     assert [ids for _, ids, _ in engine.prefills] == [[i] for i in range(n)]
     assert engine.capacity == 10
+
+
+@pytest.mark.parametrize("kv_dtype, n_bytes", [("f32", 4), ("f16", 2)])
+@pytest.mark.parametrize("affordable, together", [(0.5, 1), (1, 1), (2.9, 2), (7, 5)])
+def test_caches_together_stay_within_a_budget(kv_dtype, n_bytes, affordable, together, monkeypatch):
+    engine = Scripted([5, 6, 7, 0])
+    engine.kv_dtype = kv_dtype
+    one = 2 * CONFIG.n_layer * CONFIG.d_model * 10 * n_bytes  # a prompt of 1 and 9 new tokens
+    monkeypatch.setattr(generation, "MOST_CACHE", int(affordable * one))
+    got = run(model_of(engine), [[i] for i in range(5)], temperature=0, max_new_tokens=9)
+    assert [one.ids for one in got] == [[5, 6, 7, 0]] * 5
+    assert engine.n_seqs == together == max(engine.together)
 
 
 def test_prompts_that_end_at_once_make_room_too():

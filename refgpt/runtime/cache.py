@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from refgpt.config import ModelConfig
+from refgpt.errors import GenerationError
 from refgpt.kernels import aligned_zeros, kv_shapes
 
 DTYPES: dict[str, np.dtype] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
@@ -19,12 +22,26 @@ class KVCache:
         Panels as the attention kernel reads them (``refgpt.kernels.kv_shapes``). Memory is taken as it is written.
     lengths : ndarray [n_slots], int64
         How many positions of each sequence are filled.
+
+    Raises
+    ------
+    GenerationError
+        If there is no memory for it.
     """
 
     def __init__(self, config: ModelConfig, n_slots: int, capacity: int, dtype: str = "f32") -> None:
         k_shape, v_shape = kv_shapes(config.n_head, config.d_head, capacity)
-        self.k = aligned_zeros((config.n_layer, n_slots, *k_shape), DTYPES[dtype])
-        self.v = aligned_zeros((config.n_layer, n_slots, *v_shape), DTYPES[dtype])
+        shapes = [(config.n_layer, n_slots, *shape) for shape in (k_shape, v_shape)]
+        try:
+            self.k, self.v = (aligned_zeros(shape, DTYPES[dtype]) for shape in shapes)
+        except MemoryError:
+            n_bytes = sum(map(prod, shapes)) * DTYPES[dtype].itemsize
+            raise GenerationError(
+                "the attention cache does not fit into memory",
+                where=f"{n_slots} x {capacity} positions in {dtype}",
+                wanted=f"{n_bytes} bytes",
+                fix="use kv_dtype='f16' (--kv-dtype f16), fewer prompts at once or fewer new tokens",
+            ) from None
         self.lengths = np.zeros(n_slots, np.int64)
         self.capacity = capacity
 

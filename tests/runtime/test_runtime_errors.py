@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from kernels.buffers import assert_same_bits
 from runtime.models import LONG, PROMPT, SHAPES, runtime
-from tiny import random_params
+from tiny import random_params, tiny_config
 
-from refgpt.errors import CheckpointError, RefgptError
+from refgpt.errors import CheckpointError, GenerationError, RefgptError
 from refgpt.params import Params
-from refgpt.runtime import Runtime
+from refgpt.runtime import Runtime, cache
 
 FULL, EMPTY, GOING = 0, 1, 2
 
@@ -88,3 +88,14 @@ def test_progress_counts_the_bytes_of_the_file_to_the_end():
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert {t for _, t in seen} == {total}
     assert seen[-1] == (total, total)
+
+
+def test_a_cache_that_does_not_fit_is_said_with_its_size(monkeypatch):
+    def none_left(shape, dtype):
+        raise MemoryError
+
+    monkeypatch.setattr(cache, "aligned_zeros", none_left)
+    config = tiny_config(n_head=2)  # whose keys fill their panels
+    said = r"3 x 64 positions in f16: .*does not fit into memory; wanted 49152 bytes; .*kv_dtype.*fewer prompts"
+    with pytest.raises(GenerationError, match=said):
+        Runtime(random_params(config, 0), config, kv_dtype="f16").session(3, 64)
