@@ -6,7 +6,6 @@ so that loading needs little more memory than the packed model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,9 +13,7 @@ import numpy as np
 
 from refgpt.checkpoints import check_finite, place_of, release
 from refgpt.kernels import Panels, aligned_zeros, pack
-from refgpt.params import Params, kept_leaf, widen
-
-Progress = Callable[[int, int], None]
+from refgpt.params import Params, Progress, kept_leaf, widen
 
 
 @dataclass(frozen=True)
@@ -62,32 +59,30 @@ def pack_params(params: Params, dtype: str | None, threads: int, progress: Progr
     CheckpointError
         Naming the first leaf that holds NaN, infinity or what ``dtype`` cannot.
     """
-    n_total = sum(leaf.nbytes for _, leaf in params.items())
-    n_done = 0
-
-    def packed(name: str, leaf: np.ndarray) -> Any:
-        nonlocal n_done
-        check_finite(name, leaf)
-        kept = kept_leaf(place_of(leaf, name), leaf, dtype)
-        if leaf.ndim == 2 and dtype == "f32":
-            kept = widen(kept)
-        result: np.ndarray | Panels
-        if leaf.ndim == 1:
-            result = np.array(widen(kept))
-        elif name == "wte":
-            result = aligned_zeros(kept.shape, kept.dtype)
-            result[...] = kept
-        else:
-            result = pack(np.require(kept, requirements=["C", "ALIGNED"]), threads=threads)
+    n_total, n_done = sum(leaf.nbytes for _, leaf in params.items()), 0
+    leaves: dict[str, Any] = {}
+    for name, leaf in params.items():
+        leaves[name] = _packed(name, leaf, dtype, threads)
         release(leaf)
         n_done += leaf.nbytes
         if progress is not None:
             progress(n_done, n_total)
-        return result
-
     blocks = tuple(
-        PackedBlock(**{f.name: packed(f"blocks.{i}.{f.name}", getattr(block, f.name)) for f in fields(block)})
-        for i, block in enumerate(params.blocks)
+        PackedBlock(**{f.name: leaves[f"blocks.{i}.{f.name}"] for f in fields(PackedBlock)})
+        for i in range(len(params.blocks))
     )
-    rest = {f.name: packed(f.name, getattr(params, f.name)) for f in fields(params) if f.name != "blocks"}
-    return PackedParams(blocks=blocks, **rest)
+    return PackedParams(blocks=blocks, **{f.name: leaves[f.name] for f in fields(PackedParams) if f.name != "blocks"})
+
+
+def _packed(name: str, leaf: np.ndarray, dtype: str | None, threads: int) -> np.ndarray | Panels:
+    check_finite(name, leaf)
+    kept = kept_leaf(place_of(leaf, name), leaf, dtype)
+    if leaf.ndim == 1:
+        return np.array(widen(kept))
+    if dtype == "f32":
+        kept = widen(kept)
+    if name == "wte":
+        table = aligned_zeros(kept.shape, kept.dtype)
+        table[...] = kept
+        return table
+    return pack(np.require(kept, requirements=["C", "ALIGNED"]), threads=threads)

@@ -11,11 +11,11 @@ from refgpt.arguments import one_of
 from refgpt.config import ModelConfig
 from refgpt.errors import GenerationError
 from refgpt.kernels import CHUNK, check_threads
-from refgpt.params import KVDtype, Params
+from refgpt.params import KVDtype, Params, Progress
 from refgpt.prompts import check_ids, check_tokens
 from refgpt.runtime.cache import DTYPES, KVCache
 from refgpt.runtime.gptj import Rows, Workspace, forward
-from refgpt.runtime.packing import Progress, pack_params
+from refgpt.runtime.packing import pack_params
 from refgpt.runtime.rotation import rotary_tables
 from refgpt.spec.taps import Tap, no_tap
 
