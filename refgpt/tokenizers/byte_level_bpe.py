@@ -16,7 +16,7 @@ import tokenizers
 from refgpt.config import LARGEST
 from refgpt.errors import TokenizerError
 from refgpt.tokenizers.base import Tokenizer
-from refgpt.tokenizers.files import expect, faults_named, named_eos, read_json_object, read_text
+from refgpt.tokenizers.files import expect, faults_named, named_eos, read_json_object, read_settings, read_text
 from refgpt.wording import FRESH_COPY, shown
 
 END_OF_TEXT = "<|endoftext|>"
@@ -185,7 +185,7 @@ def _added_tokens(description: dict[str, Any], path: Path) -> list[dict[str, Any
         )
         _checked_ids({content: entry.get("id")}, "added_tokens", path)
     beside = path.parent / "added_tokens.json"
-    extra = _checked_ids(read_json_object(beside), "the file", beside) if beside.is_file() else {}
+    extra = _checked_ids(read_settings(beside), "the file", beside) if beside.is_file() else {}
     return entries + [_added_token(content, token_id) for content, token_id in extra.items()]
 
 

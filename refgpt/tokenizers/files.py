@@ -11,8 +11,10 @@ from refgpt import small_files
 from refgpt.errors import TokenizerError
 from refgpt.wording import FRESH_COPY
 
-#: The largest known tokenizer.json have some 35 MB; GPT-J's has 1.4 MB.
-MOST_BYTES = 64 << 20
+#: Of a vocabulary, merges or model: GPT-JT's tokenizer.json, the largest of the family, has 2.1 MB.
+MOST_BYTES = 8 << 20
+#: Of what only names or adds some tokens.
+MOST_BYTES_OF_SETTINGS = 1 << 20
 
 
 def read_bytes(path: Path) -> bytes:
@@ -33,6 +35,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return small_files.read_json(path, TokenizerError, MOST_BYTES)
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """The same of a file that is small beside a vocabulary."""
+    return small_files.read_json(path, TokenizerError, MOST_BYTES_OF_SETTINGS)
+
+
 def expect(value: Any, kind: type[dict] | type[list] | type[str], what: str, where: Path) -> Any:
     """``value``, if it is of the JSON type wanted; ``TokenizerError`` if not."""
     if not isinstance(value, kind):
@@ -45,7 +52,7 @@ def named_eos(directory: Path) -> list[str]:
     """The tokens that a model directory's settings name as the end of a text, the first choice first."""
     names = []
     for path in (directory / "special_tokens_map.json", directory / "tokenizer_config.json"):
-        token = read_json_object(path).get("eos_token") if path.is_file() else None
+        token = read_settings(path).get("eos_token") if path.is_file() else None
         if token is not None:
             content = token.get("content") if isinstance(token, dict) else token
             names.append(expect(content, str, "eos_token", path))

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import time
+import tracemalloc
 
 import pytest
 import sentencepiece
@@ -88,10 +89,26 @@ def test_files_that_are_no_files(name, directory, monkeypatch):
     path.write_bytes(b"")
     assert str(path) in str(refused(path.parent, "the file is empty"))
     monkeypatch.setattr(files, "MOST_BYTES", 100_000)
+    monkeypatch.setattr(files, "MOST_BYTES_OF_SETTINGS", 100_000)
     path.write_bytes(b" " * 100_001)
     assert str(path) in str(
         refused(path.parent, "too large for what it should say; got 100001 bytes; wanted at most 100000")
     )
+
+
+def test_absurdly_many_lists_are_refused_unparsed(tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(b'{"model": [' + b"[]," * 600_000 + b"0]}")
+    tracemalloc.start()
+    refused(tmp_path, "absurdly many objects and lists; got up to 600002; ")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"])
+def test_settings_are_smaller_than_vocabularies(name, directory):
+    (directory(name) / name).write_bytes(b" " * (2 << 20) + b"{}")
+    refused(directory(name), "too large for what it should say")
 
 
 @pytest.mark.parametrize("name", TOKENIZER_FILES)
