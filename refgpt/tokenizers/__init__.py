@@ -5,7 +5,8 @@ A model's directory may hold its tokenizer in more than one form; the first of t
 1. ``tokenizer.json``: a byte-level BPE, with its added tokens and their exact rules;
 2. ``vocab.json`` and ``merges.txt``: the same in two files, with ``added_tokens.json`` for the added tokens;
 3. ``encoder.json`` and ``vocab.bpe``: the same under GPT-2's first names;
-4. ``tokenizer.model``: a sentencepiece model.
+4. ``tokenizer.model``: a sentencepiece model. It counts too where ``tokenizer.json`` is of another kind, since
+   converters write it a second time as one.
 
 ``added_tokens.json`` completes every form of byte-level BPE. The token that ends a text is the ``eos_token`` of
 ``special_tokens_map.json``, else of ``tokenizer_config.json``, else the tokenizer's own. Nothing else is read from
@@ -20,11 +21,13 @@ from pathlib import Path
 from refgpt.arguments import path_of
 from refgpt.errors import TokenizerError
 from refgpt.tokenizers.base import StreamDecoder, Tokenizer
+from refgpt.tokenizers.files import OtherKind
 
 __all__ = ["StreamDecoder", "Tokenizer", "find_tokenizer", "load_tokenizer"]
 
 #: Files that make a tokenizer together, in the order in which they are preferred.
-FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("tokenizer.model",))
+SENTENCEPIECE = "tokenizer.model"
+FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), (SENTENCEPIECE,))
 ACCEPTED = "tokenizer.json, vocab.json with merges.txt, encoder.json with vocab.bpe, or tokenizer.model"
 
 
@@ -72,7 +75,14 @@ def find_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer | None:
     there = [[name for name in form if (directory / name).exists()] for form in FORMS]
     whole = [names for names, form in zip(there, FORMS, strict=True) if len(names) == len(form)]
     best = next(filter(None, whole + there), None)  # half a pair only if nothing is whole: it then names its other half
-    return None if best is None else _load_file(directory / best[0])
+    if best is None:
+        return None
+    try:
+        return _load_file(directory / best[0])
+    except OtherKind:
+        if not (directory / SENTENCEPIECE).exists():
+            raise
+        return _load_file(directory / SENTENCEPIECE)
 
 
 def _load_file(path: Path) -> Tokenizer:

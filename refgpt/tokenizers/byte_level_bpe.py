@@ -16,7 +16,15 @@ import tokenizers
 from refgpt.config import LARGEST
 from refgpt.errors import TokenizerError
 from refgpt.tokenizers.base import Tokenizer
-from refgpt.tokenizers.files import expect, faults_named, named_eos, read_json_object, read_settings, read_text
+from refgpt.tokenizers.files import (
+    OtherKind,
+    expect,
+    faults_named,
+    named_eos,
+    read_json_object,
+    read_settings,
+    read_text,
+)
 from refgpt.wording import FRESH_COPY, shown
 
 END_OF_TEXT = "<|endoftext|>"
@@ -132,7 +140,7 @@ def _refuse_other_kinds(description: dict[str, Any], model: dict[str, Any], path
         names = [step.get("type") if isinstance(step, dict) else step for step in steps]
         fix = "use the tokenizer that came with the model"
         got = f"{shown(kind)} with the pre-tokenizer {shown(names)}"
-        raise TokenizerError("not a byte-level BPE", where=path, got=got, wanted=wanted, fix=fix)
+        raise OtherKind("not a byte-level BPE", where=path, got=got, wanted=wanted, fix=fix)
     for setting in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(setting):
             got = shown(model[setting])

@@ -17,6 +17,10 @@ MOST_BYTES = 8 << 20
 MOST_BYTES_OF_SETTINGS = 1 << 20
 
 
+class OtherKind(TokenizerError):
+    """The file is a tokenizer's, but of a kind that is not read; another file beside it may do."""
+
+
 def read_bytes(path: Path) -> bytes:
     """A whole file; ``TokenizerError`` if that cannot be, see ``refgpt.small_files``."""
     return small_files.read_bytes(path, TokenizerError, MOST_BYTES)

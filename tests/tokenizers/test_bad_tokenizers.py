@@ -239,11 +239,16 @@ OTHER_MODELS = [
 
 
 @pytest.mark.parametrize("model", OTHER_MODELS, ids=lambda model: type(model).__name__)
-def test_other_kinds_of_tokenizer(model, tmp_path):
+def test_other_kinds_of_tokenizer(model, sentencepiece_models, tmp_path):
     library = tokenizers.Tokenizer(model)
     library.pre_tokenizer = pre_tokenizers.ByteLevel()
     library.save(str(tmp_path / "tokenizer.json"))
     refused(tmp_path, f"not a byte-level BPE; got '{type(model).__name__}'")
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_models["keeps all"])  # beside which nothing else is needed
+    assert find_tokenizer(tmp_path).n_vocab == 340
+    refused(tmp_path / "tokenizer.json", "not a byte-level BPE")
+    (tmp_path / "tokenizer.json").write_text("{")
+    refused(tmp_path, "tokenizer.json: the text is not JSON")
 
 
 @pytest.mark.parametrize("line", ["a", "a b c", " a", "a  b", "zzz e", "#version", "Ä € x"])
