@@ -5,6 +5,7 @@ The names and defaults are those of transformers' ``GPTJForCausalLM`` and ``GPTJ
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
 from refgpt.params import Params, check, leaf_shapes
 from refgpt.wording import listed, shown
+
+log = logging.getLogger("refgpt")
 
 MODEL_TYPE = "gptj"
 
@@ -92,7 +95,7 @@ def read_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
     }
     n_vocab, d_model = given.get("n_vocab", ModelConfig.n_vocab), given.get("d_model", ModelConfig.d_model)
     for field in ("bos_id", "eos_id"):
-        given[field] = _token_id(given.get(field, ModelConfig.eos_id), n_vocab, path)
+        given[field] = _token_id(KEYS[field][0], given.get(field, ModelConfig.eos_id), n_vocab, path)
     if given.get("d_ff") is None and isinstance(d_model, int):
         given["d_ff"] = 4 * d_model
     for field, value in given.items():
@@ -123,13 +126,20 @@ def _value(raw: Mapping[str, Any], keys: tuple[str, ...], path: Path) -> Any:
     return values[0]
 
 
-def _token_id(value: Any, n_vocab: Any, path: Path) -> Any:
-    """One id or None. transformers writes its default, 50256, even for smaller vocabularies: then there is none."""
+def _token_id(key: str, value: Any, n_vocab: Any, path: Path) -> Any:
+    """One id or None: the first of several, and none beyond the vocabulary.
+
+    transformers writes its default, 50256, even for smaller vocabularies; any other such id deserves a warning.
+    """
     if isinstance(value, list):
-        if len(value) != 1:
-            raise ConfigError("only one id can end a text", where=path, got=shown(value), fix="keep one eos_token_id")
-        value = value[0]
-    return None if value == ModelConfig.eos_id and isinstance(n_vocab, int) and n_vocab <= value else value
+        if len(value) > 1:
+            log.warning("%s: %s is a list, of which only the first counts: %s", path, key, shown(value))
+        value = value[0] if value else None
+    if type(value) is not int or type(n_vocab) is not int or value < n_vocab:
+        return value
+    if value != ModelConfig.eos_id:
+        log.warning("%s: %s %d is not in the vocabulary of %d, so there is none", path, key, value, n_vocab)
+    return None
 
 
 def split_names(tensors: Mapping[str, np.ndarray], path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

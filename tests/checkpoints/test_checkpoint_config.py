@@ -71,6 +71,11 @@ def without(*keys, **changes):
         (without(eos_token_id=50256), "eos_id", None),
         (without(eos_token_id=7), "eos_id", 7),
         (without(eos_token_id=[7]), "eos_id", 7),
+        (without(eos_token_id=[7, 8]), "eos_id", 7),
+        (without(eos_token_id=[]), "eos_id", None),
+        (without(eos_token_id=37), "eos_id", None),
+        (without(eos_token_id=[36]), "eos_id", 36),
+        (without(bos_token_id=10**30), "bos_id", None),
         (without(eos_token_id=None, vocab_size=50400), "eos_id", None),
         (without("bos_token_id"), "bos_id", None),
         (without(bos_token_id=0), "bos_id", 0),
@@ -78,6 +83,20 @@ def without(*keys, **changes):
 )
 def test_defaults_and_other_names(tmp_path, keys, field, want):
     assert getattr(read(tmp_path, keys), field) == want
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"eos_token_id": [7, 8]}, ["eos_token_id is a list, of which only the first counts: [7, 8]"]),
+        ({"bos_token_id": 37}, ["bos_token_id 37 is not in the vocabulary of 37, so there is none"]),
+        ({"eos_token_id": [7]}, []),
+        ({"eos_token_id": 50256}, []),  # transformers' default, whatever the vocabulary
+    ],
+)
+def test_odd_ids_of_tokens_are_warned_of(tmp_path, keys, says, caplog):
+    read(tmp_path, without(**keys))
+    assert [message.removeprefix(f"{tmp_path / 'config.json'}: ") for message in caplog.messages] == says
 
 
 @pytest.mark.parametrize(
@@ -102,13 +121,13 @@ def test_defaults_and_other_names(tmp_path, keys, field, want):
         ({"n_layer": "2"}, "n_layer is not a number"),
         ({"n_embd": {}}, "not a number"),
         ({"vocab_size": None}, "correct vocab_size"),
-        ({"vocab_size": [37]}, "not a number|one id"),
+        ({"vocab_size": [37]}, "not a number"),
         ({"layer_norm_epsilon": 0}, "correct layer_norm_epsilon"),
         ({"layer_norm_epsilon": "1e-5"}, "not a number"),
         ({"n_inner": 0}, "correct n_inner"),
-        ({"eos_token_id": 37}, "correct eos_token_id"),
         ({"eos_token_id": -1}, "correct eos_token_id"),
-        ({"eos_token_id": [1, 2]}, "only one id"),
+        ({"eos_token_id": [[1]]}, "not a number"),
+        ({"eos_token_id": [True, 2]}, "correct eos_token_id"),
         ({"hidden_size": 32}, "n_embd and hidden_size"),
         ({"num_hidden_layers": 3}, "disagree"),
     ],
@@ -134,7 +153,8 @@ TEXTS = {
     "infinity": (b'{"layer_norm_epsilon": -Infinity}', "not finite"),
     "1e999": (b'{"layer_norm_epsilon": 1e999}', "too large"),
     "a million digits": (b'{"n_layer": ' + b"1" * 1_000_000 + b"}", "absurdly long"),
-    "deep lists": (b'{"a": ' + b"[" * 1_000_000, "deep"),
+    "deep lists": (b'{"a": ' + b"[" * 500_000, "deep"),
+    "many lists": (b'{"a": ' + b"[" * 600_000, "absurdly many objects and lists"),
     "control character": (b'{"a": "\n"}', "not JSON"),
 }
 
