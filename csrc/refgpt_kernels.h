@@ -131,7 +131,7 @@ typedef struct {
 /* Rearranges a row-major matrix [n_out, n_in] into panels, zeros in the lanes past n_out. Items: panels.
  * pack_{b2,b4}: the size of an element in bytes. */
 typedef struct {
-    const void *w;
+    const void *w; /* at any address */
     void *panels;
     int64_t n_in, n_out;
 } refgpt_pack_args;

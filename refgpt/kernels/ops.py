@@ -252,6 +252,7 @@ def pack(
 ) -> Panels:
     """A matrix [n_out, n_in] (float32, float16 or bfloat16) as panels of the same dtype, whole: nothing is rounded.
 
+    The matrix may lie at any address, as it does in files.
     ``scratch`` is a flat array of that dtype to put them in; a new one is made by default.
     """
     n_out, n_in = _shape("w", w, (None, None))
@@ -265,7 +266,7 @@ def pack(
                           wanted=f"{w.dtype} ({size},)")  # fmt: skip
     data = scratch[:size].reshape(shape)
     pointer = ffi.from_buffer(_whole("scratch", data, written=True))
-    args = _args("pack", w=ffi.from_buffer(_whole("w", w)), panels=pointer, n_in=n_in, n_out=n_out)
+    args = _args("pack", w=ffi.from_buffer(_whole("w", w, anywhere=True)), panels=pointer, n_in=n_in, n_out=n_out)
     _run(kernel or active(f"pack_b{w.dtype.itemsize}"), args, n_panels(n_out), 4, threads)
     return Panels(data, n_out, n_in, dtype, pointer)
 
@@ -329,10 +330,10 @@ def _within(name: str, index: np.ndarray, least: int, stop: int) -> None:
         )
 
 
-def _whole(name: str, array: np.ndarray, written: bool = False) -> np.ndarray:
-    """The array, if its elements lie side by side, each where its type wants it."""
+def _whole(name: str, array: np.ndarray, written: bool = False, anywhere: bool = False) -> np.ndarray:
+    """The array, if its elements lie side by side, each where its type wants it or ``anywhere``."""
     flags = array.flags
-    if not (flags.c_contiguous and flags.aligned):
+    if not (flags.c_contiguous and (flags.aligned or anywhere)):
         raise KernelError("not C-contiguous and aligned", where=name, fix="pass np.require(it, requirements='CA')")
     if written and not flags.writeable:
         raise KernelError("not writable", where=name)

@@ -85,4 +85,4 @@ def _packed(name: str, leaf: np.ndarray, dtype: str | None, threads: int) -> np.
         table = aligned_zeros(kept.shape, kept.dtype)
         table[...] = kept
         return table
-    return pack(np.require(kept, requirements=["C", "ALIGNED"]), threads=threads)
+    return pack(np.ascontiguousarray(kept), threads=threads)

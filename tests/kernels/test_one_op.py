@@ -254,6 +254,15 @@ def test_the_output_may_be_the_input(op):
 # ---- packing ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_matrix_may_lie_at_an_odd_address(dtype):
+    w = np.arange(20 * 19, dtype=dtype).reshape(20, 19)
+    odd = np.frombuffer(b"." + w.tobytes(), dtype, offset=1).reshape(w.shape)
+    assert not odd.flags.aligned
+    for kernel in (k for k in RUNNABLE if k.op == f"pack_b{w.itemsize}"):
+        assert_same_bits(pack(odd, kernel=kernel).data, pack(w, kernel=kernel).data)
+
+
 @each("embedding")
 def test_every_sixteen_bit_pattern_is_widened_exactly(kernel):
     dtype = dtype_of(kernel)
