@@ -120,7 +120,7 @@ void refgpt_run(refgpt_kernel kernel, const void *args, int64_t n_items, int64_t
     start_workers(n_threads - 1);
     job.kernel = kernel, job.args = args, job.n_items = n_items, job.n_threads = n_threads;
     /* Several pieces a thread even out a busy machine; whole grains keep a kernel's groups of items together. */
-    job.piece = (n_items / (8 * n_threads) + grain - 1) / grain * grain;
+    job.piece = n_items / (8 * n_threads) / grain * grain;
     if (job.piece < grain) job.piece = grain;
     atomic_store(&job.next, 0);
     atomic_store(&open_job, ++n_jobs);

@@ -1,11 +1,11 @@
 /* Linear layers: rows of activations times panels of weights.
  *
  * Few rows (decode) are bound by reading the weights once: they stream from memory and are widened in registers. Many rows
- * (prefill) are bound by arithmetic: rows lie packed side by side so that broadcasts are sequential, and for 128 rows at a time
+ * (prefill) are bound by arithmetic: rows lie packed side by side so that broadcasts are sequential, and for 256 rows at a time
  * a block of TILE_PANELS x 128 weights waits in the L1 cache, widened once. Totals are kept in a buffer until they are
  * done: y's rows are often a power of two apart, which would make them fight for the same lines of the cache. */
 
-enum { BLOCK = 4 * CHUNK, ROW_BLOCK = 128 };
+enum { BLOCK = 4 * CHUNK, ROW_BLOCK = 256 };
 
 static void start_totals(float *totals, int64_t stride, int64_t n_rows, int64_t n_outputs, const float *bias) {
     for (int64_t r = 0; r < n_rows; r++)
@@ -27,7 +27,7 @@ static void linear_few_rows(const refgpt_linear_args *a, int64_t first, int64_t 
     }
 }
 
-/* y for up to 128 rows (whole panels of packed rows) and TILE_PANELS panels of weights. */
+/* y for up to 256 rows (whole panels of packed rows) and TILE_PANELS panels of weights. */
 static void linear_block(const refgpt_linear_args *a, int64_t first_row, int64_t first, int64_t n_outputs, panels w) {
     enum { WIDTH = TILE_PANELS * LANES };
     float widened[TILE_PANELS * BLOCK * LANES] __attribute__((aligned(64)));

@@ -1,6 +1,6 @@
 """Record what PyTorch's GPT-J makes of the default model. Run by hand after training:
 
-    PYTHONPATH=.:tests python tests/goldens_default/record.py
+PYTHONPATH=.:tests python tests/goldens_default/record.py
 """
 
 from __future__ import annotations
