@@ -11,7 +11,6 @@ from cases import CASES, Call, row_sum
 
 from refgpt.kernels import active, list_kernels
 
-
 # OpenBLAS's threads keep their processors busy for some time after a product; the next call wants these.
 PAUSE = 0.1
 
