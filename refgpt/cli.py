@@ -15,12 +15,11 @@ from itertools import groupby
 from pathlib import Path
 
 from refgpt import __version__
-from refgpt.checkpoints import MASKS, TensorInfo, open_checkpoint
+from refgpt.checkpoints import MASKS, TensorInfo
 from refgpt.errors import GenerationError, RefgptError
-from refgpt.generation import GenerationParams
-from refgpt.model import DTYPES, Model, default_model_path, load
+from refgpt.generation import GenerationParams, encode_prompt
+from refgpt.model import DTYPES, Model, load, open_model
 from refgpt.params import KV_DTYPES, Progress
-from refgpt.tokenizers import find_tokenizer
 
 #: Loading fewer bytes than this takes about a second: not worth a progress bar.
 WORTH_A_BAR = 500_000_000
@@ -180,7 +179,9 @@ def _generate(arguments: argparse.Namespace) -> int:
         ignore_eos=arguments.ignore_eos,
         truncate=arguments.truncate,
     )
-    pieces = _load(arguments, arguments.backend).stream(prompt, params)
+    checkpoint, tokenizer = open_model(arguments.model, arguments.mask)
+    ids = encode_prompt(prompt, checkpoint.config, tokenizer, params)  # nor should a prompt that is too long
+    pieces = _load(arguments, arguments.backend).stream(ids, params)
     if arguments.echo:
         print(prompt, end="", flush=True)
     for piece in pieces:
@@ -238,10 +239,8 @@ def _progress_bar() -> Iterator[Progress | None]:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    path = default_model_path() if arguments.model is None else Path(arguments.model)
-    checkpoint = open_checkpoint(path)
+    checkpoint, tokenizer = open_model(arguments.model)
     config = checkpoint.config
-    tokenizer = find_tokenizer(path if path.is_dir() else path.parent)
     files = {tensor.file for tensor in checkpoint.tensors}
     n_items = [leaf.size for _, leaf in checkpoint.params.items()]
     stored = sum(leaf.nbytes for _, leaf in checkpoint.params.items())

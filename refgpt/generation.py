@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeGuard
 import numpy as np
 
 from refgpt.arguments import one_of, whole_number
+from refgpt.config import ModelConfig
 from refgpt.engine import Engine
 from refgpt.errors import GenerationError
 from refgpt.params import STORED_DTYPES
@@ -206,7 +207,9 @@ def is_batch(prompt: object) -> bool:
     return batched == {True}
 
 
-def encode_prompt(prompt: Prompt | np.ndarray, model: Generates, params: GenerationParams) -> list[int]:
+def encode_prompt(
+    prompt: Prompt | np.ndarray, config: ModelConfig, tokenizer: Tokenizer | None, params: GenerationParams
+) -> list[int]:
     """A prompt as ids that leave room for at least one new token.
 
     Raises
@@ -215,7 +218,6 @@ def encode_prompt(prompt: Prompt | np.ndarray, model: Generates, params: Generat
         If the prompt is too long, is a text without a tokenizer, is empty without a token to start from, or has ids
         that do not exist.
     """
-    config, tokenizer = model.engine.config, model.tokenizer
     if not isinstance(prompt, str):
         ids = list(prompt)
     elif tokenizer is None:

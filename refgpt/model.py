@@ -148,7 +148,7 @@ class Model:
         settings = GenerationParams.of(params, changes)
         batch = is_batch(prompt)
         prompts: Any = prompt if batch else [prompt]
-        done = generate(self, [encode_prompt(one, self, settings) for one in prompts], settings)
+        done = generate(self, [encode_prompt(one, self.config, self.tokenizer, settings) for one in prompts], settings)
         return done if batch else done[0]
 
     def stream(self, prompt: Prompt, params: GenerationParams | None = None, **changes: Any) -> Iterator[str]:
@@ -176,7 +176,7 @@ class Model:
         if self.tokenizer is None:
             raise GenerationError("this model has no tokenizer, so there is no text to stream", where="stream",
                                   fix="use generate, whose result has .ids")  # fmt: skip
-        return stream_text(self, encode_prompt(prompt, self, settings), settings)
+        return stream_text(self, encode_prompt(prompt, self.config, self.tokenizer, settings), settings)
 
     def __repr__(self) -> str:
         return (f"<refgpt.Model {self.checkpoint.path} {self.backend} dtype={self.dtype or 'as stored'} "
@@ -226,9 +226,7 @@ def load(
     one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), RefgptError)
     if threads is not None:  # a mistake is one for either backend, and before the files are opened
         whole_number("threads", threads, 1, None, RefgptError)
-    path = default_model_path() if path is None else path_of("path", path, RefgptError)
-    checkpoint = open_checkpoint(path, mask)
-    tokenizer = find_tokenizer(path if path.is_dir() else path.parent)
+    checkpoint, tokenizer = open_model(path, mask)
     if checkpoint.mask == "prefix":
         # What was asked for is news to nobody; what was found is shown even where no logging is set up.
         level = logging.WARNING if mask == "auto" else logging.INFO
@@ -250,6 +248,15 @@ def load(
         engine = SpecEngine(checkpoint.params.map(kept), checkpoint.config,
                             np.float64 if dtype == "f64" else np.float32)  # fmt: skip
     return Model(engine, checkpoint, tokenizer, backend, dtype)
+
+
+def open_model(path: str | os.PathLike | None = None, mask: str = "auto") -> tuple[Checkpoint, Tokenizer | None]:
+    """A model's files without its weights' numbers: what ``load`` begins with, in well under a second.
+
+    Parameters, and the errors that need no numbers, are those of ``load``.
+    """
+    path = default_model_path() if path is None else path_of("path", path, RefgptError)
+    return open_checkpoint(path, mask), find_tokenizer(path if path.is_dir() else path.parent)
 
 
 def default_model_path() -> Path:

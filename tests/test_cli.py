@@ -60,9 +60,12 @@ def test_generate_prints_what_the_model_writes(run, path, backend):
 
 def test_every_option_reaches_the_model(path, monkeypatch, run):
     asked = {}
-    monkeypatch.setattr(
-        refgpt.Model, "stream", lambda self, prompt, params: asked.update(vars(params)) or iter([prompt])
-    )
+
+    def stream(self, ids, params):
+        asked.update(vars(params))
+        return iter([self.tokenizer.decode(ids)])
+
+    monkeypatch.setattr(refgpt.Model, "stream", stream)
     options = ["--max-new-tokens", 3, "--temperature", 0.5, "--top-k", 4, "--top-p", 0.6, "--repetition-penalty", 1.2,
                "--presence-penalty", 0.1, "--frequency-penalty", 0.2, "--seed", 9, "--stop", "a\\nb", "--stop", "c",
                "--ignore-eos", "--truncate", "left"]  # fmt: skip
@@ -130,6 +133,11 @@ def test_unusable_input_is_one_line_and_status_2(run, path, arguments, said):
     assert re.fullmatch(r"refgpt: error: [^\n]+\n", got.err) and said in got.err
 
 
+def test_a_prompt_that_is_too_long_is_found_before_the_weights_are_read(run, path, monkeypatch):
+    monkeypatch.setattr(cli, "load", lambda *_, **__: pytest.fail("the weights were loaded first"))
+    assert run("generate", "-m", path, "a" * 64).code == 2
+
+
 def test_a_prompt_that_is_too_long_can_be_cut(run, path):
     got = run("generate", "-m", path, "a" * 64, "--truncate", "left", "-n", 4)
     assert (got.code, got.err) == (0, "refgpt: kept the last 60 of the prompt's 64 tokens\n")
@@ -146,8 +154,13 @@ def test_bad_usage_exits_with_2_and_help_with_0(capsys):
 
 
 def test_the_prefix_mask_is_mentioned_on_standard_error(run, prefix_path):
-    got = run("generate", "-m", prefix_path, "hi")
+    got = run("verify", prefix_path)
     assert got.err.count("prefix mask: all tokens of a prompt see each other (attn.bias") == 1
+    assert got.code == 0
+
+
+def test_a_text_for_a_model_without_a_tokenizer(run, prefix_path):
+    got = run("generate", "-m", prefix_path, "hi")
     assert got.code == 2 and "no tokenizer" in got.err
 
 

@@ -84,8 +84,9 @@ def model_of(engine, tokenizer=None, mask="causal"):
 
 
 def run(model, prompts, **params):
-    settings = GenerationParams(**params)
-    return generate(model, [encode_prompt(prompt, model, settings) for prompt in prompts], settings)
+    settings, config = GenerationParams(**params), model.engine.config
+    encoded = [encode_prompt(prompt, config, model.tokenizer, settings) for prompt in prompts]
+    return generate(model, encoded, settings)
 
 
 def scripted(text, **params):
@@ -303,16 +304,14 @@ def test_the_longest_prompt_that_fits():
 )
 def test_truncation_drops_the_beginning(n, max_new_tokens, kept):
     params = GenerationParams(truncate="left", max_new_tokens=max_new_tokens)
-    assert encode_prompt(list(range(n)), SPEC, params) == list(range(n))[-kept:]
+    assert encode_prompt(list(range(n)), CONFIG, None, params) == list(range(n))[-kept:]
 
 
 def test_an_empty_prompt_starts_from_the_beginning_of_text():
-    assert encode_prompt([], SPEC, GenerationParams()) == [CONFIG.bos_id]
-    silent = model_of(Scripted([], tiny_config()), Letters(eos_id=7))
-    assert encode_prompt("", silent, GenerationParams()) == [7]
-    silent.tokenizer = None
+    assert encode_prompt([], CONFIG, None, GenerationParams()) == [CONFIG.bos_id]
+    assert encode_prompt("", tiny_config(), Letters(eos_id=7), GenerationParams()) == [7]
     with pytest.raises(GenerationError, match="prompt is empty"):
-        encode_prompt([], silent, GenerationParams())
+        encode_prompt([], tiny_config(), None, GenerationParams())
 
 
 def test_what_is_one_prompt_and_what_are_several():
