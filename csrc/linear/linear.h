@@ -33,7 +33,7 @@ static void linear_block(const refgpt_linear_args *a, int64_t first_row, int64_t
     float widened[TILE_PANELS * BLOCK * LANES] __attribute__((aligned(64)));
     float totals[ROW_BLOCK * WIDTH] __attribute__((aligned(64)));
     const int64_t n_rows = smaller(ROW_BLOCK, a->n_rows - first_row), n_panels = (n_outputs + LANES - 1) / LANES;
-    memset(totals, 0, sizeof totals);
+    memset(totals, 0, (size_t)(n_rows * WIDTH) * sizeof *totals);
     start_totals(totals, WIDTH, n_rows, n_outputs, a->bias ? a->bias + first : NULL);
     for (int64_t i = 0; i < a->n_in; i += BLOCK) {
         const int64_t depth = smaller(BLOCK, a->n_in - i);
