@@ -9,8 +9,7 @@ import numpy as np
 from refgpt.config import ModelConfig
 from refgpt.errors import GenerationError
 from refgpt.kernels import aligned_zeros, kv_shapes
-
-DTYPES: dict[str, np.dtype] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
+from refgpt.params import STORED_DTYPES
 
 
 class KVCache:
@@ -33,9 +32,9 @@ class KVCache:
         k_shape, v_shape = kv_shapes(config.n_head, config.d_head, capacity)
         shapes = [(config.n_layer, n_slots, *shape) for shape in (k_shape, v_shape)]
         try:
-            self.k, self.v = (aligned_zeros(shape, DTYPES[dtype]) for shape in shapes)
+            self.k, self.v = (aligned_zeros(shape, STORED_DTYPES[dtype]) for shape in shapes)
         except MemoryError:
-            n_bytes = sum(map(prod, shapes)) * DTYPES[dtype].itemsize
+            n_bytes = sum(map(prod, shapes)) * STORED_DTYPES[dtype].itemsize
             raise GenerationError(
                 "the attention cache does not fit into memory",
                 where=f"{n_slots} x {capacity} positions in {dtype}",

@@ -11,9 +11,9 @@ from refgpt.arguments import one_of
 from refgpt.config import ModelConfig
 from refgpt.errors import GenerationError
 from refgpt.kernels import CHUNK, check_threads
-from refgpt.params import KVDtype, Params, Progress
+from refgpt.params import KV_DTYPES, KVDtype, Params, Progress
 from refgpt.prompts import check_ids, check_tokens
-from refgpt.runtime.cache import DTYPES, KVCache
+from refgpt.runtime.cache import KVCache
 from refgpt.runtime.gptj import Rows, Workspace, forward
 from refgpt.runtime.packing import pack_params
 from refgpt.runtime.rotation import rotary_tables
@@ -53,8 +53,8 @@ class Runtime:
         kv_dtype: KVDtype | None = None,
         progress: Progress | None = None,
     ) -> None:
-        one_of("dtype", dtype, (None, *DTYPES), GenerationError)
-        one_of("kv_dtype", kv_dtype, (None, *DTYPES), GenerationError)
+        one_of("dtype", dtype, (None, "f32", "f16"), GenerationError)
+        one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), GenerationError)
         self.config = config
         self.threads = check_threads(threads)
         self.kv_dtype: KVDtype = kv_dtype or "f32"
