@@ -17,7 +17,7 @@ from refgpt.config import ModelConfig
 from refgpt.engine import Engine, SpecEngine
 from refgpt.errors import GenerationError, RefgptError
 from refgpt.generation import Generation, GenerationParams, Prompt, encode_prompt, generate, is_batch, stream_text
-from refgpt.params import KV_DTYPES, KVDtype, Params, Progress, kept_leaf
+from refgpt.params import KV_DTYPES, KVDtype, Leaf, Params, Progress, kept_leaf, row_slices
 from refgpt.tokenizers import Tokenizer, find_tokenizer
 from refgpt.tracing import Report, compare, record
 
@@ -239,8 +239,9 @@ def load(
                          progress=progress)  # fmt: skip
     else:
 
-        def kept(name: str, leaf: np.ndarray) -> np.ndarray:
-            check_finite(name, leaf)
+        def kept(name: str, leaf: Leaf) -> Leaf:
+            for rows in row_slices(leaf):
+                check_finite(place_of(leaf, name), rows)
             kept = kept_leaf(place_of(leaf, name), leaf, dtype)
             release(leaf)
             return kept

@@ -2,19 +2,20 @@
 
 Leaves keep the dtype they were stored in and are usually memory maps: a tree of a 24 GB checkpoint costs nothing until
 it is read. NumPy has no bfloat16, so such a leaf has the structured dtype ``BFLOAT16``; ``widen`` turns any leaf into
-floats.
+floats. A matrix may also be ``Encoded``: stored in blocks, shards or panels, and decoded where it is used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from refgpt.config import ModelConfig
+from refgpt.encoded import Encoded
 from refgpt.errors import CheckpointError
 
 #: A bfloat16 is the upper half of a float32; the field name keeps it apart from plain 16-bit integers.
@@ -31,6 +32,12 @@ STORED_DTYPES: dict[str, np.dtype] = {
 KVDtype = Literal["f32", "f16"]
 KV_DTYPES = get_args(KVDtype)
 
+#: One parameter: a vector is always an array.
+Leaf = np.ndarray | Encoded
+
+#: Numbers of a matrix that are worked on together while it is read.
+SLICE = 1 << 22
+
 #: Called with the bytes that are loaded and the bytes in all.
 Progress = Callable[[int, int], None]
 
@@ -41,13 +48,13 @@ class Block:
 
     ln_w: np.ndarray  # [c]
     ln_b: np.ndarray  # [c]
-    wq: np.ndarray  # [c, c]   rows are heads x d_head
-    wk: np.ndarray  # [c, c]
-    wv: np.ndarray  # [c, c]
-    wo: np.ndarray  # [c, c]
-    w_in: np.ndarray  # [f, c]
+    wq: Leaf  # [c, c]   rows are heads x d_head
+    wk: Leaf  # [c, c]
+    wv: Leaf  # [c, c]
+    wo: Leaf  # [c, c]
+    w_in: Leaf  # [f, c]
     b_in: np.ndarray  # [f]
-    w_out: np.ndarray  # [c, f]
+    w_out: Leaf  # [c, f]
     b_out: np.ndarray  # [c]
 
 
@@ -55,20 +62,20 @@ class Block:
 class Params:
     """All parameters of a model."""
 
-    wte: np.ndarray  # [v, c]   token embeddings
+    wte: Leaf  # [v, c]   token embeddings
     blocks: tuple[Block, ...]
     ln_w: np.ndarray  # [c]      final LayerNorm
     ln_b: np.ndarray  # [c]
-    w_head: np.ndarray  # [v, c]   output head, not tied to wte
+    w_head: Leaf  # [v, c]   output head, not tied to wte
     b_head: np.ndarray  # [v]
 
     @classmethod
-    def from_leaves(cls, leaves: Mapping[str, np.ndarray], n_layer: int) -> Params:
+    def from_leaves(cls, leaves: Mapping[str, Any], n_layer: int) -> Params:
         """The tree of leaves named as ``items`` names them: its inverse."""
         blocks = tuple(Block(**{f.name: leaves[f"blocks.{i}.{f.name}"] for f in fields(Block)}) for i in range(n_layer))
         return cls(blocks=blocks, **{f.name: leaves[f.name] for f in fields(cls) if f.name != "blocks"})
 
-    def items(self) -> Iterator[tuple[str, np.ndarray]]:
+    def items(self) -> Iterator[tuple[str, Leaf]]:
         """Each leaf with its name, "wte", "blocks.0.ln_w", ..., in the order of the forward pass."""
         for field in fields(self):
             value = getattr(self, field.name)
@@ -79,7 +86,7 @@ class Params:
                 for leaf in fields(block):
                     yield f"blocks.{i}.{leaf.name}", getattr(block, leaf.name)
 
-    def map(self, change: Callable[[str, np.ndarray], np.ndarray]) -> Params:
+    def map(self, change: Callable[[str, Leaf], Leaf]) -> Params:
         """The same tree with every leaf replaced by ``change(name, leaf)``."""
         return self.from_leaves({name: change(name, leaf) for name, leaf in self.items()}, len(self.blocks))
 
@@ -93,13 +100,13 @@ def dtype_name(dtype: np.dtype) -> str | None:
     return next((name for name, known in STORED_DTYPES.items() if known == dtype), None)
 
 
-def widen(stored: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
+def widen(stored: Leaf, dtype: DTypeLike = np.float32) -> np.ndarray:
     """A stored array as plain floats; exact from any 16-bit dtype.
 
     Parameters
     ----------
-    stored : ndarray
-        float16, bfloat16 (``BFLOAT16``), float32 or float64.
+    stored : ndarray or Encoded
+        float16, bfloat16 (``BFLOAT16``), float32 or float64, or a matrix that decodes to one of them.
     dtype : dtype
         The floating dtype wanted.
 
@@ -108,12 +115,25 @@ def widen(stored: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
     ndarray
         A copy, or ``stored`` itself where it already has that dtype.
     """
+    if isinstance(stored, Encoded):
+        stored = stored.rows(0, stored.shape[0])
     if stored.dtype == BFLOAT16:
         stored = (stored["bfloat16"].astype(np.uint32) << 16).view(np.float32)
     return stored.astype(dtype, copy=False)
 
 
-def kept_leaf(name: str, leaf: np.ndarray, dtype: str | None) -> np.ndarray:
+def row_slices(leaf: Leaf) -> Iterator[np.ndarray]:
+    """A leaf in pieces of whole rows, in order: a vector as one, a large matrix some megabytes at a time.
+
+    Every piece but the last has a multiple of 64 rows, and so whole panels.
+    """
+    n_rows = max(64, SLICE // max(leaf.size // max(leaf.shape[0], 1), 1) // 64 * 64)
+    for start in range(0, leaf.shape[0], n_rows):
+        stop = min(start + n_rows, leaf.shape[0])
+        yield leaf.rows(start, stop) if isinstance(leaf, Encoded) else leaf[start:stop]
+
+
+def kept_leaf(name: str, leaf: Leaf, dtype: str | None) -> Leaf:
     """A leaf as an engine keeps it in memory.
 
     Parameters
@@ -135,13 +155,13 @@ def kept_leaf(name: str, leaf: np.ndarray, dtype: str | None) -> np.ndarray:
     return leaf
 
 
-def _narrowed(name: str, leaf: np.ndarray, dtype: type[np.floating], fix: str) -> np.ndarray:
+def _narrowed(name: str, leaf: Leaf, dtype: type[np.floating], fix: str) -> np.ndarray:
     with np.errstate(over="ignore"):
-        leaf = widen(leaf, dtype)
-    if not np.isfinite(leaf).all():
+        narrow = widen(leaf, dtype)
+    if not np.isfinite(narrow).all():
         raise CheckpointError(f"holds numbers that {dtype.__name__} cannot", where=name,
                               wanted=f"at most {np.finfo(dtype).max:g}", fix=fix)  # fmt: skip
-    return leaf
+    return narrow
 
 
 def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from refgpt.checkpoints.mapped import place_of
 from refgpt.errors import CheckpointError
 from refgpt.params import dtype_name
 
@@ -34,18 +33,24 @@ def all_finite(array: np.ndarray) -> bool:
     return not any(chunk.size and (chunk & exponent).max() == exponent for chunk in chunks)
 
 
-def check_finite(name: str, array: np.ndarray) -> None:
-    """Refuse a leaf that holds NaN or infinity.
+def check_finite(where: str, array: np.ndarray) -> None:
+    """Refuse numbers of a leaf that are NaN or infinite.
+
+    Parameters
+    ----------
+    where : str
+        Its file and what it is called there (``place_of``).
+    array : ndarray
+        The leaf, or some of its rows.
 
     Raises
     ------
     CheckpointError
-        Naming its file and the tensor as the file calls it; ``name`` if it is in no file.
     """
     if not all_finite(array):
         raise CheckpointError(
             "the weights hold NaN or infinity",
-            where=place_of(array, name),
+            where=where,
             wanted="finite numbers",
             fix="download the file again; if it was converted to float16, use bfloat16 or float32",
         )

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from refgpt.encoded import Encoded
 from refgpt.errors import CheckpointError
+from refgpt.params import Leaf
 from refgpt.wording import FRESH_COPY, shown, tensor_at
 
 # NumPy stops at 64; a weight has two.
@@ -111,8 +113,10 @@ def file_of(array: np.ndarray) -> MappedFile | None:
     return base if isinstance(base, MappedFile) else None
 
 
-def place_of(array: np.ndarray, name: str) -> str:
+def place_of(array: Leaf, name: str) -> str:
     """Where an array is stored, for errors: its file and what it is called there; ``name`` if it is in no file."""
+    if isinstance(array, Encoded):
+        return array.place
     mapped = file_of(array)
     return name if mapped is None else tensor_at(mapped.path, mapped.names.get(_offset(array, mapped), name))
 
@@ -123,16 +127,19 @@ def _offset(array: np.ndarray, mapped: MappedFile) -> int:
     return int(array.__array_interface__["data"][0] - first_byte)
 
 
-def release(array: np.ndarray) -> None:
+def release(array: Leaf) -> None:
     """Give the memory of a mapped array back to the operating system; reading the array again brings it back.
 
     Does nothing to an array that is not a view into a checkpoint's file, nor on systems without ``madvise``.
 
     Parameters
     ----------
-    array : ndarray
-        Any array. Pages that it shares with its neighbours in the file are released as well, which costs them a read.
+    array : ndarray or Encoded
+        Any leaf. Pages that it shares with its neighbours in the file are released as well, which costs them a read.
     """
+    if isinstance(array, Encoded):
+        array.release()
+        return
     mapped = file_of(array)
     if mapped is None or not array.size or not hasattr(mmap, "MADV_DONTNEED"):
         return

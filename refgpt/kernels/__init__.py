@@ -16,7 +16,6 @@ from refgpt.kernels.ops import (
     row_sum,
     softmax,
 )
-from refgpt.kernels.panels import Panels, aligned_zeros
 from refgpt.kernels.registry import Kernel, active, force_isa, list_kernels
 from refgpt.kernels.threads import check_threads
 
@@ -24,9 +23,7 @@ __all__ = [
     "CHUNK",
     "FEW_ROWS",
     "Kernel",
-    "Panels",
     "active",
-    "aligned_zeros",
     "attention",
     "check_threads",
     "embedding",

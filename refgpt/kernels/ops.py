@@ -7,15 +7,16 @@ it is not given. The arithmetic and its order are written down in ``csrc/refgpt_
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from refgpt.errors import KernelError
-from refgpt.kernels.native import FEW_ROWS, LANES, ffi, lib
-from refgpt.kernels.panels import Panels, aligned_zeros, n_panels
+from refgpt.kernels.native import FEW_ROWS, ffi, lib
 from refgpt.kernels.registry import Kernel, active
 from refgpt.kernels.threads import check_threads
+from refgpt.panels import LANES, Panels, aligned_zeros, n_panels, panel_shape
 from refgpt.params import BFLOAT16
 
 F32 = np.dtype(np.float32)
@@ -41,21 +42,32 @@ def linear(
     """
     n_rows, n_in = _shape("x", x, (None, w.n_in))
     y = _output(out, (n_rows, w.n_out))
-    x_panels = None if n_rows <= FEW_ROWS else pack(x, scratch, threads=threads)
-    args = _args("linear", x=_floats("x", x, (n_rows, n_in)), w=w.pointer,
-                 x_panels=ffi.NULL if x_panels is None else ffi.cast("float *", x_panels.pointer),
+    x_panels = None if n_rows <= FEW_ROWS else pack(x, _row_panels(scratch, n_rows, n_in), threads=threads)
+    args = _args("linear", x=_floats("x", x, (n_rows, n_in)), w=ffi.from_buffer(w.data),
+                 x_panels=ffi.NULL if x_panels is None else ffi.from_buffer("float[]", x_panels.data),
                  bias=ffi.NULL if bias is None else _floats("bias", bias, (w.n_out,)),
                  y=_floats("out", y, (n_rows, w.n_out)), n_rows=n_rows, n_in=n_in, n_out=w.n_out)  # fmt: skip
     # Pieces are whole groups of panels (4 or 3 of them side by side), and large enough to be worth waking a thread for.
     group = 4 if n_rows == 1 else 12
     grain = group * max(1, SMALLEST_PIECE // max(1, n_rows * n_in * LANES * group))
-    _run(kernel or active(f"linear_{w.dtype}"), args, n_panels(w.n_out), grain, threads)
+    _run(kernel or active(f"linear_{w.kind}"), args, n_panels(w.n_out), grain, threads)
     return y
 
 
 def linear_scratch(n_rows: int, n_in: int) -> np.ndarray:
     """Room for ``linear`` to pack up to ``n_rows`` rows of up to ``n_in`` inputs."""
     return aligned_zeros((n_panels(n_rows) * n_in * LANES,), F32)
+
+
+def _row_panels(scratch: np.ndarray | None, n_rows: int, n_in: int) -> Panels | None:
+    """Panels of so many rows in the scratch, if there is one and it is large enough."""
+    shape = panel_shape("f32", n_rows, n_in)
+    if scratch is None:
+        return None
+    if scratch.dtype != F32 or scratch.ndim != 1 or scratch.size < prod(shape):
+        raise KernelError("too small or of another dtype", where="scratch", got=f"{scratch.dtype} {scratch.shape}",
+                          wanted=f"float32 ({prod(shape)},)")  # fmt: skip
+    return Panels(scratch[: prod(shape)].reshape(shape), n_rows, n_in, "f32")
 
 
 def embedding(
@@ -248,27 +260,23 @@ def attention(
 
 
 def pack(
-    w: np.ndarray, scratch: np.ndarray | None = None, *, threads: int | None = None, kernel: Kernel | None = None
+    w: np.ndarray, out: Panels | None = None, *, threads: int | None = None, kernel: Kernel | None = None
 ) -> Panels:
     """A matrix [n_out, n_in] (float32, float16 or bfloat16) as panels of the same dtype, whole: nothing is rounded.
 
-    The matrix may lie at any address, as it does in files.
-    ``scratch`` is a flat array of that dtype to put them in; a new one is made by default.
+    The matrix may lie at any address, as it does in files. ``out`` are panels of its shape and dtype; new ones are made
+    by default.
     """
     n_out, n_in = _shape("w", w, (None, None))
-    dtype = _dtype_name("w", w)
-    shape = (n_panels(n_out), n_in, LANES)
-    size = shape[0] * n_in * LANES
-    if scratch is None:
-        scratch = aligned_zeros((size,), w.dtype)
-    elif scratch.dtype != w.dtype or scratch.ndim != 1 or scratch.size < size:
-        raise KernelError("too small or of another dtype", where="scratch", got=f"{scratch.dtype} {scratch.shape}",
-                          wanted=f"{w.dtype} ({size},)")  # fmt: skip
-    data = scratch[:size].reshape(shape)
-    pointer = ffi.from_buffer(_whole("scratch", data, written=True))
-    args = _args("pack", w=ffi.from_buffer(_whole("w", w, anywhere=True)), panels=pointer, n_in=n_in, n_out=n_out)
+    kind = _dtype_name("w", w)
+    out = Panels.zeros(kind, n_out, n_in) if out is None else out
+    if (out.kind, out.shape) != (kind, (n_out, n_in)):
+        raise KernelError("other panels than the matrix", where="out", got=f"{out.kind} {out.shape}",
+                          wanted=f"{kind} {(n_out, n_in)}")  # fmt: skip
+    args = _args("pack", w=ffi.from_buffer(_whole("w", w, anywhere=True)),
+                 panels=ffi.from_buffer(_whole("out", out.data, written=True)), n_in=n_in, n_out=n_out)  # fmt: skip
     _run(kernel or active(f"pack_b{w.dtype.itemsize}"), args, n_panels(n_out), 4, threads)
-    return Panels(data, n_out, n_in, dtype, pointer)
+    return out
 
 
 # ---- the plumbing ---------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import numpy as np
 
 from refgpt.config import ModelConfig
 from refgpt.errors import GenerationError
-from refgpt.kernels import aligned_zeros, kv_shapes
+from refgpt.kernels import kv_shapes
+from refgpt.panels import aligned_zeros
 from refgpt.params import STORED_DTYPES
 
 

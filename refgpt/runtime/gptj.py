@@ -13,7 +13,7 @@ import numpy as np
 
 from refgpt import kernels
 from refgpt.config import ModelConfig
-from refgpt.kernels import Panels
+from refgpt.panels import Panels
 from refgpt.runtime.cache import KVCache
 from refgpt.runtime.packing import PackedBlock, PackedParams
 from refgpt.spec.taps import Tap, checked, no_tap, prefixed

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from refgpt.checkpoints import check_finite, place_of, release
-from refgpt.kernels import Panels, aligned_zeros, pack
-from refgpt.params import Params, Progress, kept_leaf, widen
+from refgpt.kernels import pack
+from refgpt.panels import Panels, aligned_zeros
+from refgpt.params import Leaf, Params, Progress, dtype_name, kept_leaf, row_slices, widen
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,29 @@ def pack_params(params: Params, dtype: str | None, threads: int, progress: Progr
     return PackedParams(blocks=blocks, **{f.name: leaves[f.name] for f in fields(PackedParams) if f.name != "blocks"})
 
 
-def _packed(name: str, leaf: np.ndarray, dtype: str | None, threads: int) -> np.ndarray | Panels:
-    check_finite(name, leaf)
-    kept = kept_leaf(place_of(leaf, name), leaf, dtype)
-    if leaf.ndim == 1:
-        return np.array(widen(kept))
-    if dtype == "f32":
-        kept = widen(kept)
+def _packed(name: str, leaf: Leaf, dtype: str | None, threads: int) -> np.ndarray | Panels:
+    """A leaf as kernels read it: some rows at a time, so that no second copy of a large matrix is ever made."""
+    where, room, start = place_of(leaf, name), None, 0
+    for rows in row_slices(leaf):
+        check_finite(where, rows)
+        kept = kept_leaf(where, rows, dtype)
+        if leaf.ndim == 1:
+            return np.array(widen(kept))
+        if dtype == "f32":
+            kept = widen(kept)
+        stop = start + len(rows)
+        if room is None:
+            room = _room(name, leaf.shape, kept.dtype)
+        if isinstance(room, Panels):
+            pack(np.ascontiguousarray(kept), room.part(start, stop), threads=threads)
+        else:
+            room[start:stop] = kept
+        start = stop
+    assert room is not None  # no dimension of a model is zero
+    return room
+
+
+def _room(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | Panels:
     if name == "wte":
-        table = aligned_zeros(kept.shape, kept.dtype)
-        table[...] = kept
-        return table
-    return pack(np.ascontiguousarray(kept), threads=threads)
+        return aligned_zeros(shape, dtype)
+    return Panels.zeros(dtype_name(dtype) or "", shape[0], shape[1])

@@ -11,15 +11,15 @@ import math
 import numpy as np
 from numpy.typing import DTypeLike
 
-from refgpt.params import widen
+from refgpt.params import Leaf, widen
 
 
-def embedding(ids: np.ndarray, table: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+def embedding(ids: np.ndarray, table: Leaf, dtype: DTypeLike) -> np.ndarray:
     """The table's row of each id. ids [t], table [v, c] -> [t, c]."""
     return widen(table[ids], dtype)
 
 
-def linear(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
+def linear(x: np.ndarray, w: Leaf, b: np.ndarray | None = None) -> np.ndarray:
     """``x w^T + b``. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out]."""
     y = x @ widen(w, x.dtype).T  # [t, n_out]
     return y if b is None else y + widen(b, x.dtype)

@@ -17,7 +17,7 @@ import numpy as np
 
 from refgpt.config import ModelConfig
 from refgpt.errors import RefgptError
-from refgpt.params import KVDtype, Params, widen
+from refgpt.params import KVDtype, Leaf, Params, widen
 from refgpt.spec.masks import prefix_mask
 from refgpt.spec.primitives import gelu, softmax
 from refgpt.spec.rotary import rotary_angles
@@ -49,7 +49,7 @@ def depth(n: int, chunk: int | None = None) -> int:
     return n if chunk is None or n <= chunk else chunk - 1 + -(-n // chunk)
 
 
-def linear_bound(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, chunk: int | None = None) -> np.ndarray:
+def linear_bound(x: np.ndarray, w: Leaf, b: np.ndarray | None = None, chunk: int | None = None) -> np.ndarray:
     """Of ``linear``. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out].
 
     A term is rounded once as a product and at most ``depth`` times in sums, each time relative to the sum of absolute
@@ -271,7 +271,7 @@ def _scores(q: np.ndarray, k: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask, _products(widen(q, np.float64), widen(k, np.float64)), -np.inf)
 
 
-def _size(x: np.ndarray) -> np.ndarray:
+def _size(x: Leaf) -> np.ndarray:
     return np.abs(widen(x, np.float64))
 
 

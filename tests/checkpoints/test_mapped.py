@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from checkpoints.writers import write_safetensors, write_torch
 
-from refgpt.checkpoints import all_finite, check_finite, release, safetensors_file, torch_pickle
+from refgpt.checkpoints import all_finite, check_finite, place_of, release, safetensors_file, torch_pickle
 from refgpt.checkpoints.mapped import map_file
 from refgpt.errors import CheckpointError
 from refgpt.params import BFLOAT16
@@ -77,7 +77,7 @@ def test_check_finite_names_file_and_tensor_as_the_file_has_them(tmp_path):
     write_safetensors(tmp_path / "model.safetensors", {"u": np.ones(3, "<f4"), "w": np.array([1, np.nan], "<f4")})
     mapped = safetensors_file.read(tmp_path / "model.safetensors")["w"]
     with pytest.raises(CheckpointError, match=r"model.safetensors, tensor 'w'.*NaN"):
-        check_finite("blocks.0.wq", mapped)
+        check_finite(place_of(mapped, "blocks.0.wq"), mapped)
     with pytest.raises(CheckpointError, match=r"^blocks.0.wq: "):
         check_finite("blocks.0.wq", np.array([np.inf]))
     check_finite("blocks.0.wq", np.ones(3))

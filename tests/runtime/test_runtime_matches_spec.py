@@ -31,7 +31,7 @@ def test_weights_are_kept_in_the_dtype_asked_for(stored, dtype):
     config = SHAPES["three heads of twelve"]
     params = random_params(config, 3, stored)
     engine = Runtime(params, config, dtype=dtype)
-    assert engine.params.blocks[1].w_in.dtype == dtype
+    assert engine.params.blocks[1].w_in.kind == dtype
     assert engine.params.wte.dtype == {"f32": np.float32, "f16": np.float16}[dtype]
     report = compare(engine, params.kept_as(dtype), np.arange(20))
     assert report.first_broken is None
