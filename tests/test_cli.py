@@ -21,6 +21,7 @@ from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt import cli
+from refgpt.cli import inspecting, loading
 from refgpt.runtime import Runtime
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)
@@ -84,7 +85,7 @@ def test_loading_options_reach_the_loader(path, monkeypatch, run):
         asked.update(options, path=path)
         raise refgpt.RefgptError("far enough")
 
-    monkeypatch.setattr(cli, "load", load)
+    monkeypatch.setattr(loading, "load", load)
     options = ["--mask", "prefix", "--dtype", "f16", "--kv-dtype", "f16", "-t", "2"]
     run("generate", "-m", path, "hi", "--backend", "numpy", *options)
     told = {"path": path, "mask": "prefix", "dtype": "f16", "kv_dtype": "f16", "threads": 2, "progress": None}
@@ -134,7 +135,7 @@ def test_unusable_input_is_one_line_and_status_2(run, path, arguments, said):
 
 
 def test_a_prompt_that_is_too_long_is_found_before_the_weights_are_read(run, path, monkeypatch):
-    monkeypatch.setattr(cli, "load", lambda *_, **__: pytest.fail("the weights were loaded first"))
+    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("the weights were loaded first"))
     assert run("generate", "-m", path, "a" * 64).code == 2
 
 
@@ -315,7 +316,7 @@ def progress_shown(monkeypatch, n_total):
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
     with open(theirs, "w") as terminal, monkeypatch.context() as patched:
         patched.setattr(sys, "stderr", terminal)
-        with cli._progress_bar() as progress:
+        with loading.progress_bar() as progress:
             for done in (n_total // 2, n_total):
                 time.sleep(0.15)
                 progress(done, n_total)
@@ -329,10 +330,10 @@ def progress_shown(monkeypatch, n_total):
 def test_a_progress_bar_for_long_loads_at_a_terminal_only(monkeypatch):
     assert "loading: 100%" in progress_shown(monkeypatch, 12_000_000_000)
     assert progress_shown(monkeypatch, 20_000_000) == "."
-    with cli._progress_bar() as progress:  # captured, not a terminal
+    with loading.progress_bar() as progress:  # captured, not a terminal
         assert progress is None
 
 
 def test_sizes_have_three_digits():
     sizes = [0, 999, 1000, 12_102_000_000, 999_600, 5e15]
-    assert [cli._size(n) for n in sizes] == ["0 B", "999 B", "1 kB", "12.1 GB", "1 MB", "5e+03 TB"]
+    assert [inspecting._size(n) for n in sizes] == ["0 B", "999 B", "1 kB", "12.1 GB", "1 MB", "5e+03 TB"]

@@ -1,0 +1,102 @@
+"""``refgpt generate``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from refgpt.cli.loading import load_model
+from refgpt.cli.options import DIRECTORY_HELP, Commands, add_command, add_loading_arguments
+from refgpt.errors import GenerationError
+from refgpt.generation import GenerationParams, encode_prompt
+from refgpt.model import DTYPES, open_model
+
+EXAMPLES = """examples:
+  refgpt generate "Once upon a time"
+  refgpt generate "Once upon a time" --temperature 0 -n 50        always the most likely token
+  refgpt generate "The recipe:" --top-k 40 --seed 7 --stop "\\n"   the same text every time, one line of it
+  refgpt generate -m ~/gpt-j-6b -f story.txt --truncate left      a model and a prompt of your own
+  echo "Dear diary," | refgpt generate > diary.txt
+"""
+
+
+def add_commands(commands: Commands) -> None:
+    """Declare ``generate``."""
+    generate = add_command(commands, "generate", _generate, "continue a text", EXAMPLES)
+    generate.add_argument("prompt", nargs="?", metavar="PROMPT", help="text to continue; - reads standard input")
+    generate.add_argument("-f", "--file", metavar="FILE", help="read the prompt from a file")
+    generate.add_argument("-m", "--model", metavar="MODEL", help=DIRECTORY_HELP)
+    generate.add_argument("--echo", action="store_true", help="print the prompt before its continuation")
+    _add_generation_arguments(generate.add_argument_group("what to write"))
+    running = generate.add_argument_group("how to run")
+    running.add_argument(
+        "--backend", choices=DTYPES, default="c", help="C kernels, or the slow, readable NumPy, which can do f64"
+    )
+    add_loading_arguments(running, DTYPES["numpy"])
+
+
+def _add_generation_arguments(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("-n", "--max-new-tokens", type=int, default=128, metavar="N", help="write at most N tokens (default: 128)")
+    add("--temperature", "--temp", type=float, default=0.8, metavar="T",
+        help="0: always the most likely token; 1: as the model says; more: wilder (default: 0.8)")  # fmt: skip
+    add("--top-k", type=int, metavar="K", help="choose among the K most likely tokens only (default: among all)")
+    add("--top-p", type=float, default=0.95, metavar="P",
+        help="choose among the most likely tokens that have probability P together (default: 0.95)")  # fmt: skip
+    add("--repetition-penalty", "--repeat-penalty", type=float, default=1.0, metavar="X",
+        help="above 1: avoid tokens that the text already has, the prompt included (default: 1)")  # fmt: skip
+    add("--presence-penalty", type=float, default=0.0, metavar="X",
+        help="above 0: avoid tokens already written, however often (default: 0)")  # fmt: skip
+    add("--frequency-penalty", type=float, default=0.0, metavar="X",
+        help="above 0: avoid tokens already written, the more the oftener (default: 0)")  # fmt: skip
+    add("--seed", type=int, metavar="N", help="the same number gives the same text again (default: a new one)")
+    add("--stop", action="append", metavar="TEXT", help=r"end before this text; can be repeated; \n is a new line")
+    add("--ignore-eos", action="store_true", help="go on after the model has ended its text")
+    add("--truncate", choices=["left"], help="drop the beginning of a prompt that is too long, instead of an error")
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    prompt = _read_prompt(arguments)
+    params = GenerationParams(  # before the weights: a typing error should not cost a minute
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        repetition_penalty=arguments.repetition_penalty,
+        presence_penalty=arguments.presence_penalty,
+        frequency_penalty=arguments.frequency_penalty,
+        seed=arguments.seed,
+        stop=[stop.replace("\\n", "\n") for stop in arguments.stop or ()],
+        ignore_eos=arguments.ignore_eos,
+        truncate=arguments.truncate,
+    )
+    checkpoint, tokenizer = open_model(arguments.model, arguments.mask)
+    ids = encode_prompt(prompt, checkpoint.config, tokenizer, params)  # nor should a prompt that is too long
+    pieces = load_model(arguments, arguments.backend).stream(ids, params)
+    if arguments.echo:
+        print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def _read_prompt(arguments: argparse.Namespace) -> str:
+    """The prompt argument, or that of a file or of standard input less the newline that ends it."""
+    if arguments.file is not None:
+        if arguments.prompt is not None:
+            raise GenerationError("given twice, as an argument and as a file", where="prompt", fix="leave one out")
+        where, read = arguments.file, Path(arguments.file).read_bytes
+    elif arguments.prompt not in (None, "-"):
+        return str(arguments.prompt)
+    elif sys.stdin is None or (arguments.prompt is None and sys.stdin.isatty()):
+        raise GenerationError("there is no prompt", fix='try: refgpt generate "Once upon a time"')
+    else:
+        where, read = "standard input", sys.stdin.buffer.read
+    try:
+        return read().decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise GenerationError("is not UTF-8 text", where=where, got=f"byte {error.start}") from None
+    except OSError as error:
+        raise GenerationError(f"cannot be read ({error.strerror})", where=where) from None

@@ -1,0 +1,121 @@
+"""``refgpt info``, ``verify`` and ``kernels``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from refgpt.checkpoints import TensorInfo
+from refgpt.cli.loading import load_model
+from refgpt.cli.options import DIRECTORY_HELP, Commands, add_command, add_loading_arguments
+from refgpt.errors import GenerationError
+from refgpt.model import DTYPES, open_model
+
+INFO_EXAMPLES = """example:
+  refgpt info ~/gpt-j-6b
+"""
+VERIFY_EXAMPLES = """example:
+  refgpt verify ~/gpt-j-6b --prompt "The quick brown fox"
+"""
+
+
+def add_commands(commands: Commands) -> None:
+    """Declare ``info``, ``verify`` and ``kernels``."""
+    info = add_command(commands, "info", _info, "say what a model's files are and how much memory it takes",
+                       INFO_EXAMPLES)  # fmt: skip
+    info.add_argument("model", nargs="?", metavar="MODEL", help=DIRECTORY_HELP)
+    info.add_argument("--tensors", action="store_true", help="list every tensor")
+
+    verify = add_command(commands, "verify", _verify, "hold the C kernels to the NumPy spec on a model's own weights; "
+                         "exit status 1 if an activation is further off than float32 rounding can explain",
+                         VERIFY_EXAMPLES)  # fmt: skip
+    verify.add_argument("model", nargs="?", metavar="MODEL", help=DIRECTORY_HELP)
+    verify.add_argument("--prompt", metavar="TEXT", help="text to run (default: a few words)")
+    add_loading_arguments(verify, DTYPES["c"])
+
+    add_command(commands, "kernels", _kernels, "list the C kernels: which are used, and why not the others")
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    checkpoint, tokenizer = open_model(arguments.model)
+    config = checkpoint.config
+    files = {tensor.file for tensor in checkpoint.tensors}
+    n_items = [leaf.size for _, leaf in checkpoint.params.items()]
+    stored = sum(leaf.nbytes for _, leaf in checkpoint.params.items())
+    n_cached = 2 * config.n_layer * config.n_ctx * config.d_model  # keys and values
+    dtypes = Counter(tensor.dtype for tensor in checkpoint.tensors)
+    facts = {
+        "model": checkpoint.path,
+        "family": checkpoint.family,
+        "shape": config,
+        "parameters": f"{sum(n_items):,}",
+        "files": ", ".join(f"{file.name} ({_size(file.stat().st_size)})" for file in sorted(files)),
+        "tensors": f"{len(checkpoint.tensors)}: " + ", ".join(f"{n} {dtype}" for dtype, n in dtypes.most_common()),
+        "mask": f"{checkpoint.mask} ({checkpoint.mask_source})",
+        "tokenizer": f"{tokenizer.n_vocab} ids" if tokenizer else "none: the model takes and gives ids",
+        "memory": f"weights {_size(stored)} as stored, {_sizes(sum(n_items))}",
+        "": f"attention cache of a full context ({config.n_ctx} tokens) {_sizes(n_cached)}",
+    }
+    for name, fact in facts.items():
+        print(f"{name:<12}{fact}")
+    print()
+    for line in _tensor_lines(checkpoint.tensors, each=arguments.tensors):
+        print(line)
+    return 0
+
+
+def _tensor_lines(tensors: Sequence[TensorInfo], each: bool) -> Iterator[str]:
+    """One line a tensor, or one for those that differ by the number of their layer alone."""
+
+    def kind(tensor: TensorInfo) -> tuple[str, str, tuple[int, ...]]:
+        name = tensor.name if each else re.sub(r"\bh\.\d+\.", "h.*.", tensor.name)
+        return name, tensor.dtype, tensor.shape
+
+    for (name, dtype, shape), same in groupby(sorted(tensors, key=kind), kind):
+        sizes = [tensor.n_bytes for tensor in same]
+        count = f"{len(sizes)} x " if len(sizes) > 1 else ""
+        yield f"{name:<40} {dtype:<5} {count}{list(shape)}  {_size(sum(sizes))}"
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    model = load_model(arguments, "c")
+    if model.tokenizer is None:
+        if arguments.prompt is not None:
+            raise GenerationError("is text, and this model has no tokenizer", where="--prompt", fix="leave it out")
+        ids = [i * 7919 % model.config.n_vocab for i in range(min(16, model.config.n_ctx))]
+    else:
+        ids = model.tokenizer.encode(arguments.prompt or "Once upon a time there was a")
+    prefix_len = len(ids) // 2 if model.mask == "prefix" else 0
+    print(f"{len(ids)} tokens, mask {model.mask}, weights {model.dtype or 'as stored'}, cache {model.kv_dtype}")
+    report = model.verify(ids, prefix_len)
+    for line in report.lines():
+        print(line)
+    return 1 if report.first_broken else 0
+
+
+def _kernels(arguments: argparse.Namespace) -> int:
+    from refgpt.kernels import list_kernels
+
+    print(f"{'op':<16} {'active':<8} not used here")
+    for op, kernels in groupby(sorted(list_kernels(), key=lambda kernel: kernel.op), lambda kernel: kernel.op):
+        rows = list(kernels)
+        used = ", ".join(kernel.isa for kernel in rows if kernel.active)
+        others = "; ".join(f"{kernel.isa}: {kernel.why_not}" for kernel in rows if not kernel.active)
+        print(f"{op:<16} {used:<8} {others}")
+    return 0
+
+
+def _sizes(n_items: int) -> str:
+    return f"{_size(4 * n_items)} in f32, {_size(2 * n_items)} in f16"
+
+
+def _size(n_bytes: float) -> str:
+    """Bytes in decimal units, three digits."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while n_bytes >= 999.5 and len(units) > 1:
+        n_bytes /= 1000
+        del units[0]
+    return f"{n_bytes:.3g} {units[0]}"

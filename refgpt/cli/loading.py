@@ -1,0 +1,43 @@
+"""Loading a model for a command, with a progress bar where somebody watches."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from refgpt.model import Model, load
+from refgpt.params import Progress
+
+#: Loading fewer bytes than this takes about a second: not worth a progress bar.
+WORTH_A_BAR = 500_000_000
+
+
+def load_model(arguments: argparse.Namespace, backend: str) -> Model:
+    """The model that the arguments ask for."""
+    with progress_bar() as progress:
+        return load(arguments.model, backend=backend, dtype=arguments.dtype, mask=arguments.mask,
+                    threads=arguments.threads, kv_dtype=arguments.kv_dtype, progress=progress)  # fmt: skip
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress | None]:
+    """A bar on standard error while much is loaded; nothing when nobody watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with ExitStack() as stack:
+        bars: list[tqdm] = []
+
+        def progress(n_done: int, n_total: int) -> None:
+            if not bars and n_total >= WORTH_A_BAR:
+                bars.append(
+                    stack.enter_context(tqdm(desc="loading", unit="B", unit_scale=True, leave=False, total=n_total))
+                )
+            for bar in bars:
+                bar.update(n_done - bar.n)
+
+        yield progress

@@ -1,0 +1,34 @@
+"""Parts that the commands share: how one is declared, and the options about a model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+from refgpt.checkpoints import MASKS
+from refgpt.params import KV_DTYPES
+
+Commands = argparse._SubParsersAction
+Run = Callable[[argparse.Namespace], int]
+
+DIRECTORY_HELP = "directory of a model (default: the small one included)"
+
+
+def add_command(commands: Commands, name: str, run: Run, help: str, examples: str = "") -> argparse.ArgumentParser:
+    """Declare a command; ``run`` takes its arguments and returns the exit status."""
+    added: argparse.ArgumentParser = commands.add_parser(
+        name, help=help, description=help[0].upper() + help[1:] + ".", epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    added.set_defaults(run=run)
+    return added
+
+
+def add_loading_arguments(group: argparse._ActionsContainer, dtypes: Sequence[str | None]) -> None:
+    """Declare what ``load_model`` reads of the arguments beside the path and the backend."""
+    add = group.add_argument
+    add("--mask", choices=MASKS, default="auto",
+        help="prefix: a prompt's tokens all see each other, as in GPT-JT (default: what the files say)")  # fmt: skip
+    add("--dtype", choices=[dtype for dtype in dtypes if dtype],
+        help="what to keep the weights in (default: as stored)")  # fmt: skip
+    add("--kv-dtype", choices=KV_DTYPES, help="what to keep the attention cache in (default: f32)")
+    add("-t", "--threads", type=int, metavar="N", help="threads to use (default: one a core)")
