@@ -18,7 +18,9 @@ CSRC = Path("csrc")
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 X86_ISAS = {"avx2": ["-mavx2", "-mfma", "-mf16c"]}
 X86_ISAS["avx512"] = [*X86_ISAS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-ISAS: dict[str, dict[str, list[str]]] = {"x86_64": X86_ISAS, "aarch64": {"neon": []}, "arm64": {"neon": []}}
+X86_ISAS["avx512vnni"] = [*X86_ISAS["avx512"], "-mavx512vnni"]
+ARM_ISAS = {"neon": [], "neondot": ["-march=armv8.2-a+dotprod"]}
+ISAS: dict[str, dict[str, list[str]]] = {"x86_64": X86_ISAS, "aarch64": ARM_ISAS, "arm64": ARM_ISAS}
 
 
 def target() -> tuple[str, list[str]]:

@@ -29,27 +29,47 @@ static int has_avx512(void) {
     return has_avx2() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & wanted) == wanted;
 }
 
+static int has_avx512vnni(void) {
+    unsigned a, b, c, d;
+    return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c & bit_AVX512VNNI);
+}
+
+static const char *registers_obstacle(unsigned wanted, const char *otherwise) {
+    return (saved_state() & wanted) == wanted ? NULL : otherwise;
+}
+
 const char *refgpt_isa_obstacle(const char *isa) {
     if (!strcmp(isa, "scalar")) return NULL;
     if (!strcmp(isa, "avx2")) {
         if (!has_avx2()) return "this CPU lacks AVX2, FMA or F16C";
-        return (saved_state() & YMM_STATE) == YMM_STATE ? NULL : "the operating system does not save the AVX registers";
+        return registers_obstacle(YMM_STATE, "the operating system does not save the AVX registers");
     }
-    if (!strcmp(isa, "avx512")) {
+    if (!strcmp(isa, "avx512") || !strcmp(isa, "avx512vnni")) {
         if (!has_avx512()) return "this CPU lacks AVX-512 F, BW, DQ or VL";
-        return (saved_state() & ZMM_STATE) == ZMM_STATE ? NULL : "the operating system does not save the AVX-512 registers";
+        if (!strcmp(isa, "avx512vnni") && !has_avx512vnni()) return "this CPU lacks AVX-512 VNNI";
+        return registers_obstacle(ZMM_STATE, "the operating system does not save the AVX-512 registers");
     }
-    if (!strcmp(isa, "neon")) return "not compiled for x86-64";
+    if (!strcmp(isa, "neon") || !strcmp(isa, "neondot")) return "not compiled for x86-64";
     return "unknown instruction set";
 }
 #else
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+
+static int has_dot_products(void) { return (getauxval(AT_HWCAP) >> 20 & 1) != 0; } /* HWCAP_ASIMDDP */
+#else
+static int has_dot_products(void) { return 1; } /* every 64-bit ARM Macintosh */
+#endif
+
 const char *refgpt_isa_obstacle(const char *isa) {
     if (!strcmp(isa, "scalar")) return NULL;
-    if (!strcmp(isa, "avx2") || !strcmp(isa, "avx512")) return "compiled for x86-64 only";
+    if (!strncmp(isa, "avx", 3)) return "compiled for x86-64 only";
 #if defined(__aarch64__)
     if (!strcmp(isa, "neon")) return NULL; /* part of every aarch64 */
+    if (!strcmp(isa, "neondot")) return has_dot_products() ? NULL : "this CPU lacks the dot products of ARMv8.2";
 #else
-    if (!strcmp(isa, "neon")) return "compiled for aarch64 only";
+    (void)has_dot_products;
+    if (!strncmp(isa, "neon", 4)) return "compiled for aarch64 only";
 #endif
     return "unknown instruction set";
 }

@@ -6,17 +6,23 @@
 #define ROW_scalar(f) f
 #define ROW_avx2(f) f
 #define ROW_avx512(f) f
+#define ROW_avx512vnni(f) f
 #define ROW_neon(f) NULL
+#define ROW_neondot(f) NULL
 #elif defined(__aarch64__)
 #define ROW_scalar(f) f
 #define ROW_avx2(f) NULL
 #define ROW_avx512(f) NULL
+#define ROW_avx512vnni(f) NULL
 #define ROW_neon(f) f
+#define ROW_neondot(f) f
 #else
 #define ROW_scalar(f) f
 #define ROW_avx2(f) NULL
 #define ROW_avx512(f) NULL
+#define ROW_avx512vnni(f) NULL
 #define ROW_neon(f) NULL
+#define ROW_neondot(f) NULL
 #endif
 
 #define KERNEL(op, isa) void refgpt_##op##_##isa(const void *args, int64_t begin, int64_t end, int64_t worker);

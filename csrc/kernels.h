@@ -2,6 +2,8 @@
 #include "simd/common.h"
 #include "simd/tile.h"
 #include "linear/linear.h"
+#include "linear/linear_quantised.h"
+#include "quantise_rows/quantise_rows.h"
 #include "softmax/softmax.h"
 #include "attention/attention.h"
 #include "kv_append/kv_append.h"

@@ -11,9 +11,20 @@
  * Panels. Matrices that are multiplied are stored as panels of 16 rows ("lanes"): panel p, inner index k, lane l lies at
  * ((p * n_inner) + k) * 16 + l and holds row 16p + l. Lanes past the last row are zero and are never stored to an output.
  *
+ * Panels of 8- and 4-bit weights are cut into blocks of 32 inputs; padding is zero. A block of 8 bits is [8 quads][16 lanes][4]
+ * signed bytes, one of 4 bits [4 steps][16 lanes][4] bytes (input 8 step + i, plus 8, in the low half of byte i; 8 step + 4 + i,
+ * plus 8, in the high half); then come 16 float16 scales. The weight is scale * integer.
+ *
+ * Quantised rows. Activations that meet such weights are rounded to 8 bits, each row by blocks of 32: a row's largest absolute
+ * value a in a block gives the scale a / 127 and the integers round(x * (127 / a)), to nearest even; a block whose a is below
+ * 2^-100 is all zeros, and one with NaN or infinity has the scale NaN. Rows lie in groups of 16, the last group in the height h
+ * that is left; a group is a sequence of records, one a block: [8 quads][h rows][4] bytes, h scales, h times -8 * the sum of the
+ * integers (int32).
+ *
  * Order of every inner sum ("chunked"): the inner dimension is cut into chunks of 32 from index 0; within a chunk one
  * accumulator starts at +0 and takes fma(weight, x, accumulator) with ascending k; finished chunks are added with ascending
- * chunk to a total, which starts at the bias (or +0). Sums over keys end at the last one that the row sees, so keys after it
+ * chunk to a total, which starts at the bias (or +0). With quantised weights the total takes, with ascending block,
+ * fma(sum of the block's 32 products as an integer, fl(weight's scale * row's scale), total). Sums over keys end at the last one that the row sees, so keys after it
  * cannot touch its bits.
  *
  * Order of every sum along a row ("striped"): 16 partial sums, element i into partial i % 16 with ascending i, then
@@ -23,10 +34,12 @@
 #include <stdint.h>
 
 /* Changes whenever a struct or a contract below changes; the binding refuses another number. */
-#define REFGPT_ABI 2
+#define REFGPT_ABI 3
 #define REFGPT_LANES 16   /* rows side by side in a panel */
 #define REFGPT_CHUNK 32   /* terms of a partial sum */
-#define REFGPT_FEW_ROWS 8 /* that linear takes as they are; the most rows of a query tile */
+#define REFGPT_FEW_ROWS 8   /* that linear takes as they are; the most rows of a query tile */
+#define REFGPT_BLOCK 32     /* inputs of a quantised matrix that share a scale */
+#define REFGPT_ROW_GROUP 16 /* quantised rows that lie together */
 
 typedef void (*refgpt_kernel)(const void *args, int64_t begin, int64_t end, int64_t worker);
 
@@ -47,6 +60,23 @@ typedef struct {
     float *y;              /* [n_rows, n_out] */
     int64_t n_rows, n_in, n_out;
 } refgpt_linear_args;
+
+/* y[r, o] = bias[o] + sum over i of w[o, i] * x[r, i], x rounded to 8 bits, by blocks. Items: panels of w. linear_{q8,q4}: the
+ * bits of w. bias may be NULL. */
+typedef struct {
+    const char *x;     /* n_rows quantised rows */
+    const void *w;     /* panels [ceil(n_out / 16)][ceil(n_in / 32)] of blocks */
+    const float *bias; /* [n_out] or NULL */
+    float *y;          /* [n_rows, n_out] */
+    int64_t n_rows, n_in, n_out;
+} refgpt_linear_quantised_args;
+
+/* Rounds rows to 8 bits. Items: blocks of groups, blocks fastest. */
+typedef struct {
+    const float *x; /* [n_rows, n_in] */
+    char *y;        /* n_rows * ceil(n_in / 32) * 40 bytes */
+    int64_t n_rows, n_in;
+} refgpt_quantise_rows_args;
 
 /* Rows of queries that share one sequence and are worked on together. */
 typedef struct {

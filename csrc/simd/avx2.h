@@ -1,8 +1,6 @@
 /* 16 lanes in two YMM registers. AVX2, FMA, F16C. */
 #include <immintrin.h>
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "base.h"
 
 #define ISA avx2
 enum { TILE_ROWS = 6, TILE_PANELS = 1, GEMV_PANELS = 2 }; /* 12 accumulators of 16 registers */
@@ -48,3 +46,13 @@ static inline __m256 add_exponent(__m256 a, __m256 n) {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
 }
 static inline v16 v16_add_exponent(v16 a, v16 n) { return v16_of(add_exponent(a.lo, n.lo), add_exponent(a.hi, n.hi)); }
+static inline __m128i low_bytes(__m256 a) { /* in the low eight bytes */
+    const __m256i picked = _mm256_shuffle_epi8(_mm256_castps_si256(a), _mm256_set1_epi32(0x0c080400));
+    return _mm_unpacklo_epi32(_mm256_castsi256_si128(picked), _mm256_extracti128_si256(picked, 1));
+}
+static inline void v16_store_low_bytes(int8_t *p, v16 a) {
+    _mm_storeu_si128((__m128i *)p, _mm_unpacklo_epi64(low_bytes(a.lo), low_bytes(a.hi)));
+}
+static inline v16 v16_of_integers(__m256i lo, __m256i hi) { return v16_of(_mm256_cvtepi32_ps(lo), _mm256_cvtepi32_ps(hi)); }
+
+#include "avx2_dots.h"

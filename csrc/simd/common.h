@@ -1,7 +1,6 @@
 /* What every instruction set shares, written once over its 16 lanes. */
 #include "../refgpt_kernels.h"
 
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define PASTE3_(a, b, c) a##b##_##c
 #define PASTE3(a, b, c) PASTE3_(a, b, c)
 /* The name and signature of a kernel: KERNEL(softmax) is refgpt_softmax_avx2(args, begin, end, worker) in the AVX2 build. */
@@ -9,9 +8,12 @@
     void PASTE3(refgpt_, op, ISA)(const void *args, int64_t begin, int64_t end, __attribute__((unused)) int64_t worker)
 
 enum { LANES = REFGPT_LANES, CHUNK = REFGPT_CHUNK, FEW_ROWS = REFGPT_FEW_ROWS };
-enum dtype { F32, F16, BF16 };
+enum { BLOCK = REFGPT_BLOCK, RECORD = BLOCK + 8 }; /* bytes of a record, a row */
+enum dtype { F32, F16, BF16, Q8, Q4 };
 
 ALWAYS_INLINE int64_t size_of(enum dtype dtype) { return dtype == F32 ? 4 : 2; }
+
+ALWAYS_INLINE int64_t block_bytes(enum dtype dtype) { return (dtype == Q8 ? BLOCK : BLOCK / 2) * LANES + 2 * LANES; }
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 

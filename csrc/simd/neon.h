@@ -1,79 +1,16 @@
-/* 16 lanes in four Q registers. Part of every aarch64. */
-#include <arm_neon.h>
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+/* NEON as every aarch64 has it: products of bytes are widened to 16 bits and added up in pairs. */
+#include "neon_lanes.h"
 
 #define ISA neon
-enum { TILE_ROWS = 4, TILE_PANELS = 1, GEMV_PANELS = 2 }; /* 16 accumulators of 32 registers */
 
-typedef float32x4x4_t v16;
+typedef int32x4x2_t quad_sums; /* of four lanes: two halves of each lane's quad side by side */
 
-#define EACH_QUARTER for (int i = 0; i < 4; i++)
+ALWAYS_INLINE quad_sums no_sums(void) { return (quad_sums){{vdupq_n_s32(0), vdupq_n_s32(0)}}; }
+ALWAYS_INLINE quad_sums add_quad(quad_sums sum, int8x16_t w, int8x16_t x) {
+    sum.val[0] = vpadalq_s16(sum.val[0], vmull_s8(vget_low_s8(w), vget_low_s8(x)));
+    sum.val[1] = vpadalq_s16(sum.val[1], vmull_high_s8(w, x));
+    return sum;
+}
+ALWAYS_INLINE int32x4_t lane_sums(quad_sums sum) { return vpaddq_s32(sum.val[0], sum.val[1]); }
 
-static inline v16 v16_set1(float x) {
-    v16 r;
-    EACH_QUARTER r.val[i] = vdupq_n_f32(x);
-    return r;
-}
-static inline v16 v16_load(const float *p) {
-    v16 r;
-    EACH_QUARTER r.val[i] = vld1q_f32(p + 4 * i);
-    return r;
-}
-static inline void v16_store(float *p, v16 a) { EACH_QUARTER vst1q_f32(p + 4 * i, a.val[i]); }
-static inline v16 v16_load_f16(const uint16_t *p) {
-    v16 r;
-    EACH_QUARTER r.val[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i)));
-    return r;
-}
-static inline v16 v16_load_bf16(const uint16_t *p) {
-    v16 r;
-    EACH_QUARTER r.val[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
-    return r;
-}
-static inline void v16_store_f16(uint16_t *p, v16 a) {
-    EACH_QUARTER vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.val[i])));
-}
-
-#define LANEWISE(name, expression)          \
-    static inline v16 name(v16 a, v16 b) {  \
-        v16 r;                              \
-        EACH_QUARTER {                      \
-            const float32x4_t x = a.val[i]; \
-            const float32x4_t y = b.val[i]; \
-            r.val[i] = (expression);        \
-        }                                   \
-        return r;                           \
-    }
-LANEWISE(v16_add, vaddq_f32(x, y))
-LANEWISE(v16_sub, vsubq_f32(x, y))
-LANEWISE(v16_mul, vmulq_f32(x, y))
-LANEWISE(v16_div, vdivq_f32(x, y))
-LANEWISE(v16_max, vbslq_f32(vcgtq_f32(x, y), x, y)) /* y if either is NaN, unlike vmaxq */
-LANEWISE(v16_min, vbslq_f32(vcltq_f32(x, y), x, y))
-#undef LANEWISE
-
-static inline v16 v16_fma(v16 a, v16 b, v16 c) {
-    v16 r;
-    EACH_QUARTER r.val[i] = vfmaq_f32(c.val[i], a.val[i], b.val[i]);
-    return r;
-}
-static inline v16 v16_swap_pairs(v16 a) {
-    v16 r;
-    EACH_QUARTER r.val[i] = vrev64q_f32(a.val[i]);
-    return r;
-}
-static inline v16 v16_zero_below(v16 a, v16 x, v16 limit) {
-    v16 r;
-    EACH_QUARTER r.val[i] = vbslq_f32(vcltq_f32(x.val[i], limit.val[i]), vdupq_n_f32(0.0f), a.val[i]);
-    return r;
-}
-static inline v16 v16_add_exponent(v16 a, v16 n) {
-    v16 r;
-    EACH_QUARTER {
-        const uint32x4_t shifted = vshlq_n_u32(vreinterpretq_u32_f32(n.val[i]), 23);
-        r.val[i] = vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(a.val[i]), shifted));
-    }
-    return r;
-}
+#include "neon_dots.h"

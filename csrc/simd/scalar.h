@@ -1,7 +1,5 @@
 /* 16 lanes in portable C: what the other instruction sets must equal, lane for lane. */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "base.h"
 
 #define ISA scalar
 enum { TILE_ROWS = 2, TILE_PANELS = 1, GEMV_PANELS = 1 };
@@ -102,4 +100,34 @@ static inline v16 v16_add_exponent(v16 a, v16 n) { /* adds the low bits of n's p
     v16 r;
     EACH_LANE r.lane[l] = float_of(bits_of(a.lane[l]) + (bits_of(n.lane[l]) << 23));
     return r;
+}
+static inline void v16_store_low_bytes(int8_t *p, v16 a) { EACH_LANE p[l] = (int8_t)(bits_of(a.lane[l]) & 0xff); }
+
+enum { TILE_QUANTISED_ROWS = 2 };
+
+/* Adds the products of a quad of every lane. */
+static inline void add_quad(int32_t *sum, const int8_t *w, const char *x) {
+    int8_t four[4];
+    memcpy(four, x, 4);
+    EACH_LANE for (int i = 0; i < 4; i++) sum[l] += w[4 * l + i] * four[i];
+}
+
+static inline void dots_q4(const uint8_t *w, const char *x, int64_t height, const int R, v16 *dots) {
+    for (int r = 0; r < R; r++) {
+        int32_t sum[16] = {0};
+        for (int quad = 0; quad < 8; quad++) {
+            int8_t nibbles[64];
+            for (int i = 0; i < 64; i++) nibbles[i] = (int8_t)((w[quad / 2 * 64 + i] >> (quad % 2 * 4) & 15) - 8);
+            add_quad(sum, nibbles, x + 4 * (quad * height + r));
+        }
+        EACH_LANE dots[r].lane[l] = (float)sum[l];
+    }
+}
+
+static inline void dots_q8(const uint8_t *w, const char *x, int64_t height, const int R, v16 *dots) {
+    for (int r = 0; r < R; r++) {
+        int32_t sum[16] = {0};
+        for (int quad = 0; quad < 8; quad++) add_quad(sum, (const int8_t *)w + 64 * quad, x + 4 * (quad * height + r));
+        EACH_LANE dots[r].lane[l] = (float)sum[l];
+    }
 }

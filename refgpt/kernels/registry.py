@@ -13,7 +13,7 @@ from refgpt.errors import KernelError
 from refgpt.kernels.native import ffi, lib
 
 #: Fastest first; the first that can run is used.
-PREFERENCE = ("avx512", "avx2", "neon", "scalar")
+PREFERENCE = ("avx512vnni", "avx512", "avx2", "neondot", "neon", "scalar")
 
 
 @dataclass(frozen=True)

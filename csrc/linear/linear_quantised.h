@@ -1,0 +1,70 @@
+/* Linear layers with 8- and 4-bit weights: rows that were rounded to 8 bits (quantise_rows) times panels of blocks.
+ *
+ * The 32 products of a block are summed as integers, exactly, so that instruction sets may sum them in any order; the blocks'
+ * sums are then scaled and added in float32, in one order. One row (decode) is bound by reading the weights once, many rows by
+ * integer multiplications: a tile of rows shares each weight that is unpacked, and some panels that stay in the L2 cache meet
+ * all groups of rows before the next are read. */
+
+enum { GROUP = REFGPT_ROW_GROUP, L2_SHARE = 384 << 10 };
+
+/* y for R rows and the lanes of one panel. x points at the first row's place in its group's first record; `height` rows are in
+ * that group. Totals live in registers or close by, and blocks are prefetched 2 KiB ahead. */
+ALWAYS_INLINE void tile_quantised(const char *x, int64_t height, const uint8_t *w, int64_t n_blocks, v16 bias, float *y,
+                                  int64_t y_stride, int64_t n_lanes, enum dtype dtype, const int R) {
+    v16 total[TILE_QUANTISED_ROWS];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) total[r] = bias;
+    for (int64_t b = 0; b < n_blocks; b++, w += block_bytes(dtype), x += RECORD * height) {
+        v16 dots[TILE_QUANTISED_ROWS];
+        for (int64_t i = 0; i < block_bytes(dtype); i += 64) __builtin_prefetch(w + i + 2048);
+        if (dtype == Q8) dots_q8(w, x, height, R, dots);
+        else dots_q4(w, x, height, R, dots);
+        const v16 scales = v16_load_f16((const uint16_t *)(w + block_bytes(dtype) - 2 * LANES));
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++)
+            total[r] = v16_fma(dots[r], v16_mul(scales, v16_set1(load_float(x + BLOCK * height + 4 * r))), total[r]);
+    }
+    for (int r = 0; r < R; r++) store_row(y + r * y_stride, 0, n_lanes, total[r]);
+}
+
+#define TILE_OF(rows)                                                                                                      \
+    case rows:                                                                                                             \
+        if (rows <= TILE_QUANTISED_ROWS) tile_quantised(xr, height, w, n_blocks, bias, yr, y_stride, n_lanes, dtype, rows); \
+        break;
+/* The same for all rows of a group, in tiles as even as can be. */
+ALWAYS_INLINE void group_quantised(const char *x, int64_t height, const uint8_t *w, int64_t n_blocks, v16 bias, float *y,
+                                   int64_t y_stride, int64_t n_lanes, enum dtype dtype) {
+    int64_t n_tiles = (height + TILE_QUANTISED_ROWS - 1) / TILE_QUANTISED_ROWS;
+    for (int64_t r = 0, n; r < height; r += n, n_tiles--) {
+        const char *xr = x + 4 * r;
+        float *yr = y + r * y_stride;
+        n = (height - r + n_tiles - 1) / n_tiles;
+        switch (n) {
+            TILE_OF(1)
+            TILE_OF(2)
+            TILE_OF(3)
+            TILE_OF(4)
+            TILE_OF(5)
+            TILE_OF(6)
+            TILE_OF(7)
+            TILE_OF(8)
+        }
+    }
+}
+#undef TILE_OF
+
+ALWAYS_INLINE void linear_quantised(const refgpt_linear_quantised_args *a, int64_t begin, int64_t end, enum dtype dtype) {
+    const int64_t n_blocks = (a->n_in + BLOCK - 1) / BLOCK, panel = n_blocks * block_bytes(dtype);
+    const int64_t some = 1 + L2_SHARE / (panel + 1);
+    for (int64_t first = begin; first < end; first += some)
+        for (int64_t r = 0; r < a->n_rows; r += GROUP)
+            for (int64_t p = first; p < smaller(first + some, end); p++) {
+                const int64_t o = p * LANES, n_lanes = smaller(LANES, a->n_out - o);
+                const v16 bias = a->bias ? load_row(a->bias, o, a->n_out, 0.0f) : v16_set1(0.0f);
+                group_quantised(a->x + r * n_blocks * RECORD, smaller(GROUP, a->n_rows - r), (const uint8_t *)a->w + p * panel,
+                                n_blocks, bias, a->y + r * a->n_out + o, a->n_out, n_lanes, dtype);
+            }
+}
+
+KERNEL(linear_q8) { linear_quantised(args, begin, end, Q8); }
+KERNEL(linear_q4) { linear_quantised(args, begin, end, Q4); }
