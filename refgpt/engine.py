@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike
 
 from refgpt.config import ModelConfig
 from refgpt.params import KVDtype, Params
+from refgpt.prompts import check_cut, check_ids
 from refgpt.spec import Tap, forward, no_tap
 
 
@@ -25,6 +26,14 @@ class Session(Protocol):
 
     def decode(self, seqs: Sequence[int], ids: Sequence[int]) -> np.ndarray:
         """Append one token to each named sequence. -> [len(seqs), v]"""
+        ...
+
+    def extend(self, seq: int, ids: Sequence[int]) -> np.ndarray:
+        """Append tokens to one sequence, as causal as by ``decode``, and equal to it in every bit. -> [len(ids), v]"""
+        ...
+
+    def truncate(self, seq: int, n: int) -> None:
+        """Forget all but the first ``n`` tokens of a sequence; an error if that would cut its prefix."""
         ...
 
 
@@ -101,6 +110,18 @@ class SpecSession:
         for seq, new in zip(seqs, ids, strict=True):
             self._texts[seq][0].append(new)
         return np.stack([self._last_row(seq) for seq in seqs])
+
+    def extend(self, seq: int, ids: Sequence[int]) -> np.ndarray:
+        """See ``Session.extend``. Token by token: NumPy may round a row of a longer text differently."""
+        check_ids(ids, self._engine.config)
+        check_ids([*self._texts[seq][0], *ids], self._engine.config)  # all of it, before any of it is appended
+        return np.concatenate([self.decode([seq], [new]) for new in ids])
+
+    def truncate(self, seq: int, n: int) -> None:
+        """See ``Session.truncate``."""
+        ids, prefix_len = self._texts[seq]
+        n = check_cut(n, len(ids), prefix_len)
+        self._texts[seq] = ids[:n], min(prefix_len, n)
 
     def _last_row(self, seq: int) -> np.ndarray:
         row: np.ndarray = self._engine.logits(*self._texts[seq])[-1]

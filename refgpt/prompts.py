@@ -70,3 +70,28 @@ def check_tokens(ids: Sequence[int] | np.ndarray, config: ModelConfig) -> np.nda
                               wanted=f"0 to {config.n_vocab - 1}",
                               fix="encode the text with the tokenizer that came with the model")  # fmt: skip
     return array.astype(np.int64)
+
+
+def check_cut(n: int, length: int, prefix_len: int) -> int:
+    """How many leading tokens of a sequence may be kept when the rest is forgotten, once it is known that they may.
+
+    The tokens of a prefix have seen each other, so its beginning is not what it would be as a shorter prefix: a prefix
+    is kept whole or dropped whole. What holds of keeping holds of sharing: where a sequence cannot be cut, its
+    beginning cannot serve another either.
+
+    Parameters
+    ----------
+    n, length, prefix_len : int
+        Tokens to keep, tokens there are, and how many of them are a prefix.
+
+    Raises
+    ------
+    GenerationError
+        If ``n`` is more than there are, or would cut a prefix.
+    """
+    n = whole_number("n", n, 0, length, GenerationError)
+    if 0 < n < prefix_len:
+        raise GenerationError(
+            "would cut a prefix, whose tokens have all seen each other", where="n", got=n,
+            wanted=f"0, or {prefix_len} to {length}", fix="prefill the shorter prompt anew")  # fmt: skip
+    return n

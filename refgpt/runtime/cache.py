@@ -22,6 +22,9 @@ class KVCache:
         Panels as the attention kernel reads them (``refgpt.kernels.kv_shapes``). Memory is taken as it is written.
     lengths : ndarray [n_slots], int64
         How many positions of each sequence are filled.
+    prefix_lens : ndarray [n_slots], int64
+        How many leading positions of each sequence have seen one another. Their keys and values depend on all of them,
+        so they can be neither cut, nor extended, nor lent to a sequence with another prefix.
 
     Raises
     ------
@@ -43,6 +46,7 @@ class KVCache:
                 fix="use kv_dtype='f16' (--kv-dtype f16), fewer prompts at once or fewer new tokens",
             ) from None
         self.lengths = np.zeros(n_slots, np.int64)
+        self.prefix_lens = np.zeros(n_slots, np.int64)
         self.capacity = capacity
 
     @property

@@ -12,7 +12,7 @@ from refgpt.config import ModelConfig
 from refgpt.errors import GenerationError
 from refgpt.kernels import CHUNK, check_threads
 from refgpt.params import KV_DTYPES, KVDtype, Params, Progress
-from refgpt.prompts import check_ids, check_tokens
+from refgpt.prompts import check_cut, check_ids, check_tokens
 from refgpt.runtime.cache import KVCache
 from refgpt.runtime.gptj import Rows, Workspace, forward
 from refgpt.runtime.packing import pack_params
@@ -103,6 +103,8 @@ class RuntimeSession:
             raise GenerationError("a prefix must begin its sequence", where="prefix_len", got=prefix_len)
         self._check_room(held + len(tokens))
         self.cache.lengths[seq] = held
+        if not held:
+            self.cache.prefix_lens[seq] = prefix_len
         cuts = [0, *range(max(rows_per_pass, prefix_len), len(tokens), rows_per_pass), len(tokens)]
         logits = []
         for start, stop in pairwise(cuts):
@@ -120,6 +122,17 @@ class RuntimeSession:
         logits = self._pass(rows)
         self.cache.lengths[slots] += 1
         return logits
+
+    def extend(self, seq: int, ids: Sequence[int]) -> np.ndarray:
+        """See ``Session.extend``."""
+        return self.feed(seq, ids, every_row=True)
+
+    def truncate(self, seq: int, n: int) -> None:
+        """See ``Session.truncate``. What was computed for the tokens that stay, stays."""
+        self._check_slots([seq])
+        cache = self.cache
+        n = check_cut(n, int(cache.lengths[seq]), int(cache.prefix_lens[seq]))
+        cache.lengths[seq], cache.prefix_lens[seq] = n, min(n, cache.prefix_lens[seq])
 
     def _pass(self, rows: Rows, wanted: slice = slice(None)) -> np.ndarray:
         if len(rows.ids) > self._workspace.n_rows:

@@ -20,11 +20,34 @@ def test_a_prompt_in_chunks(dtype, kv_dtype, chunk, prefix_len):
 
 
 @each_kind
-def test_a_prompt_decoded_token_by_token(dtype, kv_dtype):
+@pytest.mark.parametrize("prefix_len", [0, 33])
+def test_a_prompt_decoded_token_by_token(dtype, kv_dtype, prefix_len):
+    """With the cache and, by ``logits``, without: also where the prompt has seen itself both ways."""
     engine = runtime(dtype, kv_dtype)
-    want, session = engine.logits(PROMPT), engine.session(1, 200)
-    rows = [session.prefill(0, PROMPT[:33]), *(session.decode([0], [i])[0] for i in PROMPT[33:])]
+    want, session = engine.logits(PROMPT, prefix_len), engine.session(1, 200)
+    rows = [session.prefill(0, PROMPT[:33], prefix_len), *(session.decode([0], [i])[0] for i in PROMPT[33:])]
     assert_same_bits(np.stack(rows), want[32:])
+
+
+@each_kind
+@pytest.mark.parametrize("prefix_len", [0, 20, 33])
+def test_a_sequence_extended_cut_and_extended_again(dtype, kv_dtype, prefix_len):
+    """Whatever was there between, and whoever sits in the next slot."""
+    engine = runtime(dtype, kv_dtype)
+    want, session = engine.logits(PROMPT, prefix_len), engine.session(2, 200)
+    session.prefill(1, PROMPT[:150])
+    session.prefill(0, PROMPT[:33], prefix_len)
+    assert_same_bits(session.extend(0, PROMPT[33:36]), want[33:36])
+    for kept in (36, 34, 33):
+        session.truncate(0, kept)
+        session.extend(0, PROMPT[::-1][:100])
+        session.truncate(0, kept)
+        assert_same_bits(session.extend(0, PROMPT[kept:50]), want[kept:50])
+        assert_same_bits(session.decode([0, 1], [PROMPT[50], 3])[0], want[50])
+    session.truncate(0, 0)
+    assert_same_bits(session.extend(0, PROMPT[:40]), engine.logits(PROMPT[:40]))
+    session.truncate(0, 1)  # nothing of a prefix is left that could not be cut
+    assert_same_bits(session.prefill(0, PROMPT[:33], prefix_len), want[32])
 
 
 @each_kind

@@ -10,15 +10,16 @@ from refgpt.errors import CheckpointError, GenerationError, RefgptError
 from refgpt.params import Params
 from refgpt.runtime import Runtime, cache
 
-FULL, EMPTY, GOING = 0, 1, 2
+FULL, EMPTY, GOING, BOTH_WAYS = 0, 1, 2, 3
 
 
 @pytest.fixture
 def session():
-    """Slot 0 is full, slot 1 has never been used, slot 2 holds five tokens."""
-    session = runtime().session(3, 20)
+    """Slot 0 is full, slot 1 unused; slot 2 holds five tokens, slot 3 eight, of which six see each other."""
+    session = runtime().session(4, 20)
     session.prefill(FULL, PROMPT[:20])
     session.prefill(GOING, PROMPT[:5])
+    session.prefill(BOTH_WAYS, PROMPT[:8], 6)
     return session
 
 
@@ -31,9 +32,20 @@ REFUSED = {
     "an id that does not exist": lambda s: s.prefill(GOING, [LONG.n_vocab]),
     "a prefix longer than the prompt": lambda s: s.prefill(GOING, [1, 2], 3),
     "a prefix amid a text": lambda s: s.feed(GOING, [1, 2], 2),
-    "a slot that does not exist": lambda s: s.prefill(3, [1]),
+    "a prefix after a prefix": lambda s: s.feed(BOTH_WAYS, [1, 2], 2),
+    "no tokens to extend with": lambda s: s.extend(GOING, []),
+    "extending beyond the capacity": lambda s: s.extend(GOING, PROMPT[:16]),
+    "extending by an id that does not exist": lambda s: s.extend(GOING, [1, LONG.n_vocab]),
+    "extending a slot that does not exist": lambda s: s.extend(4, [1]),
+    "cutting a prefix": lambda s: s.truncate(BOTH_WAYS, 5),
+    "all but one of a prefix": lambda s: s.truncate(BOTH_WAYS, 1),
+    "cutting to more than there is": lambda s: s.truncate(GOING, 6),
+    "cutting to less than nothing": lambda s: s.truncate(GOING, -1),
+    "cutting to half a token": lambda s: s.truncate(GOING, 2.5),
+    "cutting a slot that does not exist": lambda s: s.truncate(4, 0),
+    "a slot that does not exist": lambda s: s.prefill(4, [1]),
     "a negative slot": lambda s: s.prefill(-1, [1]),
-    "decoding in a slot that does not exist": lambda s: s.decode([3], [1]),
+    "decoding in a slot that does not exist": lambda s: s.decode([4], [1]),
     "decoding in a negative slot": lambda s: s.decode([-1], [1]),
     "one slot twice": lambda s: s.decode([GOING, GOING], [1, 1]),
     "more slots than tokens": lambda s: s.decode([GOING, EMPTY], [1]),
@@ -47,6 +59,7 @@ def test_what_cannot_be_is_refused_and_leaves_the_session_as_it_was(session, wha
     with pytest.raises(RefgptError):
         REFUSED[what](session)
     assert_same_bits(session.decode([GOING], PROMPT[5:6])[0], runtime().logits(PROMPT[:6])[-1])
+    assert_same_bits(session.decode([BOTH_WAYS], PROMPT[8:9])[0], runtime().logits(PROMPT[:9], 6)[-1])
 
 
 def test_the_last_position_of_the_context_can_be_reached():
