@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from refgpt import kernels
+from refgpt.panels import Panels
 from refgpt.params import BFLOAT16, widen
 from refgpt.runtime.rotation import rotary_tables
 
@@ -67,6 +68,28 @@ def linear(dtype: str, n_rows: int, n_in: int, n_out: int) -> Work:
     return Work(cycle(calls), w.nbytes, 2 * n_rows * n_in * n_out, partial(np.matmul, x, wide.T, out=product))
 
 
+def quantised(kind: str, n_out: int, n_in: int) -> Panels:
+    """Any integers, scales near a thousandth."""
+    panels = Panels.zeros(kind, n_out, n_in)
+    panels.data[...] = np.resize(np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8), panels.data.shape)
+    panels.data[..., -32:] = np.frombuffer(np.full(16, 1e-3, np.float16).tobytes(), np.uint8)
+    return panels
+
+
+def linear_quantised(kind: str, n_rows: int, n_in: int, n_out: int) -> Work:
+    x, bias, out = random(n_rows, n_in), random(n_out), random(n_rows, n_out)
+    n_bytes = quantised(kind, 16, n_in).nbytes * n_out // 16
+    copies = [quantised(kind, n_out, n_in) for _ in range(-(-BEYOND_CACHES // n_bytes) if n_rows == 1 else 1)]
+    calls = [partial(kernels.linear, x, panels, bias, out) for panels in copies]
+    return Work(cycle(calls), copies[0].nbytes, 0 if n_rows == 1 else 2 * n_rows * n_in * n_out)
+
+
+def quantise_rows() -> Work:
+    x = random(N_PREFILL, D_FF)
+    out = kernels.quantise_rows(x)
+    return Work(cycle([partial(kernels.quantise_rows, x, out)]), x.nbytes + out.nbytes)
+
+
 def cache(n_slots: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     k, v = (random(n_slots, *shape, dtype=dtype) for shape in kernels.kv_shapes(N_HEAD, D_HEAD, N_CTX))
     return k, v
@@ -97,6 +120,17 @@ def embedding(dtype: str) -> Work:
     ids = np.random.default_rng(0).integers(0, N_VOCAB, (100, N_PREFILL))
     calls = [partial(kernels.embedding, table, some, out) for some in ids]
     return Work(cycle(calls), N_PREFILL * D_MODEL * table.itemsize + out.nbytes)
+
+
+def embedding_quantised() -> Work:
+    table, out = quantised("q8", N_VOCAB, D_MODEL), random(N_PREFILL, D_MODEL)
+    ids = np.random.default_rng(0).integers(0, N_VOCAB, (100, N_PREFILL))
+    return Work(cycle([partial(kernels.embedding, table, some, out) for some in ids]), 2 * out.nbytes)
+
+
+def residual() -> Work:
+    x, a, b = (random(N_PREFILL, D_MODEL) for _ in range(3))
+    return Work(cycle([partial(kernels.residual, x, a, b, x)]), 4 * x.nbytes)
 
 
 def rowwise(op: str, n: int) -> Work:
@@ -131,9 +165,10 @@ LAYERS = {"4096 -> 4096": (D_MODEL, D_MODEL), "4096 -> 16384": (D_MODEL, D_FF), 
 HEAD = {"4096 -> 50400": (D_MODEL, N_VOCAB)}
 
 
-def linears(dtype: str) -> dict[str, Callable[[], Work]]:
-    decode = {f"1 row, {name}": partial(linear, dtype, 1, *shape) for name, shape in (LAYERS | HEAD).items()}
-    return decode | {f"512 rows, {name}": partial(linear, dtype, N_PREFILL, *shape) for name, shape in LAYERS.items()}
+def linears(kind: str) -> dict[str, Callable[[], Work]]:
+    make = linear_quantised if kind in ("q8", "q4") else linear
+    decode = {f"1 row, {name}": partial(make, kind, 1, *shape) for name, shape in (LAYERS | HEAD).items()}
+    return decode | {f"512 rows, {name}": partial(make, kind, N_PREFILL, *shape) for name, shape in LAYERS.items()}
 
 
 def attentions(dtype: str) -> dict[str, Callable[[], Work]]:
@@ -143,10 +178,13 @@ def attentions(dtype: str) -> dict[str, Callable[[], Work]]:
 
 
 CASES: dict[str, dict[str, Callable[[], Work]]] = {
-    **{f"linear_{dtype}": linears(dtype) for dtype in ("f32", "f16", "bf16")},
+    **{f"linear_{dtype}": linears(dtype) for dtype in ("f32", "f16", "bf16", "q8", "q4")},
+    "quantise_rows": {"512 rows of 16384": quantise_rows},
     **{f"attention_{dtype}": attentions(dtype) for dtype in ("f32", "f16")},
     **{f"kv_append_{dtype}": {"512 rows": partial(kv_append, dtype)} for dtype in ("f32", "f16")},
     **{f"embedding_{dtype}": {"512 rows of 4096": partial(embedding, dtype)} for dtype in ("f32", "f16", "bf16")},
+    "embedding_q8": {"512 rows of 4096": embedding_quantised},
+    "residual": {"512 rows of 4096": residual},
     "softmax": {"512 rows of 2048": partial(rowwise, "softmax", N_CTX)},
     "gelu": {"512 rows of 16384": partial(rowwise, "gelu", D_FF)},
     "layer_norm": {"512 rows of 4096": layer_norm},

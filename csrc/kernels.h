@@ -9,6 +9,7 @@
 #include "kv_append/kv_append.h"
 #include "layer_norm/layer_norm.h"
 #include "gelu/gelu.h"
+#include "residual/residual.h"
 #include "rotary/rotary.h"
 #include "embedding/embedding.h"
 #include "pack/pack.h"

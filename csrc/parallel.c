@@ -137,3 +137,7 @@ void refgpt_run(refgpt_kernel kernel, const void *args, int64_t n_items, int64_t
     }
     pthread_mutex_unlock(&caller_lock);
 }
+
+void refgpt_run_steps(const refgpt_step *steps, int64_t n_steps, int64_t n_threads) {
+    for (int64_t i = 0; i < n_steps; i++) refgpt_run(steps[i].kernel, steps[i].args, steps[i].n_items, steps[i].grain, n_threads);
+}

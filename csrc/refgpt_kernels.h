@@ -35,8 +35,8 @@
 
 /* Changes whenever a struct or a contract below changes; the binding refuses another number. */
 #define REFGPT_ABI 3
-#define REFGPT_LANES 16   /* rows side by side in a panel */
-#define REFGPT_CHUNK 32   /* terms of a partial sum */
+#define REFGPT_LANES 16     /* rows side by side in a panel */
+#define REFGPT_CHUNK 32     /* terms of a partial sum */
 #define REFGPT_FEW_ROWS 8   /* that linear takes as they are; the most rows of a query tile */
 #define REFGPT_BLOCK 32     /* inputs of a quantised matrix that share a scale */
 #define REFGPT_ROW_GROUP 16 /* quantised rows that lie together */
@@ -143,9 +143,16 @@ typedef struct {
     int64_t n_head, d_head, d_rotary;
 } refgpt_rotary_args;
 
-/* y[r] = table[ids[r]], widened exactly. Items: rows. embedding_{f32,f16,bf16}: the dtype of the table. */
+/* y = (x + a) + b. y may be any of them. Items: rows. */
 typedef struct {
-    const void *table;  /* [n_vocab, n] */
+    const float *x, *a, *b; /* [n_rows, n] */
+    float *y;
+    int64_t n;
+} refgpt_residual_args;
+
+/* y[r] = table[ids[r]], widened exactly. Items: rows. embedding_{f32,f16,bf16,q8}: the dtype of the table. */
+typedef struct {
+    const void *table;  /* [n_vocab, n]; of 8 bits: panels [ceil(n_vocab / 16)][ceil(n / 32)] of blocks */
     const int64_t *ids; /* [n_rows], 0 .. n_vocab - 1 */
     float *y;           /* [n_rows, n] */
     int64_t n;
@@ -176,5 +183,15 @@ const char *refgpt_isa_obstacle(const char *isa);
  * until done.
  * Workers are numbered 0 .. n_threads - 1; the caller is 0, and works alone while another thread's call has the workers. */
 void refgpt_run(refgpt_kernel kernel, const void *args, int64_t n_items, int64_t grain, int64_t n_threads);
+
+/* Such a call, written down. */
+typedef struct {
+    refgpt_kernel kernel;
+    const void *args;
+    int64_t n_items, grain;
+} refgpt_step;
+
+/* Run steps one after another, each when all items of the one before are done. */
+void refgpt_run_steps(const refgpt_step *steps, int64_t n_steps, int64_t n_threads);
 
 #endif

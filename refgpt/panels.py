@@ -115,7 +115,7 @@ class Panels(Encoded):
         """See ``Encoded.rows``; quantised numbers are exact in float32."""
         panels = self.data[start // LANES : n_panels(stop)]
         decoded = panels if self.kind in FLOATS else _decoded(panels, self.kind)  # [p, n_in, 16]
-        lanes = decoded[:, : self.n_in].transpose(0, 2, 1).reshape(-1, self.n_in)
+        lanes = decoded[:, : self.n_in].transpose(0, 2, 1).reshape(len(panels) * LANES, self.n_in)
         return lanes[start % LANES :][: stop - start]
 
 
@@ -123,7 +123,7 @@ def _decoded(panels: np.ndarray, kind: str) -> np.ndarray:
     """Quantised panels [p, n_blocks, bytes] as numbers [p, n_blocks x 32, 16]."""
     n, blocks, n_bytes = panels.shape
     scales = np.ascontiguousarray(panels[..., n_bytes - 32 :]).view(np.float16)  # [p, b, 16]
-    integers = panels[..., : n_bytes - 32].reshape(n, blocks, -1, LANES, 4)
+    integers = panels[..., : n_bytes - 32].reshape(n, blocks, n_bytes // 64, LANES, 4)
     if kind == "q4":
         halves = np.stack((integers & 15, integers >> 4), axis=3)  # [p, b, step, half, lane, 4]
         integers = halves.reshape(n, blocks, 8, LANES, 4).astype(np.int8) - np.int8(8)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from kernels.quantised import quantised_panels
 
 from refgpt import params
 from refgpt.encoded import Encoded
 from refgpt.kernels import pack
-from refgpt.panels import Panels, panel_shape
 from refgpt.params import BFLOAT16, row_slices, widen
 
 
@@ -25,28 +25,6 @@ def test_panels_give_back_the_rows_they_were_packed_from(dtype):
     assert np.array_equal(widen(panels), widen(w))
 
 
-def quantised(kind: str, integers: np.ndarray, scales: np.ndarray) -> Panels:
-    """Panels filled byte by byte as the module describes them. integers [n_out, n_in], scales [n_out, n_blocks]."""
-    panels = Panels.zeros(kind, *integers.shape)
-    n_bytes = panel_shape(kind, *integers.shape)[2]
-    data = panels.data
-    if kind == "q4":
-        data[..., : n_bytes - 32] = 0x88
-    for (o, i), q in np.ndenumerate(integers):
-        block = data[o // 16, i // 32]
-        if kind == "q8":
-            block[i % 32 // 4 * 64 + o % 16 * 4 + i % 4] = q % 256
-        else:
-            step, half, at = i % 32 // 8, i % 8 // 4, i % 4
-            byte = step * 64 + o % 16 * 4 + at
-            shift = 4 * half
-            block[byte] = (int(block[byte]) & ~(15 << shift)) | (q + 8) << shift
-    for (o, b), scale in np.ndenumerate(scales):
-        at = n_bytes - 32 + 2 * (o % 16)
-        data[o // 16, b, at : at + 2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
-    return panels
-
-
 @pytest.mark.parametrize(("kind", "least", "most"), [("q8", -128, 127), ("q4", -8, 7)])
 @pytest.mark.parametrize("n_in", [1, 31, 32, 33, 70])
 def test_quantised_panels_are_scale_times_integer(kind, least, most, n_in):
@@ -54,11 +32,24 @@ def test_quantised_panels_are_scale_times_integer(kind, least, most, n_in):
     integers = rng.integers(least, most + 1, (21, n_in))
     scales = rng.uniform(1e-3, 2, (21, -(-n_in // 32))).astype(np.float16)
     want = integers * np.repeat(scales.astype(np.float64), 32, axis=1)[:, :n_in]
-    panels = quantised(kind, integers, scales)
+    panels = quantised_panels(kind, integers, scales)
     assert panels.dtype == np.float32
     assert np.array_equal(panels.rows(0, 21), want)
     assert np.array_equal(panels.rows(15, 18), want[15:18])
     assert np.array_equal(panels[np.array([20, 3])], want[[20, 3]])
+
+
+def test_a_block_of_eight_and_of_four_bits_byte_by_byte():
+    """The layout as the module writes it down: lane 3 of a panel holds 0 .. 31 less 16 (or -8 .. 7 twice)."""
+    integers = np.zeros((5, 32), int)
+    integers[3] = np.arange(32) - 16
+    block = quantised_panels("q8", integers, np.full((5, 1), 0.5)).data[0, 0]
+    assert [block[i // 4 * 64 + 12 + i % 4].astype(np.int8) for i in range(32)] == integers[3].tolist()
+    assert block[512:].view(np.float16).tolist() == [0.5] * 5 + [0] * 11
+    integers[3] = np.arange(32) % 16 - 8
+    block = quantised_panels("q4", integers, np.full((5, 1), 0.5)).data[0, 0]
+    halves = [(block[i // 8 * 64 + 12 + i % 4] >> (i % 8 // 4 * 4) & 15) for i in range(32)]
+    assert halves == [q % 16 for q in range(32)]
 
 
 class Doubling(Encoded):

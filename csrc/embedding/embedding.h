@@ -18,3 +18,19 @@ ALWAYS_INLINE void embedding(const refgpt_embedding_args *a, int64_t begin, int6
 KERNEL(embedding_f32) { embedding(args, begin, end, F32); }
 KERNEL(embedding_f16) { embedding(args, begin, end, F16); }
 KERNEL(embedding_bf16) { embedding(args, begin, end, BF16); }
+
+/* One lane of a panel: four bytes in 64, and its scale. */
+KERNEL(embedding_q8) {
+    const refgpt_embedding_args *a = args;
+    const int64_t n_blocks = (a->n + BLOCK - 1) / BLOCK;
+    for (int64_t r = begin; r < end; r++) {
+        const int64_t lane = a->ids[r] % LANES;
+        const char *block = (const char *)a->table + a->ids[r] / LANES * n_blocks * block_bytes(Q8);
+        for (int64_t b = 0; b < n_blocks; b++, block += block_bytes(Q8)) {
+            float scales[LANES], row[BLOCK];
+            v16_store(scales, v16_load_f16((const uint16_t *)(block + BLOCK * LANES)));
+            for (int64_t i = 0; i < BLOCK; i++) row[i] = scales[lane] * (float)(int8_t)block[(i / 4 * LANES + lane) * 4 + i % 4];
+            memcpy(a->y + r * a->n + b * BLOCK, row, (size_t)smaller(BLOCK, a->n - b * BLOCK) * sizeof *row);
+        }
+    }
+}

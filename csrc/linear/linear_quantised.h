@@ -27,8 +27,8 @@ ALWAYS_INLINE void tile_quantised(const char *x, int64_t height, const uint8_t *
     for (int r = 0; r < R; r++) store_row(y + r * y_stride, 0, n_lanes, total[r]);
 }
 
-#define TILE_OF(rows)                                                                                                      \
-    case rows:                                                                                                             \
+#define TILE_OF(rows)                                                                                                       \
+    case rows:                                                                                                              \
         if (rows <= TILE_QUANTISED_ROWS) tile_quantised(xr, height, w, n_blocks, bias, yr, y_stride, n_lanes, dtype, rows); \
         break;
 /* The same for all rows of a group, in tiles as even as can be. */

@@ -6,7 +6,9 @@ enum { TILE_QUANTISED_ROWS = 8 };
 
 /* Four products of an unsigned and a signed byte a lane, added up in 32 bits. Weights are made unsigned by an offset, which the
  * records' sums take off again before the first product. */
-static inline __m512i dot(__m512i sum, __m512i w, const char *x) { return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(load_int(x))); }
+static inline __m512i dot(__m512i sum, __m512i w, const char *x) {
+    return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(load_int(x)));
+}
 
 static inline void dots_q4(const uint8_t *w, const char *x, int64_t height, const int R, v16 *dots) {
     const __m512i nibble = _mm512_set1_epi8(15);

@@ -19,6 +19,9 @@ enum { N_SIZES = sizeof sizes / sizeof *sizes, N_ROW_COUNTS = sizeof row_counts 
 typedef struct {
     union {
         refgpt_linear_args linear;
+        refgpt_linear_quantised_args linear_quantised;
+        refgpt_quantise_rows_args quantise_rows;
+        refgpt_residual_args residual;
         refgpt_attention_args attention;
         refgpt_kv_append_args kv_append;
         refgpt_softmax_args softmax;
@@ -105,8 +108,67 @@ static void *output(call *c, int64_t n_bytes) {
 /* ---- one case a family of ops ------------------------------------------------------------------------------------ */
 
 static int64_t panels_of(int64_t n) { return (n + LANES - 1) / LANES; }
+static int64_t blocks_of(int64_t n) { return (n + REFGPT_BLOCK - 1) / REFGPT_BLOCK; }
+
+/* Blocks of a matrix of 8 or 4 bits: any bytes, then scales. */
+static void *quantised(call *c, int64_t n_panels, int64_t n_blocks, const char *kind) {
+    const int64_t n_integers = (strcmp(kind, "q4") ? 32 : 16) * LANES, n_bytes = n_integers + 2 * LANES;
+    unsigned char *p = buffer(c, n_panels * n_blocks * n_bytes);
+    for (int64_t b = 0; b < n_panels * n_blocks; b++, p += n_bytes) {
+        for (int64_t i = 0; i < n_integers; i++) p[i] = (unsigned char)random_bits();
+        for (int l = 0; l < LANES; l++) {
+            const uint16_t scale = random_half();
+            memcpy(p + n_integers + 2 * l, &scale, 2);
+        }
+    }
+    return p - n_panels * n_blocks * n_bytes;
+}
+
+/* Records of rows: any bytes, finite scales, and the sums that belong to the bytes. */
+static char *records(call *c, int64_t n_rows, int64_t n_blocks) {
+    char *const start = buffer(c, n_rows * n_blocks * 40), *p = start;
+    for (int64_t first = 0; first < n_rows; first += REFGPT_ROW_GROUP) {
+        const int64_t left = n_rows - first, h = left < REFGPT_ROW_GROUP ? left : REFGPT_ROW_GROUP;
+        for (int64_t b = 0; b < n_blocks; b++, p += 40 * h)
+            for (int64_t r = 0; r < h; r++) {
+                int32_t sum = 0;
+                for (int64_t i = 0; i < 32; i++) {
+                    const int8_t x = (int8_t)(random_below(255) - 127);
+                    p[(i / 4 * h + r) * 4 + i % 4] = x;
+                    sum += x;
+                }
+                const float scale = random_float();
+                sum *= -8;
+                memcpy(p + 32 * h + 4 * r, &scale, 4);
+                memcpy(p + 36 * h + 4 * r, &sum, 4);
+            }
+    }
+    return start;
+}
+
+static void linear_quantised_case(call *c, const char *kind, int64_t n, int64_t n_rows) {
+    const int64_t n_out = 1 + random_below(130), n_panels = panels_of(n_out);
+    c->args.linear_quantised = (refgpt_linear_quantised_args){records(c, n_rows, blocks_of(n)),
+                                                              quantised(c, n_panels, blocks_of(n), kind),
+                                                              random_below(4) ? floats(c, n_out) : NULL,
+                                                              output(c, n_rows * n_out * (int64_t)sizeof(float)),
+                                                              n_rows,
+                                                              n,
+                                                              n_out};
+    c->n_items = n_panels;
+}
+
+static void quantise_rows_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    (void)dtype;
+    c->args.quantise_rows = (refgpt_quantise_rows_args){floats(c, n_rows * n), output(c, n_rows * blocks_of(n) * 40), n_rows, n};
+    c->n_items = (n_rows + REFGPT_ROW_GROUP - 1) / REFGPT_ROW_GROUP * blocks_of(n);
+}
 
 static void linear_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    if (dtype[0] == 'q') {
+        linear_quantised_case(c, dtype, n, n_rows);
+        return;
+    }
     const int64_t n_out = 1 + random_below(130), n_panels = panels_of(n_out);
     float *x = floats(c, n_rows * n), *x_panels = NULL;
     if (n_rows > 8) {
@@ -203,8 +265,16 @@ static void rotary_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
 }
 
 static void embedding_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
-    c->args.embedding = (refgpt_embedding_args){stored(c, 13 * n, dtype), indices(c, n_rows, 0, 13),
-                                                output(c, n_rows * n * (int64_t)sizeof(float)), n};
+    void *table = dtype[0] == 'q' ? quantised(c, panels_of(13), blocks_of(n), dtype) : stored(c, 13 * n, dtype);
+    c->args.embedding =
+        (refgpt_embedding_args){table, indices(c, n_rows, 0, 13), output(c, n_rows * n * (int64_t)sizeof(float)), n};
+    c->n_items = n_rows;
+}
+
+static void residual_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    (void)dtype;
+    c->args.residual = (refgpt_residual_args){floats(c, n_rows * n), floats(c, n_rows * n), floats(c, n_rows * n),
+                                              output(c, n_rows * n * (int64_t)sizeof(float)), n};
     c->n_items = n_rows;
 }
 
@@ -225,9 +295,18 @@ static const struct {
     const char *name;
     make_case make;
 } families[] = {
-    {"linear", linear_case},   {"attention", attention_case}, {"kv_append", kv_append_case},   {"softmax", softmax_case},
-    {"gelu", gelu_case},       {"rotary", rotary_case},       {"layer_norm", layer_norm_case}, {"embedding", embedding_case},
-    {"row_sum", row_sum_case}, {"pack", pack_case},
+    {"linear", linear_case},
+    {"attention", attention_case},
+    {"kv_append", kv_append_case},
+    {"softmax", softmax_case},
+    {"gelu", gelu_case},
+    {"rotary", rotary_case},
+    {"layer_norm", layer_norm_case},
+    {"embedding", embedding_case},
+    {"row_sum", row_sum_case},
+    {"pack", pack_case},
+    {"residual", residual_case},
+    {"quantise_rows", quantise_rows_case},
 };
 
 /* The case of an op, which is a family's name, alone or with _dtype after it. */

@@ -24,9 +24,14 @@ native)
     case $(uname -m) in
     x86_64)
         build "$cc" avx2 -mavx2 -mfma -mf16c $sanitize "$csrc/avx2.c"
-        build "$cc" avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl $sanitize "$csrc/avx512.c"
+        avx512="-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl"
+        build "$cc" avx512 $avx512 $sanitize "$csrc/avx512.c"
+        build "$cc" avx512vnni $avx512 -mavx512vnni $sanitize "$csrc/avx512vnni.c"
         ;;
-    aarch64 | arm64) build "$cc" neon $sanitize "$csrc/neon.c" ;;
+    aarch64 | arm64)
+        build "$cc" neon $sanitize "$csrc/neon.c"
+        build "$cc" neondot -march=armv8.2-a+dotprod $sanitize "$csrc/neondot.c"
+        ;;
     esac
     runner=
     ;;
@@ -41,8 +46,9 @@ neon)
     cc=aarch64-linux-gnu-gcc sanitize=
     build "$cc" scalar "$csrc/scalar.c"
     build "$cc" neon "$csrc/neon.c"
+    build "$cc" neondot -march=armv8.2-a+dotprod "$csrc/neondot.c"
     runner="qemu-aarch64 -L /usr/aarch64-linux-gnu"
-    set -- neon neon
+    set -- neon neon neondot
     ;;
 *)
     echo "usage: $0 native [isa]|neon|pool" >&2
@@ -54,4 +60,5 @@ for file in dispatch cpu parallel testing/rows_driver; do
     build "$cc" "$(basename $file)" $sanitize "$csrc/$file.c"
 done
 "$cc" $sanitize "$out"/*.o -lm -o "$out/driver"
-$runner "$out/driver" "$@"
+[ $# -gt 0 ] || set -- ""
+for isa; do $runner "$out/driver" ${isa:+"$isa"}; done

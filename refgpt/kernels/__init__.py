@@ -1,28 +1,19 @@
-"""The C kernels: which there are, which run here (``registry``), and calling them on arrays (``ops``)."""
+"""The C kernels: which there are, which run here (``registry``), and calling them, now or in a ``Program``."""
 
+from refgpt.kernels.attention import attention, kv_append, kv_shapes, query_tiles
+from refgpt.kernels.calling import Program
+from refgpt.kernels.linear import Activations, linear, pack, quantise_rows, scratch_bytes
 from refgpt.kernels.native import CHUNK, FEW_ROWS
-from refgpt.kernels.ops import (
-    attention,
-    embedding,
-    gelu,
-    kv_append,
-    kv_shapes,
-    layer_norm,
-    linear,
-    linear_scratch,
-    pack,
-    query_tiles,
-    rotary,
-    row_sum,
-    softmax,
-)
+from refgpt.kernels.ops import embedding, gelu, layer_norm, residual, rotary, row_sum, softmax
 from refgpt.kernels.registry import Kernel, active, force_isa, list_kernels
 from refgpt.kernels.threads import check_threads
 
 __all__ = [
     "CHUNK",
     "FEW_ROWS",
+    "Activations",
     "Kernel",
+    "Program",
     "active",
     "attention",
     "check_threads",
@@ -33,11 +24,13 @@ __all__ = [
     "kv_shapes",
     "layer_norm",
     "linear",
-    "linear_scratch",
     "list_kernels",
     "pack",
+    "quantise_rows",
     "query_tiles",
+    "residual",
     "rotary",
     "row_sum",
+    "scratch_bytes",
     "softmax",
 ]

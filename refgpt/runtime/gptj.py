@@ -1,19 +1,22 @@
 """GPT-J in kernels: ``refgpt/spec/gptj.py`` line by line, over rows of any sequences at any positions.
 
 Two things differ from the spec. Keys and values of earlier rows come from the cache, so a pass takes only new rows; and
-activations go to the buffers of a ``Workspace``, so that nothing large but the logits is allocated for a pass.
+activations go to the buffers of a ``Workspace``, so that nothing large but the logits is allocated for a pass. With a
+program in the workspace nothing is computed: the calls are recorded, to be made later and again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from refgpt import kernels
 from refgpt.config import ModelConfig
-from refgpt.panels import Panels
+from refgpt.kernels import Activations, Program
+from refgpt.panels import aligned_zeros
 from refgpt.runtime.cache import KVCache
 from refgpt.runtime.packing import PackedBlock, PackedParams
 from refgpt.spec.taps import Tap, checked, no_tap, prefixed
@@ -62,9 +65,11 @@ class Workspace:
     attn_out: np.ndarray  # [n_rows, c]
     mlp: np.ndarray  # [n_rows, f]
     mlp_out: np.ndarray  # [n_rows, c]
-    packed_rows: np.ndarray  # for linear
+    ln_ready: np.ndarray  # bytes: the normed rows as linear layers read them
+    ready: np.ndarray  # bytes: other rows so
     scores: np.ndarray  # [threads, 8, capacity], for attention
     threads: int
+    program: Program | None = None
 
     @classmethod
     def of(cls, config: ModelConfig, n_rows: int, capacity: int, threads: int) -> Workspace:
@@ -76,7 +81,8 @@ class Workspace:
         c, f, heads = config.d_model, config.d_ff, (config.n_head, config.d_head)
         return cls(x=rows(c), ln=rows(c), q=rows(*heads), k=rows(*heads), v=rows(*heads), z=rows(*heads),
                    attn_out=rows(c), mlp=rows(f), mlp_out=rows(c), threads=threads,
-                   packed_rows=kernels.linear_scratch(n_rows, max(c, f)),
+                   ln_ready=aligned_zeros((kernels.scratch_bytes(n_rows, c),), np.dtype(np.uint8)),
+                   ready=aligned_zeros((kernels.scratch_bytes(n_rows, max(c, f)),), np.dtype(np.uint8)),
                    scores=np.empty((threads, kernels.FEW_ROWS, capacity), np.float32))  # fmt: skip
 
     @property
@@ -84,34 +90,34 @@ class Workspace:
         """The most rows of a pass."""
         return len(self.x)
 
-    def first(self, n: int) -> Workspace:
+    @property
+    def how(self) -> dict[str, Any]:
+        """How kernels are called: on so many threads, now or as part of a program."""
+        return {"threads": self.threads, "program": self.program}
+
+    def first(self, n: int, program: Program | None = None) -> Workspace:
         """The same buffers for a pass of ``n`` rows."""
         return replace(self, x=self.x[:n], ln=self.ln[:n], q=self.q[:n], k=self.k[:n], v=self.v[:n], z=self.z[:n],
-                       attn_out=self.attn_out[:n], mlp=self.mlp[:n], mlp_out=self.mlp_out[:n])  # fmt: skip
+                       attn_out=self.attn_out[:n], mlp=self.mlp[:n], mlp_out=self.mlp_out[:n],
+                       program=program)  # fmt: skip
 
 
-def linear(x: np.ndarray, w: Panels, b: np.ndarray | None, out: np.ndarray, to: Workspace) -> np.ndarray:
-    """``x @ w.T + b`` into ``out``, whose rows may be cut into heads. x [t, n_in] -> out's shape."""
-    flat = out.reshape(len(x), -1)
-    return kernels.linear(x, w, b, flat, scratch=to.packed_rows, threads=to.threads).reshape(out.shape)
-
-
-def attention(x: np.ndarray, p: PackedBlock, rows: Rows, kv: tuple[np.ndarray, np.ndarray],
+def attention(x: Activations, p: PackedBlock, rows: Rows, kv: tuple[np.ndarray, np.ndarray],
               rotation: tuple[np.ndarray, np.ndarray], to: Workspace, tap: Tap) -> np.ndarray:  # fmt: skip
     """Multi-head self-attention with rotary positions; new keys and values join the cache. x [t, c] -> [t, c]."""
-    n = to.threads
-    q = tap("q", linear(x, p.wq, None, to.q, to))  # [t, h, d]
-    k = tap("k", linear(x, p.wk, None, to.k, to))  # [t, h, d]
-    v = tap("v", linear(x, p.wv, None, to.v, to))  # [t, h, d]
-    q = tap("q_rot", kernels.rotary(q, *rotation, rows.positions, to.q, threads=n))  # [t, h, d]
-    k = tap("k_rot", kernels.rotary(k, *rotation, rows.positions, to.k, threads=n))  # [t, h, d]
-    kernels.kv_append(k, v, *kv, rows.positions, rows.slots, threads=n)
+    flat, heads = to.attn_out.shape, to.q.shape
+    q = tap("q", kernels.linear(x, p.wq, None, to.q.reshape(flat), **to.how).reshape(heads))  # [t, h, d]
+    k = tap("k", kernels.linear(x, p.wk, None, to.k.reshape(flat), **to.how).reshape(heads))  # [t, h, d]
+    v = tap("v", kernels.linear(x, p.wv, None, to.v.reshape(flat), **to.how).reshape(heads))  # [t, h, d]
+    q = tap("q_rot", kernels.rotary(q, *rotation, rows.positions, to.q, **to.how))  # [t, h, d]
+    k = tap("k_rot", kernels.rotary(k, *rotation, rows.positions, to.k, **to.how))  # [t, h, d]
+    kernels.kv_append(k, v, *kv, rows.positions, rows.slots, **to.how)
     shown = None if tap is no_tap else _room_for_pattern(q)  # [h, t, s]
-    z = kernels.attention(q, *kv, rows.tiles, rows.n_visible, to.z, pattern=shown, scratch=to.scores, threads=n)
+    z = kernels.attention(q, *kv, rows.tiles, rows.n_visible, to.z, pattern=shown, scratch=to.scores, **to.how)
     if shown is not None and (pattern := tap("pattern", shown)) is not shown:  # patched: mix the values anew
         z = np.einsum("hts,shd->thd", pattern, v.astype(kv[1].dtype).astype(np.float32))
-    z = tap("z", z)  # [t, h, d]
-    return tap("attn_out", linear(z.reshape(len(x), -1), p.wo, None, to.attn_out, to))  # [t, c]
+    mixed = Activations(tap("z", z).reshape(flat), to.ready, **to.how)  # [t, c]
+    return tap("attn_out", kernels.linear(mixed, p.wo, None, to.attn_out, **to.how))  # [t, c]
 
 
 def _room_for_pattern(q: np.ndarray) -> np.ndarray:
@@ -120,46 +126,48 @@ def _room_for_pattern(q: np.ndarray) -> np.ndarray:
     return np.empty((n_head, n_rows, n_rows), np.float32)
 
 
-def mlp(x: np.ndarray, p: PackedBlock, to: Workspace, tap: Tap) -> np.ndarray:
+def mlp(x: Activations, p: PackedBlock, to: Workspace, tap: Tap) -> np.ndarray:
     """Two linear layers with a GELU between them. x [t, c] -> [t, c]."""
-    hidden = tap("mlp_pre", linear(x, p.w_in, p.b_in, to.mlp, to))  # [t, f]
-    hidden = tap("mlp_post", kernels.gelu(hidden, to.mlp, threads=to.threads))  # [t, f]
-    return tap("mlp_out", linear(hidden, p.w_out, p.b_out, to.mlp_out, to))  # [t, c]
+    hidden = tap("mlp_pre", kernels.linear(x, p.w_in, p.b_in, to.mlp, **to.how))  # [t, f]
+    hidden = tap("mlp_post", kernels.gelu(hidden, to.mlp, **to.how))  # [t, f]
+    rows = Activations(hidden, to.ready, **to.how)
+    return tap("mlp_out", kernels.linear(rows, p.w_out, p.b_out, to.mlp_out, **to.how))  # [t, c]
 
 
 def block(x: np.ndarray, p: PackedBlock, cfg: ModelConfig, rows: Rows, kv: tuple[np.ndarray, np.ndarray],
           rotation: tuple[np.ndarray, np.ndarray], to: Workspace, tap: Tap) -> np.ndarray:  # fmt: skip
     """Attention and MLP side by side, both from the one LayerNorm. x [t, c] -> [t, c], in x's place."""
-    normed = tap("ln", kernels.layer_norm(x, p.ln_w, p.ln_b, cfg.ln_eps, to.ln, threads=to.threads))  # [t, c]
-    attn_out = attention(normed, p, rows, kv, rotation, to, tap)  # [t, c]
-    mlp_out = mlp(normed, p, to, tap)  # [t, c]
-    np.add(x, attn_out, out=to.x)
-    np.add(to.x, mlp_out, out=to.x)
-    return tap("resid_post", to.x)  # [t, c]
+    normed = tap("ln", kernels.layer_norm(x, p.ln_w, p.ln_b, cfg.ln_eps, to.ln, **to.how))  # [t, c]
+    shared = Activations(normed, to.ln_ready, **to.how)
+    attn_out = attention(shared, p, rows, kv, rotation, to, tap)  # [t, c]
+    mlp_out = mlp(shared, p, to, tap)  # [t, c]
+    return tap("resid_post", kernels.residual(x, attn_out, mlp_out, to.x, **to.how))  # [t, c]
 
 
 def forward(params: PackedParams, config: ModelConfig, rows: Rows, cache: KVCache,
             rotation: tuple[np.ndarray, np.ndarray], workspace: Workspace, wanted: slice = slice(None),
-            tap: Tap = no_tap) -> np.ndarray:  # fmt: skip
+            tap: Tap = no_tap, program: Program | None = None) -> np.ndarray:  # fmt: skip
     """Logits of the rows ``wanted`` (all by default) after one pass over ``rows``.
 
     Keys and values are written to the cache; its lengths are the caller's to move. ``rotation`` are the cosines and
-    sines of ``rotary_tables``. With a tap the rows must be one whole text.
+    sines of ``rotary_tables``. With a tap the rows must be one whole text. With a program the pass is recorded: each
+    run of it computes with what the arrays of ``rows`` hold by then, and writes to the logits returned here.
 
     Returns
     -------
     ndarray [len(wanted), v], float32
     """
     tap = tap if tap is no_tap else _on_copies(checked(tap, np.float32))
-    to = workspace.first(len(rows.ids))
-    x = tap("embed", kernels.embedding(params.wte, rows.ids, to.x, threads=to.threads))  # [t, c]
+    to = workspace.first(len(rows.ids), program)
+    x = tap("embed", kernels.embedding(params.wte, rows.ids, to.x, **to.how))  # [t, c]
     for i, p in enumerate(params.blocks):
         part = tap if tap is no_tap else prefixed(tap, f"blocks.{i}.")
         x = block(x, p, config, rows, (cache.k[i], cache.v[i]), rotation, to, part)  # [t, c]
     x, ln = x[wanted], to.ln[wanted]
-    x = tap("ln_final", kernels.layer_norm(x, params.ln_w, params.ln_b, config.ln_eps, ln, threads=to.threads))
+    x = tap("ln_final", kernels.layer_norm(x, params.ln_w, params.ln_b, config.ln_eps, ln, **to.how))
     logits = np.empty((len(x), config.n_vocab), np.float32)
-    return tap("logits", linear(x, params.w_head, params.b_head, logits, to))  # [t, v]
+    rows_of_head = Activations(x, to.ready, **to.how)
+    return tap("logits", kernels.linear(rows_of_head, params.w_head, params.b_head, logits, **to.how))  # [t, v]
 
 
 def _on_copies(tap: Tap) -> Tap:

@@ -35,9 +35,9 @@ class PackedBlock:
 
 @dataclass(frozen=True)
 class PackedParams:
-    """``refgpt.params.Params``, packed. The embedding table is looked up by rows, so it stays a matrix of rows."""
+    """``refgpt.params.Params``, packed. The embedding table is looked up by rows: floats stay a matrix of rows."""
 
-    wte: np.ndarray
+    wte: np.ndarray | Panels
     blocks: tuple[PackedBlock, ...]
     ln_w: np.ndarray
     ln_b: np.ndarray

@@ -16,6 +16,7 @@ from refgpt.prompts import check_cut, check_ids, check_tokens
 from refgpt.runtime.cache import KVCache
 from refgpt.runtime.gptj import Rows, Workspace, forward
 from refgpt.runtime.packing import pack_params
+from refgpt.runtime.recorded import MOST_ROWS, RecordedPass
 from refgpt.runtime.rotation import rotary_tables
 from refgpt.spec.taps import Tap, no_tap
 
@@ -84,6 +85,7 @@ class RuntimeSession:
         self._runtime = runtime
         self.cache = KVCache(runtime.config, n_seqs, min(capacity, runtime.config.n_ctx), runtime.kv_dtype)
         self._workspace = self._new_workspace(n_seqs)
+        self._recorded: dict[tuple[int, int, int | None], RecordedPass] = {}
 
     def prefill(self, seq: int, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
         """See ``Session.prefill``."""
@@ -135,10 +137,18 @@ class RuntimeSession:
         cache.lengths[seq], cache.prefix_lens[seq] = n, min(n, cache.prefix_lens[seq])
 
     def _pass(self, rows: Rows, wanted: slice = slice(None)) -> np.ndarray:
-        if len(rows.ids) > self._workspace.n_rows:
-            self._workspace = self._new_workspace(len(rows.ids))
+        n = len(rows.ids)
+        if n > self._workspace.n_rows:
+            self._workspace = self._new_workspace(n)
+            self._recorded.clear()
         engine = self._runtime
-        return forward(engine.params, engine.config, rows, self.cache, engine.rotation, self._workspace, wanted)
+        if n > MOST_ROWS:
+            return forward(engine.params, engine.config, rows, self.cache, engine.rotation, self._workspace, wanted)
+        kind = n, len(rows.tiles), wanted.start
+        if kind not in self._recorded:
+            self._recorded[kind] = RecordedPass(engine.params, engine.config, rows, self.cache, engine.rotation,
+                                                self._workspace, wanted)  # fmt: skip
+        return self._recorded[kind].run(rows)
 
     def _check_slots(self, seqs: Sequence[int]) -> np.ndarray:
         slots, n_slots = np.array(seqs, np.int64), len(self.cache.lengths)

@@ -17,6 +17,7 @@ import numpy as np
 
 from refgpt.config import ModelConfig
 from refgpt.errors import RefgptError
+from refgpt.panels import BLOCK, FLOATS, Panels
 from refgpt.params import KVDtype, Leaf, Params, widen
 from refgpt.spec.masks import prefix_mask
 from refgpt.spec.primitives import gelu, softmax
@@ -30,6 +31,8 @@ TINY = 2.0**-149
 EXP_ERROR = 8 * U
 #: What an ``expf`` that clamps its argument or flushes subnormals may add (e^-86, a little above the smallest normal).
 EXP_FLUSH = 2.0**-124
+#: A block of activations none of which is larger is rounded to zeros.
+SMALLEST_BLOCK = 2.0**-100
 #: Error of a key or value put in the cache: relative, and absolute where it becomes subnormal.
 KV_ROUNDING = {"f32": (0.0, 0.0), "f16": (2.0**-11, 2.0**-25)}
 
@@ -53,13 +56,42 @@ def linear_bound(x: np.ndarray, w: Leaf, b: np.ndarray | None = None, chunk: int
     """Of ``linear``. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out].
 
     A term is rounded once as a product and at most ``depth`` times in sums, each time relative to the sum of absolute
-    terms.
+    terms. Kernels round the rows that meet weights of 8 and 4 bits: see ``quantised_linear_bound``.
     """
+    if chunk is not None and isinstance(w, Panels) and w.kind not in FLOATS:
+        return quantised_linear_bound(x, w, b)
     n_in = x.shape[-1]
     terms = _size(x) @ _size(w).T  # [t, n_out]
     if b is not None:
         terms = terms + _size(b)
     return gamma(depth(n_in, chunk) + 1) * terms + (n_in + 1) * TINY
+
+
+def activation_bound(x: np.ndarray) -> np.ndarray:
+    """Of rows rounded to 8 bits by blocks of 32, as a kernel's ``scale * integer``. x [t, n_in] -> [t, n_in].
+
+    A block whose largest size is ``127 s`` has the scale ``s`` and takes steps of it, each off by one rounding. In
+    steps, ``x`` is rounded twice before it is rounded to an integer, which is at most half a step away. Blocks that
+    are smaller than ``SMALLEST_BLOCK`` are taken for zero.
+    """
+    n_in, size = x.shape[-1], _size(x)
+    blocks = np.pad(size, [(0, 0), (0, -n_in % BLOCK)]).reshape(len(x), -1, BLOCK)
+    scale = np.repeat(blocks.max(axis=-1, initial=0) / 127, BLOCK, axis=-1)[:, :n_in]  # [t, n_in]
+    rounded = 0.5 * (1 + 2 * U) * scale + gamma(4) * size
+    return np.where(scale * 127 < 2 * SMALLEST_BLOCK, np.maximum(rounded, size), rounded)
+
+
+def quantised_linear_bound(x: np.ndarray, w: Leaf, b: np.ndarray | None = None) -> np.ndarray:
+    """Of ``linear`` with weights of 8 or 4 bits. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out].
+
+    The rows are off by ``activation_bound``, which reaches the sum through the weights. The products of a block are
+    summed exactly; their sum is scaled by a rounded product of scales and joins the total in one rounded step a block.
+    """
+    off, sizes, n = activation_bound(x), _size(w).T, -(-x.shape[-1] // BLOCK)
+    terms = (_size(x) + off) @ sizes  # [t, n_out]
+    if b is not None:
+        terms = terms + _size(b)
+    return off @ sizes + gamma(n + 2) * terms + n * BLOCK * 127 * 128 * TINY
 
 
 def layer_norm_bound(x: np.ndarray, w: np.ndarray, b: np.ndarray, eps: float) -> np.ndarray:

@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 from kernels.buffers import SCALAR, Output, assert_same_bits, guarded, numbers, stored
+from kernels.quantised import decoded_rows, quantised_panels
 
 from refgpt import spec
 from refgpt.kernels import (
@@ -24,7 +25,9 @@ from refgpt.kernels import (
     layer_norm,
     linear,
     pack,
+    quantise_rows,
     query_tiles,
+    residual,
     rotary,
     softmax,
 )
@@ -96,6 +99,41 @@ def linear_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_out: 
 
     wide_b = None if b is None else float64(b)
     return Case(run, (spec.linear(float64(x), w, wide_b),), (bounds.linear_bound(x, w, b, CHUNK),))
+
+
+def linear_quantised_case(kind: str, n: int, n_rows: int, flavour: str, rng: Rng, n_out: int = 117) -> Case:
+    """Integers and scales of all sizes that the panels can hold."""
+    least, most = {"q8": (-128, 127), "q4": (-8, 7)}[kind]
+    scales = np.abs(stored(rng, flavour, "f16", n_out, -(-n // 32)))
+    w = quantised_panels(kind, rng.integers(least, most + 1, (n_out, n)), scales)
+    x, b = numbers(rng, flavour, n_rows, n, huge=1e6), numbers(rng, flavour, n_out)
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
+        y, guards = guarded((len(x[rows]), n_out))
+        linear(x[rows], w, b, y, threads=1, kernel=kernel)
+        return (Output(y, guards),)
+
+    want = spec.linear(float64(x), w, float64(b))
+    return Case(run, (want,), (bounds.linear_bound(x, w, b, CHUNK),))
+
+
+def quantise_rows_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    """The numbers that the records stand for, their scales, and how far the sums are from the integers'."""
+    x, n_blocks = numbers(rng, flavour, n_rows, n), -(-n // 32)
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output, ...]:
+        part = x[rows]
+        records, guards = guarded((len(part) * n_blocks * 10,))
+        quantise_rows(part, records.view(np.uint8), threads=1, kernel=kernel)
+        integers, scales, sums = decoded_rows(records.view(np.uint8), len(part), n)
+        held = integers * np.repeat(scales, 32, axis=1)
+        lost = sums + 8 * integers.reshape(len(part), n_blocks, 32).sum(-1) + 0 * scales
+        return Output(held, guards), Output(scales, guards), Output(lost, guards)
+
+    padded = np.pad(x, [(0, 0), (0, -n % 32)])
+    reach = np.abs(float64(padded)).reshape(n_rows, n_blocks, 32).max(-1, initial=0) / 127
+    wants = float64(padded), reach, np.zeros_like(reach)
+    return Case(run, wants, (bounds.activation_bound(padded), bounds.gamma(1) * reach, np.zeros_like(reach)))
 
 
 # ---- attention and its cache -----------------------------------------------------------------------------------------
@@ -241,6 +279,30 @@ def embedding_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng) -> C
     return Case(run, (want,), (np.zeros(want.shape),))
 
 
+def embedding_quantised_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    table = quantised_panels("q8", rng.integers(-128, 128, (37, n)), stored(rng, flavour, "f16", 37, -(-n // 32)))
+    ids = rng.permutation(np.arange(n_rows, dtype=np.int64) % 37)
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
+        y, guards = guarded((len(ids[rows]), n))
+        embedding(table, ids[rows], y, threads=1, kernel=kernel)
+        return (Output(y, guards),)
+
+    want = spec.embedding(ids, table, np.float64)
+    return Case(run, (want,), (np.zeros(want.shape),))
+
+
+def residual_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    x, a, b = (numbers(rng, flavour, n_rows, n) for _ in range(3))
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
+        y, guards = guarded(x[rows].shape)
+        residual(x[rows], a[rows], b[rows], y, threads=1, kernel=kernel)
+        return (Output(y, guards),)
+
+    return Case(run, (float64(x) + float64(a) + float64(b),), (bounds.residual_bound(x, a, b),))
+
+
 def row_sum_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     x = numbers(rng, flavour, n_rows, n)
 
@@ -276,13 +338,17 @@ def pack_case(element: np.dtype, n: int, n_rows: int, flavour: str, rng: Rng) ->
 
 ORACLES: dict[str, Callable[[int, int, str, Rng], Case]] = {
     **{f"linear_{dtype}": partial(linear_case, dtype) for dtype in ("f32", "f16", "bf16")},
+    **{f"linear_{kind}": partial(linear_quantised_case, kind) for kind in ("q8", "q4")},
+    "quantise_rows": quantise_rows_case,
     **{f"attention_{dtype}": partial(attention_case, dtype) for dtype in ("f32", "f16")},
     **{f"kv_append_{dtype}": partial(kv_append_case, dtype) for dtype in ("f32", "f16")},
     **{f"embedding_{dtype}": partial(embedding_case, dtype) for dtype in ("f32", "f16", "bf16")},
+    "embedding_q8": embedding_quantised_case,
     "softmax": softmax_case,
     "layer_norm": layer_norm_case,
     "gelu": gelu_case,
     "rotary": rotary_case,
+    "residual": residual_case,
     "pack_b2": partial(pack_case, np.dtype(np.float16)),
     "pack_b4": partial(pack_case, np.dtype(np.float32)),
     "row_sum": row_sum_case,

@@ -16,12 +16,14 @@ from refgpt.kernels import (
     layer_norm,
     linear,
     pack,
+    quantise_rows,
     query_tiles,
+    residual,
     rotary,
     row_sum,
     softmax,
 )
-from refgpt.kernels.ops import QUERY_TILE
+from refgpt.kernels.attention import QUERY_TILE
 from refgpt.runtime.rotation import rotary_tables
 
 N, C, F, HEADS, D, SLOTS, CAPACITY = 5, 12, 20, 3, 4, 2, 32
@@ -43,6 +45,8 @@ def caches(dtype=np.float32) -> dict[str, np.ndarray]:
 # Every op with arguments that it accepts, and what it writes to.
 GOOD = {
     "linear": lambda: {"x": floats(N, C), "w": pack(floats(F, C)), "bias": floats(F), "out": floats(N, F)},
+    "quantise_rows": lambda: {"x": floats(N, C), "out": np.zeros(N * 40, np.uint8)},
+    "residual": lambda: {"x": floats(N, C), "a": floats(N, C), "b": floats(N, C), "out": floats(N, C)},
     "embedding": lambda: {"table": floats(7, C), "ids": indices(0, 1, 2, 3, 6), "out": floats(N, C)},
     "layer_norm": lambda: {"x": floats(N, C), "w": floats(C), "b": floats(C), "eps": 1e-5, "out": floats(N, C)},
     "gelu": lambda: {"x": floats(N, C), "out": floats(N, C)},
@@ -58,7 +62,13 @@ GOOD = {
     "pack": lambda: {"w": floats(F, C)},
 }  # fmt: skip
 OPS = {
-    f.__name__: f for f in (linear, embedding, layer_norm, gelu, softmax, row_sum, rotary, kv_append, attention, pack)
+    f.__name__: f
+    for group in (
+        (linear, pack, quantise_rows, residual, embedding),
+        (layer_norm, gelu, softmax, row_sum, rotary),
+        (kv_append, attention),
+    )
+    for f in group
 }
 WRITTEN = ("out", "k_cache", "v_cache", "pattern")
 
@@ -87,7 +97,8 @@ def tiles(*rows: tuple[int, int, int]) -> np.ndarray:
     return np.array(list(rows), QUERY_TILE)
 
 
-FLOAT_ARRAYS = [("linear", "x"), ("linear", "bias"), ("linear", "out"), ("embedding", "out"), ("layer_norm", "x"),
+FLOAT_ARRAYS = [("quantise_rows", "x"), ("residual", "x"), ("residual", "a"), ("residual", "b"), ("residual", "out"),
+                ("linear", "x"), ("linear", "bias"), ("linear", "out"), ("embedding", "out"), ("layer_norm", "x"),
                 ("layer_norm", "w"), ("layer_norm", "b"), ("layer_norm", "out"), ("gelu", "x"), ("gelu", "out"),
                 ("softmax", "x"), ("softmax", "out"), ("row_sum", "x"), ("rotary", "x"), ("rotary", "cos"),
                 ("rotary", "sin"), ("rotary", "out"), ("kv_append", "k"), ("kv_append", "v"), ("attention", "q"),
@@ -119,6 +130,10 @@ FAULTS = [
     *((op, name, "with -1", lambda x: np.append(indices(-1), x[1:])) for op, name in INDEX_ARRAYS),
     *((op, name, "with 33", lambda x: np.append(x[:-1], indices(33))) for op, name in INDEX_ARRAYS),
     *((op, name, "with 2^40", lambda x: np.append(x[:-1], indices(1 << 40))) for op, name in INDEX_ARRAYS),
+    ("quantise_rows", "out", "short", lambda x: x[1:]),
+    ("quantise_rows", "out", "long", lambda x: np.append(x, x[:1])),
+    ("quantise_rows", "out", "of floats", lambda x: x.view(np.float32)),
+    ("quantise_rows", "out", "read-only", fixed),
     ("attention", "n_visible", "with 0", lambda x: np.append(indices(0), x[1:])),
     ("embedding", "ids", "just too large", lambda x: np.append(x[:-1], indices(7))),
     ("rotary", "positions", "just too large", lambda x: np.append(x[:-1], indices(9))),
@@ -197,10 +212,10 @@ def test_query_tiles_cover_neighbours_of_one_sequence(slots):
 
 @pytest.mark.parametrize("op", GOOD)
 def test_no_rows_are_no_work(op):
-    empty = {"linear": ("x", "out"), "embedding": ("ids", "out"), "layer_norm": ("x", "out"), "gelu": ("x", "out"),
-             "softmax": ("x", "out"), "row_sum": ("x",), "rotary": ("x", "positions", "out"),
-             "kv_append": ("k", "v", "positions", "slots"), "attention": ("q", "tiles", "n_visible", "out"),
-             "pack": ("w",)}[op]  # fmt: skip
+    empty = {"quantise_rows": ("x", "out"), "residual": ("x", "a", "b", "out"), "linear": ("x", "out"),
+             "embedding": ("ids", "out"), "layer_norm": ("x", "out"), "gelu": ("x", "out"), "softmax": ("x", "out"),
+             "row_sum": ("x",), "rotary": ("x", "positions", "out"), "kv_append": ("k", "v", "positions", "slots"),
+             "attention": ("q", "tiles", "n_visible", "out"), "pack": ("w",)}[op]  # fmt: skip
     arguments = GOOD[op]()
     arguments |= {name: arguments[name][:0] for name in empty}
     if op == "attention":

@@ -6,7 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kernels.buffers import RUNNABLE, SCALAR, assert_same_bits, numbers, stored
-from kernels.oracles import KV, attention_case, filled_cache, hold_to_scalar, hold_to_spec, linear_case
+from kernels.oracles import (
+    KV,
+    attention_case,
+    filled_cache,
+    hold_to_scalar,
+    hold_to_spec,
+    linear_case,
+    linear_quantised_case,
+)
+from kernels.quantised import decoded_rows, quantised_panels
 
 from refgpt import spec
 from refgpt.kernels import (
@@ -19,6 +28,7 @@ from refgpt.kernels import (
     layer_norm,
     linear,
     pack,
+    quantise_rows,
     query_tiles,
     rotary,
     softmax,
@@ -28,8 +38,8 @@ from refgpt.runtime.rotation import rotary_tables
 from refgpt.tracing import bounds
 
 
-def each(prefix: str):
-    rows = [kernel for kernel in RUNNABLE if kernel.op.startswith(prefix)]
+def each(*prefixes: str):
+    rows = [kernel for kernel in RUNNABLE if kernel.op.startswith(prefixes)]
     return pytest.mark.parametrize("kernel", rows, ids=str)
 
 
@@ -40,7 +50,64 @@ def dtype_of(kernel) -> str:
 # ---- linear ----------------------------------------------------------------------------------------------------------
 
 
-@each("linear")
+@each("linear_q")
+@pytest.mark.parametrize("n_out", [1, 15, 16, 17, 33, 100])
+def test_linear_of_8_and_4_bits_in_every_group_of_rows(kernel, n_out):
+    rng = np.random.default_rng(n_out)
+    for n_rows in (1, 4, 5, 9, 15, 16, 17, 31, 40):
+        case = linear_quantised_case(dtype_of(kernel), 70, n_rows, "ordinary", rng, n_out)
+        hold_to_spec(case, kernel)
+        hold_to_scalar(case, kernel)
+
+
+@each("linear_q")
+@pytest.mark.parametrize("n_rows", [1, 20])
+def test_the_largest_integers_do_not_overflow(kernel, n_rows):
+    """Rows of +-127 and weights of the largest size: what 16 bits could not hold without care."""
+    least, most = {"q8": (-128, 127), "q4": (-8, 7)}[dtype_of(kernel)]
+    for weight in (least, most):
+        for sign in (1, -1):
+            w = quantised_panels(dtype_of(kernel), np.full((20, 96), weight), np.ones((20, 3), np.float16))
+            x = np.full((n_rows, 96), 127 * sign, np.float32)
+            assert (linear(x, w, kernel=kernel) == 96 * 127 * sign * weight).all()
+
+
+@each("linear_q")
+@pytest.mark.parametrize("n_rows", [1, 20])
+def test_blocks_are_added_one_by_one_to_a_total_that_starts_at_the_bias(kernel, n_rows):
+    w = quantised_panels(dtype_of(kernel), np.ones((20, 320), int), np.ones((20, 10), np.float16))
+    x = np.zeros((n_rows, 320), np.float32)
+    x[:, ::32] = 1  # ten blocks of 1, each too small for 2^24
+    assert (linear(x, w, np.full(20, 2.0**24, np.float32), kernel=kernel) == 2.0**24).all()
+    assert (linear(x, w, np.zeros(20, np.float32), kernel=kernel) == 10).all()
+
+
+@each("quantise_rows")
+def test_rows_are_rounded_to_the_nearest_even_step(kernel):
+    x = np.zeros((3, 64), np.float32)
+    x[1, :6] = [127, 0.5, 1.5, -2.5, -0.49, 63.51]
+    x[2, 32:34] = [-254, 3]
+    integers, scales, sums = decoded_rows(quantise_rows(x, kernel=kernel), 3, 64)
+    assert scales.tolist() == [[0, 0], [1, 0], [0, 2]]
+    assert integers[1, :6].tolist() == [127, 0, 2, -2, 0, 64]
+    assert integers[2, 32:34].tolist() == [-127, 2]
+    assert sums[1, 0] == -8 * 191
+    assert not integers[0].any()
+
+
+@each("quantise_rows")
+@pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_numbers_stays_so(kernel, strange):
+    x = np.ones((2, 70), np.float32)
+    x[1, 35] = strange
+    integers, scales, _ = decoded_rows(quantise_rows(x, kernel=kernel), 2, 70)
+    assert np.isnan(scales).tolist() == [[False] * 3, [False, True, False]]
+    assert (np.abs(integers.astype(int)) <= 127).all()
+    w = quantised_panels("q8", np.ones((16, 70), int), np.ones((16, 3), np.float16))
+    assert np.isnan(linear(x, w)).tolist() == [[False] * 16, [True] * 16]
+
+
+@each("linear_f", "linear_b")
 @pytest.mark.parametrize("n_out", [1, 15, 16, 17, 32, 40, 48, 60, 64, 72, 80, 90])
 def test_linear_of_every_group_of_panels(kernel, n_out):
     rng = np.random.default_rng(n_out)
@@ -50,7 +117,7 @@ def test_linear_of_every_group_of_panels(kernel, n_out):
         hold_to_scalar(case, kernel)
 
 
-@each("linear")
+@each("linear_f", "linear_b")
 @pytest.mark.parametrize("n_rows", [1, 40])
 def test_linear_on_several_threads(kernel, n_rows):
     rng = np.random.default_rng(5)
@@ -60,7 +127,7 @@ def test_linear_on_several_threads(kernel, n_rows):
         assert_same_bits(linear(x, w, threads=threads, kernel=kernel), want)
 
 
-@each("linear")
+@each("linear_f", "linear_b")
 @pytest.mark.parametrize("n_rows", [1, 20])
 def test_one_product_of_4096_cannot_be_lost_within_the_bound(kernel, n_rows):
     rng = np.random.default_rng(6)
@@ -75,7 +142,7 @@ def test_one_product_of_4096_cannot_be_lost_within_the_bound(kernel, n_rows):
 ONE = {"f32": np.float32(1), "f16": np.float16(1), "bf16": np.array(0x3F80, np.uint16).view(BFLOAT16)}
 
 
-@each("linear")
+@each("linear_f", "linear_b")
 @pytest.mark.parametrize("n_rows", [1, 20])
 def test_inner_sums_are_cut_where_the_header_says(kernel, n_rows):
     header = (Path(__file__).parents[2] / "csrc" / "refgpt_kernels.h").read_text(encoding="utf-8")
@@ -263,7 +330,7 @@ def test_a_matrix_may_lie_at_an_odd_address(dtype):
         assert_same_bits(pack(odd, kernel=kernel).data, pack(w, kernel=kernel).data)
 
 
-@each("embedding")
+@each("embedding_f", "embedding_b")
 def test_every_sixteen_bit_pattern_is_widened_exactly(kernel):
     dtype = dtype_of(kernel)
     if dtype == "f32":

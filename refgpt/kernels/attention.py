@@ -1,0 +1,153 @@
+"""Attention over a cache of keys and values, both kept as panels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refgpt.errors import KernelError
+from refgpt.kernels.calling import (
+    I64,
+    Program,
+    arguments,
+    check_shape,
+    check_whole,
+    check_within,
+    floats,
+    indices,
+    kind_of,
+    output,
+    run,
+)
+from refgpt.kernels.native import FEW_ROWS, ffi
+from refgpt.kernels.registry import Kernel, active
+from refgpt.kernels.threads import check_threads
+from refgpt.panels import LANES, n_panels
+
+QUERY_TILE = np.dtype([("first_row", I64), ("n_rows", I64), ("slot", I64)])
+
+
+def kv_shapes(n_head: int, d_head: int, capacity: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of one sequence's key and value panels for ``capacity`` positions (rounded up to whole panels)."""
+    panels = n_panels(capacity)
+    return (n_head, panels, d_head, LANES), (n_head, n_panels(d_head), panels * LANES, LANES)
+
+
+def kv_append(
+    k: np.ndarray,
+    v: np.ndarray,
+    k_cache: np.ndarray,
+    v_cache: np.ndarray,
+    positions: np.ndarray,
+    slots: np.ndarray,
+    *,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+    program: Program | None = None,
+) -> None:
+    """Store k and v [t, h, d] at ``positions`` of the sequences ``slots`` (both int64 [t]).
+
+    The caches are [n_slots, \\*shape] with the shapes of ``kv_shapes``, float32 or float16.
+    """
+    n_rows, n_head, d_head = check_shape("k", k, (None, None, None))
+    n_slots, capacity, dtype = _cache(k_cache, v_cache, n_head, d_head, written=True)
+    check_shape("positions", positions, (n_rows,))
+    check_shape("slots", slots, (n_rows,))
+    check_within("positions", positions, 0, capacity)
+    check_within("slots", slots, 0, n_slots)
+    args = arguments("kv_append", k=floats("k", k, k.shape), v=floats("v", v, k.shape),
+                     k_cache=ffi.from_buffer(k_cache), v_cache=ffi.from_buffer(v_cache),
+                     positions=indices("positions", positions), slots=indices("slots", slots), n_head=n_head,
+                     d_head=d_head, capacity=capacity)  # fmt: skip
+    run(kernel or active(f"kv_append_{dtype}"), args, n_rows, 16, threads, program)
+
+
+def query_tiles(slots: np.ndarray) -> np.ndarray:
+    """Cut rows whose sequences are ``slots`` [t] into tiles of neighbours of one sequence, for ``attention``."""
+    tiles: list[tuple[int, int, int]] = []
+    for row, slot in enumerate(slots.tolist()):
+        if tiles and tiles[-1][2] == slot and tiles[-1][1] < FEW_ROWS:
+            tiles[-1] = (tiles[-1][0], tiles[-1][1] + 1, slot)
+        else:
+            tiles.append((row, 1, slot))
+    return np.array(tiles, QUERY_TILE)
+
+
+def attention(
+    q: np.ndarray,
+    k_cache: np.ndarray,
+    v_cache: np.ndarray,
+    tiles: np.ndarray,
+    n_visible: np.ndarray,
+    out: np.ndarray | None = None,
+    *,
+    pattern: np.ndarray | None = None,
+    scratch: np.ndarray | None = None,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+    program: Program | None = None,
+) -> np.ndarray:
+    """Attention of rotated queries q [t, h, d] over the cache; row r sees the keys before ``n_visible[r]``.
+
+    Parameters
+    ----------
+    tiles : ndarray
+        From ``query_tiles``.
+    n_visible : ndarray [t], int64
+        For GPT-J max(position + 1, prefix_len).
+    pattern : ndarray [h, t, n_keys], optional
+        Receives the attention probabilities, 0 where a key is not visible.
+    scratch : ndarray [threads, 8, capacity], optional
+        Room for scores.
+    """
+    n_rows, n_head, d_head = check_shape("q", q, (None, None, None))
+    n_slots, capacity, dtype = _cache(k_cache, v_cache, n_head, d_head)
+    n_threads = check_threads(threads)
+    check_shape("n_visible", n_visible, (n_rows,))
+    n_keys = capacity if pattern is None else check_shape("pattern", pattern, (n_head, n_rows, None))[2]
+    check_within("n_visible", n_visible, 1, min(capacity, n_keys) + 1)
+    _check_tiles(tiles, n_rows, n_slots)
+    if scratch is None:
+        scratch = np.empty((n_threads, FEW_ROWS, capacity), np.float32)
+    elif scratch.shape[0] < n_threads or scratch.shape[1:] != (FEW_ROWS, capacity):
+        raise KernelError("wrong shape", where="scratch", got=scratch.shape, wanted=(n_threads, FEW_ROWS, capacity))
+    z = output(out, q.shape)
+    args = arguments("attention", q=floats("q", q, q.shape), k=ffi.from_buffer(k_cache), v=ffi.from_buffer(v_cache),
+                 z=floats("out", z, q.shape),
+                 pattern=ffi.NULL if pattern is None else floats("pattern", pattern, pattern.shape, written=True),
+                 scratch=floats("scratch", scratch, scratch.shape, written=True),
+                 tiles=ffi.from_buffer("refgpt_query_tile[]", tiles), n_visible=indices("n_visible", n_visible),
+                 n_rows=n_rows, n_keys=n_keys, n_head=n_head, d_head=d_head, capacity=capacity)  # fmt: skip
+    run(kernel or active(f"attention_{dtype}"), args, len(tiles) * n_head, 1, n_threads, program)
+    return z
+
+
+def _check_tiles(tiles: np.ndarray, n_rows: int, n_slots: int) -> None:
+    """Refuse tiles that are not each row once, in order: in C they would reach beyond an array."""
+    row, fits = 0, tiles.dtype == QUERY_TILE and tiles.ndim == 1
+    for first_row, height, slot in tiles.tolist() if fits else ():
+        fits = fits and first_row == row and 1 <= height <= FEW_ROWS and 0 <= slot < n_slots
+        row += height
+    if not fits or row != n_rows:
+        raise KernelError("the tiles do not cover the rows", where="tiles", fix="make them with query_tiles")
+    check_whole("tiles", tiles)
+
+
+def _cache(
+    k_cache: np.ndarray, v_cache: np.ndarray, n_head: int, d_head: int, written: bool = False
+) -> tuple[int, int, str]:
+    """Number of slots, capacity and dtype of a cache, after checking both arrays."""
+    n_slots, capacity = check_shape("k_cache", k_cache, (None,) * 5)[0], check_shape("v_cache", v_cache, (None,) * 5)[3]
+    k_shape, v_shape = kv_shapes(n_head, d_head, capacity)
+    check_shape("k_cache", k_cache, (n_slots, *k_shape))
+    check_shape("v_cache", v_cache, (n_slots, *v_shape))
+    dtype = kind_of("k_cache", k_cache)
+    if k_cache.dtype != v_cache.dtype or dtype == "bf16":
+        raise KernelError(
+            "unusable dtype",
+            where="cache",
+            got=f"{k_cache.dtype} and {v_cache.dtype}",
+            wanted="float32 or float16, both alike",
+        )
+    check_whole("k_cache", k_cache, written)
+    check_whole("v_cache", v_cache, written)
+    return n_slots, capacity, dtype

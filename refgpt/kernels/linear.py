@@ -1,0 +1,156 @@
+"""Linear layers: matrices packed into panels once, rows made ready for them once a pass."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from refgpt.errors import KernelError
+from refgpt.kernels.calling import F32, Program, arguments, check_shape, check_whole, floats, kind_of, output, run
+from refgpt.kernels.native import FEW_ROWS, ffi
+from refgpt.kernels.registry import Kernel, active
+from refgpt.panels import BLOCK, FLOATS, LANES, Panels, aligned_zeros, n_blocks, n_panels, panel_shape
+
+SMALLEST_PIECE = 1 << 17  # multiplications; some tens of microseconds
+RECORD = BLOCK + 8  # bytes of a quantised row's block: integers, scale, sum
+ROW_GROUP = 16
+
+
+class Activations:
+    """Rows [t, n_in], and the forms in which linear layers read them, each made when a layer first asks for it.
+
+    Float weights read rows as they are, or more than 8 of them as panels. Weights of 8 and 4 bits read rows that were
+    rounded to 8 bits by blocks (``quantise_rows``). Several layers that read the same rows share the work.
+
+    Parameters
+    ----------
+    x : ndarray [t, n_in]
+    scratch : ndarray, optional
+        Where to put the first such form: ``scratch_bytes`` of them (uint8, on a cache line).
+    threads, program
+        See ``refgpt.kernels.ops``.
+    """
+
+    def __init__(self, x: np.ndarray, scratch: np.ndarray | None = None, *, threads: int | None = None,
+                 program: Program | None = None) -> None:  # fmt: skip
+        self.x = x
+        self.shape = check_shape("x", x, (None, None))
+        self._scratch, self._threads, self._program = scratch, threads, program
+        self._panels: Panels | None = None
+        self._quantised: np.ndarray | None = None
+
+    def panels(self) -> Panels | None:
+        """The rows as panels; None if they are few enough to be read as they are."""
+        n_rows, n_in = self.shape
+        if self._panels is None and n_rows > FEW_ROWS:
+            shape = panel_shape("f32", n_rows, n_in)
+            room = Panels(self._room(4 * prod(shape)).view(F32).reshape(shape), n_rows, n_in, "f32")
+            self._panels = pack(self.x, room, threads=self._threads, program=self._program)
+        return self._panels
+
+    def quantised(self) -> np.ndarray:
+        """The rows rounded to 8 bits, as records [n_bytes]."""
+        if self._quantised is None:
+            n_rows, n_in = self.shape
+            room = self._room(n_rows * n_blocks(n_in) * RECORD)
+            self._quantised = quantise_rows(self.x, room, threads=self._threads, program=self._program)
+        return self._quantised
+
+    def _room(self, n_bytes: int) -> np.ndarray:
+        room, self._scratch = self._scratch, None
+        if room is None:
+            return aligned_zeros((n_bytes,), np.dtype(np.uint8))
+        if room.dtype != np.uint8 or room.ndim != 1 or room.size < n_bytes:
+            raise KernelError("too small or not of bytes", where="scratch", got=f"{room.dtype} {room.shape}",
+                              wanted=f"uint8 ({n_bytes},)")  # fmt: skip
+        return room[:n_bytes]
+
+
+def scratch_bytes(n_rows: int, n_in: int) -> int:
+    """Bytes that any form of ``n_rows`` rows of up to ``n_in`` inputs may take."""
+    return max(4 * prod(panel_shape("f32", n_rows, n_in)), n_rows * n_blocks(n_in) * RECORD)
+
+
+def linear(
+    x: np.ndarray | Activations,
+    w: Panels,
+    bias: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+    *,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+    program: Program | None = None,
+) -> np.ndarray:
+    """``x @ w.T + bias``: x [t, n_in], w packed [n_out, n_in], bias [n_out], out [t, n_out].
+
+    Weights of 8 and 4 bits meet rows that are rounded to 8 bits on the way.
+    """
+    rows = x if isinstance(x, Activations) else Activations(x, threads=threads, program=program)
+    n_rows, n_in = check_shape("x", rows.x, (None, w.n_in))
+    y = output(out, (n_rows, w.n_out))
+    same = {
+        "w": ffi.from_buffer(check_whole("w", w.data)),
+        "bias": ffi.NULL if bias is None else floats("bias", bias, (w.n_out,)),
+        "y": floats("out", y, (n_rows, w.n_out)),
+        "n_rows": n_rows,
+        "n_in": n_in,
+        "n_out": w.n_out,
+    }
+    if w.kind in FLOATS:
+        panels = rows.panels()
+        packed = ffi.NULL if panels is None else ffi.from_buffer("float[]", panels.data)
+        args = arguments("linear", x=floats("x", rows.x, (n_rows, n_in)), x_panels=packed, **same)
+    else:
+        args = arguments("linear_quantised", x=ffi.from_buffer("char[]", rows.quantised()), **same)
+    # Pieces are whole groups of panels (4 or 3 of them side by side), and large enough to be worth waking a thread for.
+    group = 4 if n_rows == 1 else 12
+    grain = group * max(1, SMALLEST_PIECE // max(1, n_rows * n_in * LANES * group))
+    run(kernel or active(f"linear_{w.kind}"), args, n_panels(w.n_out), grain, threads, program)
+    return y
+
+
+def quantise_rows(
+    x: np.ndarray,
+    out: np.ndarray | None = None,
+    *,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+    program: Program | None = None,
+) -> np.ndarray:
+    """Rows [t, n_in] rounded to 8 bits by blocks of 32, as records (see ``csrc/refgpt_kernels.h``): bytes [n_bytes]."""
+    n_rows, n_in = check_shape("x", x, (None, None))
+    n_bytes = n_rows * n_blocks(n_in) * RECORD
+    y = np.empty(n_bytes, np.uint8) if out is None else out
+    if y.dtype != np.uint8 or y.shape != (n_bytes,):
+        raise KernelError("not so many bytes", where="out", got=f"{y.dtype} {y.shape}", wanted=f"uint8 ({n_bytes},)")
+    records = ffi.from_buffer("char[]", check_whole("out", y, written=True))
+    args = arguments("quantise_rows", x=floats("x", x, (n_rows, n_in)), y=records, n_rows=n_rows, n_in=n_in)
+    n_items = -(-n_rows // ROW_GROUP) * n_blocks(n_in)
+    run(kernel or active("quantise_rows"), args, n_items, 128, threads, program)
+    return y
+
+
+def pack(
+    w: np.ndarray,
+    out: Panels | None = None,
+    *,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+    program: Program | None = None,
+) -> Panels:
+    """A matrix [n_out, n_in] (float32, float16 or bfloat16) as panels of the same dtype, whole: nothing is rounded.
+
+    The matrix may lie at any address, as it does in files. ``out`` are panels of its shape and dtype; new ones are made
+    by default.
+    """
+    n_out, n_in = check_shape("w", w, (None, None))
+    kind = kind_of("w", w)
+    out = Panels.zeros(kind, n_out, n_in) if out is None else out
+    if (out.kind, out.shape) != (kind, (n_out, n_in)):
+        raise KernelError("other panels than the matrix", where="out", got=f"{out.kind} {out.shape}",
+                          wanted=f"{kind} {(n_out, n_in)}")  # fmt: skip
+    matrix, panels = check_whole("w", w, anywhere=True), check_whole("out", out.data, written=True)
+    args = arguments("pack", w=ffi.from_buffer(matrix), panels=ffi.from_buffer(panels), n_in=n_in, n_out=n_out)
+    run(kernel or active(f"pack_b{w.dtype.itemsize}"), args, n_panels(n_out), 4, threads, program)
+    return out
