@@ -7,19 +7,17 @@ or a new family is one new entry, whatever the other table holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from refgpt.arguments import one_of, path_of
 from refgpt.checkpoints import gptj, safetensors_file, torch_pickle
+from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo
 from refgpt.checkpoints.mask import find_mask
-from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
-from refgpt.params import Params, dtype_name
+from refgpt.params import dtype_name
 from refgpt.small_files import read_json
 from refgpt.wording import listed, shown
 
@@ -34,7 +32,6 @@ FORMATS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
 #: Of config.json and the index of shards: twenty-five times what a 6B model needs.
 LARGEST_JSON = 1 << 20
 INDEX = ".index.json"
-MASKS = ("auto", "causal", "prefix")
 #: What is looked for in a directory, best first.
 WEIGHTS = ("model.safetensors", "model.safetensors" + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX)
 
@@ -53,79 +50,16 @@ UNREAD = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor as it is stored."""
-
-    name: str
-    dtype: str  # "f32", "f16", "bf16", "f64", or NumPy's name of another dtype
-    shape: tuple[int, ...]
-    n_bytes: int
-    file: Path
+def is_at(path: Path) -> bool:
+    """Every path may be one."""
+    return True
 
 
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """An opened checkpoint: everything is known about it, and no weight has been read.
+def open_at(path: Path, mask: str) -> Checkpoint:
+    """Open a directory, or one file of weights (or the index of its shards) with config.json beside it.
 
-    Attributes
-    ----------
-    path : Path
-        The directory or file that was opened.
-    family : str
-        The architecture, by its model_type.
-    config : ModelConfig
-        Its shape.
-    params : Params
-        The weights as stored: read-only views into mapped files, possibly unaligned or strided.
-    mask : {"causal", "prefix"}
-        Whether a prompt sees itself in one direction or in both.
-    mask_source : str
-        How that is known, as a sentence for the reader.
-    tensors : tuple of TensorInfo
-        Every tensor in the files, buffers too.
+    Parameters and errors are those of ``open_checkpoint``.
     """
-
-    path: Path
-    family: str
-    config: ModelConfig
-    params: Params
-    mask: str
-    mask_source: str
-    tensors: tuple[TensorInfo, ...]
-
-
-def open_checkpoint(path: str | Path, mask: str = "auto") -> Checkpoint:
-    """Open a model in the layout of Hugging Face.
-
-    Parameters
-    ----------
-    path : str or Path
-        A directory, or one file of weights (or the index of its shards) with config.json beside it.
-    mask : {"auto", "causal", "prefix"}
-        "auto" looks at the buffers ``attn.bias`` and, if there are none, at the model's name.
-
-    Returns
-    -------
-    Checkpoint
-
-    Raises
-    ------
-    CheckpointError
-        If weights are missing, damaged or misshapen, or ask for more than tensors.
-    ConfigError
-        If config.json is damaged, makes no sense or describes a model that is not supported, or ``mask`` is unknown.
-    """
-    try:
-        return _open(path_of("path", path, CheckpointError), mask)
-    except OSError as fault:  # no permission, a name too long, a disk that fails
-        raise CheckpointError(f"the files cannot be read ({fault.strerror})", where=shown(str(path))) from fault
-
-
-def _open(path: Path, mask: str) -> Checkpoint:
-    one_of("mask", mask, MASKS, ConfigError)
-    if not path.exists():
-        raise CheckpointError("there is no such file or directory", where=path, fix="check the path")
     directory, weights = (path, _find_weights(path)) if path.is_dir() else (path.parent, path)
     config_path = directory / "config.json"
     raw, family = _read_config(config_path)
@@ -134,16 +68,14 @@ def _open(path: Path, mask: str) -> Checkpoint:
     tensors = {name: tensor for found in files.values() for name, tensor in found.items()}
     stored, buffers = family.split_names(tensors, path)
     params = family.build_params(stored, config, raw.get("tie_word_embeddings") is True, path)
-    if mask == "auto":
-        mask, source = find_mask(buffers, config.n_ctx, _names(raw, directory), path)
-    else:
-        source = "it was asked for"
+    mask, source = find_mask(mask, buffers, config.n_ctx, _names(raw, directory), path)
     infos = tuple(
         TensorInfo(name, dtype_name(tensor.dtype) or str(tensor.dtype), tensor.shape, tensor.nbytes, file)
         for file, found in files.items()
         for name, tensor in found.items()
     )
-    return Checkpoint(path, family.MODEL_TYPE, config, params, mask, source, infos)
+    kind = "safetensors" if next(iter(files)).suffix == ".safetensors" else "PyTorch"
+    return Checkpoint(path, f"Hugging Face, {kind}", family.MODEL_TYPE, config, params, mask, source, infos)
 
 
 def _find_weights(directory: Path) -> Path:

@@ -19,14 +19,19 @@ from refgpt.params import BFLOAT16
 from refgpt.wording import listed
 
 ROWS = 256  # of a mask, compared in one go
+MASKS = ("auto", "causal", "prefix")
 GPT_JT = re.compile(r"gpt[-_]?jt", re.IGNORECASE)
 
 
-def find_mask(buffers: Mapping[str, np.ndarray], n_ctx: int, names: tuple[str, ...], path: Path) -> tuple[str, str]:
-    """The mask that the buffers describe.
+def find_mask(
+    asked: str, buffers: Mapping[str, np.ndarray], n_ctx: int, names: tuple[str, ...], path: Path
+) -> tuple[str, str]:
+    """The mask that was asked for, or the one that the buffers describe.
 
     Parameters
     ----------
+    asked : {"auto", "causal", "prefix"}
+        Only "auto" looks at anything else.
     buffers : mapping
         Tensors named "h.<layer>.attn.bias", [..., n, n], of any dtype; others, and other shapes, are passed over.
     n_ctx : int
@@ -47,6 +52,8 @@ def find_mask(buffers: Mapping[str, np.ndarray], n_ctx: int, names: tuple[str, .
     CheckpointError
         If the layers disagree, or a buffer shows another pattern.
     """
+    if asked != "auto":
+        return asked, "it was asked for"
     corners = {name: _corner(buffer, n_ctx) for name, buffer in buffers.items() if name.endswith(".attn.bias")}
     found = {name: _pattern(corner) for name, corner in corners.items() if corner is not None}
     patterns = set(found.values())

@@ -11,7 +11,7 @@ N = 300  # more than one strip of rows
 
 
 def find(*masks, n_ctx=N, names=(), path="here"):
-    return find_mask({f"h.{i}.attn.bias": mask for i, mask in enumerate(masks)}, n_ctx, names, path)
+    return find_mask("auto", {f"h.{i}.attn.bias": mask for i, mask in enumerate(masks)}, n_ctx, names, path)
 
 
 def bfloat16(mask):
@@ -57,7 +57,7 @@ def test_only_positions_that_can_occur_are_looked_at():
 @pytest.mark.parametrize("shape", [(), (6,), (0, 0), (2, 3), (2, 4, 4), (1, 1, 0, 0)])
 def test_other_shapes_say_nothing(shape):
     assert find(np.ones(shape)) == ("causal", "no attn.bias is stored; causal is GPT-J's mask")
-    assert find_mask({"h.0.attn.masked_bias": np.ones((3, 3))}, 3, (), "here")[0] == "causal"
+    assert find_mask("auto", {"h.0.attn.masked_bias": np.ones((3, 3))}, 3, (), "here")[0] == "causal"
 
 
 def test_the_masks_do_not_stay_in_memory(tmp_path, resident_bytes):
@@ -65,7 +65,7 @@ def test_the_masks_do_not_stay_in_memory(tmp_path, resident_bytes):
     write_safetensors(tmp_path / "x", masks)
     buffers = safetensors_file.read(tmp_path / "x")
     before = resident_bytes()
-    assert find_mask(buffers, 3000, (), tmp_path)[0] == "causal"
+    assert find_mask("auto", buffers, 3000, (), tmp_path)[0] == "causal"
     assert resident_bytes() - before < 2e6
 
 

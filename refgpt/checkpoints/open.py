@@ -1,0 +1,62 @@
+"""Which layout is at a path, and opening it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from refgpt.arguments import one_of, path_of
+from refgpt.checkpoints import huggingface
+from refgpt.checkpoints.checkpoint import Checkpoint
+from refgpt.checkpoints.mask import MASKS
+from refgpt.errors import CheckpointError, ConfigError
+from refgpt.wording import shown
+
+
+class Layout(Protocol):
+    """A way in which the files of a model lie: a module with these two functions."""
+
+    def is_at(self, path: Path) -> bool:
+        """Whether an existing file or directory is of this layout, by names and first bytes."""
+        ...
+
+    def open_at(self, path: Path, mask: str) -> Checkpoint:
+        """Open it: see ``open_checkpoint``."""
+        ...
+
+
+#: The first that says it is there counts. The last says so of every path, and in its errors what could have been there.
+LAYOUTS: tuple[Layout, ...] = (huggingface,)
+
+
+def open_checkpoint(path: str | Path, mask: str = "auto") -> Checkpoint:
+    """Open a model.
+
+    Parameters
+    ----------
+    path : str or Path
+        A directory in the layout of Hugging Face, or one file of weights (or the index of its shards) with config.json
+        beside it.
+    mask : {"auto", "causal", "prefix"}
+        "auto" looks at the buffers ``attn.bias`` and, if there are none, at the model's name.
+
+    Returns
+    -------
+    Checkpoint
+
+    Raises
+    ------
+    CheckpointError
+        If weights are missing, damaged or misshapen, or ask for more than tensors.
+    ConfigError
+        If the configuration is damaged, makes no sense or describes a model that is not supported, or ``mask`` is
+        unknown.
+    """
+    path = path_of("path", path, CheckpointError)
+    one_of("mask", mask, MASKS, ConfigError)
+    try:
+        if not path.exists():
+            raise CheckpointError("there is no such file or directory", where=path, fix="check the path")
+        return next(layout for layout in LAYOUTS if layout.is_at(path)).open_at(path, mask)
+    except OSError as fault:  # no permission, a name too long, a disk that fails
+        raise CheckpointError(f"the files cannot be read ({fault.strerror})", where=shown(str(path))) from fault
