@@ -12,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 
 from refgpt.arguments import one_of, path_of, whole_number
-from refgpt.checkpoints import Checkpoint, check_finite, open_checkpoint, place_of, release
+from refgpt.checkpoints import NOTHING_SAID, Checkpoint, check_finite, open_checkpoint, place_of, release
 from refgpt.config import ModelConfig
 from refgpt.engine import Engine, SpecEngine
 from refgpt.errors import GenerationError, RefgptError
@@ -227,10 +227,7 @@ def load(
     if threads is not None:  # a mistake is one for either backend, and before the files are opened
         whole_number("threads", threads, 1, None, RefgptError)
     checkpoint, tokenizer = open_model(path, mask)
-    if checkpoint.mask == "prefix":
-        # What was asked for is news to nobody; what was found is shown even where no logging is set up.
-        level = logging.WARNING if mask == "auto" else logging.INFO
-        log.log(level, "prefix mask: all tokens of a prompt see each other (%s)", checkpoint.mask_source)
+    _say_mask(checkpoint, asked=mask != "auto")
     engine: Engine
     if backend == "c":
         from refgpt.runtime import Runtime  # the compiled extension; the NumPy backend works without
@@ -249,6 +246,20 @@ def load(
         engine = SpecEngine(checkpoint.params.map(kept), checkpoint.config,
                             np.float64 if dtype == "f64" else np.float32)  # fmt: skip
     return Model(engine, checkpoint, tokenizer, backend, dtype)
+
+
+def _say_mask(checkpoint: Checkpoint, asked: bool) -> None:
+    """Say which mask it is and how that is known.
+
+    GPT-JT's is news when it was found, and shown even where no logging is set up. GPT-J's is taken for granted where
+    it was asked for or nothing speaks of another.
+    """
+    if checkpoint.mask == "prefix":
+        what, level = "all tokens of a prompt see each other", logging.INFO if asked else logging.WARNING
+    else:
+        granted = asked or checkpoint.mask_source == NOTHING_SAID
+        what, level = "each token sees those before it", logging.DEBUG if granted else logging.INFO
+    log.log(level, "%s mask: %s (%s)", checkpoint.mask, what, checkpoint.mask_source)
 
 
 def open_model(path: str | os.PathLike | None = None, mask: str = "auto") -> tuple[Checkpoint, Tokenizer | None]:
