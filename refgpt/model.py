@@ -18,6 +18,7 @@ from refgpt.engine import Engine, SpecEngine
 from refgpt.errors import GenerationError, RefgptError
 from refgpt.generation import Generation, GenerationParams, Prompt, encode_prompt, generate, is_batch, stream_text
 from refgpt.params import KV_DTYPES, KVDtype, Leaf, Params, Progress, kept_leaf, row_slices
+from refgpt.scoring import encode_continuations, score
 from refgpt.tokenizers import Tokenizer, find_tokenizer
 from refgpt.tracing import Report, compare, record
 
@@ -177,6 +178,35 @@ class Model:
             raise GenerationError("this model has no tokenizer, so there is no text to stream", where="stream",
                                   fix="use generate, whose result has .ids")  # fmt: skip
         return stream_text(self, encode_prompt(prompt, self.config, self.tokenizer, settings), settings)
+
+    def score(self, prompt: Prompt | np.ndarray, continuations: Sequence[Prompt] | np.ndarray) -> list[np.ndarray]:
+        """Log-probabilities of texts that may follow a prompt.
+
+        Parameters
+        ----------
+        prompt : str or list of int
+            A text or its ids. An empty one is the model's beginning-of-text token.
+        continuations : list of str or of list of int
+            Each is weighed by itself, right after the prompt. Begin a text with the space that would stand there, and
+            end the prompt without one: "The sky is", [" blue", " green"]. After a prompt that is text a continuation
+            gets the ids that it has within the whole text; where it has none of its own, because a token would span the
+            seam, and after a prompt of ids, it is encoded by itself.
+
+        Returns
+        -------
+        list of ndarray [t], float64
+            For each continuation one natural logarithm a token, given the prompt and the tokens before it: their sum is
+            the log-probability of the continuation. Probabilities are the model's own, over all rows of its head, also
+            those for which the tokenizer has no token. With the prefix mask the prompt sees itself both ways, and
+            the continuations stay causal.
+
+        Raises
+        ------
+        GenerationError
+            If the prompt or a continuation cannot be used, or they are longer together than the model's context; before
+            anything is computed.
+        """
+        return score(self, *encode_continuations(prompt, continuations, self.config, self.tokenizer))
 
     def __repr__(self) -> str:
         return (f"<refgpt.Model {self.checkpoint.path} {self.backend} dtype={self.dtype or 'as stored'} "
