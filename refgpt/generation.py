@@ -218,15 +218,7 @@ def encode_prompt(
         If the prompt is too long, is a text without a tokenizer, is empty without a token to start from, or has ids
         that do not exist.
     """
-    if not isinstance(prompt, str):
-        ids = list(prompt)
-    elif tokenizer is None:
-        raise _needs_tokenizer("the prompt is text", "give the prompt as a list of ids")
-    else:
-        ids = tokenizer.encode(prompt)
-    if not len(ids):
-        starts = (config.bos_id, config.eos_id, tokenizer and tokenizer.eos_id)
-        ids = [start for start in starts if start is not None][:1]
+    ids = prompt_ids(prompt, config, tokenizer)
     too_long = len(ids) + (params.max_new_tokens if params.truncate else 1) > config.n_ctx
     if too_long and params.truncate and config.n_ctx > 1:
         n_kept = max(config.n_ctx - params.max_new_tokens, config.n_ctx // 2)
@@ -242,6 +234,26 @@ def encode_prompt(
             got=f"{len(ids)} tokens", wanted=f"at most {config.n_ctx - 1}",
             fix="give a shorter prompt, or keep only its end: truncate='left' (--truncate left)")  # fmt: skip
     return [int(i) for i in check_ids(ids, config)]
+
+
+def prompt_ids(prompt: Prompt | np.ndarray, config: ModelConfig, tokenizer: Tokenizer | None) -> list[int]:
+    """The ids of a prompt; of an empty one the id that a text begins with, if there is such an id.
+
+    Raises
+    ------
+    GenerationError
+        If the prompt is a text without a tokenizer.
+    """
+    if not isinstance(prompt, str):
+        ids = list(prompt)
+    elif tokenizer is None:
+        raise needs_tokenizer("the prompt is text", "give the prompt as a list of ids")
+    else:
+        ids = tokenizer.encode(prompt)
+    if not len(ids):
+        starts = (config.bos_id, config.eos_id, tokenizer and tokenizer.eos_id)
+        ids = [start for start in starts if start is not None][:1]
+    return ids
 
 
 def generate_events(model: Generates, prompts: Sequence[Sequence[int]], params: GenerationParams) -> Iterator[Event]:
@@ -329,7 +341,7 @@ class _Sequence:
     def __init__(self, index: int, prompt: Sequence[int], model: Generates, params: GenerationParams) -> None:
         tokenizer = model.tokenizer
         if params.stops and tokenizer is None:
-            raise _needs_tokenizer("stop strings are text", "leave them out")
+            raise needs_tokenizer("stop strings are text", "leave them out")
         self.prompt = prompt
         self.finished = False
         self.last_id = prompt[-1]
@@ -372,6 +384,7 @@ def _decoder_after(prompt: Sequence[int], tokenizer: Tokenizer) -> StreamDecoder
     return decoder
 
 
-def _needs_tokenizer(why: str, instead: str) -> GenerationError:
+def needs_tokenizer(why: str, instead: str) -> GenerationError:
+    """The error of a text for a model that takes ids alone."""
     return GenerationError(f"{why}, and this model has no tokenizer",
                            fix=f"put its tokenizer.json beside the weights, or {instead}")  # fmt: skip

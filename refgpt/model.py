@@ -12,12 +12,13 @@ from typing import Any, overload
 import numpy as np
 
 from refgpt.arguments import one_of, path_of, whole_number
-from refgpt.checkpoints import Checkpoint, check_finite, open_checkpoint, place_of, release
+from refgpt.checkpoints import NOTHING_SAID, Checkpoint, check_finite, open_checkpoint, place_of, release
 from refgpt.config import ModelConfig
 from refgpt.engine import Engine, SpecEngine
 from refgpt.errors import GenerationError, RefgptError
 from refgpt.generation import Generation, GenerationParams, Prompt, encode_prompt, generate, is_batch, stream_text
 from refgpt.params import KV_DTYPES, KVDtype, Leaf, Params, Progress, kept_leaf, row_slices
+from refgpt.scoring import encode_continuations, score
 from refgpt.tokenizers import Tokenizer, find_tokenizer
 from refgpt.tracing import Report, compare, record
 
@@ -178,6 +179,35 @@ class Model:
                                   fix="use generate, whose result has .ids")  # fmt: skip
         return stream_text(self, encode_prompt(prompt, self.config, self.tokenizer, settings), settings)
 
+    def score(self, prompt: Prompt | np.ndarray, continuations: Sequence[Prompt] | np.ndarray) -> list[np.ndarray]:
+        """Log-probabilities of texts that may follow a prompt.
+
+        Parameters
+        ----------
+        prompt : str or list of int
+            A text or its ids. An empty one is the model's beginning-of-text token.
+        continuations : list of str or of list of int
+            Each is weighed by itself, right after the prompt. Begin a text with the space that would stand there, and
+            end the prompt without one: "The sky is", [" blue", " green"]. After a prompt that is text a continuation
+            gets the ids that it has within the whole text; where it has none of its own, because a token would span the
+            seam, and after a prompt of ids, it is encoded by itself.
+
+        Returns
+        -------
+        list of ndarray [t], float64
+            For each continuation one natural logarithm a token, given the prompt and the tokens before it: their sum is
+            the log-probability of the continuation. Probabilities are the model's own, over all rows of its head, also
+            those for which the tokenizer has no token. With the prefix mask the prompt sees itself both ways, and
+            the continuations stay causal.
+
+        Raises
+        ------
+        GenerationError
+            If the prompt or a continuation cannot be used, or they are longer together than the model's context; before
+            anything is computed.
+        """
+        return score(self, *encode_continuations(prompt, continuations, self.config, self.tokenizer))
+
     def __repr__(self) -> str:
         return (f"<refgpt.Model {self.checkpoint.path} {self.backend} dtype={self.dtype or 'as stored'} "
                 f"mask={self.mask}: {self.config}>")  # fmt: skip
@@ -227,10 +257,7 @@ def load(
     if threads is not None:  # a mistake is one for either backend, and before the files are opened
         whole_number("threads", threads, 1, None, RefgptError)
     checkpoint, tokenizer = open_model(path, mask)
-    if checkpoint.mask == "prefix":
-        # What was asked for is news to nobody; what was found is shown even where no logging is set up.
-        level = logging.WARNING if mask == "auto" else logging.INFO
-        log.log(level, "prefix mask: all tokens of a prompt see each other (%s)", checkpoint.mask_source)
+    _say_mask(checkpoint, asked=mask != "auto")
     engine: Engine
     if backend == "c":
         from refgpt.runtime import Runtime  # the compiled extension; the NumPy backend works without
@@ -249,6 +276,20 @@ def load(
         engine = SpecEngine(checkpoint.params.map(kept), checkpoint.config,
                             np.float64 if dtype == "f64" else np.float32)  # fmt: skip
     return Model(engine, checkpoint, tokenizer, backend, dtype)
+
+
+def _say_mask(checkpoint: Checkpoint, asked: bool) -> None:
+    """Say which mask it is and how that is known.
+
+    GPT-JT's is news when it was found, and shown even where no logging is set up. GPT-J's is taken for granted where
+    it was asked for or nothing speaks of another.
+    """
+    if checkpoint.mask == "prefix":
+        what, level = "all tokens of a prompt see each other", logging.INFO if asked else logging.WARNING
+    else:
+        granted = asked or checkpoint.mask_source == NOTHING_SAID
+        what, level = "each token sees those before it", logging.DEBUG if granted else logging.INFO
+    log.log(level, "%s mask: %s (%s)", checkpoint.mask, what, checkpoint.mask_source)
 
 
 def open_model(path: str | os.PathLike | None = None, mask: str = "auto") -> tuple[Checkpoint, Tokenizer | None]:

@@ -170,9 +170,7 @@ class Sampler:
         GenerationError
             If a logit is NaN or infinite.
         """
-        if not np.isfinite(logits).all():
-            raise GenerationError("the model computed logits that are not finite", where="logits",
-                                  fix="look for the first bad activation with `refgpt verify`")  # fmt: skip
+        check_logits(logits)
         p = self.params
         scores = self._penalised(self._drawable(logits))
         if p.temperature == 0:
@@ -231,6 +229,13 @@ def top_p_kept(weights: np.ndarray, p: float) -> np.ndarray:
     ascending = np.flatnonzero(kept)[np.argsort(-weights[kept], kind="stable")[::-1]]
     kept[ascending[:-1]] = gone + np.cumsum(weights[ascending[:-1]]) > may_go
     return kept
+
+
+def check_logits(logits: np.ndarray) -> None:
+    """Refuse logits among which one is NaN or infinite: a GenerationError."""
+    if not np.isfinite(logits).all():
+        raise GenerationError("the model computed logits that are not finite", where="logits",
+                              fix="look for the first bad activation with `refgpt verify`")  # fmt: skip
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from refgpt.checkpoints.gptj import KEYS, tensor_name
@@ -13,7 +14,9 @@ from refgpt.config import ModelConfig
 from refgpt.params import Params
 
 
-def write_model(directory: Path, config: ModelConfig, params: Params, prefix: bool | None = None) -> Path:
+def write_model(
+    directory: Path, config: ModelConfig, params: Params, prefix: bool | None = None, mask_dtype: DTypeLike = np.uint8
+) -> Path:
     """A Hugging Face directory: config.json and model.safetensors; with ``prefix``, the buffers that tell the mask."""
     directory.mkdir(exist_ok=True)
     raw = {keys[0]: getattr(config, field) for field, keys in KEYS.items()}
@@ -21,7 +24,7 @@ def write_model(directory: Path, config: ModelConfig, params: Params, prefix: bo
     tensors = {f"transformer.{tensor_name(name)}".replace("transformer.lm_head", "lm_head"): leaf
                for name, leaf in params.items()}  # fmt: skip
     if prefix is not None:
-        square = np.ones((1, 1, config.n_ctx, config.n_ctx), np.uint8)
+        square = np.ones((1, 1, config.n_ctx, config.n_ctx), mask_dtype)
         for i in range(config.n_layer):
             tensors[f"transformer.h.{i}.attn.bias"] = square if prefix else np.tril(square)
     save_file({name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}, directory / "model.safetensors")

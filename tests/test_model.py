@@ -149,6 +149,30 @@ def test_the_prefix_mask_is_found_said_and_used(prefix_path, backend, caplog):
     assert got.ids == rows[len(IDS) - 1 : -1].argmax(-1).tolist()
 
 
+def test_a_mask_that_was_found_is_said_and_one_taken_for_granted_is_not(tmp_path, path, caplog):
+    causal = write_model(tmp_path / "gpt-jt-tuned", CONFIG, PARAMS, prefix=False)
+    named = write_model(tmp_path / "GPT-JT-6B-v1", CONFIG, PARAMS)
+    with caplog.at_level(logging.INFO, "refgpt"):
+        for model in (path, causal, named):
+            refgpt.load(model, backend="numpy")
+    found, called = [(record.levelno, record.getMessage()) for record in caplog.records]
+    assert found == (logging.INFO, "causal mask: each token sees those before it (attn.bias is lower triangular in "
+                     "every layer that stores it (2), though the model is called gpt-jt-tuned)")  # fmt: skip
+    assert called == (logging.WARNING, "prefix mask: all tokens of a prompt see each other (no attn.bias says "
+                      "otherwise, and the model is called GPT-JT-6B-v1)")  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.float16, np.float32])
+@pytest.mark.parametrize("prefix", [True, False])
+def test_the_mask_is_found_in_buffers_of_any_dtype(tmp_path, dtype, prefix):
+    """As checkpoints have it: GPT-J's bool, GPT-JT's uint8, and what casting a whole checkpoint makes of them."""
+    mask = "prefix" if prefix else "causal"
+    written = write_model(tmp_path, CONFIG, PARAMS, prefix=prefix, mask_dtype=dtype)
+    assert refgpt.load(written, backend="numpy").mask == mask
+    for told in ("causal", "prefix"):
+        assert refgpt.load(written, backend="numpy", mask=told).mask == told
+
+
 def test_the_mask_can_be_told(path, prefix_path, caplog):
     with caplog.at_level(logging.INFO, "refgpt"):
         causal = refgpt.load(prefix_path, backend="numpy", mask="causal")

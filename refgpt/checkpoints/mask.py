@@ -22,6 +22,9 @@ ROWS = 256  # of a mask, compared in one go
 MASKS = ("auto", "causal", "prefix")
 GPT_JT = re.compile(r"gpt[-_]?jt", re.IGNORECASE)
 
+#: The source of a mask that nothing in the files speaks of.
+NOTHING_SAID = "no attn.bias is stored; causal is GPT-J's mask"
+
 
 def find_mask(
     asked: str, buffers: Mapping[str, np.ndarray], n_ctx: int, names: tuple[str, ...], path: Path
@@ -37,7 +40,7 @@ def find_mask(
     n_ctx : int
         Positions beyond it cannot occur and are not looked at.
     names : tuple of str
-        What the model is called; asked only if no buffer speaks.
+        What the model is called; decides only if no buffer speaks.
     path : Path
         For errors.
 
@@ -66,13 +69,15 @@ def find_mask(
             wanted="lower triangular or all ones, in every layer alike",
             fix='say which mask is right with mask="causal" or mask="prefix"',
         )
+    called = next((name for name in names if GPT_JT.search(name)), None)
     if patterns == {"prefix"}:
         return "prefix", f"attn.bias is all ones in every layer that stores it ({len(found)}), as in GPT-JT"
     if patterns == {"causal"}:
-        return "causal", f"attn.bias is lower triangular in every layer that stores it ({len(found)})"
-    if called := next((name for name in names if GPT_JT.search(name)), None):
+        though = f", though the model is called {called}" if called else ""  # a fine-tune may have gone back to causal
+        return "causal", f"attn.bias is lower triangular in every layer that stores it ({len(found)}){though}"
+    if called:
         return "prefix", f"no attn.bias says otherwise, and the model is called {called}"
-    return "causal", "no attn.bias is stored; causal is GPT-J's mask"
+    return "causal", NOTHING_SAID
 
 
 def _corner(buffer: np.ndarray, n_ctx: int) -> np.ndarray | None:

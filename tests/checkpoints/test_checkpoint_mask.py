@@ -72,5 +72,7 @@ def test_the_masks_do_not_stay_in_memory(tmp_path, resident_bytes):
 @pytest.mark.parametrize("name", ["togethercomputer/GPT-JT-6B-v1", "gpt-jt-moderation", "my_GPT_JT"])
 def test_a_name_speaks_only_if_no_buffer_does(name):
     assert find(names=("other", name)) == ("prefix", f"no attn.bias says otherwise, and the model is called {name}")
-    assert find(np.tri(3), names=(name,))[0] == "causal"
+    mask, source = find(np.tri(3), names=(name,))
+    assert mask == "causal" and source.endswith(f"stores it (1), though the model is called {name}")
+    assert find(np.ones((3, 3)), names=("gpt-j",))[0] == "prefix"
     assert find(names=("EleutherAI/gpt-j-6b",))[0] == "causal"

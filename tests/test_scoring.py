@@ -1,0 +1,236 @@
+"""Scoring continuations, through both engines: what the whole text's forward pass says, blind to what follows."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import sentencepiece
+from model_files import write_model, write_tokenizer
+from tiny import random_params, tiny_config
+
+import refgpt
+from refgpt import scoring
+from refgpt.engine import SpecEngine
+from refgpt.errors import GenerationError, TokenizerError
+from refgpt.runtime import Runtime
+from refgpt.sampling import log_softmax
+from refgpt.scoring import encode_continuations, score
+from refgpt.spec import forward
+
+CONFIG = tiny_config(eos_id=0, bos_id=0)
+PARAMS = random_params(CONFIG, seed=6, dtype="f16")
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+CONTINUATIONS = [[5, 3, 5, 8], [9], [], [5, 3, 7, 9, 3, 2, 3, 8, 4], [5, 3, 5, 8]]
+ENGINES = {
+    "c": Runtime(PARAMS, CONFIG, threads=2),
+    "c, f16 cache": Runtime(PARAMS, CONFIG, threads=1, kv_dtype="f16"),
+    "numpy": SpecEngine(PARAMS, CONFIG),
+    "numpy, f64": SpecEngine(PARAMS, CONFIG, np.float64),
+}
+each_engine = pytest.mark.parametrize("engine", ENGINES)
+each_mask = pytest.mark.parametrize("mask", ["causal", "prefix"])
+
+
+def model_of(engine, mask="causal", tokenizer=None):
+    return SimpleNamespace(engine=ENGINES[engine], mask=mask, tokenizer=tokenizer)
+
+
+def scored_whole(model, prompt, ids, prefix_len):
+    """Log-probabilities from one forward pass over prompt and continuation."""
+    rows = model.engine.logits([*prompt, *ids], prefix_len)[len(prompt) - 1 : -1]
+    return log_softmax(rows)[np.arange(len(ids)), ids]
+
+
+@each_engine
+@each_mask
+def test_a_score_is_what_the_whole_text_says_with_the_prompt_as_prefix(engine, mask):
+    model = model_of(engine, mask)
+    got = score(model, PROMPT, CONTINUATIONS)
+    assert [one.shape for one in got] == [(4,), (1,), (0,), (9,), (4,)]
+    for one, ids in zip(got, CONTINUATIONS, strict=True):
+        assert one.dtype == np.float64
+        want = scored_whole(model, PROMPT, ids, len(PROMPT) if mask == "prefix" else 0)
+        assert (one == want).all() if engine.startswith("c") else one == pytest.approx(want, abs=1e-5)
+    assert (got[0] == got[4]).all()  # whatever was scored between
+
+
+@each_mask
+def test_all_engines_agree_with_the_oracle(mask):
+    rows = [forward(PARAMS, CONFIG, [*PROMPT, *ids], len(PROMPT) if mask == "prefix" else 0) for ids in CONTINUATIONS]
+    want = [log_softmax(row[7:-1])[np.arange(len(ids)), ids] for row, ids in zip(rows, CONTINUATIONS, strict=True)]
+    for engine in ENGINES:
+        got = score(model_of(engine, mask), PROMPT, CONTINUATIONS)
+        assert np.concatenate(got) == pytest.approx(np.concatenate(want), abs=2e-3 if "f16" in engine else 1e-5)
+    assert np.abs(np.concatenate(want)).std() > 0.3
+
+
+@each_engine
+@pytest.mark.parametrize("changed", [2, 3])
+def test_later_tokens_do_not_leak_into_earlier_scores(engine, changed):
+    """They would under the mask as GPT-JT's files store it, ones over the whole text: the answer is seen."""
+    model, ids = model_of(engine, "prefix"), [5, 3, 5, 8]
+    other = [*ids]
+    other[changed] = 11
+    one, two = score(model, PROMPT, [ids, other])
+    assert (one[:changed] == two[:changed]).all() and (one[changed:] != two[changed:]).all()
+    naive = [scored_whole(model, PROMPT, text, len(PROMPT) + 4) for text in (ids, other)]
+    assert (naive[0][:changed] != naive[1][:changed]).all()
+
+
+@each_mask
+def test_what_generation_reports_is_what_scoring_says(tmp_path, mask):
+    model = refgpt.load(write_model(tmp_path, CONFIG, PARAMS), mask=mask)
+    got = model.generate(PROMPT, max_new_tokens=12, seed=3, logprobs=True, ignore_eos=True)
+    assert model.score(PROMPT, [got.ids])[0].tolist() == got.logprobs
+
+
+class Counted:
+    """A session that keeps the number of rows that each call asks for."""
+
+    def __init__(self, session):
+        self._session, self.calls = session, []
+
+    def prefill(self, seq, ids, prefix_len=0):
+        self.calls.append(("prefill", len(ids), prefix_len))
+        return self._session.prefill(seq, ids, prefix_len)
+
+    def extend(self, seq, ids):
+        self.calls.append(("extend", len(ids)))
+        return self._session.extend(seq, ids)
+
+    def truncate(self, seq, n):
+        self._session.truncate(seq, n)
+
+
+@each_engine
+def test_the_prompt_is_computed_once_and_the_last_token_never(engine, monkeypatch):
+    real, made = ENGINES[engine], []
+
+    def session(n_seqs, capacity):
+        made.append(Counted(real.session(n_seqs, capacity)))
+        return made[-1]
+
+    model = SimpleNamespace(engine=SimpleNamespace(session=session), mask="prefix", tokenizer=None)
+    want = score(model_of(engine, "prefix"), PROMPT, CONTINUATIONS)
+    monkeypatch.setattr(scoring, "ROWS_TOGETHER", 3)
+    got = score(model, PROMPT, CONTINUATIONS)
+    assert all((a == b).all() for a, b in zip(got, want, strict=True))
+    (counted,) = made
+    assert counted.calls == [("prefill", 8, 8), ("extend", 3), ("extend", 3), ("extend", 3), ("extend", 2),
+                             ("extend", 3)]  # fmt: skip
+
+
+def test_nothing_to_score_computes_nothing():
+    model = SimpleNamespace(engine=None, mask="causal", tokenizer=None)
+    assert score(model, PROMPT, []) == []
+    assert [one.shape for one in score(model, PROMPT, [[], []])] == [(0,), (0,)]
+
+
+def test_logits_that_are_not_finite_are_refused():
+    class Broken:
+        def session(self, n_seqs, capacity):
+            return SimpleNamespace(prefill=lambda *_: np.array([0, np.nan, 0]), truncate=lambda *_: None)
+
+    with pytest.raises(GenerationError, match="not finite"):
+        score(SimpleNamespace(engine=Broken(), mask="causal"), [1], [[0]])
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_tokenizer(write_model(tmp_path_factory.mktemp("models") / "tiny", CONFIG, PARAMS))
+
+
+@pytest.mark.parametrize("backend", ["c", "numpy"])
+def test_texts_and_ids_score_alike(path, backend):
+    model = refgpt.load(path, backend=backend)
+    texts = [" fox", " dog", ""]
+    ids = [model.tokenizer.encode(text) for text in texts]
+    want = model.score(model.tokenizer.encode("The quick"), ids)
+    for prompt in ("The quick", model.tokenizer.encode("The quick"), np.array(model.tokenizer.encode("The quick"))):
+        for given in (texts, ids, [texts[0], ids[1], ""], tuple(texts)):
+            got = model.score(prompt, given)
+            assert all((a == b).all() for a, b in zip(got, want, strict=True))
+
+
+def test_an_empty_prompt_is_the_beginning_of_a_text(path):
+    model = refgpt.load(path, backend="numpy")
+    want = model.score([CONFIG.bos_id], ["ab"])[0]
+    for prompt in ("", []):
+        assert (model.score(prompt, ["ab"])[0] == want).all()
+
+
+def test_a_continuation_is_spelt_as_in_the_whole_text(tmp_path):
+    """Though a sentencepiece model puts a space before a text of its own."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["Once upon a time"] * 9), model_prefix=str(tmp_path / "tokenizer"), vocab_size=30,
+        model_type="bpe", add_dummy_prefix=True, minloglevel=2,
+    )  # fmt: skip
+    tokenizer, config = refgpt.load_tokenizer(tmp_path), tiny_config(bos_id=1)
+    for prompt, continuation in (("time", "time"), ("Once upon", " a time"), ("", "Once")):
+        before = tokenizer.encode(prompt)
+        start, (ids,) = encode_continuations(prompt, [continuation], config, tokenizer)
+        assert start == (before or [1]) and [*before, *ids] == tokenizer.encode(prompt + continuation)
+        _, (alone,) = encode_continuations(before, [continuation], config, tokenizer)
+        assert alone == tokenizer.encode(continuation)
+        assert (alone != ids) == (continuation == "time")
+
+
+def test_a_token_that_spans_the_seam_is_not_used():
+    tokenizer, config = refgpt.load_tokenizer(refgpt.default_model_path()), tiny_config(n_vocab=4096)
+    prompt, continuation = "Once up", "on a time"
+    assert tokenizer.encode(prompt + continuation)[: len(tokenizer.encode(prompt))] != tokenizer.encode(prompt)
+    start, (ids,) = encode_continuations(prompt, [continuation], config, tokenizer)
+    assert (start, ids) == (tokenizer.encode(prompt), tokenizer.encode(continuation))
+
+
+@pytest.mark.parametrize("prompt, continuations, said", [
+    ("ab", "cd", "^continuations: cannot be used; got str; wanted a list"),
+    ("ab", b"cd", "^continuations: cannot be used; got bytes"),
+    ("ab", {"cd": 1}, "^continuations: cannot be used; got dict"),
+    ("ab", 5, "^continuations: cannot be used; got int"),
+    ("ab", [1, 2], r"^continuations\[0\], ids: ids are not one flat list; got 0"),
+    ("ab", ["c", b"d"], r"^continuations\[1\]: cannot be used; got bytes.*decode"),
+    ("ab", ["c", bytearray(b"d")], r"^continuations\[1\]: cannot be used; got bytearray"),
+    ("ab", ["c", [60, 61]], r"^continuations\[1\], ids\[1\]: the id does not exist"),
+    ("ab", [[0.5]], r"^continuations\[0\], ids: ids are not whole"),
+    ("ab", [None], r"^continuations\[0\], ids"),
+    ("ab", ["c", "d" * 63], r"^continuations\[1\]: is too long .*got 63 tokens after 2 of .*wanted at most 64"),
+    ("a" * 65, [], "longer than the model's context"),
+    (b"ab", ["c"], "^prompt: cannot be used; got bytes"),
+    ([61], ["c"], r"^prompt, ids\[0\]: the id does not exist"),
+    (["ab"], ["c"], "^prompt, ids: ids are not whole numbers"),
+    (5, ["c"], "^prompt, ids"),
+])  # fmt: skip
+def test_what_cannot_be_scored_is_named_and_nothing_computed(path, monkeypatch, prompt, continuations, said):
+    model = refgpt.load(path, backend="numpy")
+    monkeypatch.setattr(SpecEngine, "session", lambda *_: pytest.fail("it was computed"))
+    with pytest.raises(GenerationError, match=said):
+        model.score(prompt, continuations)
+
+
+def test_the_whole_context_can_be_used(path):
+    for backend in ("c", "numpy"):
+        (got,) = refgpt.load(path, backend=backend).score("a" * 60, ["bcde"])
+        assert got.shape == (4,)
+
+
+def test_text_needs_a_tokenizer(tmp_path):
+    model = refgpt.load(write_model(tmp_path, CONFIG, PARAMS), backend="numpy")
+    with pytest.raises(GenerationError, match="prompt is text, and this model has no tokenizer"):
+        model.score("a", [[1]])
+    with pytest.raises(GenerationError, match=r"continuations\[1\] is text, and this model has no tokenizer"):
+        model.score([1], [[1], "b"])
+
+
+def test_an_empty_prompt_needs_an_id_to_start_from(tmp_path):
+    config = tiny_config()
+    model = refgpt.load(write_model(tmp_path, config, PARAMS), backend="numpy")
+    with pytest.raises(GenerationError, match="empty"):
+        model.score([], [[1]])
+
+
+def test_a_character_that_cannot_be_spelt_is_the_tokenizers_error(path):
+    with pytest.raises(TokenizerError):
+        refgpt.load(path, backend="numpy").score("a", ["\ud800"])
