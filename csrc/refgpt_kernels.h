@@ -17,7 +17,7 @@
  *
  * Quantised rows. Activations that meet such weights are rounded to 8 bits, each row by blocks of 32: a row's largest absolute
  * value a in a block gives the scale a / 127 and the integers round(x * (127 / a)), to nearest even; a block whose a is below
- * 2^-100 is all zeros, and one with NaN or infinity has the scale NaN. Rows lie in groups of 16, the last group in the height h
+ * 2^-100 is all zeros, and one with NaN or infinity has the scale NaN. Rows lie in groups of 24, the last group in the height h
  * that is left; a group is a sequence of records, one a block: [8 quads][h rows][4] bytes, h scales, h times -8 * the sum of the
  * integers (int32).
  *
@@ -39,7 +39,7 @@
 #define REFGPT_CHUNK 32     /* terms of a partial sum */
 #define REFGPT_FEW_ROWS 8   /* that linear takes as they are; the most rows of a query tile */
 #define REFGPT_BLOCK 32     /* inputs of a quantised matrix that share a scale */
-#define REFGPT_ROW_GROUP 16 /* quantised rows that lie together */
+#define REFGPT_ROW_GROUP 24 /* quantised rows that lie together */
 
 typedef void (*refgpt_kernel)(const void *args, int64_t begin, int64_t end, int64_t worker);
 

@@ -48,6 +48,10 @@ ALWAYS_INLINE void group_quantised(const char *x, int64_t height, const uint8_t 
             TILE_OF(6)
             TILE_OF(7)
             TILE_OF(8)
+            TILE_OF(9)
+            TILE_OF(10)
+            TILE_OF(11)
+            TILE_OF(12)
         }
     }
 }

@@ -8,13 +8,12 @@ import numpy as np
 
 from refgpt.errors import KernelError
 from refgpt.kernels.calling import F32, Program, arguments, check_shape, check_whole, floats, kind_of, output, run
-from refgpt.kernels.native import FEW_ROWS, ffi
+from refgpt.kernels.native import FEW_ROWS, ROW_GROUP, ffi
 from refgpt.kernels.registry import Kernel, active
 from refgpt.panels import BLOCK, FLOATS, LANES, Panels, aligned_zeros, n_blocks, n_panels, panel_shape
 
 SMALLEST_PIECE = 1 << 17  # multiplications; some tens of microseconds
 RECORD = BLOCK + 8  # bytes of a quantised row's block: integers, scale, sum
-ROW_GROUP = 16
 
 
 class Activations:

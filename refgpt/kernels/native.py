@@ -17,5 +17,6 @@ if ABI != lib.REFGPT_ABI:
 LANES: int = lib.REFGPT_LANES
 CHUNK: int = lib.REFGPT_CHUNK
 FEW_ROWS: int = lib.REFGPT_FEW_ROWS
+ROW_GROUP: int = lib.REFGPT_ROW_GROUP
 
-__all__ = ["CHUNK", "FEW_ROWS", "LANES", "ffi", "lib"]
+__all__ = ["CHUNK", "FEW_ROWS", "LANES", "ROW_GROUP", "ffi", "lib"]

@@ -29,8 +29,8 @@ def decoded_rows(records: np.ndarray, n_rows: int, n_in: int) -> tuple[np.ndarra
     """Records as ``csrc/refgpt_kernels.h`` describes them -> integers [t, blocks x 32], scales and sums [t, blocks]."""
     n_blocks = -(-n_in // 32)
     integers, scales, sums = [], [], []
-    for first in range(0, n_rows, 16):
-        h = min(16, n_rows - first)
+    for first in range(0, n_rows, 24):
+        h = min(24, n_rows - first)
         group = records[first * n_blocks * 40 :][: h * n_blocks * 40].reshape(n_blocks, 40 * h)
         quads = group[:, : 32 * h].view(np.int8).reshape(n_blocks, 8, h, 4)
         integers.append(quads.transpose(2, 0, 1, 3).reshape(h, -1))
