@@ -134,7 +134,8 @@ class Model:
             How to continue it; by default with max_new_tokens 128 and draws from the model's own distribution.
         **changes
             Any field of ``GenerationParams``, instead of the one in ``params``: max_new_tokens, temperature, top_k,
-            top_p, repetition_penalty, presence_penalty, frequency_penalty, seed, stop, logprobs, ignore_eos, truncate.
+            top_p, repetition_penalty, presence_penalty, frequency_penalty, seed, stop, logprobs, ignore_eos,
+            speculate, truncate.
 
         Returns
         -------

@@ -69,12 +69,12 @@ def test_every_option_reaches_the_model(path, monkeypatch, run):
     monkeypatch.setattr(refgpt.Model, "stream", stream)
     options = ["--max-new-tokens", 3, "--temperature", 0.5, "--top-k", 4, "--top-p", 0.6, "--repetition-penalty", 1.2,
                "--presence-penalty", 0.1, "--frequency-penalty", 0.2, "--seed", 9, "--stop", "a\\nb", "--stop", "c",
-               "--ignore-eos", "--truncate", "left"]  # fmt: skip
+               "--ignore-eos", "--speculate", "3", "--truncate", "left"]  # fmt: skip
     assert run("generate", "-m", path, "hi", *options).out == "hi\n"
     assert asked == {
         "max_new_tokens": 3, "temperature": 0.5, "top_k": 4, "top_p": 0.6, "repetition_penalty": 1.2,
         "presence_penalty": 0.1, "frequency_penalty": 0.2, "seed": 9, "stop": ["a\nb", "c"], "ignore_eos": True,
-        "truncate": "left", "logprobs": None,
+        "speculate": 3, "truncate": "left", "logprobs": None,
     }  # fmt: skip
 
 
