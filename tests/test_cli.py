@@ -20,8 +20,8 @@ from model_files import write_model, write_tokenizer
 from tiny import random_params, tiny_config
 
 import refgpt
-from refgpt import cli
-from refgpt.cli import inspecting, loading
+from refgpt import cli, wording
+from refgpt.cli import loading
 from refgpt.runtime import Runtime
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)
@@ -336,4 +336,4 @@ def test_a_progress_bar_for_long_loads_at_a_terminal_only(monkeypatch):
 
 def test_sizes_have_three_digits():
     sizes = [0, 999, 1000, 12_102_000_000, 999_600, 5e15]
-    assert [inspecting._size(n) for n in sizes] == ["0 B", "999 B", "1 kB", "12.1 GB", "1 MB", "5e+03 TB"]
+    assert [wording.size(n) for n in sizes] == ["0 B", "999 B", "1 kB", "12.1 GB", "1 MB", "5e+03 TB"]

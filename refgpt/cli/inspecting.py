@@ -13,6 +13,7 @@ from refgpt.cli.loading import load_model
 from refgpt.cli.options import DIRECTORY_HELP, Commands, add_command, add_loading_arguments
 from refgpt.errors import GenerationError
 from refgpt.model import DTYPES, open_model
+from refgpt.wording import size
 
 INFO_EXAMPLES = """example:
   refgpt info ~/gpt-j-6b
@@ -52,11 +53,11 @@ def _info(arguments: argparse.Namespace) -> int:
         "family": checkpoint.family,
         "shape": config,
         "parameters": f"{sum(n_items):,}",
-        "files": ", ".join(f"{file.name} ({_size(file.stat().st_size)})" for file in sorted(files)),
+        "files": ", ".join(f"{file.name} ({size(file.stat().st_size)})" for file in sorted(files)),
         "tensors": f"{len(checkpoint.tensors)}: " + ", ".join(f"{n} {dtype}" for dtype, n in dtypes.most_common()),
         "mask": f"{checkpoint.mask} ({checkpoint.mask_source})",
         "tokenizer": f"{tokenizer.n_vocab} ids" if tokenizer else "none: the model takes and gives ids",
-        "memory": f"weights {_size(stored)} as stored, {_sizes(sum(n_items))}",
+        "memory": f"weights {size(stored)} as stored, {_sizes(sum(n_items))}",
         "": f"attention cache of a full context ({config.n_ctx} tokens) {_sizes(n_cached)}",
     }
     for name, fact in facts.items():
@@ -77,7 +78,7 @@ def _tensor_lines(tensors: Sequence[TensorInfo], each: bool) -> Iterator[str]:
     for (name, dtype, shape), same in groupby(sorted(tensors, key=kind), kind):
         sizes = [tensor.n_bytes for tensor in same]
         count = f"{len(sizes)} x " if len(sizes) > 1 else ""
-        yield f"{name:<40} {dtype:<5} {count}{list(shape)}  {_size(sum(sizes))}"
+        yield f"{name:<40} {dtype:<5} {count}{list(shape)}  {size(sum(sizes))}"
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -109,13 +110,4 @@ def _kernels(arguments: argparse.Namespace) -> int:
 
 
 def _sizes(n_items: int) -> str:
-    return f"{_size(4 * n_items)} in f32, {_size(2 * n_items)} in f16"
-
-
-def _size(n_bytes: float) -> str:
-    """Bytes in decimal units, three digits."""
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while n_bytes >= 999.5 and len(units) > 1:
-        n_bytes /= 1000
-        del units[0]
-    return f"{n_bytes:.3g} {units[0]}"
+    return f"{size(4 * n_items)} in f32, {size(2 * n_items)} in f16"

@@ -6,6 +6,7 @@ so that loading needs little more memory than the packed model.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -43,6 +44,12 @@ class PackedParams:
     ln_b: np.ndarray
     w_head: Panels
     b_head: np.ndarray
+
+    def leaves(self) -> Iterator[np.ndarray | Panels]:
+        """All of them, in no order of note."""
+        parts: tuple[PackedParams | PackedBlock, ...] = (self, *self.blocks)
+        for part in parts:
+            yield from (getattr(part, field.name) for field in fields(part) if field.name != "blocks")
 
 
 def pack_params(params: Params, dtype: str | None, threads: int, progress: Progress | None = None) -> PackedParams:

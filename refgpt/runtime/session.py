@@ -11,7 +11,8 @@ from refgpt.arguments import one_of
 from refgpt.config import ModelConfig
 from refgpt.errors import GenerationError
 from refgpt.kernels import CHUNK, check_threads
-from refgpt.params import KV_DTYPES, KVDtype, Params, Progress
+from refgpt.panels import Panels
+from refgpt.params import KV_DTYPES, STORED_DTYPES, KVDtype, Params, Progress
 from refgpt.prompts import check_cut, check_ids, check_tokens
 from refgpt.runtime.cache import KVCache
 from refgpt.runtime.gptj import Rows, Workspace, forward
@@ -61,6 +62,25 @@ class Runtime:
         self.kv_dtype: KVDtype = kv_dtype or "f32"
         self.params = pack_params(params, dtype, self.threads, progress)
         self.rotation = rotary_tables(config.d_rotary, config.n_ctx)
+
+    @property
+    def n_bytes(self) -> int:
+        """What the packed weights take."""
+        return sum(leaf.nbytes for leaf in self.params.leaves())
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What of them a step has to read: all but the embedding table, of which it takes a row."""
+        return self.n_bytes - self.params.wte.nbytes
+
+    def cache_bytes(self, n_positions: int) -> int:
+        """What keys and values of so many positions take."""
+        return n_positions * 2 * self.config.n_layer * self.config.d_model * STORED_DTYPES[self.kv_dtype].itemsize
+
+    @property
+    def kinds(self) -> str:
+        """What the blocks' matrices are kept in: "q4", or several kinds of a mixture."""
+        return ", ".join(sorted({leaf.kind for leaf in self.params.leaves() if isinstance(leaf, Panels)}))
 
     def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
         """See ``Engine.logits``; [t, v] float32."""
