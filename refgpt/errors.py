@@ -53,5 +53,9 @@ class GenerationError(RefgptError):
     """A prompt or a sampling parameter cannot be used."""
 
 
+class DataError(RefgptError):
+    """A table of texts or labels is missing, damaged or lacks what is asked of it."""
+
+
 class KernelError(RefgptError):
     """A kernel was called with unusable arrays, or the demanded instruction set cannot run here."""
