@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from refgpt.arguments import one_of
-from refgpt.errors import GenerationError
+from refgpt.errors import GenerationError, RefgptError
+from refgpt.evaluation.tables import Table
 from refgpt.evaluation.templates import Template, check_examples, check_labels
-from refgpt.generation import Generates
+from refgpt.generation import Generates, Prompt
 from refgpt.sampling import log_softmax
 from refgpt.scoring import encode_continuations, score
 
@@ -83,7 +84,7 @@ class Classifier:
         self.normalise = normalise
         self._model = model
         self._answers = [self.template.answer(label) for label in self.labels]
-        self._neutral = self._encode(self.template.neutral) if normalise == "pmi" else None
+        self._neutral = self.encode_prompt(self.template.neutral) if normalise == "pmi" else None
 
     def encode(self, text: str) -> tuple[list[int], list[list[int]]]:
         """The ids of the prompt for a text, and of each label after it.
@@ -95,7 +96,7 @@ class Classifier:
         """
         if not isinstance(text, str):
             raise GenerationError("cannot be used", where="text", got=repr(text), wanted="a text")
-        return self._encode(self.template.prompt(text, self.examples))
+        return self.encode_prompt(self.template.prompt(text, self.examples))
 
     def classify(self, text: str) -> Classification:
         """What the model takes a text for. Errors are those of ``encode``."""
@@ -115,7 +116,8 @@ class Classifier:
             scores=dict(zip(self.labels, scores.tolist(), strict=True)),
         )
 
-    def _encode(self, prompt: str) -> tuple[list[int], list[list[int]]]:
+    def encode_prompt(self, prompt: Prompt) -> tuple[list[int], list[list[int]]]:
+        """The ids of a whole prompt, and of each label after it. Errors are those of ``encode``."""
         return encode_continuations(prompt, self._answers, self._model.engine.config, self._model.tokenizer)
 
     @cached_property
@@ -123,6 +125,26 @@ class Classifier:
         """Each label's log-likelihood after the neutral prompt: the same for every text, so computed once."""
         assert self._neutral is not None
         return _sums(score(self._model, *self._neutral))
+
+
+def classify_column(classifier: Classifier, table: Table, column: str) -> Iterator[Classification]:
+    """Classify a column of texts, row by row.
+
+    Raises
+    ------
+    DataError
+        If there is no such column; at the call.
+    GenerationError
+        If a row's text does not fit into the context, naming its line; at the call, before any is computed.
+    """
+    texts = table.column(column)
+    for row, text in enumerate(texts):
+        try:
+            classifier.encode(text)
+        except RefgptError as error:
+            raise GenerationError(error.what, where=f"{table.place(row)}, {error.where}", got=error.got,
+                                  wanted=error.wanted, fix=error.fix) from None  # fmt: skip
+    return map(classifier.classify, texts)
 
 
 def _sums(logprobs: Sequence[np.ndarray]) -> np.ndarray:

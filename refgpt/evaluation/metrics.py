@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Metric = Callable[[np.ndarray, np.ndarray], float]
+Sample = tuple[Callable[[np.ndarray], float], int]
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -59,21 +62,42 @@ def macro_f1(gold: np.ndarray, predicted: np.ndarray) -> float:
     return float((2 * hits[there] / occurrences[there]).mean())  # F1 = 2 TP / (2 TP + FP + FN)
 
 
-def estimate(statistic: Callable[[np.ndarray], float], n: int, *, seed: int = 0, n_resamples: int = 1000) -> Estimate:
-    """A statistic of ``n`` rows with its percentile bootstrap interval (Efron 1979).
+def mean_over_trials(metric: Metric, gold: np.ndarray, predicted: Sequence[np.ndarray]) -> Sample:
+    """A metric of predictions made in one trial or several, as ``estimate`` takes it.
 
     Parameters
     ----------
-    statistic : callable
-        From the numbers of the rows to use, [n] of 0 to n - 1, to a number.
-    n : int
-        Rows: what was drawn independently of each other. Answers to one question in several trials are one row.
+    metric : callable
+        ``accuracy`` or ``macro_f1``.
+    gold : ndarray [n], int
+        Codes of the rows' own labels.
+    predicted : sequence of ndarray [n], int
+        Codes of what each trial predicted. A row is resampled with all its trials, for they say much the same.
+    """
+
+    def mean(rows: np.ndarray) -> float:
+        return float(np.mean([metric(gold[rows], trial[rows]) for trial in predicted]))
+
+    return mean, len(gold)
+
+
+def estimate(*samples: Sample, seed: int = 0, n_resamples: int = 1000) -> Estimate:
+    """The mean of a statistic of one sample or several, with its percentile bootstrap interval (Efron 1979).
+
+    Parameters
+    ----------
+    *samples : pair of callable and int
+        A statistic and how many rows it is of: it takes numbers of rows, [n] of 0 to n - 1, and returns a number. Rows
+        were drawn independently of each other, and are resampled within their sample.
     seed : int
         Of the resamples, so that the interval is the same each time.
     n_resamples : int
         Samples of n rows drawn with replacement; the interval holds the middle 95% of their values.
     """
     stream = np.random.default_rng(seed)
-    values = [statistic(stream.integers(0, n, n)) for _ in range(n_resamples)]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Estimate(statistic(np.arange(n)), float(low), float(high))
+
+    def resampled() -> float:
+        return float(np.mean([statistic(stream.integers(0, n, n)) for statistic, n in samples]))
+
+    low, high = np.quantile([resampled() for _ in range(n_resamples)], [0.025, 0.975])
+    return Estimate(float(np.mean([statistic(np.arange(n)) for statistic, n in samples])), float(low), float(high))

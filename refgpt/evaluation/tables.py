@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,15 @@ class Table:
             raise DataError("there is no such column", where=self.path, got=shown(name),
                             wanted=f"one of {listed(self.columns)}")  # fmt: skip
         return [row[name] for row in self.rows]
+
+    def labels(self, name: str, labels: Sequence[str]) -> list[str]:
+        """The values of a column of labels; a DataError if one is none of ``labels``."""
+        values = self.column(name)
+        for row, value in enumerate(values):
+            if value not in labels:
+                raise DataError("has a label that is none of the labels", where=self.place(row), got=shown(value),
+                                wanted=f"one of {listed(labels)}")  # fmt: skip
+        return values
 
     def place(self, row: int) -> str:
         """A row's place in the file, for errors."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from refgpt.evaluation import Estimate, accuracy, codes, estimate, macro_f1
+from refgpt.evaluation import Estimate, accuracy, codes, estimate, macro_f1, mean_over_trials
 
 A, B, C = 0, 1, 2
 
@@ -35,7 +35,7 @@ def test_an_interval_covers_the_truth_as_often_as_it_says():
     covered = 0
     for seed in range(200):
         hits = stream.random(60) < 0.7
-        found = estimate(lambda rows, hits=hits: hits[rows].mean(), 60, seed=seed, n_resamples=300)
+        found = estimate((lambda rows, hits=hits: hits[rows].mean(), 60), seed=seed, n_resamples=300)
         assert found.low <= found.value <= found.high and found.value == hits.mean()
         covered += found.low <= 0.7 <= found.high
     assert 0.93 * 200 - 3 * 3.6 < covered < 0.95 * 200 + 3 * 3.1
@@ -45,7 +45,7 @@ def test_an_interval_narrows_with_the_root_of_the_rows():
     widths = {}
     for n in (100, 1600):
         hits = np.arange(n) % 2
-        found = estimate(lambda rows, hits=hits: hits[rows].mean(), n)
+        found = estimate((lambda rows, hits=hits: hits[rows].mean(), n))
         widths[n] = found.high - found.low
     assert widths[100] == pytest.approx(2 * 1.96 * 0.5 / 10, rel=0.15)
     assert widths[100] / widths[1600] == pytest.approx(4, rel=0.15)
@@ -53,12 +53,29 @@ def test_an_interval_narrows_with_the_root_of_the_rows():
 
 def test_an_interval_is_the_same_each_time_and_another_with_another_seed():
     values = np.random.default_rng(1).random(30)
-    one, two, other = (estimate(lambda rows: values[rows].mean(), 30, seed=seed) for seed in (3, 3, 4))
+    one, two, other = (estimate((lambda rows: values[rows].mean(), 30), seed=seed) for seed in (3, 3, 4))
     assert one == two and one != other
 
 
 def test_rows_of_a_single_value_leave_no_doubt():
-    assert estimate(lambda rows: 1.0, 5) == Estimate(1.0, 1.0, 1.0)
+    assert estimate((lambda rows: 1.0, 5)) == Estimate(1.0, 1.0, 1.0)
+
+
+def test_a_mean_over_samples_counts_each_alike_and_resamples_each_by_itself():
+    small, large = np.array([1.0, 1.0]), np.arange(400) % 2
+    found = estimate((lambda rows: small[rows].mean(), 2), (lambda rows: large[rows].mean(), 400))
+    assert found.value == pytest.approx((1 + 0.5) / 2)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.5 / 20 / 2, rel=0.15)
+
+
+def test_trials_of_a_row_are_one_observation():
+    """Four equal trials make an interval no narrower than one."""
+    gold, once = np.zeros(50, int), np.arange(50) % 2
+    one, four = (estimate(mean_over_trials(accuracy, gold, [once] * n)) for n in (1, 4))
+    assert one == four
+    mixed = estimate(mean_over_trials(accuracy, gold, [gold, 1 - gold]))
+    assert mixed == Estimate(0.5, 0.5, 0.5)
+    assert estimate(mean_over_trials(macro_f1, gold, [gold, gold])).value == 1
 
 
 def test_how_it_is_written():
