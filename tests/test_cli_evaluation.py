@@ -58,7 +58,7 @@ def test_classify_adds_columns_to_the_table(run, table, backend):
 
 def test_every_option_reaches_the_classifier(run, table, tmp_path):
     out = tmp_path / "out.jsonl"
-    got = run("classify", table, "--labels", "glad,sad", "--label-column", "mood", "--examples", table, "--normalise",
+    got = run("classify", table, "--labels", "sad,glad", "--label-column", "mood", "--examples", table, "--normalise",
               "pmi", "--template", "Say.\\n\\nT: {text}\\nM:", "-o", out)  # fmt: skip
     assert (got.code, got.err) == (0, "")
     rows = list(csv.DictReader(io.StringIO(TABLE)))
@@ -66,9 +66,10 @@ def test_every_option_reaches_the_classifier(run, table, tmp_path):
     found = [json.loads(line) for line in out.read_text().splitlines()]
     model = refgpt.load()
     for line, row in zip(found, rows, strict=True):
-        want = model.classify(row["text"], ["glad", "sad"], "Say.\n\nT: {text}\nM:", examples, "pmi")
+        want = model.classify(row["text"], ["sad", "glad"], "Say.\n\nT: {text}\nM:", examples, "pmi")
         assert line == {**row, "predicted": want.label, "probabilities": want.probabilities, "scores": want.scores}
     right = sum(line["predicted"] == row["mood"] for line, row in zip(found, rows, strict=True))
+    assert right != sum(row["mood"] == "sad" for row in rows)
     accuracy, macro_f1 = got.out.splitlines()
     assert accuracy.startswith(f"accuracy  {right / 3:.3f} [") and macro_f1.startswith("macro-F1  0.")
 

@@ -43,6 +43,7 @@ def test_examples_take_turns_between_labels_the_frequent_ones_first():
         assert labels[5:7] == labels[1:3] and labels[7:] == ["b", "b"]
         assert draw_shots(pool, 4, trial) == drawn[:4] and len(draw_shots(pool, 99, trial)) == 9
     assert len({tuple(draw_shots(pool, 9, trial)) for trial in range(20)}) > 10
+    assert {draw_shots(pool, 2, trial)[1][1] for trial in range(20)} == {"c", "d"}  # either may be first
     assert draw_shots([], 5, 0) == []
 
 
