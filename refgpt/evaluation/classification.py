@@ -133,17 +133,16 @@ def classify_column(classifier: Classifier, table: Table, column: str) -> Iterat
     Raises
     ------
     DataError
-        If there is no such column; at the call.
-    GenerationError
-        If a row's text does not fit into the context, naming its line; at the call, before any is computed.
+        If there is no such column.
+    RefgptError
+        If a row's text cannot be used, naming its line. Both at the call, before any is computed.
     """
     texts = table.column(column)
     for row, text in enumerate(texts):
         try:
             classifier.encode(text)
         except RefgptError as error:
-            raise GenerationError(error.what, where=f"{table.place(row)}, {error.where}", got=error.got,
-                                  wanted=error.wanted, fix=error.fix) from None  # fmt: skip
+            raise error.within(table.place(row)) from None
     return map(classifier.classify, texts)
 
 

@@ -1,7 +1,7 @@
 """The four demonstrations with which GPT-JT was announced, as ready prompts for any model.
 
-Instructions, field names and settings are those of its public demo page
-(https://huggingface.co/spaces/togethercomputer/GPT-JT); the examples and texts are of our own.
+Instructions and field names are those of its authors' own prompts for them, the settings those of the public demo page
+(https://huggingface.co/spaces/togethercomputer/GPT-JT); the examples and texts are ours.
 """
 
 from __future__ import annotations

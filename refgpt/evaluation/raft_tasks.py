@@ -26,7 +26,7 @@ import numpy as np
 from refgpt.arguments import path_of
 from refgpt.errors import DataError
 from refgpt.evaluation.tables import Table, read_csv
-from refgpt.evaluation.templates import Template, check_labels
+from refgpt.evaluation.templates import Template, check_labels, numbered
 from refgpt.small_files import parse_json, read_bytes, read_json
 from refgpt.wording import listed, shown
 
@@ -155,8 +155,7 @@ def _read_task(name: str, file: Path, fields: Sequence[str], instructions: str |
     test = read_csv(test_file) if file.name == "train.csv" and test_file.is_file() else None
     labels = _labels(file, [table for table in (train, test) if table is not None], instructions)
     if instructions is None:
-        numbered = "\n".join(f"{i}. {label}" for i, label in enumerate(labels, 1))
-        instructions = f"{INSTRUCTIONS[name]}\nPossible labels:\n{numbered}"
+        instructions = f"{INSTRUCTIONS[name]}\nPossible labels:\n{numbered(labels)}"
     rows = _rows(train, fields, labels)
     if test is not None:
         pool, asked = rows, _rows(test, fields, labels)
@@ -167,20 +166,20 @@ def _read_task(name: str, file: Path, fields: Sequence[str], instructions: str |
 
 def _labels(file: Path, tables: Sequence[Table], instructions: str | None) -> tuple[str, ...]:
     """What may be answered: the numbered list of HELM's instructions, else that of task.json, else what occurs."""
-    numbered: Any = re.findall(r"^\d+\. (.+)$", instructions or "", re.MULTILINE)
+    listed_there: Any = re.findall(r"^\d+\. (.+)$", instructions or "", re.MULTILINE)
     listing = file.parent / "task.json"
-    if not numbered and file.name == "train.csv" and listing.is_file():
+    if not listed_there and file.name == "train.csv" and listing.is_file():
         columns = read_json(listing, DataError, LARGEST_JSON).get("label_columns")
-        numbered = columns.get("Label") if isinstance(columns, dict) else None
-        if not isinstance(numbered, list) or not all(isinstance(label, str) for label in numbered):
+        listed_there = columns.get("Label") if isinstance(columns, dict) else None
+        if not isinstance(listed_there, list) or not all(isinstance(label, str) for label in listed_there):
             raise DataError("lists no labels", where=listing, got=shown(columns),
                             wanted='"label_columns": {"Label": [labels]}')  # fmt: skip
-        numbered.sort()
+        listed_there.sort()
     occurring = sorted({label for table in tables for label in table.column("Label")})
     if all(label.isdigit() for label in occurring):
         raise DataError("has numbers for labels", where=file, got=listed(occurring), wanted="labels in words",
                         fix="use the files as RAFT's authors publish them")  # fmt: skip
-    return check_labels(numbered or occurring)
+    return check_labels(listed_there or occurring)
 
 
 def _rows(table: Table, fields: Sequence[str], labels: Sequence[str]) -> list[tuple[str, str]]:

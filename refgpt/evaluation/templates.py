@@ -58,12 +58,11 @@ class Template:
             raise _bad_template("has no {text}", template)
         if "label" in fields and fields.index("label") < fields.index("text"):
             raise _bad_template("has {label} before {text}", template)
-        numbered = "\n".join(f"{i}. {label}" for i, label in enumerate(labels, 1))
         pieces = {"text": "", "label": "", "tail": ""}  # what stands before each, after the one before
         place = iter(pieces)
         current = next(place)
         for literal, field in parts:
-            pieces[current] += literal + (numbered if field == "labels" else "")
+            pieces[current] += literal + (numbered(labels) if field == "labels" else "")
             if field in ("text", "label"):
                 current = next(place)
         if "label" not in fields and not pieces["label"].endswith("\n"):
@@ -84,6 +83,11 @@ class Template:
     def neutral(self) -> str:
         """A prompt that asks for a label and tells nothing: what stands between the text and its label."""
         return self.between.strip()
+
+
+def numbered(labels: Sequence[str]) -> str:
+    """Labels as a list, one a line."""
+    return "\n".join(f"{i}. {label}" for i, label in enumerate(labels, 1))
 
 
 def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
