@@ -16,6 +16,7 @@ from refgpt.checkpoints import NOTHING_SAID, Checkpoint, check_finite, open_chec
 from refgpt.config import ModelConfig
 from refgpt.engine import Engine, SpecEngine
 from refgpt.errors import GenerationError, RefgptError
+from refgpt.evaluation import DEFAULT_TEMPLATE, Classification, Classifier
 from refgpt.generation import Generation, GenerationParams, Prompt, encode_prompt, generate, is_batch, stream_text
 from refgpt.params import KV_DTYPES, KVDtype, Leaf, Params, Progress, kept_leaf, row_slices
 from refgpt.scoring import encode_continuations, score
@@ -208,6 +209,44 @@ class Model:
             anything is computed.
         """
         return score(self, *encode_continuations(prompt, continuations, self.config, self.tokenizer))
+
+    def classify(
+        self,
+        text: str,
+        labels: Sequence[str],
+        template: str = DEFAULT_TEMPLATE,
+        examples: Sequence[tuple[str, str]] = (),
+        normalise: str = "sum",
+    ) -> Classification:
+        """Which of some labels fits a text best: the one that the model is likeliest to write after it.
+
+        Parameters
+        ----------
+        text : str
+        labels : sequence of str
+            Two or more, of one line each. None should begin another.
+        template : str
+            How text and label are put into words. ``{text}`` is the text; ``{label}``, after it, is where the label
+            stands, by default at the end; ``{labels}`` becomes a numbered list of them. What comes before the last
+            blank line before ``{text}`` stands once, the rest again for each example.
+        examples : sequence of (text, label)
+            Shown before the text, in this order.
+        normalise : "sum", "mean" or "pmi"
+            What a label scores: the log-likelihood of its tokens; that, divided by their number; or that, less the
+            log-likelihood of the label where no text stands before it. See ``refgpt.evaluation.Classifier``, which is
+            also the faster way to classify many texts by "pmi".
+
+        Returns
+        -------
+        Classification
+            ``label``, ``probabilities`` and ``scores``.
+
+        Raises
+        ------
+        GenerationError
+            If an argument cannot be used, or the prompt is too long for the context; before anything is computed.
+        """
+        return Classifier(self, labels, template, examples, normalise).classify(text)
 
     def __repr__(self) -> str:
         return (f"<refgpt.Model {self.checkpoint.path} {self.backend} dtype={self.dtype or 'as stored'} "

@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "wording"}, {"arguments", "small_files"}, {"config", "encoded"}, {"params", "prompts"}, {"panels"},
     {"spec", "kernels", "checkpoints", "tokenizers", "sampling", "drafting"},
     {"engine", "runtime", "stopping"},
-    {"generation", "tracing"}, {"scoring", "benchmarking"}, {"model"}, {"__init__"},
+    {"generation", "tracing", "benchmarking"}, {"scoring"}, {"evaluation"}, {"model"}, {"__init__"},
     {"cli"}, {"__main__"},
 ]  # fmt: skip
 

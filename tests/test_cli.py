@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
-import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from types import SimpleNamespace
 
 import pytest
 from model_files import write_model, write_tokenizer
+from terminal import shown_on_terminal
 from tiny import random_params, tiny_config
 
 import refgpt
@@ -312,24 +309,19 @@ def test_a_terminal_that_cannot_show_a_character_shows_the_rest(path, monkeypatc
 
 def progress_shown(monkeypatch, n_total):
     """What a terminal on standard error shows while ``n_total`` bytes are loaded."""
-    mine, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-    with open(theirs, "w") as terminal, monkeypatch.context() as patched:
-        patched.setattr(sys, "stderr", terminal)
+
+    def load():
         with loading.progress_bar() as progress:
             for done in (n_total // 2, n_total):
                 time.sleep(0.15)
                 progress(done, n_total)
-        terminal.write(".")
-    shown = ""
-    while not shown.endswith("."):
-        shown += os.read(mine, 10_000).decode()
-    return shown
+
+    return shown_on_terminal(monkeypatch, load)
 
 
 def test_a_progress_bar_for_long_loads_at_a_terminal_only(monkeypatch):
     assert "loading: 100%" in progress_shown(monkeypatch, 12_000_000_000)
-    assert progress_shown(monkeypatch, 20_000_000) == "."
+    assert progress_shown(monkeypatch, 20_000_000) == ""
     with loading.progress_bar() as progress:  # captured, not a terminal
         assert progress is None
 

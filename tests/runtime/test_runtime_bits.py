@@ -47,6 +47,11 @@ def test_a_sequence_extended_cut_and_extended_again(dtype, kv_dtype, prefix_len)
     session.truncate(0, 0)
     assert_same_bits(session.extend(0, PROMPT[:40]), engine.logits(PROMPT[:40]))
     session.truncate(0, 1)  # nothing of a prefix is left that could not be cut
+    session.prefill(0, PROMPT[:33], prefix_len)
+    session.truncate(0, 0)
+    rows = [session.decode([0], [new])[0] for new in PROMPT[:3]]
+    assert_same_bits(np.stack(rows), engine.logits(PROMPT[:3]))
+    session.truncate(0, 1)
     assert_same_bits(session.prefill(0, PROMPT[:33], prefix_len), want[32])
 
 
