@@ -280,7 +280,8 @@ def load(
     kv_dtype : None, "f32" or "f16"
         What the C backend's cache keeps keys and values in; None is "f32". (The NumPy backend has no cache.)
     progress : callable or None
-        Called as ``progress(n_bytes_done, n_bytes_total)`` while the C backend packs the weights.
+        Called as ``progress(n_bytes_done, n_bytes_total)`` while an archive is unpacked, and from nothing again while
+        the C backend packs the weights.
 
     Returns
     -------
@@ -296,7 +297,7 @@ def load(
     one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), RefgptError)
     if threads is not None:  # a mistake is one for either backend, and before the files are opened
         whole_number("threads", threads, 1, None, RefgptError)
-    checkpoint, tokenizer = open_model(path, mask)
+    checkpoint, tokenizer = open_model(path, mask, progress)
     _say_mask(checkpoint, asked=mask != "auto")
     engine: Engine
     if backend == "c":
@@ -332,13 +333,15 @@ def _say_mask(checkpoint: Checkpoint, asked: bool) -> None:
     log.log(level, "%s mask: %s (%s)", checkpoint.mask, what, checkpoint.mask_source)
 
 
-def open_model(path: str | os.PathLike | None = None, mask: str = "auto") -> tuple[Checkpoint, Tokenizer | None]:
-    """A model's files without its weights' numbers: what ``load`` begins with, in well under a second.
+def open_model(
+    path: str | os.PathLike | None = None, mask: str = "auto", progress: Progress | None = None
+) -> tuple[Checkpoint, Tokenizer | None]:
+    """A model's files without its weights' numbers: what ``load`` begins with, in well under a second, archives apart.
 
     Parameters, and the errors that need no numbers, are those of ``load``.
     """
     path = default_model_path() if path is None else path_of("path", path, RefgptError)
-    return open_checkpoint(path, mask), find_tokenizer(path if path.is_dir() else path.parent)
+    return open_checkpoint(path, mask, progress), find_tokenizer(path if path.is_dir() else path.parent)
 
 
 def default_model_path() -> Path:

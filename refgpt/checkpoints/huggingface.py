@@ -17,7 +17,7 @@ from refgpt.checkpoints import gptj, safetensors_file, torch_pickle
 from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo
 from refgpt.checkpoints.mask import find_mask
 from refgpt.errors import CheckpointError, ConfigError
-from refgpt.params import dtype_name
+from refgpt.params import Progress, dtype_name
 from refgpt.small_files import read_json
 from refgpt.wording import listed, shown
 
@@ -55,7 +55,7 @@ def is_at(path: Path) -> bool:
     return True
 
 
-def open_at(path: Path, mask: str) -> Checkpoint:
+def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoint:
     """Open a directory, or one file of weights (or the index of its shards) with config.json beside it.
 
     Parameters and errors are those of ``open_checkpoint``.

@@ -10,6 +10,7 @@ from refgpt.checkpoints import huggingface
 from refgpt.checkpoints.checkpoint import Checkpoint
 from refgpt.checkpoints.mask import MASKS
 from refgpt.errors import CheckpointError, ConfigError
+from refgpt.params import Progress
 from refgpt.wording import shown
 
 
@@ -20,7 +21,7 @@ class Layout(Protocol):
         """Whether an existing file or directory is of this layout, by names and first bytes."""
         ...
 
-    def open_at(self, path: Path, mask: str) -> Checkpoint:
+    def open_at(self, path: Path, mask: str, progress: Progress | None) -> Checkpoint:
         """Open it: see ``open_checkpoint``."""
         ...
 
@@ -29,7 +30,7 @@ class Layout(Protocol):
 LAYOUTS: tuple[Layout, ...] = (huggingface,)
 
 
-def open_checkpoint(path: str | Path, mask: str = "auto") -> Checkpoint:
+def open_checkpoint(path: str | Path, mask: str = "auto", progress: Progress | None = None) -> Checkpoint:
     """Open a model.
 
     Parameters
@@ -39,6 +40,8 @@ def open_checkpoint(path: str | Path, mask: str = "auto") -> Checkpoint:
         beside it.
     mask : {"auto", "causal", "prefix"}
         "auto" looks at the buffers ``attn.bias`` and, if there are none, at the model's name.
+    progress : callable, optional
+        Called as ``progress(bytes done, bytes in all)`` where opening takes long, as of an archive.
 
     Returns
     -------
@@ -57,6 +60,6 @@ def open_checkpoint(path: str | Path, mask: str = "auto") -> Checkpoint:
     try:
         if not path.exists():
             raise CheckpointError("there is no such file or directory", where=path, fix="check the path")
-        return next(layout for layout in LAYOUTS if layout.is_at(path)).open_at(path, mask)
+        return next(layout for layout in LAYOUTS if layout.is_at(path)).open_at(path, mask, progress)
     except OSError as fault:  # no permission, a name too long, a disk that fails
         raise CheckpointError(f"the files cannot be read ({fault.strerror})", where=shown(str(path))) from fault
