@@ -103,9 +103,8 @@ def linear(
         args = arguments("linear", x=floats("x", rows.x, (n_rows, n_in)), x_panels=packed, **same)
     else:
         args = arguments("linear_quantised", x=ffi.from_buffer("char[]", rows.quantised()), **same)
-    # Pieces are whole groups of panels (4 or 3 of them side by side), and large enough to be worth waking a thread for.
-    group = 4 if n_rows == 1 else 12
-    smallest = SMALLEST_PIECE if w.kind in FLOATS else SMALLEST_QUANTISED_PIECE
+    # Pieces are large enough to be worth waking a thread for; of floats, whole groups of panels (4 or 3 side by side).
+    group, smallest = (4 if n_rows == 1 else 3, SMALLEST_PIECE) if w.kind in FLOATS else (1, SMALLEST_QUANTISED_PIECE)
     grain = group * max(1, smallest // max(1, n_rows * n_in * LANES * group))
     run(kernel or active(f"linear_{w.kind}"), args, n_panels(w.n_out), grain, threads, program)
     return y
