@@ -20,7 +20,7 @@ from refgpt.evaluation import DEFAULT_TEMPLATE, Classification, Classifier
 from refgpt.generation import Generation, GenerationParams, Prompt, encode_prompt, generate, is_batch, stream_text
 from refgpt.params import KV_DTYPES, KVDtype, Leaf, Params, Progress, kept_leaf, row_slices
 from refgpt.scoring import encode_continuations, score
-from refgpt.tokenizers import Tokenizer, find_tokenizer
+from refgpt.tokenizers import Tokenizer, find_tokenizer, tokenizer_of
 from refgpt.tracing import Report, compare, record
 
 log = logging.getLogger("refgpt")
@@ -341,7 +341,10 @@ def open_model(
     Parameters, and the errors that need no numbers, are those of ``load``.
     """
     path = default_model_path() if path is None else path_of("path", path, RefgptError)
-    return open_checkpoint(path, mask, progress), find_tokenizer(path if path.is_dir() else path.parent)
+    checkpoint, directory = open_checkpoint(path, mask, progress), path if path.is_dir() else path.parent
+    if checkpoint.vocabulary is not None:
+        return checkpoint, tokenizer_of(checkpoint.vocabulary, directory)
+    return checkpoint, find_tokenizer(directory)
 
 
 def default_model_path() -> Path:

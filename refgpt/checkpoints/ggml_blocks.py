@@ -93,11 +93,12 @@ class Blocks(Encoded):
 
 
 def decode(blocks: np.ndarray, encoding: str) -> np.ndarray:
-    """The numbers of some rows of blocks [n, b]: float32 [n, b x 32]."""
+    """The numbers of some rows of blocks [n, b]: float32 [n, b x 32]; NaN where a scale is none."""
     numbers = integers(blocks, encoding).astype(np.float32)
-    numbers *= blocks["scale"].astype(np.float32)[..., None]
-    if "least" in BLOCKS[encoding].names:  # type: ignore[operator]
-        numbers += blocks["least"].astype(np.float32)[..., None]
+    with np.errstate(invalid="ignore"):
+        numbers *= blocks["scale"].astype(np.float32)[..., None]
+        if "least" in (BLOCKS[encoding].names or ()):
+            numbers += blocks["least"].astype(np.float32)[..., None]
     return numbers.reshape(len(blocks), -1)
 
 

@@ -7,7 +7,8 @@ Everything is little-endian, and nothing is aligned::
     each tensor: int32 n_dims, length of the name, type; int32 dimensions, the innermost first; the name; the numbers
 
 ``ftype`` is 1000 x (version of the quantisation) + (type of most tensors). The tensors have the names of transformers'
-``GPTJForCausalLM``. Nothing says that the model is a GPT-J: other models' files begin alike, and are told by not fitting.
+``GPTJForCausalLM``. Nothing says that the model is a GPT-J: other models' files begin alike, and are told by not
+fitting.
 """
 
 from __future__ import annotations

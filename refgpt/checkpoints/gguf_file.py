@@ -11,7 +11,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -145,7 +145,7 @@ class _Metadata:
         if self.cursor.at - self.start + n_bytes > MOST_METADATA:
             self.refuse(f"the metadata is far too large, more than {MOST_METADATA} bytes", key)
 
-    def refuse(self, what: str, key: str) -> None:
+    def refuse(self, what: str, key: str) -> NoReturn:
         raise CheckpointError(what, where=f"{self.cursor.mapped.path}, key {shown(key)}", fix=FRESH_COPY)
 
 

@@ -212,6 +212,12 @@ def tensor_name(leaf: str) -> str:
     return f"h.{i}.{BLOCK_LEAVES[name]}"
 
 
+def full_name(leaf: str) -> str:
+    """The same in a whole ``GPTJForCausalLM``: all but the head with "transformer." in front."""
+    name = tensor_name(leaf)
+    return name if name.startswith("lm_head.") else BODY + name
+
+
 def _missing_fix(missing: list[str]) -> str:
     if missing == ["lm_head.bias"]:
         return "GPT-J's head has a bias: take it from the original weights, or add zeros if there is none"

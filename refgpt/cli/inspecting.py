@@ -72,7 +72,7 @@ def _tensor_lines(tensors: Sequence[TensorInfo], each: bool) -> Iterator[str]:
     """One line a tensor, or one for those that differ by the number of their layer alone."""
 
     def kind(tensor: TensorInfo) -> tuple[str, str, tuple[int, ...]]:
-        name = tensor.name if each else re.sub(r"\bh\.\d+\.", "h.*.", tensor.name)
+        name = tensor.name if each else re.sub(r"\b(h|blk)\.\d+\.", r"\1.*.", tensor.name)
         return name, tensor.dtype, tensor.shape
 
     for (name, dtype, shape), same in groupby(sorted(tensors, key=kind), kind):

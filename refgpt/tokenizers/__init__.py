@@ -11,6 +11,8 @@ A model's directory may hold its tokenizer in more than one form; the first of t
 ``added_tokens.json`` completes every form of byte-level BPE. The token that ends a text is the ``eos_token`` of
 ``special_tokens_map.json``, else of ``tokenizer_config.json``, else the tokenizer's own. Nothing else is read from
 these two files; in particular ``model_max_length``, which is 1024 in GPT-J's although the model has 2048 positions.
+
+A file of weights may also bring its own vocabulary: see ``tokenizer_of``.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from refgpt.arguments import path_of
 from refgpt.errors import TokenizerError
 from refgpt.tokenizers.base import StreamDecoder, Tokenizer
 from refgpt.tokenizers.files import OtherKind
+from refgpt.vocabulary import Vocabulary
 
-__all__ = ["StreamDecoder", "Tokenizer", "find_tokenizer", "load_tokenizer"]
+__all__ = ["StreamDecoder", "Tokenizer", "find_tokenizer", "load_tokenizer", "tokenizer_of"]
 
 #: Files that make a tokenizer together, in the order in which they are preferred.
 SENTENCEPIECE = "tokenizer.model"
@@ -83,6 +86,19 @@ def find_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer | None:
         if not (directory / SENTENCEPIECE).exists():
             raise
         return _load_file(directory / SENTENCEPIECE)
+
+
+def tokenizer_of(vocabulary: Vocabulary, directory: Path) -> Tokenizer:
+    """The tokenizer of a file of weights in ``directory`` that brings a vocabulary.
+
+    Raises
+    ------
+    TokenizerError
+        If the vocabulary is damaged, or files in the directory that complete it are.
+    """
+    from refgpt.tokenizers.embedded import embedded_tokenizer
+
+    return embedded_tokenizer(vocabulary, directory, find_tokenizer)
 
 
 def _load_file(path: Path) -> Tokenizer:
