@@ -20,7 +20,7 @@ from checkpoints.ggml_writers import (
     write,
 )
 from checkpoints.writers import state_dict, write_safetensors
-from model_files import write_model
+from model_files import write_model, write_tokenizer
 from tiny import random_params, tiny_config
 
 import refgpt
@@ -322,3 +322,48 @@ def test_safetensors_called_bin(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gptj"}')
     with pytest.raises(CheckpointError, match="a safetensors file"):
         open_checkpoint(tmp_path / "x.bin")
+
+
+LETTERS = ["<|endoftext|>", *"abcdefghij", "\u0120", "\u010a", "ab", "\u0120a", "\u00c3", "\u00a9", "<|x|>", "<y>"]
+RAW = [b"<|endoftext|>", *(bytes([c]) for c in b"abcdefghij"), b" ", b"\n", b"ab", b" a", b"\xc3", b"\xa9", b"<|x|>",
+       b"<y>"]  # fmt: skip
+TOKENIZER = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.merges": ["a b", "\u0120 a"]}
+
+
+@pytest.mark.parametrize("tokens", [LETTERS, RAW], ids=["letters", "bytes"])
+def test_a_ggufs_own_tokenizer(tmp_path, tokens, caplog):
+    padded = [*tokens, *(f"[PAD{i}]" for i in range(len(tokens), CONFIG.n_vocab))]
+    keys = gguf_metadata(**TOKENIZER, **{"tokenizer.ggml.tokens": padded, "tokenizer.ggml.eos_token_id": 0})
+    path = write(tmp_path / "m.gguf", gguf_bytes(keys))
+    (tmp_path / "tokenizer.json").write_text("another's, which is not looked at")
+    tokenizer = refgpt.load(path).tokenizer
+    assert tokenizer.encode("ab a\n\u00e9<|x|><|endoftext|>") == [13, 14, 12, 15, 16, 17, 0]
+    assert tokenizer.decode([13, 14, 12, 15, 16, 17, 0]) == "ab a\n\u00e9<|x|><|endoftext|>"
+    assert tokenizer.n_vocab == len(tokens) and tokenizer.eos_id == 0
+    assert not caplog.records
+
+
+def test_types_of_a_ggufs_tokens(tmp_path):
+    """4, user-defined: looked for first; 5, unused: none."""
+    types = np.ones(len(LETTERS), "<i4")
+    types[[0, 18]], types[10] = [3, 4], 5
+    keys = gguf_metadata(**TOKENIZER, **{"tokenizer.ggml.tokens": LETTERS, "tokenizer.ggml.token_type": types})
+    tokenizer = refgpt.load(write(tmp_path / "m.gguf", gguf_bytes(keys))).tokenizer
+    assert tokenizer.encode("a<y>b") == [1, 18, 2] and not tokenizer.exists[10]
+
+
+def test_a_gguf_without_a_tokenizer_of_this_kind(tmp_path):
+    keys = gguf_metadata(**{"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["a"]})
+    assert refgpt.load(write(tmp_path / "m.gguf", gguf_bytes(keys))).tokenizer is None
+    write_tokenizer(tmp_path)
+    assert refgpt.load(tmp_path / "m.gguf").tokenizer.encode("A") == [3]
+
+
+def test_a_ggml_files_own_tokenizer(tmp_path, caplog):
+    tokens = [*RAW, *(b"" for _ in range(CONFIG.n_vocab - len(RAW)))]
+    model = refgpt.load(write(tmp_path / "m.bin", ggml_bytes(tokens=tokens)))
+    assert "greedily" in caplog.text
+    assert model.tokenizer.encode("ab a\n\u00e9<|endoftext|>") == [13, 14, 12, 15, 16, 0]
+    assert model.config.eos_id == 0 and isinstance(model.generate("ab", max_new_tokens=4, seed=1).text, str)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    assert refgpt.load(tmp_path / "m.bin").tokenizer.encode("ab a") == [13, 11, 1]  # " a" is no merge's
