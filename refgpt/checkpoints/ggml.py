@@ -10,7 +10,7 @@ from refgpt.checkpoints.ggml_file import OTHER_MODEL, GgmlFile
 from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
-from refgpt.params import leaf_shapes
+from refgpt.params import Progress, leaf_shapes
 from refgpt.vocabulary import Vocabulary
 
 #: The header's numbers by the configuration's names.
@@ -24,8 +24,8 @@ def is_at(path: Path) -> bool:
     return single_file.is_at(path, ggml_file.MAGIC)
 
 
-def open_at(path: Path, mask: str) -> Checkpoint:
-    """Open it: see ``open_checkpoint``."""
+def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoint:
+    """Open it, which takes no time: see ``open_checkpoint``."""
     file = single_file.file_at(path, ggml_file.MAGIC)
     content = ggml_file.read(file)
     config = _config(content, file)
