@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -24,6 +25,8 @@ class Vocabulary:
         The id that ends a text.
     path : Path
         The file, for errors.
+    files : mapping of str to bytes
+        Whole files of a tokenizer that it has inside, by name; they tell more than the lists do.
     """
 
     tokens: tuple[bytes | None, ...]
@@ -32,3 +35,4 @@ class Vocabulary:
     special: frozenset[int] | None
     eos_id: int | None
     path: Path
+    files: Mapping[str, bytes] = field(default_factory=dict)

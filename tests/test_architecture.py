@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "wording"}, {"arguments", "small_files"}, {"config", "encoded", "vocabulary"}, {"params", "prompts"},
     {"panels"},
     {"spec", "kernels", "checkpoints", "tokenizers", "sampling", "drafting"},
-    {"engine", "runtime", "stopping"},
+    {"engine", "runtime", "stopping", "conversion"},
     {"generation", "tracing", "benchmarking"}, {"scoring"}, {"evaluation"}, {"model"}, {"__init__"},
     {"cli"}, {"__main__"},
 ]  # fmt: skip

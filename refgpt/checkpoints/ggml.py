@@ -25,7 +25,7 @@ def is_at(path: Path) -> bool:
 
 
 def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoint:
-    """Open it: see ``open_checkpoint``."""
+    """Open it, which takes no time: see ``open_checkpoint``."""
     file = single_file.file_at(path, ggml_file.MAGIC)
     content = ggml_file.read(file)
     config = _config(content, file)

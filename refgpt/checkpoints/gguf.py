@@ -65,6 +65,8 @@ BLOCK_LEAVES = {
 }  # fmt: skip
 
 TOKENIZER = "tokenizer.ggml."
+#: A tokenizer.json as it is, and (under a name of this package's own) a tokenizer.model.
+TOKENIZER_JSON, SENTENCEPIECE = "tokenizer.huggingface.json", "refgpt.tokenizer.model"
 #: Types of tokens that are looked for in a text before anything else: control and user-defined; 5 is unused.
 SPECIAL_TYPES, UNUSED = (3, 4), 5
 PRINTABLE = range(0x21, 0x7F)
@@ -78,7 +80,7 @@ def is_at(path: Path) -> bool:
 
 
 def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoint:
-    """Open it: see ``open_checkpoint``."""
+    """Open it, which takes no time: see ``open_checkpoint``."""
     file = single_file.file_at(path, gguf_file.MAGIC)
     content = gguf_file.read(file)
     metadata, tensors = content.metadata, content.tensors
@@ -166,7 +168,9 @@ def _mask(asked: str, metadata: Mapping[str, Any], config: ModelConfig, path: Pa
 
 
 def read_vocabulary(metadata: Mapping[str, Any], config: ModelConfig, path: Path) -> Vocabulary | None:
-    """What the metadata says about the tokenizer, if it is a byte-level BPE; None if it says nothing of the kind.
+    """What the metadata says about the tokenizer; None if it says nothing that is understood.
+
+    That is a byte-level BPE, in lists or as a whole file, or a sentencepiece model that this package has put in.
 
     Raises
     ------
@@ -174,7 +178,13 @@ def read_vocabulary(metadata: Mapping[str, Any], config: ModelConfig, path: Path
         If the lists are damaged.
     """
     model, tokens = metadata.get(TOKENIZER + "model"), metadata.get(TOKENIZER + "tokens")
-    if model != b"gpt2" or tokens is None:
+    whole = {name: metadata[key] for key, name in ((TOKENIZER_JSON, "tokenizer.json"),
+             (SENTENCEPIECE, "tokenizer.model")) if key in metadata}  # fmt: skip
+    if isinstance(whole.get("tokenizer.model"), np.ndarray):
+        whole["tokenizer.model"] = whole["tokenizer.model"].tobytes()
+    if not all(isinstance(content, bytes) for content in whole.values()):
+        raise ConfigError("the tokenizer inside is no file", where=path, got=listed(whole), fix=FIX)
+    if tokens is None or (model != b"gpt2" and "tokenizer.model" not in whole):
         return None
     merges, types = metadata.get(TOKENIZER + "merges"), metadata.get(TOKENIZER + "token_type")
     for key, strings in ((TOKENIZER + "tokens", tokens), (TOKENIZER + "merges", merges)):
@@ -193,8 +203,9 @@ def read_vocabulary(metadata: Mapping[str, Any], config: ModelConfig, path: Path
     meant = tuple(None if n in unused or token == b"[PAD%d]" % n else token for n, token in enumerate(tokens))
     special = None if types is None else frozenset(np.flatnonzero(np.isin(types, SPECIAL_TYPES)).tolist())
     # GPT-2's letters are UTF-8, in which only printable ASCII takes one byte; a space alone is no letter.
-    plain = any(len(token) == 1 and token[0] not in PRINTABLE for token in tokens)
-    return Vocabulary(meant, not plain, pairs, special, config.eos_id, path)
+    normal = (token for n, token in enumerate(tokens) if n not in (special or ()))
+    plain = any(len(token) == 1 and token[0] not in PRINTABLE for token in normal)
+    return Vocabulary(meant, not plain, pairs, special, config.eos_id, path, whole)
 
 
 def _shown(value: object) -> str:

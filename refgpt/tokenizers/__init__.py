@@ -113,8 +113,8 @@ def _load_file(path: Path) -> Tokenizer:
 
         return load_tokenizer_json(path)
     if path.suffix == ".model":
-        from refgpt.tokenizers.sentencepiece_model import SentencePieceTokenizer
+        from refgpt.tokenizers.sentencepiece_model import load_model
 
-        return SentencePieceTokenizer(path)
+        return load_model(path)
     what = "not a tokenizer's file" if path.exists() else "there is no such file"
     raise TokenizerError(what, where=path, wanted=ACCEPTED)

@@ -40,6 +40,7 @@ def _byte_of_letter() -> dict[str, int]:
 
 
 BYTE_OF_LETTER = _byte_of_letter()
+LETTER_OF_BYTE = {byte: letter for letter, byte in BYTE_OF_LETTER.items()}
 
 
 class ByteLevelBPE(Tokenizer):
@@ -92,25 +93,37 @@ class ByteLevelBPE(Tokenizer):
         # stands in for it.
         missing = "\0" * (1 + max(map(len, vocab), default=0))
         self._missing_id = max(vocab.values(), default=-1) + 1
-        kept = {
+        self._description = {
             "version": "1.0",
-            "added_tokens": list(added.values()),
+            "added_tokens": sorted(added.values(), key=lambda entry: entry["id"]),
             "normalizer": description.get("normalizer"),
             "pre_tokenizer": description["pre_tokenizer"],
+            "decoder": BYTE_LEVEL,
             "model": {
                 "type": "BPE",
-                "unk_token": missing,
                 "fuse_unk": False,
                 "ignore_merges": model.get("ignore_merges", False),
-                "vocab": vocab | {missing: self._missing_id},
+                "vocab": vocab,
                 "merges": self.merges,
             },
         }
+        with_missing = {"unk_token": missing, "vocab": vocab | {missing: self._missing_id}}
+        kept = self._description | {"model": self._description["model"] | with_missing}
         with faults_named("the tokenizers library refuses this tokenizer", path):
             self._library = tokenizers.Tokenizer.from_str(json.dumps(kept))
             tokens = {token_id: bytes_of_token(token) for token, token_id in vocab.items()}
             tokens |= {vocab[content]: content.encode() for content in added}
         super().__init__(tokens, None if last is None else vocab[last])
+
+    def files(self) -> dict[str, bytes]:
+        """A tokenizer.json, with what else transformers looks for."""
+        found = {"tokenizer.json": self._description,
+                 "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}}  # fmt: skip
+        if self.eos_id is not None:
+            eos = self.added[self.eos_id]
+            found["special_tokens_map.json"] = {"bos_token": eos, "eos_token": eos, "unk_token": eos}
+            found["tokenizer_config.json"] |= found["special_tokens_map.json"]
+        return {name: json.dumps(contents, ensure_ascii=False).encode() for name, contents in found.items()}
 
     def _encode(self, text: str) -> list[int]:
         with faults_named("the tokenizers library cannot encode this text", "encode"):
@@ -225,3 +238,8 @@ def bytes_of_token(token: str) -> bytes:
     """A token's bytes by its letters; a token with other characters, such as a space, is plain text."""
     letters = [BYTE_OF_LETTER.get(letter) for letter in token]
     return bytes(byte for byte in letters if byte is not None) if None not in letters else token.encode()
+
+
+def letters_of_bytes(token: bytes) -> str:
+    """Bytes as the vocabulary spells them."""
+    return "".join(LETTER_OF_BYTE[byte] for byte in token)

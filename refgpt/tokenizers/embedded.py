@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from refgpt.errors import TokenizerError
+from refgpt.small_files import parse_json
 from refgpt.tokenizers.base import Tokenizer
-from refgpt.tokenizers.byte_level_bpe import BYTE_LEVEL, BYTE_OF_LETTER, ByteLevelBPE, bytes_of_token, read_merges
+from refgpt.tokenizers.byte_level_bpe import BYTE_LEVEL, ByteLevelBPE, bytes_of_token, letters_of_bytes, read_merges
 from refgpt.tokenizers.greedy import SPECIAL, GreedyTokenizer
 from refgpt.vocabulary import Vocabulary
 from refgpt.wording import FRESH_COPY, shown
@@ -16,7 +17,6 @@ from refgpt.wording import FRESH_COPY, shown
 log = logging.getLogger("refgpt")
 
 MERGES = "merges.txt"
-LETTER_OF_BYTE = {byte: letter for letter, byte in BYTE_OF_LETTER.items()}
 
 
 def embedded_tokenizer(
@@ -24,8 +24,9 @@ def embedded_tokenizer(
 ) -> Tokenizer:
     """A tokenizer of a file's vocabulary and, where that has no merges, of what lies beside the file.
 
-    Merges come from the vocabulary itself, else from a merges.txt; else a whole tokenizer in the directory does, if it
-    gives every token the same id; else the longest token counts, which is said aloud.
+    A tokenizer's whole file inside counts first. Else merges come from the vocabulary itself, else from a merges.txt;
+    else a whole tokenizer in the directory does, if it gives every token the same id; else the longest token counts,
+    which is said aloud.
 
     Parameters
     ----------
@@ -39,6 +40,8 @@ def embedded_tokenizer(
     TokenizerError
         If the vocabulary or the merges make no sense.
     """
+    if vocabulary.files:
+        return _of_files(vocabulary)
     merges = vocabulary.merges
     if merges is None and (directory / MERGES).is_file():
         merges = tuple(read_merges(directory / MERGES))
@@ -54,6 +57,19 @@ def embedded_tokenizer(
         vocabulary.path, "" if beside is None else " (the tokenizer beside it is another model's)",
     )  # fmt: skip
     return GreedyTokenizer(tokens, vocabulary.eos_id, vocabulary.path)
+
+
+def _of_files(vocabulary: Vocabulary) -> Tokenizer:
+    """Of a tokenizer.json or a tokenizer.model inside; the token that ends a text is the vocabulary's."""
+    path, eos = vocabulary.path, ""
+    if vocabulary.eos_id is not None and vocabulary.eos_id < len(vocabulary.tokens):
+        eos = (vocabulary.tokens[vocabulary.eos_id] or b"").decode("utf-8", "replace")
+    if "tokenizer.json" in vocabulary.files:
+        description = parse_json(vocabulary.files["tokenizer.json"], f"{path}, tokenizer.json", TokenizerError)
+        return ByteLevelBPE(description, path, eos=[eos])
+    from refgpt.tokenizers.sentencepiece_model import SentencePieceTokenizer
+
+    return SentencePieceTokenizer(vocabulary.files["tokenizer.model"], path, eos=[eos])
 
 
 def _tokens(vocabulary: Vocabulary) -> dict[int, bytes]:
@@ -90,7 +106,7 @@ def _with_merges(vocabulary: Vocabulary, tokens: dict[int, bytes], merges: tuple
             added[tokens[token_id].decode()] = token_id
         except UnicodeDecodeError:  # no text spells it
             continue
-    spelt = {"".join(LETTER_OF_BYTE[byte] for byte in tokens[n]): n for n in tokens.keys() - added.values()}
+    spelt = {letters_of_bytes(tokens[n]): n for n in tokens.keys() - added.values()}
     description = {"pre_tokenizer": BYTE_LEVEL, "model": {"type": "BPE", "vocab": spelt, "merges": list(merges)}}
     eos = tokens.get(vocabulary.eos_id if vocabulary.eos_id is not None else -1, b"")
     return ByteLevelBPE(description, vocabulary.path, added, [eos.decode("utf-8", "replace")] if eos else ())
