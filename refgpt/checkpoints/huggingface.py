@@ -46,7 +46,7 @@ UNREAD = {
     "*ggml*.bin": ("ggml", "use the Hugging Face checkpoint that it was converted from"),
     "adapter_model.*": ("a LoRA adapter", f"merge it into its base model, with peft: merge_and_unload().{SAVE}"),
     "*.ckpt*": ("a training checkpoint", "save the model alone: torch.save(model.state_dict(), 'pytorch_model.bin')"),
-    "*.npz": ("a Mesh Transformer JAX shard", "convert it with to_hf_weights.py from Mesh Transformer JAX"),
+    "*.npz": ("a Mesh Transformer JAX shard", "name the directory that holds step_N/shard_K/, or its archive"),
 }  # fmt: skip
 
 
