@@ -28,6 +28,8 @@ GUESTS = {
     "tokenizers": {"tokenizers"},
     "sentencepiece": {"tokenizers"},
     "tqdm": {"cli"},
+    "zstandard": {"checkpoints"},
+    "compression": {"checkpoints"},  # the standard library's, from Python 3.14
 }
 
 MOST_LINES = 500

@@ -47,7 +47,7 @@ UNREAD = {
     "*ggml*.bin": ("called ggml but beginning otherwise", "fetch it again: it is damaged"),
     "adapter_model.*": ("a LoRA adapter", f"merge it into its base model, with peft: merge_and_unload().{SAVE}"),
     "*.ckpt*": ("a training checkpoint", "save the model alone: torch.save(model.state_dict(), 'pytorch_model.bin')"),
-    "*.npz": ("a Mesh Transformer JAX shard", "convert it with to_hf_weights.py from Mesh Transformer JAX"),
+    "*.npz": ("a Mesh Transformer JAX shard", "name the directory that holds step_N/shard_K/, or its archive"),
 }  # fmt: skip
 
 

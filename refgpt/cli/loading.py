@@ -38,6 +38,8 @@ def progress_bar() -> Iterator[Progress | None]:
                     stack.enter_context(tqdm(desc="loading", unit="B", unit_scale=True, leave=False, total=n_total))
                 )
             for bar in bars:
+                if bar.total != n_total:  # an archive is unpacked, now its weights are packed
+                    bar.reset(n_total)
                 bar.update(n_done - bar.n)
 
         yield progress

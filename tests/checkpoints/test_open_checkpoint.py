@@ -196,7 +196,7 @@ def test_paths_that_lead_nowhere(tmp_path):
         ("tf_model.h5", "from_tf=True"),
         ("gpt-j-q4_0.gguf", "fetch it again"),
         ("ggml-model.bin", "fetch it again"),
-        ("shard_0.npz", "to_hf_weights"),
+        ("shard_0.npz", "step_N/shard_K"),
         ("adapter_model.safetensors", "merge_and_unload"),
     ],
 )
