@@ -12,13 +12,14 @@ from typing import Any, overload
 import numpy as np
 
 from refgpt.arguments import one_of, path_of, whole_number
-from refgpt.checkpoints import NOTHING_SAID, Checkpoint, check_finite, open_checkpoint, place_of, release
+from refgpt.checkpoints import NOTHING_SAID, Checkpoint, open_checkpoint
 from refgpt.config import ModelConfig
-from refgpt.engine import Engine, SpecEngine
+from refgpt.engine import Engine, SpecEngine, kept_params
 from refgpt.errors import GenerationError, RefgptError
 from refgpt.evaluation import DEFAULT_TEMPLATE, Classification, Classifier
 from refgpt.generation import Generation, GenerationParams, Prompt, encode_prompt, generate, is_batch, stream_text
-from refgpt.params import KV_DTYPES, KVDtype, Leaf, Params, Progress, kept_leaf, row_slices
+from refgpt.panels import BLOCK_BYTES
+from refgpt.params import KV_DTYPES, KVDtype, Params, Progress
 from refgpt.scoring import encode_continuations, score
 from refgpt.tokenizers import Tokenizer, find_tokenizer, tokenizer_of
 from refgpt.tracing import Report, compare, record
@@ -26,7 +27,7 @@ from refgpt.tracing import Report, compare, record
 log = logging.getLogger("refgpt")
 
 #: What each backend can keep weights in; None is as stored.
-DTYPES = {"c": (None, "f32", "f16"), "numpy": (None, "f32", "f16", "f64")}
+DTYPES = {"c": (None, "f32", "f16", "q8", "q4"), "numpy": (None, "f32", "f16", "q8", "q4", "f64")}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -74,7 +75,12 @@ class Model:
         return self.checkpoint.mask_source
 
     def params(self) -> Params:
-        """The weights as the engine keeps them: the stored ones, rounded if ``dtype`` asked for it."""
+        """The weights as the engine keeps them: the stored ones, rounded or quantised if ``dtype`` asked for it.
+
+        Matrices may be ``refgpt.panels.Panels``; ``refgpt.params.widen`` makes arrays of them.
+        """
+        if self.dtype in BLOCK_BYTES:
+            return self.engine.kept()
         return self.checkpoint.params.kept_as(self.dtype)
 
     def logits(self, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
@@ -270,9 +276,11 @@ def load(
         A directory as Hugging Face has it: config.json, weights, and usually a tokenizer. None: the default model.
     backend : "c" or "numpy"
         The C kernels, or the spec itself: slow, readable, and what the kernels are tested against.
-    dtype : None, "f32", "f16" or "f64"
-        What the matrices are kept in; None as stored. Either backend computes in float32, whatever they are kept
-        in; "f64", for the NumPy backend alone, is float64 throughout.
+    dtype : None, "f32", "f16", "q8", "q4" or "f64"
+        What the matrices are kept in; None as stored. "q8" and "q4" are 8.5 and 4.5 bits a weight, but for the
+        embeddings, which have 8.5 in either. Both backends compute in float32, whatever they are kept in; only that
+        the C backend rounds what meets quantised matrices to 8 bits. "f64", for the NumPy backend alone, is float64
+        throughout.
     mask : "auto", "causal" or "prefix"
         "prefix" lets a prompt's tokens all see each other, as GPT-JT was trained; "auto" does what the files say.
     threads : int or None
@@ -306,15 +314,7 @@ def load(
         engine = Runtime(checkpoint.params, checkpoint.config, dtype=dtype, threads=threads, kv_dtype=kv_dtype,
                          progress=progress)  # fmt: skip
     else:
-
-        def kept(name: str, leaf: Leaf) -> Leaf:
-            for rows in row_slices(leaf):
-                check_finite(place_of(leaf, name), rows)
-            kept = kept_leaf(place_of(leaf, name), leaf, dtype)
-            release(leaf)
-            return kept
-
-        engine = SpecEngine(checkpoint.params.map(kept), checkpoint.config,
+        engine = SpecEngine(kept_params(checkpoint.params, dtype), checkpoint.config,
                             np.float64 if dtype == "f64" else np.float32)  # fmt: skip
     return Model(engine, checkpoint, tokenizer, backend, dtype)
 

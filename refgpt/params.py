@@ -91,7 +91,7 @@ class Params:
         return self.from_leaves({name: change(name, leaf) for name, leaf in self.items()}, len(self.blocks))
 
     def kept_as(self, dtype: str | None) -> Params:
-        """The values that an engine computes with: every leaf as ``kept_leaf`` says, which may raise."""
+        """The values in floats that an engine computes with: every leaf as ``kept_leaf`` says, which may raise."""
         return self.map(lambda name, leaf: kept_leaf(name, leaf, dtype))
 
 

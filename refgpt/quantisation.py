@@ -65,7 +65,7 @@ def check_range(where: str, rows: np.ndarray, kind: str) -> None:
                               fix="load with dtype='f32' (--dtype f32)")  # fmt: skip
 
 
-def quantise(w: np.ndarray, kind: str, place: str = "packed") -> Panels:
+def quantise(w: np.ndarray, kind: str, out: Panels | None = None) -> Panels:
     """A matrix in 8 or 4 bits.
 
     Parameters
@@ -73,8 +73,8 @@ def quantise(w: np.ndarray, kind: str, place: str = "packed") -> Panels:
     w : ndarray [n_out, n_in]
         Finite weights in any stored dtype; float64 is rounded to float32 first.
     kind : "q8" or "q4"
-    place : str
-        For errors.
+    out : Panels, optional
+        Of its shape and of the kind; new ones are made by default. Its ``place`` is named in errors.
 
     Returns
     -------
@@ -85,7 +85,8 @@ def quantise(w: np.ndarray, kind: str, place: str = "packed") -> Panels:
     CheckpointError
         If a weight is beyond ``LARGEST_WEIGHT``.
     """
-    check_range(place, w, kind)
+    panels = Panels.zeros(kind, *w.shape) if out is None else out
+    check_range(panels.place, w, kind)
     (n_out, n_in), rows, blocks = w.shape, n_panels(w.shape[0]) * LANES, n_blocks(w.shape[1])
     padded = np.zeros((rows, blocks * BLOCK), np.float32)
     padded[:n_out, :n_in] = widen(w)
@@ -99,7 +100,6 @@ def quantise(w: np.ndarray, kind: str, place: str = "packed") -> Panels:
     side = np.where(top == half_way, -sign, sign)
     scale = np.where(_sum(integers * integers) < 1, np.float32(0), scale * side)  # a block of zeros has scale 0
     integers *= np.where(top == half_way, np.float32(-1), np.float32(1))
-    panels = Panels.zeros(kind, n_out, n_in, place)
     panels.data[...] = _encoded(integers.astype(np.int8), scale.astype(np.float16), kind)
     return panels
 

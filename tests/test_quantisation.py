@@ -92,7 +92,7 @@ def test_weights_beyond_every_scale_are_refused(kind, dtype):
         if dtype == BFLOAT16:
             w = (w.view(np.uint32) >> 16).astype(np.uint16).view(BFLOAT16)
         with pytest.raises(CheckpointError, match=r"h\.0.*numbers that " + kind):
-            quantise(w.astype(dtype, copy=False), kind, "h.0")
+            quantise(w.astype(dtype, copy=False), kind, Panels.zeros(kind, 2, 32, "h.0"))
 
 
 def test_halves_are_never_too_large():

@@ -33,7 +33,7 @@ class Runtime:
     params : Params
         Packed here; the tree is not kept.
     config : ModelConfig
-    dtype : "f16", "f32" or None
+    dtype : "f32", "f16", "q8", "q4" or None
         What matrices are kept in; None is as stored.
     threads : int, optional
         By default one a processor. The bits of the result do not depend on it.
@@ -55,13 +55,17 @@ class Runtime:
         kv_dtype: KVDtype | None = None,
         progress: Progress | None = None,
     ) -> None:
-        one_of("dtype", dtype, (None, "f32", "f16"), GenerationError)
+        one_of("dtype", dtype, (None, "f32", "f16", "q8", "q4"), GenerationError)
         one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), GenerationError)
         self.config = config
         self.threads = check_threads(threads)
         self.kv_dtype: KVDtype = kv_dtype or "f32"
         self.params = pack_params(params, dtype, self.threads, progress)
         self.rotation = rotary_tables(config.d_rotary, config.n_ctx)
+
+    def kept(self) -> Params:
+        """See ``Engine.kept``."""
+        return self.params.tree()
 
     @property
     def n_bytes(self) -> int:
