@@ -21,7 +21,7 @@ import numpy as np
 from refgpt.checkpoints import ctranslate2_file, gptj
 from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo
 from refgpt.checkpoints.ctranslate2_file import SCALE
-from refgpt.checkpoints.mask import find_mask
+from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.checkpoints.scaled_rows import ScaledRows
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
@@ -81,7 +81,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     model, layers = _split(variables.arrays, file)
     config = _read_config(model, layers, directory)
     params = _build_params(model, layers, config, file)
-    mask, source = find_mask(mask, {}, config.n_ctx, (directory.resolve().name,), path)
+    mask, source = find_mask(mask, {}, config.n_ctx, names_of(directory), path)
     infos = tuple(
         TensorInfo(name, dtype_name(array.dtype) or str(array.dtype), array.shape, array.nbytes, file)
         for name, array in variables.arrays.items()
