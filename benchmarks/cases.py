@@ -161,6 +161,18 @@ def pack(dtype: str) -> Work:
     return Work(cycle([partial(kernels.pack, w)]), 2 * w.nbytes)
 
 
+def quantise(kind: str) -> Work:
+    """What is read: the float16 weights of a checkpoint."""
+    w = random(D_FF, D_MODEL, dtype="f16")
+    out = Panels.zeros(kind, *w.shape)
+    return Work(cycle([partial(kernels.quantise, w, kind, out)]), w.nbytes)
+
+
+def checksum() -> Work:
+    words = random(BEYOND_CACHES // 4).view(np.uint32)
+    return Work(cycle([partial(kernels.digests, words)]), words.nbytes)
+
+
 LAYERS = {"4096 -> 4096": (D_MODEL, D_MODEL), "4096 -> 16384": (D_MODEL, D_FF), "16384 -> 4096": (D_FF, D_MODEL)}
 HEAD = {"4096 -> 50400": (D_MODEL, N_VOCAB)}
 
@@ -192,4 +204,6 @@ CASES: dict[str, dict[str, Callable[[], Work]]] = {
     "row_sum": {"512 MiB": row_sum},
     "pack_b2": {"16384 x 4096": partial(pack, "f16")},
     "pack_b4": {"16384 x 4096": partial(pack, "f32")},
+    **{f"quantise_{kind}": {"16384 x 4096": partial(quantise, kind)} for kind in ("q8", "q4")},
+    "checksum": {"512 MiB": checksum},
 }

@@ -14,3 +14,5 @@
 #include "embedding/embedding.h"
 #include "pack/pack.h"
 #include "row_sum/row_sum.h"
+#include "quantise/quantise.h"
+#include "checksum/checksum.h"

@@ -17,7 +17,7 @@ static const int64_t SPIN_NANOSECONDS = 100000; /* decode calls follow each othe
 static struct {
     refgpt_kernel kernel;
     const void *args;
-    int64_t n_items, piece, n_threads;
+    int64_t n_items, grain, n_threads;
     _Atomic int64_t next; /* first item that nobody has taken */
 } job;
 
@@ -43,11 +43,17 @@ static int64_t nanoseconds(void) {
     return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
+/* Large pieces first, then ever smaller ones down to a grain: few of them, and all threads are done at about the same time,
+ * whether they are two or sixteen, and whatever else the machine does. */
 static void take_pieces(int64_t worker) {
-    for (;;) {
-        const int64_t begin = atomic_fetch_add(&job.next, job.piece);
-        if (begin >= job.n_items) return;
-        job.kernel(job.args, begin, begin + job.piece < job.n_items ? begin + job.piece : job.n_items, worker);
+    int64_t begin = atomic_load(&job.next);
+    while (begin < job.n_items) {
+        const int64_t left = job.n_items - begin;
+        int64_t piece = left / (4 * job.n_threads) / job.grain * job.grain;
+        if (piece < job.grain) piece = job.grain < left ? job.grain : left;
+        if (!atomic_compare_exchange_weak(&job.next, &begin, begin + piece)) continue; /* begin is where the next starts now */
+        job.kernel(job.args, begin, begin + piece, worker);
+        begin = atomic_load(&job.next);
     }
 }
 
@@ -118,10 +124,7 @@ void refgpt_run(refgpt_kernel kernel, const void *args, int64_t n_items, int64_t
         return;
     }
     start_workers(n_threads - 1);
-    job.kernel = kernel, job.args = args, job.n_items = n_items, job.n_threads = n_threads;
-    /* Several pieces a thread even out a busy machine; whole grains keep a kernel's groups of items together. */
-    job.piece = n_items / (8 * n_threads) / grain * grain;
-    if (job.piece < grain) job.piece = grain;
+    job.kernel = kernel, job.args = args, job.n_items = n_items, job.grain = grain, job.n_threads = n_threads;
     atomic_store(&job.next, 0);
     atomic_store(&open_job, ++n_jobs);
     if (atomic_load(&n_asleep)) {

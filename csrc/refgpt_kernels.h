@@ -173,6 +173,26 @@ typedef struct {
     int64_t n_in, n_out;
 } refgpt_pack_args;
 
+/* Quantises a row-major matrix [n_out, n_in] as refgpt/quantisation.py writes it down, into the panels of refgpt/panels.py. No
+ * weight's magnitude exceeds 65504 * 7 (q4) or 65504 * 127 (q8). Items: panels. No multiplication is fused with an addition:
+ * NumPy returns the same bits. */
+typedef struct {
+    const void *w; /* at any address */
+    void *panels;  /* [ceil(n_out / 16)][ceil(n_in / 32)] blocks of 544 (q8) or 288 (q4) bytes */
+    int64_t n_in, n_out;
+    int64_t dtype; /* of w: 0 float32, 1 float16, 2 bfloat16 */
+} refgpt_quantise_args;
+
+/* Digests of pieces of piece_words words, the last one possibly shorter. Items: pieces. 64 lanes start at 0; word i goes into lane
+ * i % 64: lane = (rotl(lane, 15) ^ word) * 0x01000193, with ascending i, and zeros for the words that the last step of 64 lacks. The
+ * digest starts at the number of words and takes the lanes in order: digest = (digest ^ lane) * 0x100000001b3. Every step can
+ * be undone, so that no single word can change without the digest. */
+typedef struct {
+    const uint32_t *words;
+    uint64_t *digests;
+    int64_t n_words, piece_words;
+} refgpt_checksum_args;
+
 /* The table, ended by a row whose op is NULL. */
 const refgpt_row *refgpt_table(void);
 

@@ -11,11 +11,13 @@ from refgpt.config import ModelConfig
 from refgpt.errors import (
     CheckpointError,
     ConfigError,
+    DataError,
     GenerationError,
     KernelError,
     RefgptError,
     TokenizerError,
 )
+from refgpt.evaluation import Classification
 from refgpt.generation import Generation, GenerationParams
 from refgpt.model import Model, default_model_path, load
 from refgpt.tokenizers import load_tokenizer
@@ -27,7 +29,9 @@ except PackageNotFoundError:  # a checkout that is not installed
 
 __all__ = [
     "CheckpointError",
+    "Classification",
     "ConfigError",
+    "DataError",
     "Generation",
     "GenerationError",
     "GenerationParams",

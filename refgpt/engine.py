@@ -11,9 +11,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
+from refgpt.checkpoints import check_finite, place_of, release
 from refgpt.config import ModelConfig
-from refgpt.params import KVDtype, Params
+from refgpt.panels import BLOCK_BYTES, Panels
+from refgpt.params import KVDtype, Leaf, Params, kept_leaf, row_slices
 from refgpt.prompts import check_cut, check_ids
+from refgpt.quantisation import kind_of, quantise
 from refgpt.spec import Tap, forward, no_tap
 
 
@@ -59,9 +62,48 @@ class Engine(Protocol):
         """Scores for the next token at every position of a text, with every activation shown to ``tap``. -> [t, v]"""
         ...
 
+    def kept(self) -> Params:
+        """The weights as it computes with them: rounded or quantised to what they are kept in."""
+        ...
+
     def session(self, n_seqs: int, capacity: int) -> Session:
         """Room for ``n_seqs`` sequences of at most ``capacity`` tokens each."""
         ...
+
+
+def kept_params(params: Params, dtype: str | None) -> Params:
+    """Weights as the spec computes with them, checked leaf by leaf.
+
+    Parameters
+    ----------
+    params : Params
+        As stored.
+    dtype : "f32", "f16", "f64", "q8", "q4" or None
+        See ``refgpt.params.kept_leaf`` and ``refgpt.quantisation.kind_of``.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the first leaf that holds NaN, infinity or what ``dtype`` cannot.
+    """
+
+    def kept(name: str, leaf: Leaf) -> Leaf:
+        where, kind, start = place_of(leaf, name), kind_of(name, dtype), 0
+        if isinstance(leaf, Panels) and kind in (None, leaf.kind):
+            return leaf
+        room = (
+            Panels.zeros(kind, leaf.shape[0], leaf.shape[1], where) if leaf.ndim == 2 and kind in BLOCK_BYTES else None
+        )
+        for rows in row_slices(leaf):
+            check_finite(where, rows)
+            if room is not None:
+                quantise(rows, room.kind, room.part(start, start + len(rows)))
+            start += len(rows)
+        found = kept_leaf(where, leaf, dtype) if room is None else room
+        release(leaf)
+        return found
+
+    return params.map(kept)
 
 
 class SpecEngine:
@@ -70,7 +112,7 @@ class SpecEngine:
     Parameters
     ----------
     params : Params
-        As stored or as ``Params.kept_as`` returned them.
+        As stored or as ``kept_params`` returned them.
     config : ModelConfig
     dtype : floating dtype
         What to compute in.
@@ -87,6 +129,10 @@ class SpecEngine:
     def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
         """See ``Engine.logits``; [t, v] in the engine's dtype."""
         return forward(self.params, self.config, ids, prefix_len, self.dtype, tap)
+
+    def kept(self) -> Params:
+        """See ``Engine.kept``."""
+        return self.params
 
     def session(self, n_seqs: int, capacity: int) -> SpecSession:
         """See ``Engine.session``. Neither number matters here: a slot holds nothing but its ids."""

@@ -1,5 +1,7 @@
 """The errors that input can cause. Each says what is wrong, where, what was got and wanted, and what to do."""
 
+from __future__ import annotations
+
 
 class RefgptError(Exception):
     """Base of every error that a file, an argument or a prompt can cause.
@@ -29,6 +31,11 @@ class RefgptError(Exception):
             parts.append(fix)
         super().__init__("; ".join(parts))
 
+    def within(self, place: object) -> RefgptError:
+        """The same error, at a larger place that holds its own."""
+        where = place if self.where is None else f"{place}, {self.where}"
+        return type(self)(self.what, where=where, got=self.got, wanted=self.wanted, fix=self.fix)
+
     def __reduce__(self) -> tuple:
         return _rebuild, (type(self), self.what, self.where, self.got, self.wanted, self.fix)
 
@@ -51,6 +58,10 @@ class TokenizerError(RefgptError):
 
 class GenerationError(RefgptError):
     """A prompt or a sampling parameter cannot be used."""
+
+
+class DataError(RefgptError):
+    """A table of texts or labels is missing, damaged or lacks what is asked of it."""
 
 
 class KernelError(RefgptError):

@@ -12,20 +12,22 @@ from typing import Any, overload
 import numpy as np
 
 from refgpt.arguments import one_of, path_of, whole_number
-from refgpt.checkpoints import NOTHING_SAID, Checkpoint, check_finite, open_checkpoint, place_of, release
+from refgpt.checkpoints import NOTHING_SAID, Checkpoint, open_checkpoint
 from refgpt.config import ModelConfig
-from refgpt.engine import Engine, SpecEngine
+from refgpt.engine import Engine, SpecEngine, kept_params
 from refgpt.errors import GenerationError, RefgptError
+from refgpt.evaluation import DEFAULT_TEMPLATE, Classification, Classifier
 from refgpt.generation import Generation, GenerationParams, Prompt, encode_prompt, generate, is_batch, stream_text
-from refgpt.params import KV_DTYPES, KVDtype, Leaf, Params, Progress, kept_leaf, row_slices
+from refgpt.panels import BLOCK_BYTES
+from refgpt.params import KV_DTYPES, KVDtype, Params, Progress
 from refgpt.scoring import encode_continuations, score
-from refgpt.tokenizers import Tokenizer, find_tokenizer
+from refgpt.tokenizers import Tokenizer, find_tokenizer, tokenizer_of
 from refgpt.tracing import Report, compare, record
 
 log = logging.getLogger("refgpt")
 
 #: What each backend can keep weights in; None is as stored.
-DTYPES = {"c": (None, "f32", "f16"), "numpy": (None, "f32", "f16", "f64")}
+DTYPES = {"c": (None, "f32", "f16", "q8", "q4"), "numpy": (None, "f32", "f16", "q8", "q4", "f64")}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -73,7 +75,12 @@ class Model:
         return self.checkpoint.mask_source
 
     def params(self) -> Params:
-        """The weights as the engine keeps them: the stored ones, rounded if ``dtype`` asked for it."""
+        """The weights as the engine keeps them: the stored ones, rounded or quantised if ``dtype`` asked for it.
+
+        Matrices may be ``refgpt.panels.Panels``; ``refgpt.params.widen`` makes arrays of them.
+        """
+        if self.dtype in BLOCK_BYTES:
+            return self.engine.kept()
         return self.checkpoint.params.kept_as(self.dtype)
 
     def logits(self, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
@@ -134,7 +141,8 @@ class Model:
             How to continue it; by default with max_new_tokens 128 and draws from the model's own distribution.
         **changes
             Any field of ``GenerationParams``, instead of the one in ``params``: max_new_tokens, temperature, top_k,
-            top_p, repetition_penalty, presence_penalty, frequency_penalty, seed, stop, logprobs, ignore_eos, truncate.
+            top_p, repetition_penalty, presence_penalty, frequency_penalty, seed, stop, logprobs, ignore_eos,
+            speculate, truncate.
 
         Returns
         -------
@@ -208,6 +216,44 @@ class Model:
         """
         return score(self, *encode_continuations(prompt, continuations, self.config, self.tokenizer))
 
+    def classify(
+        self,
+        text: str,
+        labels: Sequence[str],
+        template: str = DEFAULT_TEMPLATE,
+        examples: Sequence[tuple[str, str]] = (),
+        normalise: str = "sum",
+    ) -> Classification:
+        """Which of some labels fits a text best: the one that the model is likeliest to write after it.
+
+        Parameters
+        ----------
+        text : str
+        labels : sequence of str
+            Two or more, of one line each. None should begin another.
+        template : str
+            How text and label are put into words. ``{text}`` is the text; ``{label}``, after it, is where the label
+            stands, by default at the end; ``{labels}`` becomes a numbered list of them. What comes before the last
+            blank line before ``{text}`` stands once, the rest again for each example.
+        examples : sequence of (text, label)
+            Shown before the text, in this order.
+        normalise : "sum", "mean" or "pmi"
+            What a label scores: the log-likelihood of its tokens; that, divided by their number; or that, less the
+            log-likelihood of the label where no text stands before it. See ``refgpt.evaluation.Classifier``, which is
+            also the faster way to classify many texts by "pmi".
+
+        Returns
+        -------
+        Classification
+            ``label``, ``probabilities`` and ``scores``.
+
+        Raises
+        ------
+        GenerationError
+            If an argument cannot be used, or the prompt is too long for the context; before anything is computed.
+        """
+        return Classifier(self, labels, template, examples, normalise).classify(text)
+
     def __repr__(self) -> str:
         return (f"<refgpt.Model {self.checkpoint.path} {self.backend} dtype={self.dtype or 'as stored'} "
                 f"mask={self.mask}: {self.config}>")  # fmt: skip
@@ -230,17 +276,21 @@ def load(
         A directory as Hugging Face has it: config.json, weights, and usually a tokenizer. None: the default model.
     backend : "c" or "numpy"
         The C kernels, or the spec itself: slow, readable, and what the kernels are tested against.
-    dtype : None, "f32", "f16" or "f64"
-        What the matrices are kept in; None as stored. Either backend computes in float32, whatever they are kept
-        in; "f64", for the NumPy backend alone, is float64 throughout.
+    dtype : None, "f32", "f16", "q8", "q4" or "f64"
+        What the matrices are kept in; None as stored. "q8" and "q4" are 8.5 and 4.5 bits a weight, but for the
+        embeddings, which have 8.5 in either. Both backends compute in float32, whatever they are kept in; only that
+        the C backend rounds what meets quantised matrices to 8 bits. "f64", for the NumPy backend alone, is float64
+        throughout.
     mask : "auto", "causal" or "prefix"
         "prefix" lets a prompt's tokens all see each other, as GPT-JT was trained; "auto" does what the files say.
     threads : int or None
         Of the C backend; None: one per core. (The NumPy backend has those of its BLAS.)
     kv_dtype : None, "f32" or "f16"
-        What the C backend's cache keeps keys and values in; None is "f32". (The NumPy backend has no cache.)
+        What the C backend's cache keeps keys and values in; None is "f16" beside weights of 8 or 4 bits, and else
+        "f32". (The NumPy backend has no cache.)
     progress : callable or None
-        Called as ``progress(n_bytes_done, n_bytes_total)`` while the C backend packs the weights.
+        Called as ``progress(n_bytes_done, n_bytes_total)`` while an archive is unpacked, and from nothing again while
+        the C backend packs the weights.
 
     Returns
     -------
@@ -256,7 +306,7 @@ def load(
     one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), RefgptError)
     if threads is not None:  # a mistake is one for either backend, and before the files are opened
         whole_number("threads", threads, 1, None, RefgptError)
-    checkpoint, tokenizer = open_model(path, mask)
+    checkpoint, tokenizer = open_model(path, mask, progress)
     _say_mask(checkpoint, asked=mask != "auto")
     engine: Engine
     if backend == "c":
@@ -265,15 +315,7 @@ def load(
         engine = Runtime(checkpoint.params, checkpoint.config, dtype=dtype, threads=threads, kv_dtype=kv_dtype,
                          progress=progress)  # fmt: skip
     else:
-
-        def kept(name: str, leaf: Leaf) -> Leaf:
-            for rows in row_slices(leaf):
-                check_finite(place_of(leaf, name), rows)
-            kept = kept_leaf(place_of(leaf, name), leaf, dtype)
-            release(leaf)
-            return kept
-
-        engine = SpecEngine(checkpoint.params.map(kept), checkpoint.config,
+        engine = SpecEngine(kept_params(checkpoint.params, dtype), checkpoint.config,
                             np.float64 if dtype == "f64" else np.float32)  # fmt: skip
     return Model(engine, checkpoint, tokenizer, backend, dtype)
 
@@ -292,13 +334,18 @@ def _say_mask(checkpoint: Checkpoint, asked: bool) -> None:
     log.log(level, "%s mask: %s (%s)", checkpoint.mask, what, checkpoint.mask_source)
 
 
-def open_model(path: str | os.PathLike | None = None, mask: str = "auto") -> tuple[Checkpoint, Tokenizer | None]:
-    """A model's files without its weights' numbers: what ``load`` begins with, in well under a second.
+def open_model(
+    path: str | os.PathLike | None = None, mask: str = "auto", progress: Progress | None = None
+) -> tuple[Checkpoint, Tokenizer | None]:
+    """A model's files without its weights' numbers: what ``load`` begins with, in well under a second, archives apart.
 
     Parameters, and the errors that need no numbers, are those of ``load``.
     """
     path = default_model_path() if path is None else path_of("path", path, RefgptError)
-    return open_checkpoint(path, mask), find_tokenizer(path if path.is_dir() else path.parent)
+    checkpoint, directory = open_checkpoint(path, mask, progress), path if path.is_dir() else path.parent
+    if checkpoint.vocabulary is not None:
+        return checkpoint, tokenizer_of(checkpoint.vocabulary, directory)
+    return checkpoint, find_tokenizer(directory)
 
 
 def default_model_path() -> Path:

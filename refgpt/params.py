@@ -91,7 +91,7 @@ class Params:
         return self.from_leaves({name: change(name, leaf) for name, leaf in self.items()}, len(self.blocks))
 
     def kept_as(self, dtype: str | None) -> Params:
-        """The values that an engine computes with: every leaf as ``kept_leaf`` says, which may raise."""
+        """The values in floats that an engine computes with: every leaf as ``kept_leaf`` says, which may raise."""
         return self.map(lambda name, leaf: kept_leaf(name, leaf, dtype))
 
 
@@ -113,13 +113,14 @@ def widen(stored: Leaf, dtype: DTypeLike = np.float32) -> np.ndarray:
     Returns
     -------
     ndarray
-        A copy, or ``stored`` itself where it already has that dtype.
+        Aligned, for NumPy multiplies unaligned matrices without its BLAS: slowly, and in another order. A copy, or
+        ``stored`` itself where it already is as wanted.
     """
     if isinstance(stored, Encoded):
         stored = stored.rows(0, stored.shape[0])
     if stored.dtype == BFLOAT16:
         stored = (stored["bfloat16"].astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(dtype, copy=False)
+    return np.require(stored.astype(dtype, copy=False), requirements="A")
 
 
 def row_slices(leaf: Leaf) -> Iterator[np.ndarray]:
@@ -175,7 +176,10 @@ def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes | {"ln_w": (c,), "ln_b": (c,), "w_head": (v, c), "b_head": (v,)}
 
 
-def check(params: Params, config: ModelConfig, names: Mapping[str, str] | None = None, where: object = None) -> None:
+def check(
+    params: Params, config: ModelConfig, names: Mapping[str, str] | None = None, where: object = None,
+    fix: str = "use the config.json that came with these weights",
+) -> None:  # fmt: skip
     """Compare every leaf with the configuration.
 
     Parameters
@@ -186,6 +190,8 @@ def check(params: Params, config: ModelConfig, names: Mapping[str, str] | None =
         What the reader knows each leaf as; by default what ``Params.items`` calls it.
     where : object, optional
         Where the weights come from, for the error.
+    fix : str, optional
+        The way out.
 
     Raises
     ------
@@ -204,4 +210,4 @@ def check(params: Params, config: ModelConfig, names: Mapping[str, str] | None =
             faults.append(f"{known_as} is {list(leaf.shape)}, the configuration says {list(wanted[name])}")
     if faults:
         raise CheckpointError("the weights do not fit the configuration", where=where, got="; ".join(sorted(faults)),
-                              fix="use the config.json that came with these weights")  # fmt: skip
+                              fix=fix)  # fmt: skip

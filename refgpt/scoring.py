@@ -139,5 +139,4 @@ def _ids(where: str, given: Sequence[int] | np.ndarray, config: ModelConfig) -> 
         ids: list[int] = check_tokens(given, config).tolist()
         return ids
     except GenerationError as error:
-        raise GenerationError(error.what, where=f"{where}, {error.where}", got=error.got, wanted=error.wanted,
-                              fix=error.fix) from None  # fmt: skip
+        raise error.within(where) from None

@@ -1,4 +1,4 @@
-"""How errors are worded: names from damaged files are shortened and escaped before anybody prints them."""
+"""How things are worded. Names from damaged files are shortened and escaped before anybody prints them."""
 
 from __future__ import annotations
 
@@ -30,3 +30,12 @@ def listed(names: Iterable[str]) -> str:
 def tensor_at(path: Path, name: str) -> str:
     """The place of a fault that sits in one tensor."""
     return f"{path}, tensor {shown(name)}"
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in decimal units, three digits."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while n_bytes >= 999.5 and len(units) > 1:
+        n_bytes /= 1000
+        del units[0]
+    return f"{n_bytes:.3g} {units[0]}"

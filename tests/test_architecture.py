@@ -14,10 +14,11 @@ ROOT = Path(__file__).parents[1]
 
 #: From the ground up. A room imports from the rows above it in this list and from itself: never sideways, never up.
 FLOORS = [
-    {"errors", "wording"}, {"arguments", "small_files"}, {"config", "encoded"}, {"params", "prompts"}, {"panels"},
-    {"spec", "kernels", "checkpoints", "tokenizers", "sampling"},
-    {"engine", "runtime", "stopping"},
-    {"generation", "tracing"}, {"scoring"}, {"model"}, {"__init__"},
+    {"errors", "wording"}, {"arguments", "small_files", "checksums"}, {"config", "encoded", "vocabulary"},
+    {"params", "prompts"}, {"panels"},
+    {"spec", "kernels", "checkpoints", "tokenizers", "sampling", "drafting", "quantisation"},
+    {"engine", "runtime", "stopping", "conversion"},
+    {"generation", "tracing", "benchmarking"}, {"scoring"}, {"evaluation"}, {"model"}, {"__init__"},
     {"cli"}, {"__main__"},
 ]  # fmt: skip
 
@@ -27,6 +28,8 @@ GUESTS = {
     "tokenizers": {"tokenizers"},
     "sentencepiece": {"tokenizers"},
     "tqdm": {"cli"},
+    "zstandard": {"checkpoints"},
+    "compression": {"checkpoints"},  # the standard library's, from Python 3.14
 }
 
 MOST_LINES = 500

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
-import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from types import SimpleNamespace
 
 import pytest
 from model_files import write_model, write_tokenizer
+from terminal import shown_on_terminal
 from tiny import random_params, tiny_config
 
 import refgpt
-from refgpt import cli
-from refgpt.cli import inspecting, loading
+from refgpt import cli, wording
+from refgpt.cli import loading
 from refgpt.runtime import Runtime
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)
@@ -69,12 +66,12 @@ def test_every_option_reaches_the_model(path, monkeypatch, run):
     monkeypatch.setattr(refgpt.Model, "stream", stream)
     options = ["--max-new-tokens", 3, "--temperature", 0.5, "--top-k", 4, "--top-p", 0.6, "--repetition-penalty", 1.2,
                "--presence-penalty", 0.1, "--frequency-penalty", 0.2, "--seed", 9, "--stop", "a\\nb", "--stop", "c",
-               "--ignore-eos", "--truncate", "left"]  # fmt: skip
+               "--ignore-eos", "--speculate", "3", "--truncate", "left"]  # fmt: skip
     assert run("generate", "-m", path, "hi", *options).out == "hi\n"
     assert asked == {
         "max_new_tokens": 3, "temperature": 0.5, "top_k": 4, "top_p": 0.6, "repetition_penalty": 1.2,
         "presence_penalty": 0.1, "frequency_penalty": 0.2, "seed": 9, "stop": ["a\nb", "c"], "ignore_eos": True,
-        "truncate": "left", "logprobs": None,
+        "speculate": 3, "truncate": "left", "logprobs": None,
     }  # fmt: skip
 
 
@@ -312,28 +309,23 @@ def test_a_terminal_that_cannot_show_a_character_shows_the_rest(path, monkeypatc
 
 def progress_shown(monkeypatch, n_total):
     """What a terminal on standard error shows while ``n_total`` bytes are loaded."""
-    mine, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-    with open(theirs, "w") as terminal, monkeypatch.context() as patched:
-        patched.setattr(sys, "stderr", terminal)
+
+    def load():
         with loading.progress_bar() as progress:
             for done in (n_total // 2, n_total):
                 time.sleep(0.15)
                 progress(done, n_total)
-        terminal.write(".")
-    shown = ""
-    while not shown.endswith("."):
-        shown += os.read(mine, 10_000).decode()
-    return shown
+
+    return shown_on_terminal(monkeypatch, load)
 
 
 def test_a_progress_bar_for_long_loads_at_a_terminal_only(monkeypatch):
     assert "loading: 100%" in progress_shown(monkeypatch, 12_000_000_000)
-    assert progress_shown(monkeypatch, 20_000_000) == "."
+    assert progress_shown(monkeypatch, 20_000_000) == ""
     with loading.progress_bar() as progress:  # captured, not a terminal
         assert progress is None
 
 
 def test_sizes_have_three_digits():
     sizes = [0, 999, 1000, 12_102_000_000, 999_600, 5e15]
-    assert [inspecting._size(n) for n in sizes] == ["0 B", "999 B", "1 kB", "12.1 GB", "1 MB", "5e+03 TB"]
+    assert [wording.size(n) for n in sizes] == ["0 B", "999 B", "1 kB", "12.1 GB", "1 MB", "5e+03 TB"]

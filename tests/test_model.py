@@ -91,6 +91,20 @@ def test_f16_rounds_matrices_and_nothing_else(tmp_path, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ["q8", "q4"])
+def test_quantised_while_it_is_loaded(path, backend, dtype):
+    model = refgpt.load(path, backend=backend, dtype=dtype, threads=1)
+    kept = model.params()
+    assert (kept.wte.kind, kept.w_head.kind) == ("q8", dtype)
+    want = forward(kept, CONFIG, IDS)
+    room = {"c": 0.05, "numpy": FLOAT32_CLOSE}[backend]  # what meets the matrices is rounded to 8 bits in C
+    assert np.abs(model.logits(IDS) - want).max() <= room * want.std()
+    assert np.abs(want - forward(PARAMS, CONFIG, IDS)).max() > 2 * FLOAT32_CLOSE * want.std()
+    if backend == "c":
+        assert model.verify(IDS).first_broken is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_generating_from_text(path, backend):
     model = refgpt.load(path, backend=backend, threads=1)
     params = {"max_new_tokens": 20, "seed": 4, "ignore_eos": True, "stop": ["qqqq"]}

@@ -5,7 +5,7 @@
  * integer multiplications: a tile of rows shares each weight that is unpacked, and some panels that stay in the L2 cache meet
  * all groups of rows before the next are read. */
 
-enum { GROUP = REFGPT_ROW_GROUP, L2_SHARE = 384 << 10 };
+enum { GROUP = REFGPT_ROW_GROUP, L2_SHARE = 320 << 10 };
 
 /* y for R rows and the lanes of one panel. x points at the first row's place in its group's first record; `height` rows are in
  * that group. Totals live in registers or close by, and blocks are prefetched 2 KiB ahead. */
@@ -59,7 +59,7 @@ ALWAYS_INLINE void group_quantised(const char *x, int64_t height, const uint8_t 
 
 ALWAYS_INLINE void linear_quantised(const refgpt_linear_quantised_args *a, int64_t begin, int64_t end, enum dtype dtype) {
     const int64_t n_blocks = (a->n_in + BLOCK - 1) / BLOCK, panel = n_blocks * block_bytes(dtype);
-    const int64_t some = 1 + L2_SHARE / (panel + 1);
+    const int64_t n_parts = 1 + (end - begin) * panel / L2_SHARE, some = (end - begin + n_parts - 1) / n_parts;
     for (int64_t first = begin; first < end; first += some)
         for (int64_t r = 0; r < a->n_rows; r += GROUP)
             for (int64_t p = first; p < smaller(first + some, end); p++) {

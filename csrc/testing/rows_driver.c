@@ -31,6 +31,8 @@ typedef struct {
         refgpt_embedding_args embedding;
         refgpt_row_sum_args row_sum;
         refgpt_pack_args pack;
+        refgpt_quantise_args quantise;
+        refgpt_checksum_args checksum;
     } args;
     int64_t n_items;
     void *buffers[MOST_BUFFERS];
@@ -290,6 +292,23 @@ static void pack_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     c->n_items = panels_of(n_rows);
 }
 
+static void quantise_case(call *c, const char *kind, int64_t n, int64_t n_rows) {
+    static const char *const dtypes[] = {"f32", "f16", "bf16"};
+    const int64_t dtype = random_below(3), n_blocks = (n + 31) / 32, block = strcmp(kind, "q4") ? 544 : 288;
+    c->args.quantise = (refgpt_quantise_args){stored(c, n_rows * n, dtypes[dtype]),
+                                              output(c, panels_of(n_rows) * n_blocks * block), n, n_rows, dtype};
+    c->n_items = panels_of(n_rows);
+}
+
+static void checksum_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    (void)dtype;
+    const int64_t n_words = n * n_rows - (n ? random_below(n) : 0), n_pieces = n ? n_rows : 0;
+    uint32_t *words = buffer(c, n_words * (int64_t)sizeof *words);
+    for (int64_t i = 0; i < n_words; i++) words[i] = random_bits();
+    c->args.checksum = (refgpt_checksum_args){words, output(c, n_pieces * (int64_t)sizeof(uint64_t)), n_words, n ? n : 1};
+    c->n_items = n_pieces;
+}
+
 typedef void (*make_case)(call *c, const char *dtype, int64_t n, int64_t n_rows);
 static const struct {
     const char *name;
@@ -306,7 +325,9 @@ static const struct {
     {"row_sum", row_sum_case},
     {"pack", pack_case},
     {"residual", residual_case},
-    {"quantise_rows", quantise_rows_case},
+    {"quantise_rows", quantise_rows_case}, /* before the shorter name */
+    {"quantise", quantise_case},
+    {"checksum", checksum_case},
 };
 
 /* The case of an op, which is a family's name, alone or with _dtype after it. */

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from refgpt.config import ModelConfig
 from refgpt.params import Params
+from refgpt.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class TensorInfo:
     """One tensor as it is stored."""
 
     name: str
-    dtype: str  # "f32", "f16", "bf16", "f64", or NumPy's name of another dtype
+    dtype: str  # "f32", "f16", "bf16", "f64", an encoding such as "q4_0", or NumPy's name of another dtype
     shape: tuple[int, ...]
     n_bytes: int
     file: Path
@@ -42,6 +43,8 @@ class Checkpoint:
         How that is known, as a sentence for the reader.
     tensors : tuple of TensorInfo
         Every tensor in the files, buffers too.
+    vocabulary : Vocabulary or None
+        What the files of weights themselves say about the tokenizer.
     """
 
     path: Path
@@ -52,3 +55,4 @@ class Checkpoint:
     mask: str
     mask_source: str
     tensors: tuple[TensorInfo, ...]
+    vocabulary: Vocabulary | None = None

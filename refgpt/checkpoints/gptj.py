@@ -98,19 +98,24 @@ def read_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         given[field] = _token_id(KEYS[field][0], given.get(field, ModelConfig.eos_id), n_vocab, path)
     if given.get("d_ff") is None and isinstance(d_model, int):
         given["d_ff"] = 4 * d_model
+    return build_config(given, {field: keys[0] for field, keys in KEYS.items()}, path)
+
+
+def build_config(given: Mapping[str, Any], keys: Mapping[str, str], path: Path) -> ModelConfig:
+    """A ``ModelConfig`` of the fields that a file gives; ``keys`` says what the file calls them, for errors."""
     for field, value in given.items():
         if not isinstance(value, (int, float, type(None))):
-            raise ConfigError(f"{KEYS[field][0]} is not a number", where=path, got=shown(value))
+            raise ConfigError(f"{keys.get(field, field)} is not a number", where=path, got=shown(value))
     try:
         return ModelConfig(**given)
     except ConfigError as fault:
-        key = KEYS[str(fault.where)][0]
+        key = keys.get(str(fault.where), fault.where)
         raise ConfigError(
             f"{key} {fault.what}",
             where=path,
             got=fault.got,
             wanted=fault.wanted,
-            fix=f"correct {key}, or use the config.json of these weights",
+            fix=f"correct {key}, or use the {path.name} of these weights",
         ) from fault
 
 
@@ -210,6 +215,12 @@ def tensor_name(leaf: str) -> str:
         return LEAVES[leaf]
     _, i, name = leaf.split(".")
     return f"h.{i}.{BLOCK_LEAVES[name]}"
+
+
+def full_name(leaf: str) -> str:
+    """The same in a whole ``GPTJForCausalLM``: all but the head with "transformer." in front."""
+    name = tensor_name(leaf)
+    return name if name.startswith("lm_head.") else BODY + name
 
 
 def _missing_fix(missing: list[str]) -> str:

@@ -15,9 +15,10 @@ import numpy as np
 
 from refgpt.checkpoints import gptj, safetensors_file, torch_pickle
 from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo
-from refgpt.checkpoints.mask import find_mask
+from refgpt.checkpoints.magic import refuse_foreign
+from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.errors import CheckpointError, ConfigError
-from refgpt.params import dtype_name
+from refgpt.params import Progress, dtype_name
 from refgpt.small_files import read_json
 from refgpt.wording import listed, shown
 
@@ -42,11 +43,11 @@ UNREAD = {
         "Flax", f"with transformers 4: GPTJForCausalLM.from_pretrained(directory, from_flax=True).{SAVE}"),
     "tf_model*.h5": (
         "TensorFlow", f"with transformers 4: GPTJForCausalLM.from_pretrained(directory, from_tf=True).{SAVE}"),
-    "*.gguf": ("GGUF", "use the Hugging Face checkpoint that it was converted from"),
-    "*ggml*.bin": ("ggml", "use the Hugging Face checkpoint that it was converted from"),
+    "*.gguf": ("called GGUF but beginning otherwise", "fetch it again: it is damaged"),
+    "*ggml*.bin": ("called ggml but beginning otherwise", "fetch it again: it is damaged"),
     "adapter_model.*": ("a LoRA adapter", f"merge it into its base model, with peft: merge_and_unload().{SAVE}"),
     "*.ckpt*": ("a training checkpoint", "save the model alone: torch.save(model.state_dict(), 'pytorch_model.bin')"),
-    "*.npz": ("a Mesh Transformer JAX shard", "convert it with to_hf_weights.py from Mesh Transformer JAX"),
+    "*.npz": ("a Mesh Transformer JAX shard", "name the directory that holds step_N/shard_K/, or its archive"),
 }  # fmt: skip
 
 
@@ -55,12 +56,13 @@ def is_at(path: Path) -> bool:
     return True
 
 
-def open_at(path: Path, mask: str) -> Checkpoint:
+def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoint:
     """Open a directory, or one file of weights (or the index of its shards) with config.json beside it.
 
     Parameters and errors are those of ``open_checkpoint``.
     """
     directory, weights = (path, _find_weights(path)) if path.is_dir() else (path.parent, path)
+    refuse_foreign(weights)  # before a config.json is missed that would not help
     config_path = directory / "config.json"
     raw, family = _read_config(config_path)
     config = family.read_config(raw, config_path)
@@ -78,10 +80,15 @@ def open_at(path: Path, mask: str) -> Checkpoint:
     return Checkpoint(path, f"Hugging Face, {kind}", family.MODEL_TYPE, config, params, mask, source, infos)
 
 
+def weights_in(directory: Path) -> Path | None:
+    """The file of weights, or the index of shards, that a directory in this layout has."""
+    return next((directory / name for name in WEIGHTS if (directory / name).is_file()), None)
+
+
 def _find_weights(directory: Path) -> Path:
-    for name in WEIGHTS:
-        if (directory / name).is_file():
-            return directory / name
+    found = weights_in(directory)
+    if found is not None:
+        return found
     names = sorted(found.name for found in directory.iterdir())
     unread = {name: unread for name in names if (unread := _unread(name))}
     ways_out = dict.fromkeys(way_out for _, way_out in unread.values())
@@ -178,8 +185,6 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
 
 
 def _names(raw: Mapping[str, Any], directory: Path) -> tuple[str, ...]:
-    """What a model is called: by its config, its directory, or the folder of a download cache around a snapshot."""
-    here = directory.resolve()
-    cached = (here.parent.parent.name,) if here.parent.name == "snapshots" else ()
+    """What a model is called: by its config, and by where it is."""
     given = raw.get("_name_or_path")
-    return ((given,) if isinstance(given, str) else ()) + (here.name, *cached)
+    return ((given,) if isinstance(given, str) else ()) + names_of(directory)

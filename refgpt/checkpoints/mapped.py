@@ -7,8 +7,12 @@ again. So a checkpoint of 24 GB can be walked, leaf by leaf, in the memory of it
 from __future__ import annotations
 
 import mmap
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -20,6 +24,9 @@ from refgpt.wording import FRESH_COPY, shown, tensor_at
 # NumPy stops at 64; a weight has two.
 MOST_DIMENSIONS = 32
 LARGEST_ARRAY = 2**59  # items; with any item size still within 64 bits
+
+#: A map would keep a file descriptor of its own, of which a process has few: a checkpoint of many files needs none.
+UNTRACKED: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -43,17 +50,34 @@ def map_file(path: Path) -> MappedFile:
         raise CheckpointError("there is no such file", where=path, fix="check the path")
     try:
         with path.open("rb") as file:
-            mapped = MappedFile(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError as error:  # an empty file cannot be mapped
-        raise CheckpointError("the file is empty", where=path, fix=FRESH_COPY) from error
+            mapped = map_open(file, path)
     except OSError as error:
         raise CheckpointError(f"the file cannot be read ({error.strerror})", where=path) from error
-    mapped.path, mapped.names = path, {}
     if mapped[: len(GIT_LFS_POINTER)] == GIT_LFS_POINTER:
         raise CheckpointError(
             "this is a Git LFS pointer, not the weights", where=path, fix="fetch the real file with `git lfs pull`"
         )
     return mapped
+
+
+def map_open(file: BinaryIO, path: Path) -> MappedFile:
+    """Map an open file, which may be closed afterwards; ``path`` is what errors call it."""
+    try:
+        mapped = MappedFile(file.fileno(), 0, access=mmap.ACCESS_READ, **UNTRACKED)
+    except ValueError as error:  # an empty file cannot be mapped
+        raise CheckpointError("the file is empty", where=path, fix=FRESH_COPY) from error
+    mapped.path, mapped.names = path, {}
+    return mapped
+
+
+@contextmanager
+def here_and_there(mapped: MappedFile) -> Iterator[None]:
+    """While headers between the numbers are read: without reading ahead, which would bring in the numbers too."""
+    if hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)
+    yield
+    if hasattr(mmap, "MADV_NORMAL"):
+        mapped.madvise(mmap.MADV_NORMAL)
 
 
 def view(

@@ -80,6 +80,14 @@ def find_mask(
     return "causal", NOTHING_SAID
 
 
+def names_of(path: Path) -> tuple[str, ...]:
+    """What a model is called: its file, its directory, the folder of a download cache around a snapshot."""
+    whole = path.resolve()
+    here = whole if path.is_dir() else whole.parent
+    own = () if path.is_dir() else (whole.stem,)
+    return (*own, here.name, *((here.parent.parent.name,) if here.parent.name == "snapshots" else ()))
+
+
 def _corner(buffer: np.ndarray, n_ctx: int) -> np.ndarray | None:
     """The first ``n_ctx`` rows and columns of a stored mask; None if it is no square matrix."""
     n = buffer.shape[-1] if buffer.ndim >= 2 else 0

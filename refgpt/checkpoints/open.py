@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Protocol
 
 from refgpt.arguments import one_of, path_of
-from refgpt.checkpoints import huggingface
+from refgpt.checkpoints import ctranslate2, ggml, gguf, huggingface, mesh
 from refgpt.checkpoints.checkpoint import Checkpoint
 from refgpt.checkpoints.mask import MASKS
 from refgpt.errors import CheckpointError, ConfigError
+from refgpt.params import Progress
 from refgpt.wording import shown
 
 
@@ -20,25 +21,28 @@ class Layout(Protocol):
         """Whether an existing file or directory is of this layout, by names and first bytes."""
         ...
 
-    def open_at(self, path: Path, mask: str) -> Checkpoint:
+    def open_at(self, path: Path, mask: str, progress: Progress | None) -> Checkpoint:
         """Open it: see ``open_checkpoint``."""
         ...
 
 
 #: The first that says it is there counts. The last says so of every path, and in its errors what could have been there.
-LAYOUTS: tuple[Layout, ...] = (huggingface,)
+LAYOUTS: tuple[Layout, ...] = (ggml, gguf, mesh, ctranslate2, huggingface)
 
 
-def open_checkpoint(path: str | Path, mask: str = "auto") -> Checkpoint:
+def open_checkpoint(path: str | Path, mask: str = "auto", progress: Progress | None = None) -> Checkpoint:
     """Open a model.
 
     Parameters
     ----------
     path : str or Path
         A directory in the layout of Hugging Face, or one file of weights (or the index of its shards) with config.json
-        beside it.
+        beside it; a ggml or GGUF file, or a directory with one of them; a directory or an archive (.tar.zst) of Mesh
+        Transformer JAX, with params.json in or beside it; a directory of CTranslate2.
     mask : {"auto", "causal", "prefix"}
         "auto" looks at the buffers ``attn.bias`` and, if there are none, at the model's name.
+    progress : callable, optional
+        Called as ``progress(bytes done, bytes in all)`` where opening takes long, as of an archive.
 
     Returns
     -------
@@ -57,6 +61,6 @@ def open_checkpoint(path: str | Path, mask: str = "auto") -> Checkpoint:
     try:
         if not path.exists():
             raise CheckpointError("there is no such file or directory", where=path, fix="check the path")
-        return next(layout for layout in LAYOUTS if layout.is_at(path)).open_at(path, mask)
+        return next(layout for layout in LAYOUTS if layout.is_at(path)).open_at(path, mask, progress)
     except OSError as fault:  # no permission, a name too long, a disk that fails
         raise CheckpointError(f"the files cannot be read ({fault.strerror})", where=shown(str(path))) from fault

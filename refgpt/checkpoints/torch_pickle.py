@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from refgpt.checkpoints.magic import refuse_others
 from refgpt.checkpoints.mapped import MappedFile, map_file, view
 from refgpt.checkpoints.pickle_machine import LARGEST_PROGRAM, Machine, Tensor
 from refgpt.checkpoints.zip_directory import Member, read_directory
@@ -16,14 +17,6 @@ from refgpt.errors import CheckpointError
 from refgpt.wording import FRESH_COPY, shown, tensor_at
 
 ZIP = b"PK\3\4"
-#: How files that are not zip archives begin, what they are, and the way out.
-OTHERS = {
-    b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19": (
-        "this file was written in the format of torch before 1.6",
-        "load it with a recent torch and save it again with torch.save, or convert it to safetensors"),
-    b"lmgg": ("this is a ggml file, which is not read", "use the Hugging Face checkpoint that it was converted from"),
-    b"GGUF": ("this is a GGUF file, which is not read", "use the Hugging Face checkpoint that it was converted from"),
-}  # fmt: skip
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -45,16 +38,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         If the archive is damaged, asks for anything but tensors, or a tensor does not fit its storage.
     """
     mapped = map_file(path)
-    for start, (what, fix) in OTHERS.items():
-        if mapped[: len(start)] == start:
-            raise CheckpointError(what, where=path, fix=fix)
-    if mapped[: len(ZIP)] != ZIP:
-        raise CheckpointError(
-            "this is no file of torch.save",
-            where=path,
-            got=f"a beginning of {mapped[:8]!r}",
-            fix="check that the download is complete and is the right file",
-        )
+    refuse_others(mapped, "a file of torch.save", ZIP)
     members = read_directory(mapped)
     prefix = _prefix(path, members)
     _check_byte_order(mapped, members.get(f"{prefix}byteorder"))

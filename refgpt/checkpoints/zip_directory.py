@@ -1,8 +1,8 @@
 """Where the members of a zip archive lie, so that they can be mapped instead of extracted.
 
-Only what torch writes is accepted: stored (not compressed) members, no comment, nothing after the end; large archives
-use the 64-bit fields. The record layouts are those of PKWARE's APPNOTE. Checksums are not verified: that would read the
-whole file.
+Only what torch and NumPy write is accepted: stored (not compressed) members, no comment, nothing after the end; large
+archives use the 64-bit fields. The record layouts are those of PKWARE's APPNOTE. Checksums are not verified: that would
+read the whole file.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _read_entry(mapped: MappedFile, raw: bytes, at: int) -> tuple[Member, int]:
     except UnicodeDecodeError:
         _refuse(mapped.path, "a member of the archive has a name that is not UTF-8")
     if method != STORED or flags & ENCRYPTED or packed != n_bytes:
-        _refuse(mapped.path, f"the member {shown(name)} is compressed or encrypted, which torch never does")
+        _refuse(mapped.path, f"the member {shown(name)} is compressed or encrypted, which weights never are")
     if header + LOCAL.size > len(mapped) or mapped[header : header + 4] != b"PK\3\4":
         _refuse(mapped.path, f"the member {shown(name)} is not where the directory says")
     _, _, _, local_method, _, _, _, _, local_bytes, n_local_name, n_local_extra = LOCAL.unpack_from(mapped, header)

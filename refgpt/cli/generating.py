@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from refgpt.cli.loading import load_model
-from refgpt.cli.options import DIRECTORY_HELP, Commands, add_command, add_loading_arguments
+from refgpt.cli.options import Commands, add_command, add_running_arguments, unescaped
 from refgpt.errors import GenerationError
 from refgpt.generation import GenerationParams, encode_prompt
-from refgpt.model import DTYPES, open_model
+from refgpt.model import open_model
 
 EXAMPLES = """examples:
   refgpt generate "Once upon a time"
@@ -26,14 +26,9 @@ def add_commands(commands: Commands) -> None:
     generate = add_command(commands, "generate", _generate, "continue a text", EXAMPLES)
     generate.add_argument("prompt", nargs="?", metavar="PROMPT", help="text to continue; - reads standard input")
     generate.add_argument("-f", "--file", metavar="FILE", help="read the prompt from a file")
-    generate.add_argument("-m", "--model", metavar="MODEL", help=DIRECTORY_HELP)
     generate.add_argument("--echo", action="store_true", help="print the prompt before its continuation")
     _add_generation_arguments(generate.add_argument_group("what to write"))
-    running = generate.add_argument_group("how to run")
-    running.add_argument(
-        "--backend", choices=DTYPES, default="c", help="C kernels, or the slow, readable NumPy, which can do f64"
-    )
-    add_loading_arguments(running, DTYPES["numpy"])
+    add_running_arguments(generate)
 
 
 def _add_generation_arguments(group: argparse._ArgumentGroup) -> None:
@@ -52,6 +47,8 @@ def _add_generation_arguments(group: argparse._ArgumentGroup) -> None:
         help="above 0: avoid tokens already written, the more the oftener (default: 0)")  # fmt: skip
     add("--seed", type=int, metavar="N", help="the same number gives the same text again (default: a new one)")
     add("--stop", action="append", metavar="TEXT", help=r"end before this text; can be repeated; \n is a new line")
+    add("--speculate", type=int, default=7, metavar="N",
+        help="guess up to N tokens from what was said before: faster if it copies (default: 7)")  # fmt: skip
     add("--ignore-eos", action="store_true", help="go on after the model has ended its text")
     add("--truncate", choices=["left"], help="drop the beginning of a prompt that is too long, instead of an error")
 
@@ -67,8 +64,9 @@ def _generate(arguments: argparse.Namespace) -> int:
         presence_penalty=arguments.presence_penalty,
         frequency_penalty=arguments.frequency_penalty,
         seed=arguments.seed,
-        stop=[stop.replace("\\n", "\n") for stop in arguments.stop or ()],
+        stop=[unescaped(stop) for stop in arguments.stop or ()],
         ignore_eos=arguments.ignore_eos,
+        speculate=arguments.speculate,
         truncate=arguments.truncate,
     )
     checkpoint, tokenizer = open_model(arguments.model, arguments.mask)

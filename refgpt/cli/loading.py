@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from refgpt.model import Model, load
@@ -38,6 +38,20 @@ def progress_bar() -> Iterator[Progress | None]:
                     stack.enter_context(tqdm(desc="loading", unit="B", unit_scale=True, leave=False, total=n_total))
                 )
             for bar in bars:
+                if bar.total != n_total:  # an archive is unpacked, now its weights are packed
+                    bar.reset(n_total)
                 bar.update(n_done - bar.n)
 
         yield progress
+
+
+@contextmanager
+def counted(n: int, unit: str, what: str, shown: bool = True) -> Iterator[Callable[[], object]]:
+    """A bar on standard error for ``n`` steps, and what to call at each; nothing is shown when nobody watches."""
+    if not shown or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=n, unit=unit, desc=what, leave=False) as bar:
+        yield bar.update

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 
 from refgpt.checkpoints import MASKS
+from refgpt.model import DTYPES
 from refgpt.params import KV_DTYPES
 
 Commands = argparse._SubParsersAction
@@ -23,6 +24,16 @@ def add_command(commands: Commands, name: str, run: Run, help: str, examples: st
     return added
 
 
+def add_running_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the model and how to run it, for a command that runs it on either backend."""
+    parser.add_argument("-m", "--model", metavar="MODEL", help=DIRECTORY_HELP)
+    running = parser.add_argument_group("how to run")
+    running.add_argument(
+        "--backend", choices=DTYPES, default="c", help="C kernels, or the slow, readable NumPy, which can do f64"
+    )
+    add_loading_arguments(running, DTYPES["numpy"])
+
+
 def add_loading_arguments(group: argparse._ActionsContainer, dtypes: Sequence[str | None]) -> None:
     """Declare what ``load_model`` reads of the arguments beside the path and the backend."""
     add = group.add_argument
@@ -30,5 +41,11 @@ def add_loading_arguments(group: argparse._ActionsContainer, dtypes: Sequence[st
         help="prefix: a prompt's tokens all see each other, as in GPT-JT (default: what the files say)")  # fmt: skip
     add("--dtype", choices=[dtype for dtype in dtypes if dtype],
         help="what to keep the weights in (default: as stored)")  # fmt: skip
-    add("--kv-dtype", choices=KV_DTYPES, help="what to keep the attention cache in (default: f32)")
+    add("--kv-dtype", choices=KV_DTYPES,
+        help="what to keep the attention cache in (default: f16 with q8 and q4, else f32)")  # fmt: skip
     add("-t", "--threads", type=int, metavar="N", help="threads to use (default: one a core)")
+
+
+def unescaped(text: str) -> str:
+    r"""A text of the command line with its \n as new lines."""
+    return text.replace("\\n", "\n")

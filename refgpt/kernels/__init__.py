@@ -5,6 +5,7 @@ from refgpt.kernels.calling import Program
 from refgpt.kernels.linear import Activations, linear, pack, quantise_rows, scratch_bytes
 from refgpt.kernels.native import CHUNK, FEW_ROWS
 from refgpt.kernels.ops import embedding, gelu, layer_norm, residual, rotary, row_sum, softmax
+from refgpt.kernels.quantising import digests, quantise
 from refgpt.kernels.registry import Kernel, active, force_isa, list_kernels
 from refgpt.kernels.threads import check_threads
 
@@ -17,6 +18,7 @@ __all__ = [
     "active",
     "attention",
     "check_threads",
+    "digests",
     "embedding",
     "force_isa",
     "gelu",
@@ -26,6 +28,7 @@ __all__ = [
     "linear",
     "list_kernels",
     "pack",
+    "quantise",
     "quantise_rows",
     "query_tiles",
     "residual",

@@ -12,7 +12,8 @@ from refgpt.kernels.native import FEW_ROWS, ROW_GROUP, ffi
 from refgpt.kernels.registry import Kernel, active
 from refgpt.panels import BLOCK, FLOATS, LANES, Panels, aligned_zeros, n_blocks, n_panels, panel_shape
 
-SMALLEST_PIECE = 1 << 17  # multiplications; some tens of microseconds
+#: Multiplications that are worth waking a thread for, some tens of microseconds: of floats, of bytes.
+SMALLEST_PIECE, SMALLEST_QUANTISED_PIECE = 1 << 17, 1 << 19
 RECORD = BLOCK + 8  # bytes of a quantised row's block: integers, scale, sum
 
 
@@ -102,9 +103,9 @@ def linear(
         args = arguments("linear", x=floats("x", rows.x, (n_rows, n_in)), x_panels=packed, **same)
     else:
         args = arguments("linear_quantised", x=ffi.from_buffer("char[]", rows.quantised()), **same)
-    # Pieces are whole groups of panels (4 or 3 of them side by side), and large enough to be worth waking a thread for.
-    group = 4 if n_rows == 1 else 12
-    grain = group * max(1, SMALLEST_PIECE // max(1, n_rows * n_in * LANES * group))
+    # Pieces are large enough to be worth waking a thread for; of floats, whole groups of panels (4 or 3 side by side).
+    group, smallest = (4 if n_rows == 1 else 3, SMALLEST_PIECE) if w.kind in FLOATS else (1, SMALLEST_QUANTISED_PIECE)
+    grain = group * max(1, smallest // max(1, n_rows * n_in * LANES * group))
     run(kernel or active(f"linear_{w.kind}"), args, n_panels(w.n_out), grain, threads, program)
     return y
 

@@ -3,20 +3,61 @@
 from __future__ import annotations
 
 import os
+from functools import cache
+from pathlib import Path
 
 from refgpt.arguments import whole_number
 from refgpt.errors import KernelError
 
 MOST_THREADS = 1024  # that the pool in csrc/parallel.c employs
 
-
-def default_threads() -> int:
-    """The processors this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CPUS = Path("/sys/devices/system/cpu")
+CGROUP = Path("/sys/fs/cgroup/cpu.max")
 
 
 def check_threads(threads: int | None) -> int:
-    """A usable number of threads; None means ``default_threads``."""
+    """A usable number of threads; None means REFGPT_THREADS, and without it ``default_threads``.
+
+    Raises
+    ------
+    KernelError
+        If it is no whole number from 1 to 1024.
+    """
     if threads is None:
-        return default_threads()
+        demanded = os.environ.get("REFGPT_THREADS")
+        return default_threads() if not demanded else _number("REFGPT_THREADS", demanded)
     return whole_number("threads", threads, 1, MOST_THREADS, KernelError)
+
+
+def _number(name: str, text: str) -> int:
+    return whole_number(name, int(text) if text.isascii() and text.isdecimal() else text, 1, MOST_THREADS, KernelError)
+
+
+@cache
+def default_threads() -> int:
+    """The physical cores that this process may use.
+
+    Two threads of one core share its arithmetic and its way to memory, which one of them can fill. A container may be
+    allowed less time than its processors have; then more threads would only wait for each other.
+    """
+    if not hasattr(os, "sched_getaffinity"):  # a Macintosh: its processors are cores
+        return os.cpu_count() or 1
+    cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
+    return max(1, min(len(cores), _allowance() or len(cores)))
+
+
+def _siblings(cpu: int) -> str:
+    """The processors of a core, by which it is known; a processor by itself where the system does not say."""
+    try:
+        return (CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _allowance() -> int | None:
+    """How many processors' time the control group grants, rounded up; None if it sets no limit."""
+    try:
+        quota, period = CGROUP.read_text().split()
+        return None if quota == "max" else -(-int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):
+        return None

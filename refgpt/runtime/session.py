@@ -11,7 +11,8 @@ from refgpt.arguments import one_of
 from refgpt.config import ModelConfig
 from refgpt.errors import GenerationError
 from refgpt.kernels import CHUNK, check_threads
-from refgpt.params import KV_DTYPES, KVDtype, Params, Progress
+from refgpt.panels import BLOCK_BYTES, Panels
+from refgpt.params import KV_DTYPES, STORED_DTYPES, KVDtype, Params, Progress
 from refgpt.prompts import check_cut, check_ids, check_tokens
 from refgpt.runtime.cache import KVCache
 from refgpt.runtime.gptj import Rows, Workspace, forward
@@ -32,12 +33,12 @@ class Runtime:
     params : Params
         Packed here; the tree is not kept.
     config : ModelConfig
-    dtype : "f16", "f32" or None
+    dtype : "f32", "f16", "q8", "q4" or None
         What matrices are kept in; None is as stored.
     threads : int, optional
-        By default one a processor. The bits of the result do not depend on it.
+        By default one a core. The bits of the result do not depend on it.
     kv_dtype : "f32", "f16" or None
-        What sessions keep keys and values in; None is "f32".
+        What sessions keep keys and values in; None is "f16" beside weights of 8 or 4 bits, and else "f32".
     progress : callable, optional
         See ``pack_params``.
     """
@@ -54,13 +55,36 @@ class Runtime:
         kv_dtype: KVDtype | None = None,
         progress: Progress | None = None,
     ) -> None:
-        one_of("dtype", dtype, (None, "f32", "f16"), GenerationError)
+        one_of("dtype", dtype, (None, "f32", "f16", "q8", "q4"), GenerationError)
         one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), GenerationError)
         self.config = config
         self.threads = check_threads(threads)
-        self.kv_dtype: KVDtype = kv_dtype or "f32"
         self.params = pack_params(params, dtype, self.threads, progress)
+        self.kv_dtype: KVDtype = kv_dtype or ("f16" if self.params.w_head.kind in BLOCK_BYTES else "f32")
         self.rotation = rotary_tables(config.d_rotary, config.n_ctx)
+
+    def kept(self) -> Params:
+        """See ``Engine.kept``."""
+        return self.params.tree()
+
+    @property
+    def n_bytes(self) -> int:
+        """What the packed weights take."""
+        return sum(leaf.nbytes for leaf in self.params.leaves())
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What of them a step has to read: all but the embedding table, of which it takes a row."""
+        return self.n_bytes - self.params.wte.nbytes
+
+    def cache_bytes(self, n_positions: int) -> int:
+        """What keys and values of so many positions take."""
+        return n_positions * 2 * self.config.n_layer * self.config.d_model * STORED_DTYPES[self.kv_dtype].itemsize
+
+    @property
+    def kinds(self) -> str:
+        """What the blocks' matrices are kept in: "q4", or several kinds of a mixture."""
+        return ", ".join(sorted({leaf.kind for leaf in self.params.leaves() if isinstance(leaf, Panels)}))
 
     def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
         """See ``Engine.logits``; [t, v] float32."""

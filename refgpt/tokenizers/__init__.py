@@ -11,6 +11,8 @@ A model's directory may hold its tokenizer in more than one form; the first of t
 ``added_tokens.json`` completes every form of byte-level BPE. The token that ends a text is the ``eos_token`` of
 ``special_tokens_map.json``, else of ``tokenizer_config.json``, else the tokenizer's own. Nothing else is read from
 these two files; in particular ``model_max_length``, which is 1024 in GPT-J's although the model has 2048 positions.
+
+A file of weights may also bring its own vocabulary: see ``tokenizer_of``.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from refgpt.arguments import path_of
 from refgpt.errors import TokenizerError
 from refgpt.tokenizers.base import StreamDecoder, Tokenizer
 from refgpt.tokenizers.files import OtherKind
+from refgpt.vocabulary import Vocabulary
 
-__all__ = ["StreamDecoder", "Tokenizer", "find_tokenizer", "load_tokenizer"]
+__all__ = ["StreamDecoder", "Tokenizer", "find_tokenizer", "load_tokenizer", "tokenizer_of"]
 
 #: Files that make a tokenizer together, in the order in which they are preferred.
 SENTENCEPIECE = "tokenizer.model"
@@ -85,6 +88,19 @@ def find_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer | None:
         return _load_file(directory / SENTENCEPIECE)
 
 
+def tokenizer_of(vocabulary: Vocabulary, directory: Path) -> Tokenizer:
+    """The tokenizer of a file of weights in ``directory`` that brings a vocabulary.
+
+    Raises
+    ------
+    TokenizerError
+        If the vocabulary is damaged, or files in the directory that complete it are.
+    """
+    from refgpt.tokenizers.embedded import embedded_tokenizer
+
+    return embedded_tokenizer(vocabulary, directory, find_tokenizer)
+
+
 def _load_file(path: Path) -> Tokenizer:
     """Load by name; of two files that belong together either will do. A library is imported only when it is needed."""
     form = next((form for form in FORMS if path.name in form), ())
@@ -97,8 +113,8 @@ def _load_file(path: Path) -> Tokenizer:
 
         return load_tokenizer_json(path)
     if path.suffix == ".model":
-        from refgpt.tokenizers.sentencepiece_model import SentencePieceTokenizer
+        from refgpt.tokenizers.sentencepiece_model import load_model
 
-        return SentencePieceTokenizer(path)
+        return load_model(path)
     what = "not a tokenizer's file" if path.exists() else "there is no such file"
     raise TokenizerError(what, where=path, wanted=ACCEPTED)

@@ -8,6 +8,7 @@ belongs to encoding, and keeps the bytes of every token for the way back.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def _byte_of_letter() -> dict[str, int]:
 
 
 BYTE_OF_LETTER = _byte_of_letter()
+LETTER_OF_BYTE = {byte: letter for letter, byte in BYTE_OF_LETTER.items()}
 
 
 class ByteLevelBPE(Tokenizer):
@@ -53,49 +55,75 @@ class ByteLevelBPE(Tokenizer):
     description : dict
         The contents of a tokenizer.json. Its truncation, padding, dropout and post-processor are left out.
     path : Path
-        Where it came from; added_tokens.json, special_tokens_map.json and tokenizer_config.json are looked up beside.
+        Where it came from, for errors.
+    more : mapping of str to int, optional
+        Added tokens that the description leaves out, with their ids.
+    eos : sequence of str
+        Which token ends a text: the first of these that is there, else "<|endoftext|>".
+
+    Attributes
+    ----------
+    merges : list of str
+        Pairs in letters with a space between, the most urgent first.
+    added : dict of int to str
+        The tokens that are looked for in a text before anything else.
     """
 
-    def __init__(self, description: dict[str, Any], path: Path) -> None:
+    def __init__(
+        self, description: dict[str, Any], path: Path, more: Mapping[str, int] | None = None, eos: Sequence[str] = ()
+    ) -> None:
         model = expect(description.get("model"), dict, "model", path)
         _refuse_other_kinds(description, model, path)
         vocab = _checked_ids(model.get("vocab"), "vocab", path)
-        merges = _checked_merges(model.get("merges"), vocab, path)
+        self.merges = _checked_merges(model.get("merges"), vocab, path)
         added: dict[str, dict[str, Any]] = {}
-        for entry in _added_tokens(description, path):
+        for entry in _added_tokens(description, path) + [added_token(*item) for item in (more or {}).items()]:
             content, token_id = entry["content"], entry["id"]
             if vocab.setdefault(content, token_id) != token_id:
                 got = f"{shown(token_id)} and {vocab[content]} for {shown(content)}"
                 raise TokenizerError("an added token has two ids", where=path, got=got, fix=FRESH_COPY)
             added.setdefault(content, entry)
         vocab = _checked_ids(vocab, "vocab with the added tokens", path)
-        eos = next((name for name in [*named_eos(path.parent), END_OF_TEXT] if name in vocab), None)
-        if eos is not None:
-            added.setdefault(eos, _added_token(eos, vocab[eos]))
+        last = next((name for name in [*eos, END_OF_TEXT] if name in vocab), None)
+        if last is not None:
+            added.setdefault(last, added_token(last, vocab[last]))
+        self.added = {vocab[content]: content for content in added}
 
         # A byte whose letter is not in the vocabulary would be dropped in silence: this token, which no text spells,
         # stands in for it.
         missing = "\0" * (1 + max(map(len, vocab), default=0))
         self._missing_id = max(vocab.values(), default=-1) + 1
-        kept = {
+        self._description = {
             "version": "1.0",
-            "added_tokens": list(added.values()),
+            "added_tokens": sorted(added.values(), key=lambda entry: entry["id"]),
             "normalizer": description.get("normalizer"),
             "pre_tokenizer": description["pre_tokenizer"],
+            "decoder": BYTE_LEVEL,
             "model": {
                 "type": "BPE",
-                "unk_token": missing,
                 "fuse_unk": False,
                 "ignore_merges": model.get("ignore_merges", False),
-                "vocab": vocab | {missing: self._missing_id},
-                "merges": merges,
+                "vocab": vocab,
+                "merges": self.merges,
             },
         }
+        with_missing = {"unk_token": missing, "vocab": vocab | {missing: self._missing_id}}
+        kept = self._description | {"model": self._description["model"] | with_missing}
         with faults_named("the tokenizers library refuses this tokenizer", path):
             self._library = tokenizers.Tokenizer.from_str(json.dumps(kept))
-            tokens = {token_id: _bytes_of_token(token) for token, token_id in vocab.items()}
+            tokens = {token_id: bytes_of_token(token) for token, token_id in vocab.items()}
             tokens |= {vocab[content]: content.encode() for content in added}
-        super().__init__(tokens, None if eos is None else vocab[eos])
+        super().__init__(tokens, None if last is None else vocab[last])
+
+    def files(self) -> dict[str, bytes]:
+        """A tokenizer.json, with what else transformers looks for."""
+        found = {"tokenizer.json": self._description,
+                 "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}}  # fmt: skip
+        if self.eos_id is not None:
+            eos = self.added[self.eos_id]
+            found["special_tokens_map.json"] = {"bos_token": eos, "eos_token": eos, "unk_token": eos}
+            found["tokenizer_config.json"] |= found["special_tokens_map.json"]
+        return {name: json.dumps(contents, ensure_ascii=False).encode() for name, contents in found.items()}
 
     def _encode(self, text: str) -> list[int]:
         with faults_named("the tokenizers library cannot encode this text", "encode"):
@@ -110,7 +138,7 @@ class ByteLevelBPE(Tokenizer):
 
 def load_tokenizer_json(path: Path) -> ByteLevelBPE:
     """A tokenizer.json that holds a byte-level BPE; ``TokenizerError`` if it holds anything else."""
-    return ByteLevelBPE(read_json_object(path), path)
+    return ByteLevelBPE(read_json_object(path), path, _added_beside(path), named_eos(path.parent))
 
 
 def load_vocab_and_merges(vocab_path: Path, merges_path: Path) -> ByteLevelBPE:
@@ -123,10 +151,21 @@ def load_vocab_and_merges(vocab_path: Path, merges_path: Path) -> ByteLevelBPE:
     merges_path : Path
         One merge a line, two tokens with a space between, the most urgent first; a first line "#version" is skipped.
     """
-    lines = read_text(merges_path).replace("\r\n", "\n").split("\n")
-    merges = [line for n, line in enumerate(lines) if line and not (n == 0 and line.startswith("#version"))]
-    model = {"vocab": read_json_object(vocab_path), "merges": merges}
-    return ByteLevelBPE({"pre_tokenizer": BYTE_LEVEL, "model": model}, vocab_path)
+    model = {"vocab": read_json_object(vocab_path), "merges": read_merges(merges_path)}
+    description = {"pre_tokenizer": BYTE_LEVEL, "model": model}
+    return ByteLevelBPE(description, vocab_path, _added_beside(vocab_path), named_eos(vocab_path.parent))
+
+
+def read_merges(path: Path) -> list[str]:
+    """The merges of a merges.txt, each "a b"."""
+    lines = read_text(path).replace("\r\n", "\n").split("\n")
+    return [line for n, line in enumerate(lines) if line and not (n == 0 and line.startswith("#version"))]
+
+
+def _added_beside(path: Path) -> dict[str, int]:
+    """What the added_tokens.json in the same directory adds."""
+    beside = path.parent / "added_tokens.json"
+    return _checked_ids(read_settings(beside), "the file", beside) if beside.is_file() else {}
 
 
 def _refuse_other_kinds(description: dict[str, Any], model: dict[str, Any], path: Path) -> None:
@@ -179,25 +218,28 @@ def _checked_merges(merges: object, vocab: dict[str, int], path: Path) -> list[s
     return checked
 
 
-def _added_token(content: str, token_id: int) -> dict[str, Any]:
+def added_token(content: str, token_id: int) -> dict[str, Any]:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {"id": token_id, "content": content, **flags}
 
 
 def _added_tokens(description: dict[str, Any], path: Path) -> list[dict[str, Any]]:
-    """The tokens that are looked for in a text before anything else: tokenizer.json's own and added_tokens.json's."""
+    """The tokens that tokenizer.json has looked for in a text before anything else."""
     entries: list[dict[str, Any]] = expect(description.get("added_tokens") or [], list, "added_tokens", path)
     for entry in entries:
         content = expect(
             expect(entry, dict, "an added token", path).get("content"), str, "an added token's content", path
         )
         _checked_ids({content: entry.get("id")}, "added_tokens", path)
-    beside = path.parent / "added_tokens.json"
-    extra = _checked_ids(read_settings(beside), "the file", beside) if beside.is_file() else {}
-    return entries + [_added_token(content, token_id) for content, token_id in extra.items()]
+    return entries
 
 
-def _bytes_of_token(token: str) -> bytes:
+def bytes_of_token(token: str) -> bytes:
     """A token's bytes by its letters; a token with other characters, such as a space, is plain text."""
     letters = [BYTE_OF_LETTER.get(letter) for letter in token]
     return bytes(byte for byte in letters if byte is not None) if None not in letters else token.encode()
+
+
+def letters_of_bytes(token: bytes) -> str:
+    """Bytes as the vocabulary spells them."""
+    return "".join(LETTER_OF_BYTE[byte] for byte in token)

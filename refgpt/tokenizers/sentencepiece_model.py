@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -12,6 +14,11 @@ from refgpt.tokenizers.files import faults_named, named_eos, read_bytes
 from refgpt.wording import FRESH_COPY
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how pieces spell a space: U+2581
+
+
+def load_model(path: Path) -> SentencePieceTokenizer:
+    """A tokenizer.model; special_tokens_map.json and tokenizer_config.json beside it may name the end of a text."""
+    return SentencePieceTokenizer(read_bytes(path), path, named_eos(path.parent))
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -25,12 +32,16 @@ class SentencePieceTokenizer(Tokenizer):
 
     Parameters
     ----------
+    model : bytes
+        The contents of a tokenizer.model.
     path : Path
-        The model; special_tokens_map.json and tokenizer_config.json are looked up beside it.
+        Where it came from, for errors.
+    eos : sequence of str
+        Which piece ends a text: the first of these that is there, else the model's own.
     """
 
-    def __init__(self, path: Path) -> None:
-        model = read_bytes(path)
+    def __init__(self, model: bytes, path: Path, eos: Sequence[str] = ()) -> None:
+        self._model = model
         with faults_named("the sentencepiece library refuses this model", path):
             self._library = library = sentencepiece.SentencePieceProcessor()
             library.LoadFromSerializedProto(model)
@@ -41,8 +52,23 @@ class SentencePieceTokenizer(Tokenizer):
         if not tokens:
             raise TokenizerError("the model has no pieces", where=path, fix=FRESH_COPY)
         own_eos = [library.eos_id()] if library.eos_id() >= 0 else []
-        eos_ids = [pieces[name] for name in named_eos(path.parent) if name in pieces] + own_eos
+        eos_ids = [pieces[name] for name in eos if name in pieces] + own_eos
         super().__init__(tokens, eos_ids[0] if eos_ids else None)
+
+    def files(self) -> dict[str, bytes]:
+        """The model itself, and the name of the piece that ends a text."""
+        found = {"tokenizer.model": self._model}
+        if self.eos_id is not None:
+            settings = {"eos_token": self._library.id_to_piece(self.eos_id)}
+            found["special_tokens_map.json"] = json.dumps(settings, ensure_ascii=False).encode()
+        return found
+
+    def pieces(self) -> Iterator[tuple[str, float, int]]:
+        """Each piece with its score and its type, by id: 1 normal, 2 unknown, 3 control, 5 unused, 6 a byte."""
+        library = self._library
+        kinds = ((library.is_unknown, 2), (library.is_control, 3), (library.is_unused, 5), (library.is_byte, 6))
+        for n in range(library.get_piece_size()):
+            yield library.id_to_piece(n), library.get_score(n), next((kind for has, kind in kinds if has(n)), 1)
 
     def _plain_bytes(self, token_id: int, piece: str) -> bytes:
         """What a piece stands for anywhere but at the start of a text."""

@@ -376,7 +376,7 @@ def test_an_old_file_is_refused_with_the_way_out():
 
 
 @pytest.mark.parametrize(
-    ("start", "says"), [(b"lmgg", "ggml"), (b"GGUF", "GGUF"), (b"<!DOCTYPE html>", "no file of torch")]
+    ("start", "says"), [(b"lmgg", "ggml"), (b"GGUF", "GGUF"), (b"<!DOCTYPE html>", "not a file of torch")]
 )
 def test_other_files_are_named(tmp_path, start, says):
     (tmp_path / "x.bin").write_bytes(start + bytes(100))

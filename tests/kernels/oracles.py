@@ -13,11 +13,12 @@ import numpy as np
 from kernels.buffers import SCALAR, Output, assert_same_bits, guarded, numbers, stored
 from kernels.quantised import decoded_rows, quantised_panels
 
-from refgpt import spec
+from refgpt import checksums, quantisation, spec
 from refgpt.kernels import (
     CHUNK,
     Kernel,
     attention,
+    digests,
     embedding,
     gelu,
     kv_append,
@@ -25,6 +26,7 @@ from refgpt.kernels import (
     layer_norm,
     linear,
     pack,
+    quantise,
     quantise_rows,
     query_tiles,
     residual,
@@ -32,6 +34,7 @@ from refgpt.kernels import (
     softmax,
 )
 from refgpt.kernels.registry import ffi, lib
+from refgpt.panels import Panels, n_blocks, n_panels, panel_shape
 from refgpt.params import widen
 from refgpt.runtime.rotation import rotary_tables
 from refgpt.tracing import bounds
@@ -336,6 +339,51 @@ def pack_case(element: np.dtype, n: int, n_rows: int, flavour: str, rng: Rng) ->
     return Case(run, (want,), (np.zeros(want.shape),))
 
 
+# ---- what is stored --------------------------------------------------------------------------------------------------
+
+
+def whole(panels: Panels) -> np.ndarray:
+    """The numbers of quantised panels, lanes and inputs of padding too; NaN where a scale is NaN."""
+    n, blocks, _ = panels.data.shape
+    return Panels(panels.data, 16 * n, 32 * blocks, panels.kind).rows(0, 16 * n)
+
+
+def quantise_case(kind: str, n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    """Panels, shown as the rows that they decode to; the bound is nothing, since NumPy performs the same operations."""
+    w = stored(rng, flavour, "f16", n_rows, n).astype(np.float32) * rng.uniform(0.5, 2, (n_rows, 1)).astype(np.float32)
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
+        part = w[rows]
+        shape = panel_shape(kind, len(part), n)
+        raw, guards = guarded((*shape[:2], shape[2] // 2), np.float16)
+        panels = Panels(raw.view(np.uint8), len(part), n, kind)
+        quantise(part, kind, panels, threads=1, kernel=kernel)
+        return (Output(whole(panels), guards),)
+
+    want = float64(whole(quantisation.quantise(w, kind)))
+    assert want.shape == (16 * n_panels(n_rows), 32 * n_blocks(n))
+    return Case(run, (want,), (np.zeros(want.shape),))
+
+
+def checksum_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    """Rows are pieces, digests are shown in two halves; a digest that was not written is NaN."""
+    words = rng.integers(0, 1 << 32, (n_rows, n), dtype=np.uint32)
+    unwritten = np.array(np.nan).view(np.uint64)
+
+    def halves(found: np.ndarray) -> np.ndarray:
+        parts = np.stack((found >> np.uint64(32), found & np.uint64(0xFFFFFFFF)), axis=-1).astype(np.float64)
+        return np.where((found == unwritten)[:, None], np.nan, parts)
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
+        part = words[rows]
+        out, guards = guarded((len(part) if n else 0,), np.float64)
+        digests(part.reshape(-1), max(n, 1), out.view(np.uint64), threads=1, kernel=kernel)
+        return (Output(halves(out.view(np.uint64)), guards),)
+
+    want = halves(checksums.digests(words.reshape(-1), max(n, 1)))
+    return Case(run, (want,), (np.zeros(want.shape),))
+
+
 ORACLES: dict[str, Callable[[int, int, str, Rng], Case]] = {
     **{f"linear_{dtype}": partial(linear_case, dtype) for dtype in ("f32", "f16", "bf16")},
     **{f"linear_{kind}": partial(linear_quantised_case, kind) for kind in ("q8", "q4")},
@@ -352,4 +400,6 @@ ORACLES: dict[str, Callable[[int, int, str, Rng], Case]] = {
     "pack_b2": partial(pack_case, np.dtype(np.float16)),
     "pack_b4": partial(pack_case, np.dtype(np.float32)),
     "row_sum": row_sum_case,
+    **{f"quantise_{kind}": partial(quantise_case, kind) for kind in ("q8", "q4")},
+    "checksum": checksum_case,
 }

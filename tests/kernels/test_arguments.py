@@ -9,6 +9,7 @@ from refgpt.errors import KernelError
 from refgpt.kernels import (
     attention,
     check_threads,
+    digests,
     embedding,
     gelu,
     kv_append,
@@ -16,6 +17,7 @@ from refgpt.kernels import (
     layer_norm,
     linear,
     pack,
+    quantise,
     quantise_rows,
     query_tiles,
     residual,
@@ -60,13 +62,15 @@ GOOD = {
                           "n_visible": indices(1, 2, 3, 4, 32), "out": floats(N, HEADS, D),
                           "pattern": floats(HEADS, N, 32), "scratch": floats(4, 8, 32)},
     "pack": lambda: {"w": floats(F, C)},
+    "quantise": lambda: {"w": floats(F, C), "kind": "q4"},
+    "digests": lambda: {"words": np.ones(70, np.uint32), "piece_words": 20, "out": np.ones(4, np.uint64)},
 }  # fmt: skip
 OPS = {
     f.__name__: f
     for group in (
         (linear, pack, quantise_rows, residual, embedding),
         (layer_norm, gelu, softmax, row_sum, rotary),
-        (kv_append, attention),
+        (kv_append, attention, quantise, digests),
     )
     for f in group
 }
@@ -103,8 +107,8 @@ FLOAT_ARRAYS = [("quantise_rows", "x"), ("residual", "x"), ("residual", "a"), ("
                 ("softmax", "x"), ("softmax", "out"), ("row_sum", "x"), ("rotary", "x"), ("rotary", "cos"),
                 ("rotary", "sin"), ("rotary", "out"), ("kv_append", "k"), ("kv_append", "v"), ("attention", "q"),
                 ("attention", "out"), ("attention", "pattern"), ("attention", "scratch")]  # fmt: skip
-STORED_ARRAYS = [("embedding", "table"), ("pack", "w"), ("kv_append", "k_cache"), ("kv_append", "v_cache"),
-                 ("attention", "k_cache"), ("attention", "v_cache")]  # fmt: skip
+STORED_ARRAYS = [("embedding", "table"), ("pack", "w"), ("quantise", "w"), ("kv_append", "k_cache"),
+                 ("kv_append", "v_cache"), ("attention", "k_cache"), ("attention", "v_cache")]  # fmt: skip
 INDEX_ARRAYS = [("embedding", "ids"), ("rotary", "positions"), ("kv_append", "positions"), ("kv_append", "slots"),
                 ("attention", "n_visible")]  # fmt: skip
 OUTPUTS = [(op, name) for op, name in FLOAT_ARRAYS + STORED_ARRAYS if name in (*WRITTEN, "scratch") and
@@ -116,7 +120,8 @@ CHANGES = {
     "strided": strided,
     "at an odd address": shifted,
 }
-HARMLESS = {("pack", "w", "longer"), ("pack", "w", "at an odd address"), ("embedding", "table", "longer"),
+HARMLESS = {("pack", "w", "longer"), ("pack", "w", "at an odd address"),
+            ("quantise", "w", "longer"), ("quantise", "w", "at an odd address"), ("embedding", "table", "longer"),
             ("row_sum", "x", "longer"), ("attention", "scratch", "longer")}  # fmt: skip
 FAULTS = [
     *((op, name, what, change) for op, name in FLOAT_ARRAYS + STORED_ARRAYS + INDEX_ARRAYS
@@ -154,6 +159,15 @@ FAULTS = [
     ("attention", "v_cache", "of no dimension", lambda x: floats()),
     ("attention", "k_cache", "of no dimension", lambda x: floats()),
     ("kv_append", "v_cache", "of one dimension", lambda x: floats(4)),
+    ("quantise", "kind", "of floats", lambda x: "f16"),
+    ("digests", "words", "of bytes", lambda x: x.view(np.uint8)),
+    ("digests", "words", "big-endian", lambda x: x.astype(">u4")),
+    ("digests", "words", "strided", strided),
+    ("digests", "words", "at an odd address", shifted),
+    ("digests", "words", "longer by a piece", lambda x: np.ones(81, np.uint32)),
+    ("digests", "piece_words", "of nothing", lambda x: 0),
+    ("digests", "out", "read-only", fixed),
+    ("digests", "out", "of int64", lambda x: x.astype(np.int64)),
     ("rotary", "cos", "odd", lambda x: floats(9, 3)),
     ("rotary", "cos", "wider than a head", lambda x: floats(9, 6)),
 ]  # fmt: skip
@@ -215,7 +229,8 @@ def test_no_rows_are_no_work(op):
     empty = {"quantise_rows": ("x", "out"), "residual": ("x", "a", "b", "out"), "linear": ("x", "out"),
              "embedding": ("ids", "out"), "layer_norm": ("x", "out"), "gelu": ("x", "out"), "softmax": ("x", "out"),
              "row_sum": ("x",), "rotary": ("x", "positions", "out"), "kv_append": ("k", "v", "positions", "slots"),
-             "attention": ("q", "tiles", "n_visible", "out"), "pack": ("w",)}[op]  # fmt: skip
+             "attention": ("q", "tiles", "n_visible", "out"), "pack": ("w",),
+             "quantise": ("w",), "digests": ("words", "out")}[op]  # fmt: skip
     arguments = GOOD[op]()
     arguments |= {name: arguments[name][:0] for name in empty}
     if op == "attention":

@@ -7,7 +7,7 @@ from runtime.models import LONG, PROMPT, fed, runtime
 
 from refgpt.kernels import force_isa
 
-KINDS = [("f32", "f32"), ("f16", "f32"), ("bf16", "f16")]
+KINDS = [("f32", "f32"), ("f16", "f32"), ("bf16", "f16"), ("q8", "f32"), ("q4", "f16")]
 each_kind = pytest.mark.parametrize(("dtype", "kv_dtype"), KINDS)
 
 
@@ -47,6 +47,11 @@ def test_a_sequence_extended_cut_and_extended_again(dtype, kv_dtype, prefix_len)
     session.truncate(0, 0)
     assert_same_bits(session.extend(0, PROMPT[:40]), engine.logits(PROMPT[:40]))
     session.truncate(0, 1)  # nothing of a prefix is left that could not be cut
+    session.prefill(0, PROMPT[:33], prefix_len)
+    session.truncate(0, 0)
+    rows = [session.decode([0], [new])[0] for new in PROMPT[:3]]
+    assert_same_bits(np.stack(rows), engine.logits(PROMPT[:3]))
+    session.truncate(0, 1)
     assert_same_bits(session.prefill(0, PROMPT[:33], prefix_len), want[32])
 
 

@@ -19,7 +19,8 @@ def session():
     session = runtime().session(4, 20)
     session.prefill(FULL, PROMPT[:20])
     session.prefill(GOING, PROMPT[:5])
-    session.prefill(BOTH_WAYS, PROMPT[:8], 6)
+    session.prefill(BOTH_WAYS, PROMPT[:7], 6)
+    session.extend(BOTH_WAYS, PROMPT[7:8])
     return session
 
 

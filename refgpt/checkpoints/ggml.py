@@ -1,0 +1,58 @@
+"""A GPT-J as one .bin file of ggml: the header is the configuration, tensors have Hugging Face's names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from refgpt.checkpoints import ggml_file, gptj, single_file
+from refgpt.checkpoints.checkpoint import Checkpoint
+from refgpt.checkpoints.ggml_file import OTHER_MODEL, GgmlFile
+from refgpt.checkpoints.mask import find_mask, names_of
+from refgpt.config import ModelConfig
+from refgpt.errors import CheckpointError, ConfigError
+from refgpt.params import Progress, leaf_shapes
+from refgpt.vocabulary import Vocabulary
+
+#: The header's numbers by the configuration's names.
+NUMBERS = {"n_layer": "n_layer", "n_head": "n_head", "d_model": "n_embd", "d_rotary": "n_rot", "n_vocab": "n_vocab",
+           "n_ctx": "n_ctx"}  # fmt: skip
+END_OF_TEXT = b"<|endoftext|>"
+
+
+def is_at(path: Path) -> bool:
+    """Whether a path is such a file, or a directory that has one and no other weights."""
+    return single_file.is_at(path, ggml_file.MAGIC)
+
+
+def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoint:
+    """Open it, which takes no time: see ``open_checkpoint``."""
+    file = single_file.file_at(path, ggml_file.MAGIC)
+    content = ggml_file.read(file)
+    config = _config(content, file)
+    names = {leaf: gptj.full_name(leaf) for leaf in leaf_shapes(config)}
+    params = single_file.build_params(content.tensors, names, config, file, OTHER_MODEL)
+    mask, source = find_mask(mask, {}, config.n_ctx, names_of(file), file)
+    vocabulary = Vocabulary(content.tokens, False, None, None, config.eos_id, file)
+    infos = single_file.tensor_infos(content.tensors, file)
+    return Checkpoint(path, "ggml", gptj.MODEL_TYPE, config, params, mask, source, infos, vocabulary)
+
+
+def _config(content: GgmlFile, path: Path) -> ModelConfig:
+    """The header does not tell the MLP's width, which the tensors do, nor epsilon, which ggml's code fixes at 1e-5."""
+    given = {field: content.numbers[name] for field, name in NUMBERS.items()}
+    name = gptj.full_name("blocks.0.b_in")
+    if name not in content.tensors:
+        raise CheckpointError("this is no GPT-J's ggml file", where=path, got=f"no tensor {name}", fix=OTHER_MODEL)
+    try:
+        end = _end_of_text(content.tokens)
+        return ModelConfig(**given, d_ff=content.tensors[name].size, ln_eps=1e-5, bos_id=end, eos_id=end)
+    except ConfigError as fault:
+        raise CheckpointError(f"the header makes no sense: {fault.where} {fault.what}", where=path, got=fault.got,
+                              wanted=fault.wanted, fix=OTHER_MODEL) from fault  # fmt: skip
+
+
+def _end_of_text(tokens: tuple[bytes, ...]) -> int | None:
+    """GPT-J has one token that begins and ends a text."""
+    if END_OF_TEXT in tokens:
+        return tokens.index(END_OF_TEXT)
+    return ModelConfig.eos_id if len(tokens) > (ModelConfig.eos_id or 0) else None

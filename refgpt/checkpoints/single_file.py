@@ -1,0 +1,80 @@
+"""What the layouts have in common whose model is one file: ggml's and GGUF."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from refgpt.checkpoints import huggingface
+from refgpt.checkpoints.checkpoint import TensorInfo
+from refgpt.checkpoints.magic import begins_with
+from refgpt.config import ModelConfig
+from refgpt.encoded import Encoded
+from refgpt.errors import CheckpointError
+from refgpt.params import Leaf, Params, check, dtype_name
+from refgpt.wording import listed
+
+
+def is_at(path: Path, magic: bytes) -> bool:
+    """Whether a path is such a file, or a directory that has one and no weights in Hugging Face's layout."""
+    if not path.is_dir():
+        return begins_with(path, magic)
+    return huggingface.weights_in(path) is None and bool(_files_in(path, magic))
+
+
+def file_at(path: Path, magic: bytes) -> Path:
+    """The file itself.
+
+    Raises
+    ------
+    CheckpointError
+        If a directory has several.
+    """
+    if not path.is_dir():
+        return path
+    found = _files_in(path, magic)
+    if len(found) != 1:
+        raise CheckpointError("there are several models in this directory", where=path,
+                              got=listed(file.name for file in found), fix="name the file that you want")  # fmt: skip
+    return found[0]
+
+
+def _files_in(directory: Path, magic: bytes) -> list[Path]:
+    return sorted(file for file in directory.iterdir() if begins_with(file, magic))
+
+
+def build_params(
+    tensors: Mapping[str, Leaf], names: Mapping[str, str], config: ModelConfig, path: Path, fix: str
+) -> Params:
+    """The parameter tree over the tensors of a file; nothing is copied.
+
+    Parameters
+    ----------
+    names : mapping of str to str
+        The file's name of every leaf of the configuration.
+    fix : str
+        The way out if they do not fit.
+
+    Raises
+    ------
+    CheckpointError
+        Naming every tensor that is missing, unknown or of another shape than the configuration says.
+    """
+    if missing := [name for name in names.values() if name not in tensors]:
+        raise CheckpointError(f"{len(missing)} of {len(names)} tensors of a GPT-J are missing", where=path,
+                              got=f"no {listed(missing)}", fix=fix)  # fmt: skip
+    if unknown := sorted(tensors.keys() - set(names.values())):
+        raise CheckpointError("there are tensors that have no place in GPT-J", where=path, got=listed(unknown),
+                              fix=fix)  # fmt: skip
+    params = Params.from_leaves({leaf: tensors[name] for leaf, name in names.items()}, config.n_layer)
+    check(params, config, names, path, fix)
+    return params
+
+
+def tensor_infos(tensors: Mapping[str, Leaf], path: Path) -> tuple[TensorInfo, ...]:
+    """What the checkpoint says of each tensor."""
+    return tuple(
+        TensorInfo(name, leaf.encoding if isinstance(leaf, Encoded) else dtype_name(leaf.dtype) or str(leaf.dtype),
+                   leaf.shape, leaf.nbytes, path)
+        for name, leaf in tensors.items()
+    )  # fmt: skip

@@ -1,0 +1,60 @@
+"""Checksums of stored bytes that cost no more than reading them, which SHA-256 of a whole model would not.
+
+Bytes are taken as little-endian words in pieces of 64 KiB. Each piece has a digest of 64 bits, in which a change of any
+one word shows with certainty; the checksum is the SHA-256 of the digests side by side. It finds damage. It is no
+signature: who may write a file may write its checksum too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+PIECE_WORDS = 1 << 14
+LANES = 64
+
+
+def digests(words: np.ndarray, piece_words: int = PIECE_WORDS) -> np.ndarray:
+    """Digests of the pieces of some words; the kernel ``checksum`` returns the same.
+
+    Word i of a piece goes into lane i % 64: ``lane = (rotl(lane, 15) ^ word) * 0x01000193``, from 0, with zeros for
+    words that the last step lacks. A digest starts at the number of words in its piece and takes the lanes in order:
+    ``digest = (digest ^ lane) * 0x100000001b3``. All of it can be undone, step by step: so no word can change alone.
+
+    Parameters
+    ----------
+    words : ndarray [n], uint32
+    piece_words : int
+
+    Returns
+    -------
+    ndarray [n_pieces], uint64
+    """
+    n_pieces = -(-len(words) // piece_words)
+    n_words = np.full(n_pieces, piece_words, np.uint64)
+    if len(words) % piece_words:
+        n_words[-1] = len(words) % piece_words
+    whole = len(words) // piece_words * piece_words
+    digest = n_words
+    for lane in np.concatenate((_lanes(words[:whole], piece_words), _lanes(words[whole:], piece_words))).T:
+        digest = (digest ^ lane) * np.uint64(0x100000001B3)
+    return digest
+
+
+def _lanes(words: np.ndarray, piece_words: int) -> np.ndarray:
+    """The lanes after the last word of each piece: [n_pieces, 64]. All pieces are equally long."""
+    n = min(piece_words, len(words))
+    pieces = np.empty((0, 0), np.uint32) if n == 0 else words.reshape(-1, n)
+    lanes = np.zeros((len(pieces), LANES), np.uint32)
+    for start in range(0, n, LANES):
+        some = pieces[:, start : start + LANES]
+        lanes = lanes << np.uint32(15) | lanes >> np.uint32(17)
+        lanes[:, : some.shape[1]] ^= some
+        lanes *= np.uint32(0x01000193)
+    return lanes
+
+
+def checksum(piece_digests: np.ndarray) -> str:
+    """The checksum of bytes whose pieces have these digests: 64 hexadecimal digits."""
+    return hashlib.sha256(piece_digests.astype("<u8").tobytes()).hexdigest()

@@ -1,0 +1,123 @@
+"""``refgpt classify``."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+from refgpt.cli.loading import counted, load_model
+from refgpt.cli.options import Commands, add_command, add_running_arguments, unescaped
+from refgpt.cli.results import check_suffix, json_line, opened
+from refgpt.errors import DataError
+from refgpt.evaluation import (
+    DEFAULT_TEMPLATE,
+    NORMALISATIONS,
+    Classification,
+    Classifier,
+    Table,
+    Template,
+    accuracy,
+    check_labels,
+    classify_column,
+    codes,
+    estimate,
+    macro_f1,
+    mean_over_trials,
+    read_csv,
+)
+
+EXAMPLES = """examples:
+  refgpt classify reviews.csv --labels positive,negative --text-column review
+  refgpt classify -m ~/gpt-jt reviews.csv --labels good,bad --text-column review --label-column verdict -o out.csv
+  refgpt classify reviews.csv --labels good,bad --template "Good or bad?\\n\\nReview: {text}\\nIt is: {label}"
+"""
+
+
+def add_commands(commands: Commands) -> None:
+    """Declare ``classify``."""
+    classify = add_command(commands, "classify", _classify, "label the texts of a CSV file", EXAMPLES)
+    add = classify.add_argument
+    add("file", metavar="FILE", help="CSV in UTF-8 whose first line names the columns")
+    add("--labels", required=True, metavar="A,B,..", help="what to choose from; one with a comma in double quotes")
+    add("--text-column", default="text", metavar="NAME", help="the column of texts (default: text)")
+    add("--label-column", metavar="NAME", help="the column of right labels, if there is one: tells how many are found")
+    add("--template", default=DEFAULT_TEMPLATE, metavar="TEXT",
+        help=r"how text and label are put into words; \n is a new line (default: %(default)r)")  # fmt: skip
+    add("--examples", metavar="FILE", help="CSV with the same columns: its rows are shown before each text")
+    add("--normalise", choices=NORMALISATIONS, default="sum",
+        help="what a label scores: its log-likelihood; that, divided by its tokens; or that, less its log-likelihood "
+        "where no text stands before it (default: sum)")  # fmt: skip
+    add("-o", "--output", metavar="FILE", help="write to a .csv or .jsonl file (default: CSV to standard output)")
+    add_running_arguments(classify)
+
+
+def _classify(arguments: argparse.Namespace) -> int:
+    table = read_csv(arguments.file)
+    labels = check_labels([label.strip() for label in next(csv.reader([arguments.labels], skipinitialspace=True))])
+    template = Template.parse(unescaped(arguments.template), labels)
+    table.column(arguments.text_column)
+    gold = None if arguments.label_column is None else table.labels(arguments.label_column, labels)
+    examples = [] if arguments.examples is None else _examples(arguments, labels)
+    writer = _writer(arguments.output, table, labels)
+    with opened(arguments.output) as file:
+        write = writer(file)
+        classifier = Classifier(load_model(arguments, arguments.backend), labels, template, examples,
+                                arguments.normalise)  # fmt: skip
+        results = classify_column(classifier, table, arguments.text_column)
+        predicted = []
+        shown = arguments.output is not None or not sys.stdout.isatty()  # a bar between the rows would tear them
+        with counted(len(table.rows), "row", "classifying", shown) as one_more:
+            for row, result in zip(table.rows, results, strict=True):
+                write(row, result)
+                predicted.append(result.label)
+                one_more()
+    if gold is not None:
+        summary = sys.stderr if arguments.output is None else sys.stdout
+        given, guessed = codes(gold, labels), [codes(predicted, labels)]
+        for name, metric in {"accuracy": accuracy, "macro-F1": macro_f1}.items():
+            print(f"{name:<10}{estimate(mean_over_trials(metric, given, guessed))}", file=summary)
+    return 0
+
+
+def _examples(arguments: argparse.Namespace, labels: Sequence[str]) -> list[tuple[str, str]]:
+    """Texts and labels to show, from a file of the same columns."""
+    if arguments.label_column is None:
+        raise DataError("needs the column of labels", where="--examples", fix="name it with --label-column")
+    table = read_csv(arguments.examples)
+    texts = table.column(arguments.text_column)
+    return list(zip(texts, table.labels(arguments.label_column, labels), strict=True))
+
+
+Write = Callable[[dict[str, str], Classification], None]
+
+
+def _writer(path: str | None, table: Table, labels: Sequence[str]) -> Callable[[IO[str]], Write]:
+    """What makes of an opened file a function that writes a row of the table with what was found."""
+    as_json = check_suffix(path, ".csv", ".jsonl") == ".jsonl"
+    added = ["predicted", *(["probabilities", "scores"] if as_json else [f"p({label})" for label in labels])]
+    if path is not None and Path(path).exists() and Path(path).samefile(table.path):
+        raise DataError("is the file that is read", where="--output", got=path, fix="write to another")
+    if taken := [name for name in added if name in table.columns]:
+        raise DataError("has a column of a name that results get", where=table.path, got=taken[0], fix="rename it")
+
+    def csv_rows(file: IO[str]) -> Write:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow([*table.columns, *added])
+
+        def write(row: dict[str, str], found: Classification) -> None:
+            rows.writerow([*row.values(), found.label, *(f"{p:.6g}" for p in found.probabilities.values())])
+            file.flush()
+
+        return write
+
+    def json_lines(file: IO[str]) -> Write:
+        line = json_line(file)
+        return lambda row, found: line(
+            {**row, "predicted": found.label, "probabilities": found.probabilities, "scores": found.scores}
+        )
+
+    return json_lines if as_json else csv_rows

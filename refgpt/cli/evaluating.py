@@ -1,0 +1,103 @@
+"""``refgpt demo`` and ``raft``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+
+from refgpt.cli.loading import counted, load_model
+from refgpt.cli.options import Commands, add_command, add_running_arguments
+from refgpt.cli.results import check_suffix, json_line, opened
+from refgpt.evaluation import (
+    DEMO_SETTINGS,
+    DEMOS,
+    METHODS,
+    NORMALISATIONS,
+    RaftSettings,
+    mean_results,
+    read_raft,
+    run_raft,
+)
+from refgpt.generation import encode_prompt
+from refgpt.model import open_model
+
+log = logging.getLogger("refgpt")
+
+DEMO_EXAMPLES = """examples:
+  refgpt demo sentiment -m ~/gpt-jt
+  refgpt demo qa "What is the capital of Norway?"
+"""
+RAFT_EXAMPLES = """examples:
+  refgpt raft raft/data -m ~/gpt-jt
+  refgpt raft raft/data -m ~/gpt-jt --tasks overruling,twitter_complaints --method likelihood -o answers.jsonl
+"""
+
+
+def add_commands(commands: Commands) -> None:
+    """Declare ``demo`` and ``raft``."""
+    demo = add_command(commands, "demo", _demo, "show one of the four demonstrations of GPT-JT", DEMO_EXAMPLES)
+    demo.add_argument("name", choices=DEMOS,
+                      help="; ".join(f"{name}: {shown.about}" for name, shown in DEMOS.items()))  # fmt: skip
+    demo.add_argument("text", nargs="?", metavar="TEXT", help="ask about another text than the demonstration's own")
+    demo.add_argument("-n", "--max-new-tokens", type=int, default=DEMO_SETTINGS.max_new_tokens, metavar="N",
+                      help="write at most N tokens (default: %(default)s)")  # fmt: skip
+    add_running_arguments(demo)
+
+    raft = add_command(commands, "raft", _raft, "measure a model on RAFT, few-shot classification, as HELM does",
+                       RAFT_EXAMPLES)  # fmt: skip
+    add = raft.add_argument
+    add("folder", metavar="FOLDER", help="the tasks' files: TASK/train.csv or TASK.csv; nothing is fetched")
+    add("--tasks", metavar="A,B,..", help="which of the eleven (default: those that are there)")
+    add(
+        "--method",
+        choices=METHODS,
+        default="generate",
+        help="generate: what is written must be the label; likelihood: take the likeliest label (default: generate)",
+    )
+    add("--normalise", choices=NORMALISATIONS, default="sum", help="for likelihood, as in classify (default: sum)")
+    add("--shots", type=int, default=5, metavar="N", help="examples before each row (default: 5)")
+    add("--trials", type=int, default=3, metavar="N", help="draws of examples (default: 3)")
+    add("--rows", type=int, metavar="N", help="ask only the first N rows of each task (default: all)")
+    add("-o", "--output", metavar="FILE", help="write every answer to a .jsonl file")
+    add_running_arguments(raft)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    params = replace(DEMO_SETTINGS, max_new_tokens=arguments.max_new_tokens)
+    prompt = DEMOS[arguments.name].prompt(arguments.text)
+    checkpoint, tokenizer = open_model(arguments.model, arguments.mask)
+    ids = encode_prompt(prompt, checkpoint.config, tokenizer, params)
+    pieces = load_model(arguments, arguments.backend).stream(ids, params)
+    print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def _raft(arguments: argparse.Namespace) -> int:
+    settings = RaftSettings(arguments.method, arguments.shots, arguments.trials, arguments.rows, arguments.normalise)
+    tasks = read_raft(arguments.folder, [name.strip() for name in (arguments.tasks or "").split(",") if name.strip()])
+    check_suffix(arguments.output, ".jsonl")
+    with opened(arguments.output) as file:
+        model, results = load_model(arguments, arguments.backend), []
+        print(_columns("task", "rows", ["exact match", "quasi-exact match", "macro-F1"]), flush=True)
+        for task in tasks:
+            n_rows = len(task.rows[: settings.n_rows])
+            with counted(n_rows * settings.n_trials, "answer", task.name) as one_more:
+                result = run_raft(model, task, settings, one_more)
+            results.append(result)
+            for record in result.records() if arguments.output is not None else ():
+                json_line(file)(record)
+            print(_columns(task.name, n_rows, mean_results([result]).values()), flush=True)
+            if result.n_shortened:
+                log.warning("%s: %d of %d prompts lost examples, or their end, to fit into the context", task.name,
+                            result.n_shortened, n_rows * settings.n_trials)  # fmt: skip
+    print(_columns(f"mean of {len(results)}", "", mean_results(results).values()))
+    return 0
+
+
+def _columns(name: str, n_rows: object, values: Iterable[object]) -> str:
+    return f"{name:<32}{n_rows:>4}  " + "".join(f"{value!s:<24}" for value in values).rstrip()

@@ -1,0 +1,173 @@
+"""Writing a GGUF file: the keys of the architecture "gptj", llama.cpp's names of tensors, the tokenizer.
+
+The strings are those that llama.cpp and the gguf library read: tokens in GPT-2's letters. Quantised matrices of ggml
+and GGUF files are written as they are; vectors are widened to float32, which every program expects. What GGUF has no
+key for is told under ``refgpt.``: the mask, and a sentencepiece model, whose normaliser GGUF's own keys leave out.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refgpt.checkpoints import Checkpoint
+from refgpt.checkpoints.ggml_blocks import TYPES, Blocks, n_bytes_of
+from refgpt.checkpoints.gguf import (
+    ARCHITECTURE,
+    BOS,
+    EOS,
+    KEYS,
+    MASK,
+    NAME,
+    SENTENCEPIECE,
+    TOKENIZER,
+    TOKENIZER_JSON,
+    tensor_name,
+)
+from refgpt.checkpoints.gguf_file import ARRAY, DEFAULT_ALIGNMENT, MAGIC, STRING
+from refgpt.checkpoints.mask import names_of
+from refgpt.conversion.leaves import stored_blocks, written
+from refgpt.params import Leaf, Progress, dtype_name
+from refgpt.tokenizers import Tokenizer
+
+DTYPES = (None, "f32", "f16", "bf16")
+FILE = "model.gguf"
+NUMBERS = {name: number for number, name in TYPES.items()}
+#: What most tensors of a file are (llama.cpp's ``llama_ftype``).
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32}
+QUANTISATION_VERSION = 2
+VERSION = 3
+#: Types of tokens.
+NORMAL, CONTROL, UNUSED = 1, 3, 5
+
+
+def write(
+    source: Checkpoint,
+    tokenizer: Tokenizer | None,
+    dtype: str | None,
+    directory: Path,
+    progress: Progress | None = None,
+) -> None:
+    """Write a checkpoint as one file, model.gguf, one tensor after the other.
+
+    Parameters
+    ----------
+    source : Checkpoint
+    tokenizer : Tokenizer or None
+        The one that was opened with it.
+    dtype : "f32", "f16", "bf16" or None
+        Of the matrices; None is as stored, also of matrices that are quantised in ggml's blocks. float64 is rounded to
+        float32.
+    directory : Path
+        Exists.
+    progress : callable, optional
+        Called with the bytes that are written, and all.
+
+    Raises
+    ------
+    CheckpointError
+        If a weight is NaN, infinite or too large for the dtype.
+    """
+    leaves = dict(source.params.items())
+    encodings = {name: _encoding(leaf, dtype) for name, leaf in leaves.items()}
+    metadata = _metadata(source, encodings) | tokenizer_metadata(tokenizer, source)
+    raw = MAGIC + struct.pack("<IQQ", VERSION, len(leaves), len(metadata))
+    raw += b"".join(string(key) + value(item) for key, item in metadata.items())
+    offset = 0
+    for name, leaf in leaves.items():
+        shape = leaf.shape
+        raw += string(tensor_name(name)) + struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
+        raw += struct.pack("<IQ", NUMBERS[encodings[name]], offset)
+        offset += _padded(n_bytes_of(name, encodings[name], shape))
+    n_done, n_total = 0, offset
+    with (directory / FILE).open("wb") as file:
+        file.write(raw.ljust(_padded(len(raw)), b"\0"))
+        for name, leaf in leaves.items():
+            for piece in _pieces(name, leaf, encodings[name]):
+                n_done += file.write(piece.reshape(-1).view(np.uint8).data)
+                if progress is not None:
+                    progress(n_done, n_total)
+            n_done += file.write(bytes(_padded(n_done) - n_done))
+
+
+def _padded(n_bytes: int) -> int:
+    return -(-n_bytes // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
+
+
+def _encoding(leaf: Leaf, dtype: str | None) -> str:
+    if leaf.ndim == 1:
+        return "f32"
+    if dtype is not None:
+        return dtype
+    if isinstance(leaf, Blocks):
+        return leaf.encoding
+    stored = dtype_name(leaf.dtype)
+    return stored if stored in FILE_TYPES else "f32"
+
+
+def _pieces(name: str, leaf: Leaf, encoding: str) -> Iterator[np.ndarray]:
+    if isinstance(leaf, Blocks) and leaf.encoding == encoding:
+        yield from stored_blocks(leaf)
+    else:
+        yield from written(name, leaf, encoding)
+
+
+def _metadata(source: Checkpoint, encodings: dict[str, str]) -> dict[str, Any]:
+    config, most = source.config, encodings["blocks.0.w_in"]
+    found: dict[str, Any] = {ARCHITECTURE: source.family, NAME: names_of(source.path)[0]}
+    for field, keys in KEYS.items():
+        found[keys[0]] = getattr(config, field)
+    found |= {"general.file_type": FILE_TYPES[most], MASK: source.mask}
+    if any(encoding.startswith("q") for encoding in encodings.values()):
+        found["general.quantization_version"] = QUANTISATION_VERSION
+    return found | {key: n for key, n in ((BOS, config.bos_id), (EOS, config.eos_id)) if n is not None}
+
+
+def tokenizer_metadata(tokenizer: Tokenizer | None, source: Checkpoint) -> dict[str, Any]:
+    """The keys that tell a tokenizer: lists for every program, and the whole of it for this one."""
+    if tokenizer is None:
+        return {}
+    from refgpt.tokenizers.byte_level_bpe import ByteLevelBPE, letters_of_bytes
+    from refgpt.tokenizers.sentencepiece_model import SentencePieceTokenizer
+
+    files = tokenizer.files()
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        pieces, scores, kinds = zip(*tokenizer.pieces(), strict=True)
+        return {TOKENIZER + "model": "llama", TOKENIZER + "tokens": list(pieces),
+                TOKENIZER + "scores": np.array(scores, "<f4"), TOKENIZER + "token_type": np.array(kinds, "<i4"),
+                SENTENCEPIECE: np.frombuffer(files["tokenizer.model"], np.uint8)}  # fmt: skip
+    added = tokenizer.added if isinstance(tokenizer, ByteLevelBPE) else {}
+    tokens, types = [], []
+    for n in range(tokenizer.n_vocab):
+        there = bool(tokenizer.exists[n])
+        tokens.append(added.get(n) or (letters_of_bytes(tokenizer.token_bytes(n)) if there else f"[PAD{n}]"))
+        types.append(CONTROL if n in added else NORMAL if there else UNUSED)
+    found = {TOKENIZER + "model": "gpt2", TOKENIZER + "pre": "gpt-2", TOKENIZER + "tokens": tokens,
+             TOKENIZER + "token_type": np.array(types, "<i4")}  # fmt: skip
+    if isinstance(tokenizer, ByteLevelBPE):
+        found |= {TOKENIZER + "merges": tokenizer.merges, TOKENIZER_JSON: files["tokenizer.json"].decode()}
+    return found
+
+
+def string(text: str) -> bytes:
+    """A string as GGUF has it."""
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def value(item: Any) -> bytes:
+    """A value with its type before it: a bool, a number (uint32, float32), a text, a list of texts, an array."""
+    if isinstance(item, int):
+        return struct.pack("<II", 4, item)
+    if isinstance(item, float):
+        return struct.pack("<If", 6, item)
+    if isinstance(item, str):
+        return struct.pack("<I", STRING) + string(item)
+    if isinstance(item, np.ndarray):
+        kind = {"|u1": 0, "<i4": 5, "<f4": 6}[item.dtype.str]
+        return struct.pack("<IIQ", ARRAY, kind, len(item)) + item.tobytes()
+    return struct.pack("<IIQ", ARRAY, STRING, len(item)) + b"".join(map(string, item))

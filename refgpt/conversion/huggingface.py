@@ -1,0 +1,159 @@
+"""Writing a directory as Hugging Face lays it out: config.json, safetensors, the tokenizer's files.
+
+Weights of more than five gigabytes go into shards with an index, as transformers writes them. GPT-JT's mask is written
+as GPT-JT's own files have it: as all-ones buffers ``attn.bias``, by which this package and transformers before 4.28
+know it; later ones pass them over, and are causal.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from refgpt.checkpoints import Checkpoint
+from refgpt.checkpoints.gptj import KEYS, full_name
+from refgpt.config import ModelConfig
+from refgpt.conversion.leaves import dtypes_of, written
+from refgpt.conversion.tokenizer_files import write_tokenizer
+from refgpt.errors import ConfigError
+from refgpt.params import STORED_DTYPES, Progress
+from refgpt.small_files import read_json
+from refgpt.tokenizers import Tokenizer
+
+DTYPES = (None, "f32", "f16", "bf16")
+LARGEST_SHARD = 5_000_000_000
+LARGEST_JSON = 1 << 20
+
+SAFETENSORS_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "f64": "F64", "bool": "BOOL"}
+TORCH_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
+ITEM_SIZES = {name: dtype.itemsize for name, dtype in STORED_DTYPES.items()} | {"bool": 1}
+SIDE_FILES = ("generation_config.json",)
+
+
+def write(
+    source: Checkpoint,
+    tokenizer: Tokenizer | None,
+    dtype: str | None,
+    directory: Path,
+    progress: Progress | None = None,
+) -> None:
+    """Write a checkpoint into an empty directory, one tensor after the other.
+
+    Parameters
+    ----------
+    source : Checkpoint
+    tokenizer : Tokenizer or None
+        The one that was opened with it.
+    dtype : "f32", "f16", "bf16" or None
+        Of the matrices, see ``dtypes_of``; None is as stored.
+    directory : Path
+        Exists and is empty.
+    progress : callable, optional
+        Called with the bytes that are written, and all.
+
+    Raises
+    ------
+    CheckpointError
+        If a weight is NaN, infinite or too large for the dtype.
+    """
+    dtypes = dtypes_of(source.params, dtype)
+    _write_config(source, dtypes, directory)
+    write_tokenizer(source, tokenizer, directory)
+    writer = _Writer(source, dtypes, progress)
+    shards = writer.shards()
+    if len(shards) == 1:
+        writer.write_file(directory / "model.safetensors", shards[0])
+        return
+    weight_map: dict[str, str] = {}
+    for n, shard in enumerate(shards, 1):
+        file = f"model-{n:05d}-of-{len(shards):05d}.safetensors"
+        writer.write_file(directory / file, shard)
+        weight_map |= dict.fromkeys(shard, file)
+    n_bytes = sum(writer.n_bytes(name) for name in weight_map)
+    index = {"metadata": {"total_size": n_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+class _Writer:
+    """The tensors of a checkpoint by their names in the files: weights, and the buffers of a mask."""
+
+    def __init__(self, source: Checkpoint, dtypes: dict[str, str], progress: Progress | None) -> None:
+        self.leaves = {full_name(name): (name, leaf) for name, leaf in source.params.items()}
+        self.dtypes = {full_name(name): dtype for name, dtype in dtypes.items()}
+        self.shapes: dict[str, tuple[int, ...]] = {name: leaf.shape for name, (_, leaf) in self.leaves.items()}
+        if source.mask == "prefix":
+            n = source.config.n_ctx
+            for i in range(source.config.n_layer):
+                name = f"transformer.h.{i}.attn.bias"
+                self.dtypes[name], self.shapes[name] = "bool", (1, 1, n, n)
+        self.n_done, self.n_total = 0, sum(map(self.n_bytes, self.shapes))
+        self.progress = progress
+
+    def n_bytes(self, name: str) -> int:
+        return int(np.prod(self.shapes[name], dtype=np.int64)) * ITEM_SIZES[self.dtypes[name]]
+
+    def shards(self) -> list[list[str]]:
+        """Names by file; within a file the widest dtypes come first, so that every tensor is aligned."""
+        shards: list[list[str]] = [[]]
+        room = LARGEST_SHARD
+        for name in self.shapes:
+            if self.n_bytes(name) > room and shards[-1]:
+                shards.append([])
+                room = LARGEST_SHARD
+            shards[-1].append(name)
+            room -= self.n_bytes(name)
+        return [sorted(shard, key=lambda name: -ITEM_SIZES[self.dtypes[name]]) for shard in shards]
+
+    def write_file(self, path: Path, names: list[str]) -> None:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        at = 0
+        for name in names:
+            end = at + self.n_bytes(name)
+            header[name] = {"dtype": SAFETENSORS_DTYPES[self.dtypes[name]], "shape": list(self.shapes[name]),
+                            "data_offsets": [at, end]}  # fmt: skip
+            at = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for name in names:
+                self._write_tensor(file, name)
+
+    def _write_tensor(self, file: BinaryIO, name: str) -> None:
+        for piece in self._pieces(name):
+            self.n_done += file.write(piece.reshape(-1).view(np.uint8).data)
+            if self.progress is not None:
+                self.progress(self.n_done, self.n_total)
+
+    def _pieces(self, name: str) -> Iterator[np.ndarray]:
+        if name not in self.leaves:
+            yield np.ones(self.shapes[name], np.uint8)
+            return
+        leaf_name, leaf = self.leaves[name]
+        yield from written(leaf_name, leaf, self.dtypes[name])
+
+
+def _write_config(source: Checkpoint, dtypes: dict[str, str], directory: Path) -> None:
+    """What transformers needs; a config.json of the source keeps what else it says."""
+    kept: dict[str, Any] = {}
+    origin = source.path if source.path.is_dir() else source.path.parent
+    if source.format.startswith("Hugging Face"):
+        kept = read_json(origin / "config.json", ConfigError, LARGEST_JSON)
+        for file in SIDE_FILES:
+            if (origin / file).is_file():
+                (directory / file).write_bytes((origin / file).read_bytes())
+    kept = {key: value for key, value in kept.items() if key not in ("dtype", "_name_or_path")}
+    config = kept | config_json(source.config) | {"torch_dtype": TORCH_DTYPES[dtypes["wte"]]}
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def config_json(config: ModelConfig) -> dict[str, Any]:
+    """A configuration as transformers' ``GPTJConfig`` names it."""
+    numbers = {keys[0]: getattr(config, field) for field, keys in KEYS.items()}
+    return {"architectures": ["GPTJForCausalLM"], "model_type": "gptj", "activation_function": "gelu_new",
+            "tie_word_embeddings": False} | numbers  # fmt: skip

@@ -1,0 +1,32 @@
+"""A model's tokenizer as files beside the weights: the source's own, or the same written from its vocabulary."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from refgpt.checkpoints import Checkpoint
+from refgpt.tokenizers import Tokenizer
+
+log = logging.getLogger("refgpt")
+
+FILES = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe", "added_tokens.json",
+         "special_tokens_map.json", "tokenizer_config.json", "tokenizer.model")  # fmt: skip
+
+
+def write_tokenizer(source: Checkpoint, tokenizer: Tokenizer | None, directory: Path) -> None:
+    """Carry the tokenizer along; a warning if it cannot be."""
+    if tokenizer is None:
+        return
+    if source.vocabulary is None:
+        origin = source.path if source.path.is_dir() else source.path.parent
+        for name in FILES:
+            if (origin / name).is_file():
+                (directory / name).write_bytes((origin / name).read_bytes())
+        return
+    files = tokenizer.files()
+    if not files:
+        log.warning("%s has no merges, so no tokenizer is written: put merges.txt beside it and convert again, or the "
+                    "original model's tokenizer beside what was written", source.path)  # fmt: skip
+    for name, contents in files.items():
+        (directory / name).write_bytes(contents)

@@ -1,0 +1,234 @@
+"""RAFT as HELM runs it (https://github.com/stanford-crfm/helm): few examples, one line of answer, exact matches.
+
+For each of three trials five examples are drawn, in turn from each label, the frequent ones first. Each row is asked
+after the examples, and the model writes up to 30 tokens of one line, each time the likeliest. An answer counts if it is
+the label to the letter. The second method asks instead which label is the likeliest to be written.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import string
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+from refgpt.arguments import one_of, whole_number
+from refgpt.errors import GenerationError
+from refgpt.evaluation.classification import NORMALISATIONS, Classifier
+from refgpt.evaluation.metrics import Estimate, accuracy, codes, estimate, macro_f1, mean_over_trials
+from refgpt.evaluation.raft_tasks import RaftTask
+from refgpt.generation import Generates, GenerationParams, generate_events, needs_tokenizer
+from refgpt.tokenizers import Tokenizer
+
+METHODS = ("generate", "likelihood")
+ANSWER = GenerationParams(temperature=0, max_new_tokens=30, stop="\n")
+
+
+@dataclass(frozen=True)
+class RaftSettings:
+    """How to ask; the defaults are HELM's. Building one validates it.
+
+    Attributes
+    ----------
+    method : "generate" or "likelihood"
+        Exact match of what is written, or the likeliest label.
+    n_shots, n_trials : int
+        Examples shown before each row, and draws of them.
+    n_rows : int or None
+        Ask the first rows of a task only; None asks all.
+    normalise : "sum", "mean" or "pmi"
+        What a label scores, for "likelihood": see ``Classifier``.
+
+    Raises
+    ------
+    GenerationError
+        Naming the first that cannot be used.
+    """
+
+    method: str = "generate"
+    n_shots: int = 5
+    n_trials: int = 3
+    n_rows: int | None = None
+    normalise: str = "sum"
+
+    def __post_init__(self) -> None:
+        one_of("method", self.method, METHODS, GenerationError)
+        whole_number("n_shots", self.n_shots, 0, None, GenerationError)
+        whole_number("n_trials", self.n_trials, 1, None, GenerationError)
+        whole_number("n_rows", 1 if self.n_rows is None else self.n_rows, 1, None, GenerationError)
+        one_of("normalise", self.normalise, NORMALISATIONS, GenerationError)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A row as it was put to the model.
+
+    Attributes
+    ----------
+    prompt : str or None
+        None where the end had to be cut off.
+    ids : list of int
+        The prompt's.
+    label : str
+        The row's own.
+    n_shots : int
+        Examples that fitted in.
+    """
+
+    prompt: str | None
+    ids: list[int]
+    label: str
+    n_shots: int
+
+
+@dataclass(frozen=True)
+class RaftResult:
+    """How a model did at one task.
+
+    Attributes
+    ----------
+    task : RaftTask
+    settings : RaftSettings
+    trials : tuple of list of Asked
+    answers : tuple of list of str
+        What was answered to each row in each trial: as written, without spaces around it, or the likeliest label.
+    """
+
+    task: RaftTask
+    settings: RaftSettings
+    trials: tuple[list[Asked], ...]
+    answers: tuple[list[str], ...]
+
+    @property
+    def n_shortened(self) -> int:
+        """Prompts that lost examples, or their end, to fit into the context."""
+        n_shots = min(self.settings.n_shots, len(self.task.pool))
+        return sum(asked.n_shots < n_shots or asked.prompt is None for trial in self.trials for asked in trial)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Each answer as a flat record: task, trial, row, n_shots, label and answer."""
+        for trial, (asked, answers) in enumerate(zip(self.trials, self.answers, strict=True)):
+            for row, (one, answer) in enumerate(zip(asked, answers, strict=True)):
+                yield {"task": self.task.name, "trial": trial, "row": row, "n_shots": one.n_shots, "label": one.label,
+                       "answer": answer}  # fmt: skip
+
+
+def mean_results(results: Sequence[RaftResult]) -> dict[str, Estimate]:
+    """Means over tasks, each task counting alike, with intervals for the choice of rows (not of tasks).
+
+    Returns
+    -------
+    dict from str to Estimate
+        "exact": answers that are the label to the letter; "quasi-exact": but for case, punctuation, articles and
+        spaces; "macro-F1" of exact answers.
+    """
+
+    def over(metric: Callable, spelt: Callable[[str], str]) -> Estimate:
+        samples = []
+        for result in results:
+            labels = [spelt(label) for label in result.task.labels]
+            gold = codes([spelt(asked.label) for asked in result.trials[0]], labels)
+            guessed = [codes([spelt(answer) for answer in answers], labels) for answers in result.answers]
+            samples.append(mean_over_trials(metric, gold, guessed))
+        return estimate(*samples)
+
+    return {"exact": over(accuracy, str), "quasi-exact": over(accuracy, plain), "macro-F1": over(macro_f1, str)}
+
+
+def run_raft(model: Generates, task: RaftTask, settings: RaftSettings = RaftSettings(),
+             on_answer: Callable[[], object] = lambda: None) -> RaftResult:  # fmt: skip
+    """Put a task to a model; ``on_answer`` is called after each answer.
+
+    Raises
+    ------
+    GenerationError
+        If the model has no tokenizer, or its context is too small for an answer or a label.
+    """
+    if model.tokenizer is None:
+        raise needs_tokenizer("the tasks are text", "take another model")
+    room = model.engine.config.n_ctx - ANSWER.max_new_tokens
+    if room < 1:
+        raise GenerationError("the model's context is too small for an answer", where=task.name,
+                              got=f"{model.engine.config.n_ctx} positions",
+                              wanted=f"more than {ANSWER.max_new_tokens}")  # fmt: skip
+    rows, trials = task.rows[: settings.n_rows], []
+    for trial in range(settings.n_trials):
+        shots = draw_shots(task.pool, settings.n_shots, trial)
+        trials.append([_ask(task, row, shots, room, model.tokenizer) for row in rows])
+    answer = _written if settings.method == "generate" else _likeliest
+    answers = [answer(model, task, trial, settings, on_answer) for trial in trials]
+    return RaftResult(task, settings, tuple(trials), tuple(answers))
+
+
+def draw_shots(pool: Sequence[tuple[str, str]], n: int, trial: int) -> list[tuple[str, str]]:
+    """The examples of a trial, as HELM draws them.
+
+    From each label in turn one row is drawn, without putting it back. Labels with more rows come first, in random order
+    those with as many.
+
+    Parameters
+    ----------
+    pool : sequence of (text, label)
+    n : int
+        At most; there are no more than the pool has.
+    trial : int
+        The seed, of Python's generator.
+    """
+    stream = random.Random(trial)
+    rows: dict[str, list[tuple[str, str]]] = {}
+    for text, label in pool:
+        rows.setdefault(label, []).append((text, label))
+    order: list[str] = []
+    for count in sorted({len(own) for own in rows.values()}, reverse=True):
+        alike = [label for label in sorted(rows) if len(rows[label]) == count]
+        stream.shuffle(alike)
+        order += alike
+    drawn: list[tuple[str, str]] = []
+    labels = cycle(order)
+    while len(drawn) < min(n, len(pool)):
+        own = rows[next(labels)]
+        if own:
+            drawn.append(own.pop(stream.randrange(len(own))))
+    return drawn
+
+
+def plain(text: str) -> str:
+    """A text without what quasi-exact matches pass over: case, ASCII punctuation, English articles, doubled spaces."""
+    bare = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def _ask(task: RaftTask, row: tuple[str, str], shots: Sequence[tuple[str, str]], most: int,
+         tokenizer: Tokenizer) -> Asked:  # fmt: skip
+    """A row after as many examples as fit into ``most`` tokens: the last are dropped first, at last the row's end."""
+    text, label = row
+    for n_shots in range(len(shots), -1, -1):
+        prompt = task.template.prompt(text, shots[:n_shots])
+        ids = tokenizer.encode(prompt)
+        if len(ids) <= most:
+            return Asked(prompt, ids, label, n_shots)
+    return Asked(None, ids[:most], label, 0)
+
+
+def _written(model: Generates, task: RaftTask, trial: Sequence[Asked], settings: RaftSettings,
+             on_answer: Callable[[], object]) -> list[str]:  # fmt: skip
+    """What the model writes after each prompt."""
+    texts = [""] * len(trial)
+    for event in generate_events(model, [asked.ids for asked in trial], ANSWER):
+        texts[event.seq] += event.text
+        if event.finish_reason:
+            on_answer()
+    return [text.strip() for text in texts]
+
+
+def _likeliest(model: Generates, task: RaftTask, trial: Sequence[Asked], settings: RaftSettings,
+               on_answer: Callable[[], object]) -> list[str]:  # fmt: skip
+    """The likeliest label after each prompt."""
+    classifier, labels = Classifier(model, task.labels, task.template, normalise=settings.normalise), []
+    for asked in trial:
+        labels.append(classifier.choose(*classifier.encode_prompt(asked.prompt or asked.ids)).label)
+        on_answer()
+    return labels

@@ -1,0 +1,74 @@
+"""Kernels for files and weights rather than activations: quantising a matrix, and checksums of what is stored.
+
+See ``refgpt.kernels.ops`` for what all of them take.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refgpt.checksums import PIECE_WORDS
+from refgpt.errors import KernelError
+from refgpt.kernels.calling import Program, arguments, check_shape, check_whole, kind_of, run
+from refgpt.kernels.native import ffi
+from refgpt.kernels.registry import Kernel, active
+from refgpt.panels import BLOCK_BYTES, Panels, n_panels
+
+#: As the header numbers them.
+DTYPE_NUMBERS = {"f32": 0, "f16": 1, "bf16": 2}
+
+
+def quantise(
+    w: np.ndarray,
+    kind: str,
+    out: Panels | None = None,
+    *,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+    program: Program | None = None,
+) -> Panels:
+    """A matrix [n_out, n_in] (float32, float16 or bfloat16) in 8 or 4 bits: ``refgpt.quantisation.quantise``.
+
+    Its weights must be finite and within ``refgpt.quantisation.LARGEST_WEIGHT``, which is not looked at here. The
+    matrix may lie at any address, as it does in files. ``out`` are panels of its shape and of the kind; new ones are
+    made by default.
+    """
+    n_out, n_in = check_shape("w", w, (None, None))
+    dtype = DTYPE_NUMBERS[kind_of("w", w)]
+    if kind not in BLOCK_BYTES:
+        raise KernelError("cannot be used", where="kind", got=repr(kind), wanted=" or ".join(BLOCK_BYTES))
+    out = Panels.zeros(kind, n_out, n_in) if out is None else out
+    if (out.kind, out.shape) != (kind, (n_out, n_in)):
+        raise KernelError("other panels than the matrix", where="out", got=f"{out.kind} {out.shape}",
+                          wanted=f"{kind} {(n_out, n_in)}")  # fmt: skip
+    matrix, panels = check_whole("w", w, anywhere=True), check_whole("out", out.data, written=True)
+    args = arguments("quantise", w=ffi.from_buffer(matrix), panels=ffi.from_buffer(panels), n_in=n_in, n_out=n_out,
+                     dtype=dtype)  # fmt: skip
+    run(kernel or active(f"quantise_{kind}"), args, n_panels(n_out), 1, threads, program)
+    return out
+
+
+def digests(
+    words: np.ndarray,
+    piece_words: int = PIECE_WORDS,
+    out: np.ndarray | None = None,
+    *,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+    program: Program | None = None,
+) -> np.ndarray:
+    """Digests uint64 [n_pieces] of the pieces of some words, uint32 [n]: ``refgpt.checksums.digests``."""
+    (n_words,) = check_shape("words", words, (None,))
+    if words.dtype != np.uint32 or not words.dtype.isnative:
+        raise KernelError("not words", where="words", got=words.dtype, wanted="uint32")
+    if piece_words < 1:
+        raise KernelError("cannot be used", where="piece_words", got=piece_words, wanted="1 at least")
+    n_pieces = -(-n_words // piece_words)
+    out = np.empty(n_pieces, np.uint64) if out is None else out
+    if out.dtype != np.uint64 or out.shape != (n_pieces,):
+        raise KernelError("unusable", where="out", got=f"{out.dtype} {out.shape}", wanted=f"uint64 {(n_pieces,)}")
+    args = arguments("checksum", words=ffi.from_buffer("uint32_t[]", check_whole("words", words)),
+                 digests=ffi.from_buffer("uint64_t[]", check_whole("out", out, written=True)), n_words=n_words,
+                 piece_words=piece_words)  # fmt: skip
+    run(kernel or active("checksum"), args, n_pieces, 16, threads, program)
+    return out

@@ -1,0 +1,112 @@
+"""The tokenizer of a file of weights that brings a vocabulary, with merges or without."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from refgpt.errors import TokenizerError
+from refgpt.small_files import parse_json
+from refgpt.tokenizers.base import Tokenizer
+from refgpt.tokenizers.byte_level_bpe import BYTE_LEVEL, ByteLevelBPE, bytes_of_token, letters_of_bytes, read_merges
+from refgpt.tokenizers.greedy import SPECIAL, GreedyTokenizer
+from refgpt.vocabulary import Vocabulary
+from refgpt.wording import FRESH_COPY, shown
+
+log = logging.getLogger("refgpt")
+
+MERGES = "merges.txt"
+
+
+def embedded_tokenizer(
+    vocabulary: Vocabulary, directory: Path, find_beside: Callable[[Path], Tokenizer | None]
+) -> Tokenizer:
+    """A tokenizer of a file's vocabulary and, where that has no merges, of what lies beside the file.
+
+    A tokenizer's whole file inside counts first. Else merges come from the vocabulary itself, else from a merges.txt;
+    else a whole tokenizer in the directory does, if it gives every token the same id; else the longest token counts,
+    which is said aloud.
+
+    Parameters
+    ----------
+    directory : Path
+        Where the file is.
+    find_beside : callable
+        Finds a whole tokenizer in a directory.
+
+    Raises
+    ------
+    TokenizerError
+        If the vocabulary or the merges make no sense.
+    """
+    if vocabulary.files:
+        return _of_files(vocabulary)
+    merges = vocabulary.merges
+    if merges is None and (directory / MERGES).is_file():
+        merges = tuple(read_merges(directory / MERGES))
+    tokens = _tokens(vocabulary)
+    if merges is not None:
+        return _with_merges(vocabulary, tokens, merges)
+    beside = find_beside(directory)
+    if beside is not None and _agrees(beside, tokens):
+        return beside
+    log.warning(
+        "%s has a vocabulary but no merges, so texts are cut greedily into the longest tokens, not as in training%s; "
+        "put the model's merges.txt beside it",
+        vocabulary.path, "" if beside is None else " (the tokenizer beside it is another model's)",
+    )  # fmt: skip
+    return GreedyTokenizer(tokens, vocabulary.eos_id, vocabulary.path)
+
+
+def _of_files(vocabulary: Vocabulary) -> Tokenizer:
+    """Of a tokenizer.json or a tokenizer.model inside; the token that ends a text is the vocabulary's."""
+    path, eos = vocabulary.path, ""
+    if vocabulary.eos_id is not None and vocabulary.eos_id < len(vocabulary.tokens):
+        eos = (vocabulary.tokens[vocabulary.eos_id] or b"").decode("utf-8", "replace")
+    if "tokenizer.json" in vocabulary.files:
+        description = parse_json(vocabulary.files["tokenizer.json"], f"{path}, tokenizer.json", TokenizerError)
+        return ByteLevelBPE(description, path, eos=[eos])
+    from refgpt.tokenizers.sentencepiece_model import SentencePieceTokenizer
+
+    return SentencePieceTokenizer(vocabulary.files["tokenizer.model"], path, eos=[eos])
+
+
+def _tokens(vocabulary: Vocabulary) -> dict[int, bytes]:
+    """The bytes of each id that means a text; one that repeats another's means none of its own."""
+    found: dict[bytes, int] = {}
+    special = vocabulary.special or frozenset()
+    for token_id, token in enumerate(vocabulary.tokens):
+        if not token:
+            continue
+        if vocabulary.in_letters:
+            try:
+                text = token.decode()
+            except UnicodeDecodeError:
+                raise TokenizerError("a token is not UTF-8", where=vocabulary.path, got=shown(token),
+                                     fix=FRESH_COPY) from None  # fmt: skip
+            token = token if token_id in special else bytes_of_token(text)
+        found.setdefault(token, token_id)
+    return {token_id: token for token, token_id in found.items()}
+
+
+def _agrees(beside: Tokenizer, tokens: dict[int, bytes]) -> bool:
+    """Whether a tokenizer means the same by every id that both have, and has most of them."""
+    shared = [token_id for token_id in tokens if token_id < beside.n_vocab and beside.exists[token_id]]
+    return 2 * len(shared) > len(tokens) and all(beside.token_bytes(n) == tokens[n] for n in shared)
+
+
+def _with_merges(vocabulary: Vocabulary, tokens: dict[int, bytes], merges: tuple[str, ...]) -> ByteLevelBPE:
+    special = vocabulary.special
+    if special is None:
+        special = frozenset(token_id for token_id, token in tokens.items() if SPECIAL.fullmatch(token))
+    added: dict[str, int] = {}
+    for token_id in sorted(special & tokens.keys()):
+        try:
+            added[tokens[token_id].decode()] = token_id
+        except UnicodeDecodeError:  # no text spells it
+            continue
+    spelt = {letters_of_bytes(tokens[n]): n for n in tokens.keys() - added.values()}
+    description = {"pre_tokenizer": BYTE_LEVEL, "model": {"type": "BPE", "vocab": spelt, "merges": list(merges)}}
+    eos = tokens.get(vocabulary.eos_id if vocabulary.eos_id is not None else -1, b"")
+    return ByteLevelBPE(description, vocabulary.path, added, [eos.decode("utf-8", "replace")] if eos else ())

@@ -1,0 +1,81 @@
+"""Segmentation without merges: the longest token first, from left to right.
+
+That is what ggml's programs do with a file that has a vocabulary and nothing else (``gpt_tokenize``). It is not what
+the model was trained with: "strawberries" may become other pieces than BPE's. Words are split by GPT-2's pattern, whose
+letters are Unicode's here; ggml's are the locale's, most often ASCII's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from tokenizers.pre_tokenizers import ByteLevel
+
+from refgpt.errors import TokenizerError
+from refgpt.tokenizers.base import Tokenizer
+from refgpt.tokenizers.files import faults_named
+from refgpt.wording import FRESH_COPY
+
+#: How the family spells tokens that stand for no text of their own, "<|endoftext|>" first of all.
+SPECIAL = re.compile(rb"<\|\w+\|>")
+#: A longer token is of no use in a text, and looking for it would cost time at every letter.
+LONGEST_TOKEN = 256
+
+
+class GreedyTokenizer(Tokenizer):
+    """A vocabulary of bytes, without merges.
+
+    Tokens of the form "<|...|>" in a text become their ids, whole, as everywhere here.
+
+    Parameters
+    ----------
+    tokens : mapping of int to bytes
+        Of tokens that are there twice, encoding uses the first.
+    eos_id : int or None
+        The id that ends a text.
+    path : Path
+        Where they come from, for errors.
+    """
+
+    def __init__(self, tokens: Mapping[int, bytes], eos_id: int | None, path: Path) -> None:
+        super().__init__(tokens, eos_id)
+        self._ids: dict[bytes, int] = {}
+        for token_id, token in sorted(tokens.items()):
+            self._ids.setdefault(token, token_id)
+        if not self._ids:
+            raise TokenizerError("the vocabulary is empty", where=path, fix=FRESH_COPY)
+        self._longest = min(max(map(len, self._ids)), LONGEST_TOKEN)
+        special = [token.decode() for token in self._ids if SPECIAL.fullmatch(token)]  # none begins another
+        self._special = re.compile("(" + "|".join(map(re.escape, special)) + ")") if special else None
+        self._words = ByteLevel(add_prefix_space=False, use_regex=True)
+
+    def files(self) -> dict[str, bytes]:
+        """None: no file of a tokenizer says that merges are not known."""
+        return {}
+
+    def _encode(self, text: str) -> list[int]:
+        pieces = [text] if self._special is None else self._special.split(text)
+        ids: list[int] = []
+        for n, piece in enumerate(pieces):
+            if n % 2:
+                ids.append(self._ids[piece.encode()])
+            elif piece:
+                with faults_named("the tokenizers library cannot split this text", "encode"):
+                    words = self._words.pre_tokenize_str(piece)
+                for _, (start, end) in words:
+                    ids += self._of_word(piece[start:end].encode())
+        return ids
+
+    def _of_word(self, word: bytes) -> list[int]:
+        ids, at = [], 0
+        while at < len(word):
+            ends = range(min(at + self._longest, len(word)), at, -1)
+            end = next((end for end in ends if word[at:end] in self._ids), None)
+            if end is None:
+                raise TokenizerError("no token spells this", where="encode", got=repr(word[at:][:16]),
+                                     fix="leave it out")  # fmt: skip
+            ids.append(self._ids[word[at:end]])
+            at = end
+        return ids

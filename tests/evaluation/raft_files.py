@@ -1,0 +1,84 @@
+"""Small files of RAFT's shape, and a model that answers as it is told."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from tiny import tiny_config
+
+from refgpt.evaluation.raft_tasks import FIELDS
+from refgpt.tokenizers import Tokenizer
+
+LABELS = ("no", "yes")
+
+
+def write_task(folder: Path, name: str, labels: list[str], file: str = "{}/train.csv") -> Path:
+    """A task whose row ``i`` has ``labels[i]`` and texts that tell its number and label."""
+    path = folder / file.format(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as out:
+        rows = csv.writer(out)
+        rows.writerow([*FIELDS[name], "Label", "ID"])
+        for i, label in enumerate(labels):
+            rows.writerow([*(f"{field[0]}{i}, which is {label}" for field in FIELDS[name]), label, i])
+    return path
+
+
+def write_settings(folder: Path, instructions: str = "Answer.\nPossible labels:\n1. no\n2. yes") -> None:
+    """A file of settings as HELM reads it: here every task has its columns in another order."""
+    fields = {name: list(columns[::-1]) for name, columns in FIELDS.items()}
+    lines = [json.dumps(fields), json.dumps({name: instructions for name in FIELDS})]
+    (folder / "prompt_construction_settings.json").write_text("\n".join(lines) + "\n")
+
+
+class Bytes(Tokenizer):
+    """One token a byte, and one that ends a text."""
+
+    def __init__(self) -> None:
+        super().__init__({**{i: bytes([i]) for i in range(256)}, 256: b""}, 256)
+
+    def _encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+
+class Told:
+    """An engine that writes ``answer(prompt)`` and then ends, and finds the label of ``answer`` the likeliest."""
+
+    kv_dtype = "f32"
+
+    def __init__(self, answer, n_ctx=4096):
+        self.config, self.answer, self.prompts = tiny_config(n_vocab=257, n_ctx=n_ctx, bos_id=256), answer, []
+
+    def session(self, n_seqs, capacity):
+        self.left = [[] for _ in range(n_seqs)]
+        return self
+
+    def prefill(self, seq, ids, prefix_len=0):
+        prompt = Bytes().decode(ids)
+        self.prompts.append((prompt, prefix_len == len(ids)))
+        self.script = [*self.answer(prompt).encode(), 256]
+        self.left[seq] = list(self.script)
+        return self._row(seq)
+
+    def decode(self, seqs, ids):
+        return np.stack([self._row(seq) for seq in seqs])
+
+    def extend(self, seq, ids):
+        return np.stack([self._row(seq) for _ in ids])
+
+    def truncate(self, seq, n):
+        self.left[seq] = self.script[1:]
+
+    def _row(self, seq):
+        row = np.zeros(257, np.float32)
+        row[self.left[seq].pop(0) if self.left[seq] else 256] = 9
+        return row
+
+
+def model_told(answer, **options):
+    """A model for the tests, and its prompts in ``model.engine.prompts``."""
+    return SimpleNamespace(engine=Told(answer, **options), tokenizer=Bytes(), mask="prefix")
