@@ -309,7 +309,8 @@ def load(
     threads : int or None
         Of the C backend; None: one per core. (The NumPy backend has those of its BLAS.)
     kv_dtype : None, "f32" or "f16"
-        What the C backend's cache keeps keys and values in; None is "f32". (The NumPy backend has no cache.)
+        What the C backend's cache keeps keys and values in; None is "f16" beside weights of 8 or 4 bits, and else
+        "f32". (The NumPy backend has no cache.)
     progress : callable or None
         Called as ``progress(n_bytes_done, n_bytes_total)`` while an archive is unpacked, and from nothing again while
         the C backend packs the weights.

@@ -18,7 +18,7 @@ import numpy as np
 from refgpt.checkpoints import gptj, gptj_mesh, npz_file
 from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo
 from refgpt.checkpoints.mapped import file_of
-from refgpt.checkpoints.mask import find_mask
+from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.checkpoints.mesh_archive import LARGEST_JSON, PARAMS_JSON, SUFFIXES, Pieces, unpack
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
@@ -56,7 +56,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     names = [*gptj_mesh.leaf_names(config.n_layer), "step"]
     n_others, state = _last_leaves(shards, len(names), path)
     params = gptj_mesh.build_params([leaves[:-1] for leaves in state], config, path)
-    mask, source = find_mask(mask, {}, config.n_ctx, (path.resolve().name, path.resolve().parent.name), path)
+    mask, source = find_mask(mask, {}, config.n_ctx, names_of(path) + names_of(path.resolve().parent), path)
     infos = tuple(
         TensorInfo(name, dtype_name(array.dtype) or str(array.dtype), array.shape, array.nbytes, _file(array, path))
         for leaves in state

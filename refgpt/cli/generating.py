@@ -47,8 +47,8 @@ def _add_generation_arguments(group: argparse._ArgumentGroup) -> None:
         help="above 0: avoid tokens already written, the more the oftener (default: 0)")  # fmt: skip
     add("--seed", type=int, metavar="N", help="the same number gives the same text again (default: a new one)")
     add("--stop", action="append", metavar="TEXT", help=r"end before this text; can be repeated; \n is a new line")
-    add("--speculate", type=int, default=0, metavar="N",
-        help="guess up to N tokens from what was said before: faster if it copies, and the same text")  # fmt: skip
+    add("--speculate", type=int, default=7, metavar="N",
+        help="guess up to N tokens from what was said before: faster if it copies (default: 7)")  # fmt: skip
     add("--ignore-eos", action="store_true", help="go on after the model has ended its text")
     add("--truncate", choices=["left"], help="drop the beginning of a prompt that is too long, instead of an error")
 

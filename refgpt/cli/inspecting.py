@@ -8,12 +8,21 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from refgpt.checkpoints import TensorInfo
-from refgpt.cli.loading import load_model
+from refgpt.checkpoints import Checkpoint, TensorInfo
+from refgpt.cli.loading import load_model, progress_bar
+from refgpt.cli.machine import memory_present
 from refgpt.cli.options import DIRECTORY_HELP, Commands, add_command, add_loading_arguments
 from refgpt.errors import GenerationError
 from refgpt.model import DTYPES, open_model
 from refgpt.wording import size
+
+#: Of the model with so many parameters.
+PUBLISHED = {
+    6_050_882_784: " (published as 6,053,381,344: trained on 8 devices, which each had a copy of the LayerNorms, "
+    "the biases of mlp.fc_out and a bias of the embeddings)"
+}
+#: More are counted, not named.
+MOST_FILES = 6
 
 INFO_EXAMPLES = """example:
   refgpt info ~/gpt-j-6b
@@ -41,44 +50,57 @@ def add_commands(commands: Commands) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    checkpoint, tokenizer = open_model(arguments.model)
+    with progress_bar() as progress:
+        checkpoint, tokenizer = open_model(arguments.model, progress=progress)
     config = checkpoint.config
-    files = {tensor.file for tensor in checkpoint.tensors}
-    n_items = [leaf.size for _, leaf in checkpoint.params.items()]
+    n_items = sum(leaf.size for _, leaf in checkpoint.params.items())
     stored = sum(leaf.nbytes for _, leaf in checkpoint.params.items())
     n_cached = 2 * config.n_layer * config.n_ctx * config.d_model  # keys and values
     dtypes = Counter(tensor.dtype for tensor in checkpoint.tensors)
-    facts = {
-        "model": checkpoint.path,
-        "family": checkpoint.family,
-        "shape": config,
-        "parameters": f"{sum(n_items):,}",
-        "files": ", ".join(f"{file.name} ({size(file.stat().st_size)})" for file in sorted(files)),
-        "tensors": f"{len(checkpoint.tensors)}: " + ", ".join(f"{n} {dtype}" for dtype, n in dtypes.most_common()),
-        "mask": f"{checkpoint.mask} ({checkpoint.mask_source})",
-        "tokenizer": f"{tokenizer.n_vocab} ids" if tokenizer else "none: the model takes and gives ids",
-        "memory": f"weights {size(stored)} as stored, {_sizes(sum(n_items))}",
-        "": f"attention cache of a full context ({config.n_ctx} tokens) {_sizes(n_cached)}",
-    }
-    for name, fact in facts.items():
-        print(f"{name:<12}{fact}")
+    facts = [
+        ("model", checkpoint.path),
+        ("format", checkpoint.format),
+        ("family", checkpoint.family),
+        ("shape", config),
+        ("parameters", f"{n_items:,}{PUBLISHED.get(n_items, '')}"),
+        ("files", _files(checkpoint)),
+        ("tensors", f"{len(checkpoint.tensors)}: " + ", ".join(f"{n} {dtype}" for dtype, n in dtypes.most_common())),
+        ("mask", f"{checkpoint.mask} ({checkpoint.mask_source})"),
+        ("tokenizer", f"{tokenizer.n_vocab} ids" if tokenizer else "none: the model takes and gives ids"),
+        ("memory", f"weights {size(stored)} as stored, {_sizes(n_items)}"),
+        ("", f"attention cache of a full context ({config.n_ctx} tokens) {_sizes(n_cached)}"),
+        ("", memory_present()),
+    ]
+    for name, fact in facts:
+        if fact:
+            print(f"{name:<12}{fact}")
     print()
     for line in _tensor_lines(checkpoint.tensors, each=arguments.tensors):
         print(line)
     return 0
 
 
+def _files(checkpoint: Checkpoint) -> str:
+    """Each file with its size, or how many there are."""
+    sizes = {file: file.stat().st_size for file in sorted({tensor.file for tensor in checkpoint.tensors})}
+    if len(sizes) <= MOST_FILES:
+        return ", ".join(f"{file.name} ({size(n_bytes)})" for file, n_bytes in sizes.items())
+    first, last = (f"{file.parent.name}/{file.name}" for file in (min(sizes), max(sizes)))
+    return f"{len(sizes)} ({size(sum(sizes.values()))}), {first} to {last}"
+
+
 def _tensor_lines(tensors: Sequence[TensorInfo], each: bool) -> Iterator[str]:
     """One line a tensor, or one for those that differ by the number of their layer alone."""
 
     def kind(tensor: TensorInfo) -> tuple[str, str, tuple[int, ...]]:
-        name = tensor.name if each else re.sub(r"\b(h|blk)\.\d+\.", r"\1.*.", tensor.name)
+        name = tensor.name if each else re.sub(r"\b(h\.|blk\.|layer_)\d+([./])", r"\1*\2", tensor.name)
         return name, tensor.dtype, tensor.shape
 
+    width = max([40, *(len(kind(tensor)[0]) for tensor in tensors)])
     for (name, dtype, shape), same in groupby(sorted(tensors, key=kind), kind):
         sizes = [tensor.n_bytes for tensor in same]
         count = f"{len(sizes)} x " if len(sizes) > 1 else ""
-        yield f"{name:<40} {dtype:<5} {count}{list(shape)}  {size(sum(sizes))}"
+        yield f"{name:<{width}} {dtype:<5} {count}{list(shape)}  {size(sum(sizes))}"
 
 
 def _verify(arguments: argparse.Namespace) -> int:

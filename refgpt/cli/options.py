@@ -41,7 +41,8 @@ def add_loading_arguments(group: argparse._ActionsContainer, dtypes: Sequence[st
         help="prefix: a prompt's tokens all see each other, as in GPT-JT (default: what the files say)")  # fmt: skip
     add("--dtype", choices=[dtype for dtype in dtypes if dtype],
         help="what to keep the weights in (default: as stored)")  # fmt: skip
-    add("--kv-dtype", choices=KV_DTYPES, help="what to keep the attention cache in (default: f32)")
+    add("--kv-dtype", choices=KV_DTYPES,
+        help="what to keep the attention cache in (default: f16 with q8 and q4, else f32)")  # fmt: skip
     add("-t", "--threads", type=int, metavar="N", help="threads to use (default: one a core)")
 
 

@@ -11,7 +11,7 @@ from refgpt.arguments import one_of
 from refgpt.config import ModelConfig
 from refgpt.errors import GenerationError
 from refgpt.kernels import CHUNK, check_threads
-from refgpt.panels import Panels
+from refgpt.panels import BLOCK_BYTES, Panels
 from refgpt.params import KV_DTYPES, STORED_DTYPES, KVDtype, Params, Progress
 from refgpt.prompts import check_cut, check_ids, check_tokens
 from refgpt.runtime.cache import KVCache
@@ -36,9 +36,9 @@ class Runtime:
     dtype : "f32", "f16", "q8", "q4" or None
         What matrices are kept in; None is as stored.
     threads : int, optional
-        By default one a processor. The bits of the result do not depend on it.
+        By default one a core. The bits of the result do not depend on it.
     kv_dtype : "f32", "f16" or None
-        What sessions keep keys and values in; None is "f32".
+        What sessions keep keys and values in; None is "f16" beside weights of 8 or 4 bits, and else "f32".
     progress : callable, optional
         See ``pack_params``.
     """
@@ -59,8 +59,8 @@ class Runtime:
         one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), GenerationError)
         self.config = config
         self.threads = check_threads(threads)
-        self.kv_dtype: KVDtype = kv_dtype or "f32"
         self.params = pack_params(params, dtype, self.threads, progress)
+        self.kv_dtype: KVDtype = kv_dtype or ("f16" if self.params.w_head.kind in BLOCK_BYTES else "f32")
         self.rotation = rotary_tables(config.d_rotary, config.n_ctx)
 
     def kept(self) -> Params:

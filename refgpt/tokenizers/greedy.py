@@ -47,7 +47,7 @@ class GreedyTokenizer(Tokenizer):
         if not self._ids:
             raise TokenizerError("the vocabulary is empty", where=path, fix=FRESH_COPY)
         self._longest = min(max(map(len, self._ids)), LONGEST_TOKEN)
-        special = sorted((token.decode() for token in self._ids if SPECIAL.fullmatch(token)), key=len, reverse=True)
+        special = [token.decode() for token in self._ids if SPECIAL.fullmatch(token)]  # none begins another
         self._special = re.compile("(" + "|".join(map(re.escape, special)) + ")") if special else None
         self._words = ByteLevel(add_prefix_space=False, use_regex=True)
 

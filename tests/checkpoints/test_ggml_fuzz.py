@@ -1,5 +1,6 @@
 """Whatever happens to a ggml or GGUF file, it opens or is refused in the proper way, quickly and in little memory."""
 
+import re
 import struct
 import tempfile
 import time
@@ -105,45 +106,68 @@ def nested(depth):
     return ARRAY + struct.pack("<IQ", 9, 1) * depth + struct.pack("<IQ", 4, 0)
 
 
+def changed(**keys):
+    return gguf_bytes(gguf_metadata(CONFIG, **{key.replace("__", "."): value for key, value in keys.items()}),
+                      gguf_names(PARAMS))  # fmt: skip
+
+
+def moved(name, change):
+    """A whole file with one tensor's offset changed."""
+    raw = bytearray(GGUF)
+    at = raw.index(name.encode()) + len(name) + 4 + 8 * 2 + 4
+    struct.pack_into("<Q", raw, at, struct.unpack_from("<Q", raw, at)[0] + change)
+    return bytes(raw)
+
+
+def twice(name, other):
+    """A whole file in which one tensor has another's name, as long as its own."""
+    assert len(name) == len(other)
+    return GGUF.replace(name.encode(), other.encode())
+
+
 HUGE = 2**60
-HOSTILE_GGUF = {
-    "2^60 tensors": HEADER + struct.pack("<QQ", HUGE, 0),
-    "2^60 keys": HEADER + struct.pack("<QQ", 0, HUGE),
-    "a string of 2^60 bytes": one_key(struct.pack("<IQ", 8, HUGE)),
-    "a key of 2^60 bytes": HEADER + struct.pack("<QQ", 0, 1) + struct.pack("<Q", HUGE),
-    "an empty key": HEADER + struct.pack("<QQ", 0, 1) + gguf_string("") + gguf_value(1),
-    "2^60 numbers": one_key(ARRAY + struct.pack("<IQ", 0, HUGE)),
-    "2^60 strings": one_key(ARRAY + struct.pack("<IQ", 8, HUGE)),
-    "2^60 arrays": one_key(ARRAY + struct.pack("<IQ", 9, HUGE)),
-    "nested arrays": one_key(nested(10000)),
-    "an unknown type": one_key(struct.pack("<I", 13)),
-    "a key twice": HEADER + struct.pack("<QQ", 0, 2) + 2 * (KEY + gguf_value(1)),
-    "2^31 dimensions": one_tensor(n_dims=2**31),
-    "no dimensions": one_tensor(n_dims=0, dims=()),
-    "2^62 rows": one_tensor(dims=(32, 2**62)),
-    "a product beyond 64 bits": one_tensor(dims=(2**40, 2**40)),
-    "no rows": one_tensor(dims=(32, 0)),
-    "an unknown format": one_tensor(kind=200),
-    "an offset of 2^60": one_tensor(offset=HUGE),
-    "an odd offset": one_tensor(offset=3),
-    "a name of 2^60 bytes": HEADER + struct.pack("<QQ", 1, 0) + struct.pack("<Q", HUGE),
-    "version 1": b"GGUF" + struct.pack("<IQQ", 1, 0, 0),
-    "version 9": b"GGUF" + struct.pack("<IQQ", 9, 0, 0),
-    "big-endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
-    "nothing in it": HEADER + struct.pack("<QQ", 0, 0),
-    "alignment 0": gguf_bytes(gguf_metadata(CONFIG, **{"general.alignment": 0}), gguf_names(PARAMS)),
-    "alignment 3": gguf_bytes(gguf_metadata(CONFIG, **{"general.alignment": 3}), gguf_names(PARAMS), alignment=3),
-    "alignment 2^30": gguf_bytes(gguf_metadata(CONFIG, **{"general.alignment": 2**30}), gguf_names(PARAMS)),
-    "alignment in words": gguf_bytes(gguf_metadata(CONFIG, **{"general.alignment": "32"}), gguf_names(PARAMS)),
-    "data after the end": GGUF + bytes(33),
-    "tokens that are numbers": gguf_bytes(
-        gguf_metadata(CONFIG, **TOKENIZER | {"tokenizer.ggml.tokens": [1, 2]}), gguf_names(PARAMS)),
-    "more tokens than rows": gguf_bytes(
-        gguf_metadata(CONFIG, **TOKENIZER | {"tokenizer.ggml.tokens": TOKENS * 2}), gguf_names(PARAMS)),
-    "types of other tokens": gguf_bytes(
-        gguf_metadata(CONFIG, **TOKENIZER | {"tokenizer.ggml.token_type": np.ones(3, "<i4")}), gguf_names(PARAMS)),
-    "merges that are no text": gguf_bytes(
-        gguf_metadata(CONFIG, **TOKENIZER | {"tokenizer.ggml.merges": [b"\xff a"]}), gguf_names(PARAMS)),
+HOSTILE_GGUF = {  # what the error must say
+    "2^60 tensors": (HEADER + struct.pack("<QQ", HUGE, 0), "absurdly many tensors"),
+    "2^60 keys": (HEADER + struct.pack("<QQ", 0, HUGE), "absurdly many keys"),
+    "a string of 2^60 bytes": (one_key(struct.pack("<IQ", 8, HUGE)), "far too large"),
+    "a key of 2^60 bytes": (HEADER + struct.pack("<QQ", 0, 1) + struct.pack("<Q", HUGE), "length of a key"),
+    "an empty key": (HEADER + struct.pack("<QQ", 0, 1) + gguf_string("") + gguf_value(1), "length of a key"),
+    "2^60 numbers": (one_key(ARRAY + struct.pack("<IQ", 0, HUGE)), "far too large"),
+    "2^60 strings": (one_key(ARRAY + struct.pack("<IQ", 8, HUGE)), "absurdly many strings"),
+    "2^60 arrays": (one_key(ARRAY + struct.pack("<IQ", 9, HUGE)), "neither a number nor a string"),
+    "nested arrays": (one_key(nested(10000)), "neither a number nor a string"),
+    "an unknown type": (one_key(struct.pack("<I", 13)), "unknown type, 13"),
+    "a key twice": (HEADER + struct.pack("<QQ", 0, 2) + 2 * (KEY + gguf_value(1)), "key is there twice"),
+    "2^31 dimensions": (one_tensor(n_dims=2**31), "number of dimensions"),
+    "no dimensions": (one_tensor(n_dims=0, dims=()), "number of dimensions"),
+    "2^62 rows": (one_tensor(dims=(32, 2**62)), "dimensions make no sense"),
+    "a product beyond 64 bits": (one_tensor(dims=(2**40, 2**40)), "dimensions make no sense"),
+    "no rows": (one_tensor(dims=(32, 0)), "dimensions make no sense"),
+    "an unknown format": (one_tensor(kind=200), "type 200"),
+    "rows that are no blocks": (one_tensor(dims=(31, 11), kind=2), "multiples of 32"),
+    "an offset of 2^60": (one_tensor(offset=HUGE), "does not follow"),
+    "an odd offset": (one_tensor(offset=3), "does not follow"),
+    "an overlap": (moved("blk.0.attn_q.weight", -32), "attn_q.*does not follow"),
+    "a gap": (moved("blk.0.attn_q.weight", 32), "attn_q.*does not follow"),
+    "a tensor twice": (twice("blk.0.attn_q.weight", "blk.0.attn_k.weight"), "attn_k.*twice"),
+    "a tensor beyond the end": (GGUF[:-100], "beyond the end"),
+    "a name of 2^60 bytes": (HEADER + struct.pack("<QQ", 1, 0) + struct.pack("<Q", HUGE), "length of a tensor's name"),
+    "version 1": (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version of GGUF.*got 1"),
+    "version 9": (b"GGUF" + struct.pack("<IQQ", 9, 0, 0), "version of GGUF.*got 9"),
+    "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "3, big-endian"),
+    "nothing in it": (HEADER + struct.pack("<QQ", 0, 0), "not supported"),
+    "alignment 0": (changed(general__alignment=0), "alignment"),
+    "alignment 3": (changed(general__alignment=3), "alignment"),
+    "alignment 2^30": (changed(general__alignment=2**30), "alignment"),
+    "alignment in words": (changed(general__alignment="32"), "alignment"),
+    "another alignment": (changed(general__alignment=4096), "does not follow|beyond the end"),
+    "data after the end": (GGUF + bytes(33), "data after the last tensor"),
+    "tokens that are numbers": (changed(**TOKENIZER | {"tokenizer.ggml.tokens": [1, 2]}), "tokens is no list"),
+    "more tokens than rows": (changed(**TOKENIZER | {"tokenizer.ggml.tokens": TOKENS * 2}), "more tokens than rows"),
+    "types of other tokens": (
+        changed(**TOKENIZER | {"tokenizer.ggml.token_type": np.ones(3, "<i4")}), "token_type does not fit"),
+    "merges that are no text": (changed(**TOKENIZER | {"tokenizer.ggml.merges": [b"\xff a"]}), "merges is not UTF-8"),
+    "a tokenizer that is a number": (changed(tokenizer__huggingface__json=3), "tokenizer inside is no file"),
 }  # fmt: skip
 
 MAGIC = struct.pack("<i", 0x67676D6C)
@@ -156,28 +180,34 @@ def ggml_header(n_vocab=11, n_layer=1, count=None, token=b""):
 
 EMPTY_TOKENS = bytes(4) * 11
 HOSTILE_GGML = {
-    "2^31 tokens": ggml_header(n_vocab=2**31 - 1),
-    "-1 tokens": ggml_header(n_vocab=-1),
-    "2^31 layers": ggml_header(n_layer=2**31 - 1),
-    "a token of 2^31 bytes": ggml_header(token=struct.pack("<i", 2**31 - 1)),
-    "a token of -1 bytes": ggml_header(token=struct.pack("<i", -1)),
-    "no tensors": ggml_header(token=EMPTY_TOKENS),
-    "2^31 dimensions": ggml_header(token=EMPTY_TOKENS + struct.pack("<3i", 2**31 - 1, 1, 0)),
-    "a name of 2^31 bytes": ggml_header(token=EMPTY_TOKENS + struct.pack("<5i", 2, 2**31 - 1, 0, 1, 1)),
-    "dimensions of 2^31": ggml_header(token=EMPTY_TOKENS + struct.pack("<5i", 2, 1, 0, 2**31 - 1, 2**31 - 1) + b"x"),
-    "dimensions of -1": ggml_header(token=EMPTY_TOKENS + struct.pack("<5i", 2, 1, 0, -1, -1) + b"x"),
-    "data after the end": GGML + bytes(1),
-}
+    "2^31 tokens": (ggml_header(n_vocab=2**31 - 1), "n_vocab makes no sense"),
+    "-1 tokens": (ggml_header(n_vocab=-1), "n_vocab makes no sense"),
+    "2^31 layers": (ggml_header(n_layer=2**31 - 1), "n_layer makes no sense"),
+    "another count": (ggml_header(count=12), "vocabulary has another size"),
+    "a token of 2^31 bytes": (ggml_header(token=struct.pack("<i", 2**31 - 1)), "ends within its vocabulary"),
+    "a token of -1 bytes": (ggml_header(token=struct.pack("<i", -1)), "ends within its vocabulary"),
+    "no tensors": (ggml_header(token=EMPTY_TOKENS), "no tensor transformer.h.0.mlp.fc_in.bias"),
+    "2^31 dimensions": (ggml_header(token=EMPTY_TOKENS + struct.pack("<3i", 2**31 - 1, 1, 0)), "header makes no sense"),
+    "a name of 2^31 bytes": (
+        ggml_header(token=EMPTY_TOKENS + struct.pack("<5i", 2, 2**31 - 1, 0, 1, 1)), "header makes no sense"),
+    "dimensions of 2^31": (
+        ggml_header(token=EMPTY_TOKENS + struct.pack("<5i", 2, 1, 0, 2**31 - 1, 2**31 - 1) + b"x"), "ends within"),
+    "dimensions of -1": (
+        ggml_header(token=EMPTY_TOKENS + struct.pack("<5i", 2, 1, 0, -1, -1) + b"x"), "dimensions make no sense"),
+    "data after the end": (GGML + bytes(1), "more in the file"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("case", HOSTILE_GGUF)
-def test_a_hostile_gguf_is_refused(case):
-    assert answers_properly(HOSTILE_GGUF[case]) is not None
+@pytest.mark.parametrize("case", [*HOSTILE_GGUF, *HOSTILE_GGML])
+def test_a_hostile_file_is_refused(case):
+    for raw, why in (table[case] for table in (HOSTILE_GGUF, HOSTILE_GGML) if case in table):
+        assert re.search(why, str(answers_properly(raw)))
 
 
-@pytest.mark.parametrize("case", HOSTILE_GGML)
-def test_a_hostile_ggml_is_refused(case):
-    assert answers_properly(HOSTILE_GGML[case]) is not None
+def test_tokens_that_a_large_file_could_hold():
+    """One token after another of a megabyte, in a sparse file: read to some megabytes and no further."""
+    tokens = (struct.pack("<i", 1 << 20) + bytes(1 << 20)) * 10
+    assert "vocabulary is far too large" in str(answers_properly(ggml_header(n_vocab=500, token=tokens), 1 << 30))
 
 
 @pytest.mark.parametrize("value", [struct.pack("<IIQ", 9, 8, 1 << 24), struct.pack("<IIQ", 9, 0, 1 << 30),

@@ -141,7 +141,8 @@ def test_what_a_dtype_cannot_hold_is_refused(tmp_path, to, bad, dtype):
     spoilt = PARAMS.map(lambda _, leaf: leaf.copy())
     spoilt.blocks[1].wo[3, 4] = bad
     path = source(tmp_path / "a", spoilt)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors.*h\.1\.attn\.out_proj"):
+    why = "NaN or infinity" if dtype is None else f"numbers that {dtype} cannot"
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors.*h\.1\.attn\.out_proj.*{why}"):
         converted(path, to, tmp_path / "b", dtype)
 
 
@@ -178,6 +179,35 @@ def test_quantised_matrices_stay_in_gguf_and_are_decoded_for_hf(tmp_path, encodi
     assert open_checkpoint(small).params.wte.dtype == np.float16
 
 
+def test_every_tensor_is_aligned(tmp_path):
+    """97 numbers in float16 come before others in float32 in the order of the forward pass."""
+    config = replace(CONFIG, d_ff=97)
+    params = random_params(config, 1).map(lambda _, leaf: leaf.astype("<f2") if leaf.ndim == 2 else leaf)
+    zeros = np.zeros(97, "<f4")  # exact in float16
+    params = replace(params, blocks=tuple(replace(block, b_in=zeros) for block in params.blocks))
+    path = converted(write_model(tmp_path / "a", config, params), "hf", tmp_path / "b") / "model.safetensors"
+    raw = path.read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    assert header["transformer.h.0.mlp.fc_in.bias"]["dtype"] == "F16"
+    sizes = {"F32": 4, "F16": 2}
+    assert all(entry["data_offsets"][0] % sizes[entry["dtype"]] == 0
+               for name, entry in header.items() if name != "__metadata__")  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["q4_0", "q5_1"])
+@pytest.mark.parametrize("to", TARGETS)
+def test_blocks_with_a_scale_that_is_no_number_are_refused(tmp_path, encoding, to):
+    tensor = np.frombuffer(ggml_writers.tensor_bytes(encoding, PARAMS.wte), np.uint8)
+    raw = bytearray(ggml_bytes(encoding=encoding))
+    at = raw.index(tensor.tobytes())
+    raw[at + 18 * 4 : at + 18 * 4 + 2] = b"\x00\x7e"  # of q4_0's fifth block, the scale; of q5_1's fourth, the numbers
+    if encoding == "q5_1":
+        raw[at + 24 * 4 + 2 : at + 24 * 4 + 4] = b"\x00\x7e"  # of the fifth, the least
+    (tmp_path / "m.bin").write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"wte\.weight.*NaN"):
+        converted(tmp_path / "m.bin", to, tmp_path / "a")
+
+
 @pytest.mark.parametrize("largest", [1 << 10, 1 << 14, 1 << 16])
 def test_shards(tmp_path, monkeypatch, largest):
     monkeypatch.setattr(huggingface, "LARGEST_SHARD", largest)
@@ -200,6 +230,8 @@ def test_the_libraries_read_the_same(tmp_path):
     path = converted(start, "hf", tmp_path / "b")
     with safetensors.safe_open(path / "model.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
+        n_header = int.from_bytes((path / "model.safetensors").read_bytes()[:8], "little")
+        assert n_header % 8 == 0  # the library's own way, by which every tensor is aligned
         assert {name: file.get_tensor(name).tobytes() for name in file.keys()} == {  # noqa: SIM118
             name: tensor.tobytes() for name, tensor in state_dict(mixed()).items()
         }

@@ -23,9 +23,10 @@ PROMPT = np.random.default_rng(200).integers(0, LONG.n_vocab, 200)
 
 
 @cache
-def runtime(dtype: str = "f32", kv_dtype: str = "f32", threads: int = 2) -> Runtime:
-    """The long model with weights stored as ``dtype``."""
-    return Runtime(random_params(LONG, 11, dtype), LONG, threads=threads, kv_dtype=kv_dtype)
+def runtime(dtype: str | None = "f32", kv_dtype: str = "f32", threads: int = 2) -> Runtime:
+    """The long model with weights stored as ``dtype``, or quantised to it."""
+    stored, dtype = ("f32", dtype) if dtype in ("q8", "q4") else (dtype, None)
+    return Runtime(random_params(LONG, 11, stored), LONG, dtype=dtype, threads=threads, kv_dtype=kv_dtype)
 
 
 def fed(engine: Runtime, ids: np.ndarray, chunk: int, prefix_len: int = 0) -> np.ndarray:

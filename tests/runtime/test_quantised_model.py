@@ -94,3 +94,10 @@ def test_nan_is_refused_before_it_is_rounded(dtype):
     for keep in (lambda: pack_params(params, dtype, 2), lambda: kept_params(params, dtype)):
         with pytest.raises(CheckpointError, match=r"blocks\.0\.wk: the weights hold NaN"):
             keep()
+
+
+@pytest.mark.parametrize(("dtype", "want"), [(None, "f32"), ("f16", "f32"), ("q8", "f16"), ("q4", "f16")])
+def test_the_cache_of_a_quantised_model_has_16_bits_unless_asked(dtype, want):
+    params = random_params(LONG, 4)
+    assert Runtime(params, LONG, dtype=dtype).kv_dtype == want
+    assert Runtime(params, LONG, dtype=dtype, kv_dtype="f32").kv_dtype == "f32"

@@ -7,7 +7,7 @@ from runtime.models import LONG, PROMPT, fed, runtime
 
 from refgpt.kernels import force_isa
 
-KINDS = [("f32", "f32"), ("f16", "f32"), ("bf16", "f16")]
+KINDS = [("f32", "f32"), ("f16", "f32"), ("bf16", "f16"), ("q8", "f32"), ("q4", "f16")]
 each_kind = pytest.mark.parametrize(("dtype", "kv_dtype"), KINDS)
 
 

@@ -1,0 +1,75 @@
+"""The one command: installs, makes the models, measures, reports and draws; what is done already is skipped.
+
+python -m benchmarks.peers --dir DIRECTORY
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.peers.install import ROOT, install, python_of
+from benchmarks.peers.lineup import CHECKPOINT, REFERENCE, chosen, forms_of, groups
+
+STAGES = ("install", "models", "run", "report", "plot")
+#: Seconds that a stage's process may take; models: each form.
+LIMITS = {"models": 1800, "run": 3 * 3600, "report": 60, "plot": 120}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="Compare refgpt with its peers.")
+    parser.add_argument("stages", nargs="*", metavar="stage", help=f"of {', '.join(STAGES)}; by default all")
+    parser.add_argument("--dir", type=Path, required=True, help="where everything goes: 11 GB with 4 layers")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=4, help="of GPT-J's 28; the models are made anew when it changes")
+    parser.add_argument("--patience", type=float, default=20, help="seconds to wait for a quiet machine, each time")
+    parser.add_argument("--engines", help="parts of names, like refgpt,llama; by default all")
+    args = parser.parse_args()
+    if unknown := set(args.stages) - set(STAGES):
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
+    if min(args.rounds, args.threads, args.layers) < 1:
+        parser.error("--rounds, --threads and --layers are 1 at least")
+    work = args.dir.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    for stage in args.stages or STAGES:
+        match stage:
+            case "install":
+                install(work)
+            case "models":
+                make_models(work, args.layers, forms_of(chosen(groups(args.threads), args.engines)))
+            case "run":
+                names = ("layers", "rounds", "threads", "patience", *(["engines"] if args.engines else []))
+                run_stage(work, "run", str(work), *(f"--{name}={getattr(args, name)}" for name in names))
+            case _:
+                run_stage(work, stage, str(work))
+
+
+def make_models(work: Path, n_layer: int, forms: list[str]) -> None:
+    """Those that are not there; one that cannot be made is told of, and the engines that need it will be left out."""
+    models = work / f"models-{n_layer}"
+    models.mkdir(exist_ok=True)
+    for form in forms:
+        if not (models / form).exists():
+            print(f"making {form} ...", flush=True)
+            run_stage(work, "models", str(models), form, "--layers", str(n_layer), must=form in (CHECKPOINT, REFERENCE))
+
+
+def run_stage(work: Path, stage: str, *args: str, must: bool = True) -> None:
+    """A module of this package in the peers' environment, in a process of its own."""
+    command = [str(python_of(work)), "-m", f"benchmarks.peers.{stage}", *args]
+    try:
+        status = subprocess.run(command, cwd=ROOT, timeout=LIMITS[stage]).returncode
+        fault = f"ended with status {status}" if status else None
+    except subprocess.TimeoutExpired:
+        fault = f"took longer than {LIMITS[stage]} s"
+    if fault and must:
+        sys.exit(f"{stage} {fault}")
+    if fault:
+        print(f"{' '.join(args)}: {fault}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""An environment for refgpt and its peers. Standard library only: this runs before there is one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+#: Compiling llama.cpp takes minutes; a download that hangs should not take for ever.
+INSTALL_SECONDS = 3600
+#: llama.cpp for this very processor, and the language part of it alone.
+CMAKE_ARGS = " ".join(
+    f"-D{name}={value}"
+    for name, value in {
+        "GGML_NATIVE": "ON", "LLAVA_BUILD": "OFF", "MTMD_BUILD": "OFF", "LLAMA_BUILD_TOOLS": "OFF",
+        "LLAMA_BUILD_EXAMPLES": "OFF", "LLAMA_BUILD_TESTS": "OFF", "LLAMA_BUILD_SERVER": "OFF",
+    }.items()
+)  # fmt: skip
+#: What llama.cpp says of a build that uses an x86 processor; told if it is missing.
+WANTED_FLAGS = ("AVX2", "FMA", "F16C")
+
+
+def python_of(work: Path) -> Path:
+    """The environment's interpreter."""
+    return work / "venv" / "bin" / "python"
+
+
+def requirements() -> list[str]:
+    lines = (line.partition("#")[0].strip() for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def fingerprint() -> str:
+    """Of everything that refgpt is built from."""
+    files = [ROOT / "pyproject.toml", *(ROOT / "csrc").rglob("*.*"), *(ROOT / "refgpt").rglob("*.py")]
+    digest = hashlib.sha256()
+    for file in sorted(file for file in files if file.suffix in {".c", ".h", ".def", ".py", ".toml"}):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def install(work: Path) -> None:
+    """Make the environment, or bring it up to date. A peer that cannot be installed is told of and left out."""
+    stamp = work / "installed.json"
+    done = json.loads(stamp.read_text()) if stamp.exists() else {}
+    if not python_of(work).exists():
+        venv.create(work / "venv", with_pip=True)
+        done = {}
+    for what, target, version in [
+        ("refgpt", str(ROOT), fingerprint()),
+        *((line, line, line) for line in requirements()),
+    ]:
+        if done.get(what) == version:
+            continue
+        print(f"installing {what} ...", flush=True)
+        why_not = pip_install(work, target)
+        if why_not is None:
+            done[what] = version
+            stamp.write_text(json.dumps(done, indent=1))
+        elif what == "refgpt":
+            raise SystemExit(f"refgpt cannot be installed: {why_not}")
+        else:
+            print(f"{what} cannot be installed, so it is left out: {why_not}", flush=True)
+    check_llama(work)
+
+
+def pip_install(work: Path, target: str) -> str | None:
+    """None, or the last line of what went wrong; all of it is in install.log."""
+    command = [str(python_of(work)), "-m", "pip", "install", "--no-binary", "llama-cpp-python", target]
+    parallel = {"CMAKE_ARGS": CMAKE_ARGS, "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)}
+    log = work / "install.log"
+    with log.open("a") as file:
+        try:
+            status = subprocess.run(
+                command, env=os.environ | parallel, stdout=file, stderr=file, timeout=INSTALL_SECONDS
+            ).returncode
+        except subprocess.TimeoutExpired:
+            return f"it took longer than {INSTALL_SECONDS} s"
+    return None if status == 0 else log.read_text(errors="replace").strip().splitlines()[-1] + f" ({log})"
+
+
+def check_llama(work: Path) -> None:
+    """Warn of a llama.cpp that was built without what this processor has: it would be compared unfairly."""
+    ask = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
+    run = subprocess.run([str(python_of(work)), "-c", ask], capture_output=True, text=True, timeout=60)
+    processor = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    missing = [flag for flag in WANTED_FLAGS if flag.lower() in processor.split() and f"{flag} = 1" not in run.stdout]
+    if run.returncode == 0 and missing:
+        print(f"warning: this llama.cpp was built without {', '.join(missing)}: {run.stdout.strip()}", flush=True)

@@ -1,0 +1,107 @@
+"""Who is measured against whom: engines in groups of like precision, each led by refgpt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from benchmarks.peers.questions import DECODE, EVERYTHING
+
+#: The model in all its forms, files and directories, each made from those before it.
+CHECKPOINT, REFERENCE, TWIN = "gptj", "reference.npy", "twin-F16.gguf"
+FORMS = (CHECKPOINT, REFERENCE, TWIN, "twin-Q8_0.gguf", "twin-Q4_0.gguf", "twin-Q4_K_M.gguf", "ggml-q4_0.bin",
+         "ctranslate2-int8", "ctranslate2-float32")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One row of the table.
+
+    Attributes
+    ----------
+    name : str
+        As shown.
+    adapter : str
+        Module in ``engines``.
+    precision : str
+        In the adapter's words.
+    form : str
+        Which of ``FORMS`` it loads.
+    threads : int
+    """
+
+    name: str
+    adapter: str
+    precision: str
+    form: str
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class Group:
+    """Engines that are alive together and answer in turn. Ratios are against the first."""
+
+    title: str
+    engines: tuple[Engine, ...]
+    questions: tuple[dict[str, Any], ...] = EVERYTHING
+    threads: int = 2
+
+
+REFGPT_Q4 = Engine("refgpt q4", "refgpt", "q4", CHECKPOINT)
+LLAMA_Q4_0 = Engine("llama.cpp Q4_0", "llama_cpp", "Q4_0", "twin-Q4_0.gguf")
+
+
+def one_thread(engine: Engine) -> Engine:
+    return replace(engine, name=f"{engine.name}, 1 thread", threads=1)
+
+
+def groups(threads: int) -> list[Group]:
+    """All groups, with so many threads but for those that say otherwise."""
+    all_of_them = [
+        Group("4 bits", (
+            REFGPT_Q4,
+            LLAMA_Q4_0,
+            Engine("llama.cpp Q4_K_M", "llama_cpp", "Q4_K_M", "twin-Q4_K_M.gguf"),
+            Engine("ctransformers q4_0", "ctransformers", "q4_0", "ggml-q4_0.bin"),
+        )),
+        Group("8 bits", (
+            Engine("refgpt q8", "refgpt", "q8", CHECKPOINT),
+            Engine("llama.cpp Q8_0", "llama_cpp", "Q8_0", "twin-Q8_0.gguf"),
+            Engine("CTranslate2 int8", "ctranslate2", "int8", "ctranslate2-int8"),
+        )),
+        Group("16 bits", (
+            Engine("refgpt f16", "refgpt", "f16", CHECKPOINT),
+            Engine("llama.cpp F16", "llama_cpp", "F16", TWIN),
+            Engine("transformers bfloat16", "transformers", "bf16", CHECKPOINT),
+        )),
+        Group("32 bits", (
+            Engine("refgpt f32", "refgpt", "f32", CHECKPOINT),
+            Engine("CTranslate2 float32", "ctranslate2", "float32", "ctranslate2-float32"),
+            Engine("transformers float32", "transformers", "f32", CHECKPOINT),
+        )),
+    ]  # fmt: skip
+    with_threads = [
+        replace(group, engines=tuple(replace(e, threads=threads) for e in group.engines), threads=threads)
+        for group in all_of_them
+    ]
+    alone = Group("4 bits, one thread", (one_thread(REFGPT_Q4), one_thread(LLAMA_Q4_0)), DECODE, 1)
+    return [with_threads[0], alone, *with_threads[1:]]
+
+
+def chosen(groups_: Sequence[Group], wanted: str | None) -> list[Group]:
+    """The engines whose names contain one of the words, "refgpt,llama", and the groups that have any."""
+    words = [word.strip().lower() for word in (wanted or "").split(",")]
+    kept = [
+        replace(group, engines=tuple(e for e in group.engines if any(word in e.name.lower() for word in words)))
+        for group in groups_
+    ]
+    return [group for group in kept if group.engines]
+
+
+def forms_of(groups_: Sequence[Group]) -> list[str]:
+    """What has to be made for these engines."""
+    needed = {engine.form for group in groups_ for engine in group.engines} | {CHECKPOINT, REFERENCE}
+    if any(form.startswith("twin") for form in needed):
+        needed.add(TWIN)
+    return [form for form in FORMS if form in needed]

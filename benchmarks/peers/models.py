@@ -1,0 +1,98 @@
+"""The one model in every engine's own form, all made from the same checkpoint; what is there already is kept.
+
+    python -m benchmarks.peers.models DIRECTORY FORM
+
+makes one form, so that whatever a peer's converter does, it does in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+import refgpt
+from benchmarks.peers.checkpoint import gptj_config, write_checkpoint
+from benchmarks.peers.ggml_file import write_ggml
+from benchmarks.peers.lineup import CHECKPOINT, REFERENCE, TWIN
+from benchmarks.peers.questions import N_REFERENCE, prompt
+from benchmarks.peers.twin import QUANTISED, quantise, write_twin
+
+Maker = Callable[[Path, Path], None]
+
+
+def make_checkpoint(n_layer: int, models: Path, directory: Path) -> None:
+    """The float16 checkpoint that all the others are made from."""
+    partial = directory.with_suffix(".partial")
+    write_checkpoint(partial, gptj_config(n_layer))
+    partial.rename(directory)
+
+
+def make_reference(models: Path, path: Path) -> None:
+    """The specification's logits after a prompt."""
+    model = refgpt.load(models / CHECKPOINT, backend="numpy")
+    np.save(path, model.logits(prompt(N_REFERENCE))[-1])
+
+
+def with_tokenizer(checkpoint: Path, directory: Path) -> None:
+    """The checkpoint again, by links, and the tokenizer that CTranslate2's converter insists on: a word for each id."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    for file in checkpoint.iterdir():
+        os.link(file, directory / file.name)
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    words = {f"<{i}>": i for i in range(config["vocab_size"])}
+    end = f"<{config['eos_token_id']}>"
+    Tokenizer(WordLevel(words, unk_token=end)).save(str(directory / "tokenizer.json"))
+    special = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end, "unk_token": end}
+    (directory / "tokenizer_config.json").write_text(json.dumps(special), encoding="utf-8")
+
+
+def make_ctranslate2(quantization: str, models: Path, directory: Path) -> None:
+    """By CTranslate2's own converter."""
+    from ctranslate2.converters import TransformersConverter
+
+    source, partial = models / "ctranslate2-source", directory.with_suffix(".partial")
+    with_tokenizer(models / CHECKPOINT, source)
+    converter = TransformersConverter(str(source), low_cpu_mem_usage=True)
+    converter.convert(str(partial), quantization=quantization, force=True)
+    shutil.rmtree(source)
+    partial.rename(directory)
+
+
+def makers(n_layer: int) -> dict[str, Maker]:
+    """How every form of ``lineup.FORMS`` is made."""
+    return {
+        CHECKPOINT: partial(make_checkpoint, n_layer),
+        REFERENCE: make_reference,
+        TWIN: lambda models, path: write_twin(models / CHECKPOINT, path),
+        **{f"twin-{kind}.gguf": partial(make_quantised, kind) for kind in QUANTISED},
+        "ggml-q4_0.bin": lambda models, path: write_ggml(models / CHECKPOINT, path),
+        **{f"ctranslate2-{kind}": partial(make_ctranslate2, kind) for kind in ("int8", "float32")},
+    }
+
+
+def make_quantised(kind: str, models: Path, path: Path) -> None:
+    quantise(models / TWIN, path, kind, os.cpu_count() or 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("models", type=Path)
+    parser.add_argument("form")
+    parser.add_argument("--layers", type=int, required=True)
+    args = parser.parse_args()
+    makers(args.layers)[args.form](args.models, args.models / args.form)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""From records to figures: medians over rounds, ratios within a round, shares of what the machine can do.
+
+``results`` is everywhere what ``run`` writes to results.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+Results = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What some rounds gave."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread | None:
+        """None of no values."""
+        found = list(values)
+        return cls(median(found), min(found), max(found)) if found else None
+
+
+def by_round(results: Results, engine: str, what: str, field: str = "tokens/s") -> dict[int, float]:
+    """One field of one figure of one engine, for each round that has it."""
+    return {r["round"]: r[field] for r in results["records"] if r["engine"] == engine and r["what"] == what}
+
+
+def rate(results: Results, engine: str, what: str) -> Spread | None:
+    """Tokens a second."""
+    return Spread.of(by_round(results, engine, what).values())
+
+
+def ratio(results: Results, engine: str, other: str, what: str) -> Spread | None:
+    """How many times the other's tokens a second the engine reaches: the spread of what each round says."""
+    mine, theirs = by_round(results, engine, what), by_round(results, other, what)
+    return Spread.of(mine[n] / theirs[n] for n in mine.keys() & theirs.keys())
+
+
+def yardstick(results: Results, group: str, name: str) -> dict[int, float]:
+    """What the machine could do in each round of a group: "read" GB/s, "float32" or "int8" 10^9 operations a second."""
+    return {y["round"]: y[name] for y in results["yardsticks"] if y["group"] == group and name in y}
+
+
+def read_share(results: Results, group: str, engine: str, what: str) -> Spread | None:
+    """Of the rate at which memory can be read, the share that reading the weights for each token amounts to."""
+    rates, read = by_round(results, engine, what), yardstick(results, group, "read")
+    n_bytes = results["engines"][engine].get("n_bytes", 0)
+    return Spread.of(rates[n] * n_bytes / 1e9 / read[n] for n in rates.keys() & read.keys())
+
+
+def peak_share(results: Results, group: str, engine: str, what: str, ops_per_token: float, kind: str) -> Spread | None:
+    """Of the peak rate of multiply-adds, the share that the matrices' arithmetic for each token amounts to."""
+    rates, peak = by_round(results, engine, what), yardstick(results, group, kind)
+    return Spread.of(rates[n] * ops_per_token / 1e9 / peak[n] for n in rates.keys() & peak.keys())
+
+
+def prefill_ops(n_layer: int, n_prompt: int, d_model: int = 4096, d_ff: int = 16384, n_vocab: int = 50400) -> float:
+    """Operations a token in the matrices of a prompt, whose last token alone needs the head; attention left out."""
+    return 2 * (n_layer * (4 * d_model**2 + 2 * d_model * d_ff) + n_vocab * d_model / n_prompt)

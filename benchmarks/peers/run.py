@@ -1,0 +1,80 @@
+"""The stage that measures: every group in turn, results into one JSON file that grows with each group."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.peers.lineup import REFERENCE, Group, chosen, groups
+from benchmarks.peers.measure import run_group, wait_for_quiet
+from benchmarks.peers.processors import build_peak, machine, peaks, read_buffer, read_rate
+
+
+def run(work: Path, n_layer: int, n_rounds: int, threads: int, patience: float, wanted: str | None) -> dict[str, Any]:
+    """Measure the chosen engines; returns what is in results.json."""
+    logs = work / "logs"
+    logs.mkdir(exist_ok=True)
+    results: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(), "machine": machine(),
+        "layers": n_layer, "rounds": n_rounds, "threads": threads, "patience": patience,
+        "groups": [], "engines": {}, "yardsticks": [], "records": [],
+    }  # fmt: skip
+    peak, buffer = build_peak(work), read_buffer()
+    reference = np.load(work / f"models-{n_layer}" / REFERENCE)
+    for group in chosen(groups(threads), wanted):
+        measure_group(group, work, results, peak, buffer, reference)
+        (work / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    return results
+
+
+def measure_group(group: Group, work: Path, results: dict[str, Any], peak: Path | None,
+                  buffer: np.ndarray, reference: np.ndarray) -> None:  # fmt: skip
+    results["groups"].append({"title": group.title, "engines": [engine.name for engine in group.engines]})
+    engines, n_rounds, models = results["engines"], results["rounds"], work / f"models-{results['layers']}"
+    with tqdm(total=n_rounds + 1, desc=group.title, unit="round") as bar:
+        for record in run_group(group, n_rounds, results["patience"], models, work / "logs"):
+            match record:
+                case {"failed": why, "engine": name}:
+                    engines.setdefault(name, {})["failed"] = why
+                    bar.write(f"{name}: left out: {why}")
+                case {"logits": path, "engine": name}:
+                    engines[name] |= agreement(np.load(path), reference)
+                case {"about": _, "engine": name, **facts}:
+                    engines[name] = {"about": record["about"], "threads": group.threads, **facts}
+                case {"round": n, **rest} if not rest:
+                    bar.update(n >= 0)
+                    wait_for_quiet([os.getpid()], results["patience"])
+                    yardsticks = {"read": read_rate(buffer, group.threads), **peaks(peak, group.threads)}
+                    results["yardsticks"].append({"group": group.title, "round": n, **yardsticks})
+                case _:
+                    results["records"].append(record)
+        bar.update()
+
+
+def agreement(logits: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
+    """How near an engine's logits after a prompt are to the spec's: the cosine between the two."""
+    a, b = logits.astype(np.float64), reference.astype(np.float64)
+    return {"cosine": float(a @ b / np.sqrt((a @ a) * (b @ b)))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--layers", type=int, required=True)
+    parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--patience", type=float, required=True)
+    parser.add_argument("--engines")
+    args = parser.parse_args()
+    run(args.work, args.layers, args.rounds, args.threads, args.patience, args.engines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""``refgpt info`` on every layout: what the files are, and what they would take."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from checkpoints import ctranslate2_writer, mesh_writer
+from model_files import write_model
+from tiny import random_params
+
+from refgpt import cli
+from refgpt.cli import inspecting, machine
+from refgpt.config import ModelConfig
+
+
+@pytest.fixture
+def info(capsys):
+    """A function: the facts of ``refgpt info`` by name, and the lines about tensors."""
+
+    def run(path, *options):
+        assert cli.main(["info", str(path), *options]) == 0
+        facts, _, tensors = capsys.readouterr().out.partition("\n\n")
+        return dict(re.findall(r"^(\w+) +(.+)$", facts, re.MULTILINE)) | {"all": facts}, tensors.splitlines()
+
+    return run
+
+
+def test_a_mesh_directory(tmp_path, info):
+    mesh_writer.write_mesh(tmp_path, mesh_writer.model("bf16"), 4, optimiser=True)
+    facts, tensors = info(tmp_path)
+    assert facts["format"] == (
+        "Mesh Transformer JAX, 4 shards of step_383500, and the optimiser's state, which is not read"
+    )
+    n = mesh_writer.CONFIG.n_params
+    assert facts["parameters"] == f"{n:,}" and facts["tensors"] == "108: 104 bf16, 4 int32"
+    assert re.fullmatch(
+        r"24 \([\d.]+ kB\), shard_0/10\.npz to shard_3/15\.npz", facts["files"]
+    )  # those with parameters
+    assert any(re.fullmatch(r"layer_\*/~/linear_4/w +bf16  8 x \[32, 32\]  16\.4 kB", line) for line in tensors)
+    each = info(tmp_path, "--tensors")[1]
+    assert any(re.fullmatch(r"layer_1/~/linear_4/w +bf16  4 x \[32, 32\]  8\.19 kB", line) for line in each)
+
+
+def test_a_mesh_archive(tmp_path, info):
+    found, _ = mesh_writer.files(mesh_writer.model("f16"), 2)
+    mesh_writer.write_params_json(tmp_path)
+    (tmp_path / "slim.tar.zst").write_bytes(mesh_writer.compressed(mesh_writer.tar(found)))
+    facts, _ = info(tmp_path / "slim.tar.zst")
+    assert facts["format"] == "Mesh Transformer JAX, 2 shards"
+    assert re.fullmatch(r"slim\.tar\.zst \([\d.]+ kB\)", facts["files"])
+
+
+def test_a_directory_of_ctranslate2(tmp_path, info):
+    raw = ctranslate2_writer.model_bin(ctranslate2_writer.variables(int8=True))
+    facts, tensors = info(ctranslate2_writer.write_ctranslate2(tmp_path, raw))
+    assert facts["format"] == "CTranslate2, version 6, TransformerDecoderSpec revision 8"
+    assert facts["tensors"] == "31: 21 f32, 10 int8"
+    assert any(
+        re.fullmatch(r"decoder/layer_\*/ffn/linear_0/weight_scale +f32   2 x \[80\]  640 B", line) for line in tensors
+    )
+
+
+def test_why_the_published_count_differs(tmp_path, info, monkeypatch):
+    config = mesh_writer.CONFIG
+    write_model(tmp_path, config, random_params(config, 1))
+    assert info(tmp_path)[0]["parameters"] == f"{config.n_params:,}"
+    assert ModelConfig().n_params in inspecting.PUBLISHED
+    monkeypatch.setitem(inspecting.PUBLISHED, config.n_params, inspecting.PUBLISHED[ModelConfig().n_params])
+    assert info(tmp_path)[0]["parameters"].startswith(f"{config.n_params:,} (published as 6,053,381,344: ")
+
+
+def test_the_difference_is_what_seven_more_devices_hold():
+    config = replace(ModelConfig())
+    vectors = (2 * config.n_layer + 2 + config.n_layer) * config.d_model  # LayerNorms and biases of fc_out
+    assert config.n_params + 7 * vectors + 8 * config.d_model == 6_053_381_344
+
+
+def test_memory_present(tmp_path, info, monkeypatch):
+    write_model(tmp_path, mesh_writer.CONFIG, random_params(mesh_writer.CONFIG, 1))
+    meminfo = tmp_path / "meminfo"
+    monkeypatch.setattr(machine, "MEMINFO", meminfo)
+    meminfo.write_text("MemTotal:       24640312 kB\nMemFree: 1 kB\nMemAvailable:   17400000 kB\n")
+    assert "\n            present 25.2 GB, of which 17.8 GB can be had" in info(tmp_path)[0]["all"]
+    meminfo.unlink()
+    assert re.search(r"\n {12}present [\d.]+ GB$", info(tmp_path)[0]["all"])
+    monkeypatch.delattr(machine.os, "sysconf")
+    assert "\n            present" not in info(tmp_path)[0]["all"]
