@@ -150,6 +150,14 @@ def default_weights() -> Params:
     return refgpt.load(backend="numpy", dtype="f32").checkpoint.params.map(lambda _, leaf: widen(leaf))
 
 
+@KINDS
+def test_what_ggml_has_quantised_keeps_its_numbers(kind):
+    """Its scale is among the candidates, so that its files lose nothing in our layout."""
+    w = (rng(4).standard_normal((64, 256)) * 10.0 ** rng(5).uniform(-3, 2, (64, 1))).astype(np.float32)
+    theirs = GGML[kind](w)
+    assert np.array_equal(quantise(theirs, kind).rows(0, 64), theirs)
+
+
 DRAWS = {"Gaussian": rng(1).standard_normal, "Student's t, 3": lambda shape: rng(2).standard_t(3, shape),
          "uniform": lambda shape: rng(3).uniform(-1, 1, shape)}  # fmt: skip
 
