@@ -6,13 +6,15 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
+from refgpt import checksums
 from refgpt.arguments import one_of, path_of, whole_number
-from refgpt.checkpoints import NOTHING_SAID, Checkpoint, open_checkpoint
+from refgpt.checkpoints import NOTHING_SAID, Checkpoint, open_checkpoint, verify_checksums
 from refgpt.config import ModelConfig
 from refgpt.engine import Engine, SpecEngine, kept_params
 from refgpt.errors import GenerationError, RefgptError
@@ -290,6 +292,7 @@ def load(
     threads: int | None = None,
     kv_dtype: KVDtype | None = None,
     progress: Progress | None = None,
+    verify: bool = True,
 ) -> Model:
     """Load a model.
 
@@ -314,6 +317,8 @@ def load(
     progress : callable or None
         Called as ``progress(n_bytes_done, n_bytes_total)`` while an archive is unpacked, and from nothing again while
         the C backend packs the weights.
+    verify : bool
+        Whether to compare the checksums of a model in the packed format with its bytes, which reads all of them.
 
     Returns
     -------
@@ -333,11 +338,16 @@ def load(
     _say_mask(checkpoint, asked=mask != "auto")
     engine: Engine
     if backend == "c":
-        from refgpt.runtime import Runtime  # the compiled extension; the NumPy backend works without
+        from refgpt.kernels import digests  # the compiled extension; the NumPy backend works without
+        from refgpt.runtime import Runtime
 
+        if verify:
+            verify_checksums(checkpoint, partial(digests, threads=threads))
         engine = Runtime(checkpoint.params, checkpoint.config, dtype=dtype, threads=threads, kv_dtype=kv_dtype,
                          progress=progress)  # fmt: skip
     else:
+        if verify:
+            verify_checksums(checkpoint, checksums.digests)
         engine = SpecEngine(kept_params(checkpoint.params, dtype), checkpoint.config,
                             np.float64 if dtype == "f64" else np.float32)  # fmt: skip
     return Model(engine, checkpoint, tokenizer, backend, dtype)
