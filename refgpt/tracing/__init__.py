@@ -14,6 +14,7 @@ from refgpt.tracing.causal_tracing import CausalTrace, causal_trace
 from refgpt.tracing.comparing import Comparison, Difference, compare
 from refgpt.tracing.lens import logit_lens, residual_norms
 from refgpt.tracing.memory import trace_bytes
+from refgpt.tracing.neurons import TopActivations, top_activations
 from refgpt.tracing.patches import (
     Patches,
     Replacement,
@@ -39,6 +40,7 @@ __all__ = [
     "Replacement",
     "Report",
     "TapResult",
+    "TopActivations",
     "attention_entropy",
     "causal_trace",
     "compare",
@@ -54,6 +56,7 @@ __all__ = [
     "record",
     "repeated_ids",
     "residual_norms",
+    "top_activations",
     "trace_bytes",
     "verify",
     "visit",

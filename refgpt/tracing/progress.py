@@ -7,8 +7,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(shown: bool, n: int, unit: str, what: str) -> Iterator[Callable[[int], object]]:
-    """A bar on standard error, and what to call with the number of steps done since the last call."""
+def progress_bar(shown: bool, n: int | None, unit: str, what: str) -> Iterator[Callable[[int], object]]:
+    """A bar on standard error, and what to call with the number of steps done since the last call.
+
+    Without ``n`` it only counts.
+    """
     if not shown:
         yield lambda n_new: None
         return
