@@ -36,15 +36,18 @@ class Work:
         Endless; neighbours read different memory where ``n_bytes`` are to come from memory.
     n_bytes : int
         What one call reads and writes at least.
-    n_flops : int
-        Multiplications and additions of one call; 0 where memory is what matters.
+    n_ops : int
+        Multiplications and additions of one call; 0 where they do not matter.
+    arithmetic : bool
+        Whether they are what bounds it, rather than memory.
     numpy : callable or None
         The same product by NumPy, to compare with.
     """
 
     calls: Iterator[Call]
     n_bytes: int
-    n_flops: int = 0
+    n_ops: int = 0
+    arithmetic: bool = False
     numpy: Call | None = None
 
 
@@ -62,10 +65,12 @@ def linear(dtype: str, n_rows: int, n_in: int, n_out: int) -> Work:
     decode = n_rows == 1
     copies = [kernels.pack(w) for _ in range(-(-BEYOND_CACHES // w.nbytes) if decode else 1)]
     calls = [partial(kernels.linear, x, panels, bias, out) for panels in copies]
+    n_ops = 2 * n_rows * n_in * n_out
     if decode:
-        return Work(cycle(calls), w.nbytes)
+        return Work(cycle(calls), w.nbytes, n_ops)
     wide, product = widen(w), np.empty((n_rows, n_out), np.float32)
-    return Work(cycle(calls), w.nbytes, 2 * n_rows * n_in * n_out, partial(np.matmul, x, wide.T, out=product))
+    n_bytes = w.nbytes + x.nbytes + out.nbytes
+    return Work(cycle(calls), n_bytes, n_ops, True, partial(np.matmul, x, wide.T, out=product))
 
 
 def quantised(kind: str, n_out: int, n_in: int) -> Panels:
@@ -81,7 +86,8 @@ def linear_quantised(kind: str, n_rows: int, n_in: int, n_out: int) -> Work:
     n_bytes = quantised(kind, 16, n_in).nbytes * n_out // 16
     copies = [quantised(kind, n_out, n_in) for _ in range(-(-BEYOND_CACHES // n_bytes) if n_rows == 1 else 1)]
     calls = [partial(kernels.linear, x, panels, bias, out) for panels in copies]
-    return Work(cycle(calls), copies[0].nbytes, 0 if n_rows == 1 else 2 * n_rows * n_in * n_out)
+    n_bytes = copies[0].nbytes + (x.nbytes + out.nbytes if n_rows > 1 else 0)
+    return Work(cycle(calls), n_bytes, 2 * n_rows * n_in * n_out, n_rows > 1)
 
 
 def quantise_rows() -> Work:
@@ -103,8 +109,8 @@ def attention(dtype: str, n_rows: int) -> Work:
     n_visible = np.arange(N_CTX - n_rows, N_CTX) + 1
     tiles = [kernels.query_tiles(np.full(n_rows, slot)) for slot in range(n_slots)]
     calls = [partial(kernels.attention, q, k_cache, v_cache, t, n_visible, out) for t in tiles]
-    flops = 4 * int(n_visible.sum()) * N_HEAD * D_HEAD if n_rows > 1 else 0
-    return Work(cycle(calls), (k_cache.nbytes + v_cache.nbytes) // n_slots, flops)
+    n_ops = 4 * int(n_visible.sum()) * N_HEAD * D_HEAD
+    return Work(cycle(calls), (k_cache.nbytes + v_cache.nbytes) // n_slots, n_ops, n_rows > 1)
 
 
 def kv_append(dtype: str) -> Work:

@@ -12,7 +12,10 @@ from pathlib import Path
 
 Row = dict[str, object]
 SHOWN: dict[str, Callable[[float], str]] = {"milliseconds": "{:.3f}".format, "share": "{:.0%}".format,
-                                            "GFLOP/s": "{:.0f}".format, "NumPy GFLOP/s": "{:.0f}".format}  # fmt: skip
+                                            "GOP/s": "{:.0f}".format, "NumPy GOP/s": "{:.0f}".format,
+                                            "peak GOP/s": "{:.0f}".format, "gain": "{:.2f}".format,
+                                            "step after 1900 over step after 32": "{:.2f}".format,
+                                            "rate of 2000 over rate of 512": "{:.2f}".format}  # fmt: skip
 
 
 def table(rows: Sequence[Row], columns: Sequence[str]) -> Iterator[str]:
@@ -24,6 +27,8 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> Iterator[str]:
 
 
 def cell(column: str, value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {cell(column, part)}" for name, part in value.items())
     return SHOWN.get(column, "{:.1f}".format)(value) if isinstance(value, float) else str(value)
 
 
@@ -33,13 +38,17 @@ def report(results: dict) -> Iterator[str]:
           f"Python {machine['python_version']}, {results['datetime'][:10]}"  # fmt: skip
     rows = [run["extra_info"] | {"seconds": run["stats"]["median"]} for run in results["benchmarks"]]
     groups: list[tuple[str, Callable[[Row], bool], tuple[str, ...]]] = [
-        ("Products of matrices", lambda row: "NumPy GFLOP/s" in row,
-         ("op", "isa", "shape", "milliseconds", "GFLOP/s", "NumPy GFLOP/s", "share")),
-        ("Attention of many rows", lambda row: "GFLOP/s" in row and "NumPy GFLOP/s" not in row,
-         ("op", "isa", "shape", "milliseconds", "GFLOP/s")),
+        ("Products of matrices, beside NumPy", lambda row: "NumPy GOP/s" in row,
+         ("op", "isa", "shape", "milliseconds", "GOP/s", "NumPy GOP/s", "share")),
+        ("Products of bytes and attention of many rows", lambda row: "GOP/s" in row and "NumPy GOP/s" not in row,
+         ("op", "isa", "shape", "milliseconds", "GOP/s", "peak GOP/s", "share")),
         ("Reading memory", lambda row: "GB/s" in row,
          ("op", "isa", "shape", "milliseconds", "GB/s", "read GB/s", "share")),
         ("The default model", lambda row: "tokens/s" in row, ("what", "tokens/s")),
+        ("Several texts at once", lambda row: "tokens/s by texts" in row, ("what", "tokens/s by texts")),
+        ("Long contexts", lambda row: "step after 1900 over step after 32" in row,
+         ("what", "step after 1900 over step after 32", "rate of 2000 over rate of 512")),
+        ("Guessing", lambda row: "gain" in row, ("what", "gain")),
         ("Memory at load", lambda row: "peak MB" in row, ("what", "weights MB", "peak MB", "seconds")),
     ]  # fmt: skip
     for title, belongs, columns in groups:

@@ -9,10 +9,17 @@ from statistics import median
 import pytest
 from cases import CASES, Call, row_sum
 
-from refgpt.kernels import active, list_kernels
+from benchmarks.peers.processors import build_peak, peaks
+from refgpt.kernels import active, check_threads, list_kernels
 
 # OpenBLAS's threads keep their processors busy for some time after a product; the next call wants these.
 PAUSE = 0.1
+
+
+@pytest.fixture(scope="session")
+def peak(tmp_path_factory) -> dict[str, float]:
+    """What this machine's multipliers can do at best; empty without a compiler."""
+    return peaks(build_peak(tmp_path_factory.mktemp("peak")), check_threads(None))
 
 
 def timed(call: Call) -> float:
@@ -22,10 +29,11 @@ def timed(call: Call) -> float:
 
 
 @pytest.mark.parametrize(("op", "shape"), [(op, shape) for op in CASES for shape in CASES[op]])
-def test_kernel(benchmark, op, shape):
+def test_kernel(benchmark, peak, op, shape):
     """Before each round the yardstick is measured once, so that both see the same machine.
 
-    The yardstick is NumPy's product of the same matrices where there is one, else reading as many bytes.
+    The yardstick is NumPy's product of the same matrices where there is one, else reading as many bytes. What is bound
+    by arithmetic and has no NumPy beside it is compared with the multipliers' peak.
     """
     work = CASES[op][shape]()
     yardsticks = cycle([work.numpy]) if work.numpy else row_sum(work.n_bytes).calls
@@ -37,14 +45,19 @@ def test_kernel(benchmark, op, shape):
             time.sleep(PAUSE)
         return (next(work.calls),), {}
 
-    rounds = 5 if work.n_flops else 15
+    rounds = 5 if work.arithmetic else 15
     benchmark.pedantic(lambda call: call(), setup=set_up, rounds=rounds, warmup_rounds=1)
     seconds, other = median(benchmark.stats.stats.data), median(beside[1:])
     figures = {"op": op, "isa": active(op).isa, "shape": shape, "milliseconds": seconds * 1e3}
-    if work.n_flops:
-        figures |= {"GFLOP/s": work.n_flops / seconds / 1e9}
+    figures |= {"operations": work.n_ops, "bytes": work.n_bytes, "seconds": seconds}
+    if work.arithmetic:
+        figures |= {"GOP/s": work.n_ops / seconds / 1e9}
         if work.numpy:
-            figures |= {"NumPy GFLOP/s": work.n_flops / other / 1e9, "share": other / seconds}
+            figures |= {"NumPy GOP/s": work.n_ops / other / 1e9, "share": other / seconds}
+        elif peak:
+            rate = peak.get("int8" if op.startswith("linear_q") else "float32", 0.0)
+            if rate:
+                figures |= {"peak GOP/s": rate, "share": work.n_ops / seconds / 1e9 / rate}
     else:
         figures |= {
             "GB/s": work.n_bytes / seconds / 1e9,

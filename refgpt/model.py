@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
-from refgpt import hub
+from refgpt import checksums, hub
 from refgpt.arguments import one_of, path_of, whole_number
-from refgpt.checkpoints import NOTHING_SAID, Checkpoint, open_checkpoint
+from refgpt.checkpoints import NOTHING_SAID, Checkpoint, open_checkpoint, verify_checksums
 from refgpt.config import ModelConfig
 from refgpt.engine import Engine, SpecEngine, kept_params
 from refgpt.errors import GenerationError, RefgptError
@@ -23,7 +24,7 @@ from refgpt.panels import BLOCK_BYTES
 from refgpt.params import KV_DTYPES, KVDtype, Params, Progress
 from refgpt.scoring import encode_continuations, score
 from refgpt.tokenizers import Tokenizer, find_tokenizer, tokenizer_of
-from refgpt.tracing import Report, compare, record
+from refgpt.tracing import Indices, Names, Patches, Report, record, verify
 
 log = logging.getLogger("refgpt")
 
@@ -106,22 +107,45 @@ class Model:
         """
         return self.engine.logits(ids, prefix_len)
 
-    def trace(
-        self, ids: Sequence[int], prefix_len: int = 0, names: Collection[str] | None = None
-    ) -> dict[str, np.ndarray]:
-        """Named activations of one forward pass, in the order of ``refgpt.spec.tap_names``.
+    def trace(self, ids: str | Sequence[int], prefix_len: int = 0, names: Names | None = None, *,
+              positions: Indices = None, patch: Patches | None = None) -> dict[str, np.ndarray]:  # fmt: skip
+        """Named activations of one forward pass: those that are asked for, and nothing beyond them is kept.
 
-        Parameters and errors are those of ``logits``; ``names`` are the activations wanted, by default all.
+        Parameters
+        ----------
+        ids : str or sequence of int [t]
+            A text, if there is a tokenizer, or its ids.
+        prefix_len : int
+            So many leading positions see one another; 0 is the causal mask, whatever ``mask`` is.
+        names : str or collection of str, optional
+            Which ones: names of ``refgpt.spec.tap_names(config)``, or patterns such as "blocks.*.pattern"; by default
+            all of them.
+        positions : int, slice or sequence of int, optional
+            Which rows of each to keep, by default all: of "pattern" [h, t, s] queries, of all others those of axis 0.
+        patch : mapping, or sequence of mappings, optional
+            What to replace on the way: from names or patterns to a function, an array, or what
+            ``refgpt.tracing.zero_heads`` and its like make.
+
+        Returns
+        -------
+        dict of str to ndarray
+            In the order they were computed, with the axes that ``refgpt.spec.tap_axes`` gives.
+
+        Raises
+        ------
+        RefgptError
+            If an argument cannot be used, or the trace would take more memory than there is: then it says how much, and
+            what to narrow. Before anything is computed.
         """
-        return record(self.engine, ids, prefix_len, names)
+        return record(self, ids, prefix_len, names, positions, patch)
 
     def verify(self, ids: Sequence[int], prefix_len: int = 0) -> Report:
-        """Hold every activation of one forward pass to the float64 spec: see ``refgpt.tracing.compare``.
+        """Hold every activation of one forward pass to the float64 spec: see ``refgpt.tracing.verify``.
 
         Parameters and errors are those of ``logits``. ``report.first_broken`` is None if all are within their bounds.
         The C kernels are; the NumPy backend in float32 is not at "mlp_post", where its ``1 + tanh`` loses digits.
         """
-        return compare(self.engine, self.params(), ids, prefix_len)
+        return verify(self.engine, self.params(), ids, prefix_len)
 
     @overload
     def generate(self, prompt: str, params: GenerationParams | None = None, **changes: Any) -> Generation: ...
@@ -268,6 +292,7 @@ def load(
     threads: int | None = None,
     kv_dtype: KVDtype | None = None,
     progress: Progress | None = None,
+    verify: bool = True,
     revision: str | None = None,
 ) -> Model:
     """Load a model.
@@ -294,6 +319,8 @@ def load(
     progress : callable or None
         Called as ``progress(n_bytes_done, n_bytes_total)`` while an archive is unpacked, and from nothing again while
         the C backend packs the weights.
+    verify : bool
+        Whether to compare the checksums of a model in the packed format with its bytes, which reads all of them.
     revision : str or None
         Of a model on the hub: a branch, a tag or a commit; None is the main branch.
 
@@ -315,11 +342,16 @@ def load(
     _say_mask(checkpoint, asked=mask != "auto")
     engine: Engine
     if backend == "c":
-        from refgpt.runtime import Runtime  # the compiled extension; the NumPy backend works without
+        from refgpt.kernels import digests  # the compiled extension; the NumPy backend works without
+        from refgpt.runtime import Runtime
 
+        if verify:
+            verify_checksums(checkpoint, partial(digests, threads=threads))
         engine = Runtime(checkpoint.params, checkpoint.config, dtype=dtype, threads=threads, kv_dtype=kv_dtype,
                          progress=progress)  # fmt: skip
     else:
+        if verify:
+            verify_checksums(checkpoint, checksums.digests)
         engine = SpecEngine(kept_params(checkpoint.params, dtype), checkpoint.config,
                             np.float64 if dtype == "f64" else np.float32)  # fmt: skip
     return Model(engine, checkpoint, tokenizer, backend, dtype)

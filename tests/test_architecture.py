@@ -17,8 +17,8 @@ FLOORS = [
     {"errors", "wording"}, {"arguments", "small_files", "checksums"}, {"config", "encoded", "vocabulary"},
     {"params", "prompts"}, {"panels"},
     {"spec", "kernels", "checkpoints", "tokenizers", "sampling", "drafting", "hub", "quantisation"},
-    {"engine", "runtime", "stopping", "conversion"},
-    {"generation", "tracing", "benchmarking"}, {"scoring"}, {"evaluation"}, {"model"}, {"__init__"},
+    {"engine", "runtime", "stopping"},
+    {"generation", "tracing", "benchmarking", "conversion"}, {"scoring"}, {"evaluation"}, {"model"}, {"__init__"},
     {"cli"}, {"__main__"},
 ]  # fmt: skip
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from refgpt.checksums import checksum
 from refgpt.config import ModelConfig
+from refgpt.errors import CheckpointError
 from refgpt.params import Params
 from refgpt.vocabulary import Vocabulary
+from refgpt.wording import FRESH_COPY
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,15 @@ class TensorInfo:
     shape: tuple[int, ...]
     n_bytes: int
     file: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """Bytes of a file that have a checksum (``refgpt.checksums``)."""
+
+    words: np.ndarray  # [n], uint32
+    checksum: str
+    place: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +60,8 @@ class Checkpoint:
         Every tensor in the files, buffers too.
     vocabulary : Vocabulary or None
         What the files of weights themselves say about the tokenizer.
+    checked : tuple of Checked
+        Where the files hold checksums of the weights: what is still to be compared (``verify_checksums``).
     """
 
     path: Path
@@ -56,3 +73,24 @@ class Checkpoint:
     mask_source: str
     tensors: tuple[TensorInfo, ...]
     vocabulary: Vocabulary | None = None
+    checked: tuple[Checked, ...] = ()
+
+
+def verify_checksums(checkpoint: Checkpoint, digests: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Compare the checksums that the files hold with their bytes, all of which are read.
+
+    Parameters
+    ----------
+    digests : callable
+        ``refgpt.kernels.digests``, or ``refgpt.checksums.digests``, which takes longer.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the first tensor that is not what was written.
+    """
+    for part in checkpoint.checked:
+        found = checksum(digests(part.words))
+        if found != part.checksum:
+            raise CheckpointError("the bytes are not those that were written: their checksum differs",
+                                  where=part.place, got=found, wanted=part.checksum, fix=FRESH_COPY)  # fmt: skip

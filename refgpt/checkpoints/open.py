@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from refgpt.arguments import one_of, path_of
-from refgpt.checkpoints import ctranslate2, ggml, gguf, huggingface, mesh
+from refgpt.checkpoints import ctranslate2, ggml, gguf, huggingface, mesh, packed
 from refgpt.checkpoints.checkpoint import Checkpoint
 from refgpt.checkpoints.mask import MASKS
 from refgpt.errors import CheckpointError, ConfigError
@@ -27,7 +27,7 @@ class Layout(Protocol):
 
 
 #: The first that says it is there counts. The last says so of every path, and in its errors what could have been there.
-LAYOUTS: tuple[Layout, ...] = (ggml, gguf, mesh, ctranslate2, huggingface)
+LAYOUTS: tuple[Layout, ...] = (packed, ggml, gguf, mesh, ctranslate2, huggingface)
 
 
 def open_checkpoint(path: str | Path, mask: str = "auto", progress: Progress | None = None) -> Checkpoint:
@@ -37,8 +37,8 @@ def open_checkpoint(path: str | Path, mask: str = "auto", progress: Progress | N
     ----------
     path : str or Path
         A directory in the layout of Hugging Face, or one file of weights (or the index of its shards) with config.json
-        beside it; a ggml or GGUF file, or a directory with one of them; a directory or an archive (.tar.zst) of Mesh
-        Transformer JAX, with params.json in or beside it; a directory of CTranslate2.
+        beside it; a directory in the packed format; a ggml or GGUF file, or a directory with one of them; a directory
+        or an archive (.tar.zst) of Mesh Transformer JAX, with params.json in or beside it; a directory of CTranslate2.
     mask : {"auto", "causal", "prefix"}
         "auto" looks at the buffers ``attn.bias`` and, if there are none, at the model's name.
     progress : callable, optional

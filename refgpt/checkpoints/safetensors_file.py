@@ -46,9 +46,14 @@ def read(path: Path) -> dict[str, np.ndarray]:
     CheckpointError
         If a length, an offset, a dtype or a shape does not fit, or the tensors leave gaps, overlap or end early.
     """
-    mapped = map_file(path)
+    return read_mapped(map_file(path))[0]
+
+
+def read_mapped(mapped: MappedFile) -> tuple[dict[str, np.ndarray], object]:
+    """The same of a file that is mapped already, and what the header has for ``__metadata__``, unchecked."""
+    path = mapped.path
     header, data_start = _read_header(mapped)
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     tensors, spans = {}, {}
     for name, entry in header.items():
         dtype, shape, spans[name] = _check_entry(tensor_at(path, name), entry)
@@ -63,7 +68,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
             )
         tensors[name] = view(mapped, name, dtype, data_start + start, stop - start, shape)
     _check_tiling(path, spans, len(mapped) - data_start)
-    return tensors
+    return tensors, metadata
 
 
 def _read_header(mapped: MappedFile) -> tuple[dict[str, Any], int]:

@@ -23,8 +23,8 @@ def load_model(arguments: argparse.Namespace, backend: str) -> Model:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress | None]:
-    """A bar on standard error while much is loaded; nothing when nobody watches."""
+def progress_bar(what: str = "loading") -> Iterator[Progress | None]:
+    """A bar on standard error while much is loaded or written; nothing when nobody watches."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -35,9 +35,7 @@ def progress_bar() -> Iterator[Progress | None]:
 
         def progress(n_done: int, n_total: int) -> None:
             if not bars and n_total >= WORTH_A_BAR:
-                bars.append(
-                    stack.enter_context(tqdm(desc="loading", unit="B", unit_scale=True, leave=False, total=n_total))
-                )
+                bars.append(stack.enter_context(tqdm(desc=what, unit="B", unit_scale=True, leave=False, total=n_total)))
             for bar in bars:
                 if bar.total != n_total:  # an archive is unpacked, now its weights are packed
                     bar.reset(n_total)

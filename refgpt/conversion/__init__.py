@@ -1,1 +1,5 @@
 """Writing checkpoints in other formats."""
+
+from refgpt.conversion.convert import TARGETS, convert
+
+__all__ = ["TARGETS", "convert"]

@@ -19,7 +19,7 @@ from refgpt.kernels import Activations, Program
 from refgpt.panels import aligned_zeros
 from refgpt.runtime.cache import KVCache
 from refgpt.runtime.packing import PackedBlock, PackedParams
-from refgpt.spec.taps import Tap, checked, no_tap, prefixed
+from refgpt.spec.taps import Tap, checked, no_tap
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,47 @@ class Workspace:
                        program=program)  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A tap that is shown copies, since buffers are overwritten; what it did not change stays the buffer.
+
+    Attributes
+    ----------
+    tap : Tap
+    names : frozenset of str or None
+        What it wants to see; None is everything.
+    prefix : str
+        Of the names in this part of the model.
+    """
+
+    tap: Tap
+    names: frozenset[str] | None
+    prefix: str = ""
+
+    @classmethod
+    def to(cls, tap: Tap) -> Shown:
+        """Nothing for ``no_tap``; for others what their ``names`` say, if they have any."""
+        names = () if tap is no_tap else getattr(tap, "names", None)
+        return cls(checked(tap, np.float32), None if names is None else frozenset(names))
+
+    def part(self, prefix: str) -> Shown:
+        """The same for a part of the model."""
+        return replace(self, prefix=prefix)
+
+    def wants(self, name: str) -> bool:
+        """Whether an activation is to be shown, and so to be computed into memory."""
+        return self.names is None or self.prefix + name in self.names
+
+    def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
+        if not self.wants(name):
+            return value
+        copy = value.copy()
+        answer = self.tap(self.prefix + name, copy)
+        return value if answer is copy and np.array_equal(copy, value) else np.ascontiguousarray(answer)
+
+
 def attention(x: Activations, p: PackedBlock, rows: Rows, kv: tuple[np.ndarray, np.ndarray],
-              rotation: tuple[np.ndarray, np.ndarray], to: Workspace, tap: Tap) -> np.ndarray:  # fmt: skip
+              rotation: tuple[np.ndarray, np.ndarray], to: Workspace, tap: Shown) -> np.ndarray:  # fmt: skip
     """Multi-head self-attention with rotary positions; new keys and values join the cache. x [t, c] -> [t, c]."""
     flat, heads = to.attn_out.shape, to.q.shape
     q = tap("q", kernels.linear(x, p.wq, None, to.q.reshape(flat), **to.how).reshape(heads))  # [t, h, d]
@@ -112,10 +151,10 @@ def attention(x: Activations, p: PackedBlock, rows: Rows, kv: tuple[np.ndarray, 
     q = tap("q_rot", kernels.rotary(q, *rotation, rows.positions, to.q, **to.how))  # [t, h, d]
     k = tap("k_rot", kernels.rotary(k, *rotation, rows.positions, to.k, **to.how))  # [t, h, d]
     kernels.kv_append(k, v, *kv, rows.positions, rows.slots, **to.how)
-    shown = None if tap is no_tap else _room_for_pattern(q)  # [h, t, s]
+    shown = _room_for_pattern(q) if tap.wants("pattern") else None  # [h, t, s]
     z = kernels.attention(q, *kv, rows.tiles, rows.n_visible, to.z, pattern=shown, scratch=to.scores, **to.how)
     if shown is not None and (pattern := tap("pattern", shown)) is not shown:  # patched: mix the values anew
-        z = np.einsum("hts,shd->thd", pattern, v.astype(kv[1].dtype).astype(np.float32))
+        z = _mixed(pattern, v.astype(kv[1].dtype))
     mixed = Activations(tap("z", z).reshape(flat), to.ready, **to.how)  # [t, c]
     return tap("attn_out", kernels.linear(mixed, p.wo, None, to.attn_out, **to.how))  # [t, c]
 
@@ -126,7 +165,13 @@ def _room_for_pattern(q: np.ndarray) -> np.ndarray:
     return np.empty((n_head, n_rows, n_rows), np.float32)
 
 
-def mlp(x: Activations, p: PackedBlock, to: Workspace, tap: Tap) -> np.ndarray:
+def _mixed(pattern: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Values mixed by a pattern that no kernel made, rounded once. pattern [h, t, s], v [s, h, d] -> [t, h, d]."""
+    heads = [pattern[h].astype(np.float64) @ v[:, h].astype(np.float64) for h in range(len(pattern))]  # [t, d] each
+    return np.stack(heads, axis=1, dtype=np.float32, casting="same_kind")
+
+
+def mlp(x: Activations, p: PackedBlock, to: Workspace, tap: Shown) -> np.ndarray:
     """Two linear layers with a GELU between them. x [t, c] -> [t, c]."""
     hidden = tap("mlp_pre", kernels.linear(x, p.w_in, p.b_in, to.mlp, **to.how))  # [t, f]
     hidden = tap("mlp_post", kernels.gelu(hidden, to.mlp, **to.how))  # [t, f]
@@ -135,7 +180,7 @@ def mlp(x: Activations, p: PackedBlock, to: Workspace, tap: Tap) -> np.ndarray:
 
 
 def block(x: np.ndarray, p: PackedBlock, cfg: ModelConfig, rows: Rows, kv: tuple[np.ndarray, np.ndarray],
-          rotation: tuple[np.ndarray, np.ndarray], to: Workspace, tap: Tap) -> np.ndarray:  # fmt: skip
+          rotation: tuple[np.ndarray, np.ndarray], to: Workspace, tap: Shown) -> np.ndarray:  # fmt: skip
     """Attention and MLP side by side, both from the one LayerNorm. x [t, c] -> [t, c], in x's place."""
     normed = tap("ln", kernels.layer_norm(x, p.ln_w, p.ln_b, cfg.ln_eps, to.ln, **to.how))  # [t, c]
     shared = Activations(normed, to.ln_ready, **to.how)
@@ -157,25 +202,13 @@ def forward(params: PackedParams, config: ModelConfig, rows: Rows, cache: KVCach
     -------
     ndarray [len(wanted), v], float32
     """
-    tap = tap if tap is no_tap else _on_copies(checked(tap, np.float32))
+    shown = Shown.to(tap)
     to = workspace.first(len(rows.ids), program)
-    x = tap("embed", kernels.embedding(params.wte, rows.ids, to.x, **to.how))  # [t, c]
+    x = shown("embed", kernels.embedding(params.wte, rows.ids, to.x, **to.how))  # [t, c]
     for i, p in enumerate(params.blocks):
-        part = tap if tap is no_tap else prefixed(tap, f"blocks.{i}.")
-        x = block(x, p, config, rows, (cache.k[i], cache.v[i]), rotation, to, part)  # [t, c]
+        x = block(x, p, config, rows, (cache.k[i], cache.v[i]), rotation, to, shown.part(f"blocks.{i}."))  # [t, c]
     x, ln = x[wanted], to.ln[wanted]
-    x = tap("ln_final", kernels.layer_norm(x, params.ln_w, params.ln_b, config.ln_eps, ln, **to.how))
+    x = shown("ln_final", kernels.layer_norm(x, params.ln_w, params.ln_b, config.ln_eps, ln, **to.how))
     logits = np.empty((len(x), config.n_vocab), np.float32)
     rows_of_head = Activations(x, to.ready, **to.how)
-    return tap("logits", kernels.linear(rows_of_head, params.w_head, params.b_head, logits, **to.how))  # [t, v]
-
-
-def _on_copies(tap: Tap) -> Tap:
-    """Show a tap copies, since buffers are overwritten; what it did not change stays the buffer."""
-
-    def ask(name: str, value: np.ndarray) -> np.ndarray:
-        shown = value.copy()
-        answer = tap(name, shown)
-        return value if answer is shown and np.array_equal(shown, value) else np.ascontiguousarray(answer)
-
-    return ask
+    return shown("logits", kernels.linear(rows_of_head, params.w_head, params.b_head, logits, **to.how))  # [t, v]

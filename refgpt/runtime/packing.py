@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from refgpt.checkpoints import check_finite, place_of, release
+from refgpt.checkpoints import Table, check_finite, place_of, release
 from refgpt.kernels import pack, quantise
-from refgpt.panels import BLOCK_BYTES, Panels, aligned_zeros
-from refgpt.params import Block, Leaf, Params, Progress, dtype_name, kept_leaf, row_slices, widen
+from refgpt.panels import BLOCK_BYTES, FLOATS, Panels, aligned_zeros
+from refgpt.params import STORED_DTYPES, Block, Leaf, Params, Progress, dtype_name, kept_leaf, row_slices, widen
 from refgpt.quantisation import check_range, kind_of
 
 
@@ -88,46 +88,72 @@ def pack_params(params: Params, dtype: str | None, threads: int, progress: Progr
     return PackedParams(blocks=blocks, **{f.name: leaves[f.name] for f in fields(PackedParams) if f.name != "blocks"})
 
 
+def packed_kind(name: str, leaf: Leaf, dtype: str | None) -> str:
+    """What a leaf is packed as: a kind of ``Panels``; of vectors always "f32".
+
+    Parameters
+    ----------
+    dtype : str or None
+        See ``pack_params``.
+    """
+    if leaf.ndim == 1:
+        return "f32"
+    if dtype is not None:
+        return kind_of(name, dtype) or ""
+    if isinstance(leaf, Panels) and (name != "wte" or leaf.kind in (*FLOATS, "q8")):
+        return leaf.kind
+    stored = dtype_name(leaf.dtype)
+    return stored if stored in FLOATS else "f32"
+
+
+def is_table(name: str, kind: str) -> bool:
+    """Whether a matrix of this kind stays a matrix of rows: an embedding table in floats does."""
+    return name == "wte" and kind in FLOATS
+
+
+def pack_rows(where: str, rows: np.ndarray, out: np.ndarray | Panels, threads: int | None = None) -> None:
+    """Put some rows of a matrix, as stored, into the panels or the table that they belong to.
+
+    Raises
+    ------
+    CheckpointError
+        If they hold NaN, infinity or what the kind of ``out`` cannot; ``where`` is named.
+    """
+    check_finite(where, rows)
+    kind = out.kind if isinstance(out, Panels) else dtype_name(out.dtype) or ""
+    if isinstance(out, Panels) and kind in BLOCK_BYTES:
+        check_range(where, rows, kind)
+        quantise(np.ascontiguousarray(kept_leaf(where, rows, None)), kind, out, threads=threads)
+        return
+    kept = kept_leaf(where, rows, kind)
+    kept = kept if kept.dtype == out.dtype else widen(kept)
+    if isinstance(out, Panels):
+        pack(np.ascontiguousarray(kept), out, threads=threads)
+    else:
+        out[...] = kept
+
+
+def pack_vector(name: str, leaf: np.ndarray) -> np.ndarray:
+    """A vector in float32. Raises as ``pack_rows`` does."""
+    where = place_of(leaf, name)
+    check_finite(where, leaf)
+    return np.array(widen(kept_leaf(where, leaf, None)))
+
+
 def _packed(name: str, leaf: Leaf, dtype: str | None, threads: int) -> np.ndarray | Panels:
     """A leaf as kernels read it: some rows at a time, so that no second copy of a large matrix is ever made."""
-    kind = kind_of(name, dtype)
-    if isinstance(leaf, Panels) and kind in (None, leaf.kind) and (name != "wte" or leaf.kind == "q8"):
+    if isinstance(leaf, np.ndarray) and leaf.ndim == 1:
+        return pack_vector(name, leaf)
+    kind, (n_out, n_in) = packed_kind(name, leaf, dtype), leaf.shape
+    table = is_table(name, kind)
+    if isinstance(leaf, Table) and table and leaf.encoding == kind:
+        return leaf.data
+    if isinstance(leaf, Panels) and not table and leaf.kind == kind:
         return leaf
-    if leaf.ndim == 2 and kind in BLOCK_BYTES:
-        return _quantised(name, leaf, kind, threads)
-    where, room, start = place_of(leaf, name), None, 0
-    for rows in row_slices(leaf):
-        check_finite(where, rows)
-        kept = kept_leaf(where, rows, dtype)
-        if leaf.ndim == 1:
-            return np.array(widen(kept))
-        if dtype == "f32":
-            kept = widen(kept)
-        stop = start + len(rows)
-        if room is None:
-            room = _room(name, leaf.shape, kept.dtype)
-        if isinstance(room, Panels):
-            pack(np.ascontiguousarray(kept), room.part(start, stop), threads=threads)
-        else:
-            room[start:stop] = kept
-        start = stop
-    assert room is not None  # no dimension of a model is zero
-    return room
-
-
-def _quantised(name: str, leaf: Leaf, kind: str, threads: int) -> Panels:
     where, start = place_of(leaf, name), 0
-    room = Panels.zeros(kind, leaf.shape[0], leaf.shape[1], where)
+    room = aligned_zeros((n_out, n_in), STORED_DTYPES[kind]) if table else Panels.zeros(kind, n_out, n_in, where)
     for rows in row_slices(leaf):
-        check_finite(where, rows)
-        check_range(where, rows, kind)
         stop = start + len(rows)
-        quantise(np.ascontiguousarray(kept_leaf(where, rows, None)), kind, room.part(start, stop), threads=threads)
+        pack_rows(where, rows, room[start:stop] if isinstance(room, np.ndarray) else room.part(start, stop), threads)
         start = stop
     return room
-
-
-def _room(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | Panels:
-    if name == "wte":
-        return aligned_zeros(shape, dtype)
-    return Panels.zeros(dtype_name(dtype) or "", shape[0], shape[1])

@@ -4,7 +4,7 @@ from refgpt.spec.gptj import forward
 from refgpt.spec.masks import causal_mask, prefix_mask
 from refgpt.spec.primitives import embedding, gelu, layer_norm, linear, softmax
 from refgpt.spec.rotary import rotary_angles, rotate_pairs
-from refgpt.spec.taps import Recorder, Tap, checked, no_tap, prefixed, tap_names
+from refgpt.spec.taps import Recorder, Tap, checked, no_tap, prefixed, tap_axes, tap_names, tap_shapes
 
 __all__ = [
     "Recorder",
@@ -22,5 +22,7 @@ __all__ = [
     "rotary_angles",
     "rotate_pairs",
     "softmax",
+    "tap_axes",
     "tap_names",
+    "tap_shapes",
 ]

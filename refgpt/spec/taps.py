@@ -1,6 +1,7 @@
 """Taps: ``tap(name, value) -> value`` is shown every named activation, and what it returns is used from there on.
 
-So one mechanism records, patches and forces. All engines fire the same names in the same order.
+So one mechanism records, patches and forces. All engines fire the same names in the same order. A tap may have an
+attribute ``names``, the activations that it looks at or changes: an engine need not show it any other.
 """
 
 from __future__ import annotations
@@ -19,11 +20,31 @@ Tap = Callable[[str, np.ndarray], np.ndarray]
 BLOCK_TAPS = ("ln", "q", "k", "v", "q_rot", "k_rot", "pattern", "z", "attn_out",
               "mlp_pre", "mlp_post", "mlp_out", "resid_post")  # fmt: skip
 
+#: The axes of an activation, by the last part of its name: t query position, s key position, h head, d head width,
+#: c d_model, f d_ff, v vocabulary. Keys and values have a row for each position too, under the name it has for them.
+TAP_AXES = {
+    "embed": "tc", "ln": "tc", "q": "thd", "k": "shd", "v": "shd", "q_rot": "thd", "k_rot": "shd", "pattern": "hts",
+    "z": "thd", "attn_out": "tc", "mlp_pre": "tf", "mlp_post": "tf", "mlp_out": "tc", "resid_post": "tc",
+    "ln_final": "tc", "logits": "tv",
+}  # fmt: skip
+
 
 def tap_names(config: ModelConfig) -> list[str]:
     """Every activation's name, in the order of the forward pass."""
     blocks = [f"blocks.{i}.{name}" for i in range(config.n_layer) for name in BLOCK_TAPS]
     return ["embed", *blocks, "ln_final", "logits"]
+
+
+def tap_axes(name: str) -> str:
+    """One letter of ``TAP_AXES`` for each axis of an activation."""
+    return TAP_AXES[name.rpartition(".")[2]]
+
+
+def tap_shapes(config: ModelConfig, n: int) -> dict[str, tuple[int, ...]]:
+    """Every activation's shape for a text of ``n`` tokens, in the order of the forward pass."""
+    sizes = {"t": n, "s": n, "h": config.n_head, "d": config.d_head, "c": config.d_model, "f": config.d_ff,
+             "v": config.n_vocab}  # fmt: skip
+    return {name: tuple(sizes[axis] for axis in tap_axes(name)) for name in tap_names(config)}
 
 
 def no_tap(name: str, value: np.ndarray) -> np.ndarray:

@@ -116,6 +116,14 @@ def test_where_the_files_may_be(tmp_path):
     assert open_model(tmp_path)[1].n_vocab == 61
 
 
+def test_whole_heads_are_rotated_where_nothing_else_is_said(tmp_path):
+    write_mesh(tmp_path, model(), 1)
+    keys = params_json()
+    del keys["pe_rotary_dims"], keys["norm"], keys["pe"]
+    (tmp_path / "params.json").write_text(json.dumps(keys))
+    assert open_checkpoint(tmp_path).config == replace(CONFIG, d_rotary=8)
+
+
 def test_gpt_jt_by_name(tmp_path):
     (tmp_path / "GPT-JT").mkdir()
     write_mesh(tmp_path / "GPT-JT", model(), 1)

@@ -13,7 +13,7 @@ from refgpt.panels import Panels
 from refgpt.params import BFLOAT16, row_slices, widen
 from refgpt.runtime import Runtime
 from refgpt.runtime.packing import pack_params
-from refgpt.tracing import compare
+from refgpt.tracing import verify
 
 DTYPES = pytest.mark.parametrize("dtype", ["q8", "q4"])
 
@@ -49,7 +49,7 @@ def test_a_large_matrix_is_quantised_in_slices(monkeypatch, dtype):
 @DTYPES
 def test_every_activation_is_within_its_bound_of_the_spec_on_the_kept_weights(dtype):
     engine = Runtime(random_params(LONG, 3), LONG, dtype=dtype, threads=2)
-    assert compare(engine, engine.kept(), PROMPT[:40]).first_broken is None
+    assert verify(engine, engine.kept(), PROMPT[:40]).first_broken is None
 
 
 @DTYPES

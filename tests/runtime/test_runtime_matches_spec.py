@@ -8,7 +8,7 @@ from tiny import random_params
 
 from refgpt.runtime import Runtime
 from refgpt.spec import Recorder, forward, tap_names
-from refgpt.tracing import compare
+from refgpt.tracing import verify
 from refgpt.tracing.bounds import U
 
 
@@ -20,7 +20,7 @@ def test_every_activation_is_within_its_bound(shape, stored, kv_dtype, n_ids, pr
     config = SHAPES[shape]
     params = random_params(config, 3, stored)
     ids = np.random.default_rng(n_ids).integers(0, config.n_vocab, n_ids)
-    report = compare(Runtime(params, config, threads=2, kv_dtype=kv_dtype), params, ids, prefix_len)
+    report = verify(Runtime(params, config, threads=2, kv_dtype=kv_dtype), params, ids, prefix_len)
     assert [tap.name for tap in report.taps] == tap_names(config)
     assert report.first_broken is None
 
@@ -33,10 +33,10 @@ def test_weights_are_kept_in_the_dtype_asked_for(stored, dtype):
     engine = Runtime(params, config, dtype=dtype)
     assert engine.params.blocks[1].w_in.kind == dtype
     assert engine.params.wte.dtype == {"f32": np.float32, "f16": np.float16}[dtype]
-    report = compare(engine, params.kept_as(dtype), np.arange(20))
+    report = verify(engine, params.kept_as(dtype), np.arange(20))
     assert report.first_broken is None
     if dtype == "f16" and stored == "f32":  # rounding is not hidden by the bounds
-        assert compare(engine, params, np.arange(20)).first_broken is not None
+        assert verify(engine, params, np.arange(20)).first_broken is not None
 
 
 def error(got: np.ndarray, want: np.ndarray) -> float:

@@ -16,7 +16,7 @@ from refgpt.engine import Engine
 from refgpt.params import Params
 from refgpt.spec import forward
 from refgpt.tracing.bounds import tap_bound
-from refgpt.tracing.record import record
+from refgpt.tracing.recording import record
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class TapResult:
 
 @dataclass(frozen=True)
 class Report:
-    """What ``compare`` found.
+    """What ``verify`` found.
 
     Attributes
     ----------
@@ -83,7 +83,7 @@ class Report:
                f"same likeliest token at {self.same_argmax:.0%} of the positions")  # fmt: skip
 
 
-def compare(engine: Engine, params: Params, ids: Sequence[int], prefix_len: int = 0) -> Report:
+def verify(engine: Engine, params: Params, ids: Sequence[int], prefix_len: int = 0) -> Report:
     """Run an engine and the float64 spec on one text.
 
     Parameters

@@ -1,0 +1,45 @@
+"""``refgpt convert``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from refgpt.checkpoints import MASKS
+from refgpt.cli.loading import progress_bar
+from refgpt.cli.options import Commands, add_command
+from refgpt.conversion import TARGETS, convert
+from refgpt.conversion.staging import check_free
+from refgpt.model import open_model
+
+EXAMPLES = """examples:
+  refgpt convert ~/gpt-j-6b ~/gpt-j-6b-q4 --dtype q4      4.5 bits a weight; loads at once
+  refgpt convert gpt-j.gguf ~/gpt-j-hf --to hf            for other programs
+"""
+TARGETS_HELP = """refgpt: the packed format, which is mapped instead of loaded (default); hf: a directory as
+Hugging Face has it; gguf: a directory with model.gguf"""
+
+
+def add_commands(commands: Commands) -> None:
+    """Declare ``convert``."""
+    command = add_command(commands, "convert", _convert, "write a model in another format", EXAMPLES)
+    add = command.add_argument
+    add("source", metavar="SOURCE", help="directory or file of a model")
+    add("destination", metavar="DESTINATION", help="directory to make; it appears when it is whole")
+    add("--to", choices=TARGETS, default="refgpt", help=TARGETS_HELP)
+    dtypes = dict.fromkeys(dtype for target in TARGETS.values() for dtype in target.DTYPES if dtype)
+    add("--dtype", choices=dtypes, help="what matrices become (default: as stored); q8 and q4 are for refgpt only")
+    add("--mask", choices=MASKS, default="auto",
+        help="what to write down as the model's mask (default: what the files say)")  # fmt: skip
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    destination = Path(arguments.destination)
+    check_free(destination)  # before an archive is unpacked
+    with progress_bar() as progress:
+        source, tokenizer = open_model(arguments.source, arguments.mask, progress)
+    with progress_bar("converting") as progress:
+        convert(source, tokenizer, destination, arguments.to, arguments.dtype, progress)
+    n_bytes = sum(path.stat().st_size for path in destination.iterdir())
+    print(f"{destination}: {n_bytes / 1e6:,.1f} MB, {len(list(destination.iterdir()))} files")
+    return 0

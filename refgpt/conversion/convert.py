@@ -1,0 +1,79 @@
+"""From any checkpoint that is read to any format that is written: whole, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from refgpt.arguments import one_of, path_of
+from refgpt.checkpoints import Checkpoint, verify_checksums
+from refgpt.conversion import gguf, huggingface, packed
+from refgpt.conversion.staging import staged
+from refgpt.errors import CheckpointError
+from refgpt.kernels import digests
+from refgpt.params import STORED_DTYPES, Progress
+from refgpt.tokenizers import Tokenizer
+
+
+class Target(Protocol):
+    """A format that is written: a module."""
+
+    @property
+    def DTYPES(self) -> tuple[str | None, ...]:
+        """What it can give matrices; None is what they are stored in."""
+        ...
+
+    def write(self, source: Checkpoint, tokenizer: Tokenizer | None, dtype: str | None, directory: Path,
+              progress: Progress | None) -> None:  # fmt: skip
+        """Fill an empty directory."""
+        ...
+
+
+TARGETS: dict[str, Target] = {"refgpt": packed, "hf": huggingface, "gguf": gguf}
+#: Of config.json, tokenizer and header.
+SMALL_FILES = 16 << 20
+
+
+def convert(
+    source: Checkpoint,
+    tokenizer: Tokenizer | None,
+    destination: str | Path,
+    to: str = "refgpt",
+    dtype: str | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write an opened checkpoint in another format. Memory holds some rows of it at a time; all processors work.
+
+    Parameters
+    ----------
+    source : Checkpoint
+    tokenizer : Tokenizer or None
+        The one that was opened with it.
+    destination : str or Path
+        A directory that is not there yet, or is empty. It appears when it is whole and on the disk.
+    to : "refgpt", "hf" or "gguf"
+        The packed format (``refgpt.checkpoints.packed``), a directory in Hugging Face's layout, or a GGUF file.
+    dtype : str or None
+        What matrices become, one of the target's ``DTYPES``; None is as stored.
+    progress : callable, optional
+        Called with the bytes that are written, and all.
+
+    Raises
+    ------
+    CheckpointError
+        If an argument cannot be used, the destination is taken, the disk has no room, or a weight cannot be written.
+    """
+    one_of("to", to, tuple(TARGETS), CheckpointError)
+    target = TARGETS[to]
+    one_of("dtype", dtype, target.DTYPES, CheckpointError)
+    with staged(path_of("destination", destination, CheckpointError), n_bytes(source, to, dtype)) as directory:
+        verify_checksums(source, digests)
+        target.write(source, tokenizer, dtype, directory, progress)
+
+
+def n_bytes(source: Checkpoint, to: str, dtype: str | None) -> int:
+    """About what will be written."""
+    if to == "refgpt":
+        return packed.n_bytes(source, dtype) + SMALL_FILES
+    leaves = [leaf for _, leaf in source.params.items()]
+    return SMALL_FILES + sum(leaf.size * STORED_DTYPES[dtype].itemsize if dtype else leaf.nbytes for leaf in leaves)

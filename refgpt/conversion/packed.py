@@ -1,0 +1,170 @@
+"""Writing the packed format, which ``refgpt.checkpoints.packed`` describes and reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from refgpt.checkpoints import Checkpoint, Table, place_of, release
+from refgpt.checkpoints.packed import CONFIG, FILE, FORMAT, MANIFEST, PAGE, VERSION, Stored
+from refgpt.checksums import PIECE_WORDS, checksum
+from refgpt.conversion.huggingface import config_json
+from refgpt.conversion.tokenizer_files import write_tokenizer
+from refgpt.kernels import digests
+from refgpt.panels import Panels
+from refgpt.params import STORED_DTYPES, Leaf, Progress, row_slices
+from refgpt.runtime.packing import is_table, pack_rows, pack_vector, packed_kind
+from refgpt.tokenizers import Tokenizer
+
+DTYPES = (None, "f32", "f16", "q8", "q4")
+NO_CHECKSUM = "0" * len(checksum(np.zeros(0, np.uint64)))
+
+
+def write(
+    source: Checkpoint,
+    tokenizer: Tokenizer | None,
+    dtype: str | None,
+    directory: Path,
+    progress: Progress | None = None,
+) -> None:
+    """Write a checkpoint into an empty directory, some rows of a matrix at a time.
+
+    Parameters
+    ----------
+    source : Checkpoint
+    tokenizer : Tokenizer or None
+        The one that was opened with it.
+    dtype : "f32", "f16", "q8", "q4" or None
+        Of the matrices (see ``refgpt.runtime.packing.packed_kind``); None is as stored. Vectors are float32.
+    directory : Path
+        Exists and is empty.
+    progress : callable, optional
+        Called with the bytes that are written, and all.
+
+    Raises
+    ------
+    CheckpointError
+        If a weight is NaN, infinite or too large for the dtype.
+    """
+    (directory / CONFIG).write_text(json.dumps(config_json(source.config), indent=2) + "\n", encoding="utf-8")
+    write_tokenizer(source, tokenizer, directory)
+    entries = {path.name: _entry(path.read_bytes()) for path in sorted(directory.iterdir())}
+    stored = plan(source, dtype)
+    checksums = dict.fromkeys(stored, NO_CHECKSUM)
+    n_done, n_total = 0, sum(one.n_padded for one in stored.values())
+    with (directory / FILE).open("wb") as file:
+        file.write(_header(source, stored, checksums))
+        for name, leaf in source.params.items():
+            tensor = _Tensor(file)
+            for piece in _pieces(name, leaf, stored[name]):
+                tensor.write(piece)
+                n_done += piece.nbytes
+                if progress is not None:
+                    progress(n_done, n_total)
+            n_done += tensor.pad()
+            checksums[name] = tensor.checksum()
+            release(leaf)
+        header = _header(source, stored, checksums)
+        file.seek(0)
+        file.write(header)
+    entries[FILE] = _entry(header) | {"bytes": len(header) + n_total}
+    manifest = {"format": FORMAT, "version": VERSION, "files": entries}
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def plan(source: Checkpoint, dtype: str | None) -> dict[str, Stored]:
+    """How each leaf will be stored."""
+    stored = {}
+    for name, leaf in source.params.items():
+        kind = packed_kind(name, leaf, dtype)
+        rows = leaf.ndim == 1 or is_table(name, kind)
+        stored[name] = Stored(kind, "rows" if rows else "panels", leaf.shape)
+    return stored
+
+
+def n_bytes(source: Checkpoint, dtype: str | None) -> int:
+    """What ``write`` will write, but for the small files."""
+    return sum(one.n_padded for one in plan(source, dtype).values())
+
+
+def _entry(raw: bytes) -> dict[str, Any]:
+    return {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+
+
+def _header(source: Checkpoint, stored: dict[str, Stored], checksums: dict[str, str]) -> bytes:
+    """The eight bytes of its length and the header; as long whatever the checksums are."""
+    leaves = {name: {"kind": one.kind, "layout": one.layout, "shape": list(one.shape), "checksum": checksums[name]}
+              for name, one in stored.items()}  # fmt: skip
+    metadata = {"format": FORMAT, "version": str(VERSION), "mask": source.mask, "mask_source": source.mask_source,
+                "leaves": json.dumps(leaves, separators=(",", ":"))}  # fmt: skip
+    header: dict[str, Any] = {"__metadata__": metadata}
+    at = 0
+    for name, one in stored.items():
+        header[name] = {"dtype": "U8", "shape": [one.n_padded], "data_offsets": [at, at + one.n_padded]}
+        at += one.n_padded
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % PAGE)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _pieces(name: str, leaf: Leaf, stored: Stored) -> Iterator[np.ndarray]:
+    """The bytes of a leaf as they are stored, in order."""
+    if isinstance(leaf, np.ndarray) and leaf.ndim == 1:
+        yield pack_vector(name, leaf).view(np.uint8)
+        return
+    if (
+        isinstance(leaf, Panels | Table)
+        and leaf.encoding == stored.kind
+        and isinstance(leaf, Table) == (stored.layout == "rows")
+    ):
+        yield from _as_they_are(leaf.data)
+        return
+    where, n_in = place_of(leaf, name), leaf.shape[1]
+    for rows in row_slices(leaf):
+        if stored.layout == "rows":
+            table = np.empty(rows.shape, STORED_DTYPES[stored.kind])
+            pack_rows(where, rows, table)
+            yield table.reshape(-1).view(np.uint8)
+        else:
+            panels = Panels.zeros(stored.kind, len(rows), n_in, where)
+            pack_rows(where, rows, panels)
+            yield panels.data.reshape(-1).view(np.uint8)
+
+
+def _as_they_are(data: np.ndarray, piece: int = 1 << 24) -> Iterator[np.ndarray]:
+    whole = data.reshape(-1).view(np.uint8)
+    for start in range(0, len(whole), piece):
+        yield whole[start : start + piece]
+
+
+class _Tensor:
+    """A tensor on its way into a file, padded to whole pages, and the digests of its pieces."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._n_bytes = file, 0
+        self._rest = np.empty(0, np.uint8)  # of the piece that is not whole yet
+        self._digests: list[np.ndarray] = []
+
+    def write(self, raw: np.ndarray) -> None:
+        self._file.write(raw.data)
+        self._n_bytes += len(raw)
+        waiting = np.concatenate((self._rest, raw))
+        whole = len(waiting) // (4 * PIECE_WORDS) * 4 * PIECE_WORDS
+        self._digests.append(digests(waiting[:whole].view(np.uint32)))
+        self._rest = waiting[whole:].copy()
+
+    def pad(self) -> int:
+        """Zeros up to the next page. -> how many"""
+        n = -self._n_bytes % PAGE
+        self.write(np.zeros(n, np.uint8))
+        return n
+
+    def checksum(self) -> str:
+        """Of the whole tensor, once it is padded."""
+        return checksum(np.concatenate((*self._digests, digests(self._rest.view(np.uint32)))))

@@ -1,0 +1,103 @@
+"""Directories that are there whole or not at all.
+
+What is written goes into a hidden directory beside its destination, reaches the disk, and is renamed at the end. An
+error removes it at once; what a killed process left is removed by the next one with the same destination. A lock, which
+the system drops with the process that holds it, tells the two from a process that is still at work.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from refgpt.errors import CheckpointError
+
+
+@contextmanager
+def staged(destination: Path, n_bytes: int) -> Iterator[Path]:
+    """An empty directory to fill, which becomes ``destination`` when the block ends without an error.
+
+    Parameters
+    ----------
+    destination : Path
+        Not there yet, or an empty directory.
+    n_bytes : int
+        What will be written, about.
+
+    Raises
+    ------
+    CheckpointError
+        If the destination is taken or another process is writing it, or the disk has no room.
+    """
+    destination = Path(os.path.abspath(destination))
+    parent, staging = destination.parent, destination.with_name(f".{destination.name}.partial")
+    try:
+        check_free(destination)
+        free = shutil.disk_usage(parent).free
+        lock = _locked(staging, destination)
+    except OSError as fault:
+        raise CheckpointError(f"nothing can be written there ({fault.strerror})", where=destination) from fault
+    try:
+        for left in staging.iterdir():  # by a process that was killed
+            free += left.stat().st_size
+            left.unlink()
+        if free < n_bytes:
+            raise CheckpointError("there is no room on the disk", where=parent, got=f"{free} bytes",
+                                  wanted=f"{n_bytes} bytes")  # fmt: skip
+        yield staging
+        for path in staging.iterdir():
+            _sync(path)
+        _sync(staging)
+        check_free(destination)
+        staging.rename(destination)
+        _sync(parent)
+    except BaseException as fault:
+        shutil.rmtree(staging, ignore_errors=True)
+        if isinstance(fault, OSError):
+            raise CheckpointError(f"it cannot be written ({fault.strerror})", where=destination) from fault
+        raise
+    finally:
+        os.close(lock)
+
+
+def check_free(destination: Path) -> None:
+    """Refuse a destination that is taken, or has nowhere to be.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    if not destination.parent.is_dir():
+        raise CheckpointError("there is no such directory to put it in", where=destination.parent, fix="make it first")
+    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
+        raise CheckpointError("the destination is there, and no directory", where=destination, fix="name another")
+    if destination.is_dir() and any(destination.iterdir()):
+        raise CheckpointError("the destination is there, and not empty", where=destination,
+                              fix="name another, or remove it first")  # fmt: skip
+
+
+def _locked(staging: Path, destination: Path) -> int:
+    """Make the directory if it is not there and lock it. -> the descriptor that holds the lock"""
+    while True:
+        staging.mkdir(exist_ok=True)
+        lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if staging.exists() and os.path.samestat(os.stat(staging), os.fstat(lock)):
+                return lock
+        except BlockingIOError:
+            os.close(lock)
+            raise CheckpointError("another process is writing it", where=destination, fix="wait for it") from None
+        os.close(lock)  # the other process has just finished: that was its directory
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

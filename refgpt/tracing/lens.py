@@ -1,0 +1,77 @@
+"""The residual stream, read on its way: as if the model ended there, and how long its rows are."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refgpt.config import ModelConfig
+from refgpt.params import Params, row_slices
+from refgpt.spec import layer_norm, linear
+from refgpt.tracing.memory import check_fits, dtype_of
+from refgpt.tracing.places import Indices, find_indices
+from refgpt.tracing.recording import record, visit
+from refgpt.tracing.subjects import Subject, Text, engine_of, ids_of
+
+
+def stream_names(config: ModelConfig) -> list[str]:
+    """The residual stream before the first block and after each."""
+    return ["embed", *(f"blocks.{i}.resid_post" for i in range(config.n_layer))]
+
+
+def logit_lens(model: Subject, ids: Text, prefix_len: int = 0, positions: Indices = None) -> np.ndarray:
+    """What the model would answer if it ended after each block: its final LayerNorm and head on every residual stream.
+
+    After nostalgebraist 2020, "interpreting GPT: the logit lens"
+    (https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens).
+
+    Parameters
+    ----------
+    model : Model or Engine
+    ids, prefix_len, positions
+        As for ``record``.
+
+    Returns
+    -------
+    ndarray [n_layer + 1, t, v]
+        The first from the embeddings alone, the last the model's own logits. In the engine's dtype, and summed by NumPy
+        in its own order: the last is as near to the engine's logits as that leaves it.
+
+    Raises
+    ------
+    RefgptError
+        As for ``record``; also if the result would take more memory than there is.
+    """
+    engine, tokens = engine_of(model), ids_of(model, ids, prefix_len)
+    config, names, params = engine.config, stream_names(engine.config), engine.kept()
+    rows = find_indices(positions, len(tokens), "positions")
+    n_rows, n_layers = len(tokens) if rows is None else len(rows), len(names)
+    n_bytes = n_layers * n_rows * config.n_vocab * dtype_of(engine).itemsize
+    what = f"{n_layers} x {n_rows} rows of {config.n_vocab} logits"
+    check_fits(n_bytes, what, "ask for fewer positions (positions=-1)")
+    streams = record(engine, tokens, prefix_len, names, positions)
+    normed = np.concatenate([layer_norm(x, params.ln_w, params.ln_b, config.ln_eps) for x in streams.values()])
+    return _head(normed, params).reshape(n_layers, n_rows, config.n_vocab)
+
+
+def _head(x: np.ndarray, params: Params) -> np.ndarray:
+    """Logits, for which the head is widened some rows at a time. x [t, c] -> [t, v]."""
+    logits = np.empty((len(x), len(params.b_head)), x.dtype)
+    start = 0
+    for w in row_slices(params.w_head):
+        stop = start + len(w)
+        logits[:, start:stop] = linear(x, w, params.b_head[start:stop])
+        start = stop
+    return logits
+
+
+def residual_norms(model: Subject, ids: Text, prefix_len: int = 0) -> np.ndarray:
+    """How long each position's vector in the residual stream is: its Euclidean norm before the first block, after each.
+
+    It tends to grow from block to block (Heimersheim and Turner 2023, "Residual stream norms grow exponentially over
+    the forward pass"), and with it the smallest change that a block can make felt.
+
+    Parameters and errors are those of ``record``. -> float64 [n_layer + 1, t]
+    """
+    names = stream_names(engine_of(model).config)
+    found = visit(model, ids, names, lambda _, x: np.linalg.norm(x.astype(np.float64), axis=-1), prefix_len)
+    return np.stack(list(found.values()))

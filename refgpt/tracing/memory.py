@@ -1,0 +1,109 @@
+"""How much memory a trace takes, said before anything runs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Collection
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from refgpt.config import ModelConfig
+from refgpt.engine import Engine, SpecEngine
+from refgpt.errors import RefgptError
+from refgpt.spec import tap_shapes
+from refgpt.tracing.places import row_axis
+from refgpt.wording import size
+
+MEMINFO = Path("/proc/meminfo")
+
+#: Copies of an activation that are in use while it is shown, beside what is kept of it.
+IN_PASSING = 3
+
+
+def available_memory() -> int | None:
+    """Bytes that can be had: on Linux without swapping, elsewhere all that there are; None if that is unknown."""
+    try:
+        found = re.search(r"MemAvailable: +(\d+) kB", MEMINFO.read_text())
+        if found:
+            return 1024 * int(found[1])
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on every system, nor every name
+        return None
+
+
+def dtype_of(engine: Engine) -> np.dtype:
+    """What an engine computes in."""
+    return engine.dtype if isinstance(engine, SpecEngine) else np.dtype(np.float32)
+
+
+def trace_bytes(config: ModelConfig, n: int, names: Collection[str], n_kept: int | None = None,
+                itemsize: int = 4) -> dict[str, int]:  # fmt: skip
+    """What a trace keeps.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    n : int
+        Tokens of the text.
+    names : collection of str
+        Of ``tap_names(config)``.
+    n_kept : int, optional
+        Rows that are kept of each activation; by default all.
+    itemsize : int
+        Bytes of a number.
+
+    Returns
+    -------
+    dict of str to int
+        Bytes of each activation.
+    """
+    shapes = tap_shapes(config, n)
+    kept = n if n_kept is None else n_kept
+    return {name: prod(kept if axis == row_axis(name) else length for axis, length in enumerate(shapes[name]))
+            * itemsize for name in names}  # fmt: skip
+
+
+def check_trace_fits(engine: Engine, n: int, names: Collection[str], n_kept: int | None = None) -> None:
+    """Refuse a trace that takes more memory than there is. Parameters are those of ``trace_bytes``.
+
+    Raises
+    ------
+    RefgptError
+        That says how much it would take, for what most, and how to ask for less.
+    """
+    itemsize = dtype_of(engine).itemsize
+    kept = trace_bytes(engine.config, n, names, n_kept, itemsize)
+    whole = trace_bytes(engine.config, n, names, None, itemsize)
+    parts: Counter[str] = Counter()
+    for name, n_bytes in kept.items():
+        parts[name.rpartition(".")[2]] += n_bytes
+    most = ", ".join(f"{part} {size(n_bytes)}" for part, n_bytes in parts.most_common(3))
+    rows = n if n_kept is None else n_kept
+    check_fits(sum(kept.values()) + IN_PASSING * max(whole.values(), default=0),
+               f"{len(kept)} activations, {rows} of {n} rows of each; most of it for {most}",
+               "ask for fewer names (as 'blocks.*.resid_post') or rows (positions=-1)")  # fmt: skip
+
+
+def check_fits(n_bytes: int, what: str, fix: str) -> None:
+    """Refuse what takes more memory than there is.
+
+    Parameters
+    ----------
+    n_bytes : int
+        What it takes.
+    what : str
+        What takes it.
+    fix : str
+        How to take less.
+    """
+    free = available_memory()
+    if free is not None and n_bytes > free:
+        raise RefgptError("this takes more memory than there is", where="trace", got=f"{size(n_bytes)} ({what})",
+                          wanted=f"at most the {size(free)} that can be had now", fix=fix)  # fmt: skip

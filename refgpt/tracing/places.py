@@ -1,0 +1,91 @@
+"""Places in activations: names by patterns, and rows, heads and neurons along the axes that they lie on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from fnmatch import filter as matching
+
+import numpy as np
+
+from refgpt.arguments import whole_number
+from refgpt.errors import RefgptError
+from refgpt.spec import tap_axes
+
+Names = str | Collection[str]
+#: One place on an axis, several, or a slice; negative ones count from the end. None is all of them.
+Indices = int | slice | Sequence[int] | np.ndarray | None
+
+
+def find_names(asked: Names | None, known: Sequence[str], where: str = "names") -> list[str]:
+    """Those of the names that somebody asks for, in their own order.
+
+    Parameters
+    ----------
+    asked : str, collection of str, or None
+        Names, or patterns of them as in ``fnmatch``: ``*`` is anything, ``?`` one character, ``[0-3]`` one of four.
+        None is all of them.
+    known : sequence of str
+        The names there are.
+    where : str
+        For the error.
+
+    Raises
+    ------
+    RefgptError
+        That lists what fits no name.
+    """
+    if asked is None:
+        return list(known)
+    patterns = [asked] if isinstance(asked, str) else list(asked)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise RefgptError("is no name", where=where, got=repr(pattern), wanted="texts, as 'blocks.*.pattern'")
+    found = {pattern: matching(known, pattern) for pattern in patterns}
+    unknown = sorted(pattern for pattern, names in found.items() if not names)
+    if unknown:
+        wanted = "names of refgpt.spec.tap_names(config), or patterns as 'blocks.*.pattern'"
+        raise RefgptError("there is no such activation", where=where, got=", ".join(unknown), wanted=wanted)
+    chosen = {name for names in found.values() for name in names}
+    return [name for name in known if name in chosen]
+
+
+def find_indices(asked: Indices, n: int, where: str) -> np.ndarray | None:
+    """Places on an axis of ``n``, counted from its beginning, in the order in which they were asked for.
+
+    Returns
+    -------
+    ndarray of int64, or None
+        None is all of them.
+
+    Raises
+    ------
+    RefgptError
+        If a place does not exist, or none is left.
+    """
+    if asked is None:
+        return None
+    if isinstance(asked, slice):
+        try:
+            places = list(range(n))[asked]
+        except (TypeError, ValueError) as error:
+            raise RefgptError("is no slice", where=where, got=repr(asked), wanted=str(error)) from None
+    else:
+        try:
+            several = [asked] if np.ndim(asked) == 0 else list(asked)  # type: ignore[arg-type]
+        except ValueError:  # ragged
+            several = [asked]
+        places = [whole_number(where, place, -n, n - 1, RefgptError) % n for place in several]
+    if not places:
+        raise RefgptError("leaves nothing", where=where, got=repr(asked), wanted=f"some of the {n} there are")
+    return np.array(places, np.int64)
+
+
+def row_axis(name: str) -> int:
+    """The axis of an activation along which the text runs: queries, or keys where those are all it has."""
+    axes = tap_axes(name)
+    return axes.index("t" if "t" in axes else "s")
+
+
+def rows_of(name: str, value: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
+    """A copy of the rows of an activation at some positions. The axis stays, also for a single one."""
+    return value.copy() if positions is None else value.take(positions, axis=row_axis(name))

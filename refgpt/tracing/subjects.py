@@ -1,0 +1,51 @@
+"""What is looked into, and the text it is given: a model or its engine, ids or, where there is a tokenizer, a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+import numpy as np
+
+from refgpt.engine import Engine
+from refgpt.errors import GenerationError
+from refgpt.prompts import check_ids
+from refgpt.tokenizers import Tokenizer
+
+
+class HasEngine(Protocol):
+    """A loaded model, as far as it matters here."""
+
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+
+Subject = HasEngine | Engine
+Text = str | Sequence[int] | np.ndarray
+
+
+def engine_of(model: Subject) -> Engine:
+    """The engine of a model; an engine is its own."""
+    engine: Engine | None = getattr(model, "engine", None)
+    return cast(Engine, model) if engine is None else engine
+
+
+def ids_of(model: Subject, text: Text, prefix_len: int = 0) -> np.ndarray:
+    """The ids of a text, or ids that are given, once it is known that the model can take them. -> int64 [t]
+
+    Raises
+    ------
+    RefgptError
+        If the text cannot be encoded or there is no tokenizer, the ids do not exist or are none or too many, or
+        ``prefix_len`` does not fit.
+    """
+    ids, config = text, engine_of(model).config
+    if isinstance(ids, str):
+        tokenizer: Tokenizer | None = getattr(model, "tokenizer", None)
+        if tokenizer is None:
+            raise GenerationError("is a text, and there is no tokenizer to make ids of it", where="ids",
+                                  wanted="a list of ids", fix="or give a model that has a tokenizer")  # fmt: skip
+        ids = tokenizer.encode(ids)
+    return check_ids(ids, config, prefix_len)
