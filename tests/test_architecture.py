@@ -27,7 +27,7 @@ GUESTS = {
     "_refgpt_kernels": {"kernels"},
     "tokenizers": {"tokenizers"},
     "sentencepiece": {"tokenizers"},
-    "tqdm": {"cli"},
+    "tqdm": {"cli", "tracing"},
     "huggingface_hub": {"hub"},
     "zstandard": {"checkpoints"},
     "compression": {"checkpoints"},  # the standard library's, from Python 3.14
