@@ -141,6 +141,6 @@ def _error(hub: Any, fault: Exception, where: str) -> RefgptError:
         return RefgptError("neither a path that exists nor a model on the hub", where=where,
                            fix="check the spelling; for a private model, log in with `hf auth login`")  # fmt: skip
     said = " ".join(str(fault).split())[:200]
-    return RefgptError("the hub cannot be reached, and the cache does not have this model", where=where,
+    return RefgptError("there is no such path, the hub cannot be reached, and its cache has no such model", where=where,
                        got=f"{type(fault).__name__}: {said}",
                        fix=f"connect to the network and try again, or {elsewhere}")  # fmt: skip

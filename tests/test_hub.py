@@ -215,7 +215,7 @@ def test_offline(served, directory, monkeypatch):
     with pytest.raises(refgpt.RefgptError) as error:
         refgpt.load("someone/else")
     message = str(error.value)
-    assert "someone/else: the hub cannot be reached, and the cache does not have this model" in message
+    assert "someone/else: there is no such path, the hub cannot be reached, and its cache has no such model" in message
     assert "connect to the network" in message and "give the path" in message and len(message) < 600
     with pytest.raises(refgpt.RefgptError, match="cannot be reached"):
         refgpt.load(NAME, revision="float16")
