@@ -12,7 +12,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from refgpt import checksums
+from refgpt import checksums, hub
 from refgpt.arguments import one_of, path_of, whole_number
 from refgpt.checkpoints import NOTHING_SAID, Checkpoint, open_checkpoint, verify_checksums
 from refgpt.config import ModelConfig
@@ -293,13 +293,15 @@ def load(
     kv_dtype: KVDtype | None = None,
     progress: Progress | None = None,
     verify: bool = True,
+    revision: str | None = None,
 ) -> Model:
     """Load a model.
 
     Parameters
     ----------
     path : path-like or None
-        A directory as Hugging Face has it: config.json, weights, and usually a tokenizer. None: the default model.
+        A directory as Hugging Face has it: config.json, weights, and usually a tokenizer; a ggml or GGUF file; a name
+        on the Hugging Face hub such as "EleutherAI/gpt-j-6b", if no such path exists. None: the default model.
     backend : "c" or "numpy"
         The C kernels, or the spec itself: slow, readable, and what the kernels are tested against.
     dtype : None, "f32", "f16", "q8", "q4" or "f64"
@@ -319,6 +321,8 @@ def load(
         the C backend packs the weights.
     verify : bool
         Whether to compare the checksums of a model in the packed format with its bytes, which reads all of them.
+    revision : str or None
+        Of a model on the hub: a branch, a tag or a commit; None is the main branch.
 
     Returns
     -------
@@ -334,7 +338,7 @@ def load(
     one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), RefgptError)
     if threads is not None:  # a mistake is one for either backend, and before the files are opened
         whole_number("threads", threads, 1, None, RefgptError)
-    checkpoint, tokenizer = open_model(path, mask, progress)
+    checkpoint, tokenizer = open_model(path, mask, progress, revision)
     _say_mask(checkpoint, asked=mask != "auto")
     engine: Engine
     if backend == "c":
@@ -368,17 +372,28 @@ def _say_mask(checkpoint: Checkpoint, asked: bool) -> None:
 
 
 def open_model(
-    path: str | os.PathLike | None = None, mask: str = "auto", progress: Progress | None = None
-) -> tuple[Checkpoint, Tokenizer | None]:
-    """A model's files without its weights' numbers: what ``load`` begins with, in well under a second, archives apart.
+    path: str | os.PathLike[str] | None = None, mask: str = "auto", progress: Progress | None = None,
+    revision: str | None = None,
+) -> tuple[Checkpoint, Tokenizer | None]:  # fmt: skip
+    """A model's files without its weights' numbers: what ``load`` begins with, in well under a second, but for archives
+    and what has to be fetched first.
 
     Parameters, and the errors that need no numbers, are those of ``load``.
     """
-    path = default_model_path() if path is None else path_of("path", path, RefgptError)
+    path = _files_of(path, revision)
     checkpoint, directory = open_checkpoint(path, mask, progress), path if path.is_dir() else path.parent
     if checkpoint.vocabulary is not None:
         return checkpoint, tokenizer_of(checkpoint.vocabulary, directory)
     return checkpoint, find_tokenizer(directory)
+
+
+def _files_of(path: str | os.PathLike[str] | None, revision: str | None) -> Path:
+    if path is not None and hub.is_name(path):
+        return hub.fetch(str(path), revision)
+    if revision is not None:
+        raise RefgptError("only a model on the hub has revisions", where="revision", got=repr(revision),
+                          fix="leave it out, or give a name such as EleutherAI/gpt-j-6b")  # fmt: skip
+    return default_model_path() if path is None else path_of("path", path, RefgptError)
 
 
 def default_model_path() -> Path:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors", "wording"}, {"arguments", "small_files", "checksums"}, {"config", "encoded", "vocabulary"},
     {"params", "prompts"}, {"panels"},
-    {"spec", "kernels", "checkpoints", "tokenizers", "sampling", "drafting", "quantisation"},
+    {"spec", "kernels", "checkpoints", "tokenizers", "sampling", "drafting", "hub", "quantisation"},
     {"engine", "runtime", "stopping"},
     {"generation", "tracing", "benchmarking", "conversion"}, {"scoring"}, {"evaluation"}, {"model"}, {"__init__"},
     {"cli"}, {"__main__"},
@@ -28,6 +28,7 @@ GUESTS = {
     "tokenizers": {"tokenizers"},
     "sentencepiece": {"tokenizers"},
     "tqdm": {"cli", "tracing"},
+    "huggingface_hub": {"hub"},
     "zstandard": {"checkpoints"},
     "compression": {"checkpoints"},  # the standard library's, from Python 3.14
 }

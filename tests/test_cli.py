@@ -85,7 +85,8 @@ def test_loading_options_reach_the_loader(path, monkeypatch, run):
     monkeypatch.setattr(loading, "load", load)
     options = ["--mask", "prefix", "--dtype", "f16", "--kv-dtype", "f16", "-t", "2"]
     run("generate", "-m", path, "hi", "--backend", "numpy", *options)
-    told = {"path": path, "mask": "prefix", "dtype": "f16", "kv_dtype": "f16", "threads": 2, "progress": None}
+    told = {"path": path, "mask": "prefix", "dtype": "f16", "kv_dtype": "f16", "threads": 2, "progress": None,
+            "revision": None}  # fmt: skip
     assert asked == {**told, "backend": "numpy"}
     run("verify", path, *options)
     assert asked == {**told, "backend": "c"}

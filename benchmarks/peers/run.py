@@ -16,6 +16,9 @@ from benchmarks.peers.lineup import REFERENCE, Group, chosen, groups
 from benchmarks.peers.measure import run_group, wait_for_quiet
 from benchmarks.peers.processors import build_peak, machine, peaks, read_buffer, read_rate
 
+#: Quantised or not, an engine whose logits have a smaller cosine with the spec's runs something else.
+SAME_MODEL, NOT_THE_MODEL = 0.9, "its logits are not this model's, so its figures mean nothing"
+
 
 def run(work: Path, n_layer: int, n_rounds: int, threads: int, patience: float, wanted: str | None) -> dict[str, Any]:
     """Measure the chosen engines; returns what is in results.json."""
@@ -59,9 +62,10 @@ def measure_group(group: Group, work: Path, results: dict[str, Any], peak: Path 
 
 
 def agreement(logits: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
-    """How near an engine's logits after a prompt are to the spec's: the cosine between the two."""
+    """How near an engine's logits after a prompt are to the spec's, by the cosine between the two."""
     a, b = logits.astype(np.float64), reference.astype(np.float64)
-    return {"cosine": float(a @ b / np.sqrt((a @ a) * (b @ b)))}
+    cosine = float(a @ b / np.sqrt((a @ a) * (b @ b)))
+    return {"cosine": cosine} if cosine >= SAME_MODEL else {"cosine": cosine, "failed": NOT_THE_MODEL}
 
 
 def main() -> None:

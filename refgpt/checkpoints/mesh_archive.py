@@ -8,6 +8,7 @@ is killed.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -43,6 +44,7 @@ MOST_HEADER_BYTES = 4 << 20
 MOST_MEMBERS = 1 << 13
 #: How much longer than the archive its contents may be. Trained weights hardly shrink, and never so much.
 MOST_RATIO = 64
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def unpack(
@@ -124,6 +126,8 @@ def _spool(content: IO[bytes], directory: Path, place: Path) -> MappedFile:
             shutil.copyfileobj(content, file, BUFFER)
             file.flush()
         except OSError as fault:
+            if fault.errno not in NO_ROOM:
+                raise
             _no_room(directory, place, str(fault.strerror))
         return map_open(file, place)
 

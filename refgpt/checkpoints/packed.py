@@ -44,13 +44,14 @@ from refgpt.encoded import Encoded
 from refgpt.errors import CheckpointError, ConfigError
 from refgpt.panels import FLOATS, KINDS, Panels, panel_dtype, panel_shape
 from refgpt.params import STORED_DTYPES, Leaf, Params, Progress, check, leaf_shapes
-from refgpt.small_files import parse_json, read_json
+from refgpt.small_files import parse_json, read_bytes, read_json
 from refgpt.wording import FRESH_COPY, listed, shown, tensor_at
 
 FILE, MANIFEST, CONFIG = "packed.safetensors", "manifest.json", "config.json"
 FORMAT, VERSION = "refgpt packed", 1
 PAGE = 4096
 LARGEST_JSON = 1 << 20
+LARGEST_SIDE_FILE = 1 << 26  # of a tokenizer
 AGAIN = "convert the original model again"
 
 
@@ -159,7 +160,10 @@ def _check_file(directory: Path, name: str, entry: Any) -> None:
     if n_bytes != entry["bytes"]:
         raise CheckpointError("the file is cut short" if n_bytes < entry["bytes"] else "there is data after its end",
                               where=path, got=f"{n_bytes} bytes", wanted=entry["bytes"], fix=FRESH_COPY)  # fmt: skip
-    if name != FILE and _sha256(path.read_bytes()) != entry["sha256"]:
+    if name == FILE:
+        return
+    raw = read_bytes(path, CheckpointError, LARGEST_SIDE_FILE) if n_bytes else b""
+    if _sha256(raw) != entry["sha256"]:
         raise CheckpointError("the file is not the one that was written: its SHA-256 differs", where=path,
                               fix=f"put the original back, or {AGAIN}")  # fmt: skip
 

@@ -67,7 +67,7 @@ def add_commands(commands: Commands) -> None:
 def _demo(arguments: argparse.Namespace) -> int:
     params = replace(DEMO_SETTINGS, max_new_tokens=arguments.max_new_tokens)
     prompt = DEMOS[arguments.name].prompt(arguments.text)
-    checkpoint, tokenizer = open_model(arguments.model, arguments.mask)
+    checkpoint, tokenizer = open_model(arguments.model, arguments.mask, revision=arguments.revision)
     ids = encode_prompt(prompt, checkpoint.config, tokenizer, params)
     pieces = load_model(arguments, arguments.backend).stream(ids, params)
     print(prompt, end="", flush=True)

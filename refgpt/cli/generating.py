@@ -69,7 +69,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         speculate=arguments.speculate,
         truncate=arguments.truncate,
     )
-    checkpoint, tokenizer = open_model(arguments.model, arguments.mask)
+    checkpoint, tokenizer = open_model(arguments.model, arguments.mask, revision=arguments.revision)
     ids = encode_prompt(prompt, checkpoint.config, tokenizer, params)  # nor should a prompt that is too long
     pieces = load_model(arguments, arguments.backend).stream(ids, params)
     if arguments.echo:

@@ -18,7 +18,8 @@ def load_model(arguments: argparse.Namespace, backend: str) -> Model:
     """The model that the arguments ask for."""
     with progress_bar() as progress:
         return load(arguments.model, backend=backend, dtype=arguments.dtype, mask=arguments.mask,
-                    threads=arguments.threads, kv_dtype=arguments.kv_dtype, progress=progress)  # fmt: skip
+                    threads=arguments.threads, kv_dtype=arguments.kv_dtype, progress=progress,
+                    revision=arguments.revision)  # fmt: skip
 
 
 @contextmanager

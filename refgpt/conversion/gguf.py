@@ -31,6 +31,7 @@ from refgpt.checkpoints.gguf import (
 from refgpt.checkpoints.gguf_file import ARRAY, DEFAULT_ALIGNMENT, MAGIC, STRING
 from refgpt.checkpoints.mask import names_of
 from refgpt.conversion.leaves import stored_blocks, written
+from refgpt.conversion.sums import Sums
 from refgpt.params import Leaf, Progress, dtype_name
 from refgpt.tokenizers import Tokenizer
 
@@ -83,15 +84,22 @@ def write(
         raw += string(tensor_name(name)) + struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
         raw += struct.pack("<IQ", NUMBERS[encodings[name]], offset)
         offset += _padded(n_bytes_of(name, encodings[name], shape))
-    n_done, n_total = 0, offset
-    with (directory / FILE).open("wb") as file:
+    n_done, n_total, sums = 0, offset, Sums(directory)
+    with sums.writing(FILE) as file:
         file.write(raw.ljust(_padded(len(raw)), b"\0"))
         for name, leaf in leaves.items():
             for piece in _pieces(name, leaf, encodings[name]):
-                n_done += file.write(piece.reshape(-1).view(np.uint8).data)
+                n_done += file.write(piece)
                 if progress is not None:
                     progress(n_done, n_total)
             n_done += file.write(bytes(_padded(n_done) - n_done))
+    sums.write()
+
+
+def n_bytes(source: Checkpoint, dtype: str | None) -> int:
+    """How many bytes of tensors ``write`` writes."""
+    leaves = source.params.items()
+    return sum(_padded(n_bytes_of(name, _encoding(leaf, dtype), leaf.shape)) for name, leaf in leaves)
 
 
 def _padded(n_bytes: int) -> int:

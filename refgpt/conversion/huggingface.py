@@ -11,7 +11,7 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from refgpt.checkpoints import Checkpoint
 from refgpt.checkpoints.gptj import KEYS, full_name
 from refgpt.config import ModelConfig
 from refgpt.conversion.leaves import dtypes_of, written
+from refgpt.conversion.sums import SummedFile, Sums
 from refgpt.conversion.tokenizer_files import write_tokenizer
 from refgpt.errors import ConfigError
 from refgpt.params import STORED_DTYPES, Progress
@@ -64,19 +65,23 @@ def write(
     dtypes = dtypes_of(source.params, dtype)
     _write_config(source, dtypes, directory)
     write_tokenizer(source, tokenizer, directory)
-    writer = _Writer(source, dtypes, progress)
+    writer, sums = _Writer(source, dtypes, progress), Sums(directory)
     shards = writer.shards()
-    if len(shards) == 1:
-        writer.write_file(directory / "model.safetensors", shards[0])
-        return
     weight_map: dict[str, str] = {}
     for n, shard in enumerate(shards, 1):
-        file = f"model-{n:05d}-of-{len(shards):05d}.safetensors"
-        writer.write_file(directory / file, shard)
-        weight_map |= dict.fromkeys(shard, file)
-    n_bytes = sum(writer.n_bytes(name) for name in weight_map)
-    index = {"metadata": {"total_size": n_bytes}, "weight_map": dict(sorted(weight_map.items()))}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        name = "model.safetensors" if len(shards) == 1 else f"model-{n:05d}-of-{len(shards):05d}.safetensors"
+        with sums.writing(name) as file:
+            writer.write_tensors(file, shard)
+        weight_map |= dict.fromkeys(shard, name)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": writer.n_total}, "weight_map": dict(sorted(weight_map.items()))}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    sums.write()
+
+
+def n_bytes(source: Checkpoint, dtype: str | None) -> int:
+    """How many bytes of tensors ``write`` writes."""
+    return _Writer(source, dtypes_of(source.params, dtype), None).n_total
 
 
 class _Writer:
@@ -109,7 +114,8 @@ class _Writer:
             room -= self.n_bytes(name)
         return [sorted(shard, key=lambda name: -ITEM_SIZES[self.dtypes[name]]) for shard in shards]
 
-    def write_file(self, path: Path, names: list[str]) -> None:
+    def write_tensors(self, file: SummedFile, names: list[str]) -> None:
+        """Write a whole file of safetensors."""
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         at = 0
         for name in names:
@@ -119,16 +125,12 @@ class _Writer:
             at = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        with path.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for name in names:
-                self._write_tensor(file, name)
-
-    def _write_tensor(self, file: BinaryIO, name: str) -> None:
-        for piece in self._pieces(name):
-            self.n_done += file.write(piece.reshape(-1).view(np.uint8).data)
-            if self.progress is not None:
-                self.progress(self.n_done, self.n_total)
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            for piece in self._pieces(name):
+                self.n_done += file.write(piece)
+                if self.progress is not None:
+                    self.progress(self.n_done, self.n_total)
 
     def _pieces(self, name: str) -> Iterator[np.ndarray]:
         if name not in self.leaves:

@@ -63,13 +63,14 @@ def write(
         for name, leaf in source.params.items():
             tensor = _Tensor(file)
             for piece in _pieces(name, leaf, stored[name]):
-                tensor.write(piece)
-                n_done += piece.nbytes
+                n_done += tensor.write(piece)
                 if progress is not None:
                     progress(n_done, n_total)
             n_done += tensor.pad()
             checksums[name] = tensor.checksum()
             release(leaf)
+        if progress is not None:
+            progress(n_done, n_total)
         header = _header(source, stored, checksums)
         file.seek(0)
         file.write(header)
@@ -151,19 +152,19 @@ class _Tensor:
         self._rest = np.empty(0, np.uint8)  # of the piece that is not whole yet
         self._digests: list[np.ndarray] = []
 
-    def write(self, raw: np.ndarray) -> None:
+    def write(self, raw: np.ndarray) -> int:
+        """Its next bytes. -> how many"""
         self._file.write(raw.data)
         self._n_bytes += len(raw)
         waiting = np.concatenate((self._rest, raw))
         whole = len(waiting) // (4 * PIECE_WORDS) * 4 * PIECE_WORDS
         self._digests.append(digests(waiting[:whole].view(np.uint32)))
         self._rest = waiting[whole:].copy()
+        return len(raw)
 
     def pad(self) -> int:
         """Zeros up to the next page. -> how many"""
-        n = -self._n_bytes % PAGE
-        self.write(np.zeros(n, np.uint8))
-        return n
+        return self.write(np.zeros(-self._n_bytes % PAGE, np.uint8))
 
     def checksum(self) -> str:
         """Of the whole tensor, once it is padded."""

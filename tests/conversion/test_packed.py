@@ -132,7 +132,7 @@ def test_a_matrix_of_many_slices_and_pieces(tmp_path, monkeypatch):
     assert max(path.stat().st_size for path in out.iterdir()) > 15 * 65536
     assert np.array_equal(refgpt.load(out).logits(IDS), want)
     assert done == sorted(done) and len(done) > 100
-    assert {total for _, total in done} == {done[-1][1]} and done[-1][0] <= done[-1][1]
+    assert {total for _, total in done} == {done[-1][0]}
 
 
 @pytest.mark.parametrize("prefix", [True, False, None])
@@ -296,13 +296,17 @@ def test_a_manifest_that_makes_no_sense(damaged, change, match):
     refused(damaged, match)
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "sub/file", "..", ""])
-def test_a_manifest_cannot_reach_out_of_its_directory(damaged, name):
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [("../outside", "makes no sense"), ("/etc/passwd", "makes no sense"), ("./x", "makes no sense"), ("..", "missing")],
+)
+def test_a_manifest_cannot_reach_out_of_its_directory(damaged, name, match):
+    (damaged.parent / "outside").write_text("1")
     path = damaged / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["files"][name] = {"bytes": 1, "sha256": ""}
     path.write_text(json.dumps(manifest))
-    refused(damaged, "makes no sense|missing")
+    refused(damaged, match)
 
 
 def rewrite(directory: Path, change) -> None:

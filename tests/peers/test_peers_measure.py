@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +19,7 @@ from benchmarks.peers.checkpoint import write_checkpoint
 from benchmarks.peers.install import fingerprint, requirements
 from benchmarks.peers.lineup import Engine, Group
 from benchmarks.peers.measure import ROOT, run_group
-from benchmarks.peers.processors import build_peak, machine, peaks
+from benchmarks.peers.processors import build_peak, machine, peaks, process_ticks
 from benchmarks.peers.questions import N_REFERENCE, prompt
 from benchmarks.peers.run import agreement
 
@@ -64,6 +66,7 @@ def test_an_engine_is_measured_round_by_round(records, models: Path):
     want = refgpt.load(models / "gptj", backend="numpy").logits(prompt(N_REFERENCE))[-1]
     assert agreement(np.load(logits["logits"]), want)["cosine"] > 0.9999
     assert agreement(-want, want)["cosine"] < -0.9999
+    assert "failed" in agreement(-want, want) and "failed" not in agreement(want, want)
 
 
 def test_engines_that_fail_are_told_of_and_the_others_go_on(records):
@@ -102,6 +105,41 @@ def test_an_engine_that_does_not_answer_is_given_up(models: Path, tmp_path: Path
     finally:
         worker.close()
     assert worker.process.returncode == -9
+
+
+NOISY = """
+import os, runpy, sys, types
+noisy = types.ModuleType("noisy")
+class Adapter:
+    about, n_bytes = {}, 0
+    def text(self, ids, n_new):
+        os.write(1, b"a library writes what it likes")
+        print("so does its Python half")
+        return 1.0, 2.0
+noisy.load = lambda path, precision, threads: Adapter()
+sys.modules["benchmarks.peers.engines.noisy"] = noisy
+sys.argv[1:] = ["noisy", ".", "f16", "1"]
+runpy.run_module("benchmarks.peers.worker", run_name="__main__")
+"""
+
+
+def test_what_a_library_prints_is_no_answer():
+    run = subprocess.run([sys.executable, "-c", NOISY], cwd=ROOT, capture_output=True, text=True, timeout=60,
+                         input=json.dumps(QUESTIONS[0]) + "\n")  # fmt: skip
+    loaded, answer = map(json.loads, run.stdout.splitlines())
+    assert loaded["about"] == {}
+    assert (answer["prefill"], answer["decode"]) == (1.0, 2.0)
+    assert "writes what it likes" in run.stderr
+
+
+def test_time_in_the_system_counts_too():
+    before, ticks = os.times(), process_ticks(os.getpid())
+    while os.times().system < before.system + 0.2:
+        os.urandom(1 << 20)
+    after = os.times()
+    spent = (process_ticks(os.getpid()) - ticks) / os.sysconf("SC_CLK_TCK")
+    assert spent == pytest.approx(after.user + after.system - before.user - before.system, abs=0.1)
+    assert process_ticks(1 << 30) == 0  # there is no such process
 
 
 def test_the_peak_is_measured_where_there_is_a_compiler(tmp_path: Path):
