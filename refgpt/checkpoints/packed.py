@@ -27,6 +27,7 @@ leaf its ``kind``, ``layout``, ``shape`` and ``checksum``.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -38,7 +39,7 @@ import numpy as np
 from refgpt.checkpoints import gptj
 from refgpt.checkpoints.checkpoint import Checked, Checkpoint, TensorInfo
 from refgpt.checkpoints.mapped import MappedFile, map_file
-from refgpt.checkpoints.safetensors_file import read_mapped
+from refgpt.checkpoints.safetensors_file import LARGEST_HEADER, read_mapped
 from refgpt.config import ModelConfig
 from refgpt.encoded import Encoded
 from refgpt.errors import CheckpointError, ConfigError
@@ -106,12 +107,15 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     config = gptj.read_config(raw, directory / CONFIG)
     mapped = map_file(file)
     n_header = 8 + int.from_bytes(mapped[:8], "little")
-    if _sha256(mapped[: min(n_header, len(mapped))]) != header_hash:
+    if n_header > min(8 + LARGEST_HEADER, len(mapped)) or _sha256(mapped[:n_header]) != header_hash:
         raise CheckpointError("the header is not the one that was written", where=file, fix=FRESH_COPY)
     tensors, metadata = read_mapped(mapped)
     if n_header % PAGE or not isinstance(metadata, dict):
         raise CheckpointError("the header makes no sense", where=file, fix=AGAIN)
-    leaves = _leaves(parse_json(str(metadata.get("leaves")).encode(), f"{file}, leaves", CheckpointError), config, file)
+    listed_leaves = str(metadata.get("leaves")).encode("utf-8", "surrogatepass")
+    leaves = _leaves(parse_json(listed_leaves, f"{file}, leaves", CheckpointError), config, file)
+    if more := tensors.keys() - leaves.keys():  # whole pages, and nothing else: so every leaf begins on one
+        raise CheckpointError("there are tensors that are no leaves", where=file, got=listed(sorted(more)), fix=AGAIN)
     params = _params(leaves, tensors, config, mapped)
     checked = tuple(Checked(_bytes_of(tensors, name, stored, file).view(np.uint32), hexadecimal, tensor_at(file, name))
                     for name, (stored, hexadecimal) in leaves.items())  # fmt: skip
@@ -149,8 +153,8 @@ def _check_manifest(directory: Path) -> str:
 
 
 def _check_file(directory: Path, name: str, entry: Any) -> None:
-    if (Path(name).name != name or not isinstance(entry, dict) or entry.keys() != {"bytes", "sha256"}
-            or type(entry["bytes"]) is not int):  # fmt: skip
+    if (Path(name).name != name or not name.isprintable() or not isinstance(entry, dict)
+            or entry.keys() != {"bytes", "sha256"} or type(entry["bytes"]) is not int):  # fmt: skip
         raise CheckpointError("an entry of the manifest makes no sense", where=directory / MANIFEST,
                               got=f"{shown(name)}: {shown(entry)}", fix=AGAIN)  # fmt: skip
     path = directory / name
@@ -166,6 +170,10 @@ def _check_file(directory: Path, name: str, entry: Any) -> None:
     if _sha256(raw) != entry["sha256"]:
         raise CheckpointError("the file is not the one that was written: its SHA-256 differs", where=path,
                               fix=f"put the original back, or {AGAIN}")  # fmt: skip
+
+
+def _is_checksum(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]+", value) is not None and len(value) <= 64
 
 
 def _sha256(raw: bytes) -> str:
@@ -184,7 +192,7 @@ def _leaves(raw: Mapping[str, Any], config: ModelConfig, file: Path) -> dict[str
         if not isinstance(entry, dict) or entry.keys() != {"kind", "layout", "shape", "checksum"}:
             raise CheckpointError("the entry makes no sense", where=tensor_at(file, name), got=shown(entry), fix=AGAIN)
         kind, layout = entry["kind"], entry["layout"]
-        fits = kind in KINDS and entry["shape"] == list(shape) and isinstance(entry["checksum"], str)
+        fits = kind in KINDS and entry["shape"] == list(shape) and _is_checksum(entry["checksum"])
         rows = len(shape) == 1 or (name == "wte" and kind in FLOATS)
         if not fits or layout != ("rows" if rows else "panels") or (len(shape) == 1 and kind != "f32"):
             raise CheckpointError("a leaf is stored in a way that is not read", where=tensor_at(file, name),

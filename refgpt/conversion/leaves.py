@@ -33,7 +33,7 @@ def dtypes_of(params: Params, dtype: str | None) -> dict[str, str]:
 
 def _narrowest(vector: Leaf, dtypes: set[str]) -> str:
     own, wide = str(dtype_name(vector.dtype)), widen(vector, np.float64)
-    candidates = sorted(dtypes, key=lambda name: (STORED_DTYPES[name].itemsize, name != own))
+    candidates = sorted(dtypes, key=lambda name: (STORED_DTYPES[name].itemsize, name != own, name))
     return next((name for name in candidates if (widen(_narrowed(wide, name), np.float64) == wide).all()), own)
 
 

@@ -34,6 +34,8 @@ def staged(destination: Path, n_bytes: int) -> Iterator[Path]:
         If the destination is taken or another process is writing it, or the disk has no room.
     """
     destination = Path(os.path.abspath(destination))
+    if not destination.name:
+        raise CheckpointError("there is something of that name", where=destination, fix="name a new directory")
     parent, staging = destination.parent, destination.with_name(f".{destination.name}.partial")
     try:
         check_free(destination)
@@ -41,6 +43,7 @@ def staged(destination: Path, n_bytes: int) -> Iterator[Path]:
         lock = _locked(staging, destination)
     except OSError as fault:
         raise CheckpointError(f"nothing can be written there ({fault.strerror})", where=destination) from fault
+    whole = False
     try:
         for left in staging.iterdir():  # by a process that was killed
             free += left.stat().st_size
@@ -54,9 +57,11 @@ def staged(destination: Path, n_bytes: int) -> Iterator[Path]:
         _sync(staging)
         check_free(destination)
         staging.rename(destination)
+        whole = True
         _sync(parent)
     except BaseException as fault:
-        shutil.rmtree(staging, ignore_errors=True)
+        if not whole:
+            shutil.rmtree(staging, ignore_errors=True)
         if isinstance(fault, OSError):
             raise CheckpointError(f"it cannot be written ({fault.strerror})", where=destination) from fault
         raise

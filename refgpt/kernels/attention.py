@@ -118,7 +118,7 @@ def attention(
                  scratch=floats("scratch", scratch, scratch.shape, written=True),
                  tiles=ffi.from_buffer("refgpt_query_tile[]", tiles), n_visible=indices("n_visible", n_visible),
                  n_rows=n_rows, n_keys=n_keys, n_head=n_head, d_head=d_head, capacity=capacity)  # fmt: skip
-    grain = max(1, SMALLEST_PIECE // (2 * capacity * d_head))
+    grain = max(1, SMALLEST_PIECE // max(1, 2 * capacity * d_head))
     run(kernel or active(f"attention_{dtype}"), args, len(tiles) * n_head, grain, n_threads, program)
     return z
 

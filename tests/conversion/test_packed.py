@@ -355,6 +355,10 @@ HOSTILE = {
     "swapped tensors": (swap, "not those that were written"),
     "another dtype": (lambda header, leaves: header["b_head"].update(dtype="I8"), "another size"),
     "an offset beyond the end": (lambda header, leaves: header["b_head"].update(data_offsets=[0, 1 << 60]), "offsets"),
+    "a checksum of many letters": (set_leaf(checksum="0" * 65), "not read"),
+    "a tensor more": (lambda header, leaves: header.update(more={"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}),
+                      "no leaves; got more"),
+    "leaves that are no text": (lambda header, leaves: header["__metadata__"].update(mask="\ud800"), "no mask"),
     "no mask": (lambda header, leaves: header["__metadata__"].pop("mask"), "no mask"),
     "another mask": (lambda header, leaves: header["__metadata__"].update(mask="none"), "no mask"),
 }  # fmt: skip
@@ -368,6 +372,23 @@ def test_a_header_with_bad_intentions(damaged, fault):
         refgpt.load(damaged)
     else:
         refused(damaged, match)
+
+
+def test_leaves_that_are_no_characters_are_refused(damaged):
+    rewrite(damaged, lambda header, leaves: None)
+    file = damaged / "packed.safetensors"
+    header, _ = header_of(file)
+    raw = file.read_bytes()
+    at = raw.index(b"blocks.0.wq")
+    assert at < len(json.dumps(header)) + 8
+    damaged_name = raw[:at] + b"\\ud800" + raw[at + 6 :]
+    file.write_bytes(damaged_name)
+    head = damaged_name[: 8 + int.from_bytes(raw[:8], "little")]
+    path = damaged / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"]["packed.safetensors"]["sha256"] = hashlib.sha256(head).hexdigest()
+    path.write_text(json.dumps(manifest))
+    refused(damaged, "UTF-8|do not fit|overlaps|belong to none|missing")
 
 
 def test_a_header_of_any_length_is_refused(damaged):
