@@ -25,6 +25,7 @@ from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.checkpoints.scaled_rows import ScaledRows
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
+from refgpt.file_names import CONFIG
 from refgpt.params import BFLOAT16, Leaf, Params, Progress, check, dtype_name, leaf_shapes
 from refgpt.small_files import parse_json, read_bytes, read_json
 from refgpt.wording import listed, shown, tensor_at
@@ -125,7 +126,7 @@ def _split(arrays: Arrays, file: Path) -> tuple[Arrays, list[Arrays]]:
 
 def _read_config(model: Arrays, layers: list[Arrays], directory: Path) -> ModelConfig:
     """The shape of the arrays, and what the single values and ``config.json`` say."""
-    file, path = directory / MODEL_BIN, directory / "config.json"
+    file, path = directory / MODEL_BIN, directory / CONFIG
     for i, group in enumerate([model, *layers]):
         for name, (wanted, reason) in DEMANDS.items():
             if name in group and group[name] != wanted:

@@ -18,6 +18,7 @@ from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo
 from refgpt.checkpoints.magic import refuse_foreign
 from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.errors import CheckpointError, ConfigError
+from refgpt.file_names import CONFIG, INDEX, WEIGHTS
 from refgpt.params import Progress, dtype_name
 from refgpt.small_files import read_json
 from refgpt.wording import listed, shown
@@ -32,9 +33,6 @@ FORMATS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
 }
 #: Of config.json and the index of shards: twenty-five times what a 6B model needs.
 LARGEST_JSON = 1 << 20
-INDEX = ".index.json"
-#: What is looked for in a directory, best first.
-WEIGHTS = ("model.safetensors", "model.safetensors" + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX)
 
 SAVE = "save_pretrained(directory, safe_serialization=True)"
 #: Files of weights that are not read, by pattern: what they are, and the way out.
@@ -63,7 +61,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     """
     directory, weights = (path, _find_weights(path)) if path.is_dir() else (path.parent, path)
     refuse_foreign(weights)  # before a config.json is missed that would not help
-    config_path = directory / "config.json"
+    config_path = directory / CONFIG
     raw, family = _read_config(config_path)
     config = family.read_config(raw, config_path)
     files = _read_files(weights)
@@ -112,7 +110,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Any]:
     """The parsed config.json and the family that it names."""
     if not path.is_file():
         raise ConfigError(
-            "there is no config.json", where=path.parent, fix="put the one that belongs to the weights beside them"
+            f"there is no {CONFIG}", where=path.parent, fix="put the one that belongs to the weights beside them"
         )
     raw = read_json(path, ConfigError, LARGEST_JSON)
     model_type = raw.get("model_type")

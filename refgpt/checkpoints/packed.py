@@ -42,12 +42,13 @@ from refgpt.checkpoints.safetensors_file import read_mapped
 from refgpt.config import ModelConfig
 from refgpt.encoded import Encoded
 from refgpt.errors import CheckpointError, ConfigError
+from refgpt.file_names import CONFIG
 from refgpt.panels import FLOATS, KINDS, Panels, panel_dtype, panel_shape
 from refgpt.params import STORED_DTYPES, Leaf, Params, Progress, check, leaf_shapes
 from refgpt.small_files import parse_json, read_bytes, read_json
 from refgpt.wording import FRESH_COPY, listed, shown, tensor_at
 
-FILE, MANIFEST, CONFIG = "packed.safetensors", "manifest.json", "config.json"
+FILE, MANIFEST = "packed.safetensors", "manifest.json"
 FORMAT, VERSION = "refgpt packed", 1
 PAGE = 4096
 LARGEST_JSON = 1 << 20

@@ -12,10 +12,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from refgpt.checkpoints import Checkpoint, Table, place_of, release
-from refgpt.checkpoints.packed import CONFIG, FILE, FORMAT, MANIFEST, PAGE, VERSION, Stored
+from refgpt.checkpoints.packed import FILE, FORMAT, MANIFEST, PAGE, VERSION, Stored
 from refgpt.checksums import PIECE_WORDS, checksum
 from refgpt.conversion.huggingface import config_json
 from refgpt.conversion.tokenizer_files import write_tokenizer
+from refgpt.file_names import CONFIG
 from refgpt.kernels import digests
 from refgpt.panels import Panels
 from refgpt.params import STORED_DTYPES, Leaf, Progress, row_slices
