@@ -21,7 +21,6 @@ from refgpt.wording import listed, shown
 #: An organisation or a person, and a model; what else has a slash is a path.
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SMALL_FILES = (GENERATION_CONFIG, *TOKENIZER_FILES)
-LARGEST_INDEX = 1 << 20
 
 
 def is_name(text: str | os.PathLike[str]) -> bool:
@@ -89,7 +88,7 @@ def _fetch_files(where: str, there: Sequence[str], get: Callable[[str], Path]) -
 
 
 def _shards(index: Path, where: str, there: Sequence[str]) -> list[str]:
-    weight_map = read_json(index, RefgptError, LARGEST_INDEX).get("weight_map")
+    weight_map = read_json(index, RefgptError).get("weight_map")
     shards = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     if not shards or not set(shards) <= set(there):
         raise RefgptError("the index of the weights names files that are not there", where=where,

@@ -32,7 +32,6 @@ from refgpt.wording import listed, shown, tensor_at
 
 MODEL_BIN = "model.bin"
 SPEC = "TransformerDecoderSpec"
-LARGEST_JSON = 1 << 20
 LARGEST_VOCABULARY = 32 << 20
 
 LEAVES = {"wte": "embeddings/weight", "ln_w": "layer_norm/gamma", "ln_b": "layer_norm/beta",
@@ -134,7 +133,7 @@ def _read_config(model: Arrays, layers: list[Arrays], directory: Path) -> ModelC
                                   wanted=wanted)  # fmt: skip
         if i > 1 and any(group.get(name) != layers[0].get(name) for name in (ROTARY_DIM, INTERLEAVED)):
             raise ConfigError("layers rotate differently", where=file, got=f"layer {i - 1}")
-    raw = read_json(path, ConfigError, LARGEST_JSON) if path.is_file() else {}
+    raw = read_json(path, ConfigError) if path.is_file() else {}
     if raw.get("quantization_type") is not None:
         raise ConfigError("this quantisation is not read", where=path, got=shown(raw["quantization_type"]),
                           wanted="float32, float16, bfloat16 or int8")  # fmt: skip

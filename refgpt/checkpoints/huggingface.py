@@ -31,8 +31,6 @@ FORMATS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
     ".pt": torch_pickle.read,
     ".pth": torch_pickle.read,
 }
-#: Of config.json and the index of shards: twenty-five times what a 6B model needs.
-LARGEST_JSON = 1 << 20
 
 SAVE = "save_pretrained(directory, safe_serialization=True)"
 #: Files of weights that are not read, by pattern: what they are, and the way out.
@@ -112,7 +110,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Any]:
         raise ConfigError(
             f"there is no {CONFIG}", where=path.parent, fix="put the one that belongs to the weights beside them"
         )
-    raw = read_json(path, ConfigError, LARGEST_JSON)
+    raw = read_json(path, ConfigError)
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(
@@ -154,7 +152,7 @@ def _read_files(weights: Path) -> dict[Path, dict[str, np.ndarray]]:
 
 def _read_index(path: Path) -> dict[str, str]:
     """The index's map from tensor to shard; every shard is a file of the same directory."""
-    weight_map = read_json(path, CheckpointError, LARGEST_JSON).get("weight_map")
+    weight_map = read_json(path, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(
             "the index has no map from tensors to files",

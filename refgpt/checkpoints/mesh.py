@@ -19,7 +19,7 @@ from refgpt.checkpoints import gptj, gptj_mesh, npz_file
 from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo
 from refgpt.checkpoints.mapped import file_of
 from refgpt.checkpoints.mask import find_mask, names_of
-from refgpt.checkpoints.mesh_archive import LARGEST_JSON, PARAMS_JSON, SUFFIXES, Pieces, unpack
+from refgpt.checkpoints.mesh_archive import PARAMS_JSON, SUFFIXES, Pieces, unpack
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
 from refgpt.params import Progress, dtype_name
@@ -87,7 +87,7 @@ def _map_pieces(shard: Path) -> Pieces:
 def _find_config(directories: Sequence[Path]) -> ModelConfig | None:
     for path in (directory / PARAMS_JSON for directory in directories):
         if path.is_file():
-            return gptj_mesh.read_config(read_json(path, ConfigError, LARGEST_JSON), path)
+            return gptj_mesh.read_config(read_json(path, ConfigError), path)
     return None
 
 

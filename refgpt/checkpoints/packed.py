@@ -51,7 +51,6 @@ from refgpt.wording import FRESH_COPY, listed, shown, tensor_at
 FILE, MANIFEST = "packed.safetensors", "manifest.json"
 FORMAT, VERSION = "refgpt packed", 1
 PAGE = 4096
-LARGEST_JSON = 1 << 20
 LARGEST_SIDE_FILE = 1 << 26  # of a tokenizer
 AGAIN = "convert the original model again"
 
@@ -100,7 +99,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     directory = path if path.is_dir() else path.parent
     file = directory / FILE
     header_hash = _check_manifest(directory)
-    raw = read_json(directory / CONFIG, ConfigError, LARGEST_JSON)
+    raw = read_json(directory / CONFIG, ConfigError)
     if raw.get("model_type") != gptj.MODEL_TYPE:
         raise ConfigError("this kind of model is not supported", where=directory / CONFIG,
                           got=f"model_type {shown(raw.get('model_type'))}", wanted=gptj.MODEL_TYPE)  # fmt: skip
@@ -133,7 +132,7 @@ def _check_manifest(directory: Path) -> str:
     path = directory / MANIFEST
     if not path.is_file():
         raise CheckpointError(f"there is no {MANIFEST}, so the directory is not whole", where=directory, fix=AGAIN)
-    manifest = read_json(path, CheckpointError, LARGEST_JSON)
+    manifest = read_json(path, CheckpointError)
     if manifest.get("format") != FORMAT or type(manifest.get("version")) is not int:
         raise CheckpointError("this is no manifest of a packed model", where=path,
                               got=shown(manifest.get("format")), wanted=FORMAT)  # fmt: skip

@@ -30,7 +30,6 @@ from refgpt.tokenizers import Tokenizer
 DTYPES = (None, "f32", "f16", "bf16")
 SINGLE = WEIGHTS[0]
 LARGEST_SHARD = 5_000_000_000
-LARGEST_JSON = 1 << 20
 
 SAFETENSORS_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "f64": "F64", "bool": "BOOL"}
 TORCH_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
@@ -146,7 +145,7 @@ def _write_config(source: Checkpoint, dtypes: dict[str, str], directory: Path) -
     kept: dict[str, Any] = {}
     origin = source.path if source.path.is_dir() else source.path.parent
     if source.format.startswith("Hugging Face"):
-        kept = read_json(origin / CONFIG, ConfigError, LARGEST_JSON)
+        kept = read_json(origin / CONFIG, ConfigError)
         if (origin / GENERATION_CONFIG).is_file():
             (directory / GENERATION_CONFIG).write_bytes((origin / GENERATION_CONFIG).read_bytes())
     kept = {key: value for key, value in kept.items() if key not in ("dtype", "_name_or_path")}

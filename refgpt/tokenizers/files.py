@@ -15,7 +15,7 @@ from refgpt.wording import FRESH_COPY
 #: Of a vocabulary, merges or model: GPT-JT's tokenizer.json, the largest of the family, has 2.1 MB.
 MOST_BYTES = 8 << 20
 #: Of what only names or adds some tokens.
-MOST_BYTES_OF_SETTINGS = 1 << 20
+MOST_BYTES_OF_SETTINGS = small_files.LARGEST_JSON
 
 
 class OtherKind(TokenizerError):
