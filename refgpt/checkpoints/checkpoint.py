@@ -10,8 +10,9 @@ import numpy as np
 
 from refgpt.checksums import checksum
 from refgpt.config import ModelConfig
+from refgpt.encoded import Encoded
 from refgpt.errors import CheckpointError
-from refgpt.params import Params
+from refgpt.params import Leaf, Params, dtype_name
 from refgpt.vocabulary import Vocabulary
 from refgpt.wording import FRESH_COPY
 
@@ -25,6 +26,12 @@ class TensorInfo:
     shape: tuple[int, ...]
     n_bytes: int
     file: Path
+
+    @classmethod
+    def of(cls, name: str, leaf: Leaf, file: Path) -> TensorInfo:
+        """What there is to say of an array or an encoded matrix that lies in ``file``."""
+        dtype = leaf.encoding if isinstance(leaf, Encoded) else dtype_name(leaf.dtype) or str(leaf.dtype)
+        return cls(name, dtype, leaf.shape, leaf.nbytes, file)
 
 
 @dataclass(frozen=True, eq=False)

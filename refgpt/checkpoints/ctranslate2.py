@@ -26,7 +26,7 @@ from refgpt.checkpoints.scaled_rows import ScaledRows
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
 from refgpt.file_names import CONFIG
-from refgpt.params import BFLOAT16, Leaf, Params, Progress, check, dtype_name, leaf_shapes
+from refgpt.params import BFLOAT16, Leaf, Params, Progress, check, leaf_shapes
 from refgpt.small_files import parse_json, read_bytes, read_json
 from refgpt.wording import listed, shown, tensor_at
 
@@ -82,11 +82,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     config = _read_config(model, layers, directory)
     params = _build_params(model, layers, config, file)
     mask, source = find_mask(mask, {}, config.n_ctx, names_of(directory), path)
-    infos = tuple(
-        TensorInfo(name, dtype_name(array.dtype) or str(array.dtype), array.shape, array.nbytes, file)
-        for name, array in variables.arrays.items()
-        if array.ndim
-    )
+    infos = tuple(TensorInfo.of(name, array, file) for name, array in variables.arrays.items() if array.ndim)
     kind = f"CTranslate2, version {ctranslate2_file.VERSION}, {SPEC} revision {variables.revision}"
     return Checkpoint(path, kind, gptj.MODEL_TYPE, config, params, mask, source, infos)
 

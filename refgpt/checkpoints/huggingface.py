@@ -19,7 +19,7 @@ from refgpt.checkpoints.magic import refuse_foreign
 from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.errors import CheckpointError, ConfigError
 from refgpt.file_names import CONFIG, INDEX, WEIGHTS
-from refgpt.params import Progress, dtype_name
+from refgpt.params import Progress
 from refgpt.small_files import read_json
 from refgpt.wording import listed, shown
 
@@ -67,11 +67,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     stored, buffers = family.split_names(tensors, path)
     params = family.build_params(stored, config, raw.get("tie_word_embeddings") is True, path)
     mask, source = find_mask(mask, buffers, config.n_ctx, _names(raw, directory), path)
-    infos = tuple(
-        TensorInfo(name, dtype_name(tensor.dtype) or str(tensor.dtype), tensor.shape, tensor.nbytes, file)
-        for file, found in files.items()
-        for name, tensor in found.items()
-    )
+    infos = tuple(TensorInfo.of(name, tensor, file) for file, found in files.items() for name, tensor in found.items())
     kind = "safetensors" if next(iter(files)).suffix == ".safetensors" else "PyTorch"
     return Checkpoint(path, f"Hugging Face, {kind}", family.MODEL_TYPE, config, params, mask, source, infos)
 
