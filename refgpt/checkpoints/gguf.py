@@ -133,11 +133,7 @@ def read_config(metadata: Mapping[str, Any], tensors: Mapping[str, Leaf], path: 
     ends = {"bos_id": _number(metadata, (BOS,), path), "eos_id": _number(metadata, (EOS,), path)}
     default = ModelConfig.eos_id if n_vocab > (ModelConfig.eos_id or 0) else None
     given |= {field: default if value is None or value >= n_vocab else value for field, value in ends.items()}
-    try:
-        return ModelConfig(**given)
-    except ConfigError as fault:
-        key = KEYS.get(str(fault.where), (str(fault.where),))[0]
-        raise ConfigError(f"{key} {fault.what}", where=path, got=fault.got, wanted=fault.wanted, fix=FIX) from fault
+    return gptj.build_config(given, {field: keys[0] for field, keys in KEYS.items()}, path, FIX)
 
 
 def _number(metadata: Mapping[str, Any], keys: tuple[str, ...], path: Path) -> Any:
