@@ -67,6 +67,11 @@ class Table(Encoded):
         return self.data[start:stop]
 
 
+def is_table(name: str, kind: str) -> bool:
+    """Whether a matrix of this kind stays a matrix of rows: an embedding table in floats does."""
+    return name == "wte" and kind in FLOATS
+
+
 @dataclass(frozen=True)
 class Stored:
     """What the header says of a leaf."""
@@ -185,7 +190,7 @@ def _leaves(raw: Mapping[str, Any], config: ModelConfig, file: Path) -> dict[str
             raise CheckpointError("the entry makes no sense", where=tensor_at(file, name), got=shown(entry), fix=AGAIN)
         kind, layout = entry["kind"], entry["layout"]
         fits = kind in KINDS and entry["shape"] == list(shape) and isinstance(entry["checksum"], str)
-        rows = len(shape) == 1 or (name == "wte" and kind in FLOATS)
+        rows = len(shape) == 1 or is_table(name, kind)
         if not fits or layout != ("rows" if rows else "panels") or (len(shape) == 1 and kind != "f32"):
             raise CheckpointError("a leaf is stored in a way that is not read", where=tensor_at(file, name),
                                   got=shown(entry), wanted=f"shape {list(shape)}", fix=AGAIN)  # fmt: skip

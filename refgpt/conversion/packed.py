@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from refgpt.checkpoints import Checkpoint, Table, place_of, release
+from refgpt.checkpoints import Checkpoint, Table, is_table, place_of, release
 from refgpt.checkpoints.packed import FILE, FORMAT, MANIFEST, PAGE, VERSION, Stored
 from refgpt.checksums import PIECE_WORDS, checksum
 from refgpt.conversion.huggingface import config_json
@@ -20,7 +20,7 @@ from refgpt.file_names import CONFIG
 from refgpt.kernels import digests
 from refgpt.panels import Panels
 from refgpt.params import STORED_DTYPES, Leaf, Progress, row_slices
-from refgpt.runtime.packing import is_table, pack_rows, pack_vector, packed_kind
+from refgpt.runtime.packing import pack_rows, pack_vector, packed_kind
 from refgpt.tokenizers import Tokenizer
 
 DTYPES = (None, "f32", "f16", "q8", "q4")
