@@ -14,7 +14,7 @@ import numpy as np
 
 from refgpt.checkpoints import gguf_file, gptj, single_file
 from refgpt.checkpoints.checkpoint import Checkpoint
-from refgpt.checkpoints.mask import MASKS, find_mask, names_of
+from refgpt.checkpoints.mask import find_mask, names_of, stored_mask
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
 from refgpt.params import Leaf, Progress, leaf_shapes
@@ -157,10 +157,8 @@ def _mask(asked: str, metadata: Mapping[str, Any], config: ModelConfig, path: Pa
         name = metadata.get(NAME, b"")
         called = (name.decode("utf-8", "backslashreplace"),) if isinstance(name, bytes) else ()
         return find_mask(asked, {}, config.n_ctx, called + names_of(path), path)
-    known = next((mask for mask in MASKS[1:] if stored == mask.encode()), None)
-    if known is None:
-        raise ConfigError(f"{MASK} makes no sense", where=path, got=_shown(stored), wanted=" or ".join(MASKS[1:]))
-    return known, f"the key {MASK} says so"
+    text = stored.decode("utf-8", "backslashreplace") if isinstance(stored, bytes) else stored
+    return stored_mask(asked, text, f"the key {MASK} says so", f"{path}, {MASK}", FIX)
 
 
 def read_vocabulary(metadata: Mapping[str, Any], config: ModelConfig, path: Path) -> Vocabulary | None:

@@ -38,6 +38,7 @@ import numpy as np
 from refgpt.checkpoints import gptj
 from refgpt.checkpoints.checkpoint import Checked, Checkpoint, TensorInfo
 from refgpt.checkpoints.mapped import MappedFile, map_file
+from refgpt.checkpoints.mask import stored_mask
 from refgpt.checkpoints.safetensors_file import read_mapped
 from refgpt.config import ModelConfig
 from refgpt.encoded import Encoded
@@ -122,7 +123,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
                     for name, (stored, hexadecimal) in leaves.items())  # fmt: skip
     infos = tuple(TensorInfo(name, stored.kind, stored.shape, stored.n_bytes, file)
                   for name, (stored, _) in leaves.items())  # fmt: skip
-    found, source = _mask(mask, metadata, file)
+    found, source = stored_mask(mask, metadata.get("mask"), metadata.get("mask_source"), file, AGAIN)
     return Checkpoint(path, "packed", gptj.MODEL_TYPE, config, params, found, source, infos, checked=checked)
 
 
@@ -223,12 +224,3 @@ def _params(leaves: Mapping[str, tuple[Stored, str]], tensors: Mapping[str, np.n
     params = Params.from_leaves(found, config.n_layer)
     check(params, config, where=mapped.path)
     return params
-
-
-def _mask(asked: str, metadata: Mapping[str, Any], file: Path) -> tuple[str, str]:
-    if asked != "auto":
-        return asked, "it was asked for"
-    mask, source = metadata.get("mask"), metadata.get("mask_source")
-    if mask not in ("causal", "prefix") or not isinstance(source, str):
-        raise CheckpointError("the header names no mask that is known", where=file, got=shown(mask), fix=AGAIN)
-    return mask, source
