@@ -69,6 +69,8 @@ class Checkpoint:
         What the files of weights themselves say about the tokenizer.
     checked : tuple of Checked
         Where the files hold checksums of the weights: what is still to be compared (``verify_checksums``).
+    config_file : Path or None
+        A config.json in transformers' words that came with the weights, which may say more than ``config``.
     """
 
     path: Path
@@ -81,6 +83,12 @@ class Checkpoint:
     tensors: tuple[TensorInfo, ...]
     vocabulary: Vocabulary | None = None
     checked: tuple[Checked, ...] = ()
+    config_file: Path | None = None
+
+    @property
+    def directory(self) -> Path:
+        """Where the files are that belong to the weights: the tokenizer's, for one."""
+        return self.path if self.path.is_dir() else self.path.parent
 
 
 def verify_checksums(checkpoint: Checkpoint, digests: Callable[[np.ndarray], np.ndarray]) -> None:

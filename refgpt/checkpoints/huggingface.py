@@ -69,7 +69,8 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     mask, source = find_mask(mask, buffers, config.n_ctx, _names(raw, directory), path)
     infos = tuple(TensorInfo.of(name, tensor, file) for file, found in files.items() for name, tensor in found.items())
     kind = "safetensors" if next(iter(files)).suffix == ".safetensors" else "PyTorch"
-    return Checkpoint(path, f"Hugging Face, {kind}", family.MODEL_TYPE, config, params, mask, source, infos)
+    return Checkpoint(path, f"Hugging Face, {kind}", family.MODEL_TYPE, config, params, mask, source, infos,
+                      config_file=config_path)  # fmt: skip
 
 
 def weights_in(directory: Path) -> Path | None:

@@ -143,11 +143,10 @@ class _Writer:
 def _write_config(source: Checkpoint, dtypes: dict[str, str], directory: Path) -> None:
     """What transformers needs; a config.json of the source keeps what else it says."""
     kept: dict[str, Any] = {}
-    origin = source.path if source.path.is_dir() else source.path.parent
-    if source.format.startswith("Hugging Face"):
-        kept = read_json(origin / CONFIG, ConfigError)
-        if (origin / GENERATION_CONFIG).is_file():
-            (directory / GENERATION_CONFIG).write_bytes((origin / GENERATION_CONFIG).read_bytes())
+    if source.config_file is not None:
+        kept = read_json(source.config_file, ConfigError)
+        if (settings := source.directory / GENERATION_CONFIG).is_file():
+            (directory / GENERATION_CONFIG).write_bytes(settings.read_bytes())
     kept = {key: value for key, value in kept.items() if key not in ("dtype", "_name_or_path")}
     config = kept | config_json(source.config) | {"torch_dtype": TORCH_DTYPES[dtypes["wte"]]}
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -17,10 +17,9 @@ def write_tokenizer(source: Checkpoint, tokenizer: Tokenizer | None, directory: 
     if tokenizer is None:
         return
     if source.vocabulary is None:
-        origin = source.path if source.path.is_dir() else source.path.parent
         for name in TOKENIZER_FILES:
-            if (origin / name).is_file():
-                (directory / name).write_bytes((origin / name).read_bytes())
+            if (source.directory / name).is_file():
+                (directory / name).write_bytes((source.directory / name).read_bytes())
         return
     files = tokenizer.files()
     if not files:
