@@ -28,7 +28,7 @@ from refgpt.errors import CheckpointError, ConfigError
 from refgpt.file_names import CONFIG
 from refgpt.params import BFLOAT16, Leaf, Params, Progress, check, leaf_shapes
 from refgpt.small_files import parse_json, read_bytes, read_json
-from refgpt.wording import listed, shown, tensor_at
+from refgpt.wording import FRESH_COPY, listed, shown, tensor_at
 
 MODEL_BIN = "model.bin"
 SPEC = "TransformerDecoderSpec"
@@ -128,14 +128,17 @@ def _read_config(model: Arrays, layers: list[Arrays], directory: Path) -> ModelC
                 raise ConfigError(f"{name} describes another model: {reason}", where=file, got=group[name],
                                   wanted=wanted)  # fmt: skip
         if i > 1 and any(group.get(name) != layers[0].get(name) for name in (ROTARY_DIM, INTERLEAVED)):
-            raise ConfigError("layers rotate differently", where=file, got=f"layer {i - 1}")
+            raise ConfigError("layers rotate differently", where=file, got=f"layer {i - 1}", wanted="all as layer 0",
+                              fix="check that the model was converted from a GPT-J")  # fmt: skip
     raw = read_json(path, ConfigError) if path.is_file() else {}
     if raw.get("quantization_type") is not None:
         raise ConfigError("this quantisation is not read", where=path, got=shown(raw["quantization_type"]),
                           wanted="float32, float16, bfloat16 or int8")  # fmt: skip
     table, hidden = model[LEAVES["wte"]], layers[0][BLOCK_LEAVES["w_in"]]
     if table.ndim != 2 or hidden.ndim != 2:
-        raise CheckpointError("matrices are not matrices", where=file, got=f"{list(table.shape)}, {list(hidden.shape)}")
+        raise CheckpointError("the embedding or the MLP are not matrices", where=file,
+                              got=f"{list(table.shape)}, {list(hidden.shape)}", wanted="two dimensions each",
+                              fix=FRESH_COPY)  # fmt: skip
     width, n_head = table.shape[1], model[NUM_HEADS].item()
     given = {
         "n_layer": len(layers), "n_head": n_head, "d_model": width, "d_ff": hidden.shape[0], "n_vocab": len(table),
