@@ -14,20 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from refgpt.errors import RefgptError
+from refgpt.file_names import CONFIG, GENERATION_CONFIG, INDEX, TOKENIZER_FILES, WEIGHTS
 from refgpt.small_files import read_json
 from refgpt.wording import listed, shown
 
 #: An organisation or a person, and a model; what else has a slash is a path.
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-CONFIG = "config.json"
-SMALL_FILES = (
-    "generation_config.json", "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json",
-    "special_tokens_map.json", "tokenizer_config.json", "tokenizer.model",
-)  # fmt: skip
-INDEX = ".index.json"
-#: Weights, best first; an index stands for the shards that it lists.
-WEIGHTS = ("model.safetensors", "model.safetensors" + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX)
-LARGEST_INDEX = 1 << 20
+SMALL_FILES = (GENERATION_CONFIG, *TOKENIZER_FILES)
 
 
 def is_name(text: str | os.PathLike[str]) -> bool:
@@ -84,7 +77,7 @@ def _fetch_files(where: str, there: Sequence[str], get: Callable[[str], Path]) -
                               fix="fetch the file that you want and give its path")  # fmt: skip
         return get(single[0])
     if CONFIG not in there:
-        raise RefgptError("this model has no config.json", where=where, got=listed(there), fix="check the name")
+        raise RefgptError(f"this model has no {CONFIG}", where=where, got=listed(there), fix="check the name")
     for file in (CONFIG, *(file for file in SMALL_FILES if file in there)):
         get(file)
     path = get(weights)
@@ -95,7 +88,7 @@ def _fetch_files(where: str, there: Sequence[str], get: Callable[[str], Path]) -
 
 
 def _shards(index: Path, where: str, there: Sequence[str]) -> list[str]:
-    weight_map = read_json(index, RefgptError, LARGEST_INDEX).get("weight_map")
+    weight_map = read_json(index, RefgptError).get("weight_map")
     shards = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     if not shards or not set(shards) <= set(there):
         raise RefgptError("the index of the weights names files that are not there", where=where,

@@ -381,10 +381,10 @@ def open_model(
     Parameters, and the errors that need no numbers, are those of ``load``.
     """
     path = _files_of(path, revision)
-    checkpoint, directory = open_checkpoint(path, mask, progress), path if path.is_dir() else path.parent
+    checkpoint = open_checkpoint(path, mask, progress)
     if checkpoint.vocabulary is not None:
-        return checkpoint, tokenizer_of(checkpoint.vocabulary, directory)
-    return checkpoint, find_tokenizer(directory)
+        return checkpoint, tokenizer_of(checkpoint.vocabulary, checkpoint.directory)
+    return checkpoint, find_tokenizer(checkpoint.directory)
 
 
 def _files_of(path: str | os.PathLike[str] | None, revision: str | None) -> Path:

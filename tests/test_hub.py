@@ -117,6 +117,14 @@ def test_a_model_by_its_name(served, directory):
     assert "model.safetensors" not in served.asked  # it is in the cache
 
 
+def test_a_tokenizer_under_gpt_2s_first_names(served, directory):
+    (directory / "vocab.json").rename(directory / "encoder.json")
+    (directory / "merges.txt").rename(directory / "vocab.bpe")
+    served.models[NAME, "main"] = directory
+    tokenizer = refgpt.load(NAME).tokenizer
+    assert tokenizer is not None and tokenizer.encode("Hi") == refgpt.load(directory).tokenizer.encode("Hi")
+
+
 def test_a_revision(served, directory, tmp_path):
     other = write_model(tmp_path / "other", CONFIG, random_params(CONFIG, seed=3))
     served.models |= {(NAME, "main"): directory, (NAME, "float16"): other}

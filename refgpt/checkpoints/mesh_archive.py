@@ -26,12 +26,11 @@ from refgpt.checkpoints.mapped import MappedFile, map_open
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
 from refgpt.params import Progress
-from refgpt.small_files import parse_json
+from refgpt.small_files import LARGEST_JSON, parse_json
 from refgpt.wording import FRESH_COPY, shown
 
 SUFFIXES = (".tar.zst", ".tar.zstd")
 PARAMS_JSON = "params.json"
-LARGEST_JSON = 1 << 20
 
 #: The files of a shard by their number, each with its arrays; none for one that holds only the optimiser's.
 Pieces = dict[int, list[np.ndarray]]

@@ -39,19 +39,20 @@ import numpy as np
 from refgpt.checkpoints import gptj
 from refgpt.checkpoints.checkpoint import Checked, Checkpoint, TensorInfo
 from refgpt.checkpoints.mapped import MappedFile, map_file
+from refgpt.checkpoints.mask import stored_mask
 from refgpt.checkpoints.safetensors_file import LARGEST_HEADER, read_mapped
 from refgpt.config import ModelConfig
 from refgpt.encoded import Encoded
 from refgpt.errors import CheckpointError, ConfigError
+from refgpt.file_names import CONFIG
 from refgpt.panels import FLOATS, KINDS, Panels, panel_dtype, panel_shape
 from refgpt.params import STORED_DTYPES, Leaf, Params, Progress, check, leaf_shapes
 from refgpt.small_files import parse_json, read_bytes, read_json
 from refgpt.wording import FRESH_COPY, listed, shown, tensor_at
 
-FILE, MANIFEST, CONFIG = "packed.safetensors", "manifest.json", "config.json"
+FILE, MANIFEST = "packed.safetensors", "manifest.json"
 FORMAT, VERSION = "refgpt packed", 1
 PAGE = 4096
-LARGEST_JSON = 1 << 20
 LARGEST_SIDE_FILE = 1 << 26  # of a tokenizer
 AGAIN = "convert the original model again"
 
@@ -66,6 +67,11 @@ class Table(Encoded):
     def rows(self, start: int, stop: int) -> np.ndarray:
         """See ``Encoded.rows``; a view."""
         return self.data[start:stop]
+
+
+def is_table(name: str, kind: str) -> bool:
+    """Whether a matrix of this kind stays a matrix of rows: an embedding table in floats does."""
+    return name == "wte" and kind in FLOATS
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     directory = path if path.is_dir() else path.parent
     file = directory / FILE
     header_hash = _check_manifest(directory)
-    raw = read_json(directory / CONFIG, ConfigError, LARGEST_JSON)
+    raw = read_json(directory / CONFIG, ConfigError)
     if raw.get("model_type") != gptj.MODEL_TYPE:
         raise ConfigError("this kind of model is not supported", where=directory / CONFIG,
                           got=f"model_type {shown(raw.get('model_type'))}", wanted=gptj.MODEL_TYPE)  # fmt: skip
@@ -121,7 +127,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
                     for name, (stored, hexadecimal) in leaves.items())  # fmt: skip
     infos = tuple(TensorInfo(name, stored.kind, stored.shape, stored.n_bytes, file)
                   for name, (stored, _) in leaves.items())  # fmt: skip
-    found, source = _mask(mask, metadata, file)
+    found, source = stored_mask(mask, metadata.get("mask"), metadata.get("mask_source"), file, AGAIN)
     return Checkpoint(path, "packed", gptj.MODEL_TYPE, config, params, found, source, infos, checked=checked)
 
 
@@ -136,7 +142,7 @@ def _check_manifest(directory: Path) -> str:
     path = directory / MANIFEST
     if not path.is_file():
         raise CheckpointError(f"there is no {MANIFEST}, so the directory is not whole", where=directory, fix=AGAIN)
-    manifest = read_json(path, CheckpointError, LARGEST_JSON)
+    manifest = read_json(path, CheckpointError)
     if manifest.get("format") != FORMAT or type(manifest.get("version")) is not int:
         raise CheckpointError("this is no manifest of a packed model", where=path,
                               got=shown(manifest.get("format")), wanted=FORMAT)  # fmt: skip
@@ -193,7 +199,7 @@ def _leaves(raw: Mapping[str, Any], config: ModelConfig, file: Path) -> dict[str
             raise CheckpointError("the entry makes no sense", where=tensor_at(file, name), got=shown(entry), fix=AGAIN)
         kind, layout = entry["kind"], entry["layout"]
         fits = kind in KINDS and entry["shape"] == list(shape) and _is_checksum(entry["checksum"])
-        rows = len(shape) == 1 or (name == "wte" and kind in FLOATS)
+        rows = len(shape) == 1 or is_table(name, kind)
         if not fits or layout != ("rows" if rows else "panels") or (len(shape) == 1 and kind != "f32"):
             raise CheckpointError("a leaf is stored in a way that is not read", where=tensor_at(file, name),
                                   got=shown(entry), wanted=f"shape {list(shape)}", fix=AGAIN)  # fmt: skip
@@ -226,12 +232,3 @@ def _params(leaves: Mapping[str, tuple[Stored, str]], tensors: Mapping[str, np.n
     params = Params.from_leaves(found, config.n_layer)
     check(params, config, where=mapped.path)
     return params
-
-
-def _mask(asked: str, metadata: Mapping[str, Any], file: Path) -> tuple[str, str]:
-    if asked != "auto":
-        return asked, "it was asked for"
-    mask, source = metadata.get("mask"), metadata.get("mask_source")
-    if mask not in ("causal", "prefix") or not isinstance(source, str):
-        raise CheckpointError("the header names no mask that is known", where=file, got=shown(mask), fix=AGAIN)
-    return mask, source

@@ -16,6 +16,7 @@ import numpy as np
 
 from refgpt.checkpoints import Checkpoint
 from refgpt.checkpoints.ggml_blocks import TYPES, Blocks, n_bytes_of
+from refgpt.checkpoints.ggml_file import QUANTISATION_VERSION
 from refgpt.checkpoints.gguf import (
     ARCHITECTURE,
     BOS,
@@ -26,6 +27,7 @@ from refgpt.checkpoints.gguf import (
     SENTENCEPIECE,
     TOKENIZER,
     TOKENIZER_JSON,
+    UNUSED,
     tensor_name,
 )
 from refgpt.checkpoints.gguf_file import ARRAY, DEFAULT_ALIGNMENT, MAGIC, STRING
@@ -40,10 +42,9 @@ FILE = "model.gguf"
 NUMBERS = {name: number for number, name in TYPES.items()}
 #: What most tensors of a file are (llama.cpp's ``llama_ftype``).
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32}
-QUANTISATION_VERSION = 2
 VERSION = 3
-#: Types of tokens.
-NORMAL, CONTROL, UNUSED = 1, 3, 5
+#: Types of tokens, beside ``UNUSED``.
+NORMAL, CONTROL = 1, 3
 
 
 def write(

@@ -22,18 +22,18 @@ from refgpt.conversion.leaves import dtypes_of, written
 from refgpt.conversion.sums import SummedFile, Sums
 from refgpt.conversion.tokenizer_files import write_tokenizer
 from refgpt.errors import ConfigError
+from refgpt.file_names import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS
 from refgpt.params import STORED_DTYPES, Progress
 from refgpt.small_files import read_json
 from refgpt.tokenizers import Tokenizer
 
 DTYPES = (None, "f32", "f16", "bf16")
+SINGLE = WEIGHTS[0]
 LARGEST_SHARD = 5_000_000_000
-LARGEST_JSON = 1 << 20
 
 SAFETENSORS_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "f64": "F64", "bool": "BOOL"}
 TORCH_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
 ITEM_SIZES = {name: dtype.itemsize for name, dtype in STORED_DTYPES.items()} | {"bool": 1}
-SIDE_FILES = ("generation_config.json",)
 
 
 def write(
@@ -69,13 +69,13 @@ def write(
     shards = writer.shards()
     weight_map: dict[str, str] = {}
     for n, shard in enumerate(shards, 1):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{n:05d}-of-{len(shards):05d}.safetensors"
+        name = SINGLE if len(shards) == 1 else f"model-{n:05d}-of-{len(shards):05d}.safetensors"
         with sums.writing(name) as file:
             writer.write_tensors(file, shard)
         weight_map |= dict.fromkeys(shard, name)
     if len(shards) > 1:
         index = {"metadata": {"total_size": writer.n_total}, "weight_map": dict(sorted(weight_map.items()))}
-        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (directory / (SINGLE + INDEX)).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     sums.write()
 
 
@@ -143,15 +143,13 @@ class _Writer:
 def _write_config(source: Checkpoint, dtypes: dict[str, str], directory: Path) -> None:
     """What transformers needs; a config.json of the source keeps what else it says."""
     kept: dict[str, Any] = {}
-    origin = source.path if source.path.is_dir() else source.path.parent
-    if source.format.startswith("Hugging Face"):
-        kept = read_json(origin / "config.json", ConfigError, LARGEST_JSON)
-        for file in SIDE_FILES:
-            if (origin / file).is_file():
-                (directory / file).write_bytes((origin / file).read_bytes())
+    if source.config_file is not None:
+        kept = read_json(source.config_file, ConfigError)
+        if (settings := source.directory / GENERATION_CONFIG).is_file():
+            (directory / GENERATION_CONFIG).write_bytes(settings.read_bytes())
     kept = {key: value for key, value in kept.items() if key not in ("dtype", "_name_or_path")}
     config = kept | config_json(source.config) | {"torch_dtype": TORCH_DTYPES[dtypes["wte"]]}
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def config_json(config: ModelConfig) -> dict[str, Any]:

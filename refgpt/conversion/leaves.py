@@ -11,7 +11,7 @@ from refgpt.checkpoints.ggml_blocks import Blocks
 from refgpt.errors import CheckpointError
 from refgpt.params import BFLOAT16, STORED_DTYPES, Leaf, Params, dtype_name, row_slices, widen
 
-PIECE = 1 << 24  # bytes of blocks that are copied in one go
+PIECE = 1 << 24  # bytes that are copied in one go
 
 
 def dtypes_of(params: Params, dtype: str | None) -> dict[str, str]:

@@ -11,15 +11,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from refgpt.checkpoints import Checkpoint, Table, place_of, release
-from refgpt.checkpoints.packed import CONFIG, FILE, FORMAT, MANIFEST, PAGE, VERSION, Stored
+from refgpt.checkpoints import Checkpoint, Table, is_table, place_of, release
+from refgpt.checkpoints.packed import FILE, FORMAT, MANIFEST, PAGE, VERSION, Stored
 from refgpt.checksums import PIECE_WORDS, checksum
 from refgpt.conversion.huggingface import config_json
+from refgpt.conversion.leaves import PIECE
 from refgpt.conversion.tokenizer_files import write_tokenizer
+from refgpt.file_names import CONFIG
 from refgpt.kernels import digests
 from refgpt.panels import Panels
 from refgpt.params import STORED_DTYPES, Leaf, Progress, row_slices
-from refgpt.runtime.packing import is_table, pack_rows, pack_vector, packed_kind
+from refgpt.runtime.packing import pack_rows, pack_vector, packed_kind
 from refgpt.tokenizers import Tokenizer
 
 DTYPES = (None, "f32", "f16", "q8", "q4")
@@ -138,10 +140,10 @@ def _pieces(name: str, leaf: Leaf, stored: Stored) -> Iterator[np.ndarray]:
             yield panels.data.reshape(-1).view(np.uint8)
 
 
-def _as_they_are(data: np.ndarray, piece: int = 1 << 24) -> Iterator[np.ndarray]:
+def _as_they_are(data: np.ndarray) -> Iterator[np.ndarray]:
     whole = data.reshape(-1).view(np.uint8)
-    for start in range(0, len(whole), piece):
-        yield whole[start : start + piece]
+    for start in range(0, len(whole), PIECE):
+        yield whole[start : start + PIECE]
 
 
 class _Tensor:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from refgpt.errors import CheckpointError
 
+ELSEWHERE = "name a destination on another disk"
+
 
 @contextmanager
 def staged(destination: Path, n_bytes: int) -> Iterator[Path]:
@@ -42,7 +44,8 @@ def staged(destination: Path, n_bytes: int) -> Iterator[Path]:
         free = shutil.disk_usage(parent).free
         lock = _locked(staging, destination)
     except OSError as fault:
-        raise CheckpointError(f"nothing can be written there ({fault.strerror})", where=destination) from fault
+        raise CheckpointError(f"nothing can be written there ({fault.strerror})", where=destination,
+                              fix=ELSEWHERE) from fault  # fmt: skip
     whole = False
     try:
         for left in staging.iterdir():  # by a process that was killed
@@ -50,7 +53,7 @@ def staged(destination: Path, n_bytes: int) -> Iterator[Path]:
             left.unlink()
         if free < n_bytes:
             raise CheckpointError("there is no room on the disk", where=parent, got=f"{free} bytes",
-                                  wanted=f"{n_bytes} bytes")  # fmt: skip
+                                  wanted=f"{n_bytes} bytes", fix=ELSEWHERE)  # fmt: skip
         yield staging
         for path in staging.iterdir():
             _sync(path)
@@ -63,7 +66,8 @@ def staged(destination: Path, n_bytes: int) -> Iterator[Path]:
         if not whole:
             shutil.rmtree(staging, ignore_errors=True)
         if isinstance(fault, OSError):
-            raise CheckpointError(f"it cannot be written ({fault.strerror})", where=destination) from fault
+            raise CheckpointError(f"it cannot be written ({fault.strerror})", where=destination,
+                                  fix=ELSEWHERE) from fault  # fmt: skip
         raise
     finally:
         os.close(lock)

@@ -165,7 +165,7 @@ def _opened(text: str | os.PathLike[str] | Iterable[str]) -> tuple[int | None, s
         size = path.stat().st_size
         path.open("rb").close()
     except OSError as error:
-        raise DataError("cannot be read", where=path, got=error.strerror) from None
+        raise DataError("cannot be read", where=path, got=error.strerror, fix="check the path") from None
     return size, "B", lambda done: _lines(path, done)
 
 
