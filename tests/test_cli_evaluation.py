@@ -39,7 +39,8 @@ def table(tmp_path):
 
 @pytest.fixture
 def no_weights(monkeypatch):
-    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("the weights were loaded first"))
+    for name in ("load", "start"):
+        monkeypatch.setattr(loading, name, lambda *_, **__: pytest.fail("the weights were loaded first"))
 
 
 @pytest.mark.parametrize("backend", ["c", "numpy"])

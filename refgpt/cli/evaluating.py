@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
-from refgpt.cli.loading import counted, load_model
+from refgpt.cli.loading import counted, load_model, print_continuation
 from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.results import check_suffix, json_line, opened
 from refgpt.evaluation import (
@@ -20,8 +20,6 @@ from refgpt.evaluation import (
     read_raft,
     run_raft,
 )
-from refgpt.generation import encode_prompt
-from refgpt.model import open_model
 
 log = logging.getLogger("refgpt")
 
@@ -67,13 +65,7 @@ def add_commands(commands: Commands) -> None:
 def _demo(arguments: argparse.Namespace) -> int:
     params = replace(DEMO_SETTINGS, max_new_tokens=arguments.max_new_tokens)
     prompt = DEMOS[arguments.name].prompt(arguments.text)
-    checkpoint, tokenizer = open_model(arguments.model, arguments.mask, revision=arguments.revision)
-    ids = encode_prompt(prompt, checkpoint.config, tokenizer, params)
-    pieces = load_model(arguments, arguments.backend).stream(ids, params)
-    print(prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+    print_continuation(arguments, prompt, params, echo=True)
     return 0
 
 

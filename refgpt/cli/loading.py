@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from refgpt.model import Model, load
+from refgpt.generation import GenerationParams, encode_prompt
+from refgpt.model import Model, check_options, load, open_model, start
 from refgpt.params import Progress
 
 #: Loading fewer bytes than this takes about a second: not worth a progress bar.
@@ -20,6 +21,22 @@ def load_model(arguments: argparse.Namespace, backend: str) -> Model:
         return load(arguments.model, backend=backend, dtype=arguments.dtype, mask=arguments.mask,
                     threads=arguments.threads, kv_dtype=arguments.kv_dtype, progress=progress,
                     revision=arguments.revision)  # fmt: skip
+
+
+def print_continuation(arguments: argparse.Namespace, prompt: str, params: GenerationParams, echo: bool) -> None:
+    """Print what the model that the arguments ask for writes after a prompt, and the prompt before it if ``echo``."""
+    backend, dtype, threads, kv_dtype = arguments.backend, arguments.dtype, arguments.threads, arguments.kv_dtype
+    check_options(backend, dtype, threads, kv_dtype)
+    with progress_bar() as progress:
+        checkpoint, tokenizer = open_model(arguments.model, arguments.mask, progress, arguments.revision)
+        ids = encode_prompt(prompt, checkpoint.config, tokenizer, params)  # too long? said before the weights are read
+        model = start(checkpoint, tokenizer, backend, dtype, arguments.mask, threads, kv_dtype, progress)
+    pieces = model.stream(ids, params)
+    if echo:
+        print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
 
 
 @contextmanager
