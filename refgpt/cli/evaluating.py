@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
-from refgpt.cli.loading import counted, load_model, print_continuation
+from refgpt.cli.loading import load_model, print_continuation, watched
 from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.results import check_suffix, json_line, opened
 from refgpt.evaluation import (
@@ -20,6 +20,7 @@ from refgpt.evaluation import (
     read_raft,
     run_raft,
 )
+from refgpt.tracing.progress import counted
 
 log = logging.getLogger("refgpt")
 
@@ -78,7 +79,7 @@ def _raft(arguments: argparse.Namespace) -> int:
         print(_columns("task", "rows", ["exact match", "quasi-exact match", "macro-F1"]), flush=True)
         for task in tasks:
             n_rows = len(task.rows[: settings.n_rows])
-            with counted(n_rows * settings.n_trials, "answer", task.name) as one_more:
+            with counted(watched(), n_rows * settings.n_trials, "answer", task.name, leave=False) as one_more:
                 result = run_raft(model, task, settings, one_more)
             results.append(result)
             for record in result.records() if arguments.output is not None else ():

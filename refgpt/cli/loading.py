@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from refgpt.generation import GenerationParams, encode_prompt
@@ -39,10 +39,15 @@ def print_continuation(arguments: argparse.Namespace, prompt: str, params: Gener
     print()
 
 
+def watched() -> bool:
+    """Whether somebody watches standard error, where bars are shown."""
+    return sys.stderr.isatty()
+
+
 @contextmanager
 def progress_bar(what: str = "loading") -> Iterator[Progress | None]:
     """A bar on standard error while much is loaded or written; nothing when nobody watches."""
-    if not sys.stderr.isatty():
+    if not watched():
         yield None
         return
     from tqdm import tqdm
@@ -59,15 +64,3 @@ def progress_bar(what: str = "loading") -> Iterator[Progress | None]:
                 bar.update(n_done - bar.n)
 
         yield progress
-
-
-@contextmanager
-def counted(n: int, unit: str, what: str, shown: bool = True) -> Iterator[Callable[[], object]]:
-    """A bar on standard error for ``n`` steps, and what to call at each; nothing is shown when nobody watches."""
-    if not shown or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=n, unit=unit, desc=what, leave=False) as bar:
-        yield bar.update
