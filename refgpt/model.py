@@ -20,7 +20,7 @@ from refgpt.engine import Engine, SpecEngine, kept_params
 from refgpt.errors import GenerationError, RefgptError
 from refgpt.evaluation import DEFAULT_TEMPLATE, Classification, Classifier
 from refgpt.generation import Generation, GenerationParams, Prompt, encode_prompt, generate, is_batch, stream_text
-from refgpt.panels import BLOCK_BYTES
+from refgpt.panels import BLOCK_BYTES, PACKED_DTYPES
 from refgpt.params import KV_DTYPES, KVDtype, Params, Progress
 from refgpt.scoring import encode_continuations, score
 from refgpt.tokenizers import Tokenizer, find_tokenizer, tokenizer_of
@@ -29,7 +29,7 @@ from refgpt.tracing import Indices, Names, Patches, Report, record, verify
 log = logging.getLogger("refgpt")
 
 #: What each backend can keep weights in; None is as stored.
-DTYPES = {"c": (None, "f32", "f16", "q8", "q4"), "numpy": (None, "f32", "f16", "q8", "q4", "f64")}
+DTYPES = {"c": PACKED_DTYPES, "numpy": (*PACKED_DTYPES, "f64")}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
