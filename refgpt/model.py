@@ -20,7 +20,7 @@ from refgpt.engine import Engine, SpecEngine, kept_params
 from refgpt.errors import GenerationError, RefgptError
 from refgpt.evaluation import DEFAULT_TEMPLATE, Classification, Classifier
 from refgpt.generation import Generation, GenerationParams, Prompt, encode_prompt, generate, is_batch, stream_text
-from refgpt.panels import BLOCK_BYTES
+from refgpt.panels import BLOCK_BYTES, PACKED_DTYPES
 from refgpt.params import KV_DTYPES, KVDtype, Params, Progress
 from refgpt.scoring import encode_continuations, score
 from refgpt.tokenizers import Tokenizer, find_tokenizer, tokenizer_of
@@ -29,7 +29,7 @@ from refgpt.tracing import Indices, Names, Patches, Report, record, verify
 log = logging.getLogger("refgpt")
 
 #: What each backend can keep weights in; None is as stored.
-DTYPES = {"c": (None, "f32", "f16", "q8", "q4"), "numpy": (None, "f32", "f16", "q8", "q4", "f64")}
+DTYPES = {"c": PACKED_DTYPES, "numpy": (*PACKED_DTYPES, "f64")}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -333,13 +333,57 @@ def load(
     RefgptError
         If an argument, a file or a weight (NaN, infinity) cannot be used.
     """
+    check_options(backend, dtype, threads, kv_dtype)
+    checkpoint, tokenizer = open_model(path, mask, progress, revision)
+    return start(checkpoint, tokenizer, backend, dtype, mask, threads, kv_dtype, progress, verify)
+
+
+def check_options(backend: str, dtype: str | None, threads: int | None, kv_dtype: KVDtype | None) -> None:
+    """Refuse what ``start`` cannot use: for before the files are opened, which may take long.
+
+    Parameters and errors are those of ``load``.
+    """
     one_of("backend", backend, tuple(DTYPES), RefgptError)
     one_of("dtype", dtype, DTYPES[backend], RefgptError)
     one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), RefgptError)
-    if threads is not None:  # a mistake is one for either backend, and before the files are opened
+    if threads is not None:  # a mistake is one for either backend
         whole_number("threads", threads, 1, None, RefgptError)
-    checkpoint, tokenizer = open_model(path, mask, progress, revision)
-    _say_mask(checkpoint, asked=mask != "auto")
+
+
+def start(
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer | None,
+    backend: str = "c",
+    dtype: str | None = None,
+    asked_mask: str = "auto",
+    threads: int | None = None,
+    kv_dtype: KVDtype | None = None,
+    progress: Progress | None = None,
+    verify: bool = True,
+) -> Model:
+    """Make a model of files that are open: what ``load`` ends with, and what reads the weights' numbers.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    tokenizer : Tokenizer or None
+        Both as ``open_model`` gives them.
+    asked_mask : "auto", "causal" or "prefix"
+        The ``mask`` that ``open_model`` was given. It only decides how loudly the checkpoint's is told.
+    backend, dtype, threads, kv_dtype, progress, verify
+        See ``load``.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    RefgptError
+        If an argument or a weight (NaN, infinity) cannot be used.
+    """
+    check_options(backend, dtype, threads, kv_dtype)
+    _say_mask(checkpoint, asked=asked_mask != "auto")
     engine: Engine
     if backend == "c":
         from refgpt.kernels import digests  # the compiled extension; the NumPy backend works without

@@ -10,9 +10,9 @@ from itertools import groupby
 
 from refgpt.checkpoints import Checkpoint, TensorInfo
 from refgpt.cli.loading import load_model, progress_bar
-from refgpt.cli.machine import memory_present
 from refgpt.cli.options import MODEL_HELP, Commands, add_command, add_loading_arguments, add_revision
 from refgpt.errors import GenerationError
+from refgpt.memory import machine_memory
 from refgpt.model import DTYPES, open_model
 from refgpt.wording import size
 
@@ -70,7 +70,7 @@ def _info(arguments: argparse.Namespace) -> int:
         ("tokenizer", f"{tokenizer.n_vocab} ids" if tokenizer else "none: the model takes and gives ids"),
         ("memory", f"weights {size(stored)} as stored, {_sizes(n_items)}"),
         ("", f"attention cache of a full context ({config.n_ctx} tokens) {_sizes(n_cached)}"),
-        ("", memory_present()),
+        ("", _memory_present()),
     ]
     for name, fact in facts:
         if fact:
@@ -79,6 +79,14 @@ def _info(arguments: argparse.Namespace) -> int:
     for line in _tensor_lines(checkpoint.tensors, each=arguments.tensors):
         print(line)
     return 0
+
+
+def _memory_present() -> str:
+    """How much memory the machine has and, where the system says so, how much can be had; "" if unknown."""
+    total, available = machine_memory()
+    if total is None:
+        return ""
+    return f"present {size(total)}" + ("" if available is None else f", of which {size(available)} can be had")
 
 
 def _files(checkpoint: Checkpoint) -> str:

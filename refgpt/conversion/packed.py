@@ -19,12 +19,12 @@ from refgpt.conversion.leaves import PIECE
 from refgpt.conversion.tokenizer_files import write_tokenizer
 from refgpt.file_names import CONFIG
 from refgpt.kernels import digests
-from refgpt.panels import Panels
+from refgpt.panels import PACKED_DTYPES, Panels
 from refgpt.params import STORED_DTYPES, Leaf, Progress, row_slices
 from refgpt.runtime.packing import pack_rows, pack_vector, packed_kind
 from refgpt.tokenizers import Tokenizer
 
-DTYPES = (None, "f32", "f16", "q8", "q4")
+DTYPES = PACKED_DTYPES
 NO_CHECKSUM = "0" * len(checksum(np.zeros(0, np.uint64)))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from refgpt.errors import KernelError
 from refgpt.kernels.calling import (
     I64,
+    SMALLEST_PIECE,
     Program,
     arguments,
     check_shape,
@@ -23,7 +24,6 @@ from refgpt.kernels.registry import Kernel, active
 from refgpt.kernels.threads import check_threads
 from refgpt.panels import LANES, n_panels
 
-SMALLEST_PIECE = 1 << 17  # multiplications that are worth waking a thread for
 QUERY_TILE = np.dtype([("first_row", I64), ("n_rows", I64), ("slot", I64)])
 
 

@@ -11,7 +11,7 @@ from refgpt.arguments import one_of
 from refgpt.config import ModelConfig
 from refgpt.errors import GenerationError
 from refgpt.kernels import CHUNK, check_threads, forced_isa
-from refgpt.panels import BLOCK_BYTES, Panels
+from refgpt.panels import BLOCK_BYTES, PACKED_DTYPES, Panels
 from refgpt.params import KV_DTYPES, STORED_DTYPES, KVDtype, Params, Progress
 from refgpt.prompts import check_cut, check_ids, check_tokens
 from refgpt.runtime.cache import KVCache
@@ -55,7 +55,7 @@ class Runtime:
         kv_dtype: KVDtype | None = None,
         progress: Progress | None = None,
     ) -> None:
-        one_of("dtype", dtype, (None, "f32", "f16", "q8", "q4"), GenerationError)
+        one_of("dtype", dtype, PACKED_DTYPES, GenerationError)
         one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), GenerationError)
         self.config = config
         self.threads = check_threads(threads)

@@ -18,7 +18,7 @@ from refgpt.errors import GenerationError
 from refgpt.spec.taps import BLOCK_TAPS
 from refgpt.tracing.patches import patch_from
 from refgpt.tracing.places import Indices, find_indices
-from refgpt.tracing.progress import progress_bar
+from refgpt.tracing.progress import counted
 from refgpt.tracing.recording import record
 from refgpt.tracing.subjects import Subject, Text, engine_of, ids_of
 
@@ -115,7 +115,7 @@ def causal_trace(model: Subject, clean: Text, corrupt: Text, answer: int | None 
         got = f"a difference of {measure(clean_row):g} between the two logits after both"
         raise GenerationError("the prompts do not differ in their answers", where="corrupt", got=got)
     restored = np.empty((n_layer, len(places)))
-    with progress_bar(progress, restored.size, "pass", "causal tracing") as done:
+    with counted(progress, restored.size, "pass", "causal tracing") as done:
         for i in range(n_layer):
             first = max(0, i - window // 2)
             names = [f"blocks.{j}.{part}" for j in range(first, min(i - window // 2 + window, n_layer))]

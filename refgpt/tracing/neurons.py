@@ -21,7 +21,7 @@ from refgpt.errors import DataError, GenerationError
 from refgpt.tokenizers import Tokenizer
 from refgpt.tracing.memory import check_fits
 from refgpt.tracing.places import Indices, find_indices
-from refgpt.tracing.progress import progress_bar
+from refgpt.tracing.progress import counted
 from refgpt.tracing.recording import record
 from refgpt.tracing.subjects import HasEngine
 
@@ -118,7 +118,7 @@ def top_activations(model: HasEngine, text: str | os.PathLike[str] | Iterable[st
 
     name, n_tokens = f"blocks.{layer}.{part}", 0
     size, unit, pieces = _opened(text)
-    with progress_bar(progress, size, unit, "reading") as done:
+    with counted(progress, size, unit, "reading") as done:
         for ids in _windows(pieces(done), tokenizer, window):
             rows = record(model.engine, [*start, *ids], names=name)[name][len(start) :, chosen]  # [t, n]
             best.take(rows, np.array(ids), n_tokens)
