@@ -81,8 +81,9 @@ class Model:
 
         Matrices may be ``refgpt.panels.Panels``; ``refgpt.params.widen`` makes arrays of them.
         """
-        if self.dtype in BLOCK_BYTES:
+        if self.dtype in BLOCK_BYTES:  # what quantising made of them would take long to make again
             return self.engine.kept()
+        # Not as the engine has packed them: ``verify`` would never see a fault of the packing.
         return self.checkpoint.params.kept_as(self.dtype)
 
     def logits(self, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
