@@ -30,6 +30,8 @@ FORMATS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
     ".pt": torch_pickle.read,
     ".pth": torch_pickle.read,
 }
+#: The mask in config.json, as this package writes it: transformers has no key for it, and passes this one over.
+MASK = "refgpt_mask"
 #: Of config.json and the index of shards: twenty-five times what a 6B model needs.
 LARGEST_JSON = 1 << 20
 INDEX = ".index.json"
@@ -70,7 +72,8 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     tensors = {name: tensor for found in files.values() for name, tensor in found.items()}
     stored, buffers = family.split_names(tensors, path)
     params = family.build_params(stored, config, raw.get("tie_word_embeddings") is True, path)
-    mask, source = find_mask(mask, buffers, config.n_ctx, _names(raw, directory), path)
+    names, key = _names(raw, directory), f"{MASK} in {config_path.name}"
+    mask, source = find_mask(mask, buffers, config.n_ctx, names, path, key, raw.get(MASK))
     infos = tuple(
         TensorInfo(name, dtype_name(tensor.dtype) or str(tensor.dtype), tensor.shape, tensor.nbytes, file)
         for file, found in files.items()

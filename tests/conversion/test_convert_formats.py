@@ -56,6 +56,20 @@ def test_mesh_to_hf_to_gguf_to_hf_keeps_every_bit(tmp_path, stored, dtype):
     assert len(set(logits)) == 1
 
 
+@pytest.mark.parametrize("mask", ["causal", "prefix"])
+@pytest.mark.parametrize("name", ["gpt-jt-x", "gpt-j-x"])
+@pytest.mark.parametrize("to", TARGETS)
+def test_no_name_of_a_directory_changes_the_mask(tmp_path, to, name, mask):
+    """A copy of a copy too, whose config.json tells what was so before."""
+    config = tiny_config()
+    source = write_model(tmp_path / "source", config, random_params(config, 1))
+    other = "prefix" if mask == "causal" else "causal"
+    convert(*open_model(source, other), tmp_path / "first", "hf")
+    convert(*open_model(tmp_path / "first", mask), tmp_path / name, to)
+    assert open_checkpoint(tmp_path / "first").mask == other
+    assert open_checkpoint(tmp_path / name).mask == mask
+
+
 @pytest.mark.parametrize("encoding", ["f16", *QUANTISED])
 def test_ggml_to_gguf_to_packed_to_hf(tmp_path, encoding):
     (tmp_path / "m.bin").write_bytes(ggml_bytes(encoding=encoding))
