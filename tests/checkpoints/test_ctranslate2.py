@@ -110,6 +110,20 @@ def test_vocabularies_of_either_kind(tmp_path):
         open_checkpoint(path)
 
 
+@pytest.mark.parametrize("kind", ["json", "txt"])
+def test_the_vocabulary_is_bounded(tmp_path, small, kind):
+    path = write_ctranslate2(tmp_path, model_bin(variables()))
+    (path / "vocabulary.json").unlink()
+    with (path / f"vocabulary.{kind}").open("wb") as file:
+        file.truncate((8 << 20) + 1)
+    with pytest.raises(ConfigError, match=rf"vocabulary\.{kind}: .*far too large"):
+        open_checkpoint(path)
+    (path / "vocabulary.txt").write_bytes(b"\n" * 1_000_000)
+    (path / "vocabulary.json").unlink(missing_ok=True)
+    with small():
+        assert open_checkpoint(path).config.eos_id is None
+
+
 def test_aliases_bring_their_scales(tmp_path):
     found = variables(int8=True)
     del found["decoder/projection/weight"], found["decoder/projection/weight_scale"]

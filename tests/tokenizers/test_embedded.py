@@ -4,6 +4,7 @@ without them greedy, which is said aloud."""
 import logging
 import re
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -72,6 +73,15 @@ def assert_same(got, want, texts=SENTENCES):
 def test_merges_in_the_file(vocabulary, original, tmp_path, in_letters, special, caplog):
     assert_same(tokenizer_of(vocabulary(in_letters, special=special), tmp_path), original)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
+def test_a_file_inside_is_no_larger_than_one_beside(vocabulary, tmp_path, name):
+    inside = replace(vocabulary(), files={name: b" " * ((8 << 20) + 1)})
+    with pytest.raises(
+        TokenizerError, match=rf"model\.bin, {name}: .*far too large.*got 8388609 bytes; wanted at most"
+    ):
+        tokenizer_of(inside, tmp_path)
 
 
 def test_merges_beside_the_file(vocabulary, original, trained, tmp_path, caplog):
