@@ -142,6 +142,21 @@ def test_greedy_is_what_ggml_describes(text, spelt):
     assert ids == want
 
 
+def test_what_only_looks_like_a_special_token_is_text(vocabulary, tmp_path):
+    greedy = tokenizer_of(vocabulary(merges=None, tokens=["<|b|>", *"<|ab>", "<|", "|>"]), tmp_path)
+    assert greedy.encode("<|a|><|b|>|>") == [6, 3, 7, 0, 7]
+    assert greedy.encode("<|a<|b|>") == [6, 3, 0] and greedy.encode("<||b|>") == [6, 2, 4, 7]
+    assert greedy.encode("<|b|><|b|>") == [0, 0]
+
+
+def test_many_special_tokens_take_no_long_time():
+    n = 200_000
+    start = time.process_time()
+    greedy = GreedyTokenizer({i: b"<|%x|>" % i for i in range(n)}, 0, None)
+    assert greedy.encode("<|7|><|1f|>" * 1000) == [7, 31] * 1000
+    assert time.process_time() - start < 1.5
+
+
 def test_a_long_word_takes_no_long_time(spelt):
     greedy = GreedyTokenizer(dict(enumerate(map(plain, spelt))), 0, None)
     start = time.process_time()
