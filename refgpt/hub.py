@@ -42,7 +42,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
     ------
     RefgptError
         If there is no such model or revision, it has no weights that are read, or the hub cannot be reached and the
-        cache does not have it.
+        cache does not have the whole of it.
     """
     hub = _library()
     where = name if revision is None else f"{name}, revision {revision}"
@@ -109,12 +109,24 @@ def _library() -> Any:
 
 
 def _cached(hub: Any, name: str, revision: str | None) -> Path | None:
-    """The snapshot in the cache that the revision's name, or the commit, stands for."""
+    """The snapshot in the cache that the revision's name, or the commit, stands for, if it is a whole model."""
     cache = Path(hub.constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
     note = cache / "refs" / (revision or "main")
     commit = note.read_text().strip() if note.is_file() else revision
     snapshot = cache / "snapshots" / (commit or "")
-    return snapshot if commit and snapshot.is_dir() else None
+    return snapshot if commit and snapshot.is_dir() and _is_whole(snapshot) else None
+
+
+def _is_whole(snapshot: Path) -> bool:
+    """Whether there are weights, all of them: other programs fetch a tokenizer alone, and a run may have been cut."""
+    there = [file.name for file in snapshot.iterdir() if file.is_file()]
+    weights = next((file for file in WEIGHTS if file in there), None)
+    if weights is None:
+        return any(file.endswith(".gguf") for file in there)
+    try:
+        return CONFIG in there and (not weights.endswith(INDEX) or bool(_shards(snapshot / weights, "cache", there)))
+    except RefgptError:
+        return False
 
 
 def _is_refusal(hub: Any, fault: Exception) -> bool:

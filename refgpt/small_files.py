@@ -17,9 +17,11 @@ from refgpt.wording import FRESH_COPY, shown
 #: Of configurations, indices of shards and the like: twenty-five times what a 6B model needs.
 LARGEST_JSON = 1 << 20
 MOST_DIGITS = 40
-#: Objects and lists of one file, counted before parsing: an empty list is two bytes there and many more in memory. A
-#: vocabulary of 200,000 tokens has as many merges, each of them a list.
-MOST_BRACKETS = 1 << 19
+#: What one file may consist of, counted before parsing by the marks before and between values: an empty list is two
+#: bytes there and many more in memory, and so is a number. A vocabulary of 200,000 tokens with as many merges, each of
+#: them a list, has a million of these marks; GPT-2's has 200,000.
+MOST_ITEMS = 1 << 20
+MARKS = b"[{,:"
 
 
 def read_bytes(path: Path, error: type[RefgptError], most_bytes: int) -> bytes:
@@ -75,7 +77,7 @@ def parse_json(raw: bytes, where: object, error: type[RefgptError]) -> dict[str,
     ------
     RefgptError
         Of the type asked for: bytes that are not UTF-8, a byte-order mark, a duplicate key, NaN or infinity, a number
-        of absurd length, nesting too deep, far too many objects and lists, anything but one object.
+        of absurd length, nesting too deep, far too many values, anything but one object.
     """
 
     def refuse(what: str, got: str | None = None) -> NoReturn:
@@ -97,8 +99,8 @@ def parse_json(raw: bytes, where: object, error: type[RefgptError]) -> dict[str,
     def constant(word: str) -> NoReturn:
         refuse("a number is not finite", word)
 
-    if (n_brackets := raw.count(b"[") + raw.count(b"{")) > MOST_BRACKETS:
-        refuse("there are absurdly many objects and lists", f"up to {n_brackets}")
+    if (n_items := sum(map(raw.count, MARKS))) > MOST_ITEMS:
+        refuse("there are absurdly many values", f"up to {n_items}")
     try:
         text = raw.decode("utf-8")
         found = json.loads(

@@ -229,6 +229,38 @@ def test_offline(served, directory, monkeypatch):
         refgpt.load(NAME, revision="float16")
 
 
+@pytest.mark.parametrize("lost", ["config.json", "weights", "a shard", "an index of nothing"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_offline_with_a_part_of_a_model(served, directory, monkeypatch, tmp_path, sharded, lost):
+    """As other programs leave it that fetched no more than the tokenizer, or did not come to their end."""
+    if sharded:
+        (directory / "model.safetensors").unlink()
+        write_shards(directory, "safetensors", state_dict(PARAMS))
+    served.models[NAME, "main"] = directory
+    snapshot = hub.fetch(NAME)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert hub.fetch(NAME) == snapshot
+    weights = sorted(snapshot.glob("*.safetensors*"))
+    if lost == "an index of nothing":
+        weights[0].unlink()
+        (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    else:
+        files = {"config.json": [snapshot / "config.json"], "weights": weights, "a shard": weights[:1]}
+        for file in files[lost]:
+            file.unlink()
+    with pytest.raises(refgpt.RefgptError, match="the hub cannot be reached, and its cache has no such model"):
+        hub.fetch(NAME)
+
+
+def test_offline_with_a_gguf_file(served, monkeypatch, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "gpt-j.gguf").write_bytes(gguf_bytes())
+    served.models[NAME, "main"] = tmp_path / "model"
+    snapshot = hub.fetch(NAME)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert hub.fetch(NAME) == snapshot
+
+
 def test_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(refgpt.RefgptError, match=r'pip install "refgpt\[hub\]"'):

@@ -32,7 +32,7 @@ from refgpt.wording import FRESH_COPY, listed, shown, tensor_at
 
 MODEL_BIN = "model.bin"
 SPEC = "TransformerDecoderSpec"
-LARGEST_VOCABULARY = 32 << 20
+LARGEST_VOCABULARY = 8 << 20
 
 LEAVES = {"wte": "embeddings/weight", "ln_w": "layer_norm/gamma", "ln_b": "layer_norm/beta",
           "w_head": "projection/weight", "b_head": "projection/bias"}  # fmt: skip
@@ -157,7 +157,7 @@ def _token_ids(raw: Mapping[str, Any], directory: Path, n_vocab: int) -> dict[st
         wrapped = b'{"tokens": %b}' % read_bytes(path, ConfigError, LARGEST_VOCABULARY)  # as an object, which it is not
         tokens = parse_json(wrapped, path, ConfigError)["tokens"]
     elif (path := directory / "vocabulary.txt").is_file():
-        tokens = read_bytes(path, ConfigError, LARGEST_VOCABULARY).decode("utf-8", "replace").split("\n")
+        tokens = read_bytes(path, ConfigError, LARGEST_VOCABULARY).decode("utf-8", "replace").split("\n", n_vocab)
     ids = {}
     for field, key in (("bos_id", "bos_token"), ("eos_id", "eos_token")):
         known = isinstance(tokens, list) and isinstance(raw.get(key), str) and raw[key] in tokens[:n_vocab]

@@ -30,6 +30,8 @@ DTYPES = (np.dtype("<f4"), np.dtype("i1"), np.dtype("<i2"), np.dtype("<i4"), np.
 VERSION = 6
 LONGEST_NAME = 512
 MOST_RANKS = 8
+#: Of variables, and of second names: GPT-J-6B has 600, and every variable takes microseconds and a kilobyte.
+MOST_VARIABLES = 1 << 15
 SCALE = "_scale"
 
 
@@ -126,9 +128,9 @@ class _Reader:
         return view(self.mapped, name, DTYPES[kind], self.at - n_bytes, n_bytes, shape)
 
     def count(self) -> int:
-        """Of things that take at least some bytes each."""
+        """Of variables or second names, which take at least some bytes each."""
         n = self.number("<L")
-        if n > (len(self.mapped) - self.at) // 4:
+        if n > min(MOST_VARIABLES, (len(self.mapped) - self.at) // 4):
             self.refuse("a count makes no sense", n)
         return n
 

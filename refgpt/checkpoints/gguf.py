@@ -14,7 +14,7 @@ import numpy as np
 
 from refgpt.checkpoints import gguf_file, gptj, single_file
 from refgpt.checkpoints.checkpoint import Checkpoint
-from refgpt.checkpoints.mask import find_mask, names_of, stored_mask
+from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
 from refgpt.params import Leaf, Progress, leaf_shapes
@@ -152,13 +152,9 @@ def _same(value: object, wanted: object) -> bool:
 
 
 def _mask(asked: str, metadata: Mapping[str, Any], config: ModelConfig, path: Path) -> tuple[str, str]:
-    stored = metadata.get(MASK)
-    if asked != "auto" or stored is None:
-        name = metadata.get(NAME, b"")
-        called = (name.decode("utf-8", "backslashreplace"),) if isinstance(name, bytes) else ()
-        return find_mask(asked, {}, config.n_ctx, called + names_of(path), path)
-    text = stored.decode("utf-8", "backslashreplace") if isinstance(stored, bytes) else stored
-    return stored_mask(asked, text, f"the key {MASK} says so", f"{path}, {MASK}", FIX)
+    name, stated = (_text(metadata.get(key)) for key in (NAME, MASK))
+    called = (name,) if isinstance(name, str) else ()
+    return find_mask(asked, {}, config.n_ctx, called + names_of(path), path, MASK, stated)
 
 
 def read_vocabulary(metadata: Mapping[str, Any], config: ModelConfig, path: Path) -> Vocabulary | None:
@@ -203,4 +199,9 @@ def read_vocabulary(metadata: Mapping[str, Any], config: ModelConfig, path: Path
 
 
 def _shown(value: object) -> str:
-    return shown(value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value)
+    return shown(_text(value))
+
+
+def _text(value: object) -> object:
+    """A string of the metadata as text, whatever its bytes; any other value as it is."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value

@@ -31,6 +31,8 @@ FORMATS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
     ".pt": torch_pickle.read,
     ".pth": torch_pickle.read,
 }
+#: The mask in config.json, as this package writes it: transformers has no key for it, and passes this one over.
+MASK = "refgpt_mask"
 
 SAVE = "save_pretrained(directory, safe_serialization=True)"
 #: Files of weights that are not read, by pattern: what they are, and the way out.
@@ -66,7 +68,8 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     tensors = {name: tensor for found in files.values() for name, tensor in found.items()}
     stored, buffers = family.split_names(tensors, path)
     params = family.build_params(stored, config, raw.get("tie_word_embeddings") is True, path)
-    mask, source = find_mask(mask, buffers, config.n_ctx, _names(raw, directory), path)
+    names, key = _names(raw, directory), f"{MASK} in {config_path.name}"
+    mask, source = find_mask(mask, buffers, config.n_ctx, names, path, key, raw.get(MASK))
     infos = tuple(TensorInfo.of(name, tensor, file) for file, found in files.items() for name, tensor in found.items())
     kind = "safetensors" if next(iter(files)).suffix == ".safetensors" else "PyTorch"
     return Checkpoint(path, f"Hugging Face, {kind}", family.MODEL_TYPE, config, params, mask, source, infos,

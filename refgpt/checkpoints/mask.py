@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from refgpt.checkpoints.mapped import release
-from refgpt.errors import CheckpointError
+from refgpt.errors import CheckpointError, ConfigError
 from refgpt.params import BFLOAT16
 from refgpt.wording import listed, shown
 
@@ -28,9 +28,10 @@ NOTHING_SAID = "no attn.bias is stored; causal is GPT-J's mask"
 
 
 def find_mask(
-    asked: str, buffers: Mapping[str, np.ndarray], n_ctx: int, names: tuple[str, ...], path: Path
-) -> tuple[str, str]:
-    """The mask that was asked for, or the one that the buffers describe.
+    asked: str, buffers: Mapping[str, np.ndarray], n_ctx: int, names: tuple[str, ...], path: Path,
+    key: str = "", stated: object = None,
+) -> tuple[str, str]:  # fmt: skip
+    """The mask that was asked for, or the one that the buffers describe, else a key states, else a name suggests.
 
     Parameters
     ----------
@@ -41,9 +42,13 @@ def find_mask(
     n_ctx : int
         Positions beyond it cannot occur and are not looked at.
     names : tuple of str
-        What the model is called; decides only if no buffer speaks.
+        What the model is called; decides only if nothing else speaks.
     path : Path
         For errors.
+    key : str, optional
+        This package's own, and where it stands.
+    stated : object, optional
+        Its value; None if it is absent.
 
     Returns
     -------
@@ -55,9 +60,13 @@ def find_mask(
     ------
     CheckpointError
         If the layers disagree, or a buffer shows another pattern.
+    ConfigError
+        If the key states no mask that is known.
     """
     if asked != "auto":
         return asked, ASKED_FOR
+    if stated is not None and not (isinstance(stated, str) and stated in MASKS[1:]):
+        raise ConfigError(f"{key} makes no sense", where=path, got=shown(stated), wanted=" or ".join(MASKS[1:]))
     corners = {name: _corner(buffer, n_ctx) for name, buffer in buffers.items() if name.endswith(".attn.bias")}
     found = {name: _pattern(corner) for name, corner in corners.items() if corner is not None}
     patterns = set(found.values())
@@ -76,6 +85,8 @@ def find_mask(
     if patterns == {"causal"}:
         though = f", though the model is called {called}" if called else ""  # a fine-tune may have gone back to causal
         return "causal", f"attn.bias is lower triangular in every layer that stores it ({len(found)}){though}"
+    if isinstance(stated, str):
+        return stated, f"the key {key} says so"
     if called:
         return "prefix", f"no attn.bias says otherwise, and the model is called {called}"
     return "causal", NOTHING_SAID

@@ -41,6 +41,8 @@ BUFFER = 1 << 20
 #: Of headers between two members, which tarfile holds in memory: a thousand times what they need.
 MOST_HEADER_BYTES = 4 << 20
 MOST_MEMBERS = 1 << 13
+#: Of all shards, also those that are let go of: seven times what GPT-J-6B has with the optimiser's state.
+MOST_ARRAYS = 1 << 16
 #: How much longer than the archive its contents may be. Trained weights hardly shrink, and never so much.
 MOST_RATIO = 64
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -80,6 +82,7 @@ def unpack(
         If the params.json in it makes no sense.
     """
     shards: dict[int, Pieces] = {}
+    n_arrays = 0
     directory = _temporary_directory(path)
     with _members(path, progress) as members:
         for name, content in members:
@@ -89,6 +92,9 @@ def unpack(
                 if j in pieces:
                     _refuse(path, f"the archive has two files {shown(name)}")
                 pieces[j] = npz_file.read_mapped(_spool(content, directory, place))
+                n_arrays += len(pieces[j])
+                if n_arrays > MOST_ARRAYS:
+                    _refuse(path, f"the archive has more than {MOST_ARRAYS} arrays")
                 if config is not None:
                     _check_room(directory, path, config, shards)
             elif CONFIG.fullmatch(name) and config is None:

@@ -40,7 +40,7 @@ def open_checkpoint(path: str | Path, mask: str = "auto", progress: Progress | N
         beside it; a directory in the packed format; a ggml or GGUF file, or a directory with one of them; a directory
         or an archive (.tar.zst) of Mesh Transformer JAX, with params.json in or beside it; a directory of CTranslate2.
     mask : {"auto", "causal", "prefix"}
-        "auto" looks at the buffers ``attn.bias`` and, if there are none, at the model's name.
+        "auto" looks at the buffers ``attn.bias``, else at a key that ``convert`` has written, else at the model's name.
     progress : callable, optional
         Called as ``progress(bytes done, bytes in all)`` where opening takes long, as of an archive.
 

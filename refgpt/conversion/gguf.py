@@ -34,6 +34,7 @@ from refgpt.checkpoints.gguf_file import ARRAY, DEFAULT_ALIGNMENT, MAGIC, STRING
 from refgpt.checkpoints.mask import names_of
 from refgpt.conversion.leaves import stored_blocks, written
 from refgpt.conversion.sums import Sums
+from refgpt.errors import TokenizerError
 from refgpt.params import Leaf, Progress, dtype_name
 from refgpt.tokenizers import Tokenizer
 
@@ -73,6 +74,8 @@ def write(
     ------
     CheckpointError
         If a weight is NaN, infinite or too large for the dtype.
+    TokenizerError
+        If the tokenizer has ids for which the model has no row: no program reads such a file.
     """
     leaves = dict(source.params.items())
     encodings = {name: _encoding(leaf, dtype) for name, leaf in leaves.items()}
@@ -140,6 +143,11 @@ def tokenizer_metadata(tokenizer: Tokenizer | None, source: Checkpoint) -> dict[
     """The keys that tell a tokenizer: lists for every program, and the whole of it for this one."""
     if tokenizer is None:
         return {}
+    if tokenizer.n_vocab > source.config.n_vocab:
+        raise TokenizerError("the tokenizer has ids for which the model has no row, which a GGUF file cannot hold",
+                             where=source.path, got=f"{tokenizer.n_vocab} ids",
+                             wanted=f"at most {source.config.n_vocab}",
+                             fix="remove the tokens that were added to the tokenizer's files")  # fmt: skip
     from refgpt.tokenizers.byte_level_bpe import ByteLevelBPE, letters_of_bytes
     from refgpt.tokenizers.sentencepiece_model import SentencePieceTokenizer
 
@@ -163,8 +171,8 @@ def tokenizer_metadata(tokenizer: Tokenizer | None, source: Checkpoint) -> dict[
 
 
 def string(text: str) -> bytes:
-    """A string as GGUF has it."""
-    raw = text.encode()
+    """A string as GGUF has it; a directory's name need not be text."""
+    raw = text.encode(errors="replace")
     return struct.pack("<Q", len(raw)) + raw
 
 

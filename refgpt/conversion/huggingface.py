@@ -2,7 +2,8 @@
 
 Weights of more than five gigabytes go into shards with an index, as transformers writes them. GPT-JT's mask is written
 as GPT-JT's own files have it: as all-ones buffers ``attn.bias``, by which this package and transformers before 4.28
-know it; later ones pass them over, and are causal.
+know it; later ones pass them over, and are causal. Either mask is also told in config.json, under a key of this
+package's own: else the name of a directory could decide it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from refgpt.checkpoints import Checkpoint
 from refgpt.checkpoints.gptj import KEYS, full_name
+from refgpt.checkpoints.huggingface import MASK
 from refgpt.config import ModelConfig
 from refgpt.conversion.leaves import dtypes_of, written
 from refgpt.conversion.sums import SummedFile, Sums
@@ -148,7 +150,8 @@ def _write_config(source: Checkpoint, dtypes: dict[str, str], directory: Path) -
         if (settings := source.directory / GENERATION_CONFIG).is_file():
             (directory / GENERATION_CONFIG).write_bytes(settings.read_bytes())
     kept = {key: value for key, value in kept.items() if key not in ("dtype", "_name_or_path")}
-    config = kept | config_json(source.config) | {"torch_dtype": TORCH_DTYPES[dtypes["wte"]]}
+    told = {"torch_dtype": TORCH_DTYPES[dtypes["wte"]], MASK: source.mask}
+    config = kept | config_json(source.config) | told
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

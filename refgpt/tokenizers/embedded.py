@@ -10,6 +10,7 @@ from refgpt.errors import TokenizerError
 from refgpt.small_files import parse_json
 from refgpt.tokenizers.base import Tokenizer
 from refgpt.tokenizers.byte_level_bpe import BYTE_LEVEL, ByteLevelBPE, bytes_of_token, letters_of_bytes, read_merges
+from refgpt.tokenizers.files import MOST_BYTES
 from refgpt.tokenizers.greedy import SPECIAL, GreedyTokenizer
 from refgpt.vocabulary import Vocabulary
 from refgpt.wording import FRESH_COPY, shown
@@ -64,6 +65,11 @@ def _of_files(vocabulary: Vocabulary) -> Tokenizer:
     path, eos = vocabulary.path, ""
     if vocabulary.eos_id is not None and vocabulary.eos_id < len(vocabulary.tokens):
         eos = (vocabulary.tokens[vocabulary.eos_id] or b"").decode("utf-8", "replace")
+    for name, content in vocabulary.files.items():
+        if len(content) > MOST_BYTES:
+            raise TokenizerError("the file is far too large for what it should say", where=f"{path}, {name}",
+                                 got=f"{len(content)} bytes", wanted=f"at most {MOST_BYTES} bytes",
+                                 fix=FRESH_COPY)  # fmt: skip
     if "tokenizer.json" in vocabulary.files:
         description = parse_json(vocabulary.files["tokenizer.json"], f"{path}, tokenizer.json", TokenizerError)
         return ByteLevelBPE(description, path, eos=[eos])

@@ -20,6 +20,8 @@ from refgpt.wording import FRESH_COPY
 
 #: How the family spells tokens that stand for no text of their own, "<|endoftext|>" first of all.
 SPECIAL = re.compile(rb"<\|\w+\|>")
+#: The same in a text. No two of them overlap.
+SPECIAL_IN_TEXT = re.compile(SPECIAL.pattern.decode(), re.ASCII)
 #: A longer token is of no use in a text, and looking for it would cost time at every letter.
 LONGEST_TOKEN = 256
 
@@ -47,22 +49,24 @@ class GreedyTokenizer(Tokenizer):
         if not self._ids:
             raise TokenizerError("the vocabulary is empty", where=path, fix=FRESH_COPY)
         self._longest = min(max(map(len, self._ids)), LONGEST_TOKEN)
-        special = [token.decode() for token in self._ids if SPECIAL.fullmatch(token)]  # none begins another
-        self._special = re.compile("(" + "|".join(map(re.escape, special)) + ")") if special else None
         self._words = ByteLevel(add_prefix_space=False, use_regex=True)
 
     def _encode(self, text: str) -> list[int]:
-        pieces = [text] if self._special is None else self._special.split(text)
         ids: list[int] = []
-        for n, piece in enumerate(pieces):
-            if n % 2:
-                ids.append(self._ids[piece.encode()])
-            elif piece:
-                with faults_named("the tokenizers library cannot split this text", "encode"):
-                    words = self._words.pre_tokenize_str(piece)
-                for _, (start, end) in words:
-                    ids += self._of_word(piece[start:end].encode())
-        return ids
+        start = 0
+        for special in SPECIAL_IN_TEXT.finditer(text):
+            token_id = self._ids.get(special[0].encode())
+            if token_id is not None:
+                ids += [*self._of_words(text[start : special.start()]), token_id]
+                start = special.end()
+        return ids + self._of_words(text[start:])
+
+    def _of_words(self, text: str) -> list[int]:
+        if not text:
+            return []
+        with faults_named("the tokenizers library cannot split this text", "encode"):
+            words = self._words.pre_tokenize_str(text)
+        return [token_id for _, (start, end) in words for token_id in self._of_word(text[start:end].encode())]
 
     def _of_word(self, word: bytes) -> list[int]:
         ids, at = [], 0

@@ -4,7 +4,7 @@ from checkpoints.writers import write_safetensors
 
 from refgpt.checkpoints import safetensors_file
 from refgpt.checkpoints.mask import find_mask
-from refgpt.errors import CheckpointError
+from refgpt.errors import CheckpointError, ConfigError
 from refgpt.params import BFLOAT16
 
 N = 300  # more than one strip of rows
@@ -76,3 +76,17 @@ def test_a_name_speaks_only_if_no_buffer_does(name):
     assert mask == "causal" and source.endswith(f"stores it (1), though the model is called {name}")
     assert find(np.ones((3, 3)), names=("gpt-j",))[0] == "prefix"
     assert find(names=("EleutherAI/gpt-j-6b",))[0] == "causal"
+
+
+def test_a_key_counts_after_the_buffers_and_before_the_name():
+    def stated(value, *masks, asked="auto"):
+        found = {f"h.{i}.attn.bias": mask for i, mask in enumerate(masks)}
+        return find_mask(asked, found, 3, ("GPT-JT",), "here", "refgpt_mask", value)
+
+    assert stated("causal") == ("causal", "the key refgpt_mask says so")
+    assert stated("prefix") == ("prefix", "the key refgpt_mask says so")
+    assert stated("prefix", np.tri(3))[0] == "causal" and stated("causal", np.ones((3, 3)))[0] == "prefix"
+    assert stated(None)[0] == "prefix" and stated("causal", asked="prefix")[0] == "prefix"
+    for value in ("auto", "both", "", 1, True, ["causal"]):
+        with pytest.raises(ConfigError, match=r"here: refgpt_mask makes no sense; got .*; wanted causal or prefix"):
+            stated(value)

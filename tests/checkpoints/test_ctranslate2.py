@@ -110,6 +110,20 @@ def test_vocabularies_of_either_kind(tmp_path):
         open_checkpoint(path)
 
 
+@pytest.mark.parametrize("kind", ["json", "txt"])
+def test_the_vocabulary_is_bounded(tmp_path, small, kind):
+    path = write_ctranslate2(tmp_path, model_bin(variables()))
+    (path / "vocabulary.json").unlink()
+    with (path / f"vocabulary.{kind}").open("wb") as file:
+        file.truncate((8 << 20) + 1)
+    with pytest.raises(ConfigError, match=rf"vocabulary\.{kind}: .*far too large"):
+        open_checkpoint(path)
+    (path / "vocabulary.txt").write_bytes(b"\n" * 1_000_000)
+    (path / "vocabulary.json").unlink(missing_ok=True)
+    with small():
+        assert open_checkpoint(path).config.eos_id is None
+
+
 def test_aliases_bring_their_scales(tmp_path):
     found = variables(int8=True)
     del found["decoder/projection/weight"], found["decoder/projection/weight_scale"]
@@ -187,11 +201,19 @@ def huge(at, n=2**32 - 1):
     return bytes(raw)
 
 
+def many(n_variables, n_aliases):
+    """Numbers of one byte, and second names of the first."""
+    numbers = dict.fromkeys(map(str, range(n_variables or 1)), np.array(0, "i1"))
+    return model_bin(numbers, {f"x{i}": "0" for i in range(n_aliases)})
+
+
 COUNT = 4 + 2 + 23 + 4  # where the number of variables is
 FILES = {
     "a later version": (model_bin(variables(), version=7), "version of the file.*got 7; wanted 6"),
     "an encoder-decoder": (model_bin(variables(), spec="TransformerSpec"), "not supported.*TransformerSpec"),
     "many variables": (huge(COUNT), "count makes no sense"),
+    "many variables that are there": (many(40_000, 0), "count makes no sense; got 40000"),
+    "many second names": (many(0, 40_000), "count makes no sense; got 40000"),
     "one variable more": (huge(COUNT, len(variables()) + 1), "makes no sense|ends early"),
     "one variable fewer": (huge(COUNT, len(variables()) - 1), "makes no sense|cannot be another name"),
     "a long name": (huge(COUNT + 4), "a name makes no sense"),

@@ -227,6 +227,18 @@ def test_hostile_archives(tmp_path, quick, small, case):
     assert {child.name for child in tmp_path.iterdir()} == {path.name, "params.json"}
 
 
+def test_arrays_are_counted_over_the_whole_archive(tmp_path, monkeypatch):
+    """Those of the optimiser too, although they are let go of."""
+    found, whole = mesh_writer.files(model("bf16"), 4, optimiser=True)
+    path = write_archive(tmp_path, compressed(tar(found)))
+    n = 4 * (3 * 26 + 3)  # parameters and two moments, two counts and the step
+    monkeypatch.setattr(mesh_archive, "MOST_ARRAYS", n)
+    assert_holds(open_checkpoint(path), whole)
+    monkeypatch.setattr(mesh_archive, "MOST_ARRAYS", n - 1)
+    with pytest.raises(CheckpointError, match=f"the archive has more than {n - 1} arrays"):
+        open_checkpoint(path)
+
+
 def test_a_model_larger_than_the_disk_is_refused_at_once(tmp_path):
     path = write_archive(tmp_path, compressed(tar(FILES)))
     write_params_json(tmp_path, replace(CONFIG, n_vocab=1 << 24), d_model=1 << 17)

@@ -1,6 +1,8 @@
 """``refgpt convert`` to Hugging Face's layout and to GGUF: round trips, manifests, what a run that fails leaves."""
 
 import hashlib
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from tiny import random_params, tiny_config
 import refgpt
 from refgpt.checkpoints import open_checkpoint
 from refgpt.conversion import TARGETS, convert
-from refgpt.errors import CheckpointError
+from refgpt.errors import CheckpointError, TokenizerError
 from refgpt.model import open_model
 from refgpt.params import widen
 
@@ -54,6 +56,20 @@ def test_mesh_to_hf_to_gguf_to_hf_keeps_every_bit(tmp_path, stored, dtype):
     assert open_checkpoint(last).config == open_checkpoint(tmp_path / "mesh").config
     logits = [refgpt.load(path, dtype=dtype).logits(IDS).tobytes() for path in (tmp_path / "mesh", first, gguf, last)]
     assert len(set(logits)) == 1
+
+
+@pytest.mark.parametrize("mask", ["causal", "prefix"])
+@pytest.mark.parametrize("name", ["gpt-jt-x", "gpt-j-x"])
+@pytest.mark.parametrize("to", TARGETS)
+def test_no_name_of_a_directory_changes_the_mask(tmp_path, to, name, mask):
+    """A copy of a copy too, whose config.json tells what was so before."""
+    config = tiny_config()
+    source = write_model(tmp_path / "source", config, random_params(config, 1))
+    other = "prefix" if mask == "causal" else "causal"
+    convert(*open_model(source, other), tmp_path / "first", "hf")
+    convert(*open_model(tmp_path / "first", mask), tmp_path / name, to)
+    assert open_checkpoint(tmp_path / "first").mask == other
+    assert open_checkpoint(tmp_path / name).mask == mask
 
 
 @pytest.mark.parametrize("encoding", ["f16", *QUANTISED])
@@ -112,6 +128,33 @@ def test_an_error_leaves_nothing(tmp_path, to):
     with pytest.raises(CheckpointError, match=r"lm_head\.weight.*NaN"):
         through(source, tmp_path / "out", to)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_tokenizer_of_more_ids_than_rows_is_refused_for_gguf(tmp_path):
+    config = tiny_config()
+    source = write_tokenizer(write_model(tmp_path / "source", config, random_params(config, 1)))
+    added = {f"<|x{i}|>": n for i, n in enumerate(range(open_model(source)[1].n_vocab, config.n_vocab))}
+    (source / "added_tokens.json").write_text(json.dumps(added))
+    assert open_model(through(source, tmp_path / "fits", "gguf"))[1].n_vocab == config.n_vocab
+    (source / "added_tokens.json").write_text(json.dumps(added | {"<|one more|>": config.n_vocab}))
+    with pytest.raises(
+        TokenizerError, match=rf"no row.*got {config.n_vocab + 1} ids; wanted at most {config.n_vocab};"
+    ):
+        through(source, tmp_path / "out", "gguf")
+    assert not (tmp_path / "out").exists()
+    assert open_model(through(source, tmp_path / "hf", "hf"))[1].n_vocab == config.n_vocab + 1
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names of files are UTF-8 there")
+@pytest.mark.parametrize("to", TARGETS)
+def test_a_directory_whose_name_is_no_text(tmp_path, to):
+    config = tiny_config()
+    source = write_model(tmp_path / os.fsdecode(b"GPT-JT \xff\xfe"), config, random_params(config, 1))
+    out = through(source, tmp_path / os.fsdecode(b"out\xfd"), to)
+    found = dict(open_checkpoint(out).params.items())
+    for name, leaf in open_checkpoint(source).params.items():
+        assert widen(found[name]).tobytes() == widen(leaf).tobytes(), name
+    assert open_checkpoint(out).mask == "prefix"
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf"])

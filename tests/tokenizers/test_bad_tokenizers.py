@@ -15,6 +15,7 @@ from small_tokenizers import SENTENCES, write_json, write_pair
 from tokenizers import models, pre_tokenizers
 
 from refgpt.errors import RefgptError, TokenizerError
+from refgpt.small_files import parse_json
 from refgpt.tokenizers import files, find_tokenizer, load_tokenizer
 
 
@@ -96,13 +97,30 @@ def test_files_that_are_no_files(name, directory, monkeypatch):
     )
 
 
-def test_absurdly_many_lists_are_refused_unparsed(tmp_path):
-    (tmp_path / "tokenizer.json").write_bytes(b'{"model": [' + b"[]," * 600_000 + b"0]}")
+ABSURDLY_MANY = {
+    "lists": (b"[" + b"[]," * 600_000 + b"0]", 1_200_003),
+    "numbers": (b"[" + b"1.5," * 1_100_000 + b"0]", 1_100_003),
+    "keys": (b"{" + b",".join(b'"%x":0' % i for i in range(600_000)) + b"}", 1_200_002),
+}
+
+
+@pytest.mark.parametrize("kind", ABSURDLY_MANY)
+def test_absurdly_many_values_are_refused_unparsed(tmp_path, kind):
+    content, n = ABSURDLY_MANY[kind]
+    (tmp_path / "tokenizer.json").write_bytes(b'{"model":' + content + b"}")
     tracemalloc.start()
-    refused(tmp_path, "absurdly many objects and lists; got up to 600002; ")
+    refused(tmp_path, f"absurdly many values; got up to {n}; ")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10_000_000
+
+
+@pytest.mark.parametrize("n", [50_257, 200_000])
+def test_large_vocabularies_whose_merges_are_lists_are_parsed(n):
+    """GPT-2's size, and the largest that is thought of; some tokens are the marks that are counted."""
+    vocab = {f"{',:[{'[i % 4] if i % 50 == 0 else 't'}{i}": i for i in range(n)}
+    found = {"model": {"vocab": vocab, "merges": [[f"t{i}", "u"] for i in range(n)]}}
+    assert parse_json(json.dumps(found).encode(), "here", TokenizerError) == found
 
 
 @pytest.mark.parametrize("name", ["added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"])

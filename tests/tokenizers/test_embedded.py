@@ -4,6 +4,7 @@ without them greedy, which is said aloud."""
 import logging
 import re
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -74,6 +75,15 @@ def test_merges_in_the_file(vocabulary, original, tmp_path, in_letters, special,
     assert not caplog.records
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
+def test_a_file_inside_is_no_larger_than_one_beside(vocabulary, tmp_path, name):
+    inside = replace(vocabulary(), files={name: b" " * ((8 << 20) + 1)})
+    with pytest.raises(
+        TokenizerError, match=rf"model\.bin, {name}: .*far too large.*got 8388609 bytes; wanted at most"
+    ):
+        tokenizer_of(inside, tmp_path)
+
+
 def test_merges_beside_the_file(vocabulary, original, trained, tmp_path, caplog):
     write_pair(tmp_path, trained)
     (tmp_path / "vocab.json").unlink()
@@ -130,6 +140,21 @@ def test_greedy_is_what_ggml_describes(text, spelt):
                 want.append(spelt.index(best))
                 letters = letters[len(best) :]
     assert ids == want
+
+
+def test_what_only_looks_like_a_special_token_is_text(vocabulary, tmp_path):
+    greedy = tokenizer_of(vocabulary(merges=None, tokens=["<|b|>", *"<|ab>", "<|", "|>"]), tmp_path)
+    assert greedy.encode("<|a|><|b|>|>") == [6, 3, 7, 0, 7]
+    assert greedy.encode("<|a<|b|>") == [6, 3, 0] and greedy.encode("<||b|>") == [6, 2, 4, 7]
+    assert greedy.encode("<|b|><|b|>") == [0, 0]
+
+
+def test_many_special_tokens_take_no_long_time():
+    n = 200_000
+    start = time.process_time()
+    greedy = GreedyTokenizer({i: b"<|%x|>" % i for i in range(n)}, 0, None)
+    assert greedy.encode("<|7|><|1f|>" * 1000) == [7, 31] * 1000
+    assert time.process_time() - start < 1.5
 
 
 def test_a_long_word_takes_no_long_time(spelt):
