@@ -3,8 +3,8 @@
     python benchmarks/large_checkpoint.py write DIRECTORY --layers 28
     python benchmarks/large_checkpoint.py load DIRECTORY/random.tar.zst --dtype f16
 
-``write`` makes ``random.tar.zst`` and ``params.json``: float16, with 28 layers 12.1 GB before they are compressed, in the
-memory of a buffer. ``load`` packs them for the C kernels and prints the seconds that takes and the largest resident
+``write`` makes ``random.tar.zst`` and ``params.json``: float16, with 28 layers 12.1 GB before they are compressed, in
+the memory of a buffer. ``load`` packs them for the C kernels and prints the seconds that takes and the largest resident
 set, beside 1.1 times the weights in the dtype asked for, and 300 MB.
 """
 

@@ -13,7 +13,8 @@ from pathlib import Path
 Row = dict[str, object]
 SHOWN: dict[str, Callable[[float], str]] = {"milliseconds": "{:.3f}".format, "share": "{:.0%}".format,
                                             "GOP/s": "{:.0f}".format, "NumPy GOP/s": "{:.0f}".format,
-                                            "peak GOP/s": "{:.0f}".format, "gain": "{:.2f}".format,
+                                            "peak GOP/s": "{:.0f}".format, "over a prompt": "{:+.1%}".format,
+                                            "gain": "{:.2f}".format,
                                             "step after 1900 over step after 32": "{:.2f}".format,
                                             "rate of 2000 over rate of 512": "{:.2f}".format}  # fmt: skip
 
@@ -49,6 +50,9 @@ def report(results: dict) -> Iterator[str]:
         ("Long contexts", lambda row: "step after 1900 over step after 32" in row,
          ("what", "step after 1900 over step after 32", "rate of 2000 over rate of 512")),
         ("Guessing", lambda row: "gain" in row, ("what", "gain")),
+        ("Looking inside", lambda row: "over a prompt" in row, ("what", "seconds", "prompt seconds", "over a prompt")),
+        ("Looking inside, beside the specification", lambda row: "times the spec's speed" in row,
+         ("what", "seconds", "spec seconds", "times the spec's speed")),
         ("Memory at load", lambda row: "peak MB" in row, ("what", "weights MB", "peak MB", "seconds")),
     ]  # fmt: skip
     for title, belongs, columns in groups:

@@ -24,8 +24,8 @@
  * Order of every inner sum ("chunked"): the inner dimension is cut into chunks of 32 from index 0; within a chunk one
  * accumulator starts at +0 and takes fma(weight, x, accumulator) with ascending k; finished chunks are added with ascending
  * chunk to a total, which starts at the bias (or +0). With quantised weights the total takes, with ascending block,
- * fma(sum of the block's 32 products as an integer, fl(weight's scale * row's scale), total). Sums over keys end at the last one that the row sees, so keys after it
- * cannot touch its bits.
+ * fma(sum of the block's 32 products as an integer, fl(weight's scale * row's scale), total). Sums over keys end at the last
+ * one that the row sees, so keys after it cannot touch its bits.
  *
  * Order of every sum along a row ("striped"): 16 partial sums, element i into partial i % 16 with ascending i, then
  * partials l and l + 8, l and l + 4, l and l + 2, 0 and 1 are added. */
@@ -196,7 +196,7 @@ typedef struct {
 /* The table, ended by a row whose op is NULL. */
 const refgpt_row *refgpt_table(void);
 
-/* Why the CPU or the operating system cannot run an instruction set ("scalar", "avx2", "avx512", "neon"); NULL if it can. */
+/* Why the CPU or the operating system cannot run an instruction set of the table ("avx2" for one); NULL if it can. */
 const char *refgpt_isa_obstacle(const char *isa);
 
 /* Run a kernel over items [0, n_items) on at most n_threads threads, in pieces of whole multiples of `grain` (but the last). Blocks

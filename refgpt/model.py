@@ -12,7 +12,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from refgpt import checksums
+from refgpt import checksums, hub
 from refgpt.arguments import one_of, path_of, whole_number
 from refgpt.checkpoints import NOTHING_SAID, Checkpoint, open_checkpoint, verify_checksums
 from refgpt.config import ModelConfig
@@ -20,7 +20,7 @@ from refgpt.engine import Engine, SpecEngine, kept_params
 from refgpt.errors import GenerationError, RefgptError
 from refgpt.evaluation import DEFAULT_TEMPLATE, Classification, Classifier
 from refgpt.generation import Generation, GenerationParams, Prompt, encode_prompt, generate, is_batch, stream_text
-from refgpt.panels import BLOCK_BYTES
+from refgpt.panels import BLOCK_BYTES, PACKED_DTYPES
 from refgpt.params import KV_DTYPES, KVDtype, Params, Progress
 from refgpt.scoring import encode_continuations, score
 from refgpt.tokenizers import Tokenizer, find_tokenizer, tokenizer_of
@@ -29,7 +29,7 @@ from refgpt.tracing import Indices, Names, Patches, Report, record, verify
 log = logging.getLogger("refgpt")
 
 #: What each backend can keep weights in; None is as stored.
-DTYPES = {"c": (None, "f32", "f16", "q8", "q4"), "numpy": (None, "f32", "f16", "q8", "q4", "f64")}
+DTYPES = {"c": PACKED_DTYPES, "numpy": (*PACKED_DTYPES, "f64")}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -293,13 +293,15 @@ def load(
     kv_dtype: KVDtype | None = None,
     progress: Progress | None = None,
     verify: bool = True,
+    revision: str | None = None,
 ) -> Model:
     """Load a model.
 
     Parameters
     ----------
     path : path-like or None
-        A directory as Hugging Face has it: config.json, weights, and usually a tokenizer. None: the default model.
+        A directory as Hugging Face has it: config.json, weights, and usually a tokenizer; a ggml or GGUF file; a name
+        on the Hugging Face hub such as "EleutherAI/gpt-j-6b", if no such path exists. None: the default model.
     backend : "c" or "numpy"
         The C kernels, or the spec itself: slow, readable, and what the kernels are tested against.
     dtype : None, "f32", "f16", "q8", "q4" or "f64"
@@ -319,6 +321,8 @@ def load(
         the C backend packs the weights.
     verify : bool
         Whether to compare the checksums of a model in the packed format with its bytes, which reads all of them.
+    revision : str or None
+        Of a model on the hub: a branch, a tag or a commit; None is the main branch.
 
     Returns
     -------
@@ -329,13 +333,57 @@ def load(
     RefgptError
         If an argument, a file or a weight (NaN, infinity) cannot be used.
     """
+    check_options(backend, dtype, threads, kv_dtype)
+    checkpoint, tokenizer = open_model(path, mask, progress, revision)
+    return start(checkpoint, tokenizer, backend, dtype, mask, threads, kv_dtype, progress, verify)
+
+
+def check_options(backend: str, dtype: str | None, threads: int | None, kv_dtype: KVDtype | None) -> None:
+    """Refuse what ``start`` cannot use: for before the files are opened, which may take long.
+
+    Parameters and errors are those of ``load``.
+    """
     one_of("backend", backend, tuple(DTYPES), RefgptError)
     one_of("dtype", dtype, DTYPES[backend], RefgptError)
     one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), RefgptError)
-    if threads is not None:  # a mistake is one for either backend, and before the files are opened
+    if threads is not None:  # a mistake is one for either backend
         whole_number("threads", threads, 1, None, RefgptError)
-    checkpoint, tokenizer = open_model(path, mask, progress)
-    _say_mask(checkpoint, asked=mask != "auto")
+
+
+def start(
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer | None,
+    backend: str = "c",
+    dtype: str | None = None,
+    asked_mask: str = "auto",
+    threads: int | None = None,
+    kv_dtype: KVDtype | None = None,
+    progress: Progress | None = None,
+    verify: bool = True,
+) -> Model:
+    """Make a model of files that are open: what ``load`` ends with, and what reads the weights' numbers.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    tokenizer : Tokenizer or None
+        Both as ``open_model`` gives them.
+    asked_mask : "auto", "causal" or "prefix"
+        The ``mask`` that ``open_model`` was given. It only decides how loudly the checkpoint's is told.
+    backend, dtype, threads, kv_dtype, progress, verify
+        See ``load``.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    RefgptError
+        If an argument or a weight (NaN, infinity) cannot be used.
+    """
+    check_options(backend, dtype, threads, kv_dtype)
+    _say_mask(checkpoint, asked=asked_mask != "auto")
     engine: Engine
     if backend == "c":
         from refgpt.kernels import digests  # the compiled extension; the NumPy backend works without
@@ -368,17 +416,28 @@ def _say_mask(checkpoint: Checkpoint, asked: bool) -> None:
 
 
 def open_model(
-    path: str | os.PathLike | None = None, mask: str = "auto", progress: Progress | None = None
-) -> tuple[Checkpoint, Tokenizer | None]:
-    """A model's files without its weights' numbers: what ``load`` begins with, in well under a second, archives apart.
+    path: str | os.PathLike[str] | None = None, mask: str = "auto", progress: Progress | None = None,
+    revision: str | None = None,
+) -> tuple[Checkpoint, Tokenizer | None]:  # fmt: skip
+    """A model's files without its weights' numbers: what ``load`` begins with, in well under a second, but for archives
+    and what has to be fetched first.
 
     Parameters, and the errors that need no numbers, are those of ``load``.
     """
-    path = default_model_path() if path is None else path_of("path", path, RefgptError)
-    checkpoint, directory = open_checkpoint(path, mask, progress), path if path.is_dir() else path.parent
+    path = _files_of(path, revision)
+    checkpoint = open_checkpoint(path, mask, progress)
     if checkpoint.vocabulary is not None:
-        return checkpoint, tokenizer_of(checkpoint.vocabulary, directory)
-    return checkpoint, find_tokenizer(directory)
+        return checkpoint, tokenizer_of(checkpoint.vocabulary, checkpoint.directory)
+    return checkpoint, find_tokenizer(checkpoint.directory)
+
+
+def _files_of(path: str | os.PathLike[str] | None, revision: str | None) -> Path:
+    if path is not None and hub.is_name(path):
+        return hub.fetch(str(path), revision)
+    if revision is not None:
+        raise RefgptError("only a model on the hub has revisions", where="revision", got=repr(revision),
+                          fix="leave it out, or give a name such as EleutherAI/gpt-j-6b")  # fmt: skip
+    return default_model_path() if path is None else path_of("path", path, RefgptError)
 
 
 def default_model_path() -> Path:

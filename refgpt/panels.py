@@ -33,6 +33,8 @@ ALIGNMENT = 64
 BLOCK_BYTES = {"q8": 16 * 34, "q4": 16 * 18}
 FLOATS = ("f32", "f16", "bf16")
 KINDS = (*FLOATS, *BLOCK_BYTES)
+#: What matrices can be asked to become when they are packed; None is as stored.
+PACKED_DTYPES = (None, "f32", "f16", *BLOCK_BYTES)
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 from refgpt.errors import RefgptError
 from refgpt.wording import FRESH_COPY, shown
 
+#: Of configurations, indices of shards and the like: twenty-five times what a 6B model needs.
+LARGEST_JSON = 1 << 20
 MOST_DIGITS = 40
 #: Objects and lists of one file, counted before parsing: an empty list is two bytes there and many more in memory. A
 #: vocabulary of 200,000 tokens has as many merges, each of them a list.
@@ -52,7 +54,7 @@ def read_bytes(path: Path, error: type[RefgptError], most_bytes: int) -> bytes:
     return raw
 
 
-def read_json(path: Path, error: type[RefgptError], most_bytes: int) -> dict[str, Any]:
+def read_json(path: Path, error: type[RefgptError], most_bytes: int = LARGEST_JSON) -> dict[str, Any]:
     """Read a JSON file that holds one object: ``read_bytes`` and ``parse_json``."""
     return parse_json(read_bytes(path, error, most_bytes), path, error)
 

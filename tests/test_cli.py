@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import io
 import os
 import re
@@ -19,6 +21,7 @@ from tiny import random_params, tiny_config
 import refgpt
 from refgpt import cli, wording
 from refgpt.cli import loading
+from refgpt.model import open_model, start
 from refgpt.runtime import Runtime
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)
@@ -76,19 +79,43 @@ def test_every_option_reaches_the_model(path, monkeypatch, run):
 
 
 def test_loading_options_reach_the_loader(path, monkeypatch, run):
-    asked = {}
+    told, bar = {}, object()
+    checkpoint, tokenizer = open_model()  # whatever the path: the tiny one has not the letters of a demonstration
 
-    def load(path, **options):
-        asked.update(options, path=path)
-        raise refgpt.RefgptError("far enough")
+    def record(function, result):
+        def told_to(*given, **named):
+            told[function.__name__] = inspect.signature(function).bind(*given, **named).arguments
+            if result is None:
+                raise refgpt.RefgptError("far enough")
+            return result
 
-    monkeypatch.setattr(loading, "load", load)
-    options = ["--mask", "prefix", "--dtype", "f16", "--kv-dtype", "f16", "-t", "2"]
-    run("generate", "-m", path, "hi", "--backend", "numpy", *options)
-    told = {"path": path, "mask": "prefix", "dtype": "f16", "kv_dtype": "f16", "threads": 2, "progress": None}
-    assert asked == {**told, "backend": "numpy"}
+        monkeypatch.setattr(loading, function.__name__, told_to)
+
+    record(open_model, (checkpoint, tokenizer))
+    record(start, None)
+    record(refgpt.load, None)
+    monkeypatch.setattr(loading, "progress_bar", lambda: contextlib.nullcontext(bar))
+    options = ["--mask", "prefix", "--dtype", "f16", "--kv-dtype", "f16", "-t", "2", "--revision", "r1"]
+    files = {"path": path, "mask": "prefix", "progress": bar, "revision": "r1"}
+    running = {"dtype": "f16", "kv_dtype": "f16", "threads": 2, "progress": bar}
+    for command in (["generate", "-m", path, "hi"], ["demo", "-m", path, "qa", "hi"]):
+        told.clear()
+        run(*command, "--backend", "numpy", *options)
+        assert told == {"open_model": files, "start": {**running, "backend": "numpy", "checkpoint": checkpoint,
+                                                       "tokenizer": tokenizer, "asked_mask": "prefix"}}  # fmt: skip
+    told.clear()
     run("verify", path, *options)
-    assert asked == {**told, "backend": "c"}
+    assert told == {"load": {**files, **running, "backend": "c"}}
+
+
+@pytest.mark.parametrize("command", [["generate", "Hi"], ["demo", "qa", "Hi"]])
+def test_a_model_is_opened_once(monkeypatch, run, command):
+    opened = []
+    for name in ("open_checkpoint", "find_tokenizer"):
+        function = getattr(refgpt.model, name)
+        monkeypatch.setattr(refgpt.model, name, lambda *given, f=function: opened.append(f.__name__) or f(*given))
+    assert run(*command, "-n", 1).code == 0
+    assert opened == ["open_checkpoint", "find_tokenizer"]
 
 
 @pytest.mark.parametrize("given", [b"Once upon", b"Once upon\n", b"Once upon\r\n"])
@@ -132,8 +159,14 @@ def test_unusable_input_is_one_line_and_status_2(run, path, arguments, said):
 
 
 def test_a_prompt_that_is_too_long_is_found_before_the_weights_are_read(run, path, monkeypatch):
-    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("the weights were loaded first"))
+    monkeypatch.setattr(loading, "start", lambda *_, **__: pytest.fail("the weights were read first"))
     assert run("generate", "-m", path, "a" * 64).code == 2
+
+
+@pytest.mark.parametrize("options", [["--dtype", "f64"], ["--threads", "0"]])
+def test_an_option_that_cannot_be_used_is_found_before_the_files_are_opened(run, path, monkeypatch, options):
+    monkeypatch.setattr(loading, "open_model", lambda *_, **__: pytest.fail("the files were opened first"))
+    assert "cannot be used" in run("generate", "-m", path, "hi", *options).err
 
 
 def test_a_prompt_that_is_too_long_can_be_cut(run, path):

@@ -15,6 +15,7 @@ import refgpt
 from refgpt import cli
 from refgpt.cli import loading
 from refgpt.evaluation import DEMOS
+from refgpt.tracing.progress import counted
 
 TABLE = 'id,text,mood\n1,"Merry, he was.",glad\n2,She wept.,sad\n3,"A ""fine"" day\nat last",glad\n'
 
@@ -39,7 +40,8 @@ def table(tmp_path):
 
 @pytest.fixture
 def no_weights(monkeypatch):
-    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("the weights were loaded first"))
+    for name in ("load", "start"):
+        monkeypatch.setattr(loading, name, lambda *_, **__: pytest.fail("the weights were loaded first"))
 
 
 @pytest.mark.parametrize("backend", ["c", "numpy"])
@@ -124,14 +126,16 @@ def test_labels_with_commas(run, table):
     assert got.out.splitlines()[0] == 'id,text,mood,predicted,"p(glad, or so)",p(sad)'
 
 
-def test_a_bar_counts_where_somebody_watches(monkeypatch):
+def test_a_bar_counts_where_somebody_watches(monkeypatch, table, tmp_path):
     def count(shown):
-        with loading.counted(2, "row", "classifying", shown) as one_more:
+        with counted(shown and loading.watched(), 2, "row", "classifying", leave=False) as one_more:
             one_more()
             one_more()
 
     assert shown_on_terminal(monkeypatch, lambda: count(True)).count("classifying:   0%") == 1
     assert shown_on_terminal(monkeypatch, lambda: count(False)) == ""
+    classify = ["classify", str(table), "--labels", "glad,sad", "-o", str(tmp_path / "out.csv")]
+    assert "classifying:   0%" in shown_on_terminal(monkeypatch, lambda: cli.main(classify))
 
 
 @pytest.mark.parametrize("name", DEMOS)

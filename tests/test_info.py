@@ -8,8 +8,8 @@ from checkpoints import ctranslate2_writer, mesh_writer
 from model_files import write_model
 from tiny import random_params
 
-from refgpt import cli
-from refgpt.cli import inspecting, machine
+from refgpt import cli, memory
+from refgpt.cli import inspecting
 from refgpt.config import ModelConfig
 
 
@@ -78,10 +78,10 @@ def test_the_difference_is_what_seven_more_devices_hold():
 def test_memory_present(tmp_path, info, monkeypatch):
     write_model(tmp_path, mesh_writer.CONFIG, random_params(mesh_writer.CONFIG, 1))
     meminfo = tmp_path / "meminfo"
-    monkeypatch.setattr(machine, "MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "MEMINFO", meminfo)
     meminfo.write_text("MemTotal:       24640312 kB\nMemFree: 1 kB\nMemAvailable:   17400000 kB\n")
     assert "\n            present 25.2 GB, of which 17.8 GB can be had" in info(tmp_path)[0]["all"]
     meminfo.unlink()
     assert re.search(r"\n {12}present [\d.]+ GB$", info(tmp_path)[0]["all"])
-    monkeypatch.delattr(machine.os, "sysconf")
+    monkeypatch.delattr(memory.os, "sysconf")
     assert "\n            present" not in info(tmp_path)[0]["all"]

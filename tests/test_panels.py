@@ -8,7 +8,10 @@ from kernels.quantised import quantised_panels
 
 from refgpt import params
 from refgpt.encoded import Encoded
-from refgpt.kernels import pack
+from refgpt.kernels import pack, quantise_rows
+from refgpt.kernels.linear import RECORD
+from refgpt.kernels.native import ROW_GROUP, lib
+from refgpt.panels import BLOCK, LANES
 from refgpt.params import BFLOAT16, row_slices, widen
 
 
@@ -73,3 +76,19 @@ def test_slices_are_whole_panels_and_together_the_leaf(monkeypatch):
         assert [len(rows) for rows in slices] == [64, 64, 64, 8]
         assert np.array_equal(np.concatenate(slices), whole)
     assert [len(rows) for rows in row_slices(np.ones(700))] == [640, 60]
+
+
+def test_sizes_are_those_of_the_header():
+    assert (lib.REFGPT_LANES, lib.REFGPT_BLOCK, lib.REFGPT_ROW_GROUP) == (LANES, BLOCK, ROW_GROUP)
+
+
+def test_records_lie_where_the_kernel_writes_them():
+    x = np.ones((ROW_GROUP + 1, 2 * BLOCK), np.float32)
+    records, group = quantise_rows(x), ROW_GROUP * RECORD  # bytes of a block of a whole group
+    for row, first, last in ((0, group, 2 * group), (ROW_GROUP, 2 * group + RECORD, 2 * group + 2 * RECORD)):
+        other = x.copy()
+        other[row, BLOCK:] = -2  # its integers, scale and sum are others then
+        changed = np.flatnonzero(quantise_rows(other) != records)
+        assert first <= changed[0] and changed[-1] < last
+        assert len(changed) > BLOCK
+    assert changed[-1] - changed[0] > RECORD - 4  # a lone row's record, from an integer to a byte of its sum

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ggml_quantisers import GGML
 
 import refgpt
 from refgpt.engine import SpecEngine
@@ -112,33 +113,6 @@ def test_what_a_matrix_becomes():
 
 
 # ---- beside ggml's formats of as many bits --------------------------------------------------------------------------
-#
-# Q8_0 and Q4_0 hold blocks of 32 with one float16 scale d, 8.5 and 4.5 bits a weight as here. Their reference
-# quantisers divide by d before it is rounded to float16.
-
-
-def q8_0(w: np.ndarray) -> np.ndarray:
-    """d = largest magnitude / 127; q = round(x / d), halves away from zero."""
-    x = w.reshape(-1, 32)
-    d = np.abs(x).max(1, keepdims=True) / np.float32(127)
-    scaled = x * _inverse(d)
-    q = np.trunc(scaled + np.copysign(np.float32(0.5), scaled))
-    return (q * d.astype(np.float16).astype(np.float32)).reshape(w.shape)
-
-
-def q4_0(w: np.ndarray) -> np.ndarray:
-    """d = the number of the largest magnitude / -8; q = min(15, trunc(x / d + 8.5)) - 8."""
-    x = w.reshape(-1, 32)
-    d = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1) / np.float32(-8)
-    q = np.minimum(15, np.trunc(x * _inverse(d) + np.float32(8.5))) - 8
-    return (q * d.astype(np.float16).astype(np.float32)).reshape(w.shape)
-
-
-def _inverse(d: np.ndarray) -> np.ndarray:
-    return np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)
-
-
-GGML = {"q8": q8_0, "q4": q4_0}
 
 
 def rms(x: np.ndarray) -> float:
@@ -148,6 +122,14 @@ def rms(x: np.ndarray) -> float:
 @cache
 def default_weights() -> Params:
     return refgpt.load(backend="numpy", dtype="f32").checkpoint.params.map(lambda _, leaf: widen(leaf))
+
+
+@KINDS
+def test_what_ggml_has_quantised_keeps_its_numbers(kind):
+    """Its scale is among the candidates, so that its files lose nothing in our layout."""
+    w = (rng(4).standard_normal((64, 256)) * 10.0 ** rng(5).uniform(-3, 2, (64, 1))).astype(np.float32)
+    theirs = GGML[kind](w)
+    assert np.array_equal(quantise(theirs, kind).rows(0, 64), theirs)
 
 
 DRAWS = {"Gaussian": rng(1).standard_normal, "Student's t, 3": lambda shape: rng(2).standard_t(3, shape),

@@ -5,7 +5,7 @@ from refgpt.checkpoints.finite import all_finite, check_finite
 from refgpt.checkpoints.mapped import place_of, release
 from refgpt.checkpoints.mask import MASKS, NOTHING_SAID
 from refgpt.checkpoints.open import open_checkpoint
-from refgpt.checkpoints.packed import Table
+from refgpt.checkpoints.packed import Table, is_table
 
 __all__ = [
     "MASKS",
@@ -15,6 +15,7 @@ __all__ = [
     "TensorInfo",
     "all_finite",
     "check_finite",
+    "is_table",
     "open_checkpoint",
     "place_of",
     "release",

@@ -10,8 +10,9 @@ import numpy as np
 
 from refgpt.checksums import checksum
 from refgpt.config import ModelConfig
+from refgpt.encoded import Encoded
 from refgpt.errors import CheckpointError
-from refgpt.params import Params
+from refgpt.params import Leaf, Params, dtype_name
 from refgpt.vocabulary import Vocabulary
 from refgpt.wording import FRESH_COPY
 
@@ -25,6 +26,12 @@ class TensorInfo:
     shape: tuple[int, ...]
     n_bytes: int
     file: Path
+
+    @classmethod
+    def of(cls, name: str, leaf: Leaf, file: Path) -> TensorInfo:
+        """What there is to say of an array or an encoded matrix that lies in ``file``."""
+        dtype = leaf.encoding if isinstance(leaf, Encoded) else dtype_name(leaf.dtype) or str(leaf.dtype)
+        return cls(name, dtype, leaf.shape, leaf.nbytes, file)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +69,8 @@ class Checkpoint:
         What the files of weights themselves say about the tokenizer.
     checked : tuple of Checked
         Where the files hold checksums of the weights: what is still to be compared (``verify_checksums``).
+    config_file : Path or None
+        A config.json in transformers' words that came with the weights, which may say more than ``config``.
     """
 
     path: Path
@@ -74,6 +83,12 @@ class Checkpoint:
     tensors: tuple[TensorInfo, ...]
     vocabulary: Vocabulary | None = None
     checked: tuple[Checked, ...] = ()
+    config_file: Path | None = None
+
+    @property
+    def directory(self) -> Path:
+        """Where the files are that belong to the weights: the tokenizer's, for one."""
+        return self.path if self.path.is_dir() else self.path.parent
 
 
 def verify_checksums(checkpoint: Checkpoint, digests: Callable[[np.ndarray], np.ndarray]) -> None:

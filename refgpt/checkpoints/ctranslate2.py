@@ -25,13 +25,13 @@ from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.checkpoints.scaled_rows import ScaledRows
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
-from refgpt.params import BFLOAT16, Leaf, Params, Progress, check, dtype_name, leaf_shapes
+from refgpt.file_names import CONFIG
+from refgpt.params import BFLOAT16, Leaf, Params, Progress, check, leaf_shapes
 from refgpt.small_files import parse_json, read_bytes, read_json
-from refgpt.wording import listed, shown, tensor_at
+from refgpt.wording import FRESH_COPY, listed, shown, tensor_at
 
 MODEL_BIN = "model.bin"
 SPEC = "TransformerDecoderSpec"
-LARGEST_JSON = 1 << 20
 LARGEST_VOCABULARY = 32 << 20
 
 LEAVES = {"wte": "embeddings/weight", "ln_w": "layer_norm/gamma", "ln_b": "layer_norm/beta",
@@ -82,11 +82,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     config = _read_config(model, layers, directory)
     params = _build_params(model, layers, config, file)
     mask, source = find_mask(mask, {}, config.n_ctx, names_of(directory), path)
-    infos = tuple(
-        TensorInfo(name, dtype_name(array.dtype) or str(array.dtype), array.shape, array.nbytes, file)
-        for name, array in variables.arrays.items()
-        if array.ndim
-    )
+    infos = tuple(TensorInfo.of(name, array, file) for name, array in variables.arrays.items() if array.ndim)
     kind = f"CTranslate2, version {ctranslate2_file.VERSION}, {SPEC} revision {variables.revision}"
     return Checkpoint(path, kind, gptj.MODEL_TYPE, config, params, mask, source, infos)
 
@@ -125,21 +121,24 @@ def _split(arrays: Arrays, file: Path) -> tuple[Arrays, list[Arrays]]:
 
 def _read_config(model: Arrays, layers: list[Arrays], directory: Path) -> ModelConfig:
     """The shape of the arrays, and what the single values and ``config.json`` say."""
-    file, path = directory / MODEL_BIN, directory / "config.json"
+    file, path = directory / MODEL_BIN, directory / CONFIG
     for i, group in enumerate([model, *layers]):
         for name, (wanted, reason) in DEMANDS.items():
             if name in group and group[name] != wanted:
                 raise ConfigError(f"{name} describes another model: {reason}", where=file, got=group[name],
                                   wanted=wanted)  # fmt: skip
         if i > 1 and any(group.get(name) != layers[0].get(name) for name in (ROTARY_DIM, INTERLEAVED)):
-            raise ConfigError("layers rotate differently", where=file, got=f"layer {i - 1}")
-    raw = read_json(path, ConfigError, LARGEST_JSON) if path.is_file() else {}
+            raise ConfigError("layers rotate differently", where=file, got=f"layer {i - 1}", wanted="all as layer 0",
+                              fix="check that the model was converted from a GPT-J")  # fmt: skip
+    raw = read_json(path, ConfigError) if path.is_file() else {}
     if raw.get("quantization_type") is not None:
         raise ConfigError("this quantisation is not read", where=path, got=shown(raw["quantization_type"]),
                           wanted="float32, float16, bfloat16 or int8")  # fmt: skip
     table, hidden = model[LEAVES["wte"]], layers[0][BLOCK_LEAVES["w_in"]]
     if table.ndim != 2 or hidden.ndim != 2:
-        raise CheckpointError("matrices are not matrices", where=file, got=f"{list(table.shape)}, {list(hidden.shape)}")
+        raise CheckpointError("the embedding or the MLP are not matrices", where=file,
+                              got=f"{list(table.shape)}, {list(hidden.shape)}", wanted="two dimensions each",
+                              fix=FRESH_COPY)  # fmt: skip
     width, n_head = table.shape[1], model[NUM_HEADS].item()
     given = {
         "n_layer": len(layers), "n_head": n_head, "d_model": width, "d_ff": hidden.shape[0], "n_vocab": len(table),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from refgpt.checkpoints import ggml_file, gptj, single_file
 from refgpt.checkpoints.checkpoint import Checkpoint
 from refgpt.checkpoints.ggml_file import OTHER_MODEL, GgmlFile
 from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.config import ModelConfig
-from refgpt.errors import CheckpointError, ConfigError
+from refgpt.errors import CheckpointError
 from refgpt.params import Progress, leaf_shapes
 from refgpt.vocabulary import Vocabulary
 
@@ -39,16 +40,13 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
 
 def _config(content: GgmlFile, path: Path) -> ModelConfig:
     """The header does not tell the MLP's width, which the tensors do, nor epsilon, which ggml's code fixes at 1e-5."""
-    given = {field: content.numbers[name] for field, name in NUMBERS.items()}
+    given: dict[str, Any] = {field: content.numbers[name] for field, name in NUMBERS.items()}
     name = gptj.full_name("blocks.0.b_in")
     if name not in content.tensors:
         raise CheckpointError("this is no GPT-J's ggml file", where=path, got=f"no tensor {name}", fix=OTHER_MODEL)
-    try:
-        end = _end_of_text(content.tokens)
-        return ModelConfig(**given, d_ff=content.tensors[name].size, ln_eps=1e-5, bos_id=end, eos_id=end)
-    except ConfigError as fault:
-        raise CheckpointError(f"the header makes no sense: {fault.where} {fault.what}", where=path, got=fault.got,
-                              wanted=fault.wanted, fix=OTHER_MODEL) from fault  # fmt: skip
+    end = _end_of_text(content.tokens)
+    told = {"d_ff": content.tensors[name].size, "ln_eps": 1e-5, "bos_id": end, "eos_id": end}
+    return gptj.build_config(given | told, NUMBERS, path, OTHER_MODEL)
 
 
 def _end_of_text(tokens: tuple[bytes, ...]) -> int | None:

@@ -28,7 +28,7 @@ from refgpt.checkpoints.mapped import MappedFile, release, view
 from refgpt.encoded import Encoded
 from refgpt.errors import CheckpointError
 from refgpt.params import STORED_DTYPES, Leaf
-from refgpt.wording import shown, tensor_at
+from refgpt.wording import FRESH_COPY, shown, tensor_at
 
 BLOCK = 32
 #: The blocks read here; little-endian.
@@ -126,7 +126,7 @@ def n_bytes_of(where: str, encoding: str, shape: tuple[int, ...]) -> int:
         return prod(shape) * STORED_DTYPES[encoding].itemsize
     if len(shape) != 2 or shape[1] % BLOCK:
         raise CheckpointError(f"only a matrix whose rows are multiples of {BLOCK} can be in {encoding}", where=where,
-                              got=shown(list(shape)))  # fmt: skip
+                              got=shown(list(shape)), fix=REQUANTISE)  # fmt: skip
     return prod(shape) // BLOCK * BLOCKS[encoding].itemsize
 
 
@@ -159,7 +159,7 @@ def map_tensor(mapped: MappedFile, name: str, encoding: str, shape: tuple[int, .
     if start + n_bytes > len(mapped):
         raise CheckpointError("the tensor reaches beyond the end of the file", where=where,
                               got=f"bytes {start} to {start + n_bytes}", wanted=f"at most {len(mapped)}",
-                              fix="the download was cut short: fetch the file again")  # fmt: skip
+                              fix=FRESH_COPY)  # fmt: skip
     if encoding in FLOATS:
         return view(mapped, name, STORED_DTYPES[encoding], start, n_bytes, shape)
     blocks = view(mapped, name, BLOCKS[encoding], start, n_bytes, (shape[0], shape[1] // BLOCK))

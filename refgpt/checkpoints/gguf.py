@@ -14,7 +14,7 @@ import numpy as np
 
 from refgpt.checkpoints import gguf_file, gptj, single_file
 from refgpt.checkpoints.checkpoint import Checkpoint
-from refgpt.checkpoints.mask import MASKS, find_mask, names_of
+from refgpt.checkpoints.mask import find_mask, names_of, stored_mask
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
 from refgpt.params import Leaf, Progress, leaf_shapes
@@ -133,11 +133,7 @@ def read_config(metadata: Mapping[str, Any], tensors: Mapping[str, Leaf], path: 
     ends = {"bos_id": _number(metadata, (BOS,), path), "eos_id": _number(metadata, (EOS,), path)}
     default = ModelConfig.eos_id if n_vocab > (ModelConfig.eos_id or 0) else None
     given |= {field: default if value is None or value >= n_vocab else value for field, value in ends.items()}
-    try:
-        return ModelConfig(**given)
-    except ConfigError as fault:
-        key = KEYS.get(str(fault.where), (str(fault.where),))[0]
-        raise ConfigError(f"{key} {fault.what}", where=path, got=fault.got, wanted=fault.wanted, fix=FIX) from fault
+    return gptj.build_config(given, {field: keys[0] for field, keys in KEYS.items()}, path, FIX)
 
 
 def _number(metadata: Mapping[str, Any], keys: tuple[str, ...], path: Path) -> Any:
@@ -161,10 +157,8 @@ def _mask(asked: str, metadata: Mapping[str, Any], config: ModelConfig, path: Pa
         name = metadata.get(NAME, b"")
         called = (name.decode("utf-8", "backslashreplace"),) if isinstance(name, bytes) else ()
         return find_mask(asked, {}, config.n_ctx, called + names_of(path), path)
-    known = next((mask for mask in MASKS[1:] if stored == mask.encode()), None)
-    if known is None:
-        raise ConfigError(f"{MASK} makes no sense", where=path, got=_shown(stored), wanted=" or ".join(MASKS[1:]))
-    return known, f"the key {MASK} says so"
+    text = stored.decode("utf-8", "backslashreplace") if isinstance(stored, bytes) else stored
+    return stored_mask(asked, text, f"the key {MASK} says so", f"{path}, {MASK}", FIX)
 
 
 def read_vocabulary(metadata: Mapping[str, Any], config: ModelConfig, path: Path) -> Vocabulary | None:

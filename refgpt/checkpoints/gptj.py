@@ -101,8 +101,21 @@ def read_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
     return build_config(given, {field: keys[0] for field, keys in KEYS.items()}, path)
 
 
-def build_config(given: Mapping[str, Any], keys: Mapping[str, str], path: Path) -> ModelConfig:
-    """A ``ModelConfig`` of the fields that a file gives; ``keys`` says what the file calls them, for errors."""
+def build_config(given: Mapping[str, Any], keys: Mapping[str, str], path: Path, fix: str = "") -> ModelConfig:
+    """A ``ModelConfig`` of the fields that a file gives.
+
+    Parameters
+    ----------
+    keys : mapping of str to str
+        What the file calls the fields, for errors.
+    fix : str, optional
+        The way out of values that make no sense; by default to correct them, as in a file of text.
+
+    Raises
+    ------
+    ConfigError
+        Naming the first value that makes no sense.
+    """
     for field, value in given.items():
         if not isinstance(value, (int, float, type(None))):
             raise ConfigError(f"{keys.get(field, field)} is not a number", where=path, got=shown(value))
@@ -115,7 +128,7 @@ def build_config(given: Mapping[str, Any], keys: Mapping[str, str], path: Path) 
             where=path,
             got=fault.got,
             wanted=fault.wanted,
-            fix=f"correct {key}, or use the {path.name} of these weights",
+            fix=fix or f"correct {key}, or use the {path.name} of these weights",
         ) from fault
 
 

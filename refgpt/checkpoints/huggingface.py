@@ -18,7 +18,8 @@ from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo
 from refgpt.checkpoints.magic import refuse_foreign
 from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.errors import CheckpointError, ConfigError
-from refgpt.params import Progress, dtype_name
+from refgpt.file_names import CONFIG, INDEX, WEIGHTS
+from refgpt.params import Progress
 from refgpt.small_files import read_json
 from refgpt.wording import listed, shown
 
@@ -30,11 +31,6 @@ FORMATS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
     ".pt": torch_pickle.read,
     ".pth": torch_pickle.read,
 }
-#: Of config.json and the index of shards: twenty-five times what a 6B model needs.
-LARGEST_JSON = 1 << 20
-INDEX = ".index.json"
-#: What is looked for in a directory, best first.
-WEIGHTS = ("model.safetensors", "model.safetensors" + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX)
 
 SAVE = "save_pretrained(directory, safe_serialization=True)"
 #: Files of weights that are not read, by pattern: what they are, and the way out.
@@ -63,7 +59,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     """
     directory, weights = (path, _find_weights(path)) if path.is_dir() else (path.parent, path)
     refuse_foreign(weights)  # before a config.json is missed that would not help
-    config_path = directory / "config.json"
+    config_path = directory / CONFIG
     raw, family = _read_config(config_path)
     config = family.read_config(raw, config_path)
     files = _read_files(weights)
@@ -71,13 +67,10 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     stored, buffers = family.split_names(tensors, path)
     params = family.build_params(stored, config, raw.get("tie_word_embeddings") is True, path)
     mask, source = find_mask(mask, buffers, config.n_ctx, _names(raw, directory), path)
-    infos = tuple(
-        TensorInfo(name, dtype_name(tensor.dtype) or str(tensor.dtype), tensor.shape, tensor.nbytes, file)
-        for file, found in files.items()
-        for name, tensor in found.items()
-    )
+    infos = tuple(TensorInfo.of(name, tensor, file) for file, found in files.items() for name, tensor in found.items())
     kind = "safetensors" if next(iter(files)).suffix == ".safetensors" else "PyTorch"
-    return Checkpoint(path, f"Hugging Face, {kind}", family.MODEL_TYPE, config, params, mask, source, infos)
+    return Checkpoint(path, f"Hugging Face, {kind}", family.MODEL_TYPE, config, params, mask, source, infos,
+                      config_file=config_path)  # fmt: skip
 
 
 def weights_in(directory: Path) -> Path | None:
@@ -112,9 +105,9 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Any]:
     """The parsed config.json and the family that it names."""
     if not path.is_file():
         raise ConfigError(
-            "there is no config.json", where=path.parent, fix="put the one that belongs to the weights beside them"
+            f"there is no {CONFIG}", where=path.parent, fix="put the one that belongs to the weights beside them"
         )
-    raw = read_json(path, ConfigError, LARGEST_JSON)
+    raw = read_json(path, ConfigError)
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(
@@ -156,7 +149,7 @@ def _read_files(weights: Path) -> dict[Path, dict[str, np.ndarray]]:
 
 def _read_index(path: Path) -> dict[str, str]:
     """The index's map from tensor to shard; every shard is a file of the same directory."""
-    weight_map = read_json(path, CheckpointError, LARGEST_JSON).get("weight_map")
+    weight_map = read_json(path, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(
             "the index has no map from tensors to files",

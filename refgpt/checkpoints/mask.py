@@ -16,13 +16,14 @@ import numpy as np
 from refgpt.checkpoints.mapped import release
 from refgpt.errors import CheckpointError
 from refgpt.params import BFLOAT16
-from refgpt.wording import listed
+from refgpt.wording import listed, shown
 
 ROWS = 256  # of a mask, compared in one go
 MASKS = ("auto", "causal", "prefix")
 GPT_JT = re.compile(r"gpt[-_]?jt", re.IGNORECASE)
 
-#: The source of a mask that nothing in the files speaks of.
+#: The source of a mask that was asked for, and of one that nothing in the files speaks of.
+ASKED_FOR = "it was asked for"
 NOTHING_SAID = "no attn.bias is stored; causal is GPT-J's mask"
 
 
@@ -56,7 +57,7 @@ def find_mask(
         If the layers disagree, or a buffer shows another pattern.
     """
     if asked != "auto":
-        return asked, "it was asked for"
+        return asked, ASKED_FOR
     corners = {name: _corner(buffer, n_ctx) for name, buffer in buffers.items() if name.endswith(".attn.bias")}
     found = {name: _pattern(corner) for name, corner in corners.items() if corner is not None}
     patterns = set(found.values())
@@ -78,6 +79,39 @@ def find_mask(
     if called:
         return "prefix", f"no attn.bias says otherwise, and the model is called {called}"
     return "causal", NOTHING_SAID
+
+
+def stored_mask(asked: str, stored: object, source: object, where: object, fix: str) -> tuple[str, str]:
+    """The mask that was asked for, or the one that a file names.
+
+    Parameters
+    ----------
+    asked : {"auto", "causal", "prefix"}
+        Only "auto" looks at anything else.
+    stored, source : object
+        What the file holds for the mask's name and for the sentence on how it is known.
+    where : object
+        The place in the file, for errors.
+    fix : str
+        The way out if they are neither.
+
+    Returns
+    -------
+    mask : {"causal", "prefix"}
+    source : str
+        How it is known, as a sentence.
+
+    Raises
+    ------
+    CheckpointError
+        If the file names no mask that is known.
+    """
+    if asked != "auto":
+        return asked, ASKED_FOR
+    if not isinstance(stored, str) or stored not in MASKS[1:] or not isinstance(source, str):
+        raise CheckpointError("the header names no mask that is known", where=where, got=shown(stored),
+                              wanted=" or ".join(MASKS[1:]), fix=fix)  # fmt: skip
+    return stored, source
 
 
 def names_of(path: Path) -> tuple[str, ...]:

@@ -19,10 +19,10 @@ from refgpt.checkpoints import gptj, gptj_mesh, npz_file
 from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo
 from refgpt.checkpoints.mapped import file_of
 from refgpt.checkpoints.mask import find_mask, names_of
-from refgpt.checkpoints.mesh_archive import LARGEST_JSON, PARAMS_JSON, SUFFIXES, Pieces, unpack
+from refgpt.checkpoints.mesh_archive import PARAMS_JSON, SUFFIXES, Pieces, unpack
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
-from refgpt.params import Progress, dtype_name
+from refgpt.params import Progress
 from refgpt.small_files import read_json
 from refgpt.wording import FRESH_COPY
 
@@ -58,7 +58,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     params = gptj_mesh.build_params([leaves[:-1] for leaves in state], config, path)
     mask, source = find_mask(mask, {}, config.n_ctx, names_of(path) + names_of(path.resolve().parent), path)
     infos = tuple(
-        TensorInfo(name, dtype_name(array.dtype) or str(array.dtype), array.shape, array.nbytes, _file(array, path))
+        TensorInfo.of(name, array, _file(array, path))
         for leaves in state
         for name, array in zip(names, leaves, strict=True)
     )
@@ -87,7 +87,7 @@ def _map_pieces(shard: Path) -> Pieces:
 def _find_config(directories: Sequence[Path]) -> ModelConfig | None:
     for path in (directory / PARAMS_JSON for directory in directories):
         if path.is_file():
-            return gptj_mesh.read_config(read_json(path, ConfigError, LARGEST_JSON), path)
+            return gptj_mesh.read_config(read_json(path, ConfigError), path)
     return None
 
 

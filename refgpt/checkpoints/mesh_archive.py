@@ -8,6 +8,7 @@ is killed.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -25,12 +26,11 @@ from refgpt.checkpoints.mapped import MappedFile, map_open
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
 from refgpt.params import Progress
-from refgpt.small_files import parse_json
+from refgpt.small_files import LARGEST_JSON, parse_json
 from refgpt.wording import FRESH_COPY, shown
 
 SUFFIXES = (".tar.zst", ".tar.zstd")
 PARAMS_JSON = "params.json"
-LARGEST_JSON = 1 << 20
 
 #: The files of a shard by their number, each with its arrays; none for one that holds only the optimiser's.
 Pieces = dict[int, list[np.ndarray]]
@@ -43,6 +43,7 @@ MOST_HEADER_BYTES = 4 << 20
 MOST_MEMBERS = 1 << 13
 #: How much longer than the archive its contents may be. Trained weights hardly shrink, and never so much.
 MOST_RATIO = 64
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def unpack(
@@ -124,6 +125,8 @@ def _spool(content: IO[bytes], directory: Path, place: Path) -> MappedFile:
             shutil.copyfileobj(content, file, BUFFER)
             file.flush()
         except OSError as fault:
+            if fault.errno not in NO_ROOM:
+                raise
             _no_room(directory, place, str(fault.strerror))
         return map_open(file, place)
 

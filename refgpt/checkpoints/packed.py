@@ -27,6 +27,7 @@ leaf its ``kind``, ``layout``, ``shape`` and ``checksum``.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -38,19 +39,21 @@ import numpy as np
 from refgpt.checkpoints import gptj
 from refgpt.checkpoints.checkpoint import Checked, Checkpoint, TensorInfo
 from refgpt.checkpoints.mapped import MappedFile, map_file
-from refgpt.checkpoints.safetensors_file import read_mapped
+from refgpt.checkpoints.mask import stored_mask
+from refgpt.checkpoints.safetensors_file import LARGEST_HEADER, read_mapped
 from refgpt.config import ModelConfig
 from refgpt.encoded import Encoded
 from refgpt.errors import CheckpointError, ConfigError
+from refgpt.file_names import CONFIG
 from refgpt.panels import FLOATS, KINDS, Panels, panel_dtype, panel_shape
 from refgpt.params import STORED_DTYPES, Leaf, Params, Progress, check, leaf_shapes
-from refgpt.small_files import parse_json, read_json
+from refgpt.small_files import parse_json, read_bytes, read_json
 from refgpt.wording import FRESH_COPY, listed, shown, tensor_at
 
-FILE, MANIFEST, CONFIG = "packed.safetensors", "manifest.json", "config.json"
+FILE, MANIFEST = "packed.safetensors", "manifest.json"
 FORMAT, VERSION = "refgpt packed", 1
 PAGE = 4096
-LARGEST_JSON = 1 << 20
+LARGEST_SIDE_FILE = 1 << 26  # of a tokenizer
 AGAIN = "convert the original model again"
 
 
@@ -64,6 +67,11 @@ class Table(Encoded):
     def rows(self, start: int, stop: int) -> np.ndarray:
         """See ``Encoded.rows``; a view."""
         return self.data[start:stop]
+
+
+def is_table(name: str, kind: str) -> bool:
+    """Whether a matrix of this kind stays a matrix of rows: an embedding table in floats does."""
+    return name == "wte" and kind in FLOATS
 
 
 @dataclass(frozen=True)
@@ -98,25 +106,28 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     directory = path if path.is_dir() else path.parent
     file = directory / FILE
     header_hash = _check_manifest(directory)
-    raw = read_json(directory / CONFIG, ConfigError, LARGEST_JSON)
+    raw = read_json(directory / CONFIG, ConfigError)
     if raw.get("model_type") != gptj.MODEL_TYPE:
         raise ConfigError("this kind of model is not supported", where=directory / CONFIG,
                           got=f"model_type {shown(raw.get('model_type'))}", wanted=gptj.MODEL_TYPE)  # fmt: skip
     config = gptj.read_config(raw, directory / CONFIG)
     mapped = map_file(file)
     n_header = 8 + int.from_bytes(mapped[:8], "little")
-    if _sha256(mapped[: min(n_header, len(mapped))]) != header_hash:
+    if n_header > min(8 + LARGEST_HEADER, len(mapped)) or _sha256(mapped[:n_header]) != header_hash:
         raise CheckpointError("the header is not the one that was written", where=file, fix=FRESH_COPY)
     tensors, metadata = read_mapped(mapped)
     if n_header % PAGE or not isinstance(metadata, dict):
         raise CheckpointError("the header makes no sense", where=file, fix=AGAIN)
-    leaves = _leaves(parse_json(str(metadata.get("leaves")).encode(), f"{file}, leaves", CheckpointError), config, file)
+    listed_leaves = str(metadata.get("leaves")).encode("utf-8", "surrogatepass")
+    leaves = _leaves(parse_json(listed_leaves, f"{file}, leaves", CheckpointError), config, file)
+    if more := tensors.keys() - leaves.keys():  # whole pages, and nothing else: so every leaf begins on one
+        raise CheckpointError("there are tensors that are no leaves", where=file, got=listed(sorted(more)), fix=AGAIN)
     params = _params(leaves, tensors, config, mapped)
     checked = tuple(Checked(_bytes_of(tensors, name, stored, file).view(np.uint32), hexadecimal, tensor_at(file, name))
                     for name, (stored, hexadecimal) in leaves.items())  # fmt: skip
     infos = tuple(TensorInfo(name, stored.kind, stored.shape, stored.n_bytes, file)
                   for name, (stored, _) in leaves.items())  # fmt: skip
-    found, source = _mask(mask, metadata, file)
+    found, source = stored_mask(mask, metadata.get("mask"), metadata.get("mask_source"), file, AGAIN)
     return Checkpoint(path, "packed", gptj.MODEL_TYPE, config, params, found, source, infos, checked=checked)
 
 
@@ -131,7 +142,7 @@ def _check_manifest(directory: Path) -> str:
     path = directory / MANIFEST
     if not path.is_file():
         raise CheckpointError(f"there is no {MANIFEST}, so the directory is not whole", where=directory, fix=AGAIN)
-    manifest = read_json(path, CheckpointError, LARGEST_JSON)
+    manifest = read_json(path, CheckpointError)
     if manifest.get("format") != FORMAT or type(manifest.get("version")) is not int:
         raise CheckpointError("this is no manifest of a packed model", where=path,
                               got=shown(manifest.get("format")), wanted=FORMAT)  # fmt: skip
@@ -148,8 +159,8 @@ def _check_manifest(directory: Path) -> str:
 
 
 def _check_file(directory: Path, name: str, entry: Any) -> None:
-    if (Path(name).name != name or not isinstance(entry, dict) or entry.keys() != {"bytes", "sha256"}
-            or type(entry["bytes"]) is not int):  # fmt: skip
+    if (Path(name).name != name or not name.isprintable() or not isinstance(entry, dict)
+            or entry.keys() != {"bytes", "sha256"} or type(entry["bytes"]) is not int):  # fmt: skip
         raise CheckpointError("an entry of the manifest makes no sense", where=directory / MANIFEST,
                               got=f"{shown(name)}: {shown(entry)}", fix=AGAIN)  # fmt: skip
     path = directory / name
@@ -159,9 +170,16 @@ def _check_file(directory: Path, name: str, entry: Any) -> None:
     if n_bytes != entry["bytes"]:
         raise CheckpointError("the file is cut short" if n_bytes < entry["bytes"] else "there is data after its end",
                               where=path, got=f"{n_bytes} bytes", wanted=entry["bytes"], fix=FRESH_COPY)  # fmt: skip
-    if name != FILE and _sha256(path.read_bytes()) != entry["sha256"]:
+    if name == FILE:
+        return
+    raw = read_bytes(path, CheckpointError, LARGEST_SIDE_FILE) if n_bytes else b""
+    if _sha256(raw) != entry["sha256"]:
         raise CheckpointError("the file is not the one that was written: its SHA-256 differs", where=path,
                               fix=f"put the original back, or {AGAIN}")  # fmt: skip
+
+
+def _is_checksum(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]+", value) is not None and len(value) <= 64
 
 
 def _sha256(raw: bytes) -> str:
@@ -180,8 +198,8 @@ def _leaves(raw: Mapping[str, Any], config: ModelConfig, file: Path) -> dict[str
         if not isinstance(entry, dict) or entry.keys() != {"kind", "layout", "shape", "checksum"}:
             raise CheckpointError("the entry makes no sense", where=tensor_at(file, name), got=shown(entry), fix=AGAIN)
         kind, layout = entry["kind"], entry["layout"]
-        fits = kind in KINDS and entry["shape"] == list(shape) and isinstance(entry["checksum"], str)
-        rows = len(shape) == 1 or (name == "wte" and kind in FLOATS)
+        fits = kind in KINDS and entry["shape"] == list(shape) and _is_checksum(entry["checksum"])
+        rows = len(shape) == 1 or is_table(name, kind)
         if not fits or layout != ("rows" if rows else "panels") or (len(shape) == 1 and kind != "f32"):
             raise CheckpointError("a leaf is stored in a way that is not read", where=tensor_at(file, name),
                                   got=shown(entry), wanted=f"shape {list(shape)}", fix=AGAIN)  # fmt: skip
@@ -214,12 +232,3 @@ def _params(leaves: Mapping[str, tuple[Stored, str]], tensors: Mapping[str, np.n
     params = Params.from_leaves(found, config.n_layer)
     check(params, config, where=mapped.path)
     return params
-
-
-def _mask(asked: str, metadata: Mapping[str, Any], file: Path) -> tuple[str, str]:
-    if asked != "auto":
-        return asked, "it was asked for"
-    mask, source = metadata.get("mask"), metadata.get("mask_source")
-    if mask not in ("causal", "prefix") or not isinstance(source, str):
-        raise CheckpointError("the header names no mask that is known", where=file, got=shown(mask), fix=AGAIN)
-    return mask, source

@@ -24,8 +24,8 @@ DTYPES: dict[str, np.dtype] = {
     "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
 }  # fmt: skip
 
-#: Twenty-five times what a 6B model needs.
-LARGEST_HEADER = 1 << 20
+#: A hundred times what a 6B model needs.
+LARGEST_HEADER = 4 << 20
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

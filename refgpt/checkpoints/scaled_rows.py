@@ -36,7 +36,7 @@ class ScaledRows(Encoded):
         which = slice(start, stop) if self.order is None else self.order[start:stop]
         if self.scale is None:
             return self.stored[which]
-        with np.errstate(divide="ignore", invalid="ignore"):  # numbers that are none are found by who asked for them
+        with np.errstate(all="ignore"):  # numbers that are none are found by who asked for them
             return self.stored[which].astype(np.float32) * (np.float32(1) / self.scale[which])[:, None]
 
     def release(self) -> None:

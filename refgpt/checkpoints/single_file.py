@@ -9,9 +9,8 @@ from refgpt.checkpoints import huggingface
 from refgpt.checkpoints.checkpoint import TensorInfo
 from refgpt.checkpoints.magic import begins_with
 from refgpt.config import ModelConfig
-from refgpt.encoded import Encoded
 from refgpt.errors import CheckpointError
-from refgpt.params import Leaf, Params, check, dtype_name
+from refgpt.params import Leaf, Params, check
 from refgpt.wording import listed
 
 
@@ -73,8 +72,4 @@ def build_params(
 
 def tensor_infos(tensors: Mapping[str, Leaf], path: Path) -> tuple[TensorInfo, ...]:
     """What the checkpoint says of each tensor."""
-    return tuple(
-        TensorInfo(name, leaf.encoding if isinstance(leaf, Encoded) else dtype_name(leaf.dtype) or str(leaf.dtype),
-                   leaf.shape, leaf.nbytes, path)
-        for name, leaf in tensors.items()
-    )  # fmt: skip
+    return tuple(TensorInfo.of(name, leaf, path) for name, leaf in tensors.items())

@@ -6,7 +6,7 @@ import argparse
 from statistics import median
 
 from refgpt.cli.loading import load_model
-from refgpt.cli.options import DIRECTORY_HELP, Commands, add_command, add_loading_arguments
+from refgpt.cli.options import MODEL_HELP, Commands, add_command, add_loading_arguments
 from refgpt.model import DTYPES
 from refgpt.wording import size
 
@@ -22,7 +22,7 @@ def add_commands(commands: Commands) -> None:
     help = "time prompts and new tokens, beside how fast this machine reads memory"
     bench = add_command(commands, "bench", _bench, help, BENCH_EXAMPLES)
     add = bench.add_argument
-    add("-m", "--model", metavar="MODEL", help=DIRECTORY_HELP)
+    add("-m", "--model", metavar="MODEL", help=MODEL_HELP)
     add("-p", "--n-prompt", type=_numbers, metavar="N,..", help="tokens of a prompt (default: 512, or the context)")
     add("-n", "--n-gen", type=_numbers, metavar="N,..", help="new tokens (default: 128, or what the context leaves)")
     add("-d", "--n-depth", type=_numbers, default=[0], metavar="N,..", help="tokens already there (default: 0)")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
-from refgpt.cli.loading import counted, load_model
+from refgpt.cli.loading import load_model, watched
 from refgpt.cli.options import Commands, add_command, add_running_arguments, unescaped
 from refgpt.cli.results import check_suffix, json_line, opened
 from refgpt.errors import DataError
@@ -29,6 +29,7 @@ from refgpt.evaluation import (
     mean_over_trials,
     read_csv,
 )
+from refgpt.tracing.progress import counted
 
 EXAMPLES = """examples:
   refgpt classify reviews.csv --labels positive,negative --text-column review
@@ -70,7 +71,7 @@ def _classify(arguments: argparse.Namespace) -> int:
         results = classify_column(classifier, table, arguments.text_column)
         predicted = []
         shown = arguments.output is not None or not sys.stdout.isatty()  # a bar between the rows would tear them
-        with counted(len(table.rows), "row", "classifying", shown) as one_more:
+        with counted(shown and watched(), len(table.rows), "row", "classifying", leave=False) as one_more:
             for row, result in zip(table.rows, results, strict=True):
                 write(row, result)
                 predicted.append(result.label)

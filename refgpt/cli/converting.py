@@ -7,7 +7,7 @@ from pathlib import Path
 
 from refgpt.checkpoints import MASKS
 from refgpt.cli.loading import progress_bar
-from refgpt.cli.options import Commands, add_command
+from refgpt.cli.options import Commands, add_command, add_revision
 from refgpt.conversion import TARGETS, convert
 from refgpt.conversion.staging import check_free
 from refgpt.model import open_model
@@ -24,20 +24,21 @@ def add_commands(commands: Commands) -> None:
     """Declare ``convert``."""
     command = add_command(commands, "convert", _convert, "write a model in another format", EXAMPLES)
     add = command.add_argument
-    add("source", metavar="SOURCE", help="directory or file of a model")
+    add("source", metavar="SOURCE", help="directory or file of a model, or its name on the Hugging Face hub")
     add("destination", metavar="DESTINATION", help="directory to make; it appears when it is whole")
     add("--to", choices=TARGETS, default="refgpt", help=TARGETS_HELP)
     dtypes = dict.fromkeys(dtype for target in TARGETS.values() for dtype in target.DTYPES if dtype)
     add("--dtype", choices=dtypes, help="what matrices become (default: as stored); q8 and q4 are for refgpt only")
     add("--mask", choices=MASKS, default="auto",
         help="what to write down as the model's mask (default: what the files say)")  # fmt: skip
+    add_revision(command)
 
 
 def _convert(arguments: argparse.Namespace) -> int:
     destination = Path(arguments.destination)
     check_free(destination)  # before an archive is unpacked
     with progress_bar() as progress:
-        source, tokenizer = open_model(arguments.source, arguments.mask, progress)
+        source, tokenizer = open_model(arguments.source, arguments.mask, progress, arguments.revision)
     with progress_bar("converting") as progress:
         convert(source, tokenizer, destination, arguments.to, arguments.dtype, progress)
     n_bytes = sum(path.stat().st_size for path in destination.iterdir())

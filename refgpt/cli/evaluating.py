@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
-from refgpt.cli.loading import counted, load_model
+from refgpt.cli.loading import load_model, print_continuation, watched
 from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.results import check_suffix, json_line, opened
 from refgpt.evaluation import (
@@ -20,8 +20,7 @@ from refgpt.evaluation import (
     read_raft,
     run_raft,
 )
-from refgpt.generation import encode_prompt
-from refgpt.model import open_model
+from refgpt.tracing.progress import counted
 
 log = logging.getLogger("refgpt")
 
@@ -67,13 +66,7 @@ def add_commands(commands: Commands) -> None:
 def _demo(arguments: argparse.Namespace) -> int:
     params = replace(DEMO_SETTINGS, max_new_tokens=arguments.max_new_tokens)
     prompt = DEMOS[arguments.name].prompt(arguments.text)
-    checkpoint, tokenizer = open_model(arguments.model, arguments.mask)
-    ids = encode_prompt(prompt, checkpoint.config, tokenizer, params)
-    pieces = load_model(arguments, arguments.backend).stream(ids, params)
-    print(prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+    print_continuation(arguments, prompt, params, echo=True)
     return 0
 
 
@@ -86,7 +79,7 @@ def _raft(arguments: argparse.Namespace) -> int:
         print(_columns("task", "rows", ["exact match", "quasi-exact match", "macro-F1"]), flush=True)
         for task in tasks:
             n_rows = len(task.rows[: settings.n_rows])
-            with counted(n_rows * settings.n_trials, "answer", task.name) as one_more:
+            with counted(watched(), n_rows * settings.n_trials, "answer", task.name, leave=False) as one_more:
                 result = run_raft(model, task, settings, one_more)
             results.append(result)
             for record in result.records() if arguments.output is not None else ():

@@ -6,11 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from refgpt.cli.loading import load_model
+from refgpt.cli.loading import print_continuation
 from refgpt.cli.options import Commands, add_command, add_running_arguments, unescaped
 from refgpt.errors import GenerationError
-from refgpt.generation import GenerationParams, encode_prompt
-from refgpt.model import open_model
+from refgpt.generation import GenerationParams
 
 EXAMPLES = """examples:
   refgpt generate "Once upon a time"
@@ -69,14 +68,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         speculate=arguments.speculate,
         truncate=arguments.truncate,
     )
-    checkpoint, tokenizer = open_model(arguments.model, arguments.mask)
-    ids = encode_prompt(prompt, checkpoint.config, tokenizer, params)  # nor should a prompt that is too long
-    pieces = load_model(arguments, arguments.backend).stream(ids, params)
-    if arguments.echo:
-        print(prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+    print_continuation(arguments, prompt, params, arguments.echo)
     return 0
 
 

@@ -10,9 +10,9 @@ from itertools import groupby
 
 from refgpt.checkpoints import Checkpoint, TensorInfo
 from refgpt.cli.loading import load_model, progress_bar
-from refgpt.cli.machine import memory_present
-from refgpt.cli.options import DIRECTORY_HELP, Commands, add_command, add_loading_arguments
+from refgpt.cli.options import MODEL_HELP, Commands, add_command, add_loading_arguments, add_revision
 from refgpt.errors import GenerationError
+from refgpt.memory import machine_memory
 from refgpt.model import DTYPES, open_model
 from refgpt.wording import size
 
@@ -36,13 +36,14 @@ def add_commands(commands: Commands) -> None:
     """Declare ``info``, ``verify`` and ``kernels``."""
     info = add_command(commands, "info", _info, "say what a model's files are and how much memory it takes",
                        INFO_EXAMPLES)  # fmt: skip
-    info.add_argument("model", nargs="?", metavar="MODEL", help=DIRECTORY_HELP)
+    info.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
     info.add_argument("--tensors", action="store_true", help="list every tensor")
+    add_revision(info)
 
     verify = add_command(commands, "verify", _verify, "hold the C kernels to the NumPy spec on a model's own weights; "
                          "exit status 1 if an activation is further off than float32 rounding can explain",
                          VERIFY_EXAMPLES)  # fmt: skip
-    verify.add_argument("model", nargs="?", metavar="MODEL", help=DIRECTORY_HELP)
+    verify.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
     verify.add_argument("--prompt", metavar="TEXT", help="text to run (default: a few words)")
     add_loading_arguments(verify, DTYPES["c"])
 
@@ -51,7 +52,7 @@ def add_commands(commands: Commands) -> None:
 
 def _info(arguments: argparse.Namespace) -> int:
     with progress_bar() as progress:
-        checkpoint, tokenizer = open_model(arguments.model, progress=progress)
+        checkpoint, tokenizer = open_model(arguments.model, progress=progress, revision=arguments.revision)
     config = checkpoint.config
     n_items = sum(leaf.size for _, leaf in checkpoint.params.items())
     stored = sum(leaf.nbytes for _, leaf in checkpoint.params.items())
@@ -69,7 +70,7 @@ def _info(arguments: argparse.Namespace) -> int:
         ("tokenizer", f"{tokenizer.n_vocab} ids" if tokenizer else "none: the model takes and gives ids"),
         ("memory", f"weights {size(stored)} as stored, {_sizes(n_items)}"),
         ("", f"attention cache of a full context ({config.n_ctx} tokens) {_sizes(n_cached)}"),
-        ("", memory_present()),
+        ("", _memory_present()),
     ]
     for name, fact in facts:
         if fact:
@@ -78,6 +79,14 @@ def _info(arguments: argparse.Namespace) -> int:
     for line in _tensor_lines(checkpoint.tensors, each=arguments.tensors):
         print(line)
     return 0
+
+
+def _memory_present() -> str:
+    """How much memory the machine has and, where the system says so, how much can be had; "" if unknown."""
+    total, available = machine_memory()
+    if total is None:
+        return ""
+    return f"present {size(total)}" + ("" if available is None else f", of which {size(available)} can be had")
 
 
 def _files(checkpoint: Checkpoint) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from refgpt.model import Model, load
+from refgpt.generation import GenerationParams, encode_prompt
+from refgpt.model import Model, check_options, load, open_model, start
 from refgpt.params import Progress
 
 #: Loading fewer bytes than this takes about a second: not worth a progress bar.
@@ -18,13 +19,35 @@ def load_model(arguments: argparse.Namespace, backend: str) -> Model:
     """The model that the arguments ask for."""
     with progress_bar() as progress:
         return load(arguments.model, backend=backend, dtype=arguments.dtype, mask=arguments.mask,
-                    threads=arguments.threads, kv_dtype=arguments.kv_dtype, progress=progress)  # fmt: skip
+                    threads=arguments.threads, kv_dtype=arguments.kv_dtype, progress=progress,
+                    revision=arguments.revision)  # fmt: skip
+
+
+def print_continuation(arguments: argparse.Namespace, prompt: str, params: GenerationParams, echo: bool) -> None:
+    """Print what the model that the arguments ask for writes after a prompt, and the prompt before it if ``echo``."""
+    backend, dtype, threads, kv_dtype = arguments.backend, arguments.dtype, arguments.threads, arguments.kv_dtype
+    check_options(backend, dtype, threads, kv_dtype)
+    with progress_bar() as progress:
+        checkpoint, tokenizer = open_model(arguments.model, arguments.mask, progress, arguments.revision)
+        ids = encode_prompt(prompt, checkpoint.config, tokenizer, params)  # too long? said before the weights are read
+        model = start(checkpoint, tokenizer, backend, dtype, arguments.mask, threads, kv_dtype, progress)
+    pieces = model.stream(ids, params)
+    if echo:
+        print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def watched() -> bool:
+    """Whether somebody watches standard error, where bars are shown."""
+    return sys.stderr.isatty()
 
 
 @contextmanager
 def progress_bar(what: str = "loading") -> Iterator[Progress | None]:
     """A bar on standard error while much is loaded or written; nothing when nobody watches."""
-    if not sys.stderr.isatty():
+    if not watched():
         yield None
         return
     from tqdm import tqdm
@@ -41,15 +64,3 @@ def progress_bar(what: str = "loading") -> Iterator[Progress | None]:
                 bar.update(n_done - bar.n)
 
         yield progress
-
-
-@contextmanager
-def counted(n: int, unit: str, what: str, shown: bool = True) -> Iterator[Callable[[], object]]:
-    """A bar on standard error for ``n`` steps, and what to call at each; nothing is shown when nobody watches."""
-    if not shown or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=n, unit=unit, desc=what, leave=False) as bar:
-        yield bar.update

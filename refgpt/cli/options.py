@@ -12,7 +12,7 @@ from refgpt.params import KV_DTYPES
 Commands = argparse._SubParsersAction
 Run = Callable[[argparse.Namespace], int]
 
-DIRECTORY_HELP = "directory of a model (default: the small one included)"
+MODEL_HELP = "directory or file of a model, or its name on the Hugging Face hub (default: the small one included)"
 
 
 def add_command(commands: Commands, name: str, run: Run, help: str, examples: str = "") -> argparse.ArgumentParser:
@@ -26,7 +26,7 @@ def add_command(commands: Commands, name: str, run: Run, help: str, examples: st
 
 def add_running_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the model and how to run it, for a command that runs it on either backend."""
-    parser.add_argument("-m", "--model", metavar="MODEL", help=DIRECTORY_HELP)
+    parser.add_argument("-m", "--model", metavar="MODEL", help=MODEL_HELP)
     running = parser.add_argument_group("how to run")
     running.add_argument(
         "--backend", choices=DTYPES, default="c", help="C kernels, or the slow, readable NumPy, which can do f64"
@@ -43,7 +43,14 @@ def add_loading_arguments(group: argparse._ActionsContainer, dtypes: Sequence[st
         help="what to keep the weights in (default: as stored)")  # fmt: skip
     add("--kv-dtype", choices=KV_DTYPES,
         help="what to keep the attention cache in (default: f16 with q8 and q4, else f32)")  # fmt: skip
+    add_revision(group)
     add("-t", "--threads", type=int, metavar="N", help="threads to use (default: one a core)")
+
+
+def add_revision(group: argparse._ActionsContainer) -> None:
+    """Declare which version of a model on the hub is meant."""
+    group.add_argument("--revision", metavar="REVISION",
+                       help="of a model on the hub: a branch, tag or commit (default: the main branch)")  # fmt: skip
 
 
 def unescaped(text: str) -> str:

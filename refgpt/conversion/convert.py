@@ -11,7 +11,7 @@ from refgpt.conversion import gguf, huggingface, packed
 from refgpt.conversion.staging import staged
 from refgpt.errors import CheckpointError
 from refgpt.kernels import digests
-from refgpt.params import STORED_DTYPES, Progress
+from refgpt.params import Progress
 from refgpt.tokenizers import Tokenizer
 
 
@@ -21,6 +21,10 @@ class Target(Protocol):
     @property
     def DTYPES(self) -> tuple[str | None, ...]:
         """What it can give matrices; None is what they are stored in."""
+        ...
+
+    def n_bytes(self, source: Checkpoint, dtype: str | None) -> int:
+        """How large the weights become."""
         ...
 
     def write(self, source: Checkpoint, tokenizer: Tokenizer | None, dtype: str | None, directory: Path,
@@ -66,14 +70,7 @@ def convert(
     one_of("to", to, tuple(TARGETS), CheckpointError)
     target = TARGETS[to]
     one_of("dtype", dtype, target.DTYPES, CheckpointError)
-    with staged(path_of("destination", destination, CheckpointError), n_bytes(source, to, dtype)) as directory:
+    n_bytes = target.n_bytes(source, dtype) + SMALL_FILES
+    with staged(path_of("destination", destination, CheckpointError), n_bytes) as directory:
         verify_checksums(source, digests)
         target.write(source, tokenizer, dtype, directory, progress)
-
-
-def n_bytes(source: Checkpoint, to: str, dtype: str | None) -> int:
-    """About what will be written."""
-    if to == "refgpt":
-        return packed.n_bytes(source, dtype) + SMALL_FILES
-    leaves = [leaf for _, leaf in source.params.items()]
-    return SMALL_FILES + sum(leaf.size * STORED_DTYPES[dtype].itemsize if dtype else leaf.nbytes for leaf in leaves)

@@ -16,6 +16,7 @@ import numpy as np
 
 from refgpt.checkpoints import Checkpoint
 from refgpt.checkpoints.ggml_blocks import TYPES, Blocks, n_bytes_of
+from refgpt.checkpoints.ggml_file import QUANTISATION_VERSION
 from refgpt.checkpoints.gguf import (
     ARCHITECTURE,
     BOS,
@@ -26,11 +27,13 @@ from refgpt.checkpoints.gguf import (
     SENTENCEPIECE,
     TOKENIZER,
     TOKENIZER_JSON,
+    UNUSED,
     tensor_name,
 )
 from refgpt.checkpoints.gguf_file import ARRAY, DEFAULT_ALIGNMENT, MAGIC, STRING
 from refgpt.checkpoints.mask import names_of
 from refgpt.conversion.leaves import stored_blocks, written
+from refgpt.conversion.sums import Sums
 from refgpt.params import Leaf, Progress, dtype_name
 from refgpt.tokenizers import Tokenizer
 
@@ -39,10 +42,9 @@ FILE = "model.gguf"
 NUMBERS = {name: number for number, name in TYPES.items()}
 #: What most tensors of a file are (llama.cpp's ``llama_ftype``).
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32}
-QUANTISATION_VERSION = 2
 VERSION = 3
-#: Types of tokens.
-NORMAL, CONTROL, UNUSED = 1, 3, 5
+#: Types of tokens, beside ``UNUSED``.
+NORMAL, CONTROL = 1, 3
 
 
 def write(
@@ -83,15 +85,22 @@ def write(
         raw += string(tensor_name(name)) + struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
         raw += struct.pack("<IQ", NUMBERS[encodings[name]], offset)
         offset += _padded(n_bytes_of(name, encodings[name], shape))
-    n_done, n_total = 0, offset
-    with (directory / FILE).open("wb") as file:
+    n_done, n_total, sums = 0, offset, Sums(directory)
+    with sums.writing(FILE) as file:
         file.write(raw.ljust(_padded(len(raw)), b"\0"))
         for name, leaf in leaves.items():
             for piece in _pieces(name, leaf, encodings[name]):
-                n_done += file.write(piece.reshape(-1).view(np.uint8).data)
+                n_done += file.write(piece)
                 if progress is not None:
                     progress(n_done, n_total)
             n_done += file.write(bytes(_padded(n_done) - n_done))
+    sums.write()
+
+
+def n_bytes(source: Checkpoint, dtype: str | None) -> int:
+    """How many bytes of tensors ``write`` writes."""
+    leaves = source.params.items()
+    return sum(_padded(n_bytes_of(name, _encoding(leaf, dtype), leaf.shape)) for name, leaf in leaves)
 
 
 def _padded(n_bytes: int) -> int:

@@ -11,7 +11,7 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -19,20 +19,21 @@ from refgpt.checkpoints import Checkpoint
 from refgpt.checkpoints.gptj import KEYS, full_name
 from refgpt.config import ModelConfig
 from refgpt.conversion.leaves import dtypes_of, written
+from refgpt.conversion.sums import SummedFile, Sums
 from refgpt.conversion.tokenizer_files import write_tokenizer
 from refgpt.errors import ConfigError
+from refgpt.file_names import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS
 from refgpt.params import STORED_DTYPES, Progress
 from refgpt.small_files import read_json
 from refgpt.tokenizers import Tokenizer
 
 DTYPES = (None, "f32", "f16", "bf16")
+SINGLE = WEIGHTS[0]
 LARGEST_SHARD = 5_000_000_000
-LARGEST_JSON = 1 << 20
 
 SAFETENSORS_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "f64": "F64", "bool": "BOOL"}
 TORCH_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
 ITEM_SIZES = {name: dtype.itemsize for name, dtype in STORED_DTYPES.items()} | {"bool": 1}
-SIDE_FILES = ("generation_config.json",)
 
 
 def write(
@@ -64,19 +65,23 @@ def write(
     dtypes = dtypes_of(source.params, dtype)
     _write_config(source, dtypes, directory)
     write_tokenizer(source, tokenizer, directory)
-    writer = _Writer(source, dtypes, progress)
+    writer, sums = _Writer(source, dtypes, progress), Sums(directory)
     shards = writer.shards()
-    if len(shards) == 1:
-        writer.write_file(directory / "model.safetensors", shards[0])
-        return
     weight_map: dict[str, str] = {}
     for n, shard in enumerate(shards, 1):
-        file = f"model-{n:05d}-of-{len(shards):05d}.safetensors"
-        writer.write_file(directory / file, shard)
-        weight_map |= dict.fromkeys(shard, file)
-    n_bytes = sum(writer.n_bytes(name) for name in weight_map)
-    index = {"metadata": {"total_size": n_bytes}, "weight_map": dict(sorted(weight_map.items()))}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        name = SINGLE if len(shards) == 1 else f"model-{n:05d}-of-{len(shards):05d}.safetensors"
+        with sums.writing(name) as file:
+            writer.write_tensors(file, shard)
+        weight_map |= dict.fromkeys(shard, name)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": writer.n_total}, "weight_map": dict(sorted(weight_map.items()))}
+        (directory / (SINGLE + INDEX)).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    sums.write()
+
+
+def n_bytes(source: Checkpoint, dtype: str | None) -> int:
+    """How many bytes of tensors ``write`` writes."""
+    return _Writer(source, dtypes_of(source.params, dtype), None).n_total
 
 
 class _Writer:
@@ -109,7 +114,8 @@ class _Writer:
             room -= self.n_bytes(name)
         return [sorted(shard, key=lambda name: -ITEM_SIZES[self.dtypes[name]]) for shard in shards]
 
-    def write_file(self, path: Path, names: list[str]) -> None:
+    def write_tensors(self, file: SummedFile, names: list[str]) -> None:
+        """Write a whole file of safetensors."""
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         at = 0
         for name in names:
@@ -119,16 +125,12 @@ class _Writer:
             at = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        with path.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for name in names:
-                self._write_tensor(file, name)
-
-    def _write_tensor(self, file: BinaryIO, name: str) -> None:
-        for piece in self._pieces(name):
-            self.n_done += file.write(piece.reshape(-1).view(np.uint8).data)
-            if self.progress is not None:
-                self.progress(self.n_done, self.n_total)
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            for piece in self._pieces(name):
+                self.n_done += file.write(piece)
+                if self.progress is not None:
+                    self.progress(self.n_done, self.n_total)
 
     def _pieces(self, name: str) -> Iterator[np.ndarray]:
         if name not in self.leaves:
@@ -141,15 +143,13 @@ class _Writer:
 def _write_config(source: Checkpoint, dtypes: dict[str, str], directory: Path) -> None:
     """What transformers needs; a config.json of the source keeps what else it says."""
     kept: dict[str, Any] = {}
-    origin = source.path if source.path.is_dir() else source.path.parent
-    if source.format.startswith("Hugging Face"):
-        kept = read_json(origin / "config.json", ConfigError, LARGEST_JSON)
-        for file in SIDE_FILES:
-            if (origin / file).is_file():
-                (directory / file).write_bytes((origin / file).read_bytes())
+    if source.config_file is not None:
+        kept = read_json(source.config_file, ConfigError)
+        if (settings := source.directory / GENERATION_CONFIG).is_file():
+            (directory / GENERATION_CONFIG).write_bytes(settings.read_bytes())
     kept = {key: value for key, value in kept.items() if key not in ("dtype", "_name_or_path")}
     config = kept | config_json(source.config) | {"torch_dtype": TORCH_DTYPES[dtypes["wte"]]}
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def config_json(config: ModelConfig) -> dict[str, Any]:

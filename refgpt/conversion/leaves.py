@@ -11,35 +11,30 @@ from refgpt.checkpoints.ggml_blocks import Blocks
 from refgpt.errors import CheckpointError
 from refgpt.params import BFLOAT16, STORED_DTYPES, Leaf, Params, dtype_name, row_slices, widen
 
-PIECE = 1 << 24  # bytes of blocks that are copied in one go
+PIECE = 1 << 24  # bytes that are copied in one go
 
 
 def dtypes_of(params: Params, dtype: str | None) -> dict[str, str]:
     """The dtype in which each leaf is written, by the leaf's name.
 
+    A vector (bias, LayerNorm) is written in the narrowest dtype of any matrix that holds it exactly, else in its own.
+    So a model in one dtype stays in one, also by way of a format that has all vectors in float32.
+
     Parameters
     ----------
     dtype : "f32", "f16", "bf16" or None
-        Of matrices. None is as stored; quantised ones decode to float32. Vectors (biases, LayerNorms) keep what they
-        have, but where all matrices share a narrower dtype that holds a vector exactly, it is written in that.
+        Of matrices. None is as stored; quantised ones decode to float32.
     """
-    names = {name: dtype_name(leaf.dtype) or "f32" for name, leaf in params.items()}
     leaves = dict(params.items())
-    matrices = {name: dtype or names[name] for name, leaf in leaves.items() if leaf.ndim == 2}
-    shared = set(matrices.values())
-    if len(shared) == 1:
-        (common,) = shared
-        for name in names.keys() - matrices.keys():
-            if _holds(common, leaves[name]):
-                names[name] = common
-    return names | matrices
+    matrices = {name: dtype or str(dtype_name(leaf.dtype)) for name, leaf in leaves.items() if leaf.ndim == 2}
+    vectors = {name: leaf for name, leaf in leaves.items() if leaf.ndim == 1}
+    return matrices | {name: _narrowest(leaf, set(matrices.values())) for name, leaf in vectors.items()}
 
 
-def _holds(dtype: str, vector: Leaf) -> bool:
-    wide = widen(vector, np.float64)
-    if not np.isfinite(wide).all() or STORED_DTYPES[dtype].itemsize > vector.dtype.itemsize:
-        return False
-    return bool((widen(_narrowed(wide, dtype), np.float64) == wide).all())
+def _narrowest(vector: Leaf, dtypes: set[str]) -> str:
+    own, wide = str(dtype_name(vector.dtype)), widen(vector, np.float64)
+    candidates = sorted(dtypes, key=lambda name: (STORED_DTYPES[name].itemsize, name != own, name))
+    return next((name for name in candidates if (widen(_narrowed(wide, name), np.float64) == wide).all()), own)
 
 
 def written(name: str, leaf: Leaf, dtype: str) -> Iterator[np.ndarray]:

@@ -11,18 +11,20 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from refgpt.checkpoints import Checkpoint, Table, place_of, release
-from refgpt.checkpoints.packed import CONFIG, FILE, FORMAT, MANIFEST, PAGE, VERSION, Stored
+from refgpt.checkpoints import Checkpoint, Table, is_table, place_of, release
+from refgpt.checkpoints.packed import FILE, FORMAT, MANIFEST, PAGE, VERSION, Stored
 from refgpt.checksums import PIECE_WORDS, checksum
 from refgpt.conversion.huggingface import config_json
+from refgpt.conversion.leaves import PIECE
 from refgpt.conversion.tokenizer_files import write_tokenizer
+from refgpt.file_names import CONFIG
 from refgpt.kernels import digests
-from refgpt.panels import Panels
+from refgpt.panels import PACKED_DTYPES, Panels
 from refgpt.params import STORED_DTYPES, Leaf, Progress, row_slices
-from refgpt.runtime.packing import is_table, pack_rows, pack_vector, packed_kind
+from refgpt.runtime.packing import pack_rows, pack_vector, packed_kind
 from refgpt.tokenizers import Tokenizer
 
-DTYPES = (None, "f32", "f16", "q8", "q4")
+DTYPES = PACKED_DTYPES
 NO_CHECKSUM = "0" * len(checksum(np.zeros(0, np.uint64)))
 
 
@@ -63,13 +65,14 @@ def write(
         for name, leaf in source.params.items():
             tensor = _Tensor(file)
             for piece in _pieces(name, leaf, stored[name]):
-                tensor.write(piece)
-                n_done += piece.nbytes
+                n_done += tensor.write(piece)
                 if progress is not None:
                     progress(n_done, n_total)
             n_done += tensor.pad()
             checksums[name] = tensor.checksum()
             release(leaf)
+        if progress is not None:
+            progress(n_done, n_total)
         header = _header(source, stored, checksums)
         file.seek(0)
         file.write(header)
@@ -137,10 +140,10 @@ def _pieces(name: str, leaf: Leaf, stored: Stored) -> Iterator[np.ndarray]:
             yield panels.data.reshape(-1).view(np.uint8)
 
 
-def _as_they_are(data: np.ndarray, piece: int = 1 << 24) -> Iterator[np.ndarray]:
+def _as_they_are(data: np.ndarray) -> Iterator[np.ndarray]:
     whole = data.reshape(-1).view(np.uint8)
-    for start in range(0, len(whole), piece):
-        yield whole[start : start + piece]
+    for start in range(0, len(whole), PIECE):
+        yield whole[start : start + PIECE]
 
 
 class _Tensor:
@@ -151,19 +154,19 @@ class _Tensor:
         self._rest = np.empty(0, np.uint8)  # of the piece that is not whole yet
         self._digests: list[np.ndarray] = []
 
-    def write(self, raw: np.ndarray) -> None:
+    def write(self, raw: np.ndarray) -> int:
+        """Its next bytes. -> how many"""
         self._file.write(raw.data)
         self._n_bytes += len(raw)
         waiting = np.concatenate((self._rest, raw))
         whole = len(waiting) // (4 * PIECE_WORDS) * 4 * PIECE_WORDS
         self._digests.append(digests(waiting[:whole].view(np.uint32)))
         self._rest = waiting[whole:].copy()
+        return len(raw)
 
     def pad(self) -> int:
         """Zeros up to the next page. -> how many"""
-        n = -self._n_bytes % PAGE
-        self.write(np.zeros(n, np.uint8))
-        return n
+        return self.write(np.zeros(-self._n_bytes % PAGE, np.uint8))
 
     def checksum(self) -> str:
         """Of the whole tensor, once it is padded."""

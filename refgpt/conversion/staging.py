@@ -16,6 +16,8 @@ from pathlib import Path
 
 from refgpt.errors import CheckpointError
 
+ELSEWHERE = "name a destination on another disk"
+
 
 @contextmanager
 def staged(destination: Path, n_bytes: int) -> Iterator[Path]:
@@ -34,31 +36,38 @@ def staged(destination: Path, n_bytes: int) -> Iterator[Path]:
         If the destination is taken or another process is writing it, or the disk has no room.
     """
     destination = Path(os.path.abspath(destination))
+    if not destination.name:
+        raise CheckpointError("there is something of that name", where=destination, fix="name a new directory")
     parent, staging = destination.parent, destination.with_name(f".{destination.name}.partial")
     try:
         check_free(destination)
         free = shutil.disk_usage(parent).free
         lock = _locked(staging, destination)
     except OSError as fault:
-        raise CheckpointError(f"nothing can be written there ({fault.strerror})", where=destination) from fault
+        raise CheckpointError(f"nothing can be written there ({fault.strerror})", where=destination,
+                              fix=ELSEWHERE) from fault  # fmt: skip
+    whole = False
     try:
         for left in staging.iterdir():  # by a process that was killed
             free += left.stat().st_size
             left.unlink()
         if free < n_bytes:
             raise CheckpointError("there is no room on the disk", where=parent, got=f"{free} bytes",
-                                  wanted=f"{n_bytes} bytes")  # fmt: skip
+                                  wanted=f"{n_bytes} bytes", fix=ELSEWHERE)  # fmt: skip
         yield staging
         for path in staging.iterdir():
             _sync(path)
         _sync(staging)
         check_free(destination)
         staging.rename(destination)
+        whole = True
         _sync(parent)
     except BaseException as fault:
-        shutil.rmtree(staging, ignore_errors=True)
+        if not whole:
+            shutil.rmtree(staging, ignore_errors=True)
         if isinstance(fault, OSError):
-            raise CheckpointError(f"it cannot be written ({fault.strerror})", where=destination) from fault
+            raise CheckpointError(f"it cannot be written ({fault.strerror})", where=destination,
+                                  fix=ELSEWHERE) from fault  # fmt: skip
         raise
     finally:
         os.close(lock)

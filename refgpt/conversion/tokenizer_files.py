@@ -6,12 +6,10 @@ import logging
 from pathlib import Path
 
 from refgpt.checkpoints import Checkpoint
+from refgpt.file_names import TOKENIZER_FILES
 from refgpt.tokenizers import Tokenizer
 
 log = logging.getLogger("refgpt")
-
-FILES = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe", "added_tokens.json",
-         "special_tokens_map.json", "tokenizer_config.json", "tokenizer.model")  # fmt: skip
 
 
 def write_tokenizer(source: Checkpoint, tokenizer: Tokenizer | None, directory: Path) -> None:
@@ -19,10 +17,9 @@ def write_tokenizer(source: Checkpoint, tokenizer: Tokenizer | None, directory: 
     if tokenizer is None:
         return
     if source.vocabulary is None:
-        origin = source.path if source.path.is_dir() else source.path.parent
-        for name in FILES:
-            if (origin / name).is_file():
-                (directory / name).write_bytes((origin / name).read_bytes())
+        for name in TOKENIZER_FILES:
+            if (source.directory / name).is_file():
+                (directory / name).write_bytes((source.directory / name).read_bytes())
         return
     files = tokenizer.files()
     if not files:

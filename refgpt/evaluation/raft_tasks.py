@@ -27,12 +27,11 @@ from refgpt.arguments import path_of
 from refgpt.errors import DataError
 from refgpt.evaluation.tables import Table, read_csv
 from refgpt.evaluation.templates import Template, check_labels, numbered
-from refgpt.small_files import parse_json, read_bytes, read_json
+from refgpt.small_files import LARGEST_JSON, parse_json, read_bytes, read_json
 from refgpt.wording import listed, shown
 
 log = logging.getLogger("refgpt")
 
-LARGEST_JSON = 1 << 20
 SETTINGS_FILES = ("prompt_construction_settings.json", "prompt_construction_settings.jsonl")
 
 #: The columns that are shown to the model, in the order of HELM's settings.
@@ -169,7 +168,7 @@ def _labels(file: Path, tables: Sequence[Table], instructions: str | None) -> tu
     listed_there: Any = re.findall(r"^\d+\. (.+)$", instructions or "", re.MULTILINE)
     listing = file.parent / "task.json"
     if not listed_there and file.name == "train.csv" and listing.is_file():
-        columns = read_json(listing, DataError, LARGEST_JSON).get("label_columns")
+        columns = read_json(listing, DataError).get("label_columns")
         listed_there = columns.get("Label") if isinstance(columns, dict) else None
         if not isinstance(listed_there, list) or not all(isinstance(label, str) for label in listed_there):
             raise DataError("lists no labels", where=listing, got=shown(columns),

@@ -93,7 +93,7 @@ def read_csv(path: str | os.PathLike[str]) -> Table:
         raise DataError("has no rows", where=path, wanted="a line of column names, and rows below it")
     columns = tuple(rows[0])
     if len(set(columns)) < len(columns):
-        raise DataError("has two columns of one name", where=path, got=listed(columns))
+        raise DataError("has two columns of one name", where=path, got=listed(columns), fix="rename one")
     for fields, line in zip(rows, lines, strict=True):
         if len(fields) != len(columns):
             raise DataError("has another number of fields than the first line", where=f"{path}, line {line}",

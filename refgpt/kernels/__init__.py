@@ -6,7 +6,7 @@ from refgpt.kernels.linear import Activations, linear, pack, quantise_rows, scra
 from refgpt.kernels.native import CHUNK, FEW_ROWS
 from refgpt.kernels.ops import embedding, gelu, layer_norm, residual, rotary, row_sum, softmax
 from refgpt.kernels.quantising import digests, quantise
-from refgpt.kernels.registry import Kernel, active, force_isa, list_kernels
+from refgpt.kernels.registry import Kernel, active, force_isa, forced_isa, list_kernels
 from refgpt.kernels.threads import check_threads
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "digests",
     "embedding",
     "force_isa",
+    "forced_isa",
     "gelu",
     "kv_append",
     "kv_shapes",

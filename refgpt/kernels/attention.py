@@ -7,6 +7,7 @@ import numpy as np
 from refgpt.errors import KernelError
 from refgpt.kernels.calling import (
     I64,
+    SMALLEST_PIECE,
     Program,
     arguments,
     check_shape,
@@ -23,7 +24,6 @@ from refgpt.kernels.registry import Kernel, active
 from refgpt.kernels.threads import check_threads
 from refgpt.panels import LANES, n_panels
 
-SMALLEST_PIECE = 1 << 17  # multiplications that are worth waking a thread for
 QUERY_TILE = np.dtype([("first_row", I64), ("n_rows", I64), ("slot", I64)])
 
 
@@ -118,7 +118,7 @@ def attention(
                  scratch=floats("scratch", scratch, scratch.shape, written=True),
                  tiles=ffi.from_buffer("refgpt_query_tile[]", tiles), n_visible=indices("n_visible", n_visible),
                  n_rows=n_rows, n_keys=n_keys, n_head=n_head, d_head=d_head, capacity=capacity)  # fmt: skip
-    grain = max(1, SMALLEST_PIECE // (2 * capacity * d_head))
+    grain = max(1, SMALLEST_PIECE // max(1, 2 * capacity * d_head))
     run(kernel or active(f"attention_{dtype}"), args, len(tiles) * n_head, grain, n_threads, program)
     return z
 

@@ -10,11 +10,14 @@ from refgpt.errors import KernelError
 from refgpt.kernels.native import ffi, lib
 from refgpt.kernels.registry import Kernel
 from refgpt.kernels.threads import check_threads
+from refgpt.panels import Panels
 from refgpt.params import BFLOAT16
 
 F32 = np.dtype(np.float32)
 I64 = np.dtype(np.int64)
 DTYPE_NAMES = {F32: "f32", np.dtype(np.float16): "f16", BFLOAT16: "bf16"}
+#: Multiplications of floats that are worth waking a thread for, some tens of microseconds.
+SMALLEST_PIECE = 1 << 17
 
 
 class Program:
@@ -122,4 +125,14 @@ def output(out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
         return np.empty(shape, np.float32)
     if not out.flags.writeable:
         raise KernelError("not writable", where="out")
+    return out
+
+
+def output_panels(out: Panels | None, kind: str, shape: tuple[int, int]) -> Panels:
+    """Where a packed matrix [n_out, n_in] goes: ``out``, if it is of this kind and shape, or new panels."""
+    if out is None:
+        return Panels.zeros(kind, *shape)
+    if (out.kind, out.shape) != (kind, shape):
+        raise KernelError("other panels than the matrix", where="out", got=f"{out.kind} {out.shape}",
+                          wanted=f"{kind} {shape}")  # fmt: skip
     return out

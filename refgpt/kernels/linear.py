@@ -7,13 +7,25 @@ from math import prod
 import numpy as np
 
 from refgpt.errors import KernelError
-from refgpt.kernels.calling import F32, Program, arguments, check_shape, check_whole, floats, kind_of, output, run
+from refgpt.kernels.calling import (
+    F32,
+    SMALLEST_PIECE,
+    Program,
+    arguments,
+    check_shape,
+    check_whole,
+    floats,
+    kind_of,
+    output,
+    output_panels,
+    run,
+)
 from refgpt.kernels.native import FEW_ROWS, ROW_GROUP, ffi
 from refgpt.kernels.registry import Kernel, active
 from refgpt.panels import BLOCK, FLOATS, LANES, Panels, aligned_zeros, n_blocks, n_panels, panel_shape
 
-#: Multiplications that are worth waking a thread for, some tens of microseconds: of floats, of bytes.
-SMALLEST_PIECE, SMALLEST_QUANTISED_PIECE = 1 << 17, 1 << 19
+#: As ``SMALLEST_PIECE``, of bytes.
+SMALLEST_QUANTISED_PIECE = 1 << 19
 RECORD = BLOCK + 8  # bytes of a quantised row's block: integers, scale, sum
 
 
@@ -146,10 +158,7 @@ def pack(
     """
     n_out, n_in = check_shape("w", w, (None, None))
     kind = kind_of("w", w)
-    out = Panels.zeros(kind, n_out, n_in) if out is None else out
-    if (out.kind, out.shape) != (kind, (n_out, n_in)):
-        raise KernelError("other panels than the matrix", where="out", got=f"{out.kind} {out.shape}",
-                          wanted=f"{kind} {(n_out, n_in)}")  # fmt: skip
+    out = output_panels(out, kind, (n_out, n_in))
     matrix, panels = check_whole("w", w, anywhere=True), check_whole("out", out.data, written=True)
     args = arguments("pack", w=ffi.from_buffer(matrix), panels=ffi.from_buffer(panels), n_in=n_in, n_out=n_out)
     run(kernel or active(f"pack_b{w.dtype.itemsize}"), args, n_panels(n_out), 4, threads, program)

@@ -14,9 +14,8 @@ if ABI != lib.REFGPT_ABI:
     raise KernelError("the installed C kernels are of another version than this Python code", got=lib.REFGPT_ABI,
                       wanted=ABI, fix='run "python -m pip install ."')  # fmt: skip
 
-LANES: int = lib.REFGPT_LANES
 CHUNK: int = lib.REFGPT_CHUNK
 FEW_ROWS: int = lib.REFGPT_FEW_ROWS
 ROW_GROUP: int = lib.REFGPT_ROW_GROUP
 
-__all__ = ["CHUNK", "FEW_ROWS", "LANES", "ROW_GROUP", "ffi", "lib"]
+__all__ = ["CHUNK", "FEW_ROWS", "ROW_GROUP", "ffi", "lib"]

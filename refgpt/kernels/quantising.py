@@ -9,7 +9,7 @@ import numpy as np
 
 from refgpt.checksums import PIECE_WORDS
 from refgpt.errors import KernelError
-from refgpt.kernels.calling import Program, arguments, check_shape, check_whole, kind_of, run
+from refgpt.kernels.calling import Program, arguments, check_shape, check_whole, kind_of, output_panels, run
 from refgpt.kernels.native import ffi
 from refgpt.kernels.registry import Kernel, active
 from refgpt.panels import BLOCK_BYTES, Panels, n_panels
@@ -37,10 +37,7 @@ def quantise(
     dtype = DTYPE_NUMBERS[kind_of("w", w)]
     if kind not in BLOCK_BYTES:
         raise KernelError("cannot be used", where="kind", got=repr(kind), wanted=" or ".join(BLOCK_BYTES))
-    out = Panels.zeros(kind, n_out, n_in) if out is None else out
-    if (out.kind, out.shape) != (kind, (n_out, n_in)):
-        raise KernelError("other panels than the matrix", where="out", got=f"{out.kind} {out.shape}",
-                          wanted=f"{kind} {(n_out, n_in)}")  # fmt: skip
+    out = output_panels(out, kind, (n_out, n_in))
     matrix, panels = check_whole("w", w, anywhere=True), check_whole("out", out.data, written=True)
     args = arguments("quantise", w=ffi.from_buffer(matrix), panels=ffi.from_buffer(panels), n_in=n_in, n_out=n_out,
                      dtype=dtype)  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from refgpt.checkpoints import Table, check_finite, place_of, release
+from refgpt.checkpoints import Table, check_finite, is_table, place_of, release
 from refgpt.kernels import pack, quantise
 from refgpt.panels import BLOCK_BYTES, FLOATS, Panels, aligned_zeros
 from refgpt.params import STORED_DTYPES, Block, Leaf, Params, Progress, dtype_name, kept_leaf, row_slices, widen
@@ -104,11 +104,6 @@ def packed_kind(name: str, leaf: Leaf, dtype: str | None) -> str:
         return leaf.kind
     stored = dtype_name(leaf.dtype)
     return stored if stored in FLOATS else "f32"
-
-
-def is_table(name: str, kind: str) -> bool:
-    """Whether a matrix of this kind stays a matrix of rows: an embedding table in floats does."""
-    return name == "wte" and kind in FLOATS
 
 
 def pack_rows(where: str, rows: np.ndarray, out: np.ndarray | Panels, threads: int | None = None) -> None:

@@ -34,6 +34,6 @@ class RecordedPass:
     def run(self, rows: Rows) -> np.ndarray:
         """Logits of these rows, which must be able to exist: nothing is checked here."""
         for field in fields(Rows):
-            getattr(self._rows, field.name)[...] = getattr(rows, field.name)
+            np.copyto(getattr(self._rows, field.name), getattr(rows, field.name))
         self._program.run(self._threads)
         return self._logits.copy()

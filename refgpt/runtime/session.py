@@ -10,8 +10,8 @@ import numpy as np
 from refgpt.arguments import one_of
 from refgpt.config import ModelConfig
 from refgpt.errors import GenerationError
-from refgpt.kernels import CHUNK, check_threads
-from refgpt.panels import BLOCK_BYTES, Panels
+from refgpt.kernels import CHUNK, check_threads, forced_isa
+from refgpt.panels import BLOCK_BYTES, PACKED_DTYPES, Panels
 from refgpt.params import KV_DTYPES, STORED_DTYPES, KVDtype, Params, Progress
 from refgpt.prompts import check_cut, check_ids, check_tokens
 from refgpt.runtime.cache import KVCache
@@ -55,7 +55,7 @@ class Runtime:
         kv_dtype: KVDtype | None = None,
         progress: Progress | None = None,
     ) -> None:
-        one_of("dtype", dtype, (None, "f32", "f16", "q8", "q4"), GenerationError)
+        one_of("dtype", dtype, PACKED_DTYPES, GenerationError)
         one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), GenerationError)
         self.config = config
         self.threads = check_threads(threads)
@@ -109,7 +109,7 @@ class RuntimeSession:
         self._runtime = runtime
         self.cache = KVCache(runtime.config, n_seqs, min(capacity, runtime.config.n_ctx), runtime.kv_dtype)
         self._workspace = self._new_workspace(n_seqs)
-        self._recorded: dict[tuple[int, int, int | None], RecordedPass] = {}
+        self._recorded: dict[tuple[int, int, int | None, str | None], RecordedPass] = {}
 
     def prefill(self, seq: int, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
         """See ``Session.prefill``."""
@@ -143,6 +143,8 @@ class RuntimeSession:
     def decode(self, seqs: Sequence[int], ids: Sequence[int]) -> np.ndarray:
         """See ``Session.decode``."""
         tokens, slots = check_tokens(ids, self._runtime.config), self._check_slots(seqs)
+        if len(tokens) != len(slots):
+            raise GenerationError("not one token a sequence", where="ids", got=len(tokens), wanted=len(slots))
         self._check_room(int(self.cache.lengths[slots].max()) + 1)
         rows = Rows.of(tokens, slots, self.cache.lengths[slots])
         logits = self._pass(rows)
@@ -168,7 +170,7 @@ class RuntimeSession:
         engine = self._runtime
         if n > MOST_ROWS:
             return forward(engine.params, engine.config, rows, self.cache, engine.rotation, self._workspace, wanted)
-        kind = n, len(rows.tiles), wanted.start
+        kind = n, len(rows.tiles), wanted.start, forced_isa()
         if kind not in self._recorded:
             self._recorded[kind] = RecordedPass(engine.params, engine.config, rows, self.cache, engine.rotation,
                                                 self._workspace, wanted)  # fmt: skip

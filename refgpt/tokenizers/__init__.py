@@ -22,16 +22,15 @@ from pathlib import Path
 
 from refgpt.arguments import path_of
 from refgpt.errors import TokenizerError
+from refgpt.file_names import SENTENCEPIECE
+from refgpt.file_names import TOKENIZER_FORMS as FORMS
 from refgpt.tokenizers.base import StreamDecoder, Tokenizer
 from refgpt.tokenizers.files import OtherKind
 from refgpt.vocabulary import Vocabulary
 
 __all__ = ["StreamDecoder", "Tokenizer", "find_tokenizer", "load_tokenizer", "tokenizer_of"]
 
-#: Files that make a tokenizer together, in the order in which they are preferred.
-SENTENCEPIECE = "tokenizer.model"
-FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), (SENTENCEPIECE,))
-ACCEPTED = "tokenizer.json, vocab.json with merges.txt, encoder.json with vocab.bpe, or tokenizer.model"
+ACCEPTED = ", ".join(" with ".join(form) for form in FORMS[:-1]) + f", or {SENTENCEPIECE}"
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:

@@ -16,6 +16,7 @@ import tokenizers
 
 from refgpt.config import LARGEST
 from refgpt.errors import TokenizerError
+from refgpt.file_names import ADDED_TOKENS
 from refgpt.tokenizers.base import Tokenizer
 from refgpt.tokenizers.files import (
     OtherKind,
@@ -164,7 +165,7 @@ def read_merges(path: Path) -> list[str]:
 
 def _added_beside(path: Path) -> dict[str, int]:
     """What the added_tokens.json in the same directory adds."""
-    beside = path.parent / "added_tokens.json"
+    beside = path.parent / ADDED_TOKENS
     return _checked_ids(read_settings(beside), "the file", beside) if beside.is_file() else {}
 
 

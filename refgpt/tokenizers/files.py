@@ -9,12 +9,13 @@ from typing import Any
 
 from refgpt import small_files
 from refgpt.errors import TokenizerError
+from refgpt.file_names import TOKENIZER_SETTINGS
 from refgpt.wording import FRESH_COPY
 
 #: Of a vocabulary, merges or model: GPT-JT's tokenizer.json, the largest of the family, has 2.1 MB.
 MOST_BYTES = 8 << 20
 #: Of what only names or adds some tokens.
-MOST_BYTES_OF_SETTINGS = 1 << 20
+MOST_BYTES_OF_SETTINGS = small_files.LARGEST_JSON
 
 
 class OtherKind(TokenizerError):
@@ -55,7 +56,7 @@ def expect(value: Any, kind: type[dict] | type[list] | type[str], what: str, whe
 def named_eos(directory: Path) -> list[str]:
     """The tokens that a model directory's settings name as the end of a text, the first choice first."""
     names = []
-    for path in (directory / "special_tokens_map.json", directory / "tokenizer_config.json"):
+    for path in (directory / name for name in TOKENIZER_SETTINGS):
         token = read_settings(path).get("eos_token") if path.is_file() else None
         if token is not None:
             content = token.get("content") if isinstance(token, dict) else token

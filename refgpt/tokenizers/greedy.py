@@ -51,10 +51,6 @@ class GreedyTokenizer(Tokenizer):
         self._special = re.compile("(" + "|".join(map(re.escape, special)) + ")") if special else None
         self._words = ByteLevel(add_prefix_space=False, use_regex=True)
 
-    def files(self) -> dict[str, bytes]:
-        """None: no file of a tokenizer says that merges are not known."""
-        return {}
-
     def _encode(self, text: str) -> list[int]:
         pieces = [text] if self._special is None else self._special.split(text)
         ids: list[int] = []

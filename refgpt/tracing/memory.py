@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections import Counter
 from collections.abc import Collection
 from math import prod
-from pathlib import Path
 
 import numpy as np
 
 from refgpt.config import ModelConfig
 from refgpt.engine import Engine, SpecEngine
 from refgpt.errors import RefgptError
+from refgpt.memory import machine_memory
 from refgpt.spec import tap_shapes
 from refgpt.tracing.places import row_axis
 from refgpt.wording import size
-
-MEMINFO = Path("/proc/meminfo")
 
 #: Copies of an activation that are in use while it is shown, beside what is kept of it.
 IN_PASSING = 3
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had: on Linux without swapping, elsewhere all that there are; None if that is unknown."""
-    try:
-        found = re.search(r"MemAvailable: +(\d+) kB", MEMINFO.read_text())
-        if found:
-            return 1024 * int(found[1])
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on every system, nor every name
-        return None
+    """Bytes that can be had, or else all that there are; None if that is unknown."""
+    total, available = machine_memory()
+    return total if available is None else available
 
 
 def dtype_of(engine: Engine) -> np.dtype:

@@ -173,7 +173,8 @@ def mean_ablation(
             find_names([name], list(trace), "reference")
         widths = {trace[name].shape[1:] for trace in traces}
         if len(widths) > 1:
-            raise RefgptError("the traces are of different models", where=name, got=sorted(map(list, widths)))
+            raise RefgptError("the traces are of different models", where=name, got=sorted(map(list, widths)),
+                              fix="take them from one model")  # fmt: skip
     means = {name: np.concatenate([trace[name] for trace in traces]).mean(axis=0, dtype=np.float64) for name in found}
     return {name: Replacement(mean, positions, heads, neurons) for name, mean in means.items()}
 

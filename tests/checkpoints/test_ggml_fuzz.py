@@ -1,5 +1,6 @@
 """Whatever happens to a ggml or GGUF file, it opens or is refused in the proper way, quickly and in little memory."""
 
+import json
 import re
 import struct
 import tempfile
@@ -17,16 +18,22 @@ from tiny import random_params, tiny_config
 
 from refgpt.checkpoints import gguf_file, open_checkpoint
 from refgpt.errors import RefgptError
+from refgpt.model import open_model
 from refgpt.params import widen
 
 FAST = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 CONFIG = tiny_config(n_layer=1, n_head=2, d_model=32, d_ff=32, d_rotary=2, n_vocab=11, n_ctx=6)
 PARAMS = random_params(CONFIG, seed=9)
-TOKENS = [b"<|endoftext|>", *(bytes([65 + i]) for i in range(9)), b"\xff"]
+TOKENS = [b"<|endoftext|>", *(bytes([65 + i]) for i in range(8)), b"AB", b"\xff"]
 TOKENIZER = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": TOKENS, "tokenizer.ggml.merges": ["A B"],
              "tokenizer.ggml.token_type": np.ones(11, "<i4"), "tokenizer.ggml.eos_token_id": 0}  # fmt: skip
 GGML = ggml_bytes(CONFIG, PARAMS, "q4_0", tokens=TOKENS)
 GGUF = gguf_bytes(gguf_metadata(CONFIG, **TOKENIZER), gguf_names(PARAMS), "q5_1")
+WHOLE = {"added_tokens": [], "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+         "model": {"type": "BPE", "vocab": {chr(65 + i): i for i in range(11)}, "merges": []}}  # fmt: skip
+WITH_FILE = gguf_bytes(
+    gguf_metadata(CONFIG, **TOKENIZER, **{"tokenizer.huggingface.json": json.dumps(WHOLE)}), gguf_names(PARAMS), "q8_0"
+)
 N_HEADER = {"ggml": GGML.index(b"transformer.wte") + 100, "gguf": GGUF.index(b"output.bias") + 60}
 
 
@@ -41,7 +48,7 @@ def answers_properly(raw, n_bytes=None):
         tracemalloc.start()
         start = time.process_time()
         try:
-            checkpoint = open_checkpoint(path)
+            checkpoint, _ = open_model(path)  # with its tokenizer
             for _, leaf in checkpoint.params.items():
                 widen(leaf)
         except RefgptError as error:
@@ -55,7 +62,7 @@ def answers_properly(raw, n_bytes=None):
 
 
 def test_the_whole_files_open():
-    assert answers_properly(GGML) is None and answers_properly(GGUF) is None
+    assert [answers_properly(raw) for raw in (GGML, GGUF, WITH_FILE)] == [None] * 3
 
 
 @FAST
@@ -65,7 +72,7 @@ def test_damaged_ggml(raw):
 
 
 @FAST
-@given(damaged(GGUF))
+@given(damaged(GGUF) | damaged(WITH_FILE))
 def test_damaged_gguf(raw):
     answers_properly(raw)
 

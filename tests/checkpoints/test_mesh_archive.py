@@ -135,6 +135,13 @@ def test_no_room(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="no room to unpack the archive; got No space left"):
         open_checkpoint(path)
 
+    def broken(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(mesh_archive.shutil, "copyfileobj", broken)
+    with pytest.raises(CheckpointError, match=r"cannot be read \(Input/output error\)"):
+        open_checkpoint(path)
+
 
 def test_without_a_library(tmp_path, monkeypatch):
     path = write_archive(tmp_path, compressed(tar(FILES)))

@@ -132,7 +132,7 @@ def test_a_matrix_of_many_slices_and_pieces(tmp_path, monkeypatch):
     assert max(path.stat().st_size for path in out.iterdir()) > 15 * 65536
     assert np.array_equal(refgpt.load(out).logits(IDS), want)
     assert done == sorted(done) and len(done) > 100
-    assert {total for _, total in done} == {done[-1][1]} and done[-1][0] <= done[-1][1]
+    assert {total for _, total in done} == {done[-1][0]}
 
 
 @pytest.mark.parametrize("prefix", [True, False, None])
@@ -296,13 +296,17 @@ def test_a_manifest_that_makes_no_sense(damaged, change, match):
     refused(damaged, match)
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "sub/file", "..", ""])
-def test_a_manifest_cannot_reach_out_of_its_directory(damaged, name):
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [("../outside", "makes no sense"), ("/etc/passwd", "makes no sense"), ("./x", "makes no sense"), ("..", "missing")],
+)
+def test_a_manifest_cannot_reach_out_of_its_directory(damaged, name, match):
+    (damaged.parent / "outside").write_text("1")
     path = damaged / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["files"][name] = {"bytes": 1, "sha256": ""}
     path.write_text(json.dumps(manifest))
-    refused(damaged, "makes no sense|missing")
+    refused(damaged, match)
 
 
 def rewrite(directory: Path, change) -> None:
@@ -351,6 +355,10 @@ HOSTILE = {
     "swapped tensors": (swap, "not those that were written"),
     "another dtype": (lambda header, leaves: header["b_head"].update(dtype="I8"), "another size"),
     "an offset beyond the end": (lambda header, leaves: header["b_head"].update(data_offsets=[0, 1 << 60]), "offsets"),
+    "a checksum of many letters": (set_leaf(checksum="0" * 65), "not read"),
+    "a tensor more": (lambda header, leaves: header.update(more={"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}),
+                      "no leaves; got more"),
+    "leaves that are no text": (lambda header, leaves: header["__metadata__"].update(mask="\ud800"), "no mask"),
     "no mask": (lambda header, leaves: header["__metadata__"].pop("mask"), "no mask"),
     "another mask": (lambda header, leaves: header["__metadata__"].update(mask="none"), "no mask"),
 }  # fmt: skip
@@ -364,6 +372,23 @@ def test_a_header_with_bad_intentions(damaged, fault):
         refgpt.load(damaged)
     else:
         refused(damaged, match)
+
+
+def test_leaves_that_are_no_characters_are_refused(damaged):
+    rewrite(damaged, lambda header, leaves: None)
+    file = damaged / "packed.safetensors"
+    header, _ = header_of(file)
+    raw = file.read_bytes()
+    at = raw.index(b"blocks.0.wq")
+    assert at < len(json.dumps(header)) + 8
+    damaged_name = raw[:at] + b"\\ud800" + raw[at + 6 :]
+    file.write_bytes(damaged_name)
+    head = damaged_name[: 8 + int.from_bytes(raw[:8], "little")]
+    path = damaged / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"]["packed.safetensors"]["sha256"] = hashlib.sha256(head).hexdigest()
+    path.write_text(json.dumps(manifest))
+    refused(damaged, "UTF-8|do not fit|overlaps|belong to none|missing")
 
 
 def test_a_header_of_any_length_is_refused(damaged):

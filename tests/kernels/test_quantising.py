@@ -6,7 +6,7 @@ from kernels.buffers import RUNNABLE, in_pieces
 
 from refgpt import checksums, quantisation
 from refgpt.errors import KernelError
-from refgpt.kernels import Kernel, digests, quantise
+from refgpt.kernels import Kernel, digests, pack, quantise
 from refgpt.panels import Panels
 from refgpt.params import BFLOAT16
 
@@ -63,10 +63,13 @@ def test_a_matrix_quantised_in_parts_is_the_whole(kind):
     assert panels.data.tobytes() == quantise(w, kind).data.tobytes()
 
 
-@pytest.mark.parametrize("out", [Panels.zeros("q8", 20, 12), Panels.zeros("q4", 20, 13), Panels.zeros("q4", 36, 12)])
+@pytest.mark.parametrize("out", [Panels.zeros("q8", 20, 12), Panels.zeros("q4", 20, 13), Panels.zeros("q4", 36, 12),
+                                 Panels.zeros("f32", 20, 13), Panels.zeros("f32", 36, 12)])  # fmt: skip
 def test_other_panels_are_refused(out):
     with pytest.raises(KernelError, match="other panels"):
         quantise(np.ones((20, 12), np.float32), "q4", out)
+    with pytest.raises(KernelError, match="other panels"):
+        pack(np.ones((20, 12), np.float32), out)
 
 
 @each("checksum")

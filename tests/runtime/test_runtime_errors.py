@@ -51,6 +51,11 @@ REFUSED = {
     "one slot twice": lambda s: s.decode([GOING, GOING], [1, 1]),
     "more slots than tokens": lambda s: s.decode([GOING, EMPTY], [1]),
     "more tokens than slots": lambda s: s.decode([GOING], [1, 2]),
+    "more tokens than slots, after as many rows of one": lambda s: (
+        s.extend(GOING, [1, 2]),
+        s.truncate(GOING, 5),
+        s.decode([GOING], [6, 7]),
+    ),
     "a token that does not exist": lambda s: s.decode([GOING], [-1]),
 }
 

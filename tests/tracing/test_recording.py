@@ -11,6 +11,7 @@ from tiny import random_params, tiny_config
 from tracing.models import CLOSE, CONFIG, ENGINES, IDS, ORACLE, PARAMS, RUNTIME, Spelling, as_model
 
 import refgpt
+from refgpt import memory as machine
 from refgpt.config import ModelConfig
 from refgpt.engine import SpecEngine
 from refgpt.errors import GenerationError, RefgptError
@@ -232,16 +233,16 @@ def test_the_limit_is_what_is_kept_and_what_passes_by(monkeypatch):
 def test_memory_is_read_where_the_system_tells_it(monkeypatch, tmp_path):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:       24000000 kB\nMemAvailable:    1234567 kB\n")
-    monkeypatch.setattr(memory, "MEMINFO", meminfo)
+    monkeypatch.setattr(machine, "MEMINFO", meminfo)
     assert memory.available_memory() == 1234567 * 1024
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "none")
-    monkeypatch.setattr(memory.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}.__getitem__, raising=False)
+    monkeypatch.setattr(machine, "MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(machine.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}.__getitem__, raising=False)
     assert memory.available_memory() == 4096000
 
     def unknown(name):
         raise ValueError(name)
 
-    monkeypatch.setattr(memory.os, "sysconf", unknown, raising=False)
+    monkeypatch.setattr(machine.os, "sysconf", unknown, raising=False)
     assert memory.available_memory() is None
     assert list(record(RUNTIME, IDS, names="embed")) == ["embed"]  # where nothing is known, nothing is refused
 

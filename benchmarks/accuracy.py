@@ -1,0 +1,82 @@
+"""What 8 and 4 bits a weight cost the default model on texts that it has not read.
+
+    PYTHONPATH=tests python -m benchmarks.accuracy TEXT...
+
+For every way of keeping the weights: by how much the perplexity rises over float32's, the mean divergence (KL, in nats)
+of the next-token distribution from float32's, and the rms error of the matrices beside that of ggml's format. The rows
+of ggml round the same matrices to the same number of bits as its reference quantisers do.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ggml_quantisers import GGML
+
+import refgpt
+from refgpt.params import Leaf, Params, widen
+from refgpt.quantisation import kind_of
+from refgpt.runtime import Runtime
+
+WINDOW = 512
+
+
+def log_probabilities(engine: Runtime, windows: list[list[int]]) -> np.ndarray:
+    """Of every next token: [t, v]."""
+    logits = np.concatenate([engine.logits(ids[:-1]) for ids in windows])
+    logits -= logits.max(1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+
+
+def with_ggml(params: Params, dtype: str) -> Params:
+    """The weights after ggml's rounding, matrix for matrix in as many bits."""
+
+    def rounded(name: str, leaf: Leaf) -> Leaf:
+        return GGML[kind_of(name, dtype) or ""](widen(leaf)) if leaf.ndim == 2 else leaf
+
+    return params.map(rounded)
+
+
+def rms_error(params: Params, wide: Params) -> float:
+    pairs = [(widen(a), b) for (_, a), (_, b) in zip(params.items(), wide.items(), strict=True) if b.ndim == 2]
+    return float(np.sqrt(sum(np.square(a - b).sum() for a, b in pairs) / sum(b.size for _, b in pairs)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure what 8 and 4 bits cost the default model.")
+    parser.add_argument("texts", type=Path, nargs="+")
+    parser.add_argument("--tokens", type=int, default=30_000, help="of each text, at most (default: 30000)")
+    arguments = parser.parse_args()
+    model = refgpt.load(dtype="f32")
+    windows = []
+    for path in arguments.texts:
+        ids = model.tokenizer.encode(path.read_text(encoding="utf-8"))[: arguments.tokens]
+        windows += [ids[i : i + WINDOW] for i in range(0, len(ids) - 1, WINDOW)]
+    said = np.concatenate([window[1:] for window in windows])
+    wide = model.checkpoint.params.map(lambda _, leaf: widen(leaf))
+    ways: dict[str, Callable[[], Runtime]] = {}
+    for dtype in ("q8", "q4"):
+        ways[dtype] = lambda dtype=dtype: Runtime(wide, model.config, dtype=dtype)
+        ways[f"{dtype}, activations in float32"] = lambda dtype=dtype: Runtime(
+            ways[dtype]().kept(), model.config, dtype="f32"
+        )
+        ways[f"ggml, as many bits as {dtype}, activations in float32"] = lambda dtype=dtype: Runtime(
+            with_ggml(wide, dtype), model.config
+        )
+    base = log_probabilities(Runtime(wide, model.config), windows)
+    at = np.arange(len(said))
+    print(f"{len(said)} tokens; float32 has a perplexity of {np.exp(-base[at, said].mean()):.3f}\n")
+    print("| weights | perplexity | KL | rms error |\n|---|---:|---:|---:|")
+    for what, make in ways.items():
+        engine = make()
+        found = log_probabilities(engine, windows)
+        rise = np.exp((base[at, said] - found[at, said]).mean(dtype=np.float64)) - 1
+        divergence = (np.exp(base) * (base - found)).sum(1).mean(dtype=np.float64)
+        print(f"| {what} | {100 * rise:+.3f} % | {divergence:.6f} | {rms_error(engine.kept(), wide):.3e} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

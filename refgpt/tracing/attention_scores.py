@@ -1,0 +1,117 @@
+"""What attention heads look at: how widely, and how much like the kinds of heads that have been found in transformers.
+
+A score is the share of its attention that a head gives to certain keys, between 0 and 1, averaged over the queries that
+have such keys:
+
+previous token   the position before
+duplicate token  earlier positions with the same token (Wang et al. 2022, https://arxiv.org/abs/2211.00593)
+induction        positions right after an earlier one with the same token: what followed last time (Olsson et al. 2022,
+                 https://arxiv.org/abs/2209.11895)
+
+Give induction heads something to do: ``repeated_ids`` makes a random text that is said twice, as Olsson et al. did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from refgpt.arguments import whole_number
+from refgpt.config import ModelConfig
+from refgpt.errors import GenerationError
+from refgpt.tracing.recording import visit
+from refgpt.tracing.subjects import Subject, Text, engine_of, ids_of
+
+
+def attention_entropy(pattern: np.ndarray) -> np.ndarray:
+    """How widely each query looks: the entropy of its row in nats, from 0 (one key) to log s (all alike).
+
+    pattern [h, t, s] -> float64 [h, t]
+    """
+    p = pattern.astype(np.float64)
+    return -(p * np.log(np.where(p > 0, p, 1))).sum(axis=-1)
+
+
+def previous_token_score(pattern: np.ndarray) -> np.ndarray:
+    """Attention to the position before. pattern [h, t, s] -> float64 [h]; NaN for a text of one token."""
+    n = pattern.shape[-1]
+    return _share(pattern, np.eye(n, k=-1, dtype=bool))
+
+
+def duplicate_token_score(pattern: np.ndarray, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Attention to earlier positions with the same token. pattern [h, t, s] -> float64 [h]; NaN if no token recurs."""
+    return _share(pattern, _earlier_same(ids))
+
+
+def induction_score(pattern: np.ndarray, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Attention to what came right after earlier positions with the same token, before the query itself.
+
+    pattern [h, t, s] -> float64 [h]; NaN if no token recurs with another between
+    """
+    same = _earlier_same(ids)
+    after = np.zeros_like(same)
+    after[:, 1:] = same[:, :-1]
+    return _share(pattern, np.tril(after, k=-1))
+
+
+@dataclass(frozen=True, eq=False)
+class HeadScores:
+    """Scores of all heads, each float64 [n_layer, n_head]; see the head of this module.
+
+    Attributes
+    ----------
+    previous_token, duplicate_token, induction : ndarray
+        Shares of attention; NaN where the text has no such place.
+    entropy : ndarray
+        Mean over the queries, in nats.
+    """
+
+    previous_token: np.ndarray
+    duplicate_token: np.ndarray
+    induction: np.ndarray
+    entropy: np.ndarray
+
+
+def head_scores(model: Subject, ids: Text, prefix_len: int = 0) -> HeadScores:
+    """Score every head on one text. Patterns are looked at layer by layer, and none is kept.
+
+    Parameters and errors are those of ``record``.
+    """
+    engine, tokens = engine_of(model), ids_of(model, ids, prefix_len)
+
+    def look(_: str, pattern: np.ndarray) -> np.ndarray:
+        return np.stack([previous_token_score(pattern), duplicate_token_score(pattern, tokens),
+                         induction_score(pattern, tokens), attention_entropy(pattern).mean(axis=-1)])  # fmt: skip
+
+    found = np.stack(list(visit(engine, tokens, "blocks.*.pattern", look, prefix_len).values()), axis=1)
+    return HeadScores(*found)
+
+
+def repeated_ids(config: ModelConfig, n: int, seed: int = 0) -> np.ndarray:
+    """A random text of ``n`` tokens, said twice, after the token that begins a text if there is one. -> int64
+
+    Raises
+    ------
+    GenerationError
+        If it does not fit into the model's context.
+    """
+    start = [] if config.bos_id is None else [config.bos_id]
+    whole_number("n", n, 1, (config.n_ctx - len(start)) // 2, GenerationError)
+    once = np.random.default_rng(seed).integers(0, config.n_vocab, n)
+    return np.concatenate([np.array(start, np.int64), once, once])
+
+
+def _earlier_same(ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Which earlier positions have the token of each position. -> bool [t, s]"""
+    tokens = np.asarray(ids)
+    return np.tril(tokens[:, None] == tokens[None, :], k=-1)
+
+
+def _share(pattern: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Attention to some keys, averaged over the queries that have any. pattern [h, t, s], keys bool [t, s] -> [h]."""
+    queries = keys.any(axis=-1)
+    if not queries.any():
+        return np.full(len(pattern), np.nan)
+    return np.where(keys, pattern, 0).sum(axis=-1, dtype=np.float64)[:, queries].mean(axis=-1)

@@ -1,0 +1,132 @@
+"""Direct logit attribution: which embedding, head and MLP a logit comes from.
+
+The residual stream is a sum: the embedding, what each head writes, what each MLP writes. Logits are linear in what the
+final LayerNorm gives, and that LayerNorm is linear too once its scale is known: it takes the mean away, divides by one
+number for the row and applies its learnt weights. So with the scale **frozen** at what it was in this run, a logit is
+exactly the sum of one term for each writer and one constant for the biases of LayerNorm and head.
+
+After Elhage et al. 2021, "A mathematical framework for transformer circuits"
+(https://transformer-circuits.pub/2021/framework/index.html). Direct means: what a writer does to later blocks counts as
+theirs. And as the scale depends on all writers, a term is not what the logit would lose without its writer:
+``zero_heads`` measures that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from refgpt.arguments import whole_number
+from refgpt.errors import GenerationError
+from refgpt.params import Leaf, row_slices, widen
+from refgpt.tracing.recording import record
+from refgpt.tracing.subjects import Subject, Text, engine_of, ids_of
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Where a logit, or the difference of two, comes from. All in float64.
+
+    Attributes
+    ----------
+    token, against : int, int or None
+        Whose logit it is, and whose was subtracted from it.
+    embed : float
+        Term of the embedding.
+    heads : ndarray [n_layer, n_head]
+        Terms of the heads: of what each writes through its columns of the output matrix.
+    mlps : ndarray [n_layer]
+        Terms of the MLPs, their output biases included.
+    bias : float
+        Of the final LayerNorm's and the head's biases: no writer's.
+    logit : float
+        What the engine itself computed. ``total`` is the same but for rounding: the engine's, and where weights are
+        quantised, of the rows that meet them.
+    """
+
+    token: int
+    against: int | None
+    embed: float
+    heads: np.ndarray
+    mlps: np.ndarray
+    bias: float
+    logit: float
+
+    @property
+    def layers(self) -> np.ndarray:
+        """Terms of whole blocks: their heads and their MLP. [n_layer]"""
+        return self.heads.sum(axis=1) + self.mlps
+
+    @property
+    def total(self) -> float:
+        """The sum of all terms."""
+        return float(self.embed + self.layers.sum() + self.bias)
+
+
+def logit_attribution(model: Subject, ids: Text, token: int | None = None, against: int | None = None,
+                      position: int = -1, prefix_len: int = 0) -> Attribution:  # fmt: skip
+    """Take one logit apart: see the head of this module.
+
+    Parameters
+    ----------
+    model : Model or Engine
+    ids : str or sequence of int [t]
+    token : int, optional
+        The id whose logit it is; by default the likeliest.
+    against : int, optional
+        An id whose logit is subtracted: what speaks for one token rather than the other.
+    position : int
+        The row of the logits; negative ones count from the end.
+    prefix_len : int
+        So many leading positions see one another.
+
+    Raises
+    ------
+    RefgptError
+        If the ids, tokens or position cannot be used.
+    """
+    engine, tokens = engine_of(model), ids_of(model, ids, prefix_len)
+    config, params = engine.config, engine.kept()
+    for name, one in (("token", token), ("against", against)):
+        if one is not None:
+            whole_number(name, one, 0, config.n_vocab - 1, GenerationError)
+    whole_number("position", position, -len(tokens), len(tokens) - 1, GenerationError)
+    blocks = [f"blocks.{i}" for i in range(config.n_layer)]
+    last = f"{blocks[-1]}.resid_post"
+    names = ["embed", *(f"{block}.{part}" for block in blocks for part in ("z", "mlp_out")), last, "logits"]
+    row = {name: x[0].astype(np.float64) for name, x in record(engine, tokens, prefix_len, names, position).items()}
+
+    token = int(row["logits"].argmax()) if token is None else int(token)
+    unembed, bias = _unembedding(params.w_head, params.b_head, token)  # [c]
+    if against is not None:
+        unembed_against, bias_against = _unembedding(params.w_head, params.b_head, int(against))
+        unembed, bias = unembed - unembed_against, bias - bias_against
+    scale = np.sqrt(row[last].var() + config.ln_eps)
+    direction = unembed * widen(params.ln_w, np.float64) / scale  # [c]
+    direction -= direction.mean()  # takes the mean of the writers away, as the LayerNorm does
+    heads = [_through(p.wo, direction) * row[f"{block}.z"].reshape(-1)
+             for block, p in zip(blocks, params.blocks, strict=True)]  # fmt: skip
+    return Attribution(
+        token=token,
+        against=against,
+        embed=float(direction @ row["embed"]),
+        heads=np.stack(heads).reshape(config.n_layer, config.n_head, config.d_head).sum(axis=-1),
+        mlps=np.array([direction @ row[f"{block}.mlp_out"] for block in blocks]),
+        bias=float(unembed @ widen(params.ln_b, np.float64) + bias),
+        logit=float(row["logits"][token] - (0 if against is None else row["logits"][against])),
+    )
+
+
+def _unembedding(w_head: Leaf, b_head: np.ndarray, token: int) -> tuple[np.ndarray, float]:
+    """What makes a token's logit of a row: its row of the head, [c], and its bias."""
+    return widen(w_head[np.array([token])], np.float64)[0], float(widen(b_head[token : token + 1], np.float64)[0])
+
+
+def _through(w: Leaf, direction: np.ndarray) -> np.ndarray:
+    """A direction of the outputs of a matrix as one of its inputs, some rows at a time. [n_out] -> [n_in]."""
+    total, start = np.zeros(w.shape[1]), 0
+    for rows in row_slices(w):
+        total += direction[start : start + len(rows)] @ widen(rows, np.float64)
+        start += len(rows)
+    return total

@@ -1,0 +1,33 @@
+"""How ggml's reference quantisers round to its formats Q8_0 and Q4_0, and what is left of weights after it.
+
+Both hold blocks of 32 with one float16 scale d: 8.5 and 4.5 bits a weight, as many as panels of 8 and 4 bits. Weights
+are divided by d before it is rounded to float16.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def q8_0(w: np.ndarray) -> np.ndarray:
+    """d = largest magnitude / 127; q = round(x / d), halves away from zero."""
+    x = w.reshape(-1, 32)
+    d = np.abs(x).max(1, keepdims=True) / np.float32(127)
+    scaled = x * _inverse(d)
+    q = np.trunc(scaled + np.copysign(np.float32(0.5), scaled))
+    return (q * d.astype(np.float16).astype(np.float32)).reshape(w.shape)
+
+
+def q4_0(w: np.ndarray) -> np.ndarray:
+    """d = the number of the largest magnitude / -8; q = min(15, trunc(x / d + 8.5)) - 8."""
+    x = w.reshape(-1, 32)
+    d = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1) / np.float32(-8)
+    q = np.minimum(15, np.trunc(x * _inverse(d) + np.float32(8.5))) - 8
+    return (q * d.astype(np.float16).astype(np.float32)).reshape(w.shape)
+
+
+def _inverse(d: np.ndarray) -> np.ndarray:
+    return np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)
+
+
+GGML = {"q8": q8_0, "q4": q4_0}
