@@ -75,7 +75,7 @@ def machine_rows(results: Results, group: dict) -> Iterator[list[str]]:
         facts = results["engines"][name]
         mine = [r for r in results["records"] if r["engine"] == name]
         decodes = [percent(read_share(results, title, name, f"decode after {n}")) for n in DECODES]
-        prefill = [percent(peak_share(results, title, name, f"prefill {PREFILLS[-1]}", ops, kind))
+        prefill = [percent(peak_share(results, name, f"prefill {PREFILLS[-1]}", ops, kind))
                    for kind in ("float32", "int8")]  # fmt: skip
         others = [mean(r[who] for r in mine) for who in ("strangers", "waiting engines", "host")]
         yield [name, f"{facts['n_bytes'] / 1e9:.2f}", joined(decodes), joined(prefill),

@@ -13,7 +13,7 @@ from benchmarks.peers.measure import turn
 from benchmarks.peers.models import makers
 from benchmarks.peers.processors import CpuTimes, shares
 from benchmarks.peers.questions import EVERYTHING, FIGURES, figures, prompt
-from benchmarks.peers.ratios import Spread, peak_share, prefill_ops, rate, ratio, read_share
+from benchmarks.peers.ratios import Spread, peak, peak_share, prefill_ops, rate, ratio, read_share
 from benchmarks.peers.report import number, report
 
 #: What a run on a busy machine wrote: one layer, two rounds, two of its groups.
@@ -27,7 +27,8 @@ def results(rates: dict[str, list[float | None]], **yardstick: float) -> dict[st
         "records": [{"engine": name, "round": n, "what": "prefill 32", "tokens/s": found}
                     for name, row in rates.items() for n, found in enumerate(row) if found is not None],
         "yardsticks": [{"group": "g", "round": n, **yardstick} for n in range(-1, n_rounds)],
-        "engines": {name: {"n_bytes": 2_000_000_000} for name in rates},
+        "groups": [{"title": "g", "engines": list(rates)}],
+        "engines": {name: {"n_bytes": 2_000_000_000, "threads": 2} for name in rates},
     }  # fmt: skip
 
 
@@ -66,8 +67,18 @@ def test_only_rounds_that_both_took_part_in_count():
 def test_shares_of_what_the_machine_can_do():
     found = results({"ours": [5.0, 10.0]}, read=40.0, float32=320.0)
     assert read_share(found, "g", "ours", "prefill 32") == Spread(0.375, 0.25, 0.5)  # 2 GB a token, 40 GB/s
-    assert peak_share(found, "g", "ours", "prefill 32", 16e9, "float32") == Spread(0.375, 0.25, 0.5)
-    assert peak_share(found, "g", "ours", "prefill 32", 4e9, "int8") is None  # was not measured
+    assert peak_share(found, "ours", "prefill 32", 16e9, "float32") == Spread(0.375, 0.25, 0.5)
+    assert peak_share(found, "ours", "prefill 32", 4e9, "int8") is None  # was not measured
+
+
+def test_a_peak_is_the_best_that_was_seen_with_as_many_threads():
+    found = results({"ours": [5.0, 10.0]}, float32=320.0)
+    found["groups"].append({"title": "alone", "engines": ["one thread", "never loaded"]})
+    found["engines"]["one thread"] = {"threads": 1}
+    more = ("alone", 1000.0), ("g", 640.0)
+    found["yardsticks"] += [{"group": title, "round": 9, "float32": best} for title, best in more]
+    assert (peak(found, 2, "float32"), peak(found, 1, "float32"), peak(found, 4, "float32")) == (640.0, 1000.0, None)
+    assert peak_share(found, "ours", "prefill 32", 16e9, "float32") == Spread(0.1875, 0.125, 0.25)
 
 
 def test_operations_of_gptj():
