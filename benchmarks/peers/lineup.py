@@ -10,8 +10,8 @@ from benchmarks.peers.questions import DECODE, EVERYTHING
 
 #: The model in all its forms, files and directories, each made from those before it.
 CHECKPOINT, REFERENCE, TWIN = "gptj", "reference.npy", "twin-F16.gguf"
-FORMS = (CHECKPOINT, REFERENCE, TWIN, "twin-Q8_0.gguf", "twin-Q4_0.gguf", "twin-Q4_K_M.gguf", "ggml-q4_0.bin",
-         "ctranslate2-int8", "ctranslate2-float32")  # fmt: skip
+FORMS = (CHECKPOINT, REFERENCE, TWIN, "twin-Q8_0.gguf", "twin-Q4_0.gguf", "twin-Q4_0-pure.gguf", "twin-Q4_K_M.gguf",
+         "ggml-q4_0.bin", "ctranslate2-int8", "ctranslate2-float32")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def groups(threads: int) -> list[Group]:
         Group("4 bits", (
             REFGPT_Q4,
             LLAMA_Q4_0,
+            Engine("llama.cpp Q4_0 pure", "llama_cpp", "Q4_0", "twin-Q4_0-pure.gguf"),
             Engine("llama.cpp Q4_K_M", "llama_cpp", "Q4_K_M", "twin-Q4_K_M.gguf"),
             Engine("ctransformers q4_0", "ctransformers", "q4_0", "ggml-q4_0.bin"),
         )),

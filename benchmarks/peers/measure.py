@@ -20,15 +20,15 @@ from typing import Any
 
 from benchmarks.peers.lineup import Engine, Group
 from benchmarks.peers.processors import CpuTimes, shares
-from benchmarks.peers.questions import N_REFERENCE, figures
+from benchmarks.peers.questions import N_REFERENCE, QUIET, figures
 
 ROOT = Path(__file__).resolve().parents[2]
-LOAD_SECONDS, ANSWER_SECONDS, END_SECONDS = 300, 120, 10
+LOAD_SECONDS, ANSWER_SECONDS, END_SECONDS = 600, 300, 10
 #: OpenMP's threads look for work for some milliseconds before they sleep; other runtimes' for up to 200.
 PAUSE = 0.3
-#: A measurement waits, for a while, until strangers take less than this share of the processors. If they come back
-#: meanwhile it is made again, and of all tries the one that was disturbed least is told.
-QUIET, TRIES = 0.05, 3
+#: A measurement waits, for a while, until the machine is quiet. If strangers come back meanwhile it is made again, and
+#: of all tries the one that was disturbed least is told.
+TRIES = 3
 
 Record = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""What engines are asked, and what their answers mean in tokens a second."""
+"""What engines are asked and when, and what their answers mean in tokens a second."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 N_SEQS = 8
+QUIET = 0.05  # share of the processors that strangers may take
 N_REFERENCE = 32  # tokens of the prompt after which all engines' logits are compared
 #: A prompt and what follows it; the prompt of 128 tokens alone; several texts together.
 DECODE: tuple[dict[str, Any], ...] = (

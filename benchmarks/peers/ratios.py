@@ -56,10 +56,18 @@ def read_share(results: Results, group: str, engine: str, what: str) -> Spread |
     return Spread.of(rates[n] * n_bytes / 1e9 / read[n] for n in rates.keys() & read.keys())
 
 
-def peak_share(results: Results, group: str, engine: str, what: str, ops_per_token: float, kind: str) -> Spread | None:
+def peak(results: Results, threads: int, kind: str) -> float | None:
+    """The best of all rounds with so many threads: what disturbs the measurement of a ceiling can only lower it."""
+    engines = results["engines"]
+    groups = {group["title"] for group in results["groups"]
+              if any(engines.get(name, {}).get("threads") == threads for name in group["engines"])}  # fmt: skip
+    return max((y[kind] for y in results["yardsticks"] if y["group"] in groups and kind in y), default=None)
+
+
+def peak_share(results: Results, engine: str, what: str, ops_per_token: float, kind: str) -> Spread | None:
     """Of the peak rate of multiply-adds, the share that the matrices' arithmetic for each token amounts to."""
-    rates, peak = by_round(results, engine, what), yardstick(results, group, kind)
-    return Spread.of(rates[n] * ops_per_token / 1e9 / peak[n] for n in rates.keys() & peak.keys())
+    ceiling = peak(results, results["engines"][engine]["threads"], kind)
+    return ceiling and Spread.of(n * ops_per_token / 1e9 / ceiling for n in by_round(results, engine, what).values())
 
 
 def prefill_ops(n_layer: int, n_prompt: int, d_model: int = 4096, d_ff: int = 16384, n_vocab: int = 50400) -> float:

@@ -9,8 +9,9 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import mean
 
-from benchmarks.peers.questions import DECODES, PREFILLS, TOGETHER
+from benchmarks.peers.questions import DECODES, PREFILLS, QUIET, TOGETHER
 from benchmarks.peers.ratios import Results, Spread, peak_share, prefill_ops, rate, ratio, read_share, yardstick
 
 
@@ -74,9 +75,9 @@ def machine_rows(results: Results, group: dict) -> Iterator[list[str]]:
         facts = results["engines"][name]
         mine = [r for r in results["records"] if r["engine"] == name]
         decodes = [percent(read_share(results, title, name, f"decode after {n}")) for n in DECODES]
-        prefill = [percent(peak_share(results, title, name, f"prefill {PREFILLS[-1]}", ops, kind))
+        prefill = [percent(peak_share(results, name, f"prefill {PREFILLS[-1]}", ops, kind))
                    for kind in ("float32", "int8")]  # fmt: skip
-        others = [sum(r[who] for r in mine) / len(mine) for who in ("strangers", "waiting engines", "host")]
+        others = [mean(r[who] for r in mine) for who in ("strangers", "waiting engines", "host")]
         yield [name, f"{facts['n_bytes'] / 1e9:.2f}", joined(decodes), joined(prefill),
                f"{facts['load_seconds']:.1f}", f"{max(r['peak_bytes'] for r in mine) / 1e9:.1f}",
                f"{facts['cosine']:.4f}", joined([f"{share:.1%}" for share in others])]  # fmt: skip
@@ -95,6 +96,10 @@ def report(results: Results) -> Iterator[str]:
         if system := facts.get("about", {}).get("system"):
             yield from ("", f"llama.cpp says: {system.strip()}")
             break
+    taken = [record["strangers"] for record in results["records"]]
+    if taken and (busy := mean(taken)) > QUIET:
+        yield from ("", f"**The machine was not quiet: strangers took {busy:.0%} of the processors, which engines bear "
+                    "very differently. Measure again on a quiet machine.**")  # fmt: skip
     yield from ("", "### Tokens a second", "")
     columns = ["engine", f"prefill {' / '.join(map(str, PREFILLS))}",
                f"decode after {DECODES[0]} / after {DECODES[1]}", f"{TOGETHER} decode, total"]  # fmt: skip

@@ -17,8 +17,8 @@ from refgpt.checkpoints import open_checkpoint
 from refgpt.config import ModelConfig
 from refgpt.params import Block
 
-#: llama.cpp's names of what its own tool can make of the F16 file.
-QUANTISED = ("Q8_0", "Q4_0", "Q4_K_M")
+#: What llama.cpp's own tool makes of the F16 file, by its names. "pure": the head too in 4 bits, which it keeps in 6.
+QUANTISED = ("Q8_0", "Q4_0", "Q4_0-pure", "Q4_K_M")
 
 
 def half_split(w: np.ndarray, config: ModelConfig) -> np.ndarray:
@@ -89,7 +89,8 @@ def quantise(source: Path, path: Path, kind: str, threads: int) -> None:
 
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread = threads
-    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.removesuffix('-pure')}")
+    params.pure = kind.endswith("-pure")
     partial = path.with_suffix(".partial")
     if llama_cpp.llama_model_quantize(str(source).encode(), str(partial).encode(), ctypes.byref(params)):
         raise RuntimeError(f"llama.cpp could not quantise {source} as {kind}")
