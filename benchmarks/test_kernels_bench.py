@@ -18,8 +18,10 @@ PAUSE = 0.1
 
 @pytest.fixture(scope="session")
 def peak(tmp_path_factory) -> dict[str, float]:
-    """What this machine's multipliers can do at best; empty without a compiler."""
-    return peaks(build_peak(tmp_path_factory.mktemp("peak")), check_threads(None))
+    """What this machine's multipliers can do at best, in three tries; empty without a compiler."""
+    program = build_peak(tmp_path_factory.mktemp("peak"))
+    tries = [peaks(program, check_threads(None)) for _ in range(3)]
+    return {kind: max(one[kind] for one in tries) for kind in tries[0]}
 
 
 def timed(call: Call) -> float:
