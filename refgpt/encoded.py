@@ -52,4 +52,4 @@ class Encoded(ABC):
 
     def __getitem__(self, ids: np.ndarray) -> np.ndarray:
         """The rows of these numbers [t], as an embedding looks them up."""
-        return np.concatenate([self.rows(0, 0), *(self.rows(int(i), int(i) + 1) for i in ids)])
+        return np.concatenate([self.rows(int(i), int(i) + 1) for i in ids]) if len(ids) else self.rows(0, 1)[:0]

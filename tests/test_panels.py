@@ -25,6 +25,7 @@ def test_panels_give_back_the_rows_they_were_packed_from(dtype):
     for start, stop in ((0, 37), (0, 1), (15, 17), (16, 32), (20, 20)):
         assert panels.rows(start, stop).tobytes() == w[start:stop].tobytes()
     assert panels[np.array([36, 0, 17])].tobytes() == w[[36, 0, 17]].tobytes()
+    assert panels[np.array([], np.int64)].shape == (0, 5)
     assert np.array_equal(widen(panels), widen(w))
 
 
