@@ -1,9 +1,10 @@
 /* Linear layers: rows of activations times panels of weights.
  *
  * Few rows (decode) are bound by reading the weights once: they stream from memory and are widened in registers. Many rows
- * (prefill) are bound by arithmetic: rows lie packed side by side so that broadcasts are sequential, and for 256 rows at a time
- * a block of TILE_PANELS x 128 weights waits in the L1 cache, widened once. Totals are kept in a buffer until they are
- * done: y's rows are often a power of two apart, which would make them fight for the same lines of the cache. */
+ * (prefill) are bound by arithmetic: rows lie packed side by side so that broadcasts are sequential, and a block of
+ * TILE_PANELS x 128 weights stays in the L1 cache until 256 rows have met it, widened by each tile anew: that costs less than
+ * to write them out wide and read twice the bytes. Totals are kept in a buffer until they are done: y's rows are often a power
+ * of two apart, which would make them fight for the same lines of the cache. */
 
 enum { DEPTH = 4 * CHUNK, ROW_BLOCK = 256 };
 
@@ -30,23 +31,16 @@ static void linear_few_rows(const refgpt_linear_args *a, int64_t first, int64_t 
 /* y for up to 256 rows (whole panels of packed rows) and TILE_PANELS panels of weights. */
 static void linear_block(const refgpt_linear_args *a, int64_t first_row, int64_t first, int64_t n_outputs, panels w) {
     enum { WIDTH = TILE_PANELS * LANES };
-    float widened[TILE_PANELS * DEPTH * LANES] __attribute__((aligned(64)));
     float totals[ROW_BLOCK * WIDTH] __attribute__((aligned(64)));
     const int64_t n_rows = smaller(ROW_BLOCK, a->n_rows - first_row), n_panels = (n_outputs + LANES - 1) / LANES;
     memset(totals, 0, (size_t)(n_rows * WIDTH) * sizeof *totals);
     start_totals(totals, WIDTH, n_rows, n_outputs, a->bias ? a->bias + first : NULL);
     for (int64_t i = 0; i < a->n_in; i += DEPTH) {
         const int64_t depth = smaller(DEPTH, a->n_in - i);
-        panels block = panels_from(w, i * LANES);
-        if (w.dtype != F32) {
-            for (int64_t p = 0; p < n_panels; p++)
-                for (int64_t j = 0; j < depth; j++)
-                    v16_store(widened + (p * DEPTH + j) * LANES, load_stored(block.at, p * w.panel + j * LANES, w.dtype));
-            block = (panels){widened, DEPTH * LANES, F32};
-        }
+        const panels block = panels_from(w, i * LANES);
         for (int64_t r = 0; r < n_rows; r += LANES) {
             const rows x = {a->x_panels + ((first_row + r) * a->n_in) + i * LANES, 1, LANES};
-            multiply_cached(smaller(LANES, n_rows - r), x, n_panels, block, totals + r * WIDTH, WIDTH, depth);
+            multiply_stored(smaller(LANES, n_rows - r), x, n_panels, block, totals + r * WIDTH, WIDTH, depth);
         }
     }
     for (int64_t r = 0; r < n_rows; r++)
