@@ -1,9 +1,10 @@
 /* The one inner loop of linear and attention: a few rows of x against a few panels of weights, chunked sums (see the header). */
 
-/* x[r, i] for the rows of one tile. Rows as they are have {n_in, 1}; rows packed into panels of 16 have {1, 16}. */
+/* x[r, i] for the rows of one tile. Rows as they are have {n_in, 1}; rows packed into panels of 16 have {1, 16}. What lies
+ * `ahead` elements further is prefetched: rows that will be wanted when these are done with. */
 typedef struct {
     const float *at;
-    int64_t row, inner;
+    int64_t row, inner, ahead;
 } rows;
 
 /* Weights w[p, i, lane], p panels from one another by `panel` elements. */
@@ -34,6 +35,7 @@ ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_
             for (int p = 0; p < P; p++) sum[r][p] = v16_set1(0.0f);
         for (int64_t i = start; i < stop; i++) {
             v16 weights[MOST_PANELS];
+            __builtin_prefetch(x.at + i * x.inner + x.ahead);
 #pragma GCC unroll 4
             for (int p = 0; p < P; p++) {
                 const int64_t at = p * w.panel + i * LANES;
@@ -64,7 +66,7 @@ ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_
         break;
 ALWAYS_INLINE void tiles(int64_t n_rows, rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int P) {
     for (int64_t r = 0; r < n_rows; r += TILE_ROWS) {
-        const rows xr = {x.at + r * x.row, x.row, x.inner};
+        const rows xr = {x.at + r * x.row, x.row, x.inner, x.ahead};
         switch (smaller(n_rows - r, TILE_ROWS)) {
             TILE_OF(1)
             TILE_OF(2)
