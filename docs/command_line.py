@@ -1,4 +1,4 @@
-"""The directive ``command-line``: what ``refgpt --help`` and each command's ``--help`` print, asked of the parser itself."""
+"""The directive ``command-line``: what ``--help`` prints, of refgpt and of each command, asked of the parser itself."""
 
 from __future__ import annotations
 

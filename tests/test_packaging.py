@@ -53,7 +53,7 @@ def in_sdist(path: str, manifest: str) -> bool:
 
 def needed_files() -> list[str]:
     """What builds the extension, what the tests read, and what a reader of the sdist is owed."""
-    folders = ["csrc", "tests", "benchmarks", "weights", ".ci"]
+    folders = ["csrc", "tests", "benchmarks", "docs", "weights", ".ci"]
     found = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     kept = [path for path in found if "__pycache__" not in path.parts and path.suffix not in {".so", ".o"}]
     return [path.relative_to(ROOT).as_posix() for path in kept] + ["CHANGELOG.md", "CONTRIBUTING.md", ".clang-format"]
