@@ -20,8 +20,9 @@ project = "refgpt"
 author = "the authors of refgpt"
 release = version = installed_version("refgpt")
 language = "en-GB"
+smartquotes = False  # values stand in quotation marks: they are code
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "command_line"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "command_line"]
 exclude_patterns = ["README.md"]
 
 myst_enable_extensions = ["dollarmath", "deflist"]
@@ -37,10 +38,12 @@ autosummary_generate = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+numpydoc_show_class_members = False
+numpydoc_class_members_toctree = False
 python_maximum_signature_line_length = 100
-napoleon_google_docstring = False
-napoleon_use_ivar = True
-napoleon_use_rtype = False
+
+
+
 
 templates_path: list[str] = []
 html_theme = "furo"
