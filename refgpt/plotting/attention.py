@@ -11,7 +11,7 @@ import numpy as np
 from refgpt.errors import RefgptError
 from refgpt.plotting.canvas import MOST_INCHES, Room, cells, count_layers, heat, library, new_or_given, up_from_zero
 from refgpt.plotting.checks import as_many, numbers
-from refgpt.plotting.labels import all_fit, label_columns, label_rows, readable, widest
+from refgpt.plotting.labels import all_fit, label_columns, label_rows, readable, text_width, widest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,10 +99,10 @@ def attention_grid(patterns: np.ndarray | Mapping[str, np.ndarray], tokens: Labe
     for (layer, head), ax in np.ndenumerate(places):
         ax, room = cells(new_or_given(ax), n_keys, n_queries, Room(1, 1), bar=False, square=True)
         image = _draw(ax, stack[layer, head], vmax, None, cmap)
-        ax.set_title(f"{names[layer]}.{head}" if n_layer > 1 or names[0] else f"head {head}", fontsize=9)
+        ax.set_title(_name(names[layer], head, room.width * n_keys), fontsize=8)
         _label_small(ax, keys if tokens is not None else None, rows, room, outer=new)
     if bar:
-        ax.figure.colorbar(image, ax=list(places.flat), label="attention", shrink=0.8, pad=0.01)
+        ax.figure.colorbar(image, ax=list(places.flat), label="attention", aspect=40, fraction=0.05, pad=0.02)
     return table
 
 
@@ -142,11 +142,17 @@ def _stack(patterns: Any) -> tuple[list[str], np.ndarray]:
 
 
 def _new_axes(n_layer: int, n_head: int, n_queries: int, n_keys: int) -> np.ndarray:
-    columns = n_head if n_layer > 1 else math.ceil(math.sqrt(n_head * 1.4))
+    columns = n_head if n_layer > 1 or n_head <= 4 else math.ceil(math.sqrt(n_head))
     rows = n_layer if n_layer > 1 else math.ceil(n_head / columns)
     side = min((MOST_INCHES - 1) / columns, (MOST_INCHES - 1) / rows, 2.2 if n_layer == 1 else 1.5)
     size = (columns * side + 1, rows * (side * n_queries / n_keys + 0.25) + 0.5)
     return library().subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)[1]
+
+
+def _name(layer: str, head: int, room: float) -> str:
+    """A title of what is no wider than ``room`` points, as far as it goes."""
+    names = [f"layer {layer}, head {head}", f"{layer}.{head}"] if layer else [f"head {head}", str(head)]
+    return next((name for name in names if text_width(name, 8) <= room), names[-1])
 
 
 def _places(table: np.ndarray, n_layer: int, n_head: int, new: bool) -> np.ndarray:

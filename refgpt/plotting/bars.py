@@ -34,7 +34,7 @@ def attribution_bars(attribution: Attribution, ax: Axes | None = None, *, by: st
     by : "head" or "layer"
         A bar for each head, in order, or one for all heads of a layer; then one for its MLP.
     named : int
-        So many of the heads with the largest terms are named "layer.head".
+        So many of the heads with the largest terms are named.
     tokenizer : Tokenizer, optional
         Names the token in the title.
 
@@ -60,7 +60,11 @@ def attribution_bars(attribution: Attribution, ax: Axes | None = None, *, by: st
     ax.bar(places[:, :-1].ravel(), heads.ravel(), color=COLOURS[0], label=what, **bars)
     ax.bar(places[:, -1], attribution.mlps, color=COLOURS[1], label="MLP", **bars)
     ax.bar(
-        [0, n_layer + 1], [attribution.embed, attribution.bias], color=GREY, label="no layer's", width=max(width, 0.25)
+        [0, n_layer + 1],
+        [attribution.embed, attribution.bias],
+        color=GREY,
+        label="embedding, biases",
+        width=max(width, 0.25),
     )
     ax.axhline(0, color="black", linewidth=0.8)
     if by == "head":
@@ -69,6 +73,7 @@ def attribution_bars(attribution: Attribution, ax: Axes | None = None, *, by: st
     label_columns(ax, ["embed", *map(str, range(n_layer)), "bias"], room)
     ax.set(xlabel="layer", ylabel="term of the logit", title=_title(attribution, tokenizer))
     ax.margins(y=0.14)
+    ax.set_xlim(-0.7, n_layer + 1.7)
     ax.legend()
     return ax
 
@@ -77,7 +82,7 @@ def _name_largest(ax: Axes, places: np.ndarray, heads: np.ndarray, n: int) -> No
     for flat in np.argsort(-np.abs(heads), axis=None, kind="stable")[:n]:
         layer, head = np.unravel_index(int(flat), heads.shape)
         term = heads[layer, head]
-        ax.annotate(f"{layer}.{head}", (places[layer, head], term), xytext=(0, 2 if term >= 0 else -2), ha="center",
+        ax.annotate(f"head {head}", (places[layer, head], term), xytext=(0, 2 if term >= 0 else -2), ha="center",
                     va="bottom" if term >= 0 else "top", textcoords="offset points", fontsize=8)  # fmt: skip
 
 

@@ -23,13 +23,13 @@ SEQUENTIAL = "viridis"
 DIVERGING = "PuOr"
 #: Colours of lines and bars, of Okabe and Ito 2008 (https://jfly.uni-koeln.de/color/), so ordered that neighbours also
 #: differ in lightness.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7")
 GREY = "#777777"
 #: Line styles and markers that tell apart what has the same colour.
 STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ("-", "v"), ("--", "P"))
 
 POINTS = 72.0  # in an inch
-MOST_INCHES = 14.0
+LEAST_INCHES, MOST_INCHES = 2.8, 13.0
 BAR_POINTS = 85.0  # a colour bar with its numbers and label
 AROUND = 45.0  # title, or ticks and label of an axis
 
@@ -99,7 +99,8 @@ def cells(ax: Axes | None, n_x: int, n_y: int, cell: Room, *, bar: bool, square:
         width = min(n_x * cell.width, MOST_INCHES * POINTS - beside)
         height = min(n_y * cell.height, MOST_INCHES * POINTS - below - AROUND)
         room = _room(width, height, n_x, n_y, square)
-        inches = ((room.width * n_x + beside) / POINTS, (room.height * n_y + below + AROUND) / POINTS)
+        inches = (max(LEAST_INCHES, (room.width * n_x + beside) / POINTS),
+                  max(LEAST_INCHES, (room.height * n_y + below + AROUND) / POINTS))  # fmt: skip
         return new_or_given(None, *inches), room
     ax = new_or_given(ax)
     width, height = extent(ax)
@@ -144,7 +145,7 @@ def heat(ax: Axes, values: np.ndarray, *, upwards: bool, square: bool = False, b
     )
     ax.tick_params(length=2, pad=2)
     if bar is not None:
-        ax.figure.colorbar(image, ax=ax, label=bar)
+        ax.figure.colorbar(image, ax=ax, label=bar, aspect=30)
     return image
 
 

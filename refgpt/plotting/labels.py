@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refgpt.plotting.canvas import Room, ink
+from refgpt.plotting.canvas import Room, ink, library
 from refgpt.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MOST_CHARACTERS = 12
 #: Sizes in points: nobody can read less than the first, and the second is enough.
 SMALLEST, LARGEST = 6.0, 9.0
+#: Sooner than smaller than this, labels stand upright.
+LEAST_LEVEL = 7.5
 #: Height of a line of text, in sizes of its letters.
 LINE = 1.3
 VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
@@ -65,6 +67,7 @@ def _label(tokenizer: Tokenizer, token_id: int) -> str:
 @lru_cache(maxsize=1 << 14)
 def text_width(text: str, size: float) -> float:
     """How wide a text is in the font of the labels, in points."""
+    library()
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -77,7 +80,7 @@ def widest(labels: Sequence[str], size: float = LARGEST) -> float:
 
 
 def label_columns(ax: Axes, labels: Sequence[str], room: float) -> None:
-    """Labels below the columns: level if each fits, else upright, else upright and only every so many-th.
+    """Labels below the columns: level if all fit, else upright, and only every so many-th if need be.
 
     Parameters
     ----------
@@ -86,17 +89,19 @@ def label_columns(ax: Axes, labels: Sequence[str], room: float) -> None:
     room : float
         Points from one column to the next.
     """
-    if widest(labels, LARGEST) + 4 <= room:
-        _put(ax.xaxis, labels, 1, LARGEST, 0)
+    shown = list(map(readable, labels))
+    level = min(LARGEST, LARGEST * (room - 4) / (widest(shown) or 1))
+    if level >= LEAST_LEVEL:
+        _put(ax.xaxis, shown, 1, level, 0)
     else:
         size, step = _fitted(room)
-        _put(ax.xaxis, labels, step, size, 90)
+        _put(ax.xaxis, shown, step, size, 90)
 
 
 def label_rows(ax: Axes, labels: Sequence[str], room: float) -> None:
     """Labels beside the rows, all or every so many-th. ``room`` is points from one row to the next."""
     size, step = _fitted(room)
-    _put(ax.yaxis, labels, step, size, 0)
+    _put(ax.yaxis, list(map(readable, labels)), step, size, 0)
 
 
 def all_fit(room: float) -> bool:
@@ -113,23 +118,24 @@ def _fitted(room: float) -> tuple[float, int]:
 def _put(axis: Any, labels: Sequence[str], step: int, size: float, rotation: float) -> None:
     places = range(0, len(labels), step)
     # A dollar is a token, not the beginning of a formula.
-    axis.set_ticks(list(places), [readable(labels[i]) for i in places], fontsize=size, rotation=rotation,
+    axis.set_ticks(list(places), [labels[i] for i in places], fontsize=size, rotation=rotation,
                    parse_math=False)  # fmt: skip
 
 
 def write_cells(ax: Axes, image: AxesImage, values: np.ndarray, texts: Sequence[Sequence[str]], room: Room) -> None:
     """Write a text into each cell of a heat map where it fits, if need be cut; in black or white, as can be read.
 
-    values [rows, columns] as the image has them, texts likewise; cells of NaN and empty texts stay free.
+    values [rows, columns] as the image has them, texts likewise; cells of NaN and empty texts stay free. If most texts
+    would find no room, none is written: what is left would seem to mean something.
     """
     size = min(LARGEST, room.height / LINE)
-    if size < SMALLEST:
+    there = [(i, j, texts[i][j]) for i, j in np.argwhere(np.isfinite(values)).tolist() if texts[i][j]]
+    fitted = [(i, j, fitting(text, size, room.width - 3)) for i, j, text in there]
+    if size < SMALLEST or 2 * sum(bool(text) for _, _, text in fitted) < len(there):
         return
-    for (i, j), value in np.ndenumerate(values):
-        text = fitting(texts[i][j], size, room.width - 3)
-        if text and np.isfinite(value):
-            ax.text(j, i, text, ha="center", va="center", fontsize=size, color=ink(image, float(value)),
-                    parse_math=False, clip_on=True)  # fmt: skip
+    for i, j, text in fitted:
+        ax.text(j, i, text, ha="center", va="center", fontsize=size, color=ink(image, float(values[i, j])),
+                parse_math=False, clip_on=True)  # fmt: skip
 
 
 def fitting(text: str, size: float, width: float) -> str:

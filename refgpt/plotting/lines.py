@@ -17,6 +17,9 @@ from refgpt.tracing import Comparison
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+#: So many lines of a legend find room among the lines of a picture.
+MOST_INSIDE = 4
+
 
 def error_lines(comparisons: Comparison | Mapping[str, Comparison], ax: Axes | None = None, *,
                 parts: str | Sequence[str] = "resid_post", measure: str = "relative") -> Axes:  # fmt: skip
@@ -58,12 +61,16 @@ def error_lines(comparisons: Comparison | Mapping[str, Comparison], ax: Axes | N
             errors = table[known.index(part)]
             style, marker = STYLES[(n if len(parts) == 1 else m) % len(STYLES)]
             name = ", ".join(filter(None, [label, part if len(parts) > 1 or not label else ""]))
+            name += "" if (errors > 0).any() else " (no error)"
             ax.plot(np.where(errors > 0, errors, np.nan), color=COLOURS[n % len(COLOURS)], linestyle=style,
                     marker=marker, markersize=4, label=name)  # fmt: skip
     ax.set(yscale="log", xlabel="layer", ylabel=ERRORS[measure] + (f" of {parts[0]}" if len(parts) == 1 else ""))
     count_layers(ax.xaxis)
     ax.grid(axis="y", alpha=0.3)
-    if len(tables) * len(parts) > 1:
+    n_lines = len(tables) * len(parts)
+    if n_lines > MOST_INSIDE:
+        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    elif n_lines > 1:
         ax.legend()
     return ax
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refgpt.errors import RefgptError
-from refgpt.plotting.canvas import DIVERGING, Room, about_zero, cells, depth_names, heat, up_from_zero
+from refgpt.plotting.canvas import DIVERGING, Room, about_zero, cells, depth_names, heat, ink, up_from_zero
 from refgpt.plotting.checks import as_many, instance, numbers
 from refgpt.plotting.errors import ERRORS, error_table
 from refgpt.plotting.labels import (
@@ -25,6 +25,7 @@ from refgpt.tracing import CausalTrace, Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
 
 def head_map(scores: np.ndarray, ax: Axes | None = None, *, label: str = "score", signed: bool | None = None,
@@ -116,12 +117,12 @@ def lens_map(lens: np.ndarray, tokens: Sequence[str] | None = None, ax: Axes | N
     columns, rows = (depths, labels) if down else (labels, depths)
     if down:
         values, hits, names = values.T, hits.T, [list(row) for row in zip(*names, strict=True)]
-    cell = Room(46 if down or n <= 24 else 16, 13 if down else 18)
+    cell = Room(42 if down or n <= 24 else 16, 13 if down else 18)
     ax, room = cells(ax, len(columns), len(rows), cell, bar=bar, left=widest(rows) + 30, below=widest(columns) + 25)
-    image = heat(ax, values, upwards=not down, bar="probability of the likeliest token" if bar else None, cmap=cmap,
+    image = heat(ax, values, upwards=not down, bar="probability" if bar else None, cmap=cmap,
                  limits={"vmin": 0, "vmax": 1})  # fmt: skip
     write_cells(ax, image, values, names, room)
-    _frame(ax, hits)
+    _frame(ax, image, values, hits)
     label_columns(ax, columns, room.width)
     label_rows(ax, rows, room.height)
     ax.set(xlabel="after layer", ylabel="token") if down else ax.set(xlabel="token", ylabel="after layer")
@@ -153,7 +154,7 @@ def causal_map(trace: CausalTrace, tokens: Sequence[str] | None = None, ax: Axes
     n_layer, n = recovered.shape
     labels = list(map(str, trace.positions)) if tokens is None else list(map(readable, _checked("tokens", tokens, n)))
     ax, room = cells(ax, n, n_layer, Room(26 if n <= 24 else 14, 18), bar=bar, below=widest(labels) + 25)
-    image = heat(ax, recovered, upwards=True, bar="share of the answer brought back" if bar else None,
+    image = heat(ax, recovered, upwards=True, bar="brought back" if bar else None,
                  cmap=cmap or DIVERGING, limits=about_zero(recovered))  # fmt: skip
     write_cells(ax, image, recovered, [[_brief(x) for x in row] for row in recovered], room)
     label_columns(ax, labels, room.width)
@@ -205,15 +206,16 @@ def _checked(name: str, labels: Sequence[Any], n: int) -> Sequence[Any]:
     return labels
 
 
-def _frame(ax: Axes, hits: np.ndarray) -> None:
+def _frame(ax: Axes, image: AxesImage, values: np.ndarray, hits: np.ndarray) -> None:
     """Frames around cells. hits bool [rows, columns]"""
     from matplotlib.patches import Rectangle
 
     for i, j in np.argwhere(hits):
-        ax.add_patch(Rectangle((j - 0.46, i - 0.44), 0.92, 0.88, fill=False, edgecolor="#D55E00", linewidth=1.4))
+        colour = ink(image, float(values[i, j]))
+        ax.add_patch(Rectangle((j - 0.45, i - 0.42), 0.9, 0.84, fill=False, edgecolor=colour, linewidth=1.2))
 
 
 def _brief(x: float) -> str:
     """A number in few characters."""
     text = f"{x:.2f}" if abs(x) < 9.995 else f"{x:.0f}"
-    return text.replace("0.", ".") if abs(x) < 0.995 else text
+    return text.replace("-0.00", "0.00").replace("0.", ".") if abs(x) < 0.995 else text
