@@ -54,7 +54,7 @@ def test_some_queries_of_an_attention():
 
 
 def test_the_grid_of_a_layer():
-    stack = patterns(5, 7)
+    stack = patterns(5, 7) * np.linspace(0.2, 0.6, 5, dtype=np.float32)[:, None, None]  # each with another maximum
     axes = plotting.attention_grid(stack)
     assert axes.shape == (2, 3)
     for head, ax in enumerate(axes.flat[:5]):
