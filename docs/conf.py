@@ -25,7 +25,7 @@ smartquotes = False  # values stand in quotation marks: they are code
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "command_line"]
 exclude_patterns = ["README.md"]
 
-myst_enable_extensions = ["dollarmath", "deflist"]
+myst_enable_extensions = ["deflist"]  # no mathematics: pages would fetch a script to set it
 myst_heading_anchors = 3
 
 nb_execution_mode = "force"
