@@ -43,8 +43,6 @@ numpydoc_class_members_toctree = False
 python_maximum_signature_line_length = 100
 
 
-
-
 templates_path: list[str] = []
 html_theme = "furo"
 html_title = "refgpt"
