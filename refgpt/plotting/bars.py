@@ -10,7 +10,7 @@ from refgpt.arguments import one_of, whole_number
 from refgpt.errors import RefgptError
 from refgpt.plotting.canvas import COLOURS, GREY, extent, new_or_given
 from refgpt.plotting.checks import instance
-from refgpt.plotting.labels import label_columns, token_labels
+from refgpt.plotting.labels import LARGEST, label_columns, token_labels
 from refgpt.tokenizers import Tokenizer
 from refgpt.tracing import Attribution
 
@@ -72,9 +72,11 @@ def attribution_bars(attribution: Attribution, ax: Axes | None = None, *, by: st
     room = extent(ax)[0] / (n_layer + 2)
     label_columns(ax, ["embed", *map(str, range(n_layer)), "bias"], room)
     ax.set(xlabel="layer", ylabel="term of the logit", title=_title(attribution, tokenizer))
-    ax.margins(y=0.14)
+    ax.margins(y=0.12)
     ax.set_xlim(-0.7, n_layer + 1.7)
-    ax.legend()
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.14 * (high - low))  # a line of room for the legend, above the names of heads
+    ax.legend(loc="upper left", ncols=3, fontsize=LARGEST)
     return ax
 
 
