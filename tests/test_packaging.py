@@ -31,7 +31,7 @@ def test_packages_listed_are_packages_on_disk() -> None:
 def test_dependencies_are_what_is_imported() -> None:
     """test_architecture says who may import what; NumPy may all, and cffi is what the extension is made with."""
     extras = PROJECT["project"]["optional-dependencies"]
-    extra = extras["mesh"] + extras["hub"]
+    extra = extras["mesh"] + extras["hub"] + extras["plot"]
     lines = [line.replace("-", "_") for line in PROJECT["project"]["dependencies"] + extra]
     names = {re.match(r"\w+", line)[0] for line in lines}  # type: ignore[index]
     assert names == GUESTS.keys() - {"_refgpt_kernels", "compression"} | {
@@ -53,7 +53,7 @@ def in_sdist(path: str, manifest: str) -> bool:
 
 def needed_files() -> list[str]:
     """What builds the extension, what the tests read, and what a reader of the sdist is owed."""
-    folders = ["csrc", "tests", "benchmarks", "weights", ".ci"]
+    folders = ["csrc", "tests", "benchmarks", "docs", "weights", ".ci"]
     found = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     kept = [path for path in found if "__pycache__" not in path.parts and path.suffix not in {".so", ".o"}]
     return [path.relative_to(ROOT).as_posix() for path in kept] + ["CHANGELOG.md", "CONTRIBUTING.md", ".clang-format"]
