@@ -36,6 +36,8 @@ KEYS = {
 #: Those that may be absent: the tensors tell the MLP's width, and GPT-J has but one epsilon.
 OPTIONAL = ("d_ff", "ln_eps")
 BOS, EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
+#: True where there is no such token, as this package writes it; where nothing is said, it is GPT-J's.
+NO_BOS, NO_EOS = "refgpt.no_bos_token", "refgpt.no_eos_token"
 
 #: Keys that may be absent but must not say otherwise, and why.
 DEMANDS: dict[str, tuple[tuple[object, ...], str]] = {
@@ -130,9 +132,12 @@ def read_config(metadata: Mapping[str, Any], tensors: Mapping[str, Leaf], path: 
     n_vocab = given["n_vocab"] = tensors[tensor_name("wte")].shape[0]
     given["d_ff"] = given["d_ff"] or tensors[tensor_name("blocks.0.b_in")].size
     given["ln_eps"] = given["ln_eps"] or ModelConfig.ln_eps
-    ends = {"bos_id": _number(metadata, (BOS,), path), "eos_id": _number(metadata, (EOS,), path)}
     default = ModelConfig.eos_id if n_vocab > (ModelConfig.eos_id or 0) else None
-    given |= {field: default if value is None or value >= n_vocab else value for field, value in ends.items()}
+    for field, key, absent in (("bos_id", BOS, NO_BOS), ("eos_id", EOS, NO_EOS)):
+        value = _number(metadata, (key,), path)
+        if value is None or value >= n_vocab:
+            value = None if metadata.get(absent) is True else default
+        given[field] = value
     return gptj.build_config(given, {field: keys[0] for field, keys in KEYS.items()}, path, FIX)
 
 

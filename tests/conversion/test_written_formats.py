@@ -12,7 +12,7 @@ from checkpoints import ggml_writers
 from checkpoints.ggml_writers import CONFIG, PARAMS, QUANTISED, decoded, ggml_bytes, gguf_bytes
 from checkpoints.writers import buffers, config_json, state_dict, write_safetensors
 from model_files import write_model, write_tokenizer
-from tiny import random_params
+from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt.checkpoints import open_checkpoint
@@ -270,6 +270,14 @@ def test_the_configuration_is_carried_along(tmp_path):
     assert open_checkpoint(path).config == CONFIG
     from_gguf = converted(converted(start, "gguf", tmp_path / "c"), "hf", tmp_path / "d")
     assert open_checkpoint(from_gguf).config == CONFIG
+
+
+@pytest.mark.parametrize("ends", [(None, None), (None, 7), (50256, None), (3, 50256)])
+def test_that_no_token_ends_a_text_is_carried_along(tmp_path, ends):
+    """In a vocabulary that has GPT-J's."""
+    config = tiny_config(n_vocab=50260, n_layer=1, bos_id=ends[0], eos_id=ends[1])
+    start = write_model(tmp_path / "a", config, random_params(config, 1))
+    assert open_checkpoint(converted(start, "gguf", tmp_path / "b")).config == config
 
 
 def assert_same_tokenizer(path, want):
