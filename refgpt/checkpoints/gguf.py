@@ -23,6 +23,7 @@ from refgpt.wording import listed, shown
 
 ARCHITECTURE = "general.architecture"
 NAME = "general.name"
+QUANTISATION = "general.quantization_version"
 #: Metadata: the key of each field of the configuration, then other names that the format has had for it.
 KEYS = {
     "n_layer": ("gptj.block_count", "gptj.layer_count"),
@@ -46,7 +47,7 @@ DEMANDS: dict[str, tuple[tuple[object, ...], str]] = {
     "gptj.rope.scaling.type": ((b"none",), "GPT-J's positions are not scaled"),
     "gptj.rope.freq_base": ((10000.0,), "GPT-J's rotations have the base 10000"),
     "gptj.use_parallel_residual": ((True,), "attention and MLP of a GPT-J read the same input"),
-    "general.quantization_version": ((2,), "the blocks of other versions are laid out otherwise"),
+    QUANTISATION: ((2,), "the blocks of other versions are laid out otherwise"),
     "split.count": ((0, 1), "this file is one of several; join them with llama-gguf-split --merge"),
 }
 
@@ -96,7 +97,10 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     mask, source = _mask(mask, metadata, config, file)
     infos = single_file.tensor_infos(tensors, file)
     vocabulary = read_vocabulary(metadata, config, file)
-    return Checkpoint(path, "GGUF", gptj.MODEL_TYPE, config, params, mask, source, infos, vocabulary)
+    kind = f"GGUF, version {content.version}"
+    if QUANTISATION in metadata:
+        kind += f", quantisation version {metadata[QUANTISATION]}"
+    return Checkpoint(path, kind, gptj.MODEL_TYPE, config, params, mask, source, infos, vocabulary)
 
 
 def tensor_name(leaf: str) -> str:

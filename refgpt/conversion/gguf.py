@@ -27,6 +27,7 @@ from refgpt.checkpoints.gguf import (
     NAME,
     NO_BOS,
     NO_EOS,
+    QUANTISATION,
     SENTENCEPIECE,
     TOKENIZER,
     TOKENIZER_JSON,
@@ -138,7 +139,7 @@ def _metadata(source: Checkpoint, encodings: dict[str, str]) -> dict[str, Any]:
         found[keys[0]] = getattr(config, field)
     found |= {"general.file_type": FILE_TYPES[most], MASK: source.mask}
     if any(encoding.startswith("q") for encoding in encodings.values()):
-        found["general.quantization_version"] = QUANTISATION_VERSION
+        found[QUANTISATION] = QUANTISATION_VERSION
     for key, absent, n in ((BOS, NO_BOS, config.bos_id), (EOS, NO_EOS, config.eos_id)):
         found |= {absent: True} if n is None else {key: n}
     return found
