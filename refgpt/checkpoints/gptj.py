@@ -89,6 +89,7 @@ def read_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
                 where=path,
                 got=shown(raw[key]),
                 wanted=" or ".join(map(repr, accepted)),
+                fix="use a checkpoint of GPT-J or GPT-JT",
             )
     given: dict[str, Any] = {
         field: _value(raw, keys, path) for field, keys in KEYS.items() if any(key in raw for key in keys)
