@@ -306,16 +306,21 @@ def test_a_byte_level_tokenizer_is_carried_along(tmp_path):
     assert (same / "vocab.json").read_bytes() == (start / "vocab.json").read_bytes()
     for path in (same, middle := converted(start, "gguf", tmp_path / "c"), converted(middle, "hf", tmp_path / "d")):
         assert_same_tokenizer(path, want)
-    vocabulary = open_checkpoint(middle).vocabulary  # of the lists alone, as other programs read them
-    assert_same(tokenizer_of(replace(vocabulary, files={}), middle), want)
+    vocabulary = open_checkpoint(middle).vocabulary
+    lists = tokenizer_of(replace(vocabulary, files={}), middle)  # as other programs read them
+    assert_same(lists, want)
+    assert [tokenizer.describe().partition(", from ")[2] for tokenizer in (open_model(middle)[1], lists)] == [
+        "tokenizer.json in model.gguf", "the vocabulary and merges in model.gguf"]  # fmt: skip
 
 
 def test_the_default_model_through_both_formats(tmp_path):
     """Its tokenizer is sentencepiece's, of which GGUF's own keys tell only a part."""
     start = refgpt.default_model_path()
     want = open_model(start)[1]
+    assert want.describe() == "sentencepiece, 4096 ids, from tokenizer.model"
     middle = converted(start, "gguf", tmp_path / "b")
     assert_same_tokenizer(middle, want)
+    assert open_model(middle)[1].describe() == "sentencepiece, 4096 ids, from tokenizer.model in model.gguf"
     end = converted(middle, "hf", tmp_path / "c")
     assert_same_tokenizer(end, want)
     assert (end / "tokenizer.model").read_bytes() == (start / "tokenizer.model").read_bytes()
