@@ -6,10 +6,10 @@
     python -m benchmarks.loading load DIRECTORY --dtype f16
 
 ``write mesh`` makes an archive of Mesh Transformer JAX, ``random.tar.zst``, and ``params.json``; ``write torch`` makes
-shards of PyTorch with the causal masks that files of 2021 hold, their index, and ``config.json``. Either is float16, with
-28 layers 12.1 GB before it is compressed, and written in the memory of a buffer. ``load`` packs a checkpoint for the C
-kernels and prints the seconds that takes and the largest resident set, beside 1.1 times the weights in the dtype asked
-for, and 300 MB.
+shards of PyTorch with the causal masks that files of 2021 hold, their index, and ``config.json``. Either is float16,
+with 28 layers 12.1 GB before it is compressed, and written in the memory of a buffer. ``load`` packs a checkpoint for
+the C kernels and prints the seconds that takes and the largest resident set, beside 1.1 times the weights in the dtype
+asked for, and 300 MB.
 """
 
 from __future__ import annotations
