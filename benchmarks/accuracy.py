@@ -18,7 +18,7 @@ from ggml_quantisers import GGML
 
 import refgpt
 from refgpt.params import Leaf, Params, widen
-from refgpt.quantisation import kind_of
+from refgpt.quantisation import kept_kind
 from refgpt.runtime import Runtime
 
 WINDOW = 512
@@ -35,7 +35,7 @@ def with_ggml(params: Params, dtype: str) -> Params:
     """The weights after ggml's rounding, matrix for matrix in as many bits."""
 
     def rounded(name: str, leaf: Leaf) -> Leaf:
-        return GGML[kind_of(name, dtype) or ""](widen(leaf)) if leaf.ndim == 2 else leaf
+        return GGML[kept_kind(name, dtype) or ""](widen(leaf)) if leaf.ndim == 2 else leaf
 
     return params.map(rounded)
 

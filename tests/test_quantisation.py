@@ -14,7 +14,7 @@ from refgpt.engine import SpecEngine
 from refgpt.errors import CheckpointError
 from refgpt.panels import Panels
 from refgpt.params import BFLOAT16, Params, widen
-from refgpt.quantisation import LARGEST_WEIGHT, STEPS, kind_of, quantise
+from refgpt.quantisation import LARGEST_WEIGHT, STEPS, kept_kind, quantise
 
 KINDS = pytest.mark.parametrize("kind", ["q8", "q4"])
 
@@ -101,15 +101,15 @@ def test_halves_are_never_too_large():
 
 
 def test_what_a_matrix_becomes():
-    assert [kind_of(leaf, "q4") for leaf in ("wte", "blocks.3.wq", "blocks.0.w_out", "w_head")] == [
+    assert [kept_kind(leaf, "q4") for leaf in ("wte", "blocks.3.wq", "blocks.0.w_out", "w_head")] == [
         "q8",
         "q4",
         "q4",
         "q4",
     ]
-    assert {kind_of(leaf, "q8") for leaf in ("wte", "w_head", "blocks.0.wk")} == {"q8"}
-    assert kind_of("wte", "f16") == "f16"
-    assert kind_of("wte", None) is None
+    assert {kept_kind(leaf, "q8") for leaf in ("wte", "w_head", "blocks.0.wk")} == {"q8"}
+    assert kept_kind("wte", "f16") == "f16"
+    assert kept_kind("wte", None) is None
 
 
 # ---- beside ggml's formats of as many bits --------------------------------------------------------------------------
@@ -182,10 +182,10 @@ def costs(kind: str) -> tuple[float, float, float]:
     base = log_probabilities(default_weights(), windows)
 
     def ours(name, leaf):
-        return quantise(leaf, kind_of(name, kind)) if leaf.ndim == 2 else leaf
+        return quantise(leaf, kept_kind(name, kind)) if leaf.ndim == 2 else leaf
 
     def ggml(name, leaf):
-        return GGML[kind_of(name, kind)](leaf) if leaf.ndim == 2 else leaf
+        return GGML[kept_kind(name, kind)](leaf) if leaf.ndim == 2 else leaf
 
     found, theirs = (log_probabilities(default_weights().map(change), windows) for change in (ours, ggml))
     divergence, their_divergence = ((np.exp(base) * (base - q)).sum(1).mean() for q in (found, theirs))
