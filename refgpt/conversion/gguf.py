@@ -59,25 +59,12 @@ def write(
     directory: Path,
     progress: Progress | None = None,
 ) -> None:
-    """Write a checkpoint as one file, model.gguf, one tensor after the other.
+    """Write a checkpoint as one file, model.gguf, one tensor after the other: see ``Target.write``.
 
-    Parameters
-    ----------
-    source : Checkpoint
-    tokenizer : Tokenizer or None
-        The one that was opened with it.
-    dtype : "f32", "f16", "bf16" or None
-        Of the matrices; None is as stored, also of matrices that are quantised in ggml's blocks. float64 is rounded to
-        float32.
-    directory : Path
-        Exists.
-    progress : callable, optional
-        Called with the bytes that are written, and all.
+    As stored are also matrices that are quantised in ggml's blocks; float64 is rounded to float32.
 
     Raises
     ------
-    CheckpointError
-        If a weight is NaN, infinite or too large for the dtype.
     TokenizerError
         If the tokenizer has ids for which the model has no row: no program reads such a file.
     """

@@ -35,24 +35,8 @@ def write(
     directory: Path,
     progress: Progress | None = None,
 ) -> None:
-    """Write a checkpoint into an empty directory, some rows of a matrix at a time.
-
-    Parameters
-    ----------
-    source : Checkpoint
-    tokenizer : Tokenizer or None
-        The one that was opened with it.
-    dtype : "f32", "f16", "q8", "q4" or None
-        Of the matrices (see ``refgpt.runtime.packing.packed_kind``); None is as stored. Vectors are float32.
-    directory : Path
-        Exists and is empty.
-    progress : callable, optional
-        Called with the bytes that are written, and all.
-
-    Raises
-    ------
-    CheckpointError
-        If a weight is NaN, infinite or too large for the dtype.
+    """Write config.json, the tokenizer, the weights and the manifest, some rows of a matrix at a time: see
+    ``Target.write``. Vectors are float32; for matrices see ``refgpt.runtime.packing.packed_kind``.
     """
     (directory / CONFIG).write_text(json.dumps(config_json(source.config), indent=2) + "\n", encoding="utf-8")
     write_tokenizer(source, tokenizer, directory)
