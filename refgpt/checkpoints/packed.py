@@ -39,7 +39,7 @@ import numpy as np
 from refgpt.checkpoints import gptj
 from refgpt.checkpoints.checkpoint import Checked, Checkpoint, TensorInfo
 from refgpt.checkpoints.mapped import MappedFile, map_file
-from refgpt.checkpoints.mask import stored_mask
+from refgpt.checkpoints.mask import find_mask
 from refgpt.checkpoints.safetensors_file import LARGEST_HEADER, read_mapped
 from refgpt.config import ModelConfig
 from refgpt.encoded import Encoded
@@ -127,8 +127,11 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
                     for name, (stored, hexadecimal) in leaves.items())  # fmt: skip
     infos = tuple(TensorInfo(name, stored.kind, stored.shape, stored.n_bytes, file)
                   for name, (stored, _) in leaves.items())  # fmt: skip
-    found, source = stored_mask(mask, metadata.get("mask"), metadata.get("mask_source"), file, AGAIN)
-    return Checkpoint(path, "packed", gptj.MODEL_TYPE, config, params, found, source, infos, checked=checked)
+    found, source = find_mask(mask, {}, config.n_ctx, (), file, "mask in the header", metadata.get("mask", ""))
+    if mask == "auto":
+        source = str(metadata.get("mask_source", source))  # of what was converted
+    kind = f"{FORMAT}, version {VERSION}"
+    return Checkpoint(path, kind, gptj.MODEL_TYPE, config, params, found, source, infos, checked=checked)
 
 
 def _check_manifest(directory: Path) -> str:
