@@ -17,7 +17,7 @@ from refgpt.checkpoints.checkpoint import Checkpoint
 from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
-from refgpt.params import Leaf, Progress, leaf_shapes
+from refgpt.params import Leaf, Progress
 from refgpt.vocabulary import Vocabulary
 from refgpt.wording import listed, shown
 
@@ -92,8 +92,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
                           got=f"{ARCHITECTURE} {_shown(metadata.get(ARCHITECTURE))}", wanted=gptj.MODEL_TYPE,
                           fix="use a file of GPT-J or GPT-JT")  # fmt: skip
     config = read_config(metadata, tensors, file)
-    names = {leaf: tensor_name(leaf) for leaf in leaf_shapes(config)}
-    params = single_file.build_params(tensors, names, config, file, FIX)
+    params = gptj.named_params(tensors, tensor_name, config, file, lambda *_: FIX)
     mask, source = _mask(mask, metadata, config, file)
     infos = single_file.tensor_infos(tensors, file)
     vocabulary = read_vocabulary(metadata, config, file)

@@ -252,7 +252,7 @@ FAULTY = {
     "one missing": (
         changed(["transformer.h.1.mlp.fc_in.bias"]),
         {},
-        r"1 of 25 tensors are missing.*h\.1\.mlp\.fc_in\.bias",
+        r"1 of 25 tensors of a GPT-J are missing.*h\.1\.mlp\.fc_in\.bias",
     ),
     "two missing": (
         changed(["transformer.h.1.ln_1.bias", "transformer.wte.weight"]),
