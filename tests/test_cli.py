@@ -39,17 +39,6 @@ def prefix_path(tmp_path_factory):
     return str(write_model(tmp_path_factory.mktemp("models") / "both_ways", CONFIG, PARAMS, prefix=True))
 
 
-@pytest.fixture
-def run(capsys):
-    """Run the command line in this process -> (exit status, what it printed, what it complained)."""
-
-    def run(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        return SimpleNamespace(code=code, **dict(zip(("out", "err"), capsys.readouterr(), strict=True)))
-
-    return run
-
-
 @pytest.mark.parametrize("backend", ["c", "numpy"])
 def test_generate_prints_what_the_model_writes(run, path, backend):
     got = run("generate", "-m", path, "Once upon", "--seed", 5, "-n", 12, "--backend", backend)

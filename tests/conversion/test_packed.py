@@ -358,7 +358,7 @@ HOSTILE = {
     "a checksum of many letters": (set_leaf(checksum="0" * 65), "not read"),
     "a tensor more": (lambda header, leaves: header.update(more={"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}),
                       "no leaves; got more"),
-    "leaves that are no text": (lambda header, leaves: header["__metadata__"].update(mask="\ud800"), "mask in the header"),
+    "a mask of no text": (lambda header, leaves: header["__metadata__"].update(mask="\ud800"), "mask in the header"),
     "no mask": (lambda header, leaves: header["__metadata__"].pop("mask"), "mask in the header"),
     "another mask": (lambda header, leaves: header["__metadata__"].update(mask="none"), "mask in the header"),
 }  # fmt: skip
