@@ -45,6 +45,7 @@ UNREAD = {
     "*ggml*.bin": ("called ggml but beginning otherwise", "fetch it again: it is damaged"),
     "adapter_model.*": ("a LoRA adapter", f"merge it into its base model, with peft: merge_and_unload().{SAVE}"),
     "*.ckpt*": ("a training checkpoint", "save the model alone: torch.save(model.state_dict(), 'pytorch_model.bin')"),
+    "*.tar.zst*": ("an archive of Mesh Transformer JAX", "name the archive itself"),
     "*.tar": ("a tar archive", "unpack it and name the directory that holds the weights"),
     "*.tar.?z*": ("a tar archive", "unpack it and name the directory that holds the weights"),
     "*.npz": ("a Mesh Transformer JAX shard", "name the directory that holds step_N/shard_K/, or its archive"),

@@ -198,6 +198,8 @@ def test_paths_that_lead_nowhere(tmp_path):
         ("ggml-model.bin", "fetch it again"),
         ("shard_0.npz", "step_N/shard_K"),
         ("adapter_model.safetensors", "merge_and_unload"),
+        ("step_9_slim.tar.zst", "name the archive itself"),
+        ("step_9_slim.tar.zstd", "name the archive itself"),
         ("step_9.tar", "unpack it"),
         ("gpt-j.tar.gz", "unpack it"),
         ("gpt-j.tar.bz2", "unpack it"),
