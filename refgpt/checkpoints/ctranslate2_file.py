@@ -126,9 +126,9 @@ class _Reader(Cursor):
         return view(self.mapped, name, DTYPES[kind], start, n_bytes, shape)
 
     def count(self, what: str) -> int:
-        """Of variables or second names, which take at least some bytes each."""
+        """Of variables or second names."""
         n = self.number(U32, f"the number of {what}")
-        if n > min(MOST_VARIABLES, self.left // 4):
+        if n > MOST_VARIABLES:
             self.refuse(f"the number of {what} makes no sense", n)
         return n
 
