@@ -64,8 +64,8 @@ def digests(
     out = np.empty(n_pieces, np.uint64) if out is None else out
     if out.dtype != np.uint64 or out.shape != (n_pieces,):
         raise KernelError("unusable", where="out", got=f"{out.dtype} {out.shape}", wanted=f"uint64 {(n_pieces,)}")
-    args = arguments("checksum", words=ffi.from_buffer("uint32_t[]", check_whole("words", words)),
+    args = arguments("digests", words=ffi.from_buffer("uint32_t[]", check_whole("words", words)),
                  digests=ffi.from_buffer("uint64_t[]", check_whole("out", out, written=True)), n_words=n_words,
                  piece_words=piece_words)  # fmt: skip
-    run(kernel or active("checksum"), args, n_pieces, 16, threads, program)
+    run(kernel or active("digests"), args, n_pieces, 16, threads, program)
     return out
