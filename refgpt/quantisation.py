@@ -32,7 +32,7 @@ LEAST_SCALE, LARGEST_SCALE = np.float32(2**-24), np.float32(65504)  # of float16
 LARGEST_WEIGHT = {kind: 65504.0 * (steps // 2) for kind, steps in STEPS.items()}
 
 
-def kind_of(leaf: str, dtype: str | None) -> str | None:
+def kept_kind(leaf: str, dtype: str | None) -> str | None:
     """What a matrix is kept in for a dtype that was asked for; ``leaf`` is its name in ``Params.items``.
 
     Of a model in "q4" the embeddings have 8 bits: a token reads one row of them, so that they cost memory but no time,
