@@ -50,7 +50,7 @@ def _add_generation_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    prompt = read_prompt(arguments)
+    prompt = read_prompt(arguments, 'refgpt generate "Once upon a time"')
     params = GenerationParams(  # before the weights: a typing error should not cost a minute
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,

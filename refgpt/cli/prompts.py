@@ -15,8 +15,11 @@ def add_prompt_arguments(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("-f", "--file", metavar="FILE", help="read the prompt from a file")
 
 
-def read_prompt(arguments: argparse.Namespace) -> str:
-    """The prompt argument, or that of a file or of standard input less the newline that ends it."""
+def read_prompt(arguments: argparse.Namespace, example: str) -> str:
+    """The prompt argument, or that of a file or of standard input less the newline that ends it.
+
+    ``example`` is a command that has one, for who gave none.
+    """
     if arguments.file is not None:
         if arguments.prompt is not None:
             raise GenerationError("given twice, as an argument and as a file", where="prompt", fix="leave one out")
@@ -24,7 +27,7 @@ def read_prompt(arguments: argparse.Namespace) -> str:
     elif arguments.prompt not in (None, "-"):
         return str(arguments.prompt)
     elif sys.stdin is None or (arguments.prompt is None and sys.stdin.isatty()):
-        raise GenerationError("there is no prompt", fix='give one: "Once upon a time"')
+        raise GenerationError("there is no prompt", fix=f"try: {example}")
     else:
         where, read = "standard input", sys.stdin.buffer.read
     try:

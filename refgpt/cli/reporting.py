@@ -32,7 +32,7 @@ def add_commands(commands: Commands) -> None:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     check_suffix(arguments.output, ".html", ".htm")
-    prompt = read_prompt(arguments)
+    prompt = read_prompt(arguments, 'refgpt inspect "Once upon a time" -o report.html')
     with replaced(arguments.output) as file:
         model, ids = load_for(arguments, lambda config, tokenizer: prompt_of(prompt, config, tokenizer))
         file.write(build_report(model, ids, verify=arguments.verify))

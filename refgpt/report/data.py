@@ -107,16 +107,18 @@ def gather(model: Model, ids: np.ndarray, prefix_len: int, verify: bool) -> dict
 def name_of(model: Model) -> str:
     """What a model is called, without the folders it lies in: they are nobody's business."""
     path = model.checkpoint.path
-    return "refgpt's included model" if path == default_model_path() else path.name
+    return "refgpt's included model" if path == default_model_path() else path.resolve().name
 
 
 def facts(model: Model, n: int, prefix_len: int) -> list[tuple[str, str]]:
     """Names and values for the head of the page."""
     checkpoint, config = model.checkpoint, model.config
-    stored = ", ".join(dtype for dtype, _ in Counter(tensor.dtype for tensor in checkpoint.tensors).most_common())
+    weights = (tensor for tensor in checkpoint.tensors if len(tensor.shape) in (1, 2))  # buffers of masks have more axes
+    stored = ", ".join(dtype for dtype, _ in Counter(tensor.dtype for tensor in weights).most_common())
     kept = f"as stored ({stored})" if model.dtype is None else f"{model.dtype} (stored: {stored})"
     sees = f"; here the first {prefix_len} of {n} positions see one another" if prefix_len else ""
     return [
+        ("prompt", f"{n} token{'s' if n > 1 else ''}"),
         ("format", checkpoint.format),
         ("family", checkpoint.family),
         ("shape", str(config)),

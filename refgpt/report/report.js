@@ -106,7 +106,7 @@ function shares(label, rows) {
 function table(head, rows) {
   const row = (cells, kind) => make("tr", {}, ...cells.map((cell) => make(kind, {}, cell)));
   const body = make("tbody", {}, ...rows.map((cells) => row(cells, "td")));
-  return make("table", { class: "plain-table" }, make("thead", {}, row(head, "th")), body);
+  return make("table", { class: "plain-table" }, ...(head.length ? [make("thead", {}, row(head, "th"))] : []), body);
 }
 
 const show = (panel, ...children) => byId(panel).replaceChildren(...children);
@@ -276,7 +276,7 @@ function paintAll() {
 
 function drawHeads() {
   const box = byId("heads");
-  const thumb = data.n_head <= 8 ? 44 : 28;
+  const thumb = data.n_head <= 8 ? 44 : 24;
   box.style.gridTemplateColumns = `auto repeat(${data.n_head}, ${thumb}px)`;
   box.style.setProperty("--thumb", `${thumb}px`);
   box.append(make("span"));
@@ -308,9 +308,15 @@ function drawAttentionTokens() {
   byId("attention-strip").append(...attentionTokens);
   return chooser(attentionTokens, 1, "aria-selected", (t) => {
     look.query = t;
-    if (look.key >= seenBy(t)) look.key = t;
+    look.key = strongest((key) => weight(look.layer, look.head, t, key))[0][0];
     showAttention();
   });
+}
+
+/** The positions with the largest weights: [position, weight], the largest first. */
+function strongest(weightOf) {
+  const all = data.ids.map((_, t) => [t, weightOf(t)]).filter(([, p]) => p !== null);
+  return all.sort((a, b) => b[1] - a[1]).slice(0, 6);
 }
 
 /** Everything about the state but the map's picture. */
@@ -321,20 +327,13 @@ function showAttention() {
     item.classList.toggle("hidden", p === null);
     shade(item, p ?? 0);
   });
-  const all = data.ids.map((_, t) => t);
-  const strongest = (of) =>
-    all
-      .map((t) => [t, of(t)])
-      .filter(([, p]) => p !== null)
-      .sort((a, b) => b[1] - a[1])
-      .slice(0, 6)
-      .map(([t, p]) => [make("span", {}, `${t} `, token(data.ids[t])), p, t === query]);
+  const rows = (found) => found.map(([t, p]) => [make("span", {}, `${t} `, token(data.ids[t])), p, t === query]);
   show(
     "attention-panel",
     heading("", `Position ${query} `, token(data.ids[query]), " looks at"),
-    shares("Looks at", strongest((t) => weight(layer, head, query, t))),
+    shares("Looks at", rows(strongest((t) => weight(layer, head, query, t)))),
     heading("next", "and is looked at by"),
-    shares("Is looked at by", strongest((t) => weight(layer, head, t, query))),
+    shares("Is looked at by", rows(strongest((t) => weight(layer, head, t, query)))),
   );
   const cell = 100 / nTokens;
   Object.assign(byId("map-row").style, { top: `${cell * query}%`, height: `${cell}%` });
@@ -361,7 +360,7 @@ function drawMap(selectQuery) {
     else {
       look.query = within(query);
       const wanted = look.key;
-      selectQuery(look.query); // which would bring a hidden key into sight
+      selectQuery(look.query); // and with it the key that it looks at most
       look.key = wanted;
       showAttention();
     }
@@ -416,7 +415,7 @@ function grid(name, label, head, rows, columns, choose) {
 }
 
 function drawLens() {
-  const names = ["embed", ...Array.from({ length: data.n_layer }, (_, i) => `after block ${i}`)];
+  const names = ["embed", ...Array.from({ length: data.n_layer }, (_, i) => `block ${i}`)];
   const places = data.ids.map((_, t) => t);
   const rowOf = (layer, t) => layer * nTokens + t;
   const rows = names.map((name, layer) => [name, places.map((t) => [token(lens.ids[rowOf(layer, t) * lens.width])])]);
@@ -427,7 +426,7 @@ function drawLens() {
     const tap = layer === 0 ? "embed" : `blocks.${layer - 1}.resid_post`;
     const likely = bestOf(lens, i).map(([one, p]) => [token(one), p, one === data.ids[t + 1]]);
     const next = t + 1 < nTokens ? ["next comes ", token(data.ids[t + 1])] : ["the prompt ends here"];
-    show("lens-panel", heading("", names[layer]), line(make("code", {}, tap)),
+    show("lens-panel", heading("", layer === 0 ? "before block 0" : `after ${names[layer]}`), line(make("code", {}, tap)),
       line(`${position(t)} `, token(data.ids[t]), "; ", ...next), shares("Likeliest tokens", likely));
   });
   items.forEach((item, i) => {
@@ -465,7 +464,7 @@ function drawAttribution() {
   const shown = [];
   const chart = make("div", { class: "bars", role: "listbox", "aria-label": "Terms of the logit", "aria-orientation": "horizontal" });
   const scale = make("div", { class: "scale", "aria-hidden": "true" });
-  for (const mark of new Set([top, 0, top - range])) {
+  for (const mark of [top, 0, top - range].filter((x) => x === 0 || Math.abs(x) > range / 12)) {
     const text = make("span", {}, mark === 0 ? "0" : mark.toFixed(2).replace("-", "−"));
     text.style.top = `${(100 * (top - mark)) / range}%`;
     scale.append(text);
@@ -532,7 +531,7 @@ function drawEquality() {
     const [name, ok, error, bound, part, cosine] = tap;
     const facts = [["largest error", small(error)], ["its bound", small(bound)], ["of the bound", percent(part)],
       ["cosine", typeof cosine === "string" ? cosine : cosine.toFixed(11)], ["verdict", ok ? "within" : "BROKEN"]];
-    show("equality-panel", heading("", make("code", {}, name)), table(["", ""], facts));
+    show("equality-panel", heading("", make("code", {}, name)), table([], facts));
   };
   const draw = (label, head, rows, taps, width) => {
     const { whole, items, select } = grid("errors", label, head, rows, width, (i) => choose(taps[i]));
