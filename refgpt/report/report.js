@@ -97,7 +97,13 @@ function shares(label, rows) {
   const body = rows.map(([what, p, here]) => {
     const meter = make("span", { class: "meter" });
     meter.style.setProperty("--share", p);
-    return make("tr", here ? { class: "here" } : {}, make("td", {}, what), make("td", {}, meter), make("td", {}, share(p)));
+    return make(
+      "tr",
+      here ? { class: "here" } : {},
+      make("td", {}, what),
+      make("td", {}, meter),
+      make("td", {}, share(p)),
+    );
   });
   return make("table", { "aria-label": label }, make("tbody", {}, ...body));
 }
@@ -116,6 +122,19 @@ const position = (t) => `position ${t}`;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Choosing one of many: by pointing, by a tap, or with the arrow keys, for which all together are one tab stop.
+
+// Scrolling brings other things under a pointer that rests: that chooses nothing, or it would fight with the keyboard.
+let pointer = "";
+let pointerMoved = false;
+addEventListener(
+  "pointermove",
+  (event) => {
+    const place = `${event.screenX} ${event.screenY}`;
+    pointerMoved = place !== pointer;
+    pointer = place;
+  },
+  { capture: true },
+);
 
 /**
  * @param {HTMLElement[]} items  in rows, one after another
@@ -161,7 +180,7 @@ function chooser(items, columns, state, choose) {
     item.tabIndex = -1;
     item.setAttribute(state, "false");
     item.addEventListener("focus", () => select(places.get(item)));
-    item.addEventListener("pointerenter", () => select(places.get(item)));
+    item.addEventListener("pointermove", () => pointerMoved && select(places.get(item)));
     item.addEventListener("click", () => item.focus());
     item.addEventListener("keydown", move);
   }
@@ -180,8 +199,8 @@ for (const p of [0, 0.01, 0.1, 0.5, 1]) {
 }
 if (data.prefix_len > 0) {
   byId("prefix-note").textContent =
-    `Prefix mask: the first ${data.prefix_len} positions see one another. A row among them has already seen the token ` +
-    "that it gives a probability to, so up to there the shading is no forecast.";
+    `Prefix mask: the first ${data.prefix_len} positions see one another. A row among them has already seen the ` +
+    "token that it gives a probability to, so up to there the shading is no forecast.";
   byId("prefix-note").hidden = false;
 }
 
@@ -211,7 +230,13 @@ function drawTokens() {
       const rank = predicted.rank[t - 1];
       parts.push(line(`probability ${share(predicted.given[t - 1])}, rank ${rank} of ${data.n_vocab}`));
     }
-    if (likely.length) parts.push(shares("Likeliest tokens", likely.map(([one, p]) => [token(one), p, one === id])));
+    if (likely.length)
+      parts.push(
+        shares(
+          "Likeliest tokens",
+          likely.map(([one, p]) => [token(one), p, one === id]),
+        ),
+      );
     show("token-panel", ...parts);
   });
   select(nTokens);
@@ -296,7 +321,7 @@ function drawHeads() {
     look.layer = Math.floor(i / data.n_head);
     look.head = i % data.n_head;
     byId("head-name").textContent = `Layer ${look.layer}, head ${look.head}`;
-    byId("attention-tap").textContent = `blocks.${look.layer}.pattern`;
+    byId("head-tap").textContent = `blocks.${look.layer}.pattern [${look.head}]`;
     paintMap();
     showAttention();
   });
@@ -304,7 +329,9 @@ function drawHeads() {
 }
 
 function drawAttentionTokens() {
-  attentionTokens = data.ids.map((id, t) => make("span", { role: "option", "aria-label": `${position(t)}: ${spoken(id)}` }, token(id)));
+  attentionTokens = data.ids.map((id, t) =>
+    make("span", { role: "option", "aria-label": `${position(t)}: ${spoken(id)}` }, token(id)),
+  );
   byId("attention-strip").append(...attentionTokens);
   return chooser(attentionTokens, 1, "aria-selected", (t) => {
     look.query = t;
@@ -345,7 +372,10 @@ function showAttention() {
   });
   const p = weight(layer, head, query, key);
   byId("map-value").replaceChildren(
-    `query ${query} `, token(data.ids[query]), ` to key ${key} `, token(data.ids[key]),
+    `query ${query} `,
+    token(data.ids[query]),
+    ` to key ${key} `,
+    token(data.ids[key]),
     p === null ? ": hidden by the mask" : `: ${share(p)}`,
   );
 }
@@ -372,7 +402,7 @@ function drawMap(selectQuery) {
     go(Math.floor((event.clientY - box.top) / cell), Math.floor((event.clientX - box.left) / cell));
   }
 
-  map.addEventListener("pointermove", point);
+  map.addEventListener("pointermove", (event) => pointerMoved && point(event));
   map.addEventListener("pointerdown", point);
   map.addEventListener("keydown", (event) => {
     const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
@@ -408,7 +438,11 @@ function grid(name, label, head, rows, columns, choose) {
     items.push(...row);
     return make("tr", { role: "row" }, make("th", { scope: "row", role: "rowheader" }, title), ...row);
   });
-  const top = make("tr", { role: "row" }, ...head.map((cell) => make("th", { scope: "col", role: "columnheader" }, ...cell)));
+  const top = make(
+    "tr",
+    { role: "row" },
+    ...head.map((cell) => make("th", { scope: "col", role: "columnheader" }, ...cell)),
+  );
   const whole = make("table", { class: `cells ${name}`, role: "grid", "aria-label": label });
   whole.append(make("thead", { role: "rowgroup" }, top), make("tbody", { role: "rowgroup" }, ...body));
   return { whole, items, select: chooser(items, columns, "aria-selected", choose) };
@@ -426,8 +460,13 @@ function drawLens() {
     const tap = layer === 0 ? "embed" : `blocks.${layer - 1}.resid_post`;
     const likely = bestOf(lens, i).map(([one, p]) => [token(one), p, one === data.ids[t + 1]]);
     const next = t + 1 < nTokens ? ["next comes ", token(data.ids[t + 1])] : ["the prompt ends here"];
-    show("lens-panel", heading("", layer === 0 ? "before block 0" : `after ${names[layer]}`), line(make("code", {}, tap)),
-      line(`${position(t)} `, token(data.ids[t]), "; ", ...next), shares("Likeliest tokens", likely));
+    show(
+      "lens-panel",
+      heading("", layer === 0 ? "before block 0" : `after ${names[layer]}`),
+      line(make("code", {}, tap)),
+      line(`${position(t)} `, token(data.ids[t]), "; ", ...next),
+      shares("Likeliest tokens", likely),
+    );
   });
   items.forEach((item, i) => {
     shade(item, lens.p[i * lens.width]);
@@ -454,15 +493,23 @@ function drawAttribution() {
     ...blocks,
     { name: "bias", bars: [{ name: "biases of LayerNorm and head", value: bias }] },
   ];
-  byId("attribution-sum").replaceChildren("The likeliest next token is ", token(id),
-    `: its terms sum to ${signed(total)}; the engine computed ${signed(logit)}.`);
+  byId("attribution-sum").replaceChildren(
+    "The likeliest next token is ",
+    token(id),
+    `: its terms sum to ${signed(total)}; the engine computed ${signed(logit)}.`,
+  );
 
   const values = groups.flatMap(({ bars }) => bars.map(({ value }) => value));
   const top = Math.max(0, ...values);
   const range = top - Math.min(0, ...values) || 1;
   const items = [];
   const shown = [];
-  const chart = make("div", { class: "bars", role: "listbox", "aria-label": "Terms of the logit", "aria-orientation": "horizontal" });
+  const chart = make("div", {
+    class: "bars",
+    role: "listbox",
+    "aria-label": "Terms of the logit",
+    "aria-orientation": "horizontal",
+  });
   const scale = make("div", { class: "scale", "aria-hidden": "true" });
   for (const mark of [top, 0, top - range].filter((x) => x === 0 || Math.abs(x) > range / 12)) {
     const text = make("span", {}, mark === 0 ? "0" : mark.toFixed(2).replace("-", "−"));
@@ -495,7 +542,10 @@ function drawAttribution() {
 
   const head = ["layer", ...heads[0].map((_, i) => `head ${i}`), "MLP", "sum"];
   const sumOf = (terms) => terms.reduce((sum, term) => sum + term, 0);
-  const rows = heads.map((terms, layer) => [String(layer), ...[...terms, mlps[layer], sumOf(terms) + mlps[layer]].map(signed)]);
+  const rows = heads.map((terms, layer) => [
+    String(layer),
+    ...[...terms, mlps[layer], sumOf(terms) + mlps[layer]].map(signed),
+  ]);
   const filled = (name, value) => [name, ...Array(heads[0].length + 1).fill(""), signed(value)];
   byId("attribution-table").append(
     table(head, [filled("embed", embed), ...rows, filled("bias", bias), filled("total", total)]),
@@ -513,12 +563,13 @@ function drawEquality() {
     return;
   }
   const broken = report.taps.filter(([, ok]) => !ok).length;
+  const n = report.taps.length;
   const verdict = report.ok
-    ? `All ${report.taps.length} activations are within their bounds.`
-    : `${broken} of ${report.taps.length} activations are beyond their bounds, first ${report.first_broken}. ${report.expected}`;
+    ? `All ${n} activations are within their bounds.`
+    : `${broken} of ${n} activations are beyond their bounds, first ${report.first_broken}. ${report.expected}`;
   byId("equality-sum").textContent =
-    `${verdict} End to end the logits differ by at most ${small(report.logit_error)} of their standard deviation, with ` +
-    `the same likeliest token at ${percent(report.same_argmax)} of the positions.`;
+    `${verdict} End to end the logits differ by at most ${small(report.logit_error)} of their standard deviation, ` +
+    `with the same likeliest token at ${percent(report.same_argmax)} of the positions.`;
 
   // A row for each block, a column for each activation; those outside the blocks have a row of their own.
   const found = new Map(report.taps.map((tap) => [tap[0], tap]));
@@ -529,8 +580,13 @@ function drawEquality() {
 
   const choose = (tap) => {
     const [name, ok, error, bound, part, cosine] = tap;
-    const facts = [["largest error", small(error)], ["its bound", small(bound)], ["of the bound", percent(part)],
-      ["cosine", typeof cosine === "string" ? cosine : cosine.toFixed(11)], ["verdict", ok ? "within" : "BROKEN"]];
+    const facts = [
+      ["largest error", small(error)],
+      ["its bound", small(bound)],
+      ["of the bound", percent(part)],
+      ["cosine", typeof cosine === "string" ? cosine : cosine.toFixed(11)],
+      ["verdict", ok ? "within" : "BROKEN"],
+    ];
     show("equality-panel", heading("", make("code", {}, name)), table([], facts));
   };
   const draw = (label, head, rows, taps, width) => {
@@ -550,8 +606,17 @@ function drawEquality() {
     [["whole model", outside.map(ratio)]], outside, outside.length); // prettier-ignore
   selectBlock(0);
   byId("equality-table").append(
-    table(["activation", "max error", "bound", "of bound", "cosine", ""], report.taps.map(([name, ok, error, bound, part, cosine]) =>
-      [name, small(error), small(bound), percent(part), typeof cosine === "string" ? cosine : cosine.toFixed(11), ok ? "ok" : "BROKEN"])),
+    table(
+      ["activation", "max error", "bound", "of bound", "cosine", ""],
+      report.taps.map(([name, ok, error, bound, part, cosine]) => [
+        name,
+        small(error),
+        small(bound),
+        percent(part),
+        typeof cosine === "string" ? cosine : cosine.toFixed(11),
+        ok ? "ok" : "BROKEN",
+      ]),
+    ),
   );
 }
 
