@@ -113,7 +113,7 @@ def name_of(model: Model) -> str:
 def facts(model: Model, n: int, prefix_len: int) -> list[tuple[str, str]]:
     """Names and values for the head of the page."""
     checkpoint, config = model.checkpoint, model.config
-    weights = (tensor for tensor in checkpoint.tensors if len(tensor.shape) in (1, 2))  # buffers of masks have more axes
+    weights = (tensor for tensor in checkpoint.tensors if len(tensor.shape) in (1, 2))  # masks have more axes
     stored = ", ".join(dtype for dtype, _ in Counter(tensor.dtype for tensor in weights).most_common())
     kept = f"as stored ({stored})" if model.dtype is None else f"{model.dtype} (stored: {stored})"
     sees = f"; here the first {prefix_len} of {n} positions see one another" if prefix_len else ""

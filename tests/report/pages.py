@@ -6,10 +6,14 @@ import base64
 import dataclasses
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from refgpt.report import build_report
+from refgpt.sampling import log_softmax
 from refgpt.tokenizers import Tokenizer
 
 PROMPT = (
@@ -39,6 +43,15 @@ class EvilTokenizer(Tokenizer):
 
 def with_tokenizer(model: Any, tokenizer: Tokenizer | None) -> Any:
     return dataclasses.replace(model, tokenizer=tokenizer)
+
+
+def paged(folder: Path, name: str, model: Any, ids: list[int], prefix_len: int = 0) -> SimpleNamespace:
+    """A page on the disk, with the model and the trace that it is about."""
+    path = folder / f"{name}.html"
+    path.write_text(build_report(model, ids, prefix_len), encoding="utf-8")
+    trace = model.trace(ids, prefix_len)
+    return SimpleNamespace(path=path, model=model, ids=ids, prefix_len=prefix_len, trace=trace,
+                           p=np.exp(log_softmax(trace["logits"])))  # fmt: skip
 
 
 def data_of(page: str) -> dict[str, Any]:

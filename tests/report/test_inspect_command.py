@@ -48,7 +48,7 @@ def test_options_reach_the_model(run, path, tmp_path):
     data = data_of(out.read_text(encoding="utf-8"))
     assert (data["prefix_len"], data["verify"], len(data["ids"])) == (16, None, 16)
     assert dict(data["facts"])["weights"].startswith("q8") and dict(data["facts"])["engine"].endswith("in f32")
-    assert run("-m", path, "Hi", "-o", out, "--backend", "numpy", "--dtype", "f64").code == 0  # in the place of the other
+    assert run("-m", path, "Hi", "-o", out, "--backend", "numpy", "--dtype", "f64").code == 0  # replaces it
     assert dict(data_of(out.read_text(encoding="utf-8"))["facts"])["engine"] == "the NumPy spec in float64"
 
 

@@ -4,58 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from model_files import write_model
-from report import browser as browsers
-from report.pages import EVIL, PROMPT, EvilTokenizer, share, signed, with_tokenizer
-from tiny import random_params, tiny_config
+from report.pages import paged, share, signed
 
-import refgpt
 from refgpt import tracing
-from refgpt.report import build_report
 from refgpt.report.labels import label
 from refgpt.sampling import log_softmax
 
-CONFIG = tiny_config()
-PARAMS = random_params(CONFIG, seed=3)
 #: Of what is shown with four decimals, stored in steps of 1/65535.
 CLOSE = 0.00005 + 0.5 / 65535 + 1e-9
-
-
-@pytest.fixture(scope="module")
-def browser():
-    yield from browsers.start()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("pages")
-
-
-def paged(folder, name, model, ids, prefix_len=0):
-    """A page on the disk, with the model and the trace that it is about."""
-    path = folder / f"{name}.html"
-    path.write_text(build_report(model, ids, prefix_len), encoding="utf-8")
-    trace = model.trace(ids, prefix_len)
-    return SimpleNamespace(path=path, model=model, ids=ids, prefix_len=prefix_len, trace=trace,
-                           p=np.exp(log_softmax(trace["logits"])))  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tale(folder):
-    """The included model, which is causal."""
-    model = refgpt.load()
-    return paged(folder, "tale", model, model.tokenizer.encode(PROMPT))
-
-
-@pytest.fixture(scope="module")
-def both_ways(folder):
-    """A tiny GPT-JT of evil tokens, seven of which see one another."""
-    model = refgpt.load(write_model(folder / "<b>both ways", CONFIG, PARAMS, prefix=True))
-    return paged(folder, "both_ways", with_tokenizer(model, EvilTokenizer()), [*range(len(EVIL)), 40, 50], 7)
 
 
 def shown(model, token_id):

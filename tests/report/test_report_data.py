@@ -129,7 +129,9 @@ def test_every_backend_and_dtype_makes_a_page(tmp_path):
 
 def test_one_token(causal):
     data = data_of(build_report(causal, [7]))
-    assert unpacked(data["pattern"]).tolist() == [[[65535]] * 4] * 2 and unpacked(data["predictions"]["given"]).size == 0
+    assert (
+        unpacked(data["pattern"]).tolist() == [[[65535]] * 4] * 2 and unpacked(data["predictions"]["given"]).size == 0
+    )
 
 
 def test_ids_without_a_token_are_named_by_number(causal, both_ways):
@@ -190,7 +192,7 @@ def test_too_long_a_prompt_is_refused_before_anything_is_computed(monkeypatch, c
         prompt_of([0] * 2048, GPTJ_6B, None)
     monkeypatch.setattr("refgpt.report.data.MOST_TOKENS", 8)
     monkeypatch.setattr(type(causal.engine), "logits", lambda *_: pytest.fail("computed"))
-    with pytest.raises(GenerationError, match="got 9 tokens, up to .*; wanted at most 8 tokens"):
+    with pytest.raises(GenerationError, match=r"got 9 tokens, up to .*; wanted at most 8 tokens"):
         build_report(causal, IDS)
 
 
