@@ -82,7 +82,7 @@ function share(p) {
 const signed = (x) => (typeof x === "string" ? x : `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(4)}`);
 
 const small = (x) => (typeof x === "string" ? x : x === 0 ? "0" : x.toExponential(2));
-const percent = (x) => (typeof x === "string" ? x : `${(100 * x).toFixed(x < 0.1 ? 1 : 0)} %`);
+const percent = (x) => (typeof x === "string" ? x : `${(100 * x).toFixed(x < 0.0995 ? 1 : 0)} %`);
 
 /** How dark a share is shaded. The root, so that a hundredth can still be told from nothing. */
 const shadeOf = (p) => Math.sqrt(Math.min(1, Math.max(0, p)));
@@ -122,19 +122,6 @@ const position = (t) => `position ${t}`;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Choosing one of many: by pointing, by a tap, or with the arrow keys, for which all together are one tab stop.
-
-// Scrolling brings other things under a pointer that rests: that chooses nothing, or it would fight with the keyboard.
-let pointer = "";
-let pointerMoved = false;
-addEventListener(
-  "pointermove",
-  (event) => {
-    const place = `${event.screenX} ${event.screenY}`;
-    pointerMoved = place !== pointer;
-    pointer = place;
-  },
-  { capture: true },
-);
 
 /**
  * @param {HTMLElement[]} items  in rows, one after another
@@ -180,7 +167,8 @@ function chooser(items, columns, state, choose) {
     item.tabIndex = -1;
     item.setAttribute(state, "false");
     item.addEventListener("focus", () => select(places.get(item)));
-    item.addEventListener("pointermove", () => pointerMoved && select(places.get(item)));
+    // Moved, not entered: scrolling brings items under a pointer that rests, which would fight with the keyboard.
+    item.addEventListener("pointermove", () => select(places.get(item)));
     item.addEventListener("click", () => item.focus());
     item.addEventListener("keydown", move);
   }
@@ -322,6 +310,7 @@ function drawHeads() {
     look.head = i % data.n_head;
     byId("head-name").textContent = `Layer ${look.layer}, head ${look.head}`;
     byId("head-tap").textContent = `blocks.${look.layer}.pattern [${look.head}]`;
+    look.key = strongestKey();
     paintMap();
     showAttention();
   });
@@ -335,7 +324,7 @@ function drawAttentionTokens() {
   byId("attention-strip").append(...attentionTokens);
   return chooser(attentionTokens, 1, "aria-selected", (t) => {
     look.query = t;
-    look.key = strongest((key) => weight(look.layer, look.head, t, key))[0][0];
+    look.key = strongestKey();
     showAttention();
   });
 }
@@ -345,6 +334,8 @@ function strongest(weightOf) {
   const all = data.ids.map((_, t) => [t, weightOf(t)]).filter(([, p]) => p !== null);
   return all.sort((a, b) => b[1] - a[1]).slice(0, 6);
 }
+
+const strongestKey = () => strongest((key) => weight(look.layer, look.head, look.query, key))[0][0];
 
 /** Everything about the state but the map's picture. */
 function showAttention() {
@@ -357,7 +348,7 @@ function showAttention() {
   const rows = (found) => found.map(([t, p]) => [make("span", {}, `${t} `, token(data.ids[t])), p, t === query]);
   show(
     "attention-panel",
-    heading("", `Position ${query} `, token(data.ids[query]), " looks at"),
+    heading("", `${query} `, token(data.ids[query]), " looks at"),
     shares("Looks at", rows(strongest((t) => weight(layer, head, query, t)))),
     heading("next", "and is looked at by"),
     shares("Is looked at by", rows(strongest((t) => weight(layer, head, t, query)))),
@@ -385,15 +376,9 @@ function drawMap(selectQuery) {
   const within = (i) => Math.min(Math.max(i, 0), nTokens - 1);
 
   function go(query, key) {
+    selectQuery(within(query)); // if it is another, with the key that it looks at most
     look.key = within(key);
-    if (within(query) === look.query) showAttention();
-    else {
-      look.query = within(query);
-      const wanted = look.key;
-      selectQuery(look.query); // and with it the key that it looks at most
-      look.key = wanted;
-      showAttention();
-    }
+    showAttention();
   }
 
   function point(event) {
@@ -402,7 +387,7 @@ function drawMap(selectQuery) {
     go(Math.floor((event.clientY - box.top) / cell), Math.floor((event.clientX - box.left) / cell));
   }
 
-  map.addEventListener("pointermove", (event) => pointerMoved && point(event));
+  map.addEventListener("pointermove", point);
   map.addEventListener("pointerdown", point);
   map.addEventListener("keydown", (event) => {
     const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };

@@ -36,7 +36,7 @@ def test_it_writes_what_build_report_builds(run, path, tmp_path):
     got = run("-m", path, "Once upon", "-o", out)
     want = build_report(refgpt.load(path), "Once upon")
     assert (got.code, got.err, out.read_text(encoding="utf-8")) == (0, "", want)
-    assert got.out == f"{out}: {len(want) / 1000:.3g} kB, 9 tokens\n"
+    assert got.out == f"{out}: {len(want.encode()) / 1000:.3g} kB, 9 tokens\n"
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
 
 

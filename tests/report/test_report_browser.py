@@ -144,6 +144,10 @@ def test_the_map(browser, request, name):
         got = value(query, key)
         assert abs(float(got) - pattern[query, key]) <= CLOSE if may else got == "hidden by the mask"
         check_looks(browser, page, pattern, query)
+        chosen = (
+            "return [...document.querySelectorAll('#attention-strip [aria-selected=true]')].map((e) => e.ariaLabel)"
+        )
+        assert [name.partition(":")[0] for name in browser.js(chosen)] == [f"position {query}"]
     browser.focus(area)
     browser.press("ARROW_DOWN", "ARROW_LEFT", "ARROW_LEFT", "ARROW_UP", "ARROW_UP")
     assert abs(float(value(6, 5)) - pattern[6, 5]) <= CLOSE
