@@ -31,8 +31,10 @@ N_PREDICTED, N_LENS = 10, 5
 STEPS = 65535
 #: Larger pages are refused, and so are longer prompts: a browser would stumble over them.
 MOST_BYTES, MOST_TOKENS = 32_000_000, 512
-#: Of the page without its data, and of the description of a token that is named; generously.
+#: Of the page without its data, and of the description of a token that is named, of most tokens; generously.
 PAGE_BYTES, LABEL_BYTES = 80_000, 72
+#: Of the bytes of a token no more are listed.
+MOST_LISTED = 64
 
 
 def prompt_of(prompt: Prompt, config: ModelConfig, tokenizer: Tokenizer | None) -> np.ndarray:
@@ -107,7 +109,11 @@ def gather(model: Model, ids: np.ndarray, prefix_len: int, verify: bool) -> dict
 def name_of(model: Model) -> str:
     """What a model is called, without the folders it lies in: they are nobody's business."""
     path = model.checkpoint.path
-    return "refgpt's included model" if path == default_model_path() else path.resolve().name
+    if path == default_model_path():
+        return "refgpt's included model"
+    # The cache of the hub calls its folders so, and those inside by commits.
+    from_hub = [part for part in path.parts if part.startswith("models--")]
+    return "/".join(from_hub[-1].split("--")[1:]) if from_hub else path.resolve().name
 
 
 def facts(model: Model, n: int, prefix_len: int) -> list[tuple[str, str]]:
@@ -186,7 +192,8 @@ def _token(token_id: int, tokenizer: Tokenizer | None) -> list[str]:
     """The bytes of a token in hexadecimal, then ``label`` of them; a mark with its id where it has none."""
     known = tokenizer is not None and token_id < tokenizer.n_vocab and tokenizer.exists[token_id]
     raw = tokenizer.token_bytes(token_id) if tokenizer is not None and known else b""
-    return [raw.hex(" "), *(label(raw) if raw else ["", f"id {token_id}"])]
+    listed = raw[:MOST_LISTED].hex(" ") + (" …" if len(raw) > MOST_LISTED else "")
+    return [listed, *(label(raw) if raw else ["", f"id {token_id}"])]
 
 
 def _verified(model: Model, report: Report) -> dict[str, Any]:

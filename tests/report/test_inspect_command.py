@@ -52,6 +52,13 @@ def test_options_reach_the_model(run, path, tmp_path):
     assert dict(data_of(out.read_text(encoding="utf-8"))["facts"])["engine"] == "the NumPy spec in float64"
 
 
+def test_a_long_wait_is_announced(run, path, tmp_path, monkeypatch):
+    monkeypatch.setattr("refgpt.cli.reporting.WORTH_A_BAR", 1)
+    told = "refgpt: holding the pass to the spec in float64, which takes minutes; --no-verify leaves it out\n"
+    assert run("-m", path, "Hi", "-o", tmp_path / "page.html").err == told
+    assert run("-m", path, "Hi", "-o", tmp_path / "page.html", "--no-verify").err == ""
+
+
 @pytest.mark.parametrize(
     ("prompt", "out", "fault"),
     [

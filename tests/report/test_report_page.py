@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -67,7 +68,7 @@ def test_data_survive_the_way_into_a_script(evil):
     found = build_report(evil, ids)
     tokens = data_of(found)["tokens"]
     for i, raw in enumerate(EVIL):
-        assert tokens[str(i)][0] == raw.hex(" ")
+        assert tokens[str(i)][0] == (raw.hex(" ") if len(raw) <= 64 else raw[:64].hex(" ") + " …")
     data = {"a": "</script><!--<script>\u2028\u2029\u202e\u0000é&"}
     assert json.loads(inert(data)) == data
     assert re.fullmatch(r"[ -;=-~]*", inert(data))  # ASCII that can be printed, and no "<"
@@ -105,6 +106,9 @@ def test_no_folder_of_the_machine_is_told(evil):
     assert str(path.parent) not in build_report(evil, [1])
     assert data_of(build_report(evil, [1]))["model"] == path.name
     assert data_of(build_report(refgpt.load(), [1]))["model"] == "refgpt's included model"
+    cached = path.parent / "models--EleutherAI--gpt-j-6b" / "snapshots" / "0a1b2c"
+    from_hub = dataclasses.replace(evil, checkpoint=dataclasses.replace(evil.checkpoint, path=cached))
+    assert data_of(build_report(from_hub, [1]))["model"] == "EleutherAI/gpt-j-6b"
 
 
 def test_the_sources_are_kept_to_the_width_of_a_page():
