@@ -79,8 +79,10 @@ function share(p) {
 }
 
 /** Any number: four decimals and a true minus. */
-const signed = (x) => (typeof x === "string" ? x : `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(4)}`);
+const signed = (x) => `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(4)}`;
 
+// Of the equality report, in which a number that is none comes as its name.
+const elevenDigits = (x) => (typeof x === "string" ? x : x.toFixed(11));
 const small = (x) => (typeof x === "string" ? x : x === 0 ? "0" : x.toExponential(2));
 const percent = (x) => (typeof x === "string" ? x : `${(100 * x).toFixed(x < 0.0995 ? 1 : 0)} %`);
 
@@ -131,14 +133,12 @@ const position = (t) => `position ${t}`;
  */
 function chooser(items, columns, state, choose) {
   const places = new Map(items.map((item, i) => [item, i]));
-  let chosen = -1;
+  let chosen = 0;
 
   function select(i) {
-    if (i === chosen) return;
-    if (chosen >= 0) {
-      items[chosen].setAttribute(state, "false");
-      items[chosen].tabIndex = -1;
-    }
+    if (items[i].getAttribute(state) === "true") return;
+    items[chosen].setAttribute(state, "false");
+    items[chosen].tabIndex = -1;
     chosen = i;
     items[i].setAttribute(state, "true");
     items[i].tabIndex = 0;
@@ -414,9 +414,10 @@ function drawAttention() {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// A table of cells of which one is chosen: the logit lens and the equality report.
+// Tables of cells that can be chosen: the logit lens and the equality report.
 
-function grid(name, label, head, rows, columns, choose) {
+/** A table with a title for each row: the element, and its cells in one row after another. */
+function grid(name, label, head, rows) {
   const items = [];
   const body = rows.map(([title, cells]) => {
     const row = cells.map((cell) => make("td", { role: "gridcell" }, ...cell));
@@ -430,34 +431,33 @@ function grid(name, label, head, rows, columns, choose) {
   );
   const whole = make("table", { class: `cells ${name}`, role: "grid", "aria-label": label });
   whole.append(make("thead", { role: "rowgroup" }, top), make("tbody", { role: "rowgroup" }, ...body));
-  return { whole, items, select: chooser(items, columns, "aria-selected", choose) };
+  return { whole, items };
 }
 
 function drawLens() {
   const names = ["embed", ...Array.from({ length: data.n_layer }, (_, i) => `block ${i}`)];
-  const places = data.ids.map((_, t) => t);
-  const rowOf = (layer, t) => layer * nTokens + t;
-  const rows = names.map((name, layer) => [name, places.map((t) => [token(lens.ids[rowOf(layer, t) * lens.width])])]);
-  const head = [["from"], ...data.ids.map((id) => [token(id)])];
-  const { whole, items, select } = grid("lens", "Logit lens", head, rows, nTokens, (i) => {
-    const layer = Math.floor(i / nTokens);
-    const t = i % nTokens;
-    const tap = layer === 0 ? "embed" : `blocks.${layer - 1}.resid_post`;
-    const likely = bestOf(lens, i).map(([one, p]) => [token(one), p, one === data.ids[t + 1]]);
-    const next = t + 1 < nTokens ? ["next comes ", token(data.ids[t + 1])] : ["the prompt ends here"];
-    show(
-      "lens-panel",
-      heading("", layer === 0 ? "before block 0" : `after ${names[layer]}`),
-      line(make("code", {}, tap)),
-      line(`${position(t)} `, token(data.ids[t]), "; ", ...next),
-      shares("Likeliest tokens", likely),
-    );
-  });
+  const topAt = (layer, t) => token(lens.ids[(layer * nTokens + t) * lens.width]);
+  const rows = names.map((name, layer) => [name, data.ids.map((_, t) => [topAt(layer, t)])]);
+  const { whole, items } = grid("lens", "Logit lens", [["from"], ...data.ids.map((id) => [token(id)])], rows);
   items.forEach((item, i) => {
     shade(item, lens.p[i * lens.width]);
     if (lens.ids[i * lens.width] === data.ids[(i % nTokens) + 1]) item.classList.add("hit");
   });
   byId("lens-box").append(whole);
+
+  const select = chooser(items, nTokens, "aria-selected", (i) => {
+    const layer = Math.floor(i / nTokens);
+    const t = i % nTokens;
+    const likely = bestOf(lens, i).map(([one, p]) => [token(one), p, one === data.ids[t + 1]]);
+    const next = t + 1 < nTokens ? ["next comes ", token(data.ids[t + 1])] : ["the prompt ends here"];
+    show(
+      "lens-panel",
+      heading("", layer === 0 ? "before block 0" : `after ${names[layer]}`),
+      line(make("code", {}, layer === 0 ? "embed" : `blocks.${layer - 1}.resid_post`)),
+      line(`${position(t)} `, token(data.ids[t]), "; ", ...next),
+      shares("Likeliest tokens", likely),
+    );
+  });
   select(items.length - 1);
 }
 
@@ -558,51 +558,43 @@ function drawEquality() {
 
   // A row for each block, a column for each activation; those outside the blocks have a row of their own.
   const found = new Map(report.taps.map((tap) => [tap[0], tap]));
-  const columns = report.taps.map(([name]) => name.match(/^blocks\.0\.(.*)$/)?.[1]).filter(Boolean);
-  const inBlock = (i) => columns.map((part) => found.get(`blocks.${i}.${part}`));
-  const outside = report.taps.filter(([name]) => !name.startsWith("blocks."));
-  const ratio = (tap) => [percent(tap[4])];
+  const parts = report.taps.map(([name]) => name.match(/^blocks\.0\.(.*)$/)?.[1]).filter(Boolean);
+  const outside = report.taps.map(([name]) => name).filter((name) => !name.startsWith("blocks."));
+  const layers = Array.from({ length: data.n_layer }, (_, i) => i);
+  const namesIn = (layer) => parts.map((part) => `blocks.${layer}.${part}`);
+  const cell = (name) => [percent(found.get(name)[4])];
+  const head = (names) => [["of bound"], ...names.map((name) => [name])];
+  const rows = layers.map((layer) => [`block ${layer}`, namesIn(layer).map(cell)]);
+  const grids = [
+    grid("errors", "Errors in the blocks", head(parts), rows),
+    grid("errors", "Errors outside the blocks", head(outside), [["whole model", outside.map(cell)]]),
+  ];
+  byId("equality-box").append(...grids.map(({ whole }) => whole));
 
-  const choose = (tap) => {
-    const [name, ok, error, bound, part, cosine] = tap;
+  const items = grids.flatMap(({ items }) => items);
+  const shown = [...layers.flatMap(namesIn), ...outside].map((name) => found.get(name));
+  const select = chooser(items, parts.length, "aria-selected", (i) => {
+    const [name, ok, error, bound, part, cosine] = shown[i];
     const facts = [
       ["largest error", small(error)],
       ["its bound", small(bound)],
       ["of the bound", percent(part)],
-      ["cosine", typeof cosine === "string" ? cosine : cosine.toFixed(11)],
+      ["cosine", elevenDigits(cosine)],
       ["verdict", ok ? "within" : "BROKEN"],
     ];
     show("equality-panel", heading("", make("code", {}, name)), table([], facts));
-  };
-  const draw = (label, head, rows, taps, width) => {
-    const { whole, items, select } = grid("errors", label, head, rows, width, (i) => choose(taps[i]));
-    items.forEach((item, i) => {
-      shade(item, typeof taps[i][4] === "string" ? 1 : taps[i][4]);
-      item.classList.toggle("broken", !taps[i][1]);
-    });
-    byId("equality-box").append(whole);
-    return select;
-  };
-  const layers = Array.from({ length: data.n_layer }, (_, i) => i);
-  const rows = layers.map((i) => [`block ${i}`, inBlock(i).map(ratio)]);
-  const selectBlock = draw("Errors in the blocks", [["of bound"], ...columns.map((name) => [name])], rows,
-    layers.flatMap(inBlock), columns.length); // prettier-ignore
-  draw("Errors outside the blocks", [["of bound"], ...outside.map(([name]) => [name])],
-    [["whole model", outside.map(ratio)]], outside, outside.length); // prettier-ignore
-  selectBlock(0);
-  byId("equality-table").append(
-    table(
-      ["activation", "max error", "bound", "of bound", "cosine", ""],
-      report.taps.map(([name, ok, error, bound, part, cosine]) => [
-        name,
-        small(error),
-        small(bound),
-        percent(part),
-        typeof cosine === "string" ? cosine : cosine.toFixed(11),
-        ok ? "ok" : "BROKEN",
-      ]),
-    ),
-  );
+  });
+  items.forEach((item, i) => {
+    const [, ok, , , part] = shown[i];
+    shade(item, typeof part === "string" ? 1 : part);
+    item.classList.toggle("broken", !ok);
+  });
+  select(0);
+
+  const lines = report.taps.map(([name, ok, error, bound, part, cosine]) => {
+    return [name, small(error), small(bound), percent(part), elevenDigits(cosine), ok ? "ok" : "BROKEN"];
+  });
+  byId("equality-table").append(table(["activation", "max error", "bound", "of bound", "cosine", ""], lines));
 }
 
 drawTokens();

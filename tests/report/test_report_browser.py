@@ -251,6 +251,11 @@ def test_the_equality_report(browser, tale):
         assert float(shown["its bound"]) == pytest.approx(tap.bound, rel=0.006)
         assert float(shown["of the bound"].removesuffix(" %")) == pytest.approx(100 * tap.ratio, rel=0.1)
         assert (float(shown["cosine"]), shown["verdict"]) == (pytest.approx(tap.cosine, abs=1e-10), "within")
+        assert len(browser.all("#equality-box [aria-selected=true]")) == 1
+    browser.focus(cells[2])
+    browser.press(*["ARROW_DOWN"] * tale.model.config.n_layer)  # below the blocks lies what is outside of them
+    assert browser.text("#equality-panel h3") == "logits"
+    assert len(browser.all("#equality-box [tabindex='0']")) == 1
     rows = browser.rows("#equality-table")
     assert [row[0] for row in rows] == list(taps) and {row[-1] for row in rows} == {"ok"}
 
