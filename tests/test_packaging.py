@@ -40,6 +40,21 @@ def test_dependencies_are_what_is_imported() -> None:
     }
 
 
+def test_data_of_packages_is_listed() -> None:
+    """Whatever lies beside the modules, but for Python itself, is package data: a page has no page without it."""
+    beside = {path for path in (ROOT / "refgpt").rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
+    listed = {
+        path
+        for package, patterns in SETUPTOOLS["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    assert {path.name for path in beside} == {"py.typed", "report.html", "report.css", "report.js"}
+    assert beside <= listed
+    manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8")
+    assert "recursive-include refgpt/report *.html *.css *.js" in manifest.splitlines()
+
+
 def in_sdist(path: str, manifest: str) -> bool:
     """Whether MANIFEST.in, or setuptools by itself, puts a file into the sdist."""
     grafts = re.findall(r"^graft (.+)$", manifest, re.MULTILINE)
