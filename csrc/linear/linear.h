@@ -1,11 +1,13 @@
 /* Linear layers: rows of activations times panels of weights.
  *
  * Few rows (decode) are bound by reading the weights once: they stream from memory and are widened in registers. Many rows
- * (prefill) are bound by arithmetic: rows lie packed side by side so that broadcasts are sequential, and for 256 rows at a time
- * a block of TILE_PANELS x 128 weights waits in the L1 cache, widened once. Totals are kept in a buffer until they are
- * done: y's rows are often a power of two apart, which would make them fight for the same lines of the cache. */
+ * (prefill) are bound by arithmetic, so that both sides must wait in a cache: rows lie packed side by side, which makes
+ * broadcasts sequential loads, and 64 of them, 256 deep, stay in L2 while 24 panels of weights pass by; the weights of a tile
+ * stay in L1 until those rows have met them, and are widened by each tile anew, which costs less than to write them out wide
+ * and read twice the bytes. Totals are kept in a buffer until they are done: y's rows are often a power of two apart, which
+ * would make them fight for the same lines of the cache. */
 
-enum { DEPTH = 4 * CHUNK, ROW_BLOCK = 256 };
+enum { DEPTH = 8 * CHUNK, ROW_BLOCK = 64, PANEL_BLOCK = 24 };
 
 static void start_totals(float *totals, int64_t stride, int64_t n_rows, int64_t n_outputs, const float *bias) {
     for (int64_t r = 0; r < n_rows; r++)
@@ -27,27 +29,21 @@ static void linear_few_rows(const refgpt_linear_args *a, int64_t first, int64_t 
     }
 }
 
-/* y for up to 256 rows (whole panels of packed rows) and TILE_PANELS panels of weights. */
+/* y for up to ROW_BLOCK rows (whole panels of packed rows) and PANEL_BLOCK panels of weights. */
 static void linear_block(const refgpt_linear_args *a, int64_t first_row, int64_t first, int64_t n_outputs, panels w) {
-    enum { WIDTH = TILE_PANELS * LANES };
-    float widened[TILE_PANELS * DEPTH * LANES] __attribute__((aligned(64)));
+    enum { WIDTH = PANEL_BLOCK * LANES };
     float totals[ROW_BLOCK * WIDTH] __attribute__((aligned(64)));
     const int64_t n_rows = smaller(ROW_BLOCK, a->n_rows - first_row), n_panels = (n_outputs + LANES - 1) / LANES;
     memset(totals, 0, (size_t)(n_rows * WIDTH) * sizeof *totals);
     start_totals(totals, WIDTH, n_rows, n_outputs, a->bias ? a->bias + first : NULL);
     for (int64_t i = 0; i < a->n_in; i += DEPTH) {
         const int64_t depth = smaller(DEPTH, a->n_in - i);
-        panels block = panels_from(w, i * LANES);
-        if (w.dtype != F32) {
-            for (int64_t p = 0; p < n_panels; p++)
-                for (int64_t j = 0; j < depth; j++)
-                    v16_store(widened + (p * DEPTH + j) * LANES, load_stored(block.at, p * w.panel + j * LANES, w.dtype));
-            block = (panels){widened, DEPTH * LANES, F32};
-        }
-        for (int64_t r = 0; r < n_rows; r += LANES) {
-            const rows x = {a->x_panels + ((first_row + r) * a->n_in) + i * LANES, 1, LANES};
-            multiply_cached(smaller(LANES, n_rows - r), x, n_panels, block, totals + r * WIDTH, WIDTH, depth);
-        }
+        for (int64_t p = 0; p < n_panels; p += TILE_PANELS)
+            for (int64_t r = 0; r < n_rows; r += LANES) {
+                const rows x = {a->x_panels + (first_row + r) * a->n_in + i * LANES, 1, LANES};
+                multiply_stored(smaller(LANES, n_rows - r), x, smaller(TILE_PANELS, n_panels - p),
+                                panels_from(w, p * w.panel + i * LANES), totals + r * WIDTH + p * LANES, WIDTH, depth);
+            }
     }
     for (int64_t r = 0; r < n_rows; r++)
         memcpy(a->y + (first_row + r) * a->n_out + first, totals + r * WIDTH, (size_t)n_outputs * sizeof *totals);
@@ -60,9 +56,9 @@ ALWAYS_INLINE void linear(const refgpt_linear_args *a, int64_t begin, int64_t en
         linear_few_rows(a, begin * LANES, smaller(end * LANES, a->n_out) - begin * LANES, panels_from(w, begin * panel));
         return;
     }
-    for (int64_t p = begin; p < end; p += TILE_PANELS)
+    for (int64_t p = begin; p < end; p += PANEL_BLOCK)
         for (int64_t r = 0; r < a->n_rows; r += ROW_BLOCK) {
-            const int64_t last = smaller(smaller(p + TILE_PANELS, end) * LANES, a->n_out);
+            const int64_t last = smaller(smaller(p + PANEL_BLOCK, end) * LANES, a->n_out);
             linear_block(a, r, p * LANES, last - p * LANES, panels_from(w, p * panel));
         }
 }

@@ -8,7 +8,7 @@
 enum { GROUP = REFGPT_ROW_GROUP, L2_SHARE = 320 << 10 };
 
 /* y for R rows and the lanes of one panel. x points at the first row's place in its group's first record; `height` rows are in
- * that group. Totals live in registers or close by, and blocks are prefetched 2 KiB ahead. */
+ * that group. Totals live in registers or close by, and blocks are prefetched. */
 ALWAYS_INLINE void tile_quantised(const char *x, int64_t height, const uint8_t *w, int64_t n_blocks, v16 bias, float *y,
                                   int64_t y_stride, int64_t n_lanes, enum dtype dtype, const int R) {
     v16 total[TILE_QUANTISED_ROWS];
@@ -16,7 +16,7 @@ ALWAYS_INLINE void tile_quantised(const char *x, int64_t height, const uint8_t *
     for (int r = 0; r < R; r++) total[r] = bias;
     for (int64_t b = 0; b < n_blocks; b++, w += block_bytes(dtype), x += RECORD * height) {
         v16 dots[TILE_QUANTISED_ROWS];
-        for (int64_t i = 0; i < block_bytes(dtype); i += 64) __builtin_prefetch(w + i + 2048);
+        for (int64_t i = 0; i < block_bytes(dtype); i += 64) __builtin_prefetch(w + i + AHEAD);
         if (dtype == Q8) dots_q8(w, x, height, R, dots);
         else dots_q4(w, x, height, R, dots);
         const v16 scales = v16_load_f16((const uint16_t *)(w + block_bytes(dtype) - 2 * LANES));

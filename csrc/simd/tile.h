@@ -19,11 +19,12 @@ ALWAYS_INLINE panels panels_from(panels w, int64_t n_elements) {
 }
 
 enum { MOST_ROWS = 8, MOST_PANELS = 4 }; /* of a tile, for any instruction set */
+enum { AHEAD = 2048 };                   /* bytes */
 
 /* Adds to the totals y[r, 16 p + lane]. R and P are compile-time constants at every call, so that the accumulators live in
- * registers: R rows share each weight that is loaded, P panels share each x that is broadcast. `ahead` is how far beyond the
- * reading point weights are prefetched, in bytes: few rows are bound by memory and want about 2 KiB. */
-ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int R, const int P, const int ahead) {
+ * registers: R rows share each weight that is loaded, P panels share each x that is broadcast. Weights are prefetched AHEAD of
+ * the reading point: few rows are bound by memory, and many begin each block by reading it. */
+ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int R, const int P) {
     for (int64_t start = 0; start < n_in; start += CHUNK) {
         const int64_t stop = smaller(start + CHUNK, n_in);
         v16 sum[MOST_ROWS][MOST_PANELS];
@@ -36,7 +37,7 @@ ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_
 #pragma GCC unroll 4
             for (int p = 0; p < P; p++) {
                 const int64_t at = p * w.panel + i * LANES;
-                if (ahead) __builtin_prefetch((const char *)w.at + at * size_of(w.dtype) + ahead);
+                __builtin_prefetch((const char *)w.at + at * size_of(w.dtype) + AHEAD);
                 weights[p] = load_stored(w.at, at, w.dtype);
             }
 #pragma GCC unroll 8
@@ -57,12 +58,11 @@ ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_
 }
 
 /* The same for any number of rows, tile by tile. */
-#define TILE_OF(height)                                                                           \
-    case height:                                                                                  \
-        if (height <= TILE_ROWS) tile(xr, w, y + r * y_stride, y_stride, n_in, height, P, ahead); \
+#define TILE_OF(height)                                                                    \
+    case height:                                                                           \
+        if (height <= TILE_ROWS) tile(xr, w, y + r * y_stride, y_stride, n_in, height, P); \
         break;
-ALWAYS_INLINE void tiles(int64_t n_rows, rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int P,
-                         const int ahead) {
+ALWAYS_INLINE void tiles(int64_t n_rows, rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int P) {
     for (int64_t r = 0; r < n_rows; r += TILE_ROWS) {
         const rows xr = {x.at + r * x.row, x.row, x.inner};
         switch (smaller(n_rows - r, TILE_ROWS)) {
@@ -79,28 +79,26 @@ ALWAYS_INLINE void tiles(int64_t n_rows, rows x, panels w, float *y, int64_t y_s
 }
 #undef TILE_OF
 
-/* The same for any number of panels. Compiled once for each dtype, and once for blocks of float32 in cache. */
-ALWAYS_INLINE void multiply(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in,
-                            const int ahead) {
+/* The same for any number of panels. Compiled once for each dtype. */
+ALWAYS_INLINE void multiply(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in) {
     int64_t p = 0;
     if (n_rows == 1)
         for (; p + GEMV_PANELS <= n_panels; p += GEMV_PANELS)
-            tile(x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, 1, GEMV_PANELS, ahead);
+            tile(x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, 1, GEMV_PANELS);
     if (TILE_PANELS > 1)
         for (; p + TILE_PANELS <= n_panels; p += TILE_PANELS)
-            tiles(n_rows, x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, TILE_PANELS, ahead);
-    for (; p < n_panels; p++) tiles(n_rows, x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, 1, ahead);
+            tiles(n_rows, x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, TILE_PANELS);
+    for (; p < n_panels; p++) tiles(n_rows, x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, 1);
 }
 
-#define MULTIPLY(name, stored, ahead)                                                                                \
+#define MULTIPLY(name, stored)                                                                                       \
     static void name(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in) { \
         w.dtype = stored; /* a constant again */                                                                     \
-        multiply(n_rows, x, n_panels, w, y, y_stride, n_in, ahead);                                                  \
+        multiply(n_rows, x, n_panels, w, y, y_stride, n_in);                                                         \
     }
-MULTIPLY(multiply_f32, F32, 2048)
-MULTIPLY(multiply_f16, F16, 2048)
-MULTIPLY(multiply_bf16, BF16, 2048)
-MULTIPLY(multiply_cached, F32, 0)
+MULTIPLY(multiply_f32, F32)
+MULTIPLY(multiply_f16, F16)
+MULTIPLY(multiply_bf16, BF16)
 #undef MULTIPLY
 
 static void multiply_stored(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in) {
