@@ -14,30 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from ggml_quantisers import GGML
+from ggml_quantisers import with_ggml
+from likelihoods import log_probabilities
 
 import refgpt
-from refgpt.params import Leaf, Params, widen
-from refgpt.quantisation import kind_of
+from refgpt.params import Params, widen
 from refgpt.runtime import Runtime
 
 WINDOW = 512
-
-
-def log_probabilities(engine: Runtime, windows: list[list[int]]) -> np.ndarray:
-    """Of every next token: [t, v]."""
-    logits = np.concatenate([engine.logits(ids[:-1]) for ids in windows])
-    logits -= logits.max(1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
-
-
-def with_ggml(params: Params, dtype: str) -> Params:
-    """The weights after ggml's rounding, matrix for matrix in as many bits."""
-
-    def rounded(name: str, leaf: Leaf) -> Leaf:
-        return GGML[kind_of(name, dtype) or ""](widen(leaf)) if leaf.ndim == 2 else leaf
-
-    return params.map(rounded)
 
 
 def rms_error(params: Params, wide: Params) -> float:
@@ -66,13 +50,13 @@ def main() -> None:
         ways[f"ggml, as many bits as {dtype}, activations in float32"] = lambda dtype=dtype: Runtime(
             with_ggml(wide, dtype), model.config
         )
-    base = log_probabilities(Runtime(wide, model.config), windows)
+    base = log_probabilities(Runtime(wide, model.config), windows, np.float32)
     at = np.arange(len(said))
     print(f"{len(said)} tokens; float32 has a perplexity of {np.exp(-base[at, said].mean()):.3f}\n")
     print("| weights | perplexity | KL | rms error |\n|---|---:|---:|---:|")
     for what, make in ways.items():
         engine = make()
-        found = log_probabilities(engine, windows)
+        found = log_probabilities(engine, windows, np.float32)
         rise = np.exp((base[at, said] - found[at, said]).mean(dtype=np.float64)) - 1
         divergence = (np.exp(base) * (base - found)).sum(1).mean(dtype=np.float64)
         print(f"| {what} | {100 * rise:+.3f} % | {divergence:.6f} | {rms_error(engine.kept(), wide):.3e} |", flush=True)

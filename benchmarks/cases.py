@@ -174,7 +174,7 @@ def quantise(kind: str) -> Work:
     return Work(cycle([partial(kernels.quantise, w, kind, out)]), w.nbytes)
 
 
-def checksum() -> Work:
+def digests() -> Work:
     words = random(BEYOND_CACHES // 4).view(np.uint32)
     return Work(cycle([partial(kernels.digests, words)]), words.nbytes)
 
@@ -211,5 +211,5 @@ CASES: dict[str, dict[str, Callable[[], Work]]] = {
     "pack_b2": {"16384 x 4096": partial(pack, "f16")},
     "pack_b4": {"16384 x 4096": partial(pack, "f32")},
     **{f"quantise_{kind}": {"16384 x 4096": partial(quantise, kind)} for kind in ("q8", "q4")},
-    "checksum": {"512 MiB": checksum},
+    "digests": {"512 MiB": digests},
 }

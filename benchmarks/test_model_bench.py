@@ -68,13 +68,12 @@ def test_generate(benchmark, model, prompt):
 # 0.6 billion parameters, 1.2 GB in float16.
 CONFIG = ModelConfig(n_layer=8, d_model=2048, d_ff=8192, n_head=16, d_rotary=64)
 
-# The peak of this process alone: getrusage would also count what the process that started it held.
 LOAD = """
 import sys
 import refgpt
+from benchmarks.memory import peak_bytes
 model = refgpt.load(sys.argv[1])
-status = open("/proc/self/status").read()
-print(int(status.partition("VmHWM:")[2].split()[0]) * 1024)
+print(peak_bytes())
 """
 
 

@@ -15,4 +15,4 @@
 #include "pack/pack.h"
 #include "row_sum/row_sum.h"
 #include "quantise/quantise.h"
-#include "checksum/checksum.h"
+#include "digests/digests.h"

@@ -34,7 +34,7 @@
 #include <stdint.h>
 
 /* Changes whenever a struct or a contract below changes; the binding refuses another number. */
-#define REFGPT_ABI 3
+#define REFGPT_ABI 4
 #define REFGPT_LANES 16     /* rows side by side in a panel */
 #define REFGPT_CHUNK 32     /* terms of a partial sum */
 #define REFGPT_FEW_ROWS 8   /* that linear takes as they are; the most rows of a query tile */
@@ -191,7 +191,7 @@ typedef struct {
     const uint32_t *words;
     uint64_t *digests;
     int64_t n_words, piece_words;
-} refgpt_checksum_args;
+} refgpt_digests_args;
 
 /* The table, ended by a row whose op is NULL. */
 const refgpt_row *refgpt_table(void);

@@ -16,7 +16,7 @@ from refgpt.config import ModelConfig
 from refgpt.panels import BLOCK_BYTES, Panels
 from refgpt.params import KVDtype, Leaf, Params, kept_leaf, row_slices
 from refgpt.prompts import check_cut, check_ids
-from refgpt.quantisation import kind_of, quantise
+from refgpt.quantisation import kept_kind, quantise
 from refgpt.spec import Tap, forward, no_tap
 
 
@@ -79,7 +79,7 @@ def kept_params(params: Params, dtype: str | None) -> Params:
     params : Params
         As stored.
     dtype : "f32", "f16", "f64", "q8", "q4" or None
-        See ``refgpt.params.kept_leaf`` and ``refgpt.quantisation.kind_of``.
+        See ``refgpt.params.kept_leaf`` and ``refgpt.quantisation.kept_kind``.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def kept_params(params: Params, dtype: str | None) -> Params:
     """
 
     def kept(name: str, leaf: Leaf) -> Leaf:
-        where, kind, start = place_of(leaf, name), kind_of(name, dtype), 0
+        where, kind, start = place_of(leaf, name), kept_kind(name, dtype), 0
         if isinstance(leaf, Panels) and kind in (None, leaf.kind):
             return leaf
         room = (

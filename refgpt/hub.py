@@ -44,7 +44,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
         If there is no such model or revision, it has no weights that are read, or the hub cannot be reached and the
         cache does not have the whole of it.
     """
-    hub = _library()
+    hub = _library(name)
     where = name if revision is None else f"{name}, revision {revision}"
     endpoint = os.environ.get("HF_ENDPOINT")  # the library reads it when it is imported
     try:
@@ -96,14 +96,16 @@ def _shards(index: Path, where: str, there: Sequence[str]) -> list[str]:
     return shards
 
 
-def _library() -> Any:
+def _library(name: str) -> Any:
     try:
         import huggingface_hub
         import huggingface_hub.constants
         import huggingface_hub.errors
     except ImportError as fault:
         raise RefgptError(
-            "names on the hub need huggingface_hub", fix='pip install "refgpt[hub]", or give a path'
+            "there is no such path, and a model's name on the hub needs huggingface_hub",
+            where=name,
+            fix='check the path, or pip install "refgpt[hub]"',
         ) from fault
     return huggingface_hub
 

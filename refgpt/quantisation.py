@@ -5,7 +5,7 @@ extreme over some ratio, rounds to integers, fits the scale to those integers by
 of all candidates the one with the least squared error stays, the first of equals. 4 bits hold -8 .. 7, so one side
 reaches a step further than the other: where that should be the positive side, scale and integers are negated.
 
-Each line here is float32 arithmetic that all machines round alike (+, -, *, /, comparisons, rounding to nearest even),
+Each line here is float32 arithmetic that all machines round alike (``+ - * /``, comparisons, rounding to nearest even),
 and sums run over a block's inputs in ascending order from 0. The kernels ``quantise_q8`` and ``quantise_q4`` do the
 same operations on 16 rows at a time and return the same bits.
 """
@@ -32,7 +32,7 @@ LEAST_SCALE, LARGEST_SCALE = np.float32(2**-24), np.float32(65504)  # of float16
 LARGEST_WEIGHT = {kind: 65504.0 * (steps // 2) for kind, steps in STEPS.items()}
 
 
-def kind_of(leaf: str, dtype: str | None) -> str | None:
+def kept_kind(leaf: str, dtype: str | None) -> str | None:
     """What a matrix is kept in for a dtype that was asked for; ``leaf`` is its name in ``Params.items``.
 
     Of a model in "q4" the embeddings have 8 bits: a token reads one row of them, so that they cost memory but no time,

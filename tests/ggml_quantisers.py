@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from refgpt.params import Leaf, Params, widen
+from refgpt.quantisation import kept_kind
+
 
 def q8_0(w: np.ndarray) -> np.ndarray:
     """d = largest magnitude / 127; q = round(x / d), halves away from zero."""
@@ -31,3 +34,12 @@ def _inverse(d: np.ndarray) -> np.ndarray:
 
 
 GGML = {"q8": q8_0, "q4": q4_0}
+
+
+def with_ggml(params: Params, dtype: str) -> Params:
+    """The weights after ggml's rounding, matrix for matrix in as many bits as ``dtype`` gives them."""
+
+    def rounded(name: str, leaf: Leaf) -> Leaf:
+        return GGML[kept_kind(name, dtype) or ""](widen(leaf)) if leaf.ndim == 2 else leaf
+
+    return params.map(rounded)

@@ -19,8 +19,8 @@ FLOORS = [
     {"params", "prompts"}, {"panels"},
     {"spec", "kernels", "checkpoints", "tokenizers", "sampling", "drafting", "hub", "quantisation"},
     {"engine", "runtime", "stopping"},
-    {"generation", "tracing", "benchmarking", "conversion"}, {"scoring"}, {"evaluation"}, {"model"}, {"__init__"},
-    {"cli"}, {"__main__"},
+    {"generation", "tracing", "benchmarking", "conversion"}, {"scoring", "plotting"}, {"evaluation"}, {"model"},
+    {"__init__", "report"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 
 #: Rooms that a package from elsewhere may enter; NumPy may go anywhere, anything else nowhere.
@@ -31,6 +31,7 @@ GUESTS = {
     "tqdm": {"cli", "tracing"},
     "huggingface_hub": {"hub"},
     "zstandard": {"checkpoints"},
+    "matplotlib": {"plotting"},
     "compression": {"checkpoints"},  # the standard library's, from Python 3.14
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from types import SimpleNamespace
 
 import pytest
 from evaluation.raft_files import write_task
@@ -18,17 +17,6 @@ from refgpt.evaluation import DEMOS
 from refgpt.tracing.progress import counted
 
 TABLE = 'id,text,mood\n1,"Merry, he was.",glad\n2,She wept.,sad\n3,"A ""fine"" day\nat last",glad\n'
-
-
-@pytest.fixture
-def run(capsys):
-    """Run the command line in this process -> (exit status, what it printed, what it complained)."""
-
-    def run(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        return SimpleNamespace(code=code, **dict(zip(("out", "err"), capsys.readouterr(), strict=True)))
-
-    return run
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import re
 from dataclasses import replace
 
 import pytest
-from checkpoints import ctranslate2_writer, mesh_writer
-from model_files import write_model
+from checkpoints import ctranslate2_writer, ggml_writers, mesh_writer
+from model_files import write_model, write_tokenizer
 from tiny import random_params
 
 from refgpt import cli, memory
@@ -58,6 +58,22 @@ def test_a_directory_of_ctranslate2(tmp_path, info):
     assert any(
         re.fullmatch(r"decoder/layer_\*/ffn/linear_0/weight_scale +f32   2 x \[80\]  640 B", line) for line in tensors
     )
+
+
+def test_a_tokenizer_in_a_directory(tmp_path, info):
+    path = write_model(tmp_path, mesh_writer.CONFIG, random_params(mesh_writer.CONFIG, 1))
+    assert info(path)[0]["tokenizer"].startswith("none: ")
+    write_tokenizer(path)
+    assert info(path)[0]["tokenizer"] == "byte-level BPE, 61 ids, from vocab.json, merges.txt"
+    (path / "added_tokens.json").write_text('{"<|more|>": 61}')
+    assert info(path)[0]["tokenizer"] == "byte-level BPE, 62 ids, from vocab.json, merges.txt, added_tokens.json"
+
+
+def test_a_tokenizer_in_the_file_of_weights(tmp_path, info):
+    path = ggml_writers.write(tmp_path / "gpt-j.bin", ggml_writers.ggml_bytes())
+    facts, _ = info(path)
+    assert facts["format"] == "ggml"
+    assert facts["tokenizer"] == "greedy, 37 ids, from the vocabulary in gpt-j.bin (no merges)"
 
 
 def test_why_the_published_count_differs(tmp_path, info, monkeypatch):

@@ -31,13 +31,28 @@ def test_packages_listed_are_packages_on_disk() -> None:
 def test_dependencies_are_what_is_imported() -> None:
     """test_architecture says who may import what; NumPy may all, and cffi is what the extension is made with."""
     extras = PROJECT["project"]["optional-dependencies"]
-    extra = extras["mesh"] + extras["hub"]
+    extra = extras["mesh"] + extras["hub"] + extras["plot"]
     lines = [line.replace("-", "_") for line in PROJECT["project"]["dependencies"] + extra]
     names = {re.match(r"\w+", line)[0] for line in lines}  # type: ignore[index]
     assert names == GUESTS.keys() - {"_refgpt_kernels", "compression"} | {
         "numpy",
         "cffi",
     }
+
+
+def test_data_of_packages_is_listed() -> None:
+    """Whatever lies beside the modules, but for Python itself, is package data: a page has no page without it."""
+    beside = {path for path in (ROOT / "refgpt").rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
+    listed = {
+        path
+        for package, patterns in SETUPTOOLS["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    assert {path.name for path in beside} == {"py.typed", "report.html", "report.css", "report.js"}
+    assert beside <= listed
+    manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8")
+    assert "recursive-include refgpt/report *.html *.css *.js" in manifest.splitlines()
 
 
 def in_sdist(path: str, manifest: str) -> bool:
@@ -53,7 +68,7 @@ def in_sdist(path: str, manifest: str) -> bool:
 
 def needed_files() -> list[str]:
     """What builds the extension, what the tests read, and what a reader of the sdist is owed."""
-    folders = ["csrc", "tests", "benchmarks", "weights", ".ci"]
+    folders = ["csrc", "tests", "benchmarks", "docs", "weights", ".ci"]
     found = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     kept = [path for path in found if "__pycache__" not in path.parts and path.suffix not in {".so", ".o"}]
     return [path.relative_to(ROOT).as_posix() for path in kept] + ["CHANGELOG.md", "CONTRIBUTING.md", ".clang-format"]

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ggml_quantisers import GGML
+from ggml_quantisers import GGML, with_ggml
+from likelihoods import log_probabilities
 
 import refgpt
 from refgpt.engine import SpecEngine
 from refgpt.errors import CheckpointError
 from refgpt.panels import Panels
 from refgpt.params import BFLOAT16, Params, widen
-from refgpt.quantisation import LARGEST_WEIGHT, STEPS, kind_of, quantise
+from refgpt.quantisation import LARGEST_WEIGHT, STEPS, kept_kind, quantise
 
 KINDS = pytest.mark.parametrize("kind", ["q8", "q4"])
 
@@ -101,15 +102,15 @@ def test_halves_are_never_too_large():
 
 
 def test_what_a_matrix_becomes():
-    assert [kind_of(leaf, "q4") for leaf in ("wte", "blocks.3.wq", "blocks.0.w_out", "w_head")] == [
+    assert [kept_kind(leaf, "q4") for leaf in ("wte", "blocks.3.wq", "blocks.0.w_out", "w_head")] == [
         "q8",
         "q4",
         "q4",
         "q4",
     ]
-    assert {kind_of(leaf, "q8") for leaf in ("wte", "w_head", "blocks.0.wk")} == {"q8"}
-    assert kind_of("wte", "f16") == "f16"
-    assert kind_of("wte", None) is None
+    assert {kept_kind(leaf, "q8") for leaf in ("wte", "w_head", "blocks.0.wk")} == {"q8"}
+    assert kept_kind("wte", "f16") == "f16"
+    assert kept_kind("wte", None) is None
 
 
 # ---- beside ggml's formats of as many bits --------------------------------------------------------------------------
@@ -162,15 +163,6 @@ def test_the_rms_error_of_every_matrix_of_the_default_model_is_below_ggml(kind):
 TEXT = Path(__file__).parent / "data" / "oz.txt"
 
 
-def log_probabilities(params: Params, windows: list[list[int]]) -> np.ndarray:
-    """Of the next token, at every position of every window: [t, v]."""
-    engine = SpecEngine(params, refgpt.load(backend="numpy").config)
-    rows = [engine.logits(ids[:-1]).astype(np.float64) for ids in windows]
-    logits = np.concatenate(rows)
-    logits -= logits.max(1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
-
-
 @cache
 def costs(kind: str) -> tuple[float, float, float]:
     """Of the default model in ``kind`` on a text it has not read: by what share the perplexity rises, how far the
@@ -179,15 +171,10 @@ def costs(kind: str) -> tuple[float, float, float]:
     ids = model.tokenizer.encode(TEXT.read_text(encoding="utf-8"))
     windows = [ids[i : i + 512] for i in range(0, len(ids) - 1, 512)]
     said = np.concatenate([window[1:] for window in windows])
-    base = log_probabilities(default_weights(), windows)
-
-    def ours(name, leaf):
-        return quantise(leaf, kind_of(name, kind)) if leaf.ndim == 2 else leaf
-
-    def ggml(name, leaf):
-        return GGML[kind_of(name, kind)](leaf) if leaf.ndim == 2 else leaf
-
-    found, theirs = (log_probabilities(default_weights().map(change), windows) for change in (ours, ggml))
+    wide = default_weights()
+    ours = wide.map(lambda name, leaf: quantise(leaf, kept_kind(name, kind)) if leaf.ndim == 2 else leaf)
+    base, found, theirs = (log_probabilities(SpecEngine(params, model.config), windows)
+                           for params in (wide, ours, with_ggml(wide, kind)))  # fmt: skip
     divergence, their_divergence = ((np.exp(base) * (base - q)).sum(1).mean() for q in (found, theirs))
     at = np.arange(len(said))
     rise = np.exp((base[at, said] - found[at, said]).mean()) - 1

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.memory import peak_bytes
 from benchmarks.peers.engines import Adapter
 from benchmarks.peers.questions import prompt
 
@@ -34,12 +35,6 @@ def answer(adapter: Adapter, question: dict[str, Any]) -> dict[str, Any]:
             np.save(path, np.asarray(adapter.logits(prompt(n_prompt)), np.float32))
             return {}
     raise ValueError(f"unknown question {question}")
-
-
-def peak_bytes() -> int | None:
-    """The largest resident memory of this process so far, mapped files included."""
-    status = Path("/proc/self/status")
-    return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024 if status.exists() else None
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ typedef struct {
         refgpt_row_sum_args row_sum;
         refgpt_pack_args pack;
         refgpt_quantise_args quantise;
-        refgpt_checksum_args checksum;
+        refgpt_digests_args digests;
     } args;
     int64_t n_items;
     void *buffers[MOST_BUFFERS];
@@ -300,12 +300,12 @@ static void quantise_case(call *c, const char *kind, int64_t n, int64_t n_rows) 
     c->n_items = panels_of(n_rows);
 }
 
-static void checksum_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+static void digests_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     (void)dtype;
     const int64_t n_words = n * n_rows - (n ? random_below(n) : 0), n_pieces = n ? n_rows : 0;
     uint32_t *words = buffer(c, n_words * (int64_t)sizeof *words);
     for (int64_t i = 0; i < n_words; i++) words[i] = random_bits();
-    c->args.checksum = (refgpt_checksum_args){words, output(c, n_pieces * (int64_t)sizeof(uint64_t)), n_words, n ? n : 1};
+    c->args.digests = (refgpt_digests_args){words, output(c, n_pieces * (int64_t)sizeof(uint64_t)), n_words, n ? n : 1};
     c->n_items = n_pieces;
 }
 
@@ -327,7 +327,7 @@ static const struct {
     {"residual", residual_case},
     {"quantise_rows", quantise_rows_case}, /* before the shorter name */
     {"quantise", quantise_case},
-    {"checksum", checksum_case},
+    {"digests", digests_case},
 };
 
 /* The case of an op, which is a family's name, alone or with _dtype after it. */

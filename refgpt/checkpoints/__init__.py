@@ -5,17 +5,17 @@ from refgpt.checkpoints.finite import all_finite, check_finite
 from refgpt.checkpoints.mapped import place_of, release
 from refgpt.checkpoints.mask import MASKS, NOTHING_SAID
 from refgpt.checkpoints.open import open_checkpoint
-from refgpt.checkpoints.packed import Table, is_table
+from refgpt.checkpoints.packed import Rows, lies_in_rows
 
 __all__ = [
     "MASKS",
     "NOTHING_SAID",
     "Checkpoint",
-    "Table",
+    "Rows",
     "TensorInfo",
     "all_finite",
     "check_finite",
-    "is_table",
+    "lies_in_rows",
     "open_checkpoint",
     "place_of",
     "release",

@@ -33,6 +33,7 @@ from refgpt.wording import FRESH_COPY, listed, shown, tensor_at
 MODEL_BIN = "model.bin"
 SPEC = "TransformerDecoderSpec"
 LARGEST_VOCABULARY = 8 << 20
+RIGHT_MODEL = "check that the model was converted from a GPT-J"
 
 LEAVES = {"wte": "embeddings/weight", "ln_w": "layer_norm/gamma", "ln_b": "layer_norm/beta",
           "w_head": "projection/weight", "b_head": "projection/bias"}  # fmt: skip
@@ -77,7 +78,8 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     file = directory / MODEL_BIN
     variables = ctranslate2_file.read(file)
     if variables.spec != SPEC:
-        raise ConfigError("this kind of model is not supported", where=file, got=variables.spec, wanted=SPEC)
+        raise ConfigError("this kind of model is not supported", where=file, got=variables.spec, wanted=SPEC,
+                          fix=RIGHT_MODEL)  # fmt: skip
     model, layers = _split(variables.arrays, file)
     config = _read_config(model, layers, directory)
     params = _build_params(model, layers, config, file)
@@ -107,7 +109,7 @@ def _split(arrays: Arrays, file: Path) -> tuple[Arrays, list[Arrays]]:
             unknown.append(name)
     if unknown:
         raise CheckpointError("there are variables that have no place in GPT-J", where=file, got=listed(unknown),
-                              fix="check that the model was converted from a GPT-J")  # fmt: skip
+                              fix=RIGHT_MODEL)  # fmt: skip
     missing = [name for name in (*LEAVES.values(), *NEEDED) if name not in model]
     for i in range(max(numbered, default=0) + 1):
         layer = numbered.get(i, {})
@@ -115,7 +117,7 @@ def _split(arrays: Arrays, file: Path) -> tuple[Arrays, list[Arrays]]:
                     if name not in layer]  # fmt: skip
     if missing:
         raise CheckpointError("variables are missing", where=file, got=f"no {listed(missing)}",
-                              fix="check that the model was converted from a GPT-J")  # fmt: skip
+                              fix=RIGHT_MODEL)  # fmt: skip
     return model, [numbered[i] for i in range(len(numbered))]
 
 
@@ -126,14 +128,15 @@ def _read_config(model: Arrays, layers: list[Arrays], directory: Path) -> ModelC
         for name, (wanted, reason) in DEMANDS.items():
             if name in group and group[name] != wanted:
                 raise ConfigError(f"{name} describes another model: {reason}", where=file, got=group[name],
-                                  wanted=wanted)  # fmt: skip
+                                  wanted=wanted, fix=RIGHT_MODEL)  # fmt: skip
         if i > 1 and any(group.get(name) != layers[0].get(name) for name in (ROTARY_DIM, INTERLEAVED)):
             raise ConfigError("layers rotate differently", where=file, got=f"layer {i - 1}", wanted="all as layer 0",
-                              fix="check that the model was converted from a GPT-J")  # fmt: skip
+                              fix=RIGHT_MODEL)  # fmt: skip
     raw = read_json(path, ConfigError) if path.is_file() else {}
     if raw.get("quantization_type") is not None:
         raise ConfigError("this quantisation is not read", where=path, got=shown(raw["quantization_type"]),
-                          wanted="float32, float16, bfloat16 or int8")  # fmt: skip
+                          wanted="float32, float16, bfloat16 or int8",
+                          fix="convert the original model again, with one of these")  # fmt: skip
     table, hidden = model[LEAVES["wte"]], layers[0][BLOCK_LEAVES["w_in"]]
     if table.ndim != 2 or hidden.ndim != 2:
         raise CheckpointError("the embedding or the MLP are not matrices", where=file,
@@ -194,7 +197,7 @@ def _third(
     n = shape[0]
     if array.shape != (3 * n, shape[1]) or (scale is not None and scale.shape != (3 * n,)):
         raise CheckpointError("queries, keys and values have another shape", where=where, got=list(array.shape),
-                              wanted=[3 * n, shape[1]])  # fmt: skip
+                              wanted=[3 * n, shape[1]], fix=RIGHT_MODEL)  # fmt: skip
     return array[part * n : (part + 1) * n], None if scale is None else scale[part * n : (part + 1) * n]
 
 
@@ -202,7 +205,8 @@ def _leaf(array: np.ndarray, scale: np.ndarray | None, order: np.ndarray | None,
     if array.ndim == 2 and array.dtype == np.int8:
         if scale is None or scale.shape != array.shape[:1] or scale.dtype != np.float32:
             raise CheckpointError("the rows have no scales", where=where, wanted=f"float32 {list(array.shape[:1])}",
-                                  got="none" if scale is None else f"{scale.dtype} {list(scale.shape)}")  # fmt: skip
+                                  got="none" if scale is None else f"{scale.dtype} {list(scale.shape)}",
+                                  fix=RIGHT_MODEL)  # fmt: skip
         return ScaledRows(array, scale, order, where)
     return array if order is None else ScaledRows(array, None, order, where)
 

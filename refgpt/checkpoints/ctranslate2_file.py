@@ -20,13 +20,15 @@ from typing import NoReturn
 
 import numpy as np
 
-from refgpt.checkpoints.mapped import MappedFile, here_and_there, map_file, view
+from refgpt.checkpoints.cursor import Cursor
+from refgpt.checkpoints.mapped import here_and_there, map_file, view
 from refgpt.errors import CheckpointError
 from refgpt.params import BFLOAT16
 from refgpt.wording import FRESH_COPY, shown, tensor_at
 
 #: In the order of their ids.
 DTYPES = (np.dtype("<f4"), np.dtype("i1"), np.dtype("<i2"), np.dtype("<i4"), np.dtype("<f2"), BFLOAT16)
+U8, U16, U32 = (struct.Struct(kind) for kind in ("<B", "<H", "<L"))
 VERSION = 6
 LONGEST_NAME = 512
 MOST_RANKS = 8
@@ -79,31 +81,28 @@ def read(path: Path) -> Variables:
         return _Reader(mapped).read()
 
 
-class _Reader:
-    def __init__(self, mapped: MappedFile) -> None:
-        self.mapped, self.at = mapped, 0
-
+class _Reader(Cursor):
     def read(self) -> Variables:
-        if (version := self.number("<L")) != VERSION:
+        if (version := self.number(U32, "its version")) != VERSION:
             raise CheckpointError("the version of the file is not one that is read", where=self.mapped.path,
                                   got=version, wanted=VERSION,
                                   fix="convert the model with CTranslate2 3.11 or later")  # fmt: skip
-        spec, revision = self.name(), self.number("<L")
+        spec, revision = self.name("the specification"), self.number(U32, "its revision")
         arrays: dict[str, np.ndarray] = {}
-        for _ in range(self.count()):
-            name = self.name()
+        for _ in range(self.count("variables")):
+            name = self.name("a variable")
             if name in arrays:
                 self.refuse(f"the variable {shown(name)} is there twice")
             arrays[name] = self.array(name)
         self.add_aliases(arrays)
-        if self.at != len(self.mapped):
+        if self.left:
             self.refuse("there is data after the end")
         return Variables(spec, revision, arrays)
 
     def add_aliases(self, arrays: dict[str, np.ndarray]) -> None:
         """A second name of a quantised matrix is one of its scale, too."""
-        for _ in range(self.count()):
-            alias, name = self.name(), self.name()
+        for _ in range(self.count("second names")):
+            alias, name = self.name("a second name"), self.name("a variable")
             if name not in arrays or alias in arrays:
                 self.refuse(f"{shown(alias)} cannot be another name of {shown(name)}")
             arrays[alias] = arrays[name]
@@ -111,44 +110,37 @@ class _Reader:
                 arrays.setdefault(alias + SCALE, arrays[name + SCALE])
 
     def array(self, name: str) -> np.ndarray:
-        rank = self.number("<B")
+        what, where = f"the header of {shown(name)}", tensor_at(self.mapped.path, name)
+        rank = self.number(U8, what)
         if rank > MOST_RANKS:
             self.refuse(f"the rank of {shown(name)} makes no sense", rank)
-        shape = tuple(self.number("<L") for _ in range(rank))
-        kind, n_bytes = self.number("<B"), self.number("<L")
-        where = tensor_at(self.mapped.path, name)
+        shape = tuple(self.number(U32, what) for _ in range(rank))
+        kind, n_bytes = self.number(U8, what), self.number(U32, what)
         if kind >= len(DTYPES):
             raise CheckpointError("the type is not one that is read", where=where, got=kind,
                                   wanted=f"at most {len(DTYPES) - 1}", fix=FRESH_COPY)  # fmt: skip
-        if n_bytes != prod(shape) * DTYPES[kind].itemsize or n_bytes > len(self.mapped) - self.at:
-            raise CheckpointError("the bytes do not fit the shape, or the file ends early", where=where,
-                                  got=f"{n_bytes} bytes for {DTYPES[kind]} {list(shape)}, "
-                                  f"{len(self.mapped) - self.at} to come", fix=FRESH_COPY)  # fmt: skip
-        self.at += n_bytes
-        return view(self.mapped, name, DTYPES[kind], self.at - n_bytes, n_bytes, shape)
+        if n_bytes != prod(shape) * DTYPES[kind].itemsize:
+            raise CheckpointError("the bytes do not fit the shape", where=where, fix=FRESH_COPY,
+                                  got=f"{n_bytes} bytes for {DTYPES[kind]} {list(shape)}")  # fmt: skip
+        start = self.skip(n_bytes, f"the variable {shown(name)}")
+        return view(self.mapped, name, DTYPES[kind], start, n_bytes, shape)
 
-    def count(self) -> int:
-        """Of variables or second names, which take at least some bytes each."""
-        n = self.number("<L")
-        if n > min(MOST_VARIABLES, (len(self.mapped) - self.at) // 4):
-            self.refuse("a count makes no sense", n)
+    def count(self, what: str) -> int:
+        """Of variables or second names."""
+        n = self.number(U32, f"the number of {what}")
+        if n > MOST_VARIABLES:
+            self.refuse(f"the number of {what} makes no sense", n)
         return n
 
-    def name(self) -> str:
-        n = self.number("<H")
-        raw = self.bytes(n) if n <= LONGEST_NAME else b""
+    def name(self, what: str) -> str:
+        n = self.number(U16, f"the name of {what}")
+        raw = self.take(n, f"the name of {what}") if n <= LONGEST_NAME else b""
         if not raw.endswith(b"\0") or not raw.isascii() or not raw[:-1].decode("ascii").isprintable():
-            self.refuse("a name makes no sense", raw[:40])
+            self.refuse(f"the name of {what} makes no sense", raw[:40])
         return raw[:-1].decode("ascii")
 
-    def number(self, kind: str) -> int:
-        return int(struct.unpack(kind, self.bytes(struct.calcsize(kind)))[0])
-
-    def bytes(self, n: int) -> bytes:
-        if n > len(self.mapped) - self.at:
-            self.refuse("the file ends early")
-        self.at += n
-        return self.mapped[self.at - n : self.at]
+    def number(self, field: struct.Struct, what: str) -> int:
+        return int(self.unpack(field, what)[0])
 
     def refuse(self, what: str, got: object = None) -> NoReturn:
         raise CheckpointError(what, where=f"{self.mapped.path}, byte {self.at}",

@@ -7,11 +7,11 @@ from typing import Any
 
 from refgpt.checkpoints import ggml_file, gptj, single_file
 from refgpt.checkpoints.checkpoint import Checkpoint
-from refgpt.checkpoints.ggml_file import OTHER_MODEL, GgmlFile
+from refgpt.checkpoints.ggml_file import OTHER_MODEL, VERSION_FACTOR, GgmlFile
 from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError
-from refgpt.params import Progress, leaf_shapes
+from refgpt.params import Progress
 from refgpt.vocabulary import Vocabulary
 
 #: The header's numbers by the configuration's names.
@@ -30,12 +30,13 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     file = single_file.file_at(path, ggml_file.MAGIC)
     content = ggml_file.read(file)
     config = _config(content, file)
-    names = {leaf: gptj.full_name(leaf) for leaf in leaf_shapes(config)}
-    params = single_file.build_params(content.tensors, names, config, file, OTHER_MODEL)
+    params = gptj.named_params(content.tensors, gptj.full_name, config, file, lambda *_: OTHER_MODEL)
     mask, source = find_mask(mask, {}, config.n_ctx, names_of(file), file)
     vocabulary = Vocabulary(content.tokens, False, None, None, config.eos_id, file)
     infos = single_file.tensor_infos(content.tensors, file)
-    return Checkpoint(path, "ggml", gptj.MODEL_TYPE, config, params, mask, source, infos, vocabulary)
+    version = content.numbers["ftype"] // VERSION_FACTOR
+    kind = f"ggml, quantisation version {version}" if version else "ggml"  # before May 2023 there was no number
+    return Checkpoint(path, kind, gptj.MODEL_TYPE, config, params, mask, source, infos, vocabulary)
 
 
 def _config(content: GgmlFile, path: Path) -> ModelConfig:

@@ -17,12 +17,13 @@ from refgpt.checkpoints.checkpoint import Checkpoint
 from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
-from refgpt.params import Leaf, Progress, leaf_shapes
+from refgpt.params import Leaf, Progress
 from refgpt.vocabulary import Vocabulary
 from refgpt.wording import listed, shown
 
 ARCHITECTURE = "general.architecture"
 NAME = "general.name"
+QUANTISATION = "general.quantization_version"
 #: Metadata: the key of each field of the configuration, then other names that the format has had for it.
 KEYS = {
     "n_layer": ("gptj.block_count", "gptj.layer_count"),
@@ -36,6 +37,8 @@ KEYS = {
 #: Those that may be absent: the tensors tell the MLP's width, and GPT-J has but one epsilon.
 OPTIONAL = ("d_ff", "ln_eps")
 BOS, EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
+#: True where there is no such token, as this package writes it; where nothing is said, it is GPT-J's.
+NO_BOS, NO_EOS = "refgpt.no_bos_token", "refgpt.no_eos_token"
 
 #: Keys that may be absent but must not say otherwise, and why.
 DEMANDS: dict[str, tuple[tuple[object, ...], str]] = {
@@ -44,7 +47,7 @@ DEMANDS: dict[str, tuple[tuple[object, ...], str]] = {
     "gptj.rope.scaling.type": ((b"none",), "GPT-J's positions are not scaled"),
     "gptj.rope.freq_base": ((10000.0,), "GPT-J's rotations have the base 10000"),
     "gptj.use_parallel_residual": ((True,), "attention and MLP of a GPT-J read the same input"),
-    "general.quantization_version": ((2,), "the blocks of other versions are laid out otherwise"),
+    QUANTISATION: ((2,), "the blocks of other versions are laid out otherwise"),
     "split.count": ((0, 1), "this file is one of several; join them with llama-gguf-split --merge"),
 }
 
@@ -89,12 +92,14 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
                           got=f"{ARCHITECTURE} {_shown(metadata.get(ARCHITECTURE))}", wanted=gptj.MODEL_TYPE,
                           fix="use a file of GPT-J or GPT-JT")  # fmt: skip
     config = read_config(metadata, tensors, file)
-    names = {leaf: tensor_name(leaf) for leaf in leaf_shapes(config)}
-    params = single_file.build_params(tensors, names, config, file, FIX)
+    params = gptj.named_params(tensors, tensor_name, config, file, lambda *_: FIX)
     mask, source = _mask(mask, metadata, config, file)
     infos = single_file.tensor_infos(tensors, file)
     vocabulary = read_vocabulary(metadata, config, file)
-    return Checkpoint(path, "GGUF", gptj.MODEL_TYPE, config, params, mask, source, infos, vocabulary)
+    kind = f"GGUF, version {content.version}"
+    if QUANTISATION in metadata:
+        kind += f", quantisation version {metadata[QUANTISATION]}"
+    return Checkpoint(path, kind, gptj.MODEL_TYPE, config, params, mask, source, infos, vocabulary)
 
 
 def tensor_name(leaf: str) -> str:
@@ -130,9 +135,12 @@ def read_config(metadata: Mapping[str, Any], tensors: Mapping[str, Leaf], path: 
     n_vocab = given["n_vocab"] = tensors[tensor_name("wte")].shape[0]
     given["d_ff"] = given["d_ff"] or tensors[tensor_name("blocks.0.b_in")].size
     given["ln_eps"] = given["ln_eps"] or ModelConfig.ln_eps
-    ends = {"bos_id": _number(metadata, (BOS,), path), "eos_id": _number(metadata, (EOS,), path)}
     default = ModelConfig.eos_id if n_vocab > (ModelConfig.eos_id or 0) else None
-    given |= {field: default if value is None or value >= n_vocab else value for field, value in ends.items()}
+    for field, key, absent in (("bos_id", BOS, NO_BOS), ("eos_id", EOS, NO_EOS)):
+        value = _number(metadata, (key,), path)
+        if value is None or value >= n_vocab:
+            value = None if metadata.get(absent) is True else default
+        given[field] = value
     return gptj.build_config(given, {field: keys[0] for field, keys in KEYS.items()}, path, FIX)
 
 

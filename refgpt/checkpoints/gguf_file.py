@@ -51,12 +51,15 @@ class GgufFile:
 
     Attributes
     ----------
+    version : int
+        Of the format, 2 or 3.
     metadata : mapping
         By key: int, float, bool, bytes (a string: not always UTF-8), a list of bytes, or an array of numbers.
     tensors : mapping
         By name, shapes with the innermost dimension last: views into the mapped file, or ``Blocks``.
     """
 
+    version: int
     metadata: Mapping[str, Any]
     tensors: dict[str, Leaf]
 
@@ -85,7 +88,7 @@ def read(path: Path) -> GgufFile:
         raise CheckpointError("the alignment makes no sense", where=f"{path}, {ALIGNMENT_KEY}", got=shown(alignment),
                               wanted="a power of two", fix=FRESH_COPY)  # fmt: skip
     entries = [_read_entry(cursor) for _ in range(n_tensors)]
-    return GgufFile(metadata, _map_tensors(mapped, entries, cursor.at, alignment))
+    return GgufFile(version, metadata, _map_tensors(mapped, entries, cursor.at, alignment))
 
 
 def _check_version(path: Path, version: int) -> None:

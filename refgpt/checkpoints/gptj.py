@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
-from refgpt.params import Params, check, leaf_shapes
+from refgpt.params import Leaf, Params, check, leaf_shapes
 from refgpt.wording import listed, shown
 
 log = logging.getLogger("refgpt")
@@ -89,6 +89,7 @@ def read_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
                 where=path,
                 got=shown(raw[key]),
                 wanted=" or ".join(map(repr, accepted)),
+                fix="use a checkpoint of GPT-J or GPT-JT",
             )
     given: dict[str, Any] = {
         field: _value(raw, keys, path) for field, keys in KEYS.items() if any(key in raw for key in keys)
@@ -205,20 +206,38 @@ def build_params(weights: Mapping[str, np.ndarray], config: ModelConfig, tied: b
     """
     if tied and "lm_head.weight" not in weights and "wte.weight" in weights:
         weights = {**weights, "lm_head.weight": weights["wte.weight"]}
+    return named_params(weights, tensor_name, config, path, _way_out)
+
+
+def named_params(
+    tensors: Mapping[str, Leaf], tensor_name: Callable[[str], str], config: ModelConfig, path: Path,
+    way_out: Callable[[list[str], list[str]], str],
+) -> Params:  # fmt: skip
+    """The parameter tree over named tensors; nothing is copied.
+
+    Parameters
+    ----------
+    tensor_name : callable
+        From a leaf to what the file calls it.
+    way_out : callable
+        From the names of tensors that are missing and of those that are unknown; neither if a shape is another.
+
+    Raises
+    ------
+    CheckpointError
+        Naming every tensor that is missing, unknown or of another shape than the configuration says.
+    """
     names = {leaf: tensor_name(leaf) for leaf in leaf_shapes(config)}
-    if missing := [name for name in names.values() if name not in weights]:
-        raise CheckpointError(
-            f"{len(missing)} of {len(names)} tensors are missing",
-            where=path,
-            got=f"no {listed(missing)}",
-            fix=_missing_fix(missing),
-        )
-    if unknown := sorted(weights.keys() - set(names.values())):
-        raise CheckpointError(
-            "there are tensors that have no place in GPT-J", where=path, got=listed(unknown), fix=_unknown_fix(unknown)
-        )
-    params = Params.from_leaves({leaf: weights[name] for leaf, name in names.items()}, config.n_layer)
-    check(params, config, names, path)
+    missing = [name for name in names.values() if name not in tensors]
+    unknown = sorted(tensors.keys() - set(names.values()))
+    if missing:
+        raise CheckpointError(f"{len(missing)} of {len(names)} tensors of a GPT-J are missing", where=path,
+                              got=f"no {listed(missing)}", fix=way_out(missing, unknown))  # fmt: skip
+    if unknown:
+        raise CheckpointError("there are tensors that have no place in GPT-J", where=path, got=listed(unknown),
+                              fix=way_out(missing, unknown))  # fmt: skip
+    params = Params.from_leaves({leaf: tensors[name] for leaf, name in names.items()}, config.n_layer)
+    check(params, config, names, path, way_out(missing, unknown))
     return params
 
 
@@ -236,15 +255,15 @@ def full_name(leaf: str) -> str:
     return name if name.startswith("lm_head.") else BODY + name
 
 
-def _missing_fix(missing: list[str]) -> str:
+def _way_out(missing: list[str], unknown: list[str]) -> str:
     if missing == ["lm_head.bias"]:
         return "GPT-J's head has a bias: take it from the original weights, or add zeros if there is none"
-    if all(name.startswith("lm_head.") for name in missing):
+    if missing and all(name.startswith("lm_head.") for name in missing):
         return "the body was saved without its head: save the whole GPTJForCausalLM"
-    return "check that the download is complete and that config.json came with these weights"
-
-
-def _unknown_fix(unknown: list[str]) -> str:
+    if missing:
+        return "check that the download is complete and that config.json came with these weights"
     if any("lora_" in name for name in unknown):
         return "these are LoRA adapters: merge them into the base model and save that"
-    return "check that these are GPT-J's weights and that n_layer in config.json is theirs"
+    if unknown:
+        return "check that these are GPT-J's weights and that n_layer in config.json is theirs"
+    return "use the config.json that came with these weights"

@@ -21,7 +21,7 @@ from refgpt.errors import CheckpointError, ConfigError
 from refgpt.file_names import CONFIG, INDEX, WEIGHTS
 from refgpt.params import Progress
 from refgpt.small_files import read_json
-from refgpt.wording import listed, shown
+from refgpt.wording import FRESH_COPY, listed, shown
 
 FAMILIES = {gptj.MODEL_TYPE: gptj}
 
@@ -45,6 +45,9 @@ UNREAD = {
     "*ggml*.bin": ("called ggml but beginning otherwise", "fetch it again: it is damaged"),
     "adapter_model.*": ("a LoRA adapter", f"merge it into its base model, with peft: merge_and_unload().{SAVE}"),
     "*.ckpt*": ("a training checkpoint", "save the model alone: torch.save(model.state_dict(), 'pytorch_model.bin')"),
+    "*.tar.zst*": ("an archive of Mesh Transformer JAX", "name the archive itself"),
+    "*.tar": ("a tar archive", "unpack it and name the directory that holds the weights"),
+    "*.tar.?z*": ("a tar archive", "unpack it and name the directory that holds the weights"),
     "*.npz": ("a Mesh Transformer JAX shard", "name the directory that holds step_N/shard_K/, or its archive"),
 }  # fmt: skip
 
@@ -61,6 +64,8 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     """
     directory, weights = (path, _find_weights(path)) if path.is_dir() else (path.parent, path)
     refuse_foreign(weights)  # before a config.json is missed that would not help
+    if not weights.name.endswith(INDEX):
+        _reader_of(weights)  # likewise
     config_path = directory / CONFIG
     raw, family = _read_config(config_path)
     config = family.read_config(raw, config_path)
@@ -159,6 +164,7 @@ def _read_index(path: Path) -> dict[str, str]:
             where=path,
             got=shown(weight_map),
             wanted='"weight_map": {tensor: file}',
+            fix=FRESH_COPY,
         )
     here = {found.name for found in path.parent.iterdir() if found.is_file()}
     if absent := sorted(set(weight_map.values()) - here):
@@ -172,12 +178,16 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:
+    return _reader_of(path)(path)
+
+
+def _reader_of(path: Path) -> Callable[[Path], dict[str, np.ndarray]]:
     read = FORMATS.get(path.suffix)
     if read is None:
         kind, way_out = _unread(path.name) or (None, "")
         raise CheckpointError("files of this kind are not read", where=path, got=kind,
                               wanted=listed([*FORMATS, INDEX]), fix=way_out)  # fmt: skip
-    return read(path)
+    return read
 
 
 def _names(raw: Mapping[str, Any], directory: Path) -> tuple[str, ...]:

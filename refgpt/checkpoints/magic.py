@@ -35,7 +35,7 @@ def begins_with(path: Path, magic: bytes) -> bool:
         return file.read(len(magic)) == magic
 
 
-def kind_of(beginning: bytes) -> tuple[str, str] | None:
+def recognised(beginning: bytes) -> tuple[str, str] | None:
     """What a file that begins with these bytes is, and the way out; None for any other."""
     if len(beginning) >= 9 and beginning[8:9] == b"{" and int.from_bytes(beginning[:8], "little") < 1 << 32:
         return "a safetensors file", "give it the ending .safetensors and put config.json beside it"
@@ -67,5 +67,5 @@ def refuse_others(mapped: MappedFile, wanted: str, magic: bytes) -> None:
     beginning = mapped[:16]
     if beginning.startswith(magic):
         return
-    what, fix = kind_of(beginning) or (f"a beginning of {beginning[:8]!r}", RIGHT_FILE)
+    what, fix = recognised(beginning) or (f"a beginning of {beginning[:8]!r}", RIGHT_FILE)
     raise CheckpointError(f"this is not {wanted} (bad magic)", where=mapped.path, got=what, fix=fix)

@@ -103,13 +103,20 @@ def view(
     where = tensor_at(mapped.path, name)
     if len(shape) > MOST_DIMENSIONS or prod(max(n, 1) for n in shape) > LARGEST_ARRAY:
         raise CheckpointError(
-            "the shape makes no sense", where=where, got=shown(shape), wanted=f"at most {MOST_DIMENSIONS} whole numbers"
+            "the shape makes no sense",
+            where=where,
+            got=shown(shape),
+            wanted=f"at most {MOST_DIMENSIONS} whole numbers",
+            fix=FRESH_COPY,
         )
     if strides is None:
         strides = tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
     elif len(strides) != len(shape):
         raise CheckpointError(
-            "the strides make no sense", where=where, got=f"{shown(strides)} for shape {shown(shape)}"
+            "the strides make no sense",
+            where=where,
+            got=f"{shown(strides)} for shape {shown(shape)}",
+            fix=FRESH_COPY,
         )
     n_items = prod(shape)
     # The stride of a dimension that is never stepped along may be anything in a file.

@@ -20,6 +20,7 @@ from refgpt.wording import listed, shown
 
 ROWS = 256  # of a mask, compared in one go
 MASKS = ("auto", "causal", "prefix")
+FIX = 'say which mask is right with mask="causal" or mask="prefix"'
 GPT_JT = re.compile(r"gpt[-_]?jt", re.IGNORECASE)
 
 #: The source of a mask that was asked for, and of one that nothing in the files speaks of.
@@ -66,7 +67,9 @@ def find_mask(
     if asked != "auto":
         return asked, ASKED_FOR
     if stated is not None and not (isinstance(stated, str) and stated in MASKS[1:]):
-        raise ConfigError(f"{key} makes no sense", where=path, got=shown(stated), wanted=" or ".join(MASKS[1:]))
+        raise ConfigError(
+            f"{key} makes no sense", where=path, got=shown(stated), wanted=" or ".join(MASKS[1:]), fix=FIX
+        )
     corners = {name: _corner(buffer, n_ctx) for name, buffer in buffers.items() if name.endswith(".attn.bias")}
     found = {name: _pattern(corner) for name, corner in corners.items() if corner is not None}
     patterns = set(found.values())
@@ -77,7 +80,7 @@ def find_mask(
             where=path,
             got=listed(odd),
             wanted="lower triangular or all ones, in every layer alike",
-            fix='say which mask is right with mask="causal" or mask="prefix"',
+            fix=FIX,
         )
     called = next((name for name in names if GPT_JT.search(name)), None)
     if patterns == {"prefix"}:
@@ -90,39 +93,6 @@ def find_mask(
     if called:
         return "prefix", f"no attn.bias says otherwise, and the model is called {called}"
     return "causal", NOTHING_SAID
-
-
-def stored_mask(asked: str, stored: object, source: object, where: object, fix: str) -> tuple[str, str]:
-    """The mask that was asked for, or the one that a file names.
-
-    Parameters
-    ----------
-    asked : {"auto", "causal", "prefix"}
-        Only "auto" looks at anything else.
-    stored, source : object
-        What the file holds for the mask's name and for the sentence on how it is known.
-    where : object
-        The place in the file, for errors.
-    fix : str
-        The way out if they are neither.
-
-    Returns
-    -------
-    mask : {"causal", "prefix"}
-    source : str
-        How it is known, as a sentence.
-
-    Raises
-    ------
-    CheckpointError
-        If the file names no mask that is known.
-    """
-    if asked != "auto":
-        return asked, ASKED_FOR
-    if not isinstance(stored, str) or stored not in MASKS[1:] or not isinstance(source, str):
-        raise CheckpointError("the header names no mask that is known", where=where, got=shown(stored),
-                              wanted=" or ".join(MASKS[1:]), fix=fix)  # fmt: skip
-    return stored, source
 
 
 def names_of(path: Path) -> tuple[str, ...]:

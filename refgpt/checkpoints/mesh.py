@@ -26,9 +26,10 @@ from refgpt.params import Progress
 from refgpt.small_files import read_json
 from refgpt.wording import FRESH_COPY
 
-STEP = re.compile(r"step_(\d{1,18})")
-SHARD = re.compile(r"shard_(\d{1,6})")
-PIECE = re.compile(r"(\d{1,6})\.npz")
+STEP = re.compile(r"step_([0-9]{1,18})")
+SHARD = re.compile(r"shard_([0-9]{1,6})")
+PIECE = re.compile(r"([0-9]{1,6})\.npz")
+FIRST_SHARD = "shard_0"
 
 
 def is_at(path: Path) -> bool:
@@ -70,14 +71,22 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
 
 def _step_directory(path: Path) -> Path | None:
     """The directory of shards that this one is, or that of the last step in it."""
-    if (path / "shard_0").is_dir():
+    if (path / FIRST_SHARD).is_dir():
         return path
-    steps = _numbered(path, STEP)
-    return next((steps[n] for n in sorted(steps, reverse=True) if (steps[n] / "shard_0").is_dir()), None)
+    steps = _numbered(path, STEP, FIRST_SHARD)
+    return steps[max(steps)] if steps else None
 
 
-def _numbered(directory: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
-    return {int(found[1]): path for path in directory.iterdir() if (found := pattern.fullmatch(path.name))}
+def _numbered(directory: Path, pattern: re.Pattern[str], within: str = "") -> dict[int, Path]:
+    """What is in a directory by its number; of directories only those with this ``within``. None may be there twice."""
+    numbered: dict[int, Path] = {}
+    for path in sorted(directory.iterdir()):
+        if (found := pattern.fullmatch(path.name)) and (path / within).exists():
+            other = numbered.setdefault(int(found[1]), path)
+            if other != path:
+                raise CheckpointError("a number is there twice", where=directory, got=f"{other.name} and {path.name}",
+                                      fix="remove the one that is not the checkpoint's")  # fmt: skip
+    return numbered
 
 
 def _map_pieces(shard: Path) -> Pieces:

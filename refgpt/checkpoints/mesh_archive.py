@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, NoReturn
 
 import numpy as np
@@ -27,7 +27,7 @@ from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError, ConfigError
 from refgpt.params import Progress
 from refgpt.small_files import LARGEST_JSON, parse_json
-from refgpt.wording import FRESH_COPY, shown
+from refgpt.wording import FRESH_COPY, listed, shown
 
 SUFFIXES = (".tar.zst", ".tar.zstd")
 PARAMS_JSON = "params.json"
@@ -35,7 +35,7 @@ PARAMS_JSON = "params.json"
 #: The files of a shard by their number, each with its arrays; none for one that holds only the optimiser's.
 Pieces = dict[int, list[np.ndarray]]
 
-MEMBER = re.compile(r"(?:[\w./-]*/)?shard_(\d{1,6})/(\d{1,6})\.npz")
+MEMBER = re.compile(r"(?:[\w./-]*/)?shard_([0-9]{1,6})/([0-9]{1,6})\.npz")
 CONFIG = re.compile(rf"(?:[\w./-]*/)?{re.escape(PARAMS_JSON)}")
 BUFFER = 1 << 20
 #: Of headers between two members, which tarfile holds in memory: a thousand times what they need.
@@ -82,13 +82,16 @@ def unpack(
         If the params.json in it makes no sense.
     """
     shards: dict[int, Pieces] = {}
+    directories: dict[int, PurePosixPath] = {}
     n_arrays = 0
     directory = _temporary_directory(path)
     with _members(path, progress) as members:
         for name, content in members:
             place = Path(f"{path}/{name}")
             if found := MEMBER.fullmatch(name):
-                pieces, j = shards.setdefault(int(found[1]), {}), int(found[2])
+                k, j = int(found[1]), int(found[2])
+                pieces = shards.setdefault(k, {})
+                _check_directory(path, PurePosixPath(name).parent, k, directories)
                 if j in pieces:
                     _refuse(path, f"the archive has two files {shown(name)}")
                 pieces[j] = npz_file.read_mapped(_spool(content, directory, place))
@@ -103,6 +106,15 @@ def unpack(
                 for pieces in shards.values():
                     _drop_optimiser(pieces, len(gptj_mesh.leaf_names(config.n_layer)) + 1)
     return config, shards
+
+
+def _check_directory(path: Path, directory: PurePosixPath, k: int, directories: dict[int, PurePosixPath]) -> None:
+    """All shards are beside the first one, and no number is spelt in two ways."""
+    first = next(iter(directories.values()), directory)
+    known = directories.setdefault(k, directory)
+    if directory != known or directory.parent != first.parent:
+        other = known if directory != known else first
+        _refuse(path, f"the archive has several checkpoints, or a shard twice: {listed(map(str, (other, directory)))}")
 
 
 def _temporary_directory(path: Path) -> Path:

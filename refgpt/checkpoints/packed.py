@@ -39,7 +39,7 @@ import numpy as np
 from refgpt.checkpoints import gptj
 from refgpt.checkpoints.checkpoint import Checked, Checkpoint, TensorInfo
 from refgpt.checkpoints.mapped import MappedFile, map_file
-from refgpt.checkpoints.mask import stored_mask
+from refgpt.checkpoints.mask import find_mask
 from refgpt.checkpoints.safetensors_file import LARGEST_HEADER, read_mapped
 from refgpt.config import ModelConfig
 from refgpt.encoded import Encoded
@@ -57,7 +57,7 @@ LARGEST_SIDE_FILE = 1 << 26  # of a tokenizer
 AGAIN = "convert the original model again"
 
 
-class Table(Encoded):
+class Rows(Encoded):
     """A matrix whose rows lie one after the other in a mapped file, as the embedding kernels read them."""
 
     def __init__(self, data: np.ndarray, kind: str, place: str) -> None:
@@ -69,7 +69,7 @@ class Table(Encoded):
         return self.data[start:stop]
 
 
-def is_table(name: str, kind: str) -> bool:
+def lies_in_rows(name: str, kind: str) -> bool:
     """Whether a matrix of this kind stays a matrix of rows: an embedding table in floats does."""
     return name == "wte" and kind in FLOATS
 
@@ -127,8 +127,11 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
                     for name, (stored, hexadecimal) in leaves.items())  # fmt: skip
     infos = tuple(TensorInfo(name, stored.kind, stored.shape, stored.n_bytes, file)
                   for name, (stored, _) in leaves.items())  # fmt: skip
-    found, source = stored_mask(mask, metadata.get("mask"), metadata.get("mask_source"), file, AGAIN)
-    return Checkpoint(path, "packed", gptj.MODEL_TYPE, config, params, found, source, infos, checked=checked)
+    found, source = find_mask(mask, {}, config.n_ctx, (), file, "mask in the header", metadata.get("mask", ""))
+    if mask == "auto":
+        source = str(metadata.get("mask_source", source))  # of what was converted
+    kind = f"{FORMAT}, version {VERSION}"
+    return Checkpoint(path, kind, gptj.MODEL_TYPE, config, params, found, source, infos, checked=checked)
 
 
 def _check_manifest(directory: Path) -> str:
@@ -199,7 +202,7 @@ def _leaves(raw: Mapping[str, Any], config: ModelConfig, file: Path) -> dict[str
             raise CheckpointError("the entry makes no sense", where=tensor_at(file, name), got=shown(entry), fix=AGAIN)
         kind, layout = entry["kind"], entry["layout"]
         fits = kind in KINDS and entry["shape"] == list(shape) and _is_checksum(entry["checksum"])
-        rows = len(shape) == 1 or is_table(name, kind)
+        rows = len(shape) == 1 or lies_in_rows(name, kind)
         if not fits or layout != ("rows" if rows else "panels") or (len(shape) == 1 and kind != "f32"):
             raise CheckpointError("a leaf is stored in a way that is not read", where=tensor_at(file, name),
                                   got=shown(entry), wanted=f"shape {list(shape)}", fix=AGAIN)  # fmt: skip
@@ -228,7 +231,7 @@ def _params(leaves: Mapping[str, tuple[Stored, str]], tensors: Mapping[str, np.n
             found[name] = Panels(data, n_out, n_in, stored.kind, place)
         else:
             data = raw.view(STORED_DTYPES[stored.kind]).reshape(stored.shape)
-            found[name] = data if data.ndim == 1 else Table(data, stored.kind, place)
+            found[name] = data if data.ndim == 1 else Rows(data, stored.kind, place)
     params = Params.from_leaves(found, config.n_layer)
     check(params, config, where=mapped.path)
     return params

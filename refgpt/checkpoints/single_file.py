@@ -8,9 +8,8 @@ from pathlib import Path
 from refgpt.checkpoints import huggingface
 from refgpt.checkpoints.checkpoint import TensorInfo
 from refgpt.checkpoints.magic import begins_with
-from refgpt.config import ModelConfig
 from refgpt.errors import CheckpointError
-from refgpt.params import Leaf, Params, check
+from refgpt.params import Leaf
 from refgpt.wording import listed
 
 
@@ -40,34 +39,6 @@ def file_at(path: Path, magic: bytes) -> Path:
 
 def _files_in(directory: Path, magic: bytes) -> list[Path]:
     return sorted(file for file in directory.iterdir() if begins_with(file, magic))
-
-
-def build_params(
-    tensors: Mapping[str, Leaf], names: Mapping[str, str], config: ModelConfig, path: Path, fix: str
-) -> Params:
-    """The parameter tree over the tensors of a file; nothing is copied.
-
-    Parameters
-    ----------
-    names : mapping of str to str
-        The file's name of every leaf of the configuration.
-    fix : str
-        The way out if they do not fit.
-
-    Raises
-    ------
-    CheckpointError
-        Naming every tensor that is missing, unknown or of another shape than the configuration says.
-    """
-    if missing := [name for name in names.values() if name not in tensors]:
-        raise CheckpointError(f"{len(missing)} of {len(names)} tensors of a GPT-J are missing", where=path,
-                              got=f"no {listed(missing)}", fix=fix)  # fmt: skip
-    if unknown := sorted(tensors.keys() - set(names.values())):
-        raise CheckpointError("there are tensors that have no place in GPT-J", where=path, got=listed(unknown),
-                              fix=fix)  # fmt: skip
-    params = Params.from_leaves({leaf: tensors[name] for leaf, name in names.items()}, config.n_layer)
-    check(params, config, names, path, fix)
-    return params
 
 
 def tensor_infos(tensors: Mapping[str, Leaf], path: Path) -> tuple[TensorInfo, ...]:

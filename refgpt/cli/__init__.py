@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from refgpt import __version__
-from refgpt.cli import benching, classifying, converting, evaluating, generating, inspecting
+from refgpt.cli import benching, classifying, converting, evaluating, generating, inspecting, reporting
 from refgpt.errors import RefgptError
 
 
@@ -75,6 +75,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="refgpt", description="Run and inspect GPT-J models on the CPU.")
     parser.add_argument("--version", action="version", version=f"refgpt {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (generating, classifying, evaluating, converting, inspecting, benching):
+    for group in (generating, classifying, evaluating, converting, inspecting, reporting, benching):
         group.add_commands(commands)
     return parser

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 
 from refgpt.cli.loading import print_continuation
 from refgpt.cli.options import Commands, add_command, add_running_arguments, unescaped
-from refgpt.errors import GenerationError
+from refgpt.cli.prompts import add_prompt_arguments, read_prompt
 from refgpt.generation import GenerationParams
 
 EXAMPLES = """examples:
@@ -23,8 +21,7 @@ EXAMPLES = """examples:
 def add_commands(commands: Commands) -> None:
     """Declare ``generate``."""
     generate = add_command(commands, "generate", _generate, "continue a text", EXAMPLES)
-    generate.add_argument("prompt", nargs="?", metavar="PROMPT", help="text to continue; - reads standard input")
-    generate.add_argument("-f", "--file", metavar="FILE", help="read the prompt from a file")
+    add_prompt_arguments(generate, "text to continue")
     generate.add_argument("--echo", action="store_true", help="print the prompt before its continuation")
     _add_generation_arguments(generate.add_argument_group("what to write"))
     add_running_arguments(generate)
@@ -53,7 +50,7 @@ def _add_generation_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    prompt = _read_prompt(arguments)
+    prompt = read_prompt(arguments, 'refgpt generate "Once upon a time"')
     params = GenerationParams(  # before the weights: a typing error should not cost a minute
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
@@ -70,23 +67,3 @@ def _generate(arguments: argparse.Namespace) -> int:
     )
     print_continuation(arguments, prompt, params, arguments.echo)
     return 0
-
-
-def _read_prompt(arguments: argparse.Namespace) -> str:
-    """The prompt argument, or that of a file or of standard input less the newline that ends it."""
-    if arguments.file is not None:
-        if arguments.prompt is not None:
-            raise GenerationError("given twice, as an argument and as a file", where="prompt", fix="leave one out")
-        where, read = arguments.file, Path(arguments.file).read_bytes
-    elif arguments.prompt not in (None, "-"):
-        return str(arguments.prompt)
-    elif sys.stdin is None or (arguments.prompt is None and sys.stdin.isatty()):
-        raise GenerationError("there is no prompt", fix='try: refgpt generate "Once upon a time"')
-    else:
-        where, read = "standard input", sys.stdin.buffer.read
-    try:
-        return read().decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise GenerationError("is not UTF-8 text", where=where, got=f"byte {error.start}") from None
-    except OSError as error:
-        raise GenerationError(f"cannot be read ({error.strerror})", where=where) from None

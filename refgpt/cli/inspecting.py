@@ -67,7 +67,7 @@ def _info(arguments: argparse.Namespace) -> int:
         ("files", _files(checkpoint)),
         ("tensors", f"{len(checkpoint.tensors)}: " + ", ".join(f"{n} {dtype}" for dtype, n in dtypes.most_common())),
         ("mask", f"{checkpoint.mask} ({checkpoint.mask_source})"),
-        ("tokenizer", f"{tokenizer.n_vocab} ids" if tokenizer else "none: the model takes and gives ids"),
+        ("tokenizer", tokenizer.describe() if tokenizer else "none: the model takes and gives ids"),
         ("memory", f"weights {size(stored)} as stored, {_sizes(n_items)}"),
         ("", f"attention cache of a full context ({config.n_ctx} tokens) {_sizes(n_cached)}"),
         ("", _memory_present()),

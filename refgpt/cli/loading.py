@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
+from refgpt.config import ModelConfig
 from refgpt.generation import GenerationParams, encode_prompt
 from refgpt.model import Model, check_options, load, open_model, start
 from refgpt.params import Progress
+from refgpt.tokenizers import Tokenizer
+
+T = TypeVar("T")
 
 #: Loading fewer bytes than this takes about a second: not worth a progress bar.
 WORTH_A_BAR = 500_000_000
@@ -23,14 +28,23 @@ def load_model(arguments: argparse.Namespace, backend: str) -> Model:
                     revision=arguments.revision)  # fmt: skip
 
 
-def print_continuation(arguments: argparse.Namespace, prompt: str, params: GenerationParams, echo: bool) -> None:
-    """Print what the model that the arguments ask for writes after a prompt, and the prompt before it if ``echo``."""
+def load_for(arguments: argparse.Namespace,
+             encode: Callable[[ModelConfig, Tokenizer | None], T]) -> tuple[Model, T]:  # fmt: skip
+    """The model that the arguments ask for, and what ``encode`` makes of a prompt.
+
+    A prompt that cannot be used is so refused before the weights are read.
+    """
     backend, dtype, threads, kv_dtype = arguments.backend, arguments.dtype, arguments.threads, arguments.kv_dtype
     check_options(backend, dtype, threads, kv_dtype)
     with progress_bar() as progress:
         checkpoint, tokenizer = open_model(arguments.model, arguments.mask, progress, arguments.revision)
-        ids = encode_prompt(prompt, checkpoint.config, tokenizer, params)  # too long? said before the weights are read
-        model = start(checkpoint, tokenizer, backend, dtype, arguments.mask, threads, kv_dtype, progress)
+        encoded = encode(checkpoint.config, tokenizer)
+        return start(checkpoint, tokenizer, backend, dtype, arguments.mask, threads, kv_dtype, progress), encoded
+
+
+def print_continuation(arguments: argparse.Namespace, prompt: str, params: GenerationParams, echo: bool) -> None:
+    """Print what the model that the arguments ask for writes after a prompt, and the prompt before it if ``echo``."""
+    model, ids = load_for(arguments, lambda config, tokenizer: encode_prompt(prompt, config, tokenizer, params))
     pieces = model.stream(ids, params)
     if echo:
         print(prompt, end="", flush=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +33,29 @@ def opened(path: str | None) -> Iterator[IO[str]]:
         raise DataError(f"cannot be written ({error.strerror})", where=path) from None
     with file:
         yield file
+
+
+@contextmanager
+def replaced(path: str) -> Iterator[IO[str]]:
+    """A file to write to that takes its name when it is whole and on the disk; until then what was there stays."""
+    whole = Path(os.path.realpath(path))
+    beside = whole.with_name(f".{whole.name}.{os.getpid()}.partial")
+    try:
+        if whole.is_dir():
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+        file = open(beside, "w", encoding="utf-8", newline="")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise DataError(f"cannot be written ({error.strerror})", where=path) from None
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(whole)
+    except OSError as error:
+        raise DataError(f"cannot be written ({error.strerror})", where=path) from None
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def json_line(file: IO[str]) -> Callable[[dict[str, Any]], None]:

@@ -29,7 +29,25 @@ class Target(Protocol):
 
     def write(self, source: Checkpoint, tokenizer: Tokenizer | None, dtype: str | None, directory: Path,
               progress: Progress | None) -> None:  # fmt: skip
-        """Fill an empty directory."""
+        """Fill an empty directory, in the memory of some rows.
+
+        Parameters
+        ----------
+        source : Checkpoint
+        tokenizer : Tokenizer or None
+            The one that was opened with it.
+        dtype : str or None
+            What matrices become, one of ``DTYPES``; None is as stored.
+        directory : Path
+            Exists and is empty.
+        progress : callable or None
+            Called with the bytes that are written, and all.
+
+        Raises
+        ------
+        CheckpointError
+            If a weight is NaN, infinite or too large for the dtype.
+        """
         ...
 
 

@@ -2,7 +2,8 @@
 
 The strings are those that llama.cpp and the gguf library read: tokens in GPT-2's letters. Quantised matrices of ggml
 and GGUF files are written as they are; vectors are widened to float32, which every program expects. What GGUF has no
-key for is told under ``refgpt.``: the mask, and a sentencepiece model, whose normaliser GGUF's own keys leave out.
+key for is told under ``refgpt.``: the mask, that no token begins or ends a text, and a sentencepiece model, whose
+normaliser GGUF's own keys leave out.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from refgpt.checkpoints.gguf import (
     KEYS,
     MASK,
     NAME,
+    NO_BOS,
+    NO_EOS,
+    QUANTISATION,
     SENTENCEPIECE,
     TOKENIZER,
     TOKENIZER_JSON,
@@ -55,25 +59,12 @@ def write(
     directory: Path,
     progress: Progress | None = None,
 ) -> None:
-    """Write a checkpoint as one file, model.gguf, one tensor after the other.
+    """Write a checkpoint as one file, model.gguf, one tensor after the other: see ``Target.write``.
 
-    Parameters
-    ----------
-    source : Checkpoint
-    tokenizer : Tokenizer or None
-        The one that was opened with it.
-    dtype : "f32", "f16", "bf16" or None
-        Of the matrices; None is as stored, also of matrices that are quantised in ggml's blocks. float64 is rounded to
-        float32.
-    directory : Path
-        Exists.
-    progress : callable, optional
-        Called with the bytes that are written, and all.
+    As stored are also matrices that are quantised in ggml's blocks; float64 is rounded to float32.
 
     Raises
     ------
-    CheckpointError
-        If a weight is NaN, infinite or too large for the dtype.
     TokenizerError
         If the tokenizer has ids for which the model has no row: no program reads such a file.
     """
@@ -135,8 +126,10 @@ def _metadata(source: Checkpoint, encodings: dict[str, str]) -> dict[str, Any]:
         found[keys[0]] = getattr(config, field)
     found |= {"general.file_type": FILE_TYPES[most], MASK: source.mask}
     if any(encoding.startswith("q") for encoding in encodings.values()):
-        found["general.quantization_version"] = QUANTISATION_VERSION
-    return found | {key: n for key, n in ((BOS, config.bos_id), (EOS, config.eos_id)) if n is not None}
+        found[QUANTISATION] = QUANTISATION_VERSION
+    for key, absent, n in ((BOS, NO_BOS, config.bos_id), (EOS, NO_EOS, config.eos_id)):
+        found |= {absent: True} if n is None else {key: n}
+    return found
 
 
 def tokenizer_metadata(tokenizer: Tokenizer | None, source: Checkpoint) -> dict[str, Any]:
@@ -178,6 +171,8 @@ def string(text: str) -> bytes:
 
 def value(item: Any) -> bytes:
     """A value with its type before it: a bool, a number (uint32, float32), a text, a list of texts, an array."""
+    if isinstance(item, bool):
+        return struct.pack("<I?", 7, item)
     if isinstance(item, int):
         return struct.pack("<II", 4, item)
     if isinstance(item, float):

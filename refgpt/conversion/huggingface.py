@@ -45,24 +45,9 @@ def write(
     directory: Path,
     progress: Progress | None = None,
 ) -> None:
-    """Write a checkpoint into an empty directory, one tensor after the other.
+    """Write config.json, the tokenizer and the weights, one tensor after the other: see ``Target.write``.
 
-    Parameters
-    ----------
-    source : Checkpoint
-    tokenizer : Tokenizer or None
-        The one that was opened with it.
-    dtype : "f32", "f16", "bf16" or None
-        Of the matrices, see ``dtypes_of``; None is as stored.
-    directory : Path
-        Exists and is empty.
-    progress : callable, optional
-        Called with the bytes that are written, and all.
-
-    Raises
-    ------
-    CheckpointError
-        If a weight is NaN, infinite or too large for the dtype.
+    For what the tensors become see ``dtypes_of``.
     """
     dtypes = dtypes_of(source.params, dtype)
     _write_config(source, dtypes, directory)

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from refgpt.checkpoints import Checkpoint, Table, is_table, place_of, release
+from refgpt.checkpoints import Checkpoint, Rows, lies_in_rows, place_of, release
 from refgpt.checkpoints.packed import FILE, FORMAT, MANIFEST, PAGE, VERSION, Stored
 from refgpt.checksums import PIECE_WORDS, checksum
 from refgpt.conversion.huggingface import config_json
@@ -35,24 +35,8 @@ def write(
     directory: Path,
     progress: Progress | None = None,
 ) -> None:
-    """Write a checkpoint into an empty directory, some rows of a matrix at a time.
-
-    Parameters
-    ----------
-    source : Checkpoint
-    tokenizer : Tokenizer or None
-        The one that was opened with it.
-    dtype : "f32", "f16", "q8", "q4" or None
-        Of the matrices (see ``refgpt.runtime.packing.packed_kind``); None is as stored. Vectors are float32.
-    directory : Path
-        Exists and is empty.
-    progress : callable, optional
-        Called with the bytes that are written, and all.
-
-    Raises
-    ------
-    CheckpointError
-        If a weight is NaN, infinite or too large for the dtype.
+    """Write config.json, the tokenizer, the weights and the manifest, some rows of a matrix at a time: see
+    ``Target.write``. Vectors are float32; for matrices see ``refgpt.runtime.packing.packed_kind``.
     """
     (directory / CONFIG).write_text(json.dumps(config_json(source.config), indent=2) + "\n", encoding="utf-8")
     write_tokenizer(source, tokenizer, directory)
@@ -86,7 +70,7 @@ def plan(source: Checkpoint, dtype: str | None) -> dict[str, Stored]:
     stored = {}
     for name, leaf in source.params.items():
         kind = packed_kind(name, leaf, dtype)
-        rows = leaf.ndim == 1 or is_table(name, kind)
+        rows = leaf.ndim == 1 or lies_in_rows(name, kind)
         stored[name] = Stored(kind, "rows" if rows else "panels", leaf.shape)
     return stored
 
@@ -122,9 +106,9 @@ def _pieces(name: str, leaf: Leaf, stored: Stored) -> Iterator[np.ndarray]:
         yield pack_vector(name, leaf).view(np.uint8)
         return
     if (
-        isinstance(leaf, Panels | Table)
+        isinstance(leaf, Panels | Rows)
         and leaf.encoding == stored.kind
-        and isinstance(leaf, Table) == (stored.layout == "rows")
+        and isinstance(leaf, Rows) == (stored.layout == "rows")
     ):
         yield from _as_they_are(leaf.data)
         return

@@ -13,9 +13,9 @@ from refgpt.kernels.calling import (
     check_shape,
     check_whole,
     check_within,
+    float_kind,
     floats,
     indices,
-    kind_of,
     output,
     run,
 )
@@ -142,7 +142,7 @@ def _cache(
     k_shape, v_shape = kv_shapes(n_head, d_head, capacity)
     check_shape("k_cache", k_cache, (n_slots, *k_shape))
     check_shape("v_cache", v_cache, (n_slots, *v_shape))
-    dtype = kind_of("k_cache", k_cache)
+    dtype = float_kind("k_cache", k_cache)
     if k_cache.dtype != v_cache.dtype or dtype == "bf16":
         raise KernelError(
             "unusable dtype",

@@ -112,7 +112,7 @@ def check_whole(name: str, array: np.ndarray, written: bool = False, anywhere: b
     return array
 
 
-def kind_of(name: str, array: np.ndarray) -> str:
+def float_kind(name: str, array: np.ndarray) -> str:
     if array.dtype not in DTYPE_NAMES:
         raise KernelError(
             "not a dtype that weights are kept in", where=name, got=array.dtype, wanted=" ".join(DTYPE_NAMES.values())

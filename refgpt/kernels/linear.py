@@ -14,8 +14,8 @@ from refgpt.kernels.calling import (
     arguments,
     check_shape,
     check_whole,
+    float_kind,
     floats,
-    kind_of,
     output,
     output_panels,
     run,
@@ -157,7 +157,7 @@ def pack(
     by default.
     """
     n_out, n_in = check_shape("w", w, (None, None))
-    kind = kind_of("w", w)
+    kind = float_kind("w", w)
     out = output_panels(out, kind, (n_out, n_in))
     matrix, panels = check_whole("w", w, anywhere=True), check_whole("out", out.data, written=True)
     args = arguments("pack", w=ffi.from_buffer(matrix), panels=ffi.from_buffer(panels), n_in=n_in, n_out=n_out)

@@ -17,9 +17,9 @@ from refgpt.kernels.calling import (
     check_shape,
     check_whole,
     check_within,
+    float_kind,
     floats,
     indices,
-    kind_of,
     output,
     run,
 )
@@ -43,7 +43,7 @@ def embedding(
     """
     (n_rows,) = check_shape("ids", ids, (None,))
     n_vocab, n = table.shape if isinstance(table, Panels) else check_shape("table", table, (None, None))
-    kind, stored = (table.kind, table.data) if isinstance(table, Panels) else (kind_of("table", table), table)
+    kind, stored = (table.kind, table.data) if isinstance(table, Panels) else (float_kind("table", table), table)
     check_within("ids", ids, 0, n_vocab)
     y = output(out, (n_rows, n))
     args = arguments("embedding", table=ffi.from_buffer(check_whole("table", stored)), ids=indices("ids", ids),

@@ -9,7 +9,7 @@ import numpy as np
 
 from refgpt.checksums import PIECE_WORDS
 from refgpt.errors import KernelError
-from refgpt.kernels.calling import Program, arguments, check_shape, check_whole, kind_of, output_panels, run
+from refgpt.kernels.calling import Program, arguments, check_shape, check_whole, float_kind, output_panels, run
 from refgpt.kernels.native import ffi
 from refgpt.kernels.registry import Kernel, active
 from refgpt.panels import BLOCK_BYTES, Panels, n_panels
@@ -34,7 +34,7 @@ def quantise(
     made by default.
     """
     n_out, n_in = check_shape("w", w, (None, None))
-    dtype = DTYPE_NUMBERS[kind_of("w", w)]
+    dtype = DTYPE_NUMBERS[float_kind("w", w)]
     if kind not in BLOCK_BYTES:
         raise KernelError("cannot be used", where="kind", got=repr(kind), wanted=" or ".join(BLOCK_BYTES))
     out = output_panels(out, kind, (n_out, n_in))
@@ -64,8 +64,8 @@ def digests(
     out = np.empty(n_pieces, np.uint64) if out is None else out
     if out.dtype != np.uint64 or out.shape != (n_pieces,):
         raise KernelError("unusable", where="out", got=f"{out.dtype} {out.shape}", wanted=f"uint64 {(n_pieces,)}")
-    args = arguments("checksum", words=ffi.from_buffer("uint32_t[]", check_whole("words", words)),
+    args = arguments("digests", words=ffi.from_buffer("uint32_t[]", check_whole("words", words)),
                  digests=ffi.from_buffer("uint64_t[]", check_whole("out", out, written=True)), n_words=n_words,
                  piece_words=piece_words)  # fmt: skip
-    run(kernel or active("checksum"), args, n_pieces, 16, threads, program)
+    run(kernel or active("digests"), args, n_pieces, 16, threads, program)
     return out

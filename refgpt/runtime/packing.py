@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from refgpt.checkpoints import Table, check_finite, is_table, place_of, release
+from refgpt.checkpoints import Rows, check_finite, lies_in_rows, place_of, release
 from refgpt.kernels import pack, quantise
 from refgpt.panels import BLOCK_BYTES, FLOATS, Panels, aligned_zeros
 from refgpt.params import STORED_DTYPES, Block, Leaf, Params, Progress, dtype_name, kept_leaf, row_slices, widen
-from refgpt.quantisation import check_range, kind_of
+from refgpt.quantisation import check_range, kept_kind
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def pack_params(params: Params, dtype: str | None, threads: int, progress: Progr
     Parameters
     ----------
     dtype : "f32", "f16", "q8", "q4" or None
-        What matrices are kept in (see ``kept_leaf`` and ``refgpt.quantisation.kind_of``); None is as stored. "f32"
+        What matrices are kept in (see ``kept_leaf`` and ``refgpt.quantisation.kept_kind``); None is as stored. "f32"
         widens 16-bit matrices. Matrices that are panels of the right kind already are taken as they are.
     progress : callable, optional
         Called as ``progress(bytes done, bytes in all)`` after each leaf, counting bytes of the file.
@@ -99,7 +99,7 @@ def packed_kind(name: str, leaf: Leaf, dtype: str | None) -> str:
     if leaf.ndim == 1:
         return "f32"
     if dtype is not None:
-        return kind_of(name, dtype) or ""
+        return kept_kind(name, dtype) or ""
     if isinstance(leaf, Panels) and (name != "wte" or leaf.kind in (*FLOATS, "q8")):
         return leaf.kind
     stored = dtype_name(leaf.dtype)
@@ -140,8 +140,8 @@ def _packed(name: str, leaf: Leaf, dtype: str | None, threads: int) -> np.ndarra
     if isinstance(leaf, np.ndarray) and leaf.ndim == 1:
         return pack_vector(name, leaf)
     kind, (n_out, n_in) = packed_kind(name, leaf, dtype), leaf.shape
-    table = is_table(name, kind)
-    if isinstance(leaf, Table) and table and leaf.encoding == kind:
+    table = lies_in_rows(name, kind)
+    if isinstance(leaf, Rows) and table and leaf.encoding == kind:
         return leaf.data
     if isinstance(leaf, Panels) and not table and leaf.kind == kind:
         return leaf

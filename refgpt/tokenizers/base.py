@@ -26,9 +26,13 @@ class Tokenizer(ABC):
         The bytes of every id that exists.
     eos_id : int or None
         The id that ends a text.
+    source : str
+        The files that it was made of, for the reader.
 
     Attributes
     ----------
+    kind : str
+        What it is, for the reader.
     n_vocab : int
         The largest id that exists, plus one. A model's head may have more rows (GPT-2's vocabulary has 50257 tokens,
         GPT-J's head 50400 rows), and those ids mean no text.
@@ -38,8 +42,11 @@ class Tokenizer(ABC):
         The id that ends a text, if there is one.
     """
 
-    def __init__(self, tokens: Mapping[int, bytes], eos_id: int | None) -> None:
+    kind = "a vocabulary"
+
+    def __init__(self, tokens: Mapping[int, bytes], eos_id: int | None, source: str = "") -> None:
         self._tokens = tokens
+        self._source = source
         self.n_vocab = max(tokens, default=-1) + 1
         self.exists = np.zeros(self.n_vocab, bool)
         self.exists[list(tokens)] = True
@@ -75,6 +82,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def _encode(self, text: str) -> list[int]:
         """The ids of a text that is known to be valid."""
+
+    def describe(self) -> str:
+        """What it is and where it was found: "byte-level BPE, 50257 ids, from tokenizer.json"."""
+        return f"{self.kind}, {self.n_vocab} ids" + (f", from {self._source}" if self._source else "")
 
     def files(self) -> dict[str, bytes]:
         """Names and contents of what makes this tokenizer again in a model's directory; {} if nothing can."""

@@ -27,7 +27,7 @@ from refgpt.tokenizers.files import (
     read_settings,
     read_text,
 )
-from refgpt.wording import FRESH_COPY, shown
+from refgpt.wording import FRESH_COPY, listed, shown
 
 END_OF_TEXT = "<|endoftext|>"
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -57,6 +57,8 @@ class ByteLevelBPE(Tokenizer):
         The contents of a tokenizer.json. Its truncation, padding, dropout and post-processor are left out.
     path : Path
         Where it came from, for errors.
+    source : str
+        The same for the reader.
     more : mapping of str to int, optional
         Added tokens that the description leaves out, with their ids.
     eos : sequence of str
@@ -70,9 +72,12 @@ class ByteLevelBPE(Tokenizer):
         The tokens that are looked for in a text before anything else.
     """
 
+    kind = "byte-level BPE"
+
     def __init__(
-        self, description: dict[str, Any], path: Path, more: Mapping[str, int] | None = None, eos: Sequence[str] = ()
-    ) -> None:
+        self, description: dict[str, Any], path: Path, source: str, more: Mapping[str, int] | None = None,
+        eos: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         model = expect(description.get("model"), dict, "model", path)
         _refuse_other_kinds(description, model, path)
         vocab = _checked_ids(model.get("vocab"), "vocab", path)
@@ -114,7 +119,7 @@ class ByteLevelBPE(Tokenizer):
             self._library = tokenizers.Tokenizer.from_str(json.dumps(kept))
             tokens = {token_id: bytes_of_token(token) for token, token_id in vocab.items()}
             tokens |= {vocab[content]: content.encode() for content in added}
-        super().__init__(tokens, None if last is None else vocab[last])
+        super().__init__(tokens, None if last is None else vocab[last], source)
 
     def files(self) -> dict[str, bytes]:
         """A tokenizer.json, with what else transformers looks for."""
@@ -139,7 +144,7 @@ class ByteLevelBPE(Tokenizer):
 
 def load_tokenizer_json(path: Path) -> ByteLevelBPE:
     """A tokenizer.json that holds a byte-level BPE; ``TokenizerError`` if it holds anything else."""
-    return ByteLevelBPE(read_json_object(path), path, _added_beside(path), named_eos(path.parent))
+    return _of_directory(read_json_object(path), path)
 
 
 def load_vocab_and_merges(vocab_path: Path, merges_path: Path) -> ByteLevelBPE:
@@ -154,7 +159,14 @@ def load_vocab_and_merges(vocab_path: Path, merges_path: Path) -> ByteLevelBPE:
     """
     model = {"vocab": read_json_object(vocab_path), "merges": read_merges(merges_path)}
     description = {"pre_tokenizer": BYTE_LEVEL, "model": model}
-    return ByteLevelBPE(description, vocab_path, _added_beside(vocab_path), named_eos(vocab_path.parent))
+    return _of_directory(description, vocab_path, merges_path)
+
+
+def _of_directory(description: dict[str, Any], *paths: Path) -> ByteLevelBPE:
+    """Made of these files, and of what else their directory says."""
+    added = _added_beside(paths[0])
+    source = listed([path.name for path in paths] + [ADDED_TOKENS] * bool(added))
+    return ByteLevelBPE(description, paths[0], source, added, named_eos(paths[0].parent))
 
 
 def read_merges(path: Path) -> list[str]:

@@ -43,12 +43,13 @@ def embedded_tokenizer(
     """
     if vocabulary.files:
         return _of_files(vocabulary)
-    merges = vocabulary.merges
+    merges, source = vocabulary.merges, f"the vocabulary and merges in {vocabulary.path.name}"
     if merges is None and (directory / MERGES).is_file():
         merges = tuple(read_merges(directory / MERGES))
+        source = f"the vocabulary in {vocabulary.path.name} and {MERGES}"
     tokens = _tokens(vocabulary)
     if merges is not None:
-        return _with_merges(vocabulary, tokens, merges)
+        return _with_merges(vocabulary, tokens, merges, source)
     beside = find_beside(directory)
     if beside is not None and _agrees(beside, tokens):
         return beside
@@ -72,10 +73,10 @@ def _of_files(vocabulary: Vocabulary) -> Tokenizer:
                                  fix=FRESH_COPY)  # fmt: skip
     if "tokenizer.json" in vocabulary.files:
         description = parse_json(vocabulary.files["tokenizer.json"], f"{path}, tokenizer.json", TokenizerError)
-        return ByteLevelBPE(description, path, eos=[eos])
+        return ByteLevelBPE(description, path, f"tokenizer.json in {path.name}", eos=[eos])
     from refgpt.tokenizers.sentencepiece_model import SentencePieceTokenizer
 
-    return SentencePieceTokenizer(vocabulary.files["tokenizer.model"], path, eos=[eos])
+    return SentencePieceTokenizer(vocabulary.files["tokenizer.model"], path, f"tokenizer.model in {path.name}", [eos])
 
 
 def _tokens(vocabulary: Vocabulary) -> dict[int, bytes]:
@@ -102,7 +103,9 @@ def _agrees(beside: Tokenizer, tokens: dict[int, bytes]) -> bool:
     return 2 * len(shared) > len(tokens) and all(beside.token_bytes(n) == tokens[n] for n in shared)
 
 
-def _with_merges(vocabulary: Vocabulary, tokens: dict[int, bytes], merges: tuple[str, ...]) -> ByteLevelBPE:
+def _with_merges(
+    vocabulary: Vocabulary, tokens: dict[int, bytes], merges: tuple[str, ...], source: str
+) -> ByteLevelBPE:
     special = vocabulary.special
     if special is None:
         special = frozenset(token_id for token_id, token in tokens.items() if SPECIAL.fullmatch(token))
@@ -115,4 +118,4 @@ def _with_merges(vocabulary: Vocabulary, tokens: dict[int, bytes], merges: tuple
     spelt = {letters_of_bytes(tokens[n]): n for n in tokens.keys() - added.values()}
     description = {"pre_tokenizer": BYTE_LEVEL, "model": {"type": "BPE", "vocab": spelt, "merges": list(merges)}}
     eos = tokens.get(vocabulary.eos_id if vocabulary.eos_id is not None else -1, b"")
-    return ByteLevelBPE(description, vocabulary.path, added, [eos.decode("utf-8", "replace")] if eos else ())
+    return ByteLevelBPE(description, vocabulary.path, source, added, [eos.decode("utf-8", "replace")] if eos else ())

@@ -41,8 +41,10 @@ class GreedyTokenizer(Tokenizer):
         Where they come from, for errors.
     """
 
+    kind = "greedy"
+
     def __init__(self, tokens: Mapping[int, bytes], eos_id: int | None, path: Path) -> None:
-        super().__init__(tokens, eos_id)
+        super().__init__(tokens, eos_id, f"the vocabulary in {path.name} (no merges)")
         self._ids: dict[bytes, int] = {}
         for token_id, token in sorted(tokens.items()):
             self._ids.setdefault(token, token_id)

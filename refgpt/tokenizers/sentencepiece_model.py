@@ -18,7 +18,7 @@ SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how pieces spell a space: U+2581
 
 def load_model(path: Path) -> SentencePieceTokenizer:
     """A tokenizer.model; special_tokens_map.json and tokenizer_config.json beside it may name the end of a text."""
-    return SentencePieceTokenizer(read_bytes(path), path, named_eos(path.parent))
+    return SentencePieceTokenizer(read_bytes(path), path, path.name, named_eos(path.parent))
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -36,11 +36,15 @@ class SentencePieceTokenizer(Tokenizer):
         The contents of a tokenizer.model.
     path : Path
         Where it came from, for errors.
+    source : str
+        The same for the reader.
     eos : sequence of str
         Which piece ends a text: the first of these that is there, else the model's own.
     """
 
-    def __init__(self, model: bytes, path: Path, eos: Sequence[str] = ()) -> None:
+    kind = "sentencepiece"
+
+    def __init__(self, model: bytes, path: Path, source: str, eos: Sequence[str] = ()) -> None:
         self._model = model
         with faults_named("the sentencepiece library refuses this model", path):
             self._library = library = sentencepiece.SentencePieceProcessor()
@@ -53,7 +57,7 @@ class SentencePieceTokenizer(Tokenizer):
             raise TokenizerError("the model has no pieces", where=path, fix=FRESH_COPY)
         own_eos = [library.eos_id()] if library.eos_id() >= 0 else []
         eos_ids = [pieces[name] for name in eos if name in pieces] + own_eos
-        super().__init__(tokens, eos_ids[0] if eos_ids else None)
+        super().__init__(tokens, eos_ids[0] if eos_ids else None, source)
 
     def files(self) -> dict[str, bytes]:
         """The model itself, and the name of the piece that ends a text."""

@@ -208,23 +208,26 @@ def many(n_variables, n_aliases):
 
 
 COUNT = 4 + 2 + 23 + 4  # where the number of variables is
+TWO = b"\1\2\0\0\0"  # one dimension, of two; then type 1, two bytes
 FILES = {
     "a later version": (model_bin(variables(), version=7), "version of the file.*got 7; wanted 6"),
     "an encoder-decoder": (model_bin(variables(), spec="TransformerSpec"), "not supported.*TransformerSpec"),
-    "many variables": (huge(COUNT), "count makes no sense"),
-    "many variables that are there": (many(40_000, 0), "count makes no sense; got 40000"),
-    "many second names": (many(0, 40_000), "count makes no sense; got 40000"),
-    "one variable more": (huge(COUNT, len(variables()) + 1), "makes no sense|ends early"),
+    "many variables": (huge(COUNT), "the number of variables makes no sense"),
+    "many variables that are there": (many(40_000, 0), "the number of .* makes no sense; got 40000"),
+    "many second names": (many(0, 40_000), "the number of .* makes no sense; got 40000"),
+    "one variable more": (huge(COUNT, len(variables()) + 1), "makes no sense|ends within"),
     "one variable fewer": (huge(COUNT, len(variables()) - 1), "makes no sense|cannot be another name"),
-    "a long name": (huge(COUNT + 4), "a name makes no sense"),
+    "a long name": (huge(COUNT + 4), "the name of a variable makes no sense"),
     "data after the end": (model_bin(variables()) + b"x", "data after the end"),
     "an alias of nothing": (model_bin(variables(), {"a": "b"}), "'a' cannot be another name of 'b'"),
     "an alias twice": (model_bin(variables(), {"decoder/alibi": "decoder/alibi"}), "cannot be another name"),
     "a variable twice": (model_bin({}).replace(struct.pack("<2L", 8, 0), struct.pack("<2L", 8, 2), 1)[:-4]
                          + 2 * b"\2\0a\0\0\1\1\0\0\0x" + bytes(4), "'a' is there twice"),
     "another type": (model_bin({"a": np.ones(2, "i1")}).replace(b"\2\0\0\0\1\2", b"\2\0\0\0\6\2"), "type is not one"),
-    "a large shape": (model_bin({"a": np.ones(2, "i1")}).replace(b"\1\2\0\0\0", b"\1" + b"\xff" * 4), "fit the shape"),
-    "bytes too many": (model_bin({"a": np.ones(9, "i1")})[:-9], "to come"),
+    "a large shape": (model_bin({"a": np.ones(2, "i1")}).replace(TWO, b"\1" + b"\xff" * 4, 1), "fit the shape"),
+    "a large shape and as many bytes": (model_bin({"a": np.ones(2, "i1")}).replace(TWO, b"\1" + b"\xff" * 4),
+                                        "the file ends within the variable 'a'"),
+    "bytes too many": (model_bin({"a": np.ones(9, "i1")})[:-9], "the file ends within .*9 bytes at"),
 }  # fmt: skip
 
 

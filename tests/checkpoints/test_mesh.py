@@ -116,6 +116,26 @@ def test_where_the_files_may_be(tmp_path):
     assert open_model(tmp_path)[1].n_vocab == 61
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("shard_1", "shard_01"), ("shard_1/3.npz", "shard_1/03.npz"), ("../step_383500", "../step_0383500")],
+)
+def test_a_number_that_is_there_twice(tmp_path, first, second):
+    mesh_writer.write_mesh(tmp_path, mesh_writer.model("f32"), 2)
+    copy = shutil.copy if first.endswith(".npz") else shutil.copytree
+    copy(tmp_path / STEP / first, tmp_path / STEP / second)
+    with pytest.raises(CheckpointError, match=r"a number is there twice; got .* and .*; remove"):
+        open_checkpoint(tmp_path)
+
+
+def test_other_numbers_count_for_nothing(tmp_path):
+    """Digits of other scripts, and steps without shards."""
+    whole = mesh_writer.write_mesh(tmp_path, mesh_writer.model("f32"), 2)
+    for name in (f"{STEP}/shard_\u0661", f"step_{7 * chr(0x669)}/shard_0", "step_0383500"):
+        (tmp_path / name).mkdir(parents=True)
+    assert_holds(open_checkpoint(tmp_path), whole)
+
+
 def test_whole_heads_are_rotated_where_nothing_else_is_said(tmp_path):
     write_mesh(tmp_path, model(), 1)
     keys = params_json()

@@ -197,7 +197,23 @@ HOSTILE = {
     "a hard link": (with_member(type=tarfile.LNKTYPE, linkname="../x"), "no plain file"),
     "a device": (with_member(type=tarfile.CHRTYPE), "no plain file"),
     "a file twice": (with_member(name=FIRST, size=len(FILES[FIRST])), "damaged|two files|cut short"),
-    "two checkpoints": (compressed(tar(FILES | {"step_9/shard_0/0.npz": FILES[FIRST]})), "two files"),
+    "two checkpoints": (compressed(tar(FILES | {"step_9/shard_0/0.npz": FILES[FIRST]})), "several checkpoints"),
+    "shards of two checkpoints": (
+        compressed(tar({name.replace("383500/shard_1", "9/shard_1"): raw for name, raw in FILES.items()})),
+        "several checkpoints.*step_383500/shard_0, step_9/shard_1",
+    ),
+    "a shard spelt in two ways": (
+        compressed(tar({name.replace("shard_1/7", "shard_01/7"): raw for name, raw in FILES.items()})),
+        "shard twice: step_383500/shard_1, step_383500/shard_01",
+    ),
+    "a file spelt in two ways": (
+        compressed(tar(FILES | {FIRST.replace("0.npz", "00.npz"): FILES[FIRST]})),
+        "two files",
+    ),
+    "other digits": (
+        compressed(tar({name.replace("shard_1/7", "shard_\u0661/7"): raw for name, raw in FILES.items()})),
+        "shard_1 has no 7.npz",
+    ),
     "a bomb": (bomb(FIRST, 8 << 30), "absurdly much|no room"),
     "a bomb that nobody wants": (bomb("README", 8 << 30), "absurdly much"),
     "a bomb of headers": (compressed(b"".join(map(empty_file, range(9000)))), "more than 8192 files"),

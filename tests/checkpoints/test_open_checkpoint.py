@@ -198,6 +198,11 @@ def test_paths_that_lead_nowhere(tmp_path):
         ("ggml-model.bin", "fetch it again"),
         ("shard_0.npz", "step_N/shard_K"),
         ("adapter_model.safetensors", "merge_and_unload"),
+        ("step_9_slim.tar.zst", "name the archive itself"),
+        ("step_9_slim.tar.zstd", "name the archive itself"),
+        ("step_9.tar", "unpack it"),
+        ("gpt-j.tar.gz", "unpack it"),
+        ("gpt-j.tar.bz2", "unpack it"),
     ],
 )
 def test_weights_in_other_formats_are_named_with_the_way_out(tmp_path, name, way_out):
@@ -214,6 +219,13 @@ def test_a_file_of_another_format_has_its_way_out_too(tmp_path):
         CheckpointError, match=r"kind are not read; got called GGUF but beginning otherwise; .*fetch it again"
     ):
         open_checkpoint(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("name", ["x.tar", "y.tar.gz"])
+def test_a_tar_archive_is_named_before_a_config_is_missed(tmp_path, name):
+    (tmp_path / name).write_bytes(b"a" * 2000)
+    with pytest.raises(CheckpointError, match=rf"{name}: .*not read; got a tar archive;.*unpack it"):
+        open_checkpoint(tmp_path / name)
 
 
 def test_every_unread_pattern_can_match(tmp_path):
@@ -242,7 +254,7 @@ FAULTY = {
     "one missing": (
         changed(["transformer.h.1.mlp.fc_in.bias"]),
         {},
-        r"1 of 25 tensors are missing.*h\.1\.mlp\.fc_in\.bias",
+        r"1 of 25 tensors of a GPT-J are missing.*h\.1\.mlp\.fc_in\.bias",
     ),
     "two missing": (
         changed(["transformer.h.1.ln_1.bias", "transformer.wte.weight"]),

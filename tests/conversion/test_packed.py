@@ -74,7 +74,7 @@ def test_a_converted_model_has_the_bits_of_one_packed_while_it_is_loaded(source,
     assert got.verify(IDS).first_broken is None
     plain, quantised = refgpt.load(out, backend="numpy"), refgpt.load(source, backend="numpy", dtype=dtype)
     assert plain.logits(IDS).tobytes() == quantised.logits(IDS).tobytes()
-    assert plain.dtype is None and plain.checkpoint.format == "packed"
+    assert plain.dtype is None and plain.checkpoint.format == "refgpt packed, version 1"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -358,9 +358,9 @@ HOSTILE = {
     "a checksum of many letters": (set_leaf(checksum="0" * 65), "not read"),
     "a tensor more": (lambda header, leaves: header.update(more={"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}),
                       "no leaves; got more"),
-    "leaves that are no text": (lambda header, leaves: header["__metadata__"].update(mask="\ud800"), "no mask"),
-    "no mask": (lambda header, leaves: header["__metadata__"].pop("mask"), "no mask"),
-    "another mask": (lambda header, leaves: header["__metadata__"].update(mask="none"), "no mask"),
+    "a mask of no text": (lambda header, leaves: header["__metadata__"].update(mask="\ud800"), "mask in the header"),
+    "no mask": (lambda header, leaves: header["__metadata__"].pop("mask"), "mask in the header"),
+    "another mask": (lambda header, leaves: header["__metadata__"].update(mask="none"), "mask in the header"),
 }  # fmt: skip
 
 

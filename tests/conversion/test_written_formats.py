@@ -12,7 +12,7 @@ from checkpoints import ggml_writers
 from checkpoints.ggml_writers import CONFIG, PARAMS, QUANTISED, decoded, ggml_bytes, gguf_bytes
 from checkpoints.writers import buffers, config_json, state_dict, write_safetensors
 from model_files import write_model, write_tokenizer
-from tiny import random_params
+from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt.checkpoints import open_checkpoint
@@ -272,6 +272,14 @@ def test_the_configuration_is_carried_along(tmp_path):
     assert open_checkpoint(from_gguf).config == CONFIG
 
 
+@pytest.mark.parametrize("ends", [(None, None), (None, 7), (50256, None), (3, 50256)])
+def test_that_no_token_ends_a_text_is_carried_along(tmp_path, ends):
+    """In a vocabulary that has GPT-J's."""
+    config = tiny_config(n_vocab=50260, n_layer=1, bos_id=ends[0], eos_id=ends[1])
+    start = write_model(tmp_path / "a", config, random_params(config, 1))
+    assert open_checkpoint(converted(start, "gguf", tmp_path / "b")).config == config
+
+
 def assert_same_tokenizer(path, want):
     assert_same(open_model(path)[1], want)
 
@@ -298,16 +306,21 @@ def test_a_byte_level_tokenizer_is_carried_along(tmp_path):
     assert (same / "vocab.json").read_bytes() == (start / "vocab.json").read_bytes()
     for path in (same, middle := converted(start, "gguf", tmp_path / "c"), converted(middle, "hf", tmp_path / "d")):
         assert_same_tokenizer(path, want)
-    vocabulary = open_checkpoint(middle).vocabulary  # of the lists alone, as other programs read them
-    assert_same(tokenizer_of(replace(vocabulary, files={}), middle), want)
+    vocabulary = open_checkpoint(middle).vocabulary
+    lists = tokenizer_of(replace(vocabulary, files={}), middle)  # as other programs read them
+    assert_same(lists, want)
+    assert [tokenizer.describe().partition(", from ")[2] for tokenizer in (open_model(middle)[1], lists)] == [
+        "tokenizer.json in model.gguf", "the vocabulary and merges in model.gguf"]  # fmt: skip
 
 
 def test_the_default_model_through_both_formats(tmp_path):
     """Its tokenizer is sentencepiece's, of which GGUF's own keys tell only a part."""
     start = refgpt.default_model_path()
     want = open_model(start)[1]
+    assert want.describe() == "sentencepiece, 4096 ids, from tokenizer.model"
     middle = converted(start, "gguf", tmp_path / "b")
     assert_same_tokenizer(middle, want)
+    assert open_model(middle)[1].describe() == "sentencepiece, 4096 ids, from tokenizer.model in model.gguf"
     end = converted(middle, "hf", tmp_path / "c")
     assert_same_tokenizer(end, want)
     assert (end / "tokenizer.model").read_bytes() == (start / "tokenizer.model").read_bytes()

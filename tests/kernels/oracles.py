@@ -365,7 +365,7 @@ def quantise_case(kind: str, n: int, n_rows: int, flavour: str, rng: Rng) -> Cas
     return Case(run, (want,), (np.zeros(want.shape),))
 
 
-def checksum_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+def digests_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     """Rows are pieces, digests are shown in two halves; a digest that was not written is NaN."""
     words = rng.integers(0, 1 << 32, (n_rows, n), dtype=np.uint32)
     unwritten = np.array(np.nan).view(np.uint64)
@@ -401,5 +401,5 @@ ORACLES: dict[str, Callable[[int, int, str, Rng], Case]] = {
     "pack_b4": partial(pack_case, np.dtype(np.float32)),
     "row_sum": row_sum_case,
     **{f"quantise_{kind}": partial(quantise_case, kind) for kind in ("q8", "q4")},
-    "checksum": checksum_case,
+    "digests": digests_case,
 }

@@ -5,6 +5,7 @@ import logging
 import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -87,14 +88,18 @@ def test_a_file_inside_is_no_larger_than_one_beside(vocabulary, tmp_path, name):
 def test_merges_beside_the_file(vocabulary, original, trained, tmp_path, caplog):
     write_pair(tmp_path, trained)
     (tmp_path / "vocab.json").unlink()
-    assert_same(tokenizer_of(vocabulary(merges=None), tmp_path), original)
+    found = tokenizer_of(vocabulary(merges=None), tmp_path)
+    assert_same(found, original)
+    assert found.describe() == "byte-level BPE, 323 ids, from the vocabulary in model.bin and merges.txt"
     assert not caplog.records
 
 
 def test_a_whole_tokenizer_beside_the_file(vocabulary, original, trained, tmp_path, caplog):
     write_json(tmp_path, "tokenizer.json", trained)
     write_json(tmp_path, "added_tokens.json", {f"<|extratoken_{n + 1}|>": 320 + n for n in range(N_EXTRA)})
-    assert_same(tokenizer_of(vocabulary(merges=None), tmp_path), original)
+    found = tokenizer_of(vocabulary(merges=None), tmp_path)
+    assert_same(found, original)
+    assert found.describe() == "byte-level BPE, 323 ids, from tokenizer.json, added_tokens.json"
     assert not caplog.records
 
 
@@ -126,7 +131,7 @@ def test_without_merges_the_longest_token_counts_and_that_is_said(vocabulary, tm
 @given(text=texts)
 def test_greedy_is_what_ggml_describes(text, spelt):
     """Words by GPT-2's pattern, of each the longest beginning that is a token, and so on; by another road."""
-    greedy = GreedyTokenizer(dict(enumerate(map(plain, spelt))), 0, None)
+    greedy = GreedyTokenizer(dict(enumerate(map(plain, spelt))), 0, Path("model.bin"))
     ids = greedy.encode(text)
     assert greedy.decode(ids) == text
     want = []
@@ -152,13 +157,13 @@ def test_what_only_looks_like_a_special_token_is_text(vocabulary, tmp_path):
 def test_many_special_tokens_take_no_long_time():
     n = 200_000
     start = time.process_time()
-    greedy = GreedyTokenizer({i: b"<|%x|>" % i for i in range(n)}, 0, None)
+    greedy = GreedyTokenizer({i: b"<|%x|>" % i for i in range(n)}, 0, Path("model.bin"))
     assert greedy.encode("<|7|><|1f|>" * 1000) == [7, 31] * 1000
     assert time.process_time() - start < 1.5
 
 
 def test_a_long_word_takes_no_long_time(spelt):
-    greedy = GreedyTokenizer(dict(enumerate(map(plain, spelt))), 0, None)
+    greedy = GreedyTokenizer(dict(enumerate(map(plain, spelt))), 0, Path("model.bin"))
     start = time.process_time()
     assert greedy.decode(greedy.encode("ab" * 50_000)) == "ab" * 50_000
     assert time.process_time() - start < 1

@@ -1,6 +1,6 @@
 """GPT-J-6B's size with random weights: converting it to 8 and 4 bits, and loading what was converted.
 
-    python -m benchmarks.full_size DIRECTORY --layers 28
+    python -m benchmarks.converting DIRECTORY --layers 28
 
 writes a float16 checkpoint (12.1 GB, once), converts it, and starts processes that load the result and write one token.
 It needs 23 GB of disk. The table shows the medians of three; the exit status is 1 if one of these does not hold:
@@ -27,28 +27,24 @@ from benchmarks.peers.checkpoint import gptj_config, write_checkpoint
 N_PROMPT, ROUNDS = 16, 3
 MOST_FOR_CONVERTING, MOST_BESIDE, MOST_SECONDS = 2e9, 200e6, 2.0
 
-# Peaks of the process alone: getrusage would also count what the process that started it held.
 CONVERT = """
-import json, os, sys, time
+import json, os, sys
+from benchmarks.memory import peak_bytes
 from refgpt.cli import main
 code = main(["convert", sys.argv[1], sys.argv[2], "--dtype", sys.argv[3]])
-peak = int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]) * 1024
-print(json.dumps({"peak": peak, "cpu": sum(os.times()[:2])}))
+print(json.dumps({"peak": peak_bytes(), "cpu": sum(os.times()[:2])}))
 sys.exit(code)
 """
 
 LOAD = """
 import json, sys, time
 import refgpt
+from benchmarks.memory import own_bytes, peak_bytes
 model = refgpt.load(sys.argv[1])
 prompt = list(range(100, 100 + int(sys.argv[2])))
 model.generate(prompt, max_new_tokens=1, temperature=0)
 done = time.time()
-status = open("/proc/self/status").read()
-rollup = open("/proc/self/smaps_rollup").read()
-of = lambda text, key: int(text.partition(key)[2].split()[0]) * 1024
-own = of(rollup, "Private_Clean:") + of(rollup, "Private_Dirty:")
-print(json.dumps({"done": done, "peak": of(status, "VmHWM:"), "own": own, "weights": model.engine.n_bytes,
+print(json.dumps({"done": done, "peak": peak_bytes(), "own": own_bytes(), "weights": model.engine.n_bytes,
                   "cache": model.engine.cache_bytes(len(prompt) + 1)}), flush=True)
 sys.stdin.readline()
 """

@@ -1,0 +1,179 @@
+"""What pictures are drawn on: axes, colours that everybody can tell apart, and the one way in for matplotlib.
+
+Axes that are given are used and returned, and nothing else is touched: no setting of matplotlib, no window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refgpt.errors import RefgptError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
+#: From nothing to much: lightness rises all the way, so that it reads in grey and with any colour blindness too.
+SEQUENTIAL = "viridis"
+#: Below and above 0: orange and violet, which no common colour blindness confuses (ColorBrewer).
+DIVERGING = "PuOr"
+#: Colours of lines and bars, of Okabe and Ito 2008 (https://jfly.uni-koeln.de/color/), so ordered that neighbours also
+#: differ in lightness.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7")
+GREY = "#777777"
+#: Line styles and markers that tell apart what has the same colour.
+STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ("-", "v"), ("--", "P"))
+
+POINTS = 72.0  # in an inch
+LEAST_INCHES, MOST_INCHES = 2.8, 13.0
+BAR_POINTS = 85.0  # a colour bar with its numbers and label
+AROUND = 45.0  # title, or ticks and label of an axis
+
+
+@dataclass(frozen=True)
+class Room:
+    """The size of one cell of a heat map, in points."""
+
+    width: float
+    height: float
+
+
+def library() -> Any:
+    """matplotlib's ``pyplot``.
+
+    Raises
+    ------
+    RefgptError
+        If it is not installed.
+    """
+    try:
+        import matplotlib.pyplot
+    except ImportError as fault:
+        raise RefgptError("pictures need matplotlib", where="refgpt.plotting",
+                          fix="pip install 'refgpt[plot]'") from fault  # fmt: skip
+    return matplotlib.pyplot
+
+
+def new_or_given(ax: Axes | None, width: float = 7.2, height: float = 3.6) -> Axes:
+    """The axes that were given, or new ones in a figure of so many inches.
+
+    Raises
+    ------
+    RefgptError
+        If matplotlib is not installed, or ``ax`` is something else.
+    """
+    plt = library()
+    if ax is None:
+        return plt.subplots(figsize=(width, height), layout="constrained")[1]
+    from matplotlib.axes import Axes
+
+    if not isinstance(ax, Axes):
+        raise RefgptError("is no axes", where="ax", got=type(ax).__name__, wanted="matplotlib's Axes, or None",
+                          fix="subplots(...) gives a figure and its axes: take the latter")  # fmt: skip
+    return ax
+
+
+def cells(ax: Axes | None, n_x: int, n_y: int, cell: Room, *, bar: bool, square: bool = False,
+          left: float = AROUND, below: float = AROUND) -> tuple[Axes, Room]:  # fmt: skip
+    """Axes for a heat map, and how much room its cells will have.
+
+    Parameters
+    ----------
+    ax : Axes or None
+        New ones are made large enough for cells of the size asked for, as far as ``MOST_INCHES`` go.
+    n_x, n_y : int
+        Columns and rows.
+    bar : bool
+        Whether a colour bar takes some of the width.
+    square : bool
+        Whether cells are.
+    left, below : float
+        Points for the labels of the rows and of the columns.
+    """
+    beside = left + (BAR_POINTS if bar else 15)
+    if ax is None:
+        width = min(n_x * cell.width, MOST_INCHES * POINTS - beside)
+        height = min(n_y * cell.height, MOST_INCHES * POINTS - below - AROUND)
+        room = _room(width, height, n_x, n_y, square)
+        inches = (max(LEAST_INCHES, (room.width * n_x + beside) / POINTS),
+                  max(LEAST_INCHES, (room.height * n_y + below + AROUND) / POINTS))  # fmt: skip
+        return new_or_given(None, *inches), room
+    ax = new_or_given(ax)
+    width, height = extent(ax)
+    return ax, _room(width * (0.8 if bar else 1), height, n_x, n_y, square)
+
+
+def extent(ax: Axes) -> tuple[float, float]:
+    """Width and height of axes in points."""
+    box: Any = ax.get_window_extent()
+    scale = POINTS / ax.figure.dpi
+    return box.width * scale, box.height * scale
+
+
+def _room(width: float, height: float, n_x: int, n_y: int, square: bool) -> Room:
+    w, h = width / n_x, height / n_y
+    return Room(min(w, h), min(w, h)) if square else Room(w, h)
+
+
+def heat(ax: Axes, values: np.ndarray, *, upwards: bool, square: bool = False, bar: str | None = None,
+         cmap: Any = None, limits: Mapping[str, Any]) -> AxesImage:  # fmt: skip
+    """A heat map; what is NaN stays blank.
+
+    Parameters
+    ----------
+    values : ndarray [rows, columns]
+    upwards : bool
+        Whether row 0 is the lowest.
+    bar : str, optional
+        Label of the colour bar; None for no bar.
+    cmap : optional
+        Colour map; by default ``SEQUENTIAL``.
+    limits : mapping
+        ``vmin`` and ``vmax``, or ``norm``.
+    """
+    image = ax.imshow(
+        np.ma.masked_invalid(values),
+        cmap=SEQUENTIAL if cmap is None else cmap,
+        interpolation="nearest",
+        origin="lower" if upwards else "upper",
+        aspect="equal" if square else "auto",
+        **limits,
+    )
+    ax.tick_params(length=2, pad=2)
+    if bar is not None:
+        ax.figure.colorbar(image, ax=ax, label=bar, aspect=30)
+    return image
+
+
+def about_zero(values: np.ndarray) -> dict[str, float]:
+    """Limits at the same distance on both sides of 0, so that the middle of a diverging map is 0."""
+    most = float(np.abs(values[np.isfinite(values)]).max(initial=0)) or 1.0
+    return {"vmin": -most, "vmax": most}
+
+
+def up_from_zero(values: np.ndarray) -> dict[str, float]:
+    """Limits from 0 to the largest."""
+    return {"vmin": 0.0, "vmax": float(values[np.isfinite(values)].max(initial=0)) or 1.0}
+
+
+def ink(image: AxesImage, value: float) -> str:
+    """Black or white: what can be read on the colour of a value (relative luminance, as in WCAG 2)."""
+    channels = np.array(image.to_rgba(np.array(value))[:3])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return "black" if linear @ (0.2126, 0.7152, 0.0722) > 0.18 else "white"
+
+
+def count_layers(axis: Any) -> None:
+    """Ticks at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def depth_names(n: int) -> list[str]:
+    """Names of the places on the residual stream: before the first block, and after each."""
+    return ["embed", *map(str, range(n - 1))]

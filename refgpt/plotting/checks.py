@@ -1,0 +1,61 @@
+"""What can be drawn: arrays of numbers of the right axes, and as many labels as they have places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from refgpt.errors import RefgptError
+
+
+def numbers(name: str, value: Any, axes: str) -> np.ndarray:
+    """An array of numbers with so many axes, none of them empty, in float64.
+
+    Parameters
+    ----------
+    name : str
+        What to call it.
+    value : object
+    axes : str
+        One word an axis, as "layer, head": how many there must be, and what they are for the error.
+
+    Raises
+    ------
+    RefgptError
+    """
+    wanted = f"numbers [{axes}]"
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise RefgptError("is no array of numbers", where=name, got=type(value).__name__, wanted=wanted) from None
+    if array.ndim != len(axes.split(", ")) or not array.size:
+        raise RefgptError("has other axes than can be drawn", where=name, got=f"an array {list(array.shape)}",
+                          wanted=wanted)  # fmt: skip
+    return array
+
+
+def instance(name: str, value: Any, kind: type, maker: str) -> None:
+    """Refuse what no function of ``refgpt.tracing`` has returned.
+
+    Raises
+    ------
+    RefgptError
+    """
+    if not isinstance(value, kind):
+        raise RefgptError("is nothing that can be drawn", where=name, got=type(value).__name__,
+                          wanted=f"what refgpt.tracing.{maker} returns")  # fmt: skip
+
+
+def as_many(name: str, labels: Sequence[Any], n: int, of: str) -> None:
+    """Refuse labels of another number than there are places.
+
+    Raises
+    ------
+    RefgptError
+    """
+    if isinstance(labels, str) or len(labels) != n:
+        got = "one text" if isinstance(labels, str) else f"{len(labels)} labels"
+        raise RefgptError(f"must have one for each {of}", where=name, got=got, wanted=f"a list of {n}",
+                          fix="refgpt.plotting.token_labels(tokenizer, ids) makes it of the same ids")  # fmt: skip

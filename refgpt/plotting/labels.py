@@ -1,0 +1,146 @@
+"""Labels that can be read: tokens with their blanks, as many as there is room for, and texts in cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refgpt.plotting.canvas import Room, ink, library
+from refgpt.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
+#: Characters of a token that are shown.
+MOST_CHARACTERS = 12
+#: Sizes in points: nobody can read less than the first, and the second is enough.
+SMALLEST, LARGEST = 6.0, 9.0
+#: Sooner than smaller than this, labels stand upright.
+LEAST_LEVEL = 7.5
+#: Height of a line of text, in sizes of its letters.
+LINE = 1.3
+VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
+
+
+def readable(text: str, most: int = MOST_CHARACTERS) -> str:
+    """A token as a label: blanks and newlines visible, what cannot be printed escaped, long ones cut with an ellipsis.
+
+    A label stays as it is.
+    """
+    shown = "".join(VISIBLE.get(c) or (c if c.isprintable() else f"\\x{ord(c):02x}") for c in text)
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
+def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
+    """A label for each id: its text made readable, or its bytes where they are part of a character only.
+
+    Ids without a text are named in angle brackets: "<end>" for the one that ends a text, else the number.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        ``model.tokenizer``.
+    ids : iterable of int
+
+    Returns
+    -------
+    list of str
+    """
+    return [_label(tokenizer, int(i)) for i in ids]
+
+
+def _label(tokenizer: Tokenizer, token_id: int) -> str:
+    there = 0 <= token_id < tokenizer.n_vocab and tokenizer.exists[token_id]
+    text = tokenizer.token_bytes(token_id) if there else b""
+    if token_id == tokenizer.eos_id:
+        return "<end>"
+    if not text:
+        return f"<{token_id}>"
+    return readable(text.decode("utf-8", "backslashreplace"))
+
+
+@lru_cache(maxsize=1 << 14)
+def text_width(text: str, size: float) -> float:
+    """How wide a text is in the font of the labels, in points."""
+    library()
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0])
+
+
+def widest(labels: Sequence[str], size: float = LARGEST) -> float:
+    """The room that the longest label takes beside or below a heat map, in points."""
+    return max((text_width(label, size) for label in labels), default=0.0)
+
+
+def label_columns(ax: Axes, labels: Sequence[str], room: float) -> None:
+    """Labels below the columns: level if all fit, else upright, and only every so many-th if need be.
+
+    Parameters
+    ----------
+    labels : sequence of str [n]
+        At 0, 1, ...
+    room : float
+        Points from one column to the next.
+    """
+    shown = list(map(readable, labels))
+    level = min(LARGEST, LARGEST * (room - 4) / (widest(shown) or 1))
+    if level >= LEAST_LEVEL:
+        _put(ax.xaxis, shown, 1, level, 0)
+    else:
+        size, step = _fitted(room)
+        _put(ax.xaxis, shown, step, size, 90)
+
+
+def label_rows(ax: Axes, labels: Sequence[str], room: float) -> None:
+    """Labels beside the rows, all or every so many-th. ``room`` is points from one row to the next."""
+    size, step = _fitted(room)
+    _put(ax.yaxis, list(map(readable, labels)), step, size, 0)
+
+
+def all_fit(room: float) -> bool:
+    """Whether each place has room for a label."""
+    return _fitted(room)[1] == 1
+
+
+def _fitted(room: float) -> tuple[float, int]:
+    """Size of the letters, and how many places there are to a label."""
+    step = math.ceil(SMALLEST * LINE / room)
+    return min(LARGEST, room * step / LINE), step
+
+
+def _put(axis: Any, labels: Sequence[str], step: int, size: float, rotation: float) -> None:
+    places = range(0, len(labels), step)
+    # A dollar is a token, not the beginning of a formula.
+    axis.set_ticks(list(places), [labels[i] for i in places], fontsize=size, rotation=rotation,
+                   parse_math=False)  # fmt: skip
+
+
+def write_cells(ax: Axes, image: AxesImage, values: np.ndarray, texts: Sequence[Sequence[str]], room: Room) -> None:
+    """Write a text into each cell of a heat map where it fits, if need be cut; in black or white, as can be read.
+
+    values [rows, columns] as the image has them, texts likewise; cells of NaN and empty texts stay free. If most texts
+    would find no room, none is written: what is left would seem to mean something.
+    """
+    size = min(LARGEST, room.height / LINE)
+    there = [(i, j, texts[i][j]) for i, j in np.argwhere(np.isfinite(values)).tolist() if texts[i][j]]
+    fitted = [(i, j, fitting(text, size, room.width - 3)) for i, j, text in there]
+    if size < SMALLEST or 2 * sum(bool(text) for _, _, text in fitted) < len(there):
+        return
+    for i, j, text in fitted:
+        ax.text(j, i, text, ha="center", va="center", fontsize=size, color=ink(image, float(values[i, j])),
+                parse_math=False, clip_on=True)  # fmt: skip
+
+
+def fitting(text: str, size: float, width: float) -> str:
+    """The text if it is no wider, else as much of it as fits before an ellipsis: two characters or nothing."""
+    if text_width(text, size) <= width:
+        return text
+    cuts = (text[:n] + "…" for n in range(len(text) - 1, 1, -1))
+    return next((cut for cut in cuts if text_width(cut, size) <= width), "")

@@ -1,0 +1,155 @@
+"""Lines: errors by layer, lengths of the residual stream by depth, numbers by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from refgpt.errors import RefgptError
+from refgpt.plotting.canvas import COLOURS, GREY, POINTS, STYLES, count_layers, depth_names, extent, new_or_given
+from refgpt.plotting.checks import as_many, numbers
+from refgpt.plotting.errors import ERRORS, error_table
+from refgpt.plotting.labels import label_columns, readable, widest
+from refgpt.tracing import Comparison
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: So many lines of a legend find room among the lines of a picture.
+MOST_INSIDE = 4
+
+
+def error_lines(comparisons: Comparison | Mapping[str, Comparison], ax: Axes | None = None, *,
+                parts: str | Sequence[str] = "resid_post", measure: str = "relative") -> Axes:  # fmt: skip
+    """How an error grows from layer to layer, on a logarithmic axis: a colour for each comparison.
+
+    Parameters
+    ----------
+    comparisons : Comparison, or mapping of str to Comparison
+        From ``refgpt.tracing.compare``; several with their names for the legend.
+    ax : Axes, optional
+        By default new ones.
+    parts : str or sequence of str
+        Activations of a block, by the last part of their names; a line style for each.
+    measure : "relative", "rms" or "max_abs"
+        A field of ``refgpt.tracing.Difference``. Errors of 0 have no place on the axis and are left out.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    RefgptError
+        If a part was not compared, or matplotlib is not installed.
+    """
+    several = comparisons if isinstance(comparisons, Mapping) else {"": comparisons}
+    parts = [parts] if isinstance(parts, str) else list(parts)
+    if not several or not parts:
+        raise RefgptError("leaves nothing to draw", where="parts" if several else "comparisons", got="none")
+    tables = {label: error_table(label or "comparisons", one, measure) for label, one in several.items()}
+    for label, (known, _) in tables.items():
+        for part in parts:
+            if part not in known:
+                raise RefgptError("was not compared", where=", ".join(filter(None, [label, "parts"])), got=repr(part),
+                                  wanted=f"of {', '.join(known)}")  # fmt: skip
+    ax = new_or_given(ax)
+    for n, (label, (known, table)) in enumerate(tables.items()):
+        for m, part in enumerate(parts):
+            errors = table[known.index(part)]
+            style, marker = STYLES[(n if len(parts) == 1 else m) % len(STYLES)]
+            name = ", ".join(filter(None, [label, part if len(parts) > 1 or not label else ""]))
+            name += "" if (errors > 0).any() else " (no error)"
+            ax.plot(np.where(errors > 0, errors, np.nan), color=COLOURS[n % len(COLOURS)], linestyle=style,
+                    marker=marker, markersize=4, label=name)  # fmt: skip
+    ax.set(yscale="log", xlabel="layer", ylabel=ERRORS[measure] + (f" of {parts[0]}" if len(parts) == 1 else ""))
+    count_layers(ax.xaxis)
+    ax.grid(axis="y", alpha=0.3)
+    n_lines = len(tables) * len(parts)
+    if n_lines > MOST_INSIDE:
+        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    elif n_lines > 1:
+        ax.legend()
+    return ax
+
+
+def norm_lines(norms: np.ndarray, ax: Axes | None = None) -> Axes:
+    """How long the vectors of the residual stream are at each depth: a thin line a position, and their median.
+
+    The first position has a line of its own: in many models it is far longer than the others.
+
+    Parameters
+    ----------
+    norms : ndarray [n_layer + 1, t]
+        From ``refgpt.tracing.residual_norms``.
+    ax : Axes, optional
+        By default new ones.
+
+    Raises
+    ------
+    RefgptError
+        If the numbers have other axes, or matplotlib is not installed.
+    """
+    norms = numbers("norms", norms, "depth, position")
+    n_depths, n = norms.shape
+    ax = new_or_given(ax)
+    if n > 1:
+        ax.plot(norms[:, 1:], color=GREY, alpha=max(0.15, min(0.6, 4 / n)), linewidth=0.8)
+        ax.plot(np.median(norms[:, 1:], axis=1), color=COLOURS[0], linewidth=2.2, label="median of the other positions")
+    ax.plot(norms[:, 0], color=COLOURS[1], linestyle="--", marker="o", markersize=4, label="first position")
+    ax.set(yscale="log", xlabel="after layer", ylabel="length of the residual stream")
+    label_columns(ax, depth_names(n_depths), extent(ax)[0] / n_depths)
+    ax.legend()
+    return ax
+
+
+def token_lines(values: np.ndarray | Mapping[str, np.ndarray], tokens: Sequence[str] | None = None,
+                ax: Axes | None = None, *, label: str = "") -> Axes:  # fmt: skip
+    """A number for each token of a text, or several: surprise, entropy, divergence.
+
+    Parameters
+    ----------
+    values : ndarray [t], or mapping of str to ndarray [t]
+        As ``kl`` of a ``refgpt.tracing.Comparison``; several with their names for the legend. NaN leaves a gap.
+    tokens : sequence of str [t], optional
+        Labels of the positions, as ``token_labels`` makes them.
+    ax : Axes, optional
+        By default new ones.
+    label : str
+        What the numbers are.
+
+    Raises
+    ------
+    RefgptError
+        If shapes do not match, or matplotlib is not installed.
+    """
+    several = values if isinstance(values, Mapping) else {"": values}
+    rows = {name: numbers(name or "values", row, "position") for name, row in several.items()}
+    if len({len(row) for row in rows.values()}) != 1:
+        got = ", ".join(f"{name}: {len(row)}" for name, row in rows.items()) or "none"
+        raise RefgptError(
+            "must have one number for each position", where="values", got=got, wanted="rows of one length"
+        )
+    n = len(next(iter(rows.values())))
+    if tokens is not None:
+        as_many("tokens", tokens, n, "position")
+    labels = None if tokens is None else list(map(readable, tokens))
+    room = min(24.0, max(9.0, 640 / n))
+    ax_given = ax is not None
+    ax = new_or_given(ax, min(14.0, max(5.0, (n * room + 70) / POINTS)), 2.6 + widest(labels or []) / POINTS)
+    if ax_given:
+        room = extent(ax)[0] / n
+    for m, (name, row) in enumerate(rows.items()):
+        style, marker = STYLES[m % len(STYLES)]
+        ax.plot(row, color=COLOURS[m % len(COLOURS)], linestyle=style, marker=marker, markersize=3, label=name or None)
+    ax.set(xlim=(-0.5, n - 0.5), ylabel=label, xlabel="position" if labels is None else "token")
+    ax.grid(axis="y", alpha=0.3)
+    if labels is None:
+        count_layers(ax.xaxis)
+    else:
+        label_columns(ax, labels, room * 0.93)
+    if len(rows) > 1 or "" not in rows:
+        ax.legend()
+    return ax

@@ -1,0 +1,221 @@
+"""Heat maps of what is one number for each layer and head, layer and position, or layer and activation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refgpt.errors import RefgptError
+from refgpt.plotting.canvas import DIVERGING, Room, about_zero, cells, depth_names, heat, ink, up_from_zero
+from refgpt.plotting.checks import as_many, instance, numbers
+from refgpt.plotting.errors import ERRORS, error_table
+from refgpt.plotting.labels import (
+    label_columns,
+    label_rows,
+    readable,
+    token_labels,
+    widest,
+    write_cells,
+)
+from refgpt.sampling import log_softmax
+from refgpt.tokenizers import Tokenizer
+from refgpt.tracing import CausalTrace, Comparison
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
+
+def head_map(scores: np.ndarray, ax: Axes | None = None, *, label: str = "score", signed: bool | None = None,
+             bar: bool = True, cmap: Any = None) -> Axes:  # fmt: skip
+    """One number for each head: a row of cells for each layer, the first one lowest, with the number where it fits.
+
+    Parameters
+    ----------
+    scores : ndarray [n_layer, n_head]
+        A field of ``refgpt.tracing.HeadScores``, or ``heads`` of an ``Attribution``. NaN stays blank.
+    ax : Axes, optional
+        By default new ones.
+    label : str
+        What the numbers are.
+    signed : bool, optional
+        Whether colours are those on both sides of 0; by default if a number is negative.
+    bar : bool
+        Whether there is a colour bar.
+    cmap : optional
+        Another colour map.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    RefgptError
+        If the numbers have other axes, or matplotlib is not installed.
+    """
+    scores = numbers("scores", scores, "layer, head")
+    n_layer, n_head = scores.shape
+    ax, room = cells(ax, n_head, n_layer, Room(30, 22), bar=bar)
+    signed = bool((scores < 0).any()) if signed is None else signed
+    limits, usual = (about_zero(scores), DIVERGING) if signed else (up_from_zero(scores), None)
+    image = heat(ax, scores, upwards=True, bar=label if bar else None, cmap=cmap or usual, limits=limits)
+    write_cells(ax, image, scores, [[_brief(x) for x in row] for row in scores], room)
+    label_columns(ax, list(map(str, range(n_head))), room.width)
+    label_rows(ax, list(map(str, range(n_layer))), room.height)
+    ax.set(xlabel="head", ylabel="layer")
+    return ax
+
+
+def lens_map(lens: np.ndarray, tokens: Sequence[str] | None = None, ax: Axes | None = None, *,
+             tokenizer: Tokenizer | None = None, targets: Sequence[int] | None = None, down: bool = False,
+             bar: bool = True, cmap: Any = None) -> Axes:  # fmt: skip
+    """The logit lens: at each depth and position the likeliest next token, on the colour of its probability.
+
+    Parameters
+    ----------
+    lens : ndarray [n_layer + 1, t, v]
+        Logits, from ``refgpt.tracing.logit_lens``.
+    tokens : sequence of str [t], optional
+        Labels of the positions, as ``token_labels`` makes them.
+    ax : Axes, optional
+        By default new ones.
+    tokenizer : Tokenizer, optional
+        Names the likeliest tokens; without it there are colours only.
+    targets : sequence of int [t], optional
+        The id that does follow each position, or -1: cells that have it for the likeliest are framed.
+    down : bool
+        Positions run down and depths to the right: so the tokens of a long text find room.
+    bar : bool
+        Whether there is a colour bar.
+    cmap : optional
+        Another colour map.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    RefgptError
+        If shapes do not match, or matplotlib is not installed.
+    """
+    shape = np.shape(lens)
+    if len(shape) != 3 or not np.size(lens):
+        raise RefgptError("has other axes than can be drawn", where="lens", got=f"an array {list(shape)}",
+                          wanted="logits [depth, position, token]")  # fmt: skip
+    n_depths, n, _ = shape
+    labels = list(map(str, range(n))) if tokens is None else list(map(readable, _checked("tokens", tokens, n)))
+    depths = depth_names(n_depths)
+    best = np.stack([np.argmax(depth, axis=-1) for depth in lens])  # [depth, t]
+    # One depth at a time, for v is large.
+    values = np.stack([np.exp(log_softmax(depth).max(axis=-1)) for depth in lens])
+    names = [[""] * n] * n_depths if tokenizer is None else [token_labels(tokenizer, row) for row in best]
+    hits = np.zeros_like(best, bool) if targets is None else best == np.array(_checked("targets", targets, n))
+    columns, rows = (depths, labels) if down else (labels, depths)
+    if down:
+        values, hits, names = values.T, hits.T, [list(row) for row in zip(*names, strict=True)]
+    cell = Room(42 if down or n <= 24 else 16, 13 if down else 18)
+    ax, room = cells(ax, len(columns), len(rows), cell, bar=bar, left=widest(rows) + 30, below=widest(columns) + 25)
+    image = heat(ax, values, upwards=not down, bar="probability" if bar else None, cmap=cmap,
+                 limits={"vmin": 0, "vmax": 1})  # fmt: skip
+    write_cells(ax, image, values, names, room)
+    _frame(ax, image, values, hits)
+    label_columns(ax, columns, room.width)
+    label_rows(ax, rows, room.height)
+    ax.set(xlabel="after layer", ylabel="token") if down else ax.set(xlabel="token", ylabel="after layer")
+    return ax
+
+
+def causal_map(trace: CausalTrace, tokens: Sequence[str] | None = None, ax: Axes | None = None, *,
+               bar: bool = True, cmap: Any = None) -> Axes:  # fmt: skip
+    """Causal tracing: how much of the clean answer each state brings back, a row of cells for each layer.
+
+    0 is the corrupt run, 1 the clean one; colours are those on both sides of 0.
+
+    Parameters
+    ----------
+    trace : CausalTrace
+        From ``refgpt.tracing.causal_trace``.
+    tokens : sequence of str [n], optional
+        Labels of the positions that were traced: ``[labels[i] for i in trace.positions]``.
+    ax, bar, cmap
+        As for ``head_map``.
+
+    Raises
+    ------
+    RefgptError
+        If shapes do not match, or matplotlib is not installed.
+    """
+    instance("trace", trace, CausalTrace, "causal_trace")
+    recovered = numbers("trace", trace.recovered, "layer, position")
+    n_layer, n = recovered.shape
+    labels = list(map(str, trace.positions)) if tokens is None else list(map(readable, _checked("tokens", tokens, n)))
+    ax, room = cells(ax, n, n_layer, Room(26 if n <= 24 else 14, 18), bar=bar, below=widest(labels) + 25)
+    image = heat(ax, recovered, upwards=True, bar="brought back" if bar else None,
+                 cmap=cmap or DIVERGING, limits=about_zero(recovered))  # fmt: skip
+    write_cells(ax, image, recovered, [[_brief(x) for x in row] for row in recovered], room)
+    label_columns(ax, labels, room.width)
+    label_rows(ax, list(map(str, range(n_layer))), room.height)
+    ax.set(xlabel="token whose state is restored", ylabel="layer")
+    return ax
+
+
+def error_map(comparison: Comparison, ax: Axes | None = None, *, measure: str = "relative", bar: bool = True,
+              cmap: Any = None) -> Axes:  # fmt: skip
+    """The error of every activation of every block: layers to the right, activations in the order of a block downwards.
+
+    Colours are logarithmic. An error of 0 stays blank.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        From ``refgpt.tracing.compare``.
+    measure : "relative", "rms" or "max_abs"
+        A field of ``refgpt.tracing.Difference``.
+    ax, bar, cmap
+        As for ``head_map``.
+
+    Raises
+    ------
+    RefgptError
+        If no block was compared, no error is above 0, or matplotlib is not installed.
+    """
+    parts, table = error_table("comparison", comparison, measure)
+    ax, room = cells(ax, table.shape[1], len(parts), Room(34, 16), bar=bar, left=widest(parts) + 30)
+    errors = np.where(table > 0, table, np.nan)
+    if not np.isfinite(errors).any():
+        raise RefgptError(
+            "has no error to draw", where="comparison", got="0 everywhere", wanted="two models that differ"
+        )
+    from matplotlib.colors import LogNorm
+
+    norm = LogNorm(np.nanmin(errors), max(np.nanmax(errors), np.nanmin(errors) * 1.01))
+    image = heat(ax, errors, upwards=False, bar=ERRORS[measure] if bar else None, cmap=cmap, limits={"norm": norm})
+    write_cells(ax, image, errors, [[f"{x:.0e}".replace("e-0", "e-") for x in row] for row in errors], room)
+    label_columns(ax, list(map(str, range(table.shape[1]))), room.width)
+    label_rows(ax, parts, room.height)
+    ax.set(xlabel="layer")
+    return ax
+
+
+def _checked(name: str, labels: Sequence[Any], n: int) -> Sequence[Any]:
+    as_many(name, labels, n, "position")
+    return labels
+
+
+def _frame(ax: Axes, image: AxesImage, values: np.ndarray, hits: np.ndarray) -> None:
+    """Frames around cells. hits bool [rows, columns]"""
+    from matplotlib.patches import Rectangle
+
+    for i, j in np.argwhere(hits):
+        colour = ink(image, float(values[i, j]))
+        ax.add_patch(Rectangle((j - 0.45, i - 0.42), 0.9, 0.84, fill=False, edgecolor=colour, linewidth=1.2))
+
+
+def _brief(x: float) -> str:
+    """A number in few characters."""
+    text = f"{x:.2f}" if abs(x) < 9.995 else f"{x:.0f}"
+    return text.replace("-0.00", "0.00").replace("0.", ".") if abs(x) < 0.995 else text

@@ -1,0 +1,106 @@
+"""A real browser for the tests of the page: Chromium without a window, asked for nothing but files of this machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+try:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+except ImportError:  # a test environment of one's own
+    webdriver = None
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
+         "--host-resolver-rules=MAP * ~NOTFOUND")  # fmt: skip
+
+
+def start() -> Iterator[Browser]:
+    """A browser, or a test that is skipped and says why."""
+    if webdriver is None:
+        pytest.skip("selenium is not installed")
+    found, driver = next(filter(None, map(shutil.which, BROWSERS)), None), shutil.which("chromedriver")
+    if found is None or driver is None:
+        pytest.skip(f"there is no {'chromium' if found is None else 'chromedriver'} on this machine "
+                    "(Debian: apt-get install chromium chromium-driver)")  # fmt: skip
+    options = Options()
+    options.binary_location = found
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options, Service(driver))  # named, so that nothing is fetched
+    try:
+        yield Browser(chrome)
+    finally:
+        chrome.quit()
+
+
+class Browser:
+    """What the tests do with a page, in words of the tests."""
+
+    def __init__(self, chrome: Any) -> None:
+        self.chrome = chrome
+
+    def open(self, path: Path, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
+        """A file, in a window of a size and with light or dark as the reader's wish."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.scheme(scheme)
+        self.chrome.get_log("browser"), self.chrome.get_log("performance")  # forget the last page
+        self.chrome.get(path.as_uri())
+
+    def scheme(self, name: str) -> None:
+        features = [{"name": "prefers-color-scheme", "value": name}]
+        self.chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    def js(self, script: str, *arguments: Any) -> Any:
+        return self.chrome.execute_script(script, *arguments)
+
+    def all(self, selector: str) -> list[Any]:
+        return self.chrome.find_elements("css selector", selector)
+
+    def one(self, selector: str) -> Any:
+        return self.chrome.find_element("css selector", selector)
+
+    def text(self, selector: str) -> str:
+        """What an element says, also where it is out of sight."""
+        return " ".join(self.one(selector).get_property("textContent").split())
+
+    def rows(self, selector: str) -> list[list[str]]:
+        """The cells of a table."""
+        script = """return [...document.querySelectorAll(arguments[0] + ' tbody tr')]
+                    .map((row) => [...row.cells].map((cell) => cell.textContent))"""
+        return self.js(script, selector)
+
+    def hover(self, element: Any, x: float = 0, y: float = 0) -> None:
+        """The mouse over an element, so far from its middle."""
+        self.js("arguments[0].scrollIntoView({block: 'center', inline: 'center', behavior: 'instant'})", element)
+        mouse = ActionChains(self.chrome, duration=0)
+        for off in (1, 0):  # a move even where scrolling has brought the element under the mouse
+            mouse.move_to_element_with_offset(element, round(x) + off, round(y))
+        mouse.perform()
+
+    def focus(self, element: Any) -> None:
+        self.js("arguments[0].focus()", element)
+
+    def press(self, *names: str) -> None:
+        ActionChains(self.chrome, duration=0).send_keys(*(getattr(Keys, name) for name in names)).perform()
+
+    def complaints(self) -> list[str]:
+        """What has been written to the console since the page was opened."""
+        return [entry["message"] for entry in self.chrome.get_log("browser")]
+
+    def requests(self) -> list[str]:
+        """What has been asked for since then."""
+        messages = [json.loads(entry["message"])["message"] for entry in self.chrome.get_log("performance")]
+        return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
