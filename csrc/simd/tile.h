@@ -20,7 +20,7 @@ ALWAYS_INLINE panels panels_from(panels w, int64_t n_elements) {
 }
 
 enum { MOST_ROWS = 8, MOST_PANELS = 4 }; /* of a tile, for any instruction set */
-enum { AHEAD = 2048 };                   /* bytes */
+enum { AHEAD = 4096 };                   /* bytes */
 
 /* Adds to the totals y[r, 16 p + lane]. R and P are compile-time constants at every call, so that the accumulators live in
  * registers: R rows share each weight that is loaded, P panels share each x that is broadcast. Weights are prefetched AHEAD of

@@ -10,7 +10,7 @@ import numpy as np
 
 from refgpt.errors import RefgptError
 from refgpt.plotting.canvas import MOST_INCHES, Room, cells, count_layers, heat, library, new_or_given, up_from_zero
-from refgpt.plotting.checks import as_many, numbers
+from refgpt.plotting.checks import numbers, texts
 from refgpt.plotting.labels import all_fit, label_columns, label_rows, readable, text_width, widest
 
 if TYPE_CHECKING:
@@ -116,9 +116,9 @@ def _labels(shape: tuple[int, ...], tokens: Labels, queries: Labels) -> tuple[li
     """Labels of keys and of queries: what was given, or numbers."""
     n_queries, n_keys = shape
     if tokens is not None:
-        as_many("tokens", tokens, n_keys, "key")
+        texts("tokens", tokens, n_keys, "key")
     if queries is not None:
-        as_many("queries", queries, n_queries, "query")
+        texts("queries", queries, n_queries, "query")
     elif n_queries == n_keys:
         queries = tokens
     return tuple(list(map(str, range(n))) if given is None else list(map(readable, given))
@@ -160,6 +160,8 @@ def _places(table: np.ndarray, n_layer: int, n_head: int, new: bool) -> np.ndarr
     if not new and table.size != n_layer * n_head:
         raise RefgptError("must have one for each head", where="axes", got=f"{table.size} axes",
                           wanted=f"{n_layer * n_head}")  # fmt: skip
+    if any(ax is None for ax in table.flat):  # which would be a figure for each
+        raise RefgptError("is no axes", where="axes", got="None", wanted="matplotlib's Axes for each head")
     if not new:
         return table.reshape(n_layer, n_head)
     for ax in table.flat[n_layer * n_head :]:
