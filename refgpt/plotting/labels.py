@@ -55,8 +55,7 @@ def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
 
 
 def _label(tokenizer: Tokenizer, token_id: int) -> str:
-    there = 0 <= token_id < tokenizer.n_vocab and tokenizer.exists[token_id]
-    text = tokenizer.token_bytes(token_id) if there else b""
+    text = tokenizer.token_bytes(token_id) if tokenizer.has(token_id) else b""
     if token_id == tokenizer.eos_id:
         return "<end>"
     if not text:

@@ -190,8 +190,7 @@ def _lens(model: Model, ids: np.ndarray, prefix_len: int) -> dict[str, np.ndarra
 
 def _token(token_id: int, tokenizer: Tokenizer | None) -> list[str]:
     """The bytes of a token in hexadecimal, then ``label`` of them; a mark with its id where it has none."""
-    known = tokenizer is not None and token_id < tokenizer.n_vocab and tokenizer.exists[token_id]
-    raw = tokenizer.token_bytes(token_id) if tokenizer is not None and known else b""
+    raw = tokenizer.token_bytes(token_id) if tokenizer is not None and tokenizer.has(token_id) else b""
     listed = raw[:MOST_LISTED].hex(" ") + (" …" if len(raw) > MOST_LISTED else "")
     return [listed, *(label(raw) if raw else ["", f"id {token_id}"])]
 
