@@ -11,6 +11,7 @@ import numpy as np
 
 from refgpt.plotting.canvas import Room, ink, library
 from refgpt.tokenizers import Tokenizer
+from refgpt.wording import VISIBLE_BLANKS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,6 @@ SMALLEST, LARGEST = 6.0, 9.0
 LEAST_LEVEL = 7.5
 #: Height of a line of text, in sizes of its letters.
 LINE = 1.3
-VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 
 
 def readable(text: str, most: int = MOST_CHARACTERS) -> str:
@@ -32,7 +32,7 @@ def readable(text: str, most: int = MOST_CHARACTERS) -> str:
 
     A label stays as it is.
     """
-    shown = "".join(VISIBLE.get(c) or (c if c.isprintable() else f"\\x{ord(c):02x}") for c in text)
+    shown = "".join(VISIBLE_BLANKS.get(c) or (c if c.isprintable() else f"\\x{ord(c):02x}") for c in text)
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 

@@ -70,7 +70,7 @@ function token(id) {
 }
 
 /** The same as words, for those who listen. */
-const spoken = (id) => data.tokens[id].slice(1).join("").replaceAll("·", "space ");
+const spoken = (id) => data.tokens[id].slice(1).join("").replaceAll("␣", "space ");
 
 /** A share between 0 and 1, in four decimals or, where those would say nothing, in two digits. */
 function share(p) {
