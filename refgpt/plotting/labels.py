@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refgpt.plotting.canvas import Room, ink, library
+from refgpt.plotting.checks import as_many
 from refgpt.tokenizers import Tokenizer
 from refgpt.wording import VISIBLE_BLANKS
 
@@ -61,6 +62,23 @@ def _label(tokenizer: Tokenizer, token_id: int) -> str:
     if not text:
         return f"<{token_id}>"
     return readable(text.decode("utf-8", "backslashreplace"))
+
+
+def labels_or_numbers(
+    name: str, labels: Sequence[str] | None, places: Iterable[int], of: str = "position"
+) -> list[str]:
+    """The labels that were given, one for each place, made readable; without any the numbers of the places.
+
+    Raises
+    ------
+    RefgptError
+        If there are more or fewer; ``name`` is what to call them, ``of`` what each should stand for.
+    """
+    numbers = [str(place) for place in places]
+    if labels is None:
+        return numbers
+    as_many(name, labels, len(numbers), of)
+    return list(map(readable, labels))
 
 
 @lru_cache(maxsize=1 << 14)
