@@ -36,6 +36,7 @@ nb_merge_streams = True
 autosummary_generate = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {"DTypeLike": "DTypeLike", "Tap": "Tap"}  # names, not what they stand for
 autodoc_preserve_defaults = True
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
