@@ -261,7 +261,7 @@ def test_ctrl_c_ends_with_the_text_so_far(path, monkeypatch, run):
 def test_ctrl_c_in_a_process_of_its_own(tmp_path):
     config = tiny_config(n_ctx=4096, n_layer=2)
     write_tokenizer(write_model(tmp_path, config, random_params(config, 0, "f16")))
-    command = [*REFGPT, "generate", "-m", str(tmp_path), "Hi", "-n", "4000", "--backend", "numpy"]
+    command = [*REFGPT, "generate", "-m", str(tmp_path), "Hi", "-n", "4000", "--ignore-eos", "--backend", "numpy"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     first = os.read(process.stdout.fileno(), 1)
     process.send_signal(signal.SIGINT)

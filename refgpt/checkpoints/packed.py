@@ -127,7 +127,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
                     for name, (stored, hexadecimal) in leaves.items())  # fmt: skip
     infos = tuple(TensorInfo(name, stored.kind, stored.shape, stored.n_bytes, file)
                   for name, (stored, _) in leaves.items())  # fmt: skip
-    found, source = find_mask(mask, {}, config.n_ctx, (), file, "mask in the header", metadata.get("mask", ""))
+    found, source = find_mask(mask, {}, config.n_ctx, (), file, "mask in the header", metadata.get("mask") or "")
     if mask == "auto":
         source = str(metadata.get("mask_source", source))  # of what was converted
     kind = f"{FORMAT}, version {VERSION}"

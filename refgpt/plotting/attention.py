@@ -156,6 +156,8 @@ def _places(table: np.ndarray, n_layer: int, n_head: int, new: bool) -> np.ndarr
     if not new and table.size != n_layer * n_head:
         raise RefgptError("must have one for each head", where="axes", got=f"{table.size} axes",
                           wanted=f"{n_layer * n_head}")  # fmt: skip
+    if any(ax is None for ax in table.flat):  # which would be a figure for each
+        raise RefgptError("is no axes", where="axes", got="None", wanted="matplotlib's Axes for each head")
     if not new:
         return table.reshape(n_layer, n_head)
     for ax in table.flat[n_layer * n_head :]:

@@ -9,6 +9,8 @@ import numpy as np
 
 from refgpt.errors import RefgptError
 
+LABELS = "refgpt.plotting.token_labels(tokenizer, ids) makes them of the same ids"
+
 
 def numbers(name: str, value: Any, axes: str) -> np.ndarray:
     """An array of numbers with so many axes, none of them empty, in float64.
@@ -48,7 +50,7 @@ def instance(name: str, value: Any, kind: type, maker: str) -> None:
                           wanted=f"what refgpt.tracing.{maker} returns")  # fmt: skip
 
 
-def as_many(name: str, labels: Sequence[Any], n: int, of: str) -> None:
+def as_many(name: str, labels: Sequence[Any], n: int, of: str, fix: str = "") -> None:
     """Refuse labels of another number than there are places.
 
     Raises
@@ -58,4 +60,17 @@ def as_many(name: str, labels: Sequence[Any], n: int, of: str) -> None:
     if isinstance(labels, str) or len(labels) != n:
         got = "one text" if isinstance(labels, str) else f"{len(labels)} labels"
         raise RefgptError(f"must have one for each {of}", where=name, got=got, wanted=f"a list of {n}",
-                          fix="refgpt.plotting.token_labels(tokenizer, ids) makes it of the same ids")  # fmt: skip
+                          fix=fix)  # fmt: skip
+
+
+def texts(name: str, labels: Sequence[Any], n: int, of: str) -> None:
+    """Refuse labels of another number than there are places, and those that are no texts: ids, say.
+
+    Raises
+    ------
+    RefgptError
+    """
+    as_many(name, labels, n, of, LABELS)
+    if other := [label for label in labels if not isinstance(label, str)]:
+        raise RefgptError("are no texts", where=name, got=f"{type(other[0]).__name__} {other[0]!r}",
+                          wanted=f"a text for each {of}", fix=LABELS)  # fmt: skip

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refgpt.plotting.canvas import Room, ink, library
-from refgpt.plotting.checks import as_many
+from refgpt.plotting.checks import texts
 from refgpt.tokenizers import Tokenizer
 from refgpt.wording import VISIBLE_BLANKS
 
@@ -72,12 +72,12 @@ def labels_or_numbers(
     Raises
     ------
     RefgptError
-        If there are more or fewer; ``name`` is what to call them, ``of`` what each should stand for.
+        If there are more or fewer, or some are no texts; ``name`` is what to call them, ``of`` what each stands for.
     """
     numbers = [str(place) for place in places]
     if labels is None:
         return numbers
-    as_many(name, labels, len(numbers), of)
+    texts(name, labels, len(numbers), of)
     return list(map(readable, labels))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from refgpt.errors import RefgptError
 from refgpt.plotting.canvas import COLOURS, GREY, POINTS, STYLES, depth_names, extent, new_or_given, whole_ticks
-from refgpt.plotting.checks import as_many, numbers
+from refgpt.plotting.checks import numbers, texts
 from refgpt.plotting.errors import ERRORS, error_table
 from refgpt.plotting.labels import label_columns, readable, widest
 from refgpt.tracing import Comparison
@@ -134,7 +134,7 @@ def token_lines(values: np.ndarray | Mapping[str, np.ndarray], tokens: Sequence[
         )
     n = len(next(iter(rows.values())))
     if tokens is not None:
-        as_many("tokens", tokens, n, "position")
+        texts("tokens", tokens, n, "position")
     labels = None if tokens is None else list(map(readable, tokens))
     room = min(24.0, max(9.0, 640 / n))
     ax_given = ax is not None

@@ -113,7 +113,9 @@ def name_of(model: Model) -> str:
         return "refgpt's included model"
     # The cache of the hub calls its folders so, and those inside by commits.
     from_hub = [part for part in path.parts if part.startswith("models--")]
-    return "/".join(from_hub[-1].split("--")[1:]) if from_hub else path.resolve().name
+    name = "/".join(from_hub[-1].split("--")[1:]) if from_hub else path.resolve().name
+    # Folders may be called by bytes that are no text, and by characters that turn the text around them.
+    return "".join(character if character.isprintable() else "\ufffd" for character in name)
 
 
 def facts(model: Model, n: int, prefix_len: int) -> list[tuple[str, str]]:

@@ -391,7 +391,7 @@ function drawMap(selectQuery) {
   map.addEventListener("pointerdown", point);
   map.addEventListener("keydown", (event) => {
     const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
-    if (!(event.key in steps)) return;
+    if (!(event.key in steps) || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
     go(look.query + steps[event.key][0], look.key + steps[event.key][1]);
   });

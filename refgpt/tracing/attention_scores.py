@@ -3,7 +3,7 @@
 A score is the share of its attention that a head gives to certain keys, between 0 and 1, averaged over the queries that
 have such keys:
 
-previous token   the position before
+previous token   the position before (Clark et al. 2019, https://arxiv.org/abs/1906.04341, in BERT)
 duplicate token  earlier positions with the same token (Wang et al. 2022, https://arxiv.org/abs/2211.00593)
 induction        positions right after an earlier one with the same token: what followed last time (Olsson et al. 2022,
                  https://arxiv.org/abs/2209.11895)
@@ -27,6 +27,8 @@ from refgpt.tracing.subjects import Subject, Text, engine_of, ids_of
 
 def attention_entropy(pattern: np.ndarray) -> np.ndarray:
     """How widely each query looks: the entropy of its row in nats, from 0 (one key) to log s (all alike).
+
+    After Clark et al. 2019, "What does BERT look at?" (https://arxiv.org/abs/1906.04341).
 
     pattern [h, t, s] -> float64 [h, t]
     """

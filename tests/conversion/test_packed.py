@@ -360,6 +360,7 @@ HOSTILE = {
                       "no leaves; got more"),
     "a mask of no text": (lambda header, leaves: header["__metadata__"].update(mask="\ud800"), "mask in the header"),
     "no mask": (lambda header, leaves: header["__metadata__"].pop("mask"), "mask in the header"),
+    "an empty mask": (lambda header, leaves: header["__metadata__"].update(mask=None), "mask in the header"),
     "another mask": (lambda header, leaves: header["__metadata__"].update(mask="none"), "mask in the header"),
 }  # fmt: skip
 

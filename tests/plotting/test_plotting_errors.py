@@ -21,6 +21,8 @@ CASES = [
     (lambda: plotting.attention_map(np.ones((0, 0))), r"pattern: .*\[0, 0\]"),
     (lambda: plotting.attention_map(ATTN, list("abc")), "tokens: .*got 3 labels; wanted a list of 4; .*token_labels"),
     (lambda: plotting.attention_map(ATTN, "abcd"), "tokens: .*got one text"),
+    (lambda: plotting.attention_map(ATTN, [5, 6, 7, 8]), "tokens: are no texts; got int 5; .*token_labels"),
+    (lambda: plotting.attention_map(ATTN[:2], list("abcd"), queries=[b"a", b"b"]), "queries: are no texts; got bytes"),
     (lambda: plotting.attention_map(ATTN[:2], list("abcd"), queries=["a"]), "queries: .*got 1 labels"),
     (lambda: plotting.attention_map(ATTN, ax=plt.subplots(2)[1]), "ax: is no axes; got ndarray"),
     (lambda: plotting.attention_map(ATTN, ax=plt.figure()), "ax: is no axes; got Figure"),
@@ -32,9 +34,11 @@ CASES = [
         r"one shape; got blocks.0.pattern \[2, 4, 4\], blocks.1.pattern \[2, 3, 3\]",
     ),
     (lambda: plotting.attention_grid(patterns(3, 4), axes=plt.subplots(2)[1]), "axes: .*got 2 axes; wanted 3"),
+    (lambda: plotting.attention_grid(patterns(2, 4), axes=[None, plt.subplots()[1]]), "axes: is no axes; got None"),
     (lambda: plotting.head_map(np.ones(3)), r"scores: .*got an array \[3\]; wanted numbers \[layer, head\]"),
     (lambda: plotting.lens_map(np.ones((2, 3))), r"lens: .*got an array \[2, 3\]"),
     (lambda: plotting.lens_map(lens_logits(2, 3), ["a"]), "tokens: .*got 1 labels; wanted a list of 3"),
+    (lambda: plotting.lens_map(lens_logits(2, 3), [1, 2, 3]), "tokens: are no texts; got int 1"),
     (lambda: plotting.lens_map(lens_logits(2, 3), targets=[1, 2]), "targets: .*got 2"),
     (lambda: plotting.causal_map(np.ones((2, 3))), "trace: .*got ndarray; .*tracing.causal_trace returns"),
     (lambda: plotting.causal_map(trace(), ["a"]), "tokens: .*got 1 labels; wanted a list of 3"),
@@ -50,6 +54,7 @@ CASES = [
     (lambda: plotting.error_lines({"q4": comparison()}, parts="mlp"), "q4, parts: was not compared; got 'mlp'"),
     (lambda: plotting.norm_lines(np.ones(3)), r"norms: .*\[depth, position\]"),
     (lambda: plotting.token_lines({"a": [1, 2], "b": [1]}), "values: .*got a: 2, b: 1"),
+    (lambda: plotting.token_lines([1, 2], ["a", None]), "tokens: are no texts; got NoneType None"),
     (lambda: plotting.token_lines([1, 2], ["a"]), "tokens: .*got 1 labels"),
 ]  # fmt: skip
 

@@ -151,6 +151,11 @@ def test_the_map(browser, request, name):
     browser.focus(area)
     browser.press("ARROW_DOWN", "ARROW_LEFT", "ARROW_LEFT", "ARROW_UP", "ARROW_UP")
     assert abs(float(value(6, 5)) - pattern[6, 5]) <= CLOSE
+    # The browser's own shortcuts stay its own: "back" is one of them.
+    for key in ("ctrlKey", "altKey", "metaKey"):
+        kept = "return arguments[0].dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowLeft', cancelable: true, "
+        assert browser.js(kept + f"{key}: true}}))", area)
+    assert abs(float(value(6, 5)) - pattern[6, 5]) <= CLOSE
 
     # The picture: each dot between the ends of the scale, by the root of the weight; blank where the mask hides.
     dots = browser.js("""const canvas = document.getElementById('map-canvas');

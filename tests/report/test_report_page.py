@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -109,6 +110,12 @@ def test_no_folder_of_the_machine_is_told(evil):
     cached = path.parent / "models--EleutherAI--gpt-j-6b" / "snapshots" / "0a1b2c"
     from_hub = dataclasses.replace(evil, checkpoint=dataclasses.replace(evil.checkpoint, path=cached))
     assert data_of(build_report(from_hub, [1]))["model"] == "EleutherAI/gpt-j-6b"
+
+
+def test_a_folder_whose_name_is_no_text(evil):
+    path = evil.checkpoint.path.with_name(os.fsdecode(b"a\xff\xe2\x80\xaeb \xc3\xa9"))
+    found = build_report(dataclasses.replace(evil, checkpoint=dataclasses.replace(evil.checkpoint, path=path)), [1])
+    assert "<h1>a\ufffd\ufffdb \u00e9</h1>" in found and found.encode()
 
 
 def test_the_sources_are_kept_to_the_width_of_a_page():
