@@ -23,7 +23,6 @@ language = "en-GB"
 smartquotes = False  # values stand in quotation marks: they are code
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "command_line"]
-exclude_patterns = ["README.md"]
 
 myst_enable_extensions = ["deflist"]  # no mathematics: pages would fetch a script to set it
 myst_heading_anchors = 3
@@ -37,13 +36,12 @@ nb_merge_streams = True
 autosummary_generate = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {"DTypeLike": "DTypeLike", "Tap": "Tap"}  # names, not what they stand for
 autodoc_preserve_defaults = True
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 python_maximum_signature_line_length = 100
 
-
-templates_path: list[str] = []
 html_theme = "furo"
 html_title = "refgpt"
 html_static_path = ["static"]

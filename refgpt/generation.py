@@ -421,7 +421,7 @@ def _decoder_after(prompt: Sequence[int], tokenizer: Tokenizer) -> StreamDecoder
     """
     decoder = tokenizer.stream_decoder()
     for token_id in prompt:
-        if token_id < tokenizer.n_vocab and tokenizer.exists[token_id]:
+        if tokenizer.has(token_id):
             decoder.push(token_id)
     return decoder
 

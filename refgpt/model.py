@@ -301,8 +301,9 @@ def load(
     Parameters
     ----------
     path : path-like or None
-        A directory as Hugging Face has it: config.json, weights, and usually a tokenizer; a ggml or GGUF file; a name
-        on the Hugging Face hub such as "EleutherAI/gpt-j-6b", if no such path exists. None: the default model.
+        A directory or file in any format that is read: Hugging Face's, Mesh Transformer JAX's, ggml, GGUF,
+        CTranslate2's or refgpt's own; or, if there is no such path, a name on the Hugging Face hub such as
+        "EleutherAI/gpt-j-6b". None: the default model.
     backend : "c" or "numpy"
         The C kernels, or the spec itself: slow, readable, and what the kernels are tested against.
     dtype : None, "f32", "f16", "q8", "q4" or "f64"

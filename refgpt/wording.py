@@ -8,6 +8,8 @@ from pathlib import Path
 
 MOST_LISTED = 40
 
+#: What stands for a blank where it must be seen.
+VISIBLE_BLANKS = {" ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥"}
 #: The way out of a file that is not what its author wrote.
 FRESH_COPY = "the file is damaged or its download was cut short: fetch it again from where the model came from"
 

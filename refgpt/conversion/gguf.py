@@ -153,7 +153,7 @@ def tokenizer_metadata(tokenizer: Tokenizer | None, source: Checkpoint) -> dict[
     added = tokenizer.added if isinstance(tokenizer, ByteLevelBPE) else {}
     tokens, types = [], []
     for n in range(tokenizer.n_vocab):
-        there = bool(tokenizer.exists[n])
+        there = tokenizer.has(n)
         tokens.append(added.get(n) or (letters_of_bytes(tokenizer.token_bytes(n)) if there else f"[PAD{n}]"))
         types.append(CONTROL if n in added else NORMAL if there else UNUSED)
     found = {TOKENIZER + "model": "gpt2", TOKENIZER + "pre": "gpt-2", TOKENIZER + "tokens": tokens,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refgpt.errors import RefgptError
-from refgpt.plotting.canvas import MOST_INCHES, Room, cells, count_layers, heat, library, new_or_given, up_from_zero
-from refgpt.plotting.checks import numbers, texts
-from refgpt.plotting.labels import all_fit, label_columns, label_rows, readable, text_width, widest
+from refgpt.plotting.canvas import MOST_INCHES, Room, cells, heat, library, new_or_given, up_from_zero, whole_ticks
+from refgpt.plotting.checks import numbers
+from refgpt.plotting.labels import all_fit, label_columns, label_rows, labels_or_numbers, text_width, widest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,16 +113,12 @@ def _draw(ax: Axes, pattern: np.ndarray, vmax: float | None, bar: str | None, cm
 
 
 def _labels(shape: tuple[int, ...], tokens: Labels, queries: Labels) -> tuple[list[str], list[str]]:
-    """Labels of keys and of queries: what was given, or numbers."""
+    """Labels of keys and of queries."""
     n_queries, n_keys = shape
-    if tokens is not None:
-        texts("tokens", tokens, n_keys, "key")
-    if queries is not None:
-        texts("queries", queries, n_queries, "query")
-    elif n_queries == n_keys:
-        queries = tokens
-    return tuple(list(map(str, range(n))) if given is None else list(map(readable, given))
-                 for n, given in ((n_keys, tokens), (n_queries, queries)))  # type: ignore[return-value]  # fmt: skip
+    keys = labels_or_numbers("tokens", tokens, range(n_keys), "key")
+    if queries is None and n_queries == n_keys:
+        return keys, keys
+    return keys, labels_or_numbers("queries", queries, range(n_queries), "query")
 
 
 def _stack(patterns: Any) -> tuple[list[str], np.ndarray]:
@@ -175,8 +171,8 @@ def _label_small(ax: Axes, keys: list[str] | None, queries: list[str], room: Roo
         label_columns(ax, keys, room.width * 0.8)
         label_rows(ax, queries, room.height * 0.8)
     else:
-        count_layers(ax.xaxis)
-        count_layers(ax.yaxis)
+        whole_ticks(ax.xaxis)
+        whole_ticks(ax.yaxis)
         ax.tick_params(labelsize=7)
     if outer:
         ax.label_outer()

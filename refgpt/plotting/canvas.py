@@ -167,7 +167,7 @@ def ink(image: AxesImage, value: float) -> str:
     return "black" if linear @ (0.2126, 0.7152, 0.0722) > 0.18 else "white"
 
 
-def count_layers(axis: Any) -> None:
+def whole_ticks(axis: Any) -> None:
     """Ticks at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 

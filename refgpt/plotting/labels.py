@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refgpt.plotting.canvas import Room, ink, library
+from refgpt.plotting.checks import texts
 from refgpt.tokenizers import Tokenizer
+from refgpt.wording import VISIBLE_BLANKS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +26,6 @@ SMALLEST, LARGEST = 6.0, 9.0
 LEAST_LEVEL = 7.5
 #: Height of a line of text, in sizes of its letters.
 LINE = 1.3
-VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 
 
 def readable(text: str, most: int = MOST_CHARACTERS) -> str:
@@ -32,7 +33,7 @@ def readable(text: str, most: int = MOST_CHARACTERS) -> str:
 
     A label stays as it is.
     """
-    shown = "".join(VISIBLE.get(c) or (c if c.isprintable() else f"\\x{ord(c):02x}") for c in text)
+    shown = "".join(VISIBLE_BLANKS.get(c) or (c if c.isprintable() else f"\\x{ord(c):02x}") for c in text)
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
@@ -55,13 +56,29 @@ def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
 
 
 def _label(tokenizer: Tokenizer, token_id: int) -> str:
-    there = 0 <= token_id < tokenizer.n_vocab and tokenizer.exists[token_id]
-    text = tokenizer.token_bytes(token_id) if there else b""
+    text = tokenizer.token_bytes(token_id) if tokenizer.has(token_id) else b""
     if token_id == tokenizer.eos_id:
         return "<end>"
     if not text:
         return f"<{token_id}>"
     return readable(text.decode("utf-8", "backslashreplace"))
+
+
+def labels_or_numbers(
+    name: str, labels: Sequence[str] | None, places: Iterable[int], of: str = "position"
+) -> list[str]:
+    """The labels that were given, one for each place, made readable; without any the numbers of the places.
+
+    Raises
+    ------
+    RefgptError
+        If there are more or fewer, or some are no texts; ``name`` is what to call them, ``of`` what each stands for.
+    """
+    numbers = [str(place) for place in places]
+    if labels is None:
+        return numbers
+    texts(name, labels, len(numbers), of)
+    return list(map(readable, labels))
 
 
 @lru_cache(maxsize=1 << 14)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from refgpt.errors import RefgptError
-from refgpt.plotting.canvas import COLOURS, GREY, POINTS, STYLES, count_layers, depth_names, extent, new_or_given
+from refgpt.plotting.canvas import COLOURS, GREY, POINTS, STYLES, depth_names, extent, new_or_given, whole_ticks
 from refgpt.plotting.checks import numbers, texts
 from refgpt.plotting.errors import ERRORS, error_table
 from refgpt.plotting.labels import label_columns, readable, widest
@@ -65,7 +65,7 @@ def error_lines(comparisons: Comparison | Mapping[str, Comparison], ax: Axes | N
             ax.plot(np.where(errors > 0, errors, np.nan), color=COLOURS[n % len(COLOURS)], linestyle=style,
                     marker=marker, markersize=4, label=name)  # fmt: skip
     ax.set(yscale="log", xlabel="layer", ylabel=ERRORS[measure] + (f" of {parts[0]}" if len(parts) == 1 else ""))
-    count_layers(ax.xaxis)
+    whole_ticks(ax.xaxis)
     ax.grid(axis="y", alpha=0.3)
     n_lines = len(tables) * len(parts)
     if n_lines > MOST_INSIDE:
@@ -147,7 +147,7 @@ def token_lines(values: np.ndarray | Mapping[str, np.ndarray], tokens: Sequence[
     ax.set(xlim=(-0.5, n - 0.5), ylabel=label, xlabel="position" if labels is None else "token")
     ax.grid(axis="y", alpha=0.3)
     if labels is None:
-        count_layers(ax.xaxis)
+        whole_ticks(ax.xaxis)
     else:
         label_columns(ax, labels, room * 0.93)
     if len(rows) > 1 or "" not in rows:

@@ -9,12 +9,12 @@ import numpy as np
 
 from refgpt.errors import RefgptError
 from refgpt.plotting.canvas import DIVERGING, Room, about_zero, cells, depth_names, heat, ink, up_from_zero
-from refgpt.plotting.checks import as_many, instance, numbers, texts
+from refgpt.plotting.checks import as_many, instance, numbers
 from refgpt.plotting.errors import ERRORS, error_table
 from refgpt.plotting.labels import (
     label_columns,
     label_rows,
-    readable,
+    labels_or_numbers,
     token_labels,
     widest,
     write_cells,
@@ -107,14 +107,14 @@ def lens_map(lens: np.ndarray, tokens: Sequence[str] | None = None, ax: Axes | N
         raise RefgptError("has other axes than can be drawn", where="lens", got=f"an array {list(shape)}",
                           wanted="logits [depth, position, token]")  # fmt: skip
     n_depths, n, _ = shape
-    labels = list(map(str, range(n))) if tokens is None else _labels(tokens, n)
+    if targets is not None:
+        as_many("targets", targets, n, "position")
+    labels = labels_or_numbers("tokens", tokens, range(n))
     depths = depth_names(n_depths)
     best = np.stack([np.argmax(depth, axis=-1) for depth in lens])  # [depth, t]
     # One depth at a time, for v is large.
     values = np.stack([np.exp(log_softmax(depth).max(axis=-1)) for depth in lens])
     names = [[""] * n] * n_depths if tokenizer is None else [token_labels(tokenizer, row) for row in best]
-    if targets is not None:
-        as_many("targets", targets, n, "position")
     hits = np.zeros_like(best, bool) if targets is None else best == np.array(targets)
     columns, rows = (depths, labels) if down else (labels, depths)
     if down:
@@ -154,7 +154,7 @@ def causal_map(trace: CausalTrace, tokens: Sequence[str] | None = None, ax: Axes
     instance("trace", trace, CausalTrace, "causal_trace")
     recovered = numbers("trace", trace.recovered, "layer, position")
     n_layer, n = recovered.shape
-    labels = list(map(str, trace.positions)) if tokens is None else _labels(tokens, n)
+    labels = labels_or_numbers("tokens", tokens, trace.positions)
     ax, room = cells(ax, n, n_layer, Room(26 if n <= 24 else 14, 18), bar=bar, below=widest(labels) + 25)
     image = heat(ax, recovered, upwards=True, bar="brought back" if bar else None,
                  cmap=cmap or DIVERGING, limits=about_zero(recovered))  # fmt: skip
@@ -201,11 +201,6 @@ def error_map(comparison: Comparison, ax: Axes | None = None, *, measure: str = 
     label_rows(ax, parts, room.height)
     ax.set(xlabel="layer")
     return ax
-
-
-def _labels(tokens: Sequence[str], n: int) -> list[str]:
-    texts("tokens", tokens, n, "position")
-    return list(map(readable, tokens))
 
 
 def _frame(ax: Axes, image: AxesImage, values: np.ndarray, hits: np.ndarray) -> None:

@@ -18,7 +18,7 @@ from refgpt.model import Model, default_model_path
 from refgpt.prompts import check_ids
 from refgpt.report.labels import label
 from refgpt.sampling import log_softmax
-from refgpt.spec.masks import prefix_mask
+from refgpt.spec import prefix_mask, tap_names
 from refgpt.tokenizers import Tokenizer
 from refgpt.tracing import Report, logit_attribution, logit_lens, visit
 from refgpt.wording import size
@@ -31,8 +31,8 @@ N_PREDICTED, N_LENS = 10, 5
 STEPS = 65535
 #: Larger pages are refused, and so are longer prompts: a browser would stumble over them.
 MOST_BYTES, MOST_TOKENS = 32_000_000, 512
-#: Of the page without its data, and of the description of a token that is named, of most tokens; generously.
-PAGE_BYTES, LABEL_BYTES = 80_000, 72
+#: Of the page without its data, of most descriptions of a token, and of an activation's errors; generously.
+PAGE_BYTES, LABEL_BYTES, TAP_BYTES = 80_000, 72, 200
 #: Of the bytes of a token no more are listed.
 MOST_LISTED = 64
 
@@ -66,7 +66,7 @@ def html_bytes(config: ModelConfig, n: int) -> int:
     pattern = 2 * config.n_layer * config.n_head * n * n
     lens, predicted = 8 * N_LENS * (config.n_layer + 1) * n, 8 * (N_PREDICTED + 1) * n
     named = min(config.n_vocab, n * (1 + N_PREDICTED + N_LENS * (config.n_layer + 1)))
-    return PAGE_BYTES + 4 * (pattern + lens + predicted) // 3 + LABEL_BYTES * named + 200 * config.n_layer * 13
+    return PAGE_BYTES + 4 * (pattern + lens + predicted) // 3 + LABEL_BYTES * named + TAP_BYTES * len(tap_names(config))
 
 
 def gather(model: Model, ids: np.ndarray, prefix_len: int, verify: bool) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def gather(model: Model, ids: np.ndarray, prefix_len: int, verify: bool) -> dict
     Parameters are those of ``build_report``; ``ids`` as ``prompt_of`` gives them.
     """
     config = model.config
-    pattern, predictions = _looks(model, ids, prefix_len)
+    pattern, predictions = _pattern_and_predictions(model, ids, prefix_len)
     lens = _lens(model, ids, prefix_len)
     attribution = logit_attribution(model, ids, prefix_len=prefix_len)
     named = {*ids.tolist(), *np.unique(predictions["ids"]).tolist(), *np.unique(lens["ids"]).tolist()}
@@ -134,7 +134,7 @@ def facts(model: Model, n: int, prefix_len: int) -> list[tuple[str, str]]:
         ("weights", kept),
         ("engine", _engine(model)),
         ("mask", f"{model.mask} ({model.mask_source}){sees}"),
-        ("tokenizer", f"{model.tokenizer.n_vocab:,} ids" if model.tokenizer else "none: only ids are known"),
+        ("tokenizer", model.tokenizer.describe() if model.tokenizer else "none: the model takes and gives ids"),
     ]
 
 
@@ -154,7 +154,9 @@ def likeliest(logits: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
             np.take_along_axis(p, order, -1).astype(np.float32))  # fmt: skip
 
 
-def _looks(model: Model, ids: np.ndarray, prefix_len: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _pattern_and_predictions(
+    model: Model, ids: np.ndarray, prefix_len: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """What every head looks at, and what every position predicts, in one pass.
 
     Returns
@@ -166,6 +168,7 @@ def _looks(model: Model, ids: np.ndarray, prefix_len: int) -> tuple[np.ndarray, 
         token got that follows, and its place among all (1 is the likeliest).
     """
     seen = prefix_mask(len(ids), prefix_len)
+    followed = np.arange(len(ids) - 1), ids[1:]  # where each token but the first stands in the row before it
 
     def look(name: str, value: np.ndarray) -> Any:
         if not np.isfinite(value).all():
@@ -174,9 +177,8 @@ def _looks(model: Model, ids: np.ndarray, prefix_len: int) -> tuple[np.ndarray, 
         if name != "logits":
             return np.rint(value[:, seen] * STEPS).astype(np.uint16)
         best, p = likeliest(value, N_PREDICTED)
-        followed = value[np.arange(len(ids) - 1), ids[1:]]
-        given = np.exp(log_softmax(value[:-1])[np.arange(len(ids) - 1), ids[1:]])
-        rank = 1 + (value[:-1] > followed[:, None]).sum(axis=-1)
+        given = np.exp(log_softmax(value[:-1])[followed])
+        rank = 1 + (value[:-1] > value[followed][:, None]).sum(axis=-1)
         return {"ids": best, "p": p, "given": given.astype(np.float32), "rank": rank.astype(np.uint32)}
 
     found = visit(model, ids, ["blocks.*.pattern", "logits"], look, prefix_len)
@@ -192,8 +194,7 @@ def _lens(model: Model, ids: np.ndarray, prefix_len: int) -> dict[str, np.ndarra
 
 def _token(token_id: int, tokenizer: Tokenizer | None) -> list[str]:
     """The bytes of a token in hexadecimal, then ``label`` of them; a mark with its id where it has none."""
-    known = tokenizer is not None and token_id < tokenizer.n_vocab and tokenizer.exists[token_id]
-    raw = tokenizer.token_bytes(token_id) if tokenizer is not None and known else b""
+    raw = tokenizer.token_bytes(token_id) if tokenizer is not None and tokenizer.has(token_id) else b""
     listed = raw[:MOST_LISTED].hex(" ") + (" …" if len(raw) > MOST_LISTED else "")
     return [listed, *(label(raw) if raw else ["", f"id {token_id}"])]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from unicodedata import category
 
-#: Marks of characters that are common enough to have one.
-MARKS = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥"}
+from refgpt.wording import VISIBLE_BLANKS
+
 #: Longer tokens are cut, which their bytes are not.
 MOST_SHOWN = 48
 #: What ``surrogateescape`` makes of the byte 0.
@@ -26,7 +26,7 @@ def label(raw: bytes) -> list[str]:
     Returns
     -------
     list of str
-        Text and marks by turns, beginning with text, which may be empty: b" a\\xe2" -> ["", "·", "a", "xE2"].
+        Text and marks by turns, beginning with text, which may be empty: b" a\\xe2" -> ["", "␣", "a", "xE2"].
         A mark stands for a blank, for a byte that is no whole character (x and two digits), or for a character that
         cannot be seen (U+ and its number).
     """
@@ -54,5 +54,5 @@ def _mark(character: str, first: bool) -> str | None:
     kind = category(character)
     # Controls, formats, unassigned and private ones; separators; an accent with nothing of its own to stand on.
     if kind[0] in "CZ" or (first and kind[0] == "M"):
-        return MARKS.get(character, f"U+{code:04X}")
+        return VISIBLE_BLANKS.get(character, f"U+{code:04X}")
     return None

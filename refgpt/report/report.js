@@ -34,7 +34,7 @@ function bestOf(source, row) {
 }
 
 // A head's pattern holds for each query the keys that it may see: itself and what came before, and of a prefix all.
-const STEPS = 65535;
+const STEPS = 65535; // as in data.py
 const patterns = unpack(data.pattern);
 const seenBy = (query) => Math.max(query + 1, data.prefix_len);
 const rowStarts = [0];
@@ -70,7 +70,7 @@ function token(id) {
 }
 
 /** The same as words, for those who listen. */
-const spoken = (id) => data.tokens[id].slice(1).join("").replaceAll("·", "space ");
+const spoken = (id) => data.tokens[id].slice(1).join("").replaceAll("␣", "space ");
 
 /** A share between 0 and 1, in four decimals or, where those would say nothing, in two digits. */
 function share(p) {
@@ -255,8 +255,8 @@ function paint(canvas, size, value) {
       const p = value(row, column);
       if (p === null) continue;
       const s = shadeOf(p);
-      const color = low.map((from, i) => Math.round(from + s * (high[i] - from)));
-      picture.data.set([...color, 255], 4 * (row * size + column));
+      const colour = low.map((from, i) => Math.round(from + s * (high[i] - from)));
+      picture.data.set([...colour, 255], 4 * (row * size + column));
     }
   }
   canvas.getContext("2d").putImageData(picture, 0, 0);
@@ -459,6 +459,7 @@ function drawLens() {
     );
   });
   select(items.length - 1);
+  byId("lens-box").scrollLeft = whole.scrollWidth; // to the cell that the panel speaks of
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -119,6 +119,10 @@ class Tokenizer(ABC):
         """A decoder that takes one id at a time."""
         return StreamDecoder(self.token_bytes)
 
+    def has(self, token_id: int) -> bool:
+        """Whether an id stands for a token: a vocabulary may have gaps, and a head more rows than it has ids."""
+        return token_id in self._tokens
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that an id stands for.
 

@@ -99,7 +99,7 @@ def _tokens(vocabulary: Vocabulary) -> dict[int, bytes]:
 
 def _agrees(beside: Tokenizer, tokens: dict[int, bytes]) -> bool:
     """Whether a tokenizer means the same by every id that both have, and has most of them."""
-    shared = [token_id for token_id in tokens if token_id < beside.n_vocab and beside.exists[token_id]]
+    shared = [token_id for token_id in tokens if beside.has(token_id)]
     return 2 * len(shared) > len(tokens) and all(beside.token_bytes(n) == tokens[n] for n in shared)
 
 

@@ -147,10 +147,10 @@ def test_ids_without_a_token_are_named_by_number(causal, both_ways):
     ("raw", "parts"),
     [
         (b"girl", ["girl"]),
-        (b" girl", ["", "·", "girl"]),
-        (b" a b ", ["", "·", "a", "·", "b", "·"]),
-        (b"  ", ["", "·", "", "·"]),
-        ("·".encode(), ["·"]),  # the character itself is text, not a mark
+        (b" girl", ["", "␣", "girl"]),
+        (b" a b ", ["", "␣", "a", "␣", "b", "␣"]),
+        (b"  ", ["", "␣", "", "␣"]),
+        ("␣".encode(), ["␣"]),  # the character itself is text, not a mark
         (b"\n\t\r", ["", "↵", "", "⇥", "", "␍"]),
         ("é\u00e9".encode(), ["éé"]),
         ("é".encode()[:1], ["", "xC3"]),
@@ -165,7 +165,7 @@ def test_ids_without_a_token_are_named_by_number(causal, both_ways):
         ("\U000e0001".encode(), ["", "U+E0001"]),
         (b"<script>", ["<script>"]),
         (b"x" * 100, ["x" * 48, "…"]),
-        (b" " * 60, ["", *["·", ""] * 48, "…"]),
+        (b" " * 60, ["", *["␣", ""] * 48, "…"]),
     ],
 )
 def test_a_label_shows_what_a_token_is(raw, parts):

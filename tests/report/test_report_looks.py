@@ -109,10 +109,10 @@ def test_no_token_comes_to_life(browser, both_ways):
     assert browser.all("img, iframe, b:not(#legend b), object, embed, link") == []
     assert browser.text("h1") == "<b>both ways"
     text = browser.js("return document.getElementById('token-strip').textContent")
-    assert "</script><script>document.title·=·'taken'</scri" in text and "$data·${title}·$$" in text
+    assert "</script><script>document.title␣=␣'taken'</scri" in text and "$data␣${title}␣$$" in text
     assert not re.search("[\u0000-\u0009\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]", text)
     assert all(
-        mark in text for mark in ("U+2028", "U+202E", "U+2066", "U+200B", "xE2x80", "xFF", "·", "↵", "⇥", "U+0000")
+        mark in text for mark in ("U+2028", "U+202E", "U+2066", "U+200B", "xE2x80", "xFF", "␣", "↵", "⇥", "U+0000")
     )
 
 
