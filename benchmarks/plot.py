@@ -54,9 +54,8 @@ def draw_roofline(axes: Axes, rows: list[Row]) -> Axes:
     for name, top in tops.items():
         axes.plot([least, top / reading, most], [least * reading, top, top], color=GREY, linewidth=1)
         axes.annotate(f"{name} {top:.0f}", (most, top), ha="right", va="bottom", color=GREY, fontsize=8)
-    axes.annotate(
-        f"reading {reading:.1f} GB/s", (least * 1.1, least * 1.3 * reading), rotation=32, color=GREY, fontsize=8
-    )
+    axes.annotate(f"reading {reading:.1f} GB/s", (6.5, 7.5 * reading), rotation=50, rotation_mode="anchor", color=GREY,
+                  fontsize=8)  # fmt: skip
     shown: set[str] = set()
     for row in rows:
         style = look(row["op"])
