@@ -52,6 +52,10 @@ ALWAYS_INLINE void group_quantised(const char *x, int64_t height, const uint8_t 
             TILE_OF(10)
             TILE_OF(11)
             TILE_OF(12)
+            TILE_OF(13)
+            TILE_OF(14)
+            TILE_OF(15)
+            TILE_OF(16)
         }
     }
 }

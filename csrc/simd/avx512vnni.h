@@ -2,7 +2,7 @@
 #include "avx512_lanes.h"
 
 #define ISA avx512vnni
-enum { TILE_QUANTISED_ROWS = 12 };
+enum { TILE_QUANTISED_ROWS = 16 };
 
 /* Four products of an unsigned and a signed byte a lane, added up in 32 bits. Weights are made unsigned by an offset, which the
  * records' sums take off again before the first product. */
