@@ -86,6 +86,16 @@ class Params:
                 for leaf in fields(block):
                     yield f"blocks.{i}.{leaf.name}", getattr(block, leaf.name)
 
+    @property
+    def size(self) -> int:
+        """How many numbers all leaves hold together."""
+        return sum(leaf.size for _, leaf in self.items())
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes all leaves take together, as they are stored."""
+        return sum(leaf.nbytes for _, leaf in self.items())
+
     def map(self, change: Callable[[str, Leaf], Leaf]) -> Params:
         """The same tree with every leaf replaced by ``change(name, leaf)``."""
         return self.from_leaves({name: change(name, leaf) for name, leaf in self.items()}, len(self.blocks))

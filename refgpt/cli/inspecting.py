@@ -54,8 +54,7 @@ def _info(arguments: argparse.Namespace) -> int:
     with progress_bar() as progress:
         checkpoint, tokenizer = open_model(arguments.model, progress=progress, revision=arguments.revision)
     config = checkpoint.config
-    n_items = sum(leaf.size for _, leaf in checkpoint.params.items())
-    stored = sum(leaf.nbytes for _, leaf in checkpoint.params.items())
+    n_items = checkpoint.params.size
     n_cached = 2 * config.n_layer * config.n_ctx * config.d_model  # keys and values
     dtypes = Counter(tensor.dtype for tensor in checkpoint.tensors)
     facts = [
@@ -68,7 +67,7 @@ def _info(arguments: argparse.Namespace) -> int:
         ("tensors", f"{len(checkpoint.tensors)}: " + ", ".join(f"{n} {dtype}" for dtype, n in dtypes.most_common())),
         ("mask", f"{checkpoint.mask} ({checkpoint.mask_source})"),
         ("tokenizer", tokenizer.describe() if tokenizer else "none: the model takes and gives ids"),
-        ("memory", f"weights {size(stored)} as stored, {_sizes(n_items)}"),
+        ("memory", f"weights {size(checkpoint.params.nbytes)} as stored, {_sizes(n_items)}"),
         ("", f"attention cache of a full context ({config.n_ctx} tokens) {_sizes(n_cached)}"),
         ("", _memory_present()),
     ]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from typing import Any
 
 import numpy as np
 
+from refgpt import __version__
 from refgpt.config import ModelConfig
 from refgpt.errors import GenerationError, RefgptError
 from refgpt.generation import prompt_ids
@@ -81,7 +81,7 @@ def gather(model: Model, ids: np.ndarray, prefix_len: int, verify: bool) -> dict
     named = {*ids.tolist(), *np.unique(predictions["ids"]).tolist(), *np.unique(lens["ids"]).tolist()}
     report = model.verify(ids.tolist(), prefix_len) if verify else None
     return {
-        "maker": f"refgpt {_version()}",
+        "maker": f"refgpt {__version__}",
         "model": name_of(model),
         "facts": facts(model, len(ids), prefix_len),
         "n_layer": config.n_layer,
@@ -130,7 +130,7 @@ def facts(model: Model, n: int, prefix_len: int) -> list[tuple[str, str]]:
         ("format", checkpoint.format),
         ("family", checkpoint.family),
         ("shape", str(config)),
-        ("parameters", f"{sum(leaf.size for _, leaf in checkpoint.params.items()):,}"),
+        ("parameters", f"{checkpoint.params.size:,}"),
         ("weights", kept),
         ("engine", _engine(model)),
         ("mask", f"{model.mask} ({model.mask_source}){sees}"),
@@ -228,10 +228,3 @@ def _engine(model: Model) -> str:
     from refgpt.kernels import active  # the compiled extension; the NumPy backend works without
 
     return f"C kernels ({active('linear_f32').isa}), keys and values cached in {model.kv_dtype}"
-
-
-def _version() -> str:
-    try:
-        return version("refgpt")
-    except PackageNotFoundError:  # a checkout that is not installed
-        return "0+checkout"

@@ -73,7 +73,7 @@ def pack_params(params: Params, dtype: str | None, threads: int, progress: Progr
     CheckpointError
         Naming the first leaf that holds NaN, infinity or what ``dtype`` cannot.
     """
-    n_total, n_done = sum(leaf.nbytes for _, leaf in params.items()), 0
+    n_total, n_done = params.nbytes, 0
     leaves: dict[str, Any] = {}
     for name, leaf in params.items():
         leaves[name] = _packed(name, leaf, dtype, threads)
