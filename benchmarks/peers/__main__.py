@@ -6,11 +6,13 @@ python -m benchmarks.peers --dir DIRECTORY
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 from benchmarks.peers.install import ROOT, install, python_of
+from benchmarks.peers.isa import ISAS
 from benchmarks.peers.lineup import CHECKPOINT, REFERENCE, chosen, forms_of, groups
 
 STAGES = ("install", "models", "run", "report", "plot")
@@ -26,6 +28,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--layers", type=int, default=4, help="of GPT-J's 28; the models are made anew when it changes")
     parser.add_argument("--patience", type=float, default=20, help="seconds to wait for a quiet machine, each time")
+    parser.add_argument("--isa", choices=ISAS, default="native", help="hold every engine to this instruction set")
     parser.add_argument("--engines", help="parts of names, like refgpt,llama; by default all")
     args = parser.parse_args()
     if unknown := set(args.stages) - set(STAGES):
@@ -37,11 +40,12 @@ def main() -> None:
     for stage in args.stages or STAGES:
         match stage:
             case "install":
-                install(work)
+                install(work, args.isa)
             case "models":
                 make_models(work, args.layers, forms_of(chosen(groups(args.threads), args.engines)))
             case "run":
-                names = ("layers", "rounds", "threads", "patience", *(["engines"] if args.engines else []))
+                names = ("layers", "rounds", "threads", "patience", "isa", *(["engines"] if args.engines else []))
+                os.environ.update(ISAS[args.isa].environment)
                 run_stage(work, "run", str(work), *(f"--{name}={getattr(args, name)}" for name in names))
             case _:
                 run_stage(work, stage, str(work))

@@ -9,18 +9,15 @@ import subprocess
 import venv
 from pathlib import Path
 
+from benchmarks.peers.isa import ISAS
+
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 #: Compiling llama.cpp takes minutes; a download that hangs should not take for ever.
 INSTALL_SECONDS = 3600
-#: llama.cpp for this very processor, and the language part of it alone.
-CMAKE_ARGS = " ".join(
-    f"-D{name}={value}"
-    for name, value in {
-        "GGML_NATIVE": "ON", "LLAVA_BUILD": "OFF", "MTMD_BUILD": "OFF", "LLAMA_BUILD_TOOLS": "OFF",
-        "LLAMA_BUILD_EXAMPLES": "OFF", "LLAMA_BUILD_TESTS": "OFF", "LLAMA_BUILD_SERVER": "OFF",
-    }.items()
-)  # fmt: skip
+#: The language part of llama.cpp alone.
+LLAMA_PARTS = {"LLAVA_BUILD": "OFF", "MTMD_BUILD": "OFF", "LLAMA_BUILD_TOOLS": "OFF", "LLAMA_BUILD_EXAMPLES": "OFF",
+               "LLAMA_BUILD_TESTS": "OFF", "LLAMA_BUILD_SERVER": "OFF"}  # fmt: skip
 #: What llama.cpp says of a build that uses an x86 processor; told if it is missing.
 WANTED_FLAGS = ("AVX2", "FMA", "F16C")
 
@@ -44,13 +41,20 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-def install(work: Path) -> None:
+def cmake_args(isa: str) -> str:
+    """llama.cpp for an instruction set, or for this very processor ("native")."""
+    return " ".join(f"-D{name}={value}" for name, value in (ISAS[isa].cmake | LLAMA_PARTS).items())
+
+
+def install(work: Path, isa: str) -> None:
     """Make the environment, or bring it up to date. A peer that cannot be installed is told of and left out."""
     stamp = work / "installed.json"
     done = json.loads(stamp.read_text()) if stamp.exists() else {}
     if not python_of(work).exists():
         venv.create(work / "venv", with_pip=True)
         done = {}
+    if done.setdefault("isa", isa) != isa:
+        raise SystemExit(f"{work} was installed for {done['isa']}: give {isa} a directory of its own")
     for what, target, version in [
         ("refgpt", str(ROOT), fingerprint()),
         *((line, line, line) for line in requirements()),
@@ -58,7 +62,7 @@ def install(work: Path) -> None:
         if done.get(what) == version:
             continue
         print(f"installing {what} ...", flush=True)
-        why_not = pip_install(work, target)
+        why_not = pip_install(work, target, isa)
         if why_not is None:
             done[what] = version
             stamp.write_text(json.dumps(done, indent=1))
@@ -69,10 +73,12 @@ def install(work: Path) -> None:
     check_llama(work)
 
 
-def pip_install(work: Path, target: str) -> str | None:
+def pip_install(work: Path, target: str, isa: str) -> str | None:
     """None, or the last line of what went wrong; all of it is in install.log."""
     command = [str(python_of(work)), "-m", "pip", "install", "--no-binary", "llama-cpp-python", target]
-    parallel = {"CMAKE_ARGS": CMAKE_ARGS, "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)}
+    if "llama" in target:
+        command.append("--no-cache-dir")  # a wheel from there may have been built for another instruction set
+    parallel = {"CMAKE_ARGS": cmake_args(isa), "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)}
     log = work / "install.log"
     with log.open("a") as file:
         try:

@@ -13,6 +13,8 @@ from statistics import median
 
 import numpy as np
 
+from benchmarks.peers.isa import ISAS
+
 ISA_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimd", "i8mm")
 READ_BYTES, READS = 512 << 20, 5
 
@@ -67,10 +69,10 @@ def read_buffer() -> np.ndarray:
     return np.ones((64, READ_BYTES // 256), np.float32)
 
 
-def build_peak(directory: Path) -> Path | None:
-    """peak.c, compiled for this processor; None where that fails."""
+def build_peak(directory: Path, isa: str) -> Path | None:
+    """peak.c, compiled for an instruction set or "native", this processor; None where that fails."""
     program = directory / "peak"
-    command = ["cc", "-O3", "-march=native", "-pthread", str(Path(__file__).with_name("peak.c")), "-o", str(program)]
+    command = ["cc", "-O3", *ISAS[isa].cflags, "-pthread", str(Path(__file__).with_name("peak.c")), "-o", str(program)]
     try:
         subprocess.run(command, check=True, capture_output=True, timeout=60)
     except (OSError, subprocess.SubprocessError):

@@ -83,12 +83,17 @@ def machine_rows(results: Results, group: dict) -> Iterator[list[str]]:
                f"{facts['cosine']:.4f}", joined([f"{share:.1%}" for share in others])]  # fmt: skip
 
 
+def held_to(results: Results) -> str:
+    isa = results.get("isa", "native")
+    return "" if isa == "native" else f" Every engine was held to {isa}."
+
+
 def report(results: Results) -> Iterator[str]:
     machine, groups = results["machine"], results["groups"]
     yield (f"{machine['cpu']}, {machine['processors']} processors ({', '.join(machine['flags'])}), "
            f"{machine['memory'] / 1e9:.0f} GB, {machine['system']}, Python {machine['python']}, {results['date']}. "
            f"{results['layers']} of GPT-J's 28 layers, {results['threads']} threads, medians of {results['rounds']} "
-           f"rounds.")  # fmt: skip
+           f"rounds.{held_to(results)}")  # fmt: skip
     versions = {key: value for facts in results["engines"].values() for key, value in facts.get("about", {}).items()
                 if key not in {"system", "isa", "compute type", "attention"}}  # fmt: skip
     yield from ("", "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".")

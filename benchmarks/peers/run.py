@@ -20,16 +20,17 @@ from benchmarks.peers.processors import build_peak, machine, peaks, read_buffer,
 SAME_MODEL, NOT_THE_MODEL = 0.9, "its logits are not this model's, so its figures mean nothing"
 
 
-def run(work: Path, n_layer: int, n_rounds: int, threads: int, patience: float, wanted: str | None) -> dict[str, Any]:
+def run(work: Path, n_layer: int, n_rounds: int, threads: int, patience: float, isa: str,
+        wanted: str | None) -> dict[str, Any]:  # fmt: skip
     """Measure the chosen engines; returns what is in results.json."""
     logs = work / "logs"
     logs.mkdir(exist_ok=True)
     results: dict[str, Any] = {
         "date": datetime.date.today().isoformat(), "machine": machine(),
-        "layers": n_layer, "rounds": n_rounds, "threads": threads, "patience": patience,
+        "layers": n_layer, "rounds": n_rounds, "threads": threads, "patience": patience, "isa": isa,
         "groups": [], "engines": {}, "yardsticks": [], "records": [],
     }  # fmt: skip
-    peak, buffer = build_peak(work), read_buffer()
+    peak, buffer = build_peak(work, isa), read_buffer()
     reference = np.load(work / f"models-{n_layer}" / REFERENCE)
     for group in chosen(groups(threads), wanted):
         measure_group(group, work, results, peak, buffer, reference)
@@ -75,9 +76,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--patience", type=float, required=True)
+    parser.add_argument("--isa", required=True)
     parser.add_argument("--engines")
     args = parser.parse_args()
-    run(args.work, args.layers, args.rounds, args.threads, args.patience, args.engines)
+    run(args.work, args.layers, args.rounds, args.threads, args.patience, args.isa, args.engines)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int64_t end, int64_t worker, enum dtype dtype) {
     const int64_t width = a->n_head * a->d_head, n_panels = (a->d_head + LANES - 1) / LANES;
-    const panels k = {a->k, a->d_head * LANES, dtype}, v = {a->v, a->capacity * LANES, dtype};
+    const panels k = stream_of(a->k, a->d_head * LANES, dtype), v = stream_of(a->v, a->capacity * LANES, dtype);
     float *scores = a->scratch + worker * FEW_ROWS * a->capacity;
     const v16 root = v16_set1(sqrtf((float)a->d_head));
     for (int64_t item = begin; item < end; item++) {

@@ -2,12 +2,12 @@
  *
  * Few rows (decode) are bound by reading the weights once: they stream from memory and are widened in registers. Many rows
  * (prefill) are bound by arithmetic, so that both sides must wait in a cache: rows lie packed side by side, which makes
- * broadcasts sequential loads, and 64 of them, 256 deep, stay in L2 while 24 panels of weights pass by; the weights of a tile
- * stay in L1 until those rows have met them, and are widened by each tile anew, which costs less than to write them out wide
- * and read twice the bytes. Totals are kept in a buffer until they are done: y's rows are often a power of two apart, which
- * would make them fight for the same lines of the cache. */
+ * broadcasts sequential loads, and 64 of them stay in L2 while 24 panels of weights pass by, 8 KiB of each; the weights of a
+ * tile stay in L1 until those rows have met them, and are widened by each tile anew, which costs less than to write them out
+ * wide and read twice the bytes. Meanwhile the next tile's weights come into L2. Totals are kept in a buffer until they are
+ * done: y's rows are often a power of two apart, which would make them fight for the same lines of the cache. */
 
-enum { DEPTH = 8 * CHUNK, ROW_BLOCK = 64, PANEL_BLOCK = 24 };
+enum { PIECE = 8 << 10, ROW_BLOCK = 64, PANEL_BLOCK = 24 };
 
 static void start_totals(float *totals, int64_t stride, int64_t n_rows, int64_t n_outputs, const float *bias) {
     for (int64_t r = 0; r < n_rows; r++)
@@ -29,21 +29,25 @@ static void linear_few_rows(const refgpt_linear_args *a, int64_t first, int64_t 
     }
 }
 
-/* y for up to ROW_BLOCK rows (whole panels of packed rows) and PANEL_BLOCK panels of weights. */
-static void linear_block(const refgpt_linear_args *a, int64_t first_row, int64_t first, int64_t n_outputs, panels w) {
+/* y for up to ROW_BLOCK rows (whole panels of packed rows) and PANEL_BLOCK panels of weights. Depth by depth, a PIECE of each
+ * panel. */
+ALWAYS_INLINE void linear_block(const refgpt_linear_args *a, int64_t first_row, int64_t first, int64_t n_outputs, panels w) {
     enum { WIDTH = PANEL_BLOCK * LANES };
+    const int64_t full = PIECE / size_of(w.dtype); /* elements of a piece, and of the rows that meet it */
     float totals[ROW_BLOCK * WIDTH] __attribute__((aligned(64)));
     const int64_t n_rows = smaller(ROW_BLOCK, a->n_rows - first_row), n_panels = (n_outputs + LANES - 1) / LANES;
     memset(totals, 0, (size_t)(n_rows * WIDTH) * sizeof *totals);
     start_totals(totals, WIDTH, n_rows, n_outputs, a->bias ? a->bias + first : NULL);
-    for (int64_t i = 0; i < a->n_in; i += DEPTH) {
-        const int64_t depth = smaller(DEPTH, a->n_in - i);
-        for (int64_t p = 0; p < n_panels; p += TILE_PANELS)
+    for (int64_t i = 0; i < a->n_in; i += full / LANES) {
+        const int64_t depth = smaller(full / LANES, a->n_in - i);
+        for (int64_t p = 0; p < n_panels; p += TILE_PANELS) {
+            w.ahead = p + TILE_PANELS < n_panels ? TILE_PANELS * w.panel : full - p * w.panel;
             for (int64_t r = 0; r < n_rows; r += LANES) {
-                const rows x = {a->x_panels + (first_row + r) * a->n_in + i * LANES, 1, LANES, DEPTH * LANES};
-                multiply_stored(smaller(LANES, n_rows - r), x, smaller(TILE_PANELS, n_panels - p),
-                                panels_from(w, p * w.panel + i * LANES), totals + r * WIDTH + p * LANES, WIDTH, depth);
+                const rows x = {a->x_panels + (first_row + r) * a->n_in + i * LANES, 1, LANES, full};
+                multiply(smaller(LANES, n_rows - r), x, smaller(TILE_PANELS, n_panels - p),
+                         panels_from(w, p * w.panel + i * LANES), totals + r * WIDTH + p * LANES, WIDTH, depth);
             }
+        }
     }
     for (int64_t r = 0; r < n_rows; r++)
         memcpy(a->y + (first_row + r) * a->n_out + first, totals + r * WIDTH, (size_t)n_outputs * sizeof *totals);
@@ -51,7 +55,7 @@ static void linear_block(const refgpt_linear_args *a, int64_t first_row, int64_t
 
 ALWAYS_INLINE void linear(const refgpt_linear_args *a, int64_t begin, int64_t end, enum dtype dtype) {
     const int64_t panel = a->n_in * LANES;
-    const panels w = {a->w, panel, dtype};
+    const panels w = stream_of(a->w, panel, dtype);
     if (!a->x_panels) {
         linear_few_rows(a, begin * LANES, smaller(end * LANES, a->n_out) - begin * LANES, panels_from(w, begin * panel));
         return;

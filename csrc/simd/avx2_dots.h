@@ -2,6 +2,9 @@
 
 enum { TILE_QUANTISED_ROWS = 4 };
 
+/* Sums as they are written: a compiler that reorders integer additions needs more registers than there are. */
+#define IN_ORDER(sum) __asm__("" : "+x"(sum))
+
 /* Nibbles are 0 .. 15, so that the eight products of a lane's half block stay below 8 * 2 * 15 * 127 < 2^15 and are widened once. */
 static inline void dots_q4(const uint8_t *w, const char *x, int64_t height, const int R, v16 *dots) {
     const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
@@ -20,7 +23,9 @@ static inline void dots_q4(const uint8_t *w, const char *x, int64_t height, cons
             for (int r = 0; r < R; r++) {
                 const __m256i xr = _mm256_set1_epi32(load_int(x + 4 * ((2 * step + half) * height + r)));
                 lo[r] = _mm256_add_epi16(lo[r], _mm256_maddubs_epi16(w_lo, xr));
+                IN_ORDER(lo[r]);
                 hi[r] = _mm256_add_epi16(hi[r], _mm256_maddubs_epi16(w_hi, xr));
+                IN_ORDER(hi[r]);
             }
         }
     }

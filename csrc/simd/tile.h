@@ -7,12 +7,20 @@ typedef struct {
     int64_t row, inner, ahead;
 } rows;
 
-/* Weights w[p, i, lane], p panels from one another by `panel` elements. */
+enum { AHEAD = 4096 }; /* bytes between reading and prefetching a stream */
+
+/* Weights w[p, i, lane], p panels from one another by `panel` elements. What lies `ahead` elements further is prefetched. */
 typedef struct {
     const void *at;
-    int64_t panel;
+    int64_t panel, ahead;
     enum dtype dtype;
 } panels;
+
+/* Panels that are read once, from the first to the last. */
+ALWAYS_INLINE panels stream_of(const void *at, int64_t panel, enum dtype dtype) {
+    const panels w = {at, panel, AHEAD / size_of(dtype), dtype};
+    return w;
+}
 
 ALWAYS_INLINE panels panels_from(panels w, int64_t n_elements) {
     w.at = (const char *)w.at + n_elements * size_of(w.dtype);
@@ -20,11 +28,10 @@ ALWAYS_INLINE panels panels_from(panels w, int64_t n_elements) {
 }
 
 enum { MOST_ROWS = 8, MOST_PANELS = 4 }; /* of a tile, for any instruction set */
-enum { AHEAD = 4096 };                   /* bytes */
 
 /* Adds to the totals y[r, 16 p + lane]. R and P are compile-time constants at every call, so that the accumulators live in
- * registers: R rows share each weight that is loaded, P panels share each x that is broadcast. Weights are prefetched AHEAD of
- * the reading point: few rows are bound by memory, and many begin each block by reading it. */
+ * registers: R rows share each weight that is loaded, P panels share each x that is broadcast. Weights are prefetched into L2:
+ * what is read now fills L1. */
 ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int R, const int P) {
     for (int64_t start = 0; start < n_in; start += CHUNK) {
         const int64_t stop = smaller(start + CHUNK, n_in);
@@ -39,7 +46,7 @@ ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_
 #pragma GCC unroll 4
             for (int p = 0; p < P; p++) {
                 const int64_t at = p * w.panel + i * LANES;
-                __builtin_prefetch((const char *)w.at + at * size_of(w.dtype) + AHEAD);
+                __builtin_prefetch((const char *)w.at + (at + w.ahead) * size_of(w.dtype), 0, 2);
                 weights[p] = load_stored(w.at, at, w.dtype);
             }
 #pragma GCC unroll 8
@@ -59,15 +66,17 @@ ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_
     }
 }
 
-/* The same for any number of rows, tile by tile. */
+/* The same for any number of rows, in tiles as even as can be. */
 #define TILE_OF(height)                                                                    \
     case height:                                                                           \
         if (height <= TILE_ROWS) tile(xr, w, y + r * y_stride, y_stride, n_in, height, P); \
         break;
 ALWAYS_INLINE void tiles(int64_t n_rows, rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int P) {
-    for (int64_t r = 0; r < n_rows; r += TILE_ROWS) {
+    int64_t n_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS;
+    for (int64_t r = 0, n; r < n_rows; r += n, n_tiles--) {
         const rows xr = {x.at + r * x.row, x.row, x.inner, x.ahead};
-        switch (smaller(n_rows - r, TILE_ROWS)) {
+        n = (n_rows - r + n_tiles - 1) / n_tiles;
+        switch (n) {
             TILE_OF(1)
             TILE_OF(2)
             TILE_OF(3)
@@ -81,7 +90,7 @@ ALWAYS_INLINE void tiles(int64_t n_rows, rows x, panels w, float *y, int64_t y_s
 }
 #undef TILE_OF
 
-/* The same for any number of panels. Compiled once for each dtype. */
+/* The same for any number of panels. Inlined where x's steps and the dtype are constants. */
 ALWAYS_INLINE void multiply(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in) {
     int64_t p = 0;
     if (n_rows == 1)
@@ -93,9 +102,10 @@ ALWAYS_INLINE void multiply(int64_t n_rows, rows x, int64_t n_panels, panels w, 
     for (; p < n_panels; p++) tiles(n_rows, x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, 1);
 }
 
+/* Compiled once for each dtype, for rows as they are. */
 #define MULTIPLY(name, stored)                                                                                       \
     static void name(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in) { \
-        w.dtype = stored; /* a constant again */                                                                     \
+        w.dtype = stored, x.inner = 1;                                                                               \
         multiply(n_rows, x, n_panels, w, y, y_stride, n_in);                                                         \
     }
 MULTIPLY(multiply_f32, F32)

@@ -143,7 +143,7 @@ def test_time_in_the_system_counts_too():
 
 
 def test_the_peak_is_measured_where_there_is_a_compiler(tmp_path: Path):
-    program = build_peak(tmp_path)
+    program = build_peak(tmp_path, "native")
     assert peaks(None, 1) == {}
     if program is None:
         pytest.skip("no C compiler")
