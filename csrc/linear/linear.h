@@ -15,7 +15,7 @@ static void start_totals(float *totals, int64_t stride, int64_t n_rows, int64_t 
 }
 
 static void linear_few_rows(const refgpt_linear_args *a, int64_t first, int64_t n_outputs, panels w) {
-    const rows x = {a->x, a->n_in, 1, 0};
+    const rows x = {a->x, a->n_in, 1, 0, 0};
     const int64_t n_panels = n_outputs / LANES, n_left = n_outputs % LANES;
     float *y = a->y + first;
     start_totals(y, a->n_out, a->n_rows, n_outputs, a->bias ? a->bias + first : NULL);
@@ -43,7 +43,8 @@ ALWAYS_INLINE void linear_block(const refgpt_linear_args *a, int64_t first_row, 
         for (int64_t p = 0; p < n_panels; p += TILE_PANELS) {
             w.ahead = p + TILE_PANELS < n_panels ? TILE_PANELS * w.panel : full - p * w.panel;
             for (int64_t r = 0; r < n_rows; r += LANES) {
-                const rows x = {a->x_panels + (first_row + r) * a->n_in + i * LANES, 1, LANES, full};
+                const int64_t next = r + LANES < n_rows ? LANES * a->n_in : -r * a->n_in;
+                const rows x = {a->x_panels + (first_row + r) * a->n_in + i * LANES, 1, LANES, next, full};
                 multiply(smaller(LANES, n_rows - r), x, smaller(TILE_PANELS, n_panels - p),
                          panels_from(w, p * w.panel + i * LANES), totals + r * WIDTH + p * LANES, WIDTH, depth);
             }

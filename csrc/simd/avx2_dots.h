@@ -1,6 +1,6 @@
 /* Dot products of bytes in 256-bit registers: AVX2 multiplies an unsigned byte with a signed one and adds pairs in 16 bits. */
 
-enum { TILE_QUANTISED_ROWS = 4 };
+enum { TILE_QUANTISED_ROWS = 5 };
 
 /* Sums as they are written: a compiler that reorders integer additions needs more registers than there are. */
 #define IN_ORDER(sum) __asm__("" : "+x"(sum))
@@ -9,7 +9,7 @@ enum { TILE_QUANTISED_ROWS = 4 };
 static inline void dots_q4(const uint8_t *w, const char *x, int64_t height, const int R, v16 *dots) {
     const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     __m256i lo[TILE_QUANTISED_ROWS], hi[TILE_QUANTISED_ROWS];
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int r = 0; r < R; r++) lo[r] = hi[r] = _mm256_setzero_si256();
 #pragma GCC unroll 4
     for (int step = 0; step < 4; step++) {
@@ -19,7 +19,7 @@ static inline void dots_q4(const uint8_t *w, const char *x, int64_t height, cons
         for (int half = 0; half < 2; half++) {
             const __m256i w_lo = _mm256_and_si256(half ? _mm256_srli_epi16(both[0], 4) : both[0], nibble);
             const __m256i w_hi = _mm256_and_si256(half ? _mm256_srli_epi16(both[1], 4) : both[1], nibble);
-#pragma GCC unroll 4
+#pragma GCC unroll 5
             for (int r = 0; r < R; r++) {
                 const __m256i xr = _mm256_set1_epi32(load_int(x + 4 * ((2 * step + half) * height + r)));
                 lo[r] = _mm256_add_epi16(lo[r], _mm256_maddubs_epi16(w_lo, xr));
@@ -29,7 +29,7 @@ static inline void dots_q4(const uint8_t *w, const char *x, int64_t height, cons
             }
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int r = 0; r < R; r++) {
         const __m256i offset = _mm256_set1_epi32(load_int(x + 36 * height + 4 * r));
         dots[r] = v16_of_integers(_mm256_add_epi32(_mm256_madd_epi16(lo[r], ones), offset),
@@ -45,19 +45,19 @@ static inline __m256i dot_signed(__m256i sum, __m256i w, __m256i size, __m256i x
 static inline void dots_q8(const uint8_t *w, const char *x, int64_t height, const int R, v16 *dots) {
     const __m256i ones = _mm256_set1_epi16(1);
     __m256i lo[TILE_QUANTISED_ROWS], hi[TILE_QUANTISED_ROWS];
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int r = 0; r < R; r++) lo[r] = hi[r] = _mm256_setzero_si256();
 #pragma GCC unroll 2
     for (int quad = 0; quad < 8; quad++) {
         const __m256i w_lo = _mm256_loadu_si256((const __m256i *)(w + 64 * quad)), size_lo = _mm256_abs_epi8(w_lo);
         const __m256i w_hi = _mm256_loadu_si256((const __m256i *)(w + 64 * quad + 32)), size_hi = _mm256_abs_epi8(w_hi);
-#pragma GCC unroll 4
+#pragma GCC unroll 5
         for (int r = 0; r < R; r++) {
             const __m256i xr = _mm256_set1_epi32(load_int(x + 4 * (quad * height + r)));
             lo[r] = dot_signed(lo[r], w_lo, size_lo, xr, ones);
             hi[r] = dot_signed(hi[r], w_hi, size_hi, xr, ones);
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int r = 0; r < R; r++) dots[r] = v16_of_integers(lo[r], hi[r]);
 }

@@ -1,10 +1,10 @@
 /* The one inner loop of linear and attention: a few rows of x against a few panels of weights, chunked sums (see the header). */
 
 /* x[r, i] for the rows of one tile. Rows as they are have {n_in, 1}; rows packed into panels of 16 have {1, 16}. What lies
- * `ahead` elements further is prefetched: rows that will be wanted when these are done with. */
+ * `next` elements further is wanted as soon as these rows are done with, what lies `later` elements further after that. */
 typedef struct {
     const float *at;
-    int64_t row, inner, ahead;
+    int64_t row, inner, next, later;
 } rows;
 
 enum { AHEAD = 4096 }; /* bytes between reading and prefetching a stream */
@@ -30,8 +30,8 @@ ALWAYS_INLINE panels panels_from(panels w, int64_t n_elements) {
 enum { MOST_ROWS = 8, MOST_PANELS = 4 }; /* of a tile, for any instruction set */
 
 /* Adds to the totals y[r, 16 p + lane]. R and P are compile-time constants at every call, so that the accumulators live in
- * registers: R rows share each weight that is loaded, P panels share each x that is broadcast. Weights are prefetched into L2:
- * what is read now fills L1. */
+ * registers: R rows share each weight that is loaded, P panels share each x that is broadcast. Prefetches go into L2, as what is
+ * read now fills L1; where a step is long enough for one more, the next rows come into L1. */
 ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int R, const int P) {
     for (int64_t start = 0; start < n_in; start += CHUNK) {
         const int64_t stop = smaller(start + CHUNK, n_in);
@@ -42,7 +42,8 @@ ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_
             for (int p = 0; p < P; p++) sum[r][p] = v16_set1(0.0f);
         for (int64_t i = start; i < stop; i++) {
             v16 weights[MOST_PANELS];
-            __builtin_prefetch(x.at + i * x.inner + x.ahead);
+            __builtin_prefetch(x.at + i * x.inner + x.later, 0, 2);
+            if (P > 1) __builtin_prefetch(x.at + i * x.inner + x.next);
 #pragma GCC unroll 4
             for (int p = 0; p < P; p++) {
                 const int64_t at = p * w.panel + i * LANES;
@@ -74,7 +75,7 @@ ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_
 ALWAYS_INLINE void tiles(int64_t n_rows, rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int P) {
     int64_t n_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS;
     for (int64_t r = 0, n; r < n_rows; r += n, n_tiles--) {
-        const rows xr = {x.at + r * x.row, x.row, x.inner, x.ahead};
+        const rows xr = {x.at + r * x.row, x.row, x.inner, x.next, x.later};
         n = (n_rows - r + n_tiles - 1) / n_tiles;
         switch (n) {
             TILE_OF(1)
