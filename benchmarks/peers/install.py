@@ -49,12 +49,12 @@ def cmake_args(isa: str) -> str:
 def install(work: Path, isa: str) -> None:
     """Make the environment, or bring it up to date. A peer that cannot be installed is told of and left out."""
     stamp = work / "installed.json"
-    done = json.loads(stamp.read_text()) if stamp.exists() else {}
+    done = json.loads(stamp.read_text()) if stamp.exists() else {"isa": isa}
+    if done.setdefault("isa", "native") != isa:
+        raise SystemExit(f"{work} was installed for {done['isa']}: give {isa} a directory of its own")
     if not python_of(work).exists():
         venv.create(work / "venv", with_pip=True)
-        done = {}
-    if done.setdefault("isa", isa) != isa:
-        raise SystemExit(f"{work} was installed for {done['isa']}: give {isa} a directory of its own")
+        done = {"isa": isa}
     for what, target, version in [
         ("refgpt", str(ROOT), fingerprint()),
         *((line, line, line) for line in requirements()),

@@ -164,6 +164,11 @@ def test_the_report_says_that_the_machine_was_busy():
     assert not any("was not quiet" in line for line in lines({"records": quiet}))
 
 
+def test_the_report_says_what_the_engines_were_held_to():
+    assert "held to" not in lines()[0]
+    assert lines({"isa": "avx2"})[0].endswith("medians of 2 rounds. Every engine was held to avx2.")
+
+
 def test_the_report_names_what_was_left_out():
     """An engine that never loaded has no rows; one that broke later keeps what it gave."""
     engines = RECORDED["engines"] | {
