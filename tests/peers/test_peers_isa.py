@@ -31,7 +31,8 @@ def test_a_directory_is_for_one_set(tmp_path: Path, before: dict[str, str], isa:
     """Also one from before there was a choice: nothing of it is installed again for another set."""
     stamp = tmp_path / "installed.json"
     stamp.write_text(json.dumps(before))
-    with pytest.raises(SystemExit, match=f"installed for {before.get('isa', 'native')}: give {isa} a directory of its own"):
+    was = before.get("isa", "native")
+    with pytest.raises(SystemExit, match=f"installed for {was}: give {isa} a directory of its own"):
         install(tmp_path, isa)
     assert json.loads(stamp.read_text()) == before
     assert list(tmp_path.iterdir()) == [stamp]
