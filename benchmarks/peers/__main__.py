@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.peers.install import ROOT, install, python_of
+from benchmarks.peers.install import ROOT, install, python_of, read_stamp
 from benchmarks.peers.isa import ISAS
 from benchmarks.peers.lineup import CHECKPOINT, REFERENCE, chosen, forms_of, groups
 
@@ -37,6 +37,7 @@ def main() -> None:
         parser.error("--rounds, --threads and --layers are 1 at least")
     work = args.dir.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    read_stamp(work, args.isa)
     for stage in args.stages or STAGES:
         match stage:
             case "install":

@@ -43,15 +43,21 @@ def fingerprint() -> str:
 
 def cmake_args(isa: str) -> str:
     """llama.cpp for an instruction set, or for this very processor ("native")."""
-    return " ".join(f"-D{name}={value}" for name, value in (ISAS[isa].cmake | LLAMA_PARTS).items())
+    return " ".join(f"-D{name}={value}" for name, value in {**ISAS[isa].cmake, **LLAMA_PARTS}.items())
 
 
-def install(work: Path, isa: str) -> None:
-    """Make the environment, or bring it up to date. A peer that cannot be installed is told of and left out."""
+def read_stamp(work: Path, isa: str) -> dict[str, str]:
+    """What is installed. A directory keeps to one instruction set: engines built for two are not compared."""
     stamp = work / "installed.json"
     done = json.loads(stamp.read_text()) if stamp.exists() else {"isa": isa}
     if done.setdefault("isa", "native") != isa:
         raise SystemExit(f"{work} was installed for {done['isa']}: give {isa} a directory of its own")
+    return done
+
+
+def install(work: Path, isa: str) -> None:
+    """Make the environment, or bring it up to date. A peer that cannot be installed is told of and left out."""
+    done = read_stamp(work, isa)
     if not python_of(work).exists():
         venv.create(work / "venv", with_pip=True)
         done = {"isa": isa}
@@ -65,18 +71,18 @@ def install(work: Path, isa: str) -> None:
         why_not = pip_install(work, target, isa)
         if why_not is None:
             done[what] = version
-            stamp.write_text(json.dumps(done, indent=1))
+            (work / "installed.json").write_text(json.dumps(done, indent=1))
         elif what == "refgpt":
             raise SystemExit(f"refgpt cannot be installed: {why_not}")
         else:
             print(f"{what} cannot be installed, so it is left out: {why_not}", flush=True)
-    check_llama(work)
+    check_llama(work, isa)
 
 
 def pip_install(work: Path, target: str, isa: str) -> str | None:
     """None, or the last line of what went wrong; all of it is in install.log."""
     command = [str(python_of(work)), "-m", "pip", "install", "--no-binary", "llama-cpp-python", target]
-    if "llama" in target:
+    if target.startswith("llama-cpp-python"):
         command.append("--no-cache-dir")  # a wheel from there may have been built for another instruction set
     parallel = {"CMAKE_ARGS": cmake_args(isa), "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)}
     log = work / "install.log"
@@ -90,11 +96,13 @@ def pip_install(work: Path, target: str, isa: str) -> str | None:
     return None if status == 0 else log.read_text(errors="replace").strip().splitlines()[-1] + f" ({log})"
 
 
-def check_llama(work: Path) -> None:
-    """Warn of a llama.cpp that was built without what this processor has: it would be compared unfairly."""
+def check_llama(work: Path, isa: str) -> None:
+    """Warn of a llama.cpp that was built without what it may use here, or with more: it would be compared unfairly."""
     ask = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
     run = subprocess.run([str(python_of(work)), "-c", ask], capture_output=True, text=True, timeout=60)
     processor = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     missing = [flag for flag in WANTED_FLAGS if flag.lower() in processor.split() and f"{flag} = 1" not in run.stdout]
     if run.returncode == 0 and missing:
         print(f"warning: this llama.cpp was built without {', '.join(missing)}: {run.stdout.strip()}", flush=True)
+    if isa != "native" and "AVX512 = 1" in run.stdout:
+        print(f"warning: this llama.cpp was built for more than {isa}: {run.stdout.strip()}", flush=True)

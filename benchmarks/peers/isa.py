@@ -1,6 +1,8 @@
 """Instruction sets that a whole comparison can be held to: a fast processor then tells what slower ones would see.
 
-Every engine is built for the set or told to use no more. Standard library only: installing needs it.
+llama.cpp is built for the set, the others are told to use no more, and ctransformers' wheel is AVX2's anyway. Intel's
+MKL, which PyTorch multiplies float32 with, listens on Intel's processors only. Standard library only: installing needs
+this module.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ class Isa:
     ----------
     cmake : mapping
         What llama.cpp is compiled with.
-    cflags : list of str
+    cflags : tuple of str
         What ``peak.c`` is compiled with.
     environment : mapping
-        What the other engines are told while they run: refgpt, CTranslate2, and the libraries of products that
-        CTranslate2 and PyTorch bring along.
+        What the other engines are told while they run: refgpt, CTranslate2, and the libraries of matrix products
+        that CTranslate2 and PyTorch bring along.
     """
 
     cmake: Mapping[str, str]
@@ -34,7 +36,7 @@ ISAS = {
     "avx2": Isa(
         {"GGML_NATIVE": "OFF", "GGML_SSE42": "ON", "GGML_AVX": "ON", "GGML_AVX2": "ON", "GGML_FMA": "ON",
          "GGML_F16C": "ON", "GGML_BMI2": "ON"},
-        ("-march=x86-64-v3",),
+        ("-mavx2", "-mfma", "-mf16c"),
         {"REFGPT_ISA": "avx2", "CT2_FORCE_CPU_ISA": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "DNNL_MAX_CPU_ISA": "AVX2",
          "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
     ),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.peers.isa import ISAS
 from benchmarks.peers.lineup import REFERENCE, Group, chosen, groups
 from benchmarks.peers.measure import run_group, wait_for_quiet
 from benchmarks.peers.processors import build_peak, machine, peaks, read_buffer, read_rate
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--patience", type=float, required=True)
-    parser.add_argument("--isa", required=True)
+    parser.add_argument("--isa", choices=ISAS, required=True)
     parser.add_argument("--engines")
     args = parser.parse_args()
     run(args.work, args.layers, args.rounds, args.threads, args.patience, args.isa, args.engines)

@@ -8,6 +8,7 @@
  * done: y's rows are often a power of two apart, which would make them fight for the same lines of the cache. */
 
 enum { PIECE = 8 << 10, ROW_BLOCK = 64, PANEL_BLOCK = 24 };
+_Static_assert(PIECE % (4 * LANES * CHUNK) == 0, "a piece of any dtype is whole chunks");
 
 static void start_totals(float *totals, int64_t stride, int64_t n_rows, int64_t n_outputs, const float *bias) {
     for (int64_t r = 0; r < n_rows; r++)
@@ -33,18 +34,18 @@ static void linear_few_rows(const refgpt_linear_args *a, int64_t first, int64_t 
  * panel. */
 ALWAYS_INLINE void linear_block(const refgpt_linear_args *a, int64_t first_row, int64_t first, int64_t n_outputs, panels w) {
     enum { WIDTH = PANEL_BLOCK * LANES };
-    const int64_t full = PIECE / size_of(w.dtype); /* elements of a piece, and of the rows that meet it */
+    const int64_t deepest = PIECE / (LANES * size_of(w.dtype)); /* the depth of a piece */
     float totals[ROW_BLOCK * WIDTH] __attribute__((aligned(64)));
     const int64_t n_rows = smaller(ROW_BLOCK, a->n_rows - first_row), n_panels = (n_outputs + LANES - 1) / LANES;
     memset(totals, 0, (size_t)(n_rows * WIDTH) * sizeof *totals);
     start_totals(totals, WIDTH, n_rows, n_outputs, a->bias ? a->bias + first : NULL);
-    for (int64_t i = 0; i < a->n_in; i += full / LANES) {
-        const int64_t depth = smaller(full / LANES, a->n_in - i);
+    for (int64_t i = 0; i < a->n_in; i += deepest) {
+        const int64_t depth = smaller(deepest, a->n_in - i);
         for (int64_t p = 0; p < n_panels; p += TILE_PANELS) {
-            w.ahead = p + TILE_PANELS < n_panels ? TILE_PANELS * w.panel : full - p * w.panel;
+            w.ahead = p + TILE_PANELS < n_panels ? TILE_PANELS * w.panel : deepest * LANES - p * w.panel;
             for (int64_t r = 0; r < n_rows; r += LANES) {
                 const int64_t next = r + LANES < n_rows ? LANES * a->n_in : -r * a->n_in;
-                const rows x = {a->x_panels + (first_row + r) * a->n_in + i * LANES, 1, LANES, next, full};
+                const rows x = {a->x_panels + (first_row + r) * a->n_in + i * LANES, 1, LANES, next, deepest * LANES};
                 multiply(smaller(LANES, n_rows - r), x, smaller(TILE_PANELS, n_panels - p),
                          panels_from(w, p * w.panel + i * LANES), totals + r * WIDTH + p * LANES, WIDTH, depth);
             }

@@ -3,8 +3,8 @@
  * The 32 products of a block are summed as integers, exactly, so that instruction sets may sum them in any order; the blocks'
  * sums are then scaled and added in float32, in one order. One row (decode) is bound by reading the weights once, many rows by
  * integer multiplications: a tile of rows shares each weight that is unpacked, and some panels that stay in the L2 cache meet
- * four groups of rows before the next are read. More rows would not stay in L3, and reading the weights again is nothing
- * beside what four groups have to multiply. */
+ * four groups of rows before the next are read. The rows of more groups, megabytes where there are 16384 inputs, would come
+ * from far away each time; reading the weights again costs little beside what four groups have to multiply. */
 
 enum { GROUP = REFGPT_ROW_GROUP, ROWS_AT_ONCE = 4 * GROUP, L2_SHARE = 320 << 10 };
 
@@ -65,9 +65,9 @@ ALWAYS_INLINE void group_quantised(const char *x, int64_t height, const uint8_t 
 ALWAYS_INLINE void linear_quantised(const refgpt_linear_quantised_args *a, int64_t begin, int64_t end, enum dtype dtype) {
     const int64_t n_blocks = (a->n_in + BLOCK - 1) / BLOCK, panel = n_blocks * block_bytes(dtype);
     const int64_t n_parts = 1 + (end - begin) * panel / L2_SHARE, some = (end - begin + n_parts - 1) / n_parts;
-    for (int64_t row = 0; row < a->n_rows; row += ROWS_AT_ONCE)
+    for (int64_t first_row = 0; first_row < a->n_rows; first_row += ROWS_AT_ONCE)
         for (int64_t first = begin; first < end; first += some)
-            for (int64_t r = row; r < smaller(row + ROWS_AT_ONCE, a->n_rows); r += GROUP)
+            for (int64_t r = first_row; r < smaller(first_row + ROWS_AT_ONCE, a->n_rows); r += GROUP)
                 for (int64_t p = first; p < smaller(first + some, end); p++) {
                     const int64_t o = p * LANES, n_lanes = smaller(LANES, a->n_out - o);
                     const v16 bias = a->bias ? load_row(a->bias, o, a->n_out, 0.0f) : v16_set1(0.0f);

@@ -3,7 +3,7 @@
 enum { TILE_QUANTISED_ROWS = 5 };
 
 /* Sums as they are written: a compiler that reorders integer additions needs more registers than there are. */
-#define IN_ORDER(sum) __asm__("" : "+x"(sum))
+#define IN_ORDER(sum) __asm__("" : "+v"(sum))
 
 /* Nibbles are 0 .. 15, so that the eight products of a lane's half block stay below 8 * 2 * 15 * 127 < 2^15 and are widened once. */
 static inline void dots_q4(const uint8_t *w, const char *x, int64_t height, const int R, v16 *dots) {

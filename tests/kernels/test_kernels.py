@@ -11,8 +11,8 @@ from refgpt.kernels import list_kernels
 
 # Around the widths of vectors and around one, two and more chunks of an inner sum.
 SIZES = [0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97, 127, 128, 129, 200]
-# Around tiles of rows (up to 8), panels of rows (16) and blocks of rows (128).
-ROWS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 33, 130]
+# Around tiles of rows (up to 16), panels (16), groups (24), blocks (64, 96); 13 and 19 make tiles of 7, 6 and 3.
+ROWS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 17, 19, 33, 130]
 SHAPES = {f"n={n}": [(n, 3)] for n in SIZES} | {
     "rows": [(40, n_rows) for n_rows in ROWS],
     "both": [(0, 9), (1, 33), (129, 17), (200, 9)],

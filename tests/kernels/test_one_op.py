@@ -60,6 +60,18 @@ def test_linear_of_8_and_4_bits_in_every_group_of_rows(kernel, n_out):
         hold_to_scalar(case, kernel)
 
 
+@each("linear_")
+def test_linear_of_more_than_fits_into_the_caches_at_once(kernel):
+    """Several blocks of rows, of panels and of depth in one call; of quantised weights more than 320 KiB."""
+    kind, rng = dtype_of(kernel), np.random.default_rng(5)
+    if kind in ("q8", "q4"):
+        case = linear_quantised_case(kind, 4096, 100, "ordinary", rng, 200)
+    else:
+        case = linear_case(kind, 300, 70, "ordinary", rng, 400)
+    hold_to_spec(case, kernel)
+    hold_to_scalar(case, kernel)
+
+
 @each("linear_q")
 @pytest.mark.parametrize("n_rows", [1, 20])
 def test_the_largest_integers_do_not_overflow(kernel, n_rows):

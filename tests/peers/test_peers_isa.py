@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.peers import __main__ as command
 from benchmarks.peers.install import cmake_args, install
 from benchmarks.peers.isa import ISAS
 from benchmarks.peers.processors import build_peak, peaks
@@ -36,6 +37,14 @@ def test_a_directory_is_for_one_set(tmp_path: Path, before: dict[str, str], isa:
         install(tmp_path, isa)
     assert json.loads(stamp.read_text()) == before
     assert list(tmp_path.iterdir()) == [stamp]
+
+
+def test_what_is_there_is_not_measured_as_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "installed.json").write_text(json.dumps({"isa": "avx2"}))
+    monkeypatch.setattr("sys.argv", ["peers", "--dir", str(tmp_path), "run"])
+    monkeypatch.setattr(command, "run_stage", lambda *args, **kwargs: pytest.fail("it was measured"))
+    with pytest.raises(SystemExit, match="installed for avx2: give native a directory of its own"):
+        command.main()
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2 is x86-64's")
