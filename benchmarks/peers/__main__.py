@@ -9,6 +9,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.peers.install import ROOT, install, python_of, read_stamp
@@ -46,8 +47,8 @@ def main() -> None:
                 make_models(work, args.layers, forms_of(chosen(groups(args.threads), args.engines)))
             case "run":
                 names = ("layers", "rounds", "threads", "patience", "isa", *(["engines"] if args.engines else []))
-                os.environ.update(ISAS[args.isa].environment)
-                run_stage(work, "run", str(work), *(f"--{name}={getattr(args, name)}" for name in names))
+                options = (f"--{name}={getattr(args, name)}" for name in names)
+                run_stage(work, "run", str(work), *options, environment=ISAS[args.isa].environment)
             case _:
                 run_stage(work, stage, str(work))
 
@@ -62,11 +63,11 @@ def make_models(work: Path, n_layer: int, forms: list[str]) -> None:
             run_stage(work, "models", str(models), form, "--layers", str(n_layer), must=form in (CHECKPOINT, REFERENCE))
 
 
-def run_stage(work: Path, stage: str, *args: str, must: bool = True) -> None:
-    """A module of this package in the peers' environment, in a process of its own."""
+def run_stage(work: Path, stage: str, *args: str, must: bool = True, environment: Mapping[str, str] = {}) -> None:
+    """A module of this package with the peers' interpreter, in a process of its own."""
     command = [str(python_of(work)), "-m", f"benchmarks.peers.{stage}", *args]
     try:
-        status = subprocess.run(command, cwd=ROOT, timeout=LIMITS[stage]).returncode
+        status = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, timeout=LIMITS[stage]).returncode
         fault = f"ended with status {status}" if status else None
     except subprocess.TimeoutExpired:
         fault = f"took longer than {LIMITS[stage]} s"

@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.peers.isa import ISAS
 
 ROOT = Path(__file__).resolve().parents[2]
+STAMP = "installed.json"  # what is installed, and for which instruction set
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 #: Compiling llama.cpp takes minutes; a download that hangs should not take for ever.
 INSTALL_SECONDS = 3600
@@ -48,7 +49,7 @@ def cmake_args(isa: str) -> str:
 
 def read_stamp(work: Path, isa: str) -> dict[str, str]:
     """What is installed. A directory keeps to one instruction set: engines built for two are not compared."""
-    stamp = work / "installed.json"
+    stamp = work / STAMP
     done = json.loads(stamp.read_text()) if stamp.exists() else {"isa": isa}
     if done.setdefault("isa", "native") != isa:
         raise SystemExit(f"{work} was installed for {done['isa']}: give {isa} a directory of its own")
@@ -71,7 +72,7 @@ def install(work: Path, isa: str) -> None:
         why_not = pip_install(work, target, isa)
         if why_not is None:
             done[what] = version
-            (work / "installed.json").write_text(json.dumps(done, indent=1))
+            (work / STAMP).write_text(json.dumps(done, indent=1))
         elif what == "refgpt":
             raise SystemExit(f"refgpt cannot be installed: {why_not}")
         else:

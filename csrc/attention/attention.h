@@ -21,7 +21,7 @@ ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int6
 
         for (int64_t r = 0; r < t.n_rows; r++)
             memset(scores + r * a->capacity, 0, (size_t)(n_key_panels * LANES) * sizeof *scores);
-        const rows q = {a->q + t.first_row * width + h * a->d_head, width, 1, 0, 0};
+        const rows q = rows_as_they_are(a->q + t.first_row * width + h * a->d_head, width);
         multiply_stored(t.n_rows, q, n_key_panels, panels_from(k, head * a->capacity * a->d_head), scores, a->capacity,
                         a->d_head);
         for (int64_t r = 0; r < t.n_rows; r++) {
@@ -36,13 +36,13 @@ ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int6
         }
         /* A head's dimensions may end inside a panel, so z is gathered in a buffer, a panel at a time. Past the chunks of keys
          * that all rows see, each row goes its own way: 0 times an infinite value that it does not see would be NaN. */
-        const rows pattern = {scores, a->capacity, 1, 0, 0};
+        const rows pattern = rows_as_they_are(scores, a->capacity);
         for (int64_t p = 0; p < n_panels; p++) {
             float z[FEW_ROWS * LANES] = {0};
             const panels values = panels_from(v, (head * n_panels + p) * v.panel), own = panels_from(values, n_shared * LANES);
             multiply_stored(t.n_rows, pattern, 1, values, z, LANES, n_shared);
             for (int64_t r = 0; r < t.n_rows; r++) {
-                const rows rest = {scores + r * a->capacity + n_shared, a->capacity, 1, 0, 0};
+                const rows rest = rows_as_they_are(scores + r * a->capacity + n_shared, a->capacity);
                 multiply_stored(1, rest, 1, own, z + r * LANES, LANES, n_visible[r] - n_shared);
                 float *to = a->z + (t.first_row + r) * width + h * a->d_head + p * LANES;
                 memcpy(to, z + r * LANES, (size_t)smaller(LANES, a->d_head - p * LANES) * sizeof *to);

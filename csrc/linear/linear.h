@@ -16,7 +16,7 @@ static void start_totals(float *totals, int64_t stride, int64_t n_rows, int64_t 
 }
 
 static void linear_few_rows(const refgpt_linear_args *a, int64_t first, int64_t n_outputs, panels w) {
-    const rows x = {a->x, a->n_in, 1, 0, 0};
+    const rows x = rows_as_they_are(a->x, a->n_in);
     const int64_t n_panels = n_outputs / LANES, n_left = n_outputs % LANES;
     float *y = a->y + first;
     start_totals(y, a->n_out, a->n_rows, n_outputs, a->bias ? a->bias + first : NULL);

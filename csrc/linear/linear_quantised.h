@@ -35,11 +35,10 @@ ALWAYS_INLINE void tile_quantised(const char *x, int64_t height, const uint8_t *
 /* The same for all rows of a group, in tiles as even as can be. */
 ALWAYS_INLINE void group_quantised(const char *x, int64_t height, const uint8_t *w, int64_t n_blocks, v16 bias, float *y,
                                    int64_t y_stride, int64_t n_lanes, enum dtype dtype) {
-    int64_t n_tiles = (height + TILE_QUANTISED_ROWS - 1) / TILE_QUANTISED_ROWS;
-    for (int64_t r = 0, n; r < height; r += n, n_tiles--) {
+    for (int64_t r = 0, n; r < height; r += n) {
         const char *xr = x + 4 * r;
         float *yr = y + r * y_stride;
-        n = (height - r + n_tiles - 1) / n_tiles;
+        n = even_part(height - r, TILE_QUANTISED_ROWS);
         switch (n) {
             TILE_OF(1)
             TILE_OF(2)
@@ -62,19 +61,24 @@ ALWAYS_INLINE void group_quantised(const char *x, int64_t height, const uint8_t 
 }
 #undef TILE_OF
 
-ALWAYS_INLINE void linear_quantised(const refgpt_linear_quantised_args *a, int64_t begin, int64_t end, enum dtype dtype) {
+/* The rows [first_row, last_row), whole groups but for the last, times the panels [begin, end). */
+ALWAYS_INLINE void groups_quantised(const refgpt_linear_quantised_args *a, int64_t first_row, int64_t last_row, int64_t begin,
+                                    int64_t end, enum dtype dtype) {
     const int64_t n_blocks = (a->n_in + BLOCK - 1) / BLOCK, panel = n_blocks * block_bytes(dtype);
     const int64_t n_parts = 1 + (end - begin) * panel / L2_SHARE, some = (end - begin + n_parts - 1) / n_parts;
-    for (int64_t first_row = 0; first_row < a->n_rows; first_row += ROWS_AT_ONCE)
-        for (int64_t first = begin; first < end; first += some)
-            for (int64_t r = first_row; r < smaller(first_row + ROWS_AT_ONCE, a->n_rows); r += GROUP)
-                for (int64_t p = first; p < smaller(first + some, end); p++) {
-                    const int64_t o = p * LANES, n_lanes = smaller(LANES, a->n_out - o);
-                    const v16 bias = a->bias ? load_row(a->bias, o, a->n_out, 0.0f) : v16_set1(0.0f);
-                    group_quantised(a->x + r * n_blocks * RECORD, smaller(GROUP, a->n_rows - r),
-                                    (const uint8_t *)a->w + p * panel, n_blocks, bias, a->y + r * a->n_out + o, a->n_out, n_lanes,
-                                    dtype);
-                }
+    for (int64_t first = begin; first < end; first += some)
+        for (int64_t r = first_row; r < last_row; r += GROUP)
+            for (int64_t p = first; p < smaller(first + some, end); p++) {
+                const int64_t o = p * LANES, n_lanes = smaller(LANES, a->n_out - o);
+                const v16 bias = a->bias ? load_row(a->bias, o, a->n_out, 0.0f) : v16_set1(0.0f);
+                group_quantised(a->x + r * n_blocks * RECORD, smaller(GROUP, last_row - r), (const uint8_t *)a->w + p * panel,
+                                n_blocks, bias, a->y + r * a->n_out + o, a->n_out, n_lanes, dtype);
+            }
+}
+
+ALWAYS_INLINE void linear_quantised(const refgpt_linear_quantised_args *a, int64_t begin, int64_t end, enum dtype dtype) {
+    for (int64_t r = 0; r < a->n_rows; r += ROWS_AT_ONCE)
+        groups_quantised(a, r, smaller(r + ROWS_AT_ONCE, a->n_rows), begin, end, dtype);
 }
 
 KERNEL(linear_q8) { linear_quantised(args, begin, end, Q8); }

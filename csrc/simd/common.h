@@ -17,6 +17,12 @@ ALWAYS_INLINE int64_t block_bytes(enum dtype dtype) { return (dtype == Q8 ? BLOC
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/* How many of n_left > 0 come next, so that parts of at most `most` are as even as can be. */
+static inline int64_t even_part(int64_t n_left, int64_t most) {
+    const int64_t n_parts = (n_left + most - 1) / most;
+    return (n_left + n_parts - 1) / n_parts;
+}
+
 /* The first n < 16 lanes from memory, the others `rest`. */
 static inline v16 v16_load_n(const float *p, int64_t n, float rest) {
     float lanes[LANES];

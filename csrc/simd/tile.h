@@ -1,11 +1,16 @@
 /* The one inner loop of linear and attention: a few rows of x against a few panels of weights, chunked sums (see the header). */
 
-/* x[r, i] for the rows of one tile. Rows as they are have {n_in, 1}; rows packed into panels of 16 have {1, 16}. What lies
- * `next` elements further is wanted as soon as these rows are done with, what lies `later` elements further after that. */
+/* x[r, i] for the rows of one tile. Rows as they are have {n_in, 1}; rows packed into panels of 16 have {1, 16}, and what lies
+ * `next` elements further is wanted as soon as these are done with, what lies `later` elements further after that. */
 typedef struct {
     const float *at;
     int64_t row, inner, next, later;
 } rows;
+
+ALWAYS_INLINE rows rows_as_they_are(const float *at, int64_t row) {
+    const rows x = {at, row, 1, 0, 0};
+    return x;
+}
 
 enum { AHEAD = 4096 }; /* bytes between reading and prefetching a stream */
 
@@ -16,7 +21,7 @@ typedef struct {
     enum dtype dtype;
 } panels;
 
-/* Panels that are read once, from the first to the last. */
+/* Panels as those want them who read each from its first element to its last. */
 ALWAYS_INLINE panels stream_of(const void *at, int64_t panel, enum dtype dtype) {
     const panels w = {at, panel, AHEAD / size_of(dtype), dtype};
     return w;
@@ -42,8 +47,8 @@ ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_
             for (int p = 0; p < P; p++) sum[r][p] = v16_set1(0.0f);
         for (int64_t i = start; i < stop; i++) {
             v16 weights[MOST_PANELS];
-            __builtin_prefetch(x.at + i * x.inner + x.later, 0, 2);
-            if (P > 1) __builtin_prefetch(x.at + i * x.inner + x.next);
+            if (x.inner > 1) __builtin_prefetch(x.at + i * x.inner + x.later, 0, 2);
+            if (x.inner > 1 && P > 1) __builtin_prefetch(x.at + i * x.inner + x.next);
 #pragma GCC unroll 4
             for (int p = 0; p < P; p++) {
                 const int64_t at = p * w.panel + i * LANES;
@@ -73,10 +78,9 @@ ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_
         if (height <= TILE_ROWS) tile(xr, w, y + r * y_stride, y_stride, n_in, height, P); \
         break;
 ALWAYS_INLINE void tiles(int64_t n_rows, rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int P) {
-    int64_t n_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS;
-    for (int64_t r = 0, n; r < n_rows; r += n, n_tiles--) {
+    for (int64_t r = 0, n; r < n_rows; r += n) {
         const rows xr = {x.at + r * x.row, x.row, x.inner, x.next, x.later};
-        n = (n_rows - r + n_tiles - 1) / n_tiles;
+        n = even_part(n_rows - r, TILE_ROWS);
         switch (n) {
             TILE_OF(1)
             TILE_OF(2)
@@ -91,7 +95,7 @@ ALWAYS_INLINE void tiles(int64_t n_rows, rows x, panels w, float *y, int64_t y_s
 }
 #undef TILE_OF
 
-/* The same for any number of panels. Inlined where x's steps and the dtype are constants. */
+/* The same for any number of panels. Inlined where x.inner and the dtype are constants. */
 ALWAYS_INLINE void multiply(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in) {
     int64_t p = 0;
     if (n_rows == 1)
