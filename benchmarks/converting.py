@@ -72,11 +72,18 @@ def measure(source: Path, dtype: str, directory: Path) -> tuple[dict[str, object
     broken = []
     if not packed.exists():
         started = time.time()
-        run = subprocess.run([sys.executable, "-c", CONVERT, str(source), str(packed), dtype], check=True,
-                             stdout=subprocess.PIPE, text=True)  # fmt: skip
+        run = subprocess.run(
+            [sys.executable, "-c", CONVERT, str(source), str(packed), dtype],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         found = json.loads(run.stdout.splitlines()[-1])
-        row |= {"convert s": round(time.time() - started), "its CPU s": round(found["cpu"]),
-                "its peak GB": round(found["peak"] / 1e9, 2)}  # fmt: skip
+        row |= {
+            "convert s": round(time.time() - started),
+            "its CPU s": round(found["cpu"]),
+            "its peak GB": round(found["peak"] / 1e9, 2),
+        }
         if found["peak"] > MOST_FOR_CONVERTING:
             broken.append(f"{dtype}: converting took {found['peak']} bytes")
     Process(packed).end()  # warms the page cache
@@ -91,13 +98,19 @@ def measure(source: Path, dtype: str, directory: Path) -> tuple[dict[str, object
     own = second.found["own"]
     second.end()
     first.end()
-    row |= {"weights GB": round(first.found["weights"] / 1e9, 2), "first token s": round(median(seconds), 2),
-            "beside weights and cache MB": round(median(peaks) / 1e6),
-            "of its own, a second process MB": round(own / 1e6)}  # fmt: skip
+    row |= {
+        "weights GB": round(first.found["weights"] / 1e9, 2),
+        "first token s": round(median(seconds), 2),
+        "beside weights and cache MB": round(median(peaks) / 1e6),
+        "of its own, a second process MB": round(own / 1e6),
+    }
     if median(seconds) > MOST_SECONDS:
         broken.append(f"{dtype}: the first token took {median(seconds):.2f} s")
-    broken += [f"{dtype}: {what} is {n} bytes" for what, n in (("memory beside weights and cache", median(peaks)),
-               ("a second process's own memory", own)) if n > MOST_BESIDE]  # fmt: skip
+    broken += [
+        f"{dtype}: {what} is {n} bytes"
+        for what, n in (("memory beside weights and cache", median(peaks)), ("a second process's own memory", own))
+        if n > MOST_BESIDE
+    ]
     return row, broken
 
 

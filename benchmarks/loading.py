@@ -33,8 +33,16 @@ from refgpt.config import ModelConfig
 from refgpt.params import leaf_shapes
 
 D_MODEL, D_FF, N_VOCAB = 4096, 16384, 50400
-PARAMS_JSON = {"layers": 28, "d_model": D_MODEL, "n_heads": 16, "n_vocab": N_VOCAB, "seq": 2048, "norm": "layernorm",
-               "pe": "rotary", "pe_rotary_dims": 64}  # fmt: skip
+PARAMS_JSON = {
+    "layers": 28,
+    "d_model": D_MODEL,
+    "n_heads": 16,
+    "n_vocab": N_VOCAB,
+    "seq": 2048,
+    "norm": "layernorm",
+    "pe": "rotary",
+    "pe_rotary_dims": 64,
+}
 N_PIECES = 16
 CHUNK = 1 << 22  # numbers written in one go
 MOST_IN_A_SHARD = 10_000_000_000  # bytes, as transformers cuts
@@ -82,9 +90,11 @@ def write_mesh(directory: Path, n_layer: int, n_shards: int, level: int) -> Path
     cuts = np.array_split(np.arange(len(arrays)), N_PIECES)  # the longer ones first, as there
     stream = np.random.default_rng(0)
     compressor = zstandard.ZstdCompressor(level, threads=-1)
-    with path.open("wb") as file, compressor.stream_writer(file) as packed, tarfile.open(
-        fileobj=packed, mode="w|", format=tarfile.GNU_FORMAT
-    ) as archive:  # fmt: skip
+    with (
+        path.open("wb") as file,
+        compressor.stream_writer(file) as packed,
+        tarfile.open(fileobj=packed, mode="w|", format=tarfile.GNU_FORMAT) as archive,
+    ):
         for shard in range(n_shards):
             for j, cut in enumerate(cuts):
                 with tempfile.TemporaryFile(dir=directory) as npz:
@@ -124,8 +134,10 @@ def write_torch(directory: Path, n_layer: int) -> Path:
         names = {stored_name(leaf): (leaf, shape) for leaf, shape in leaves.items()}
         masks = [name.replace("q_proj.weight", "bias") for name in names if name.endswith("q_proj.weight")]
         # One number, repeated by a stride of zero: code needs a shape, not a tensor.
-        listed = [(name, tensor_code("HalfStorage", str(i), np.broadcast_to(np.float16(0), shape)))
-                  for i, (name, (_, shape)) in enumerate(names.items())]  # fmt: skip
+        listed = [
+            (name, tensor_code("HalfStorage", str(i), np.broadcast_to(np.float16(0), shape)))
+            for i, (name, (_, shape)) in enumerate(names.items())
+        ]
         listed += [(name, tensor_code("BoolStorage", str(len(names) + i), causal)) for i, name in enumerate(masks)]
         with zipfile.ZipFile(directory / file, "w") as archive:
             archive.writestr("archive/data.pkl", state_code(listed))

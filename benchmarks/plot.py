@@ -26,8 +26,14 @@ from matplotlib.axes import Axes
 
 GREY = "#808080"
 # Okabe and Ito's colours, and a marker for each as well.
-LOOKS = {"linear_f32": ("#0072b2", "o"), "linear_f16": ("#56b4e9", "s"), "linear_bf16": ("#009e73", "D"),
-         "linear_q8": ("#e69f00", "^"), "linear_q4": ("#d55e00", "v"), "attention": ("#cc79a7", "P")}  # fmt: skip
+LOOKS = {
+    "linear_f32": ("#0072b2", "o"),
+    "linear_f16": ("#56b4e9", "s"),
+    "linear_bf16": ("#009e73", "D"),
+    "linear_q8": ("#e69f00", "^"),
+    "linear_q4": ("#d55e00", "v"),
+    "attention": ("#cc79a7", "P"),
+}
 
 Row = dict[str, Any]
 
@@ -45,28 +51,44 @@ def look(op: str) -> tuple[str, str] | None:
 def draw_roofline(axes: Axes, rows: list[Row]) -> Axes:
     """Operations a second over operations a byte, under the roofs that were measured in the same run."""
     reading = median(row["read GB/s"] for row in rows if "read GB/s" in row)
-    roofs = {"8-bit multipliers": [row["peak GOP/s"] for row in rows if row["op"].startswith("linear_q") and
-                                   "peak GOP/s" in row],
-             "float32 multipliers": [row["peak GOP/s"] for row in rows if row["op"].startswith("attention") and
-                                     "peak GOP/s" in row]}  # fmt: skip
+    roofs = {
+        "8-bit multipliers": [
+            row["peak GOP/s"] for row in rows if row["op"].startswith("linear_q") and "peak GOP/s" in row
+        ],
+        "float32 multipliers": [
+            row["peak GOP/s"] for row in rows if row["op"].startswith("attention") and "peak GOP/s" in row
+        ],
+    }
     tops = {name: median(peaks) for name, peaks in roofs.items() if peaks}
     least, most = 0.2, 4000
     for name, top in tops.items():
         axes.plot([least, top / reading, most], [least * reading, top, top], color=GREY, linewidth=1)
         axes.annotate(f"{name} {top:.0f}", (most, top), ha="right", va="bottom", color=GREY, fontsize=8)
-    axes.annotate(f"reading {reading:.1f} GB/s", (6.5, 7.5 * reading), rotation=50, rotation_mode="anchor", color=GREY,
-                  fontsize=8)  # fmt: skip
+    axes.annotate(
+        f"reading {reading:.1f} GB/s", (6.5, 7.5 * reading), rotation=50, rotation_mode="anchor", color=GREY, fontsize=8
+    )
     shown: set[str] = set()
     for row in rows:
         style = look(row["op"])
         if style is None or not row["operations"]:
             continue
         name = next(name for name in LOOKS if row["op"].startswith(name))
-        axes.plot(row["operations"] / row["bytes"], row["operations"] / row["seconds"] / 1e9, style[1], color=style[0],
-                  markersize=5, label=None if name in shown else name)  # fmt: skip
+        axes.plot(
+            row["operations"] / row["bytes"],
+            row["operations"] / row["seconds"] / 1e9,
+            style[1],
+            color=style[0],
+            markersize=5,
+            label=None if name in shown else name,
+        )
         shown.add(name)
-    axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="10⁹ operations a second",
-             title="what bounds the kernels")  # fmt: skip
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="operations a byte",
+        ylabel="10⁹ operations a second",
+        title="what bounds the kernels",
+    )
     axes.legend(frameon=False, fontsize=8, labelcolor=GREY)
     return axes
 
@@ -98,8 +120,16 @@ def main() -> None:
     arguments = parser.parse_args()
     runs = [rows_of(path) for path in arguments.results]
     n = 1 if len(runs) == 1 else 2
-    plt.rcParams.update({"text.color": GREY, "axes.labelcolor": GREY, "xtick.color": GREY, "ytick.color": GREY,
-                         "axes.edgecolor": GREY, "svg.hashsalt": "refgpt"})  # fmt: skip
+    plt.rcParams.update(
+        {
+            "text.color": GREY,
+            "axes.labelcolor": GREY,
+            "xtick.color": GREY,
+            "ytick.color": GREY,
+            "axes.edgecolor": GREY,
+            "svg.hashsalt": "refgpt",
+        }
+    )
     figure, axes = plt.subplots(1, n, figsize=(7 * n, 5), squeeze=False)
     draw_roofline(axes[0][0], runs[0])
     if n == 2:

@@ -11,12 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 Row = dict[str, object]
-SHOWN: dict[str, Callable[[float], str]] = {"milliseconds": "{:.3f}".format, "share": "{:.0%}".format,
-                                            "GOP/s": "{:.0f}".format, "NumPy GOP/s": "{:.0f}".format,
-                                            "peak GOP/s": "{:.0f}".format, "over a prompt": "{:+.1%}".format,
-                                            "gain": "{:.2f}".format,
-                                            "step after 1900 over step after 32": "{:.2f}".format,
-                                            "rate of 2000 over rate of 512": "{:.2f}".format}  # fmt: skip
+SHOWN: dict[str, Callable[[float], str]] = {
+    "milliseconds": "{:.3f}".format,
+    "share": "{:.0%}".format,
+    "GOP/s": "{:.0f}".format,
+    "NumPy GOP/s": "{:.0f}".format,
+    "peak GOP/s": "{:.0f}".format,
+    "over a prompt": "{:+.1%}".format,
+    "gain": "{:.2f}".format,
+    "step after 1900 over step after 32": "{:.2f}".format,
+    "rate of 2000 over rate of 512": "{:.2f}".format,
+}
 
 
 def table(rows: Sequence[Row], columns: Sequence[str]) -> Iterator[str]:
@@ -35,26 +40,43 @@ def cell(column: str, value: object) -> str:
 
 def report(results: dict) -> Iterator[str]:
     machine = results["machine_info"]
-    yield f"{machine['cpu'].get('brand_raw', machine['machine'])}, {machine['cpu'].get('count')} processors, " \
-          f"Python {machine['python_version']}, {results['datetime'][:10]}"  # fmt: skip
+    yield (
+        f"{machine['cpu'].get('brand_raw', machine['machine'])}, {machine['cpu'].get('count')} processors, "
+        f"Python {machine['python_version']}, {results['datetime'][:10]}"
+    )
     rows = [run["extra_info"] | {"seconds": run["stats"]["median"]} for run in results["benchmarks"]]
     groups: list[tuple[str, Callable[[Row], bool], tuple[str, ...]]] = [
-        ("Products of matrices, beside NumPy", lambda row: "NumPy GOP/s" in row,
-         ("op", "isa", "shape", "milliseconds", "GOP/s", "NumPy GOP/s", "share")),
-        ("Products of bytes and attention of many rows", lambda row: "GOP/s" in row and "NumPy GOP/s" not in row,
-         ("op", "isa", "shape", "milliseconds", "GOP/s", "peak GOP/s", "share")),
-        ("Reading memory", lambda row: "GB/s" in row,
-         ("op", "isa", "shape", "milliseconds", "GB/s", "read GB/s", "share")),
+        (
+            "Products of matrices, beside NumPy",
+            lambda row: "NumPy GOP/s" in row,
+            ("op", "isa", "shape", "milliseconds", "GOP/s", "NumPy GOP/s", "share"),
+        ),
+        (
+            "Products of bytes and attention of many rows",
+            lambda row: "GOP/s" in row and "NumPy GOP/s" not in row,
+            ("op", "isa", "shape", "milliseconds", "GOP/s", "peak GOP/s", "share"),
+        ),
+        (
+            "Reading memory",
+            lambda row: "GB/s" in row,
+            ("op", "isa", "shape", "milliseconds", "GB/s", "read GB/s", "share"),
+        ),
         ("The default model", lambda row: "tokens/s" in row, ("what", "tokens/s")),
         ("Several texts at once", lambda row: "tokens/s by texts" in row, ("what", "tokens/s by texts")),
-        ("Long contexts", lambda row: "step after 1900 over step after 32" in row,
-         ("what", "step after 1900 over step after 32", "rate of 2000 over rate of 512")),
+        (
+            "Long contexts",
+            lambda row: "step after 1900 over step after 32" in row,
+            ("what", "step after 1900 over step after 32", "rate of 2000 over rate of 512"),
+        ),
         ("Guessing", lambda row: "gain" in row, ("what", "gain")),
         ("Looking inside", lambda row: "over a prompt" in row, ("what", "seconds", "prompt seconds", "over a prompt")),
-        ("Looking inside, beside the specification", lambda row: "times the spec's speed" in row,
-         ("what", "seconds", "spec seconds", "times the spec's speed")),
+        (
+            "Looking inside, beside the specification",
+            lambda row: "times the spec's speed" in row,
+            ("what", "seconds", "spec seconds", "times the spec's speed"),
+        ),
         ("Memory at load", lambda row: "peak MB" in row, ("what", "weights MB", "peak MB", "seconds")),
-    ]  # fmt: skip
+    ]
     for title, belongs, columns in groups:
         chosen = [row for row in rows if belongs(row)]
         if chosen:

@@ -25,8 +25,10 @@ ROUNDS = 5
 @pytest.fixture(scope="module")
 def wide() -> Runtime:
     block = np.random.default_rng(0).standard_normal(1 << 20, np.float32).astype(np.float16) * np.float16(0.02)
-    leaves = {name: np.resize(block, shape) if len(shape) > 1 else np.ones(shape, np.float16) * np.float16(0.1)
-              for name, shape in leaf_shapes(WIDE).items()}  # fmt: skip
+    leaves = {
+        name: np.resize(block, shape) if len(shape) > 1 else np.ones(shape, np.float16) * np.float16(0.1)
+        for name, shape in leaf_shapes(WIDE).items()
+    }
     return Runtime(Params.from_leaves(leaves, WIDE.n_layer), WIDE, dtype="q4", kv_dtype="f16")
 
 
@@ -75,8 +77,9 @@ def test_long_contexts(benchmark, wide):
     once()
     rounds = benchmark.pedantic(lambda: [once() for _ in range(ROUNDS)], rounds=1)
     cost, kept = (median(values) for values in zip(*rounds, strict=True))
-    benchmark.extra_info.update({"what": "long contexts", "step after 1900 over step after 32": cost,
-                                 "rate of 2000 over rate of 512": kept})  # fmt: skip
+    benchmark.extra_info.update(
+        {"what": "long contexts", "step after 1900 over step after 32": cost, "rate of 2000 over rate of 512": kept}
+    )
 
 
 class Wide:

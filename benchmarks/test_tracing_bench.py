@@ -27,8 +27,10 @@ MOST_OVERHEAD = 0.15
 
 def random_params() -> Params:
     block = (np.random.default_rng(0).random(1 << 20, np.float32) - np.float32(0.5)).astype(np.float16)
-    leaves = {name: np.resize(block / np.float16(32 if len(shape) == 2 else 4), shape).astype(np.float16)
-              for name, shape in leaf_shapes(CONFIG).items()}  # fmt: skip
+    leaves = {
+        name: np.resize(block / np.float16(32 if len(shape) == 2 else 4), shape).astype(np.float16)
+        for name, shape in leaf_shapes(CONFIG).items()
+    }
     return Params.from_leaves(leaves, CONFIG.n_layer)
 
 
@@ -61,8 +63,9 @@ def test_recording_beside_a_plain_prompt(benchmark, engine, n):
     trace = benchmark.pedantic(record, (engine, ids, 0, NAMES), setup=prompt, rounds=5, warmup_rounds=1)
     assert [x.shape for x in trace.values()] == [(n, CONFIG.d_model)] * CONFIG.n_layer
     share = benchmark.stats.stats.median / median(plain) - 1
-    benchmark.extra_info.update({"what": f"trace {NAMES} of {n} tokens", "over a prompt": share,
-                                 "prompt seconds": median(plain)})  # fmt: skip
+    benchmark.extra_info.update(
+        {"what": f"trace {NAMES} of {n} tokens", "over a prompt": share, "prompt seconds": median(plain)}
+    )
     assert share <= MOST_OVERHEAD
 
 
@@ -74,5 +77,6 @@ def test_recording_beside_the_specification(benchmark, engine, params, n):
     slow = seconds(lambda: record(spec, ids, 0, NAMES))
     benchmark.pedantic(record, (engine, ids, 0, NAMES), rounds=3, warmup_rounds=1)
     speedup = slow / benchmark.stats.stats.median
-    benchmark.extra_info.update({"what": f"trace {NAMES} of {n} tokens", "times the spec's speed": speedup,
-                                 "spec seconds": slow})  # fmt: skip
+    benchmark.extra_info.update(
+        {"what": f"trace {NAMES} of {n} tokens", "times the spec's speed": speedup, "spec seconds": slow}
+    )

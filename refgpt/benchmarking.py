@@ -64,8 +64,13 @@ def read_rate(threads: int, buffer: np.ndarray) -> float:
     return buffer.nbytes / (time.perf_counter() - start)
 
 
-def measure(engine: Runtime, prompts: Sequence[int] = (512,), writes: Sequence[int] = (128,),
-            depths: Sequence[int] = (0,), repetitions: int = 5) -> Iterator[Measurement]:  # fmt: skip
+def measure(
+    engine: Runtime,
+    prompts: Sequence[int] = (512,),
+    writes: Sequence[int] = (128,),
+    depths: Sequence[int] = (0,),
+    repetitions: int = 5,
+) -> Iterator[Measurement]:
     """Time prompts of some lengths, then writing some numbers of tokens after texts of some depths.
 
     Parameters
@@ -90,8 +95,12 @@ def measure(engine: Runtime, prompts: Sequence[int] = (512,), writes: Sequence[i
             whole_number(name, value, least, n_ctx, GenerationError)
     longest = max([*prompts, *(max(depth, 1) + n for depth in depths for n in writes)], default=0)
     if longest > n_ctx:
-        raise GenerationError("the text would not fit the model's context", got=f"{longest} tokens",
-                              wanted=f"at most {n_ctx}", fix="write fewer tokens, or start less deep")  # fmt: skip
+        raise GenerationError(
+            "the text would not fit the model's context",
+            got=f"{longest} tokens",
+            wanted=f"at most {n_ctx}",
+            fix="write fewer tokens, or start less deep",
+        )
     timer = _Timer(engine, repetitions)
     for n in prompts:
         yield timer.prompt(n)
@@ -130,8 +139,9 @@ class _Timer:
         n_read = self._engine.bytes_per_token + self._engine.cache_bytes(start + n // 2)
         return self._repeat(f"tg{n}" + (f"@{depth}" if depth else ""), n, n_read, prepare, write)
 
-    def _repeat(self, test: str, n_tokens: int, n_read: int, prepare: Callable[[], None], run: Callable[[], None]
-                ) -> Measurement:  # fmt: skip
+    def _repeat(
+        self, test: str, n_tokens: int, n_read: int, prepare: Callable[[], None], run: Callable[[], None]
+    ) -> Measurement:
         rates, reads = [], []
         for _ in range(self._repetitions + 1):
             prepare()

@@ -183,9 +183,13 @@ def _is_list(value: object) -> TypeGuard[Sequence[Any] | np.ndarray]:
 
 
 def _no_prompt(got: object) -> GenerationError:
-    return GenerationError("cannot be used", where="prompt", got=type(got).__name__,
-                           wanted="a text, a list of ids, or a list of either",
-                           fix="decode bytes to a text" if isinstance(got, BYTES) else "")  # fmt: skip
+    return GenerationError(
+        "cannot be used",
+        where="prompt",
+        got=type(got).__name__,
+        wanted="a text, a list of ids, or a list of either",
+        fix="decode bytes to a text" if isinstance(got, BYTES) else "",
+    )
 
 
 def is_batch(prompt: object) -> bool:
@@ -201,8 +205,12 @@ def is_batch(prompt: object) -> bool:
     if not _is_list(prompt):
         raise _no_prompt(prompt)
     if not len(prompt):
-        raise GenerationError("no prompts, or one without tokens", where="prompt", got="an empty list",
-                              fix="give '' or [[]] for an empty prompt, or a list of prompts")  # fmt: skip
+        raise GenerationError(
+            "no prompts, or one without tokens",
+            where="prompt",
+            got="an empty list",
+            fix="give '' or [[]] for an empty prompt, or a list of prompts",
+        )
     if isinstance(prompt, np.ndarray):
         return prompt.ndim > 1
     for item in prompt:
@@ -233,13 +241,19 @@ def encode_prompt(
             log.warning("kept the last %d of the prompt's %d tokens", n_kept, len(ids))
             ids = ids[-n_kept:]
     elif too_long and config.n_ctx == 1:
-        raise GenerationError("the model's context has one position, and so no room for a new token", where="prompt",
-                              fix="ask for its logits instead")  # fmt: skip
+        raise GenerationError(
+            "the model's context has one position, and so no room for a new token",
+            where="prompt",
+            fix="ask for its logits instead",
+        )
     elif too_long:
         raise GenerationError(
-            "the prompt leaves no room in the model's context for a new token", where="prompt",
-            got=f"{len(ids)} tokens", wanted=f"at most {config.n_ctx - 1}",
-            fix="give a shorter prompt, or keep only its end: truncate='left' (--truncate left)")  # fmt: skip
+            "the prompt leaves no room in the model's context for a new token",
+            where="prompt",
+            got=f"{len(ids)} tokens",
+            wanted=f"at most {config.n_ctx - 1}",
+            fix="give a shorter prompt, or keep only its end: truncate='left' (--truncate left)",
+        )
     return [int(i) for i in check_ids(ids, config)]
 
 
@@ -428,5 +442,6 @@ def _decoder_after(prompt: Sequence[int], tokenizer: Tokenizer) -> StreamDecoder
 
 def needs_tokenizer(why: str, instead: str) -> GenerationError:
     """The error of a text for a model that takes ids alone."""
-    return GenerationError(f"{why}, and this model has no tokenizer",
-                           fix=f"put its tokenizer.json beside the weights, or {instead}")  # fmt: skip
+    return GenerationError(
+        f"{why}, and this model has no tokenizer", fix=f"put its tokenizer.json beside the weights, or {instead}"
+    )

@@ -72,9 +72,13 @@ def _fetch_files(where: str, there: Sequence[str], get: Callable[[str], Path]) -
     if weights is None:
         single = [file for file in there if file.endswith(".gguf") and "/" not in file]
         if len(single) != 1:
-            raise RefgptError("this model has no weights that are read by its name", where=where,
-                              got=listed(there) or "no files", wanted=f"{' or '.join(WEIGHTS)}, or one .gguf",
-                              fix="fetch the file that you want and give its path")  # fmt: skip
+            raise RefgptError(
+                "this model has no weights that are read by its name",
+                where=where,
+                got=listed(there) or "no files",
+                wanted=f"{' or '.join(WEIGHTS)}, or one .gguf",
+                fix="fetch the file that you want and give its path",
+            )
         return get(single[0])
     if CONFIG not in there:
         raise RefgptError(f"this model has no {CONFIG}", where=where, got=listed(there), fix="check the name")
@@ -91,8 +95,12 @@ def _shards(index: Path, where: str, there: Sequence[str]) -> list[str]:
     weight_map = read_json(index, RefgptError).get("weight_map")
     shards = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     if not shards or not set(shards) <= set(there):
-        raise RefgptError("the index of the weights names files that are not there", where=where,
-                          got=listed(shards) or shown(weight_map), fix="another revision may be whole")  # fmt: skip
+        raise RefgptError(
+            "the index of the weights names files that are not there",
+            where=where,
+            got=listed(shards) or shown(weight_map),
+            fix="another revision may be whole",
+        )
     return shards
 
 
@@ -140,14 +148,23 @@ def _error(hub: Any, fault: Exception, where: str) -> RefgptError:
     errors = hub.errors
     elsewhere = "fetch the model's files on another machine and give the path of their directory"
     if isinstance(fault, errors.GatedRepoError):
-        return RefgptError("this model is given only to those who asked for it", where=where,
-                           fix="ask on its page, then log in with `hf auth login`")  # fmt: skip
+        return RefgptError(
+            "this model is given only to those who asked for it",
+            where=where,
+            fix="ask on its page, then log in with `hf auth login`",
+        )
     if isinstance(fault, errors.RevisionNotFoundError):
         return RefgptError("the model has no such revision", where=where, fix="name one of its branches or tags")
     if isinstance(fault, errors.RepositoryNotFoundError):
-        return RefgptError("neither a path that exists nor a model on the hub", where=where,
-                           fix="check the spelling; for a private model, log in with `hf auth login`")  # fmt: skip
+        return RefgptError(
+            "neither a path that exists nor a model on the hub",
+            where=where,
+            fix="check the spelling; for a private model, log in with `hf auth login`",
+        )
     said = " ".join(str(fault).split())[:200]
-    return RefgptError("there is no such path, the hub cannot be reached, and its cache has no such model", where=where,
-                       got=f"{type(fault).__name__}: {said}",
-                       fix=f"connect to the network and try again, or {elsewhere}")  # fmt: skip
+    return RefgptError(
+        "there is no such path, the hub cannot be reached, and its cache has no such model",
+        where=where,
+        got=f"{type(fault).__name__}: {said}",
+        fix=f"connect to the network and try again, or {elsewhere}",
+    )

@@ -108,8 +108,15 @@ class Model:
         """
         return self.engine.logits(ids, prefix_len)
 
-    def trace(self, ids: str | Sequence[int], prefix_len: int = 0, names: Names | None = None, *,
-              positions: Indices = None, patch: Patches | None = None) -> dict[str, np.ndarray]:  # fmt: skip
+    def trace(
+        self,
+        ids: str | Sequence[int],
+        prefix_len: int = 0,
+        names: Names | None = None,
+        *,
+        positions: Indices = None,
+        patch: Patches | None = None,
+    ) -> dict[str, np.ndarray]:
         """Named activations of one forward pass: those that are asked for, and nothing beyond them is kept.
 
         Parameters
@@ -206,11 +213,15 @@ class Model:
         """
         settings = GenerationParams.of(params, changes)
         if is_batch(prompt):
-            raise GenerationError("takes one prompt", where="stream", got=f"a list of {len(prompt)}",
-                                  fix="use generate for several")  # fmt: skip
+            raise GenerationError(
+                "takes one prompt", where="stream", got=f"a list of {len(prompt)}", fix="use generate for several"
+            )
         if self.tokenizer is None:
-            raise GenerationError("this model has no tokenizer, so there is no text to stream", where="stream",
-                                  fix="use generate, whose result has .ids")  # fmt: skip
+            raise GenerationError(
+                "this model has no tokenizer, so there is no text to stream",
+                where="stream",
+                fix="use generate, whose result has .ids",
+            )
         return stream_text(self, encode_prompt(prompt, self.config, self.tokenizer, settings), settings)
 
     def score(self, prompt: Prompt | np.ndarray, continuations: Sequence[Prompt] | np.ndarray) -> list[np.ndarray]:
@@ -281,8 +292,10 @@ class Model:
         return Classifier(self, labels, template, examples, normalise).classify(text)
 
     def __repr__(self) -> str:
-        return (f"<refgpt.Model {self.checkpoint.path} {self.backend} dtype={self.dtype or 'as stored'} "
-                f"mask={self.mask}: {self.config}>")  # fmt: skip
+        return (
+            f"<refgpt.Model {self.checkpoint.path} {self.backend} dtype={self.dtype or 'as stored'} "
+            f"mask={self.mask}: {self.config}>"
+        )
 
 
 def load(
@@ -393,13 +406,15 @@ def start(
 
         if verify:
             verify_checksums(checkpoint, partial(digests, threads=threads))
-        engine = Runtime(checkpoint.params, checkpoint.config, dtype=dtype, threads=threads, kv_dtype=kv_dtype,
-                         progress=progress)  # fmt: skip
+        engine = Runtime(
+            checkpoint.params, checkpoint.config, dtype=dtype, threads=threads, kv_dtype=kv_dtype, progress=progress
+        )
     else:
         if verify:
             verify_checksums(checkpoint, checksums.digests)
-        engine = SpecEngine(kept_params(checkpoint.params, dtype), checkpoint.config,
-                            np.float64 if dtype == "f64" else np.float32)  # fmt: skip
+        engine = SpecEngine(
+            kept_params(checkpoint.params, dtype), checkpoint.config, np.float64 if dtype == "f64" else np.float32
+        )
     return Model(engine, checkpoint, tokenizer, backend, dtype)
 
 
@@ -418,9 +433,11 @@ def _say_mask(checkpoint: Checkpoint, asked: bool) -> None:
 
 
 def open_model(
-    path: str | os.PathLike[str] | None = None, mask: str = "auto", progress: Progress | None = None,
+    path: str | os.PathLike[str] | None = None,
+    mask: str = "auto",
+    progress: Progress | None = None,
     revision: str | None = None,
-) -> tuple[Checkpoint, Tokenizer | None]:  # fmt: skip
+) -> tuple[Checkpoint, Tokenizer | None]:
     """A model's files without its weights' numbers: what ``load`` begins with, in well under a second, but for archives
     and what has to be fetched first.
 
@@ -437,8 +454,12 @@ def _files_of(path: str | os.PathLike[str] | None, revision: str | None) -> Path
     if path is not None and hub.is_name(path):
         return hub.fetch(str(path), revision)
     if revision is not None:
-        raise RefgptError("only a model on the hub has revisions", where="revision", got=repr(revision),
-                          fix="leave it out, or give a name such as EleutherAI/gpt-j-6b")  # fmt: skip
+        raise RefgptError(
+            "only a model on the hub has revisions",
+            where="revision",
+            got=repr(revision),
+            fix="leave it out, or give a name such as EleutherAI/gpt-j-6b",
+        )
     return default_model_path() if path is None else path_of("path", path, RefgptError)
 
 

@@ -170,16 +170,30 @@ def _narrowed(name: str, leaf: Leaf, dtype: type[np.floating], fix: str) -> np.n
     with np.errstate(over="ignore"):
         narrow = widen(leaf, dtype)
     if not np.isfinite(narrow).all():
-        raise CheckpointError(f"holds numbers that {dtype.__name__} cannot", where=name,
-                              wanted=f"at most {np.finfo(dtype).max:g}", fix=fix)  # fmt: skip
+        raise CheckpointError(
+            f"holds numbers that {dtype.__name__} cannot",
+            where=name,
+            wanted=f"at most {np.finfo(dtype).max:g}",
+            fix=fix,
+        )
     return narrow
 
 
 def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every leaf's name and shape, in the order of ``Params.items``."""
     c, f, v = config.d_model, config.d_ff, config.n_vocab
-    block = {"ln_w": (c,), "ln_b": (c,), "wq": (c, c), "wk": (c, c), "wv": (c, c), "wo": (c, c),
-             "w_in": (f, c), "b_in": (f,), "w_out": (c, f), "b_out": (c,)}  # fmt: skip
+    block = {
+        "ln_w": (c,),
+        "ln_b": (c,),
+        "wq": (c, c),
+        "wk": (c, c),
+        "wv": (c, c),
+        "wo": (c, c),
+        "w_in": (f, c),
+        "b_in": (f,),
+        "w_out": (c, f),
+        "b_out": (c,),
+    }
     shapes: dict[str, tuple[int, ...]] = {"wte": (v, c)}
     for i in range(config.n_layer):
         shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
@@ -187,9 +201,12 @@ def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check(
-    params: Params, config: ModelConfig, names: Mapping[str, str] | None = None, where: object = None,
+    params: Params,
+    config: ModelConfig,
+    names: Mapping[str, str] | None = None,
+    where: object = None,
     fix: str = "use the config.json that came with these weights",
-) -> None:  # fmt: skip
+) -> None:
     """Compare every leaf with the configuration.
 
     Parameters
@@ -219,5 +236,6 @@ def check(
         if leaf.shape != wanted[name]:
             faults.append(f"{known_as} is {list(leaf.shape)}, the configuration says {list(wanted[name])}")
     if faults:
-        raise CheckpointError("the weights do not fit the configuration", where=where, got="; ".join(sorted(faults)),
-                              fix=fix)  # fmt: skip
+        raise CheckpointError(
+            "the weights do not fit the configuration", where=where, got="; ".join(sorted(faults)), fix=fix
+        )

@@ -36,9 +36,13 @@ def check_ids(ids: Sequence[int] | np.ndarray, config: ModelConfig, prefix_len: 
     if array.size == 0:
         raise GenerationError("the prompt is empty", where="ids", fix="give at least one id")
     if array.size > config.n_ctx:
-        raise GenerationError("the prompt is longer than the model's context", where="ids", got=f"{array.size} ids",
-                              wanted=f"at most {config.n_ctx}",
-                              fix="shorten it, as truncate='left' (--truncate left) does for generate")  # fmt: skip
+        raise GenerationError(
+            "the prompt is longer than the model's context",
+            where="ids",
+            got=f"{array.size} ids",
+            wanted=f"at most {config.n_ctx}",
+            fix="shorten it, as truncate='left' (--truncate left) does for generate",
+        )
     whole_number("prefix_len", prefix_len, 0, array.size, GenerationError)
     return array
 
@@ -66,9 +70,13 @@ def check_tokens(ids: Sequence[int] | np.ndarray, config: ModelConfig) -> np.nda
     outside = (array < 0) | (array >= config.n_vocab)
     if outside.any():
         t = int(outside.argmax())
-        raise GenerationError("the id does not exist in this vocabulary", where=f"ids[{t}]", got=array[t],
-                              wanted=f"0 to {config.n_vocab - 1}",
-                              fix="encode the text with the tokenizer that came with the model")  # fmt: skip
+        raise GenerationError(
+            "the id does not exist in this vocabulary",
+            where=f"ids[{t}]",
+            got=array[t],
+            wanted=f"0 to {config.n_vocab - 1}",
+            fix="encode the text with the tokenizer that came with the model",
+        )
     return array.astype(np.int64)
 
 
@@ -92,6 +100,10 @@ def check_cut(n: int, length: int, prefix_len: int) -> int:
     n = whole_number("n", n, 0, length, GenerationError)
     if 0 < n < prefix_len:
         raise GenerationError(
-            "would cut a prefix, whose tokens have all seen each other", where="n", got=n,
-            wanted=f"0, or {prefix_len} to {length}", fix="prefill the shorter prompt anew")  # fmt: skip
+            "would cut a prefix, whose tokens have all seen each other",
+            where="n",
+            got=n,
+            wanted=f"0, or {prefix_len} to {length}",
+            fix="prefill the shorter prompt anew",
+        )
     return n

@@ -60,9 +60,13 @@ def check_range(where: str, rows: np.ndarray, kind: str) -> None:
     wide = widen(rows) if rows.dtype == BFLOAT16 else rows
     largest = max(float(wide.max()), -float(wide.min()))
     if largest > LARGEST_WEIGHT[kind]:
-        raise CheckpointError(f"holds numbers that {kind} cannot", where=where, got=f"{largest:g}",
-                              wanted=f"at most {LARGEST_WEIGHT[kind]:g}",
-                              fix="load with dtype='f32' (--dtype f32)")  # fmt: skip
+        raise CheckpointError(
+            f"holds numbers that {kind} cannot",
+            where=where,
+            got=f"{largest:g}",
+            wanted=f"at most {LARGEST_WEIGHT[kind]:g}",
+            fix="load with dtype='f32' (--dtype f32)",
+        )
 
 
 def quantise(w: np.ndarray, kind: str, out: Panels | None = None) -> Panels:

@@ -65,8 +65,13 @@ class SamplingParams:
         whole_number("top_k", 0 if self.top_k is None else self.top_k, 0, None, GenerationError)
         _number("top_p", self.top_p, 0, 1)
         if self.top_p == 0:
-            raise GenerationError("cannot be used", where="top_p", got=0, wanted="a number above 0, at most 1",
-                                  fix="for the most likely token use temperature 0")  # fmt: skip
+            raise GenerationError(
+                "cannot be used",
+                where="top_p",
+                got=0,
+                wanted="a number above 0, at most 1",
+                fix="for the most likely token use temperature 0",
+            )
         _number("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
         _number("presence_penalty", self.presence_penalty, -1e3, 1e3)
         _number("frequency_penalty", self.frequency_penalty, -1e3, 1e3)
@@ -234,8 +239,11 @@ def top_p_kept(weights: np.ndarray, p: float) -> np.ndarray:
 def check_logits(logits: np.ndarray) -> None:
     """Refuse logits among which one is NaN or infinite: a GenerationError."""
     if not np.isfinite(logits).all():
-        raise GenerationError("the model computed logits that are not finite", where="logits",
-                              fix="look for the first bad activation with `refgpt verify`")  # fmt: skip
+        raise GenerationError(
+            "the model computed logits that are not finite",
+            where="logits",
+            fix="look for the first bad activation with `refgpt verify`",
+        )
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -267,8 +275,11 @@ def _exp(x: np.ndarray) -> np.ndarray:
 
 
 def _number(name: str, value: object, least: float, most: float) -> None:
-    if (isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating))
-            or not least <= value <= most):  # fmt: skip
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float, np.integer, np.floating))
+        or not least <= value <= most
+    ):
         raise GenerationError(
             "cannot be used", where=name, got=repr(value), wanted=f"a number from {least:g} to {most:g}"
         )

@@ -73,9 +73,11 @@ def _logprob(row: np.ndarray, token: int) -> float:
 
 
 def encode_continuations(
-    prompt: Prompt | np.ndarray, continuations: Sequence[Prompt] | np.ndarray, config: ModelConfig,
+    prompt: Prompt | np.ndarray,
+    continuations: Sequence[Prompt] | np.ndarray,
+    config: ModelConfig,
     tokenizer: Tokenizer | None,
-) -> tuple[list[int], list[list[int]]]:  # fmt: skip
+) -> tuple[list[int], list[list[int]]]:
     """A prompt and what may follow it, as ids that fit into the model's context.
 
     A continuation that is text, after a prompt that is text, gets the ids that it has within the whole: those that
@@ -98,8 +100,12 @@ def encode_continuations(
         continuation is longer than the context.
     """
     if isinstance(continuations, (str, *BYTES)) or not isinstance(continuations, (Sequence, np.ndarray)):
-        raise GenerationError("cannot be used", where="continuations", got=type(continuations).__name__,
-                              wanted="a list of texts, or of lists of ids")  # fmt: skip
+        raise GenerationError(
+            "cannot be used",
+            where="continuations",
+            got=type(continuations).__name__,
+            wanted="a list of texts, or of lists of ids",
+        )
     given = prompt if isinstance(prompt, str) else _ids("prompt", prompt, config)
     start = check_ids(prompt_ids(given, config, tokenizer), config).tolist()
     before = (prompt, tokenizer.encode(prompt)) if isinstance(prompt, str) and tokenizer is not None else None
@@ -113,9 +119,13 @@ def encode_continuations(
         else:
             ids = _ids(where, _encode_after(before, continuation, tokenizer), config)
         if len(start) + len(ids) > config.n_ctx:
-            raise GenerationError("is too long for the model's context", where=where,
-                                  got=f"{len(ids)} tokens after {len(start)} of the prompt",
-                                  wanted=f"at most {config.n_ctx} together", fix="shorten either")  # fmt: skip
+            raise GenerationError(
+                "is too long for the model's context",
+                where=where,
+                got=f"{len(ids)} tokens after {len(start)} of the prompt",
+                wanted=f"at most {config.n_ctx} together",
+                fix="shorten either",
+            )
         encoded.append(ids)
     return start, encoded
 
@@ -133,8 +143,13 @@ def _encode_after(before: tuple[str, list[int]] | None, text: str, tokenizer: To
 def _ids(where: str, given: Sequence[int] | np.ndarray, config: ModelConfig) -> list[int]:
     """Ids that exist; anything else is refused with its place."""
     if isinstance(given, BYTES):
-        raise GenerationError("cannot be used", where=where, got=type(given).__name__,
-                              wanted="a text or a list of ids", fix="decode bytes to a text")  # fmt: skip
+        raise GenerationError(
+            "cannot be used",
+            where=where,
+            got=type(given).__name__,
+            wanted="a text or a list of ids",
+            fix="decode bytes to a text",
+        )
     try:
         ids: list[int] = check_tokens(given, config).tolist()
         return ids

@@ -46,8 +46,13 @@ def read_bytes(path: Path, error: type[RefgptError], most_bytes: int) -> bytes:
             raise error(what, where=path, fix="check the path")
         n_bytes = path.stat().st_size
         if n_bytes > most_bytes:
-            raise error("the file is far too large for what it should say", where=path, got=f"{n_bytes} bytes",
-                        wanted=f"at most {most_bytes}", fix="check that this is the right file")  # fmt: skip
+            raise error(
+                "the file is far too large for what it should say",
+                where=path,
+                got=f"{n_bytes} bytes",
+                wanted=f"at most {most_bytes}",
+                fix="check that this is the right file",
+            )
         raw = path.read_bytes()
     except OSError as fault:
         raise error(f"the file cannot be read ({fault.strerror})", where=path, fix="check its permissions") from fault

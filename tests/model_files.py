@@ -21,8 +21,10 @@ def write_model(
     directory.mkdir(exist_ok=True)
     raw = {keys[0]: getattr(config, field) for field, keys in KEYS.items()}
     (directory / "config.json").write_text(json.dumps({"model_type": "gptj", **raw}))
-    tensors = {f"transformer.{tensor_name(name)}".replace("transformer.lm_head", "lm_head"): leaf
-               for name, leaf in params.items()}  # fmt: skip
+    tensors = {
+        f"transformer.{tensor_name(name)}".replace("transformer.lm_head", "lm_head"): leaf
+        for name, leaf in params.items()
+    }
     if prefix is not None:
         square = np.ones((1, 1, config.n_ctx, config.n_ctx), mask_dtype)
         for i in range(config.n_layer):
@@ -33,8 +35,14 @@ def write_model(
 
 def write_tokenizer(directory: Path) -> Path:
     """Byte-level BPE without merges: a token each for 60 characters and the end of a text."""
-    spelt = ["<|endoftext|>", "\u010a", "\u0120", *map(chr, range(ord("A"), ord("Z") + 1)),
-             *map(chr, range(ord("a"), ord("z") + 1)), *",.!?'-"]  # fmt: skip
+    spelt = [
+        "<|endoftext|>",
+        "\u010a",
+        "\u0120",
+        *map(chr, range(ord("A"), ord("Z") + 1)),
+        *map(chr, range(ord("a"), ord("z") + 1)),
+        *",.!?'-",
+    ]
     (directory / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(spelt)}))
     (directory / "merges.txt").write_text("#version: 0.2\n")
     (directory / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))

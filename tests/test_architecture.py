@@ -14,14 +14,22 @@ ROOT = Path(__file__).parents[1]
 
 #: From the ground up. A room imports from the rows above it in this list and from itself: never sideways, never up.
 FLOORS = [
-    {"errors", "wording"}, {"arguments", "file_names", "small_files", "checksums", "memory"},
+    {"errors", "wording"},
+    {"arguments", "file_names", "small_files", "checksums", "memory"},
     {"config", "encoded", "vocabulary"},
-    {"params", "prompts"}, {"panels"},
+    {"params", "prompts"},
+    {"panels"},
     {"spec", "kernels", "checkpoints", "tokenizers", "sampling", "drafting", "hub", "quantisation"},
     {"engine", "runtime", "stopping"},
-    {"generation", "tracing", "benchmarking", "conversion"}, {"scoring", "plotting"}, {"evaluation"}, {"model"},
-    {"__init__"}, {"report"}, {"cli"}, {"__main__"},
-]  # fmt: skip
+    {"generation", "tracing", "benchmarking", "conversion"},
+    {"scoring", "plotting"},
+    {"evaluation"},
+    {"model"},
+    {"__init__"},
+    {"report"},
+    {"cli"},
+    {"__main__"},
+]
 
 #: Rooms that a package from elsewhere may enter; NumPy may go anywhere, anything else nowhere.
 GUESTS = {

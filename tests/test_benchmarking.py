@@ -40,8 +40,17 @@ def test_figures_are_medians_and_the_share_is_taken_pair_by_pair():
     assert row.spread == pytest.approx(np.std([10, 20, 40], ddof=1))
 
 
-@pytest.mark.parametrize("options", [{"prompts": [41]}, {"prompts": [0]}, {"writes": [0]}, {"depths": [-1]},
-                                     {"writes": [10], "depths": [31]}, {"repetitions": 0}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompts": [41]},
+        {"prompts": [0]},
+        {"writes": [0]},
+        {"depths": [-1]},
+        {"writes": [10], "depths": [31]},
+        {"repetitions": 0},
+    ],
+)
 def test_what_does_not_fit_is_refused(options):
     with pytest.raises(GenerationError):
         list(measure(ENGINE, **({"prompts": [8], "writes": [4]} | options)))

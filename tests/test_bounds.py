@@ -188,8 +188,9 @@ def gelu_in_float32(x, most=np.inf):
         return x / (1 + np.exp(np.minimum(minus_2u, F32(most))))
 
 
-GELU_INPUTS = np.concatenate([np.linspace(-12, 12, 20001), np.geomspace(1e-44, 1e15, 500),
-                              -np.geomspace(1e-44, 1e15, 500), [0.0]]).astype(F32)  # fmt: skip
+GELU_INPUTS = np.concatenate(
+    [np.linspace(-12, 12, 20001), np.geomspace(1e-44, 1e15, 500), -np.geomspace(1e-44, 1e15, 500), [0.0]]
+).astype(F32)
 
 
 def test_gelu():

@@ -56,15 +56,49 @@ def test_every_option_reaches_the_model(path, monkeypatch, run):
         return iter([self.tokenizer.decode(ids)])
 
     monkeypatch.setattr(refgpt.Model, "stream", stream)
-    options = ["--max-new-tokens", 3, "--temperature", 0.5, "--top-k", 4, "--top-p", 0.6, "--repetition-penalty", 1.2,
-               "--presence-penalty", 0.1, "--frequency-penalty", 0.2, "--seed", 9, "--stop", "a\\nb", "--stop", "c",
-               "--ignore-eos", "--speculate", "3", "--truncate", "left"]  # fmt: skip
+    options = [
+        "--max-new-tokens",
+        3,
+        "--temperature",
+        0.5,
+        "--top-k",
+        4,
+        "--top-p",
+        0.6,
+        "--repetition-penalty",
+        1.2,
+        "--presence-penalty",
+        0.1,
+        "--frequency-penalty",
+        0.2,
+        "--seed",
+        9,
+        "--stop",
+        "a\\nb",
+        "--stop",
+        "c",
+        "--ignore-eos",
+        "--speculate",
+        "3",
+        "--truncate",
+        "left",
+    ]
     assert run("generate", "-m", path, "hi", *options).out == "hi\n"
     assert asked == {
-        "max_new_tokens": 3, "temperature": 0.5, "top_k": 4, "top_p": 0.6, "repetition_penalty": 1.2,
-        "presence_penalty": 0.1, "frequency_penalty": 0.2, "seed": 9, "stop": ["a\nb", "c"], "ignore_eos": True,
-        "speculate": 3, "truncate": "left", "logprobs": None,
-    }  # fmt: skip
+        "max_new_tokens": 3,
+        "temperature": 0.5,
+        "top_k": 4,
+        "top_p": 0.6,
+        "repetition_penalty": 1.2,
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.2,
+        "seed": 9,
+        "stop": ["a\nb", "c"],
+        "ignore_eos": True,
+        "speculate": 3,
+        "truncate": "left",
+        "logprobs": None,
+    }
 
 
 def test_loading_options_reach_the_loader(path, monkeypatch, run):
@@ -90,8 +124,16 @@ def test_loading_options_reach_the_loader(path, monkeypatch, run):
     for command in (["generate", "-m", path, "hi"], ["demo", "-m", path, "qa", "hi"]):
         told.clear()
         run(*command, "--backend", "numpy", *options)
-        assert told == {"open_model": files, "start": {**running, "backend": "numpy", "checkpoint": checkpoint,
-                                                       "tokenizer": tokenizer, "asked_mask": "prefix"}}  # fmt: skip
+        assert told == {
+            "open_model": files,
+            "start": {
+                **running,
+                "backend": "numpy",
+                "checkpoint": checkpoint,
+                "tokenizer": tokenizer,
+                "asked_mask": "prefix",
+            },
+        }
     told.clear()
     run("verify", path, *options)
     assert told == {"load": {**files, **running, "backend": "c"}}
@@ -132,15 +174,18 @@ def test_without_a_prompt_at_a_terminal(run, path, monkeypatch):
     assert got.code == 2 and 'refgpt generate "Once upon a time"' in got.err
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (["-m", "/nowhere", "hi"], "/nowhere"),
-    (["hi", "--temperature", "-1"], "temperature: cannot be used; got -1.0"),
-    (["hi", "--top-p", "nan"], "top_p: cannot be used; got nan"),
-    (["hi", "--stop", ""], "stop: cannot be used"),
-    (["hi", "--dtype", "f64"], "dtype: cannot be used; got 'f64'"),
-    (["hi", "--threads", "0"], "threads: cannot be used; got 0"),
-    (["a" * 64], "--truncate left"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["-m", "/nowhere", "hi"], "/nowhere"),
+        (["hi", "--temperature", "-1"], "temperature: cannot be used; got -1.0"),
+        (["hi", "--top-p", "nan"], "top_p: cannot be used; got nan"),
+        (["hi", "--stop", ""], "stop: cannot be used"),
+        (["hi", "--dtype", "f64"], "dtype: cannot be used; got 'f64'"),
+        (["hi", "--threads", "0"], "threads: cannot be used; got 0"),
+        (["a" * 64], "--truncate left"),
+    ],
+)
 def test_unusable_input_is_one_line_and_status_2(run, path, arguments, said):
     got = run("generate", *([] if "-m" in arguments else ["-m", path]), *arguments)
     assert (got.code, got.out) == (2, "")
@@ -164,8 +209,15 @@ def test_a_prompt_that_is_too_long_can_be_cut(run, path):
 
 
 def test_bad_usage_exits_with_2_and_help_with_0(capsys):
-    for arguments, status in [([], 2), (["dance"], 2), (["generate", "--top-k", "many"], 2), (["--help"], 0),
-                              (["generate", "-h"], 0), (["verify", "-h"], 0), (["--version"], 0)]:  # fmt: skip
+    for arguments, status in [
+        ([], 2),
+        (["dance"], 2),
+        (["generate", "--top-k", "many"], 2),
+        (["--help"], 0),
+        (["generate", "-h"], 0),
+        (["verify", "-h"], 0),
+        (["--version"], 0),
+    ]:
         with pytest.raises(SystemExit) as end:
             cli.main(arguments)
         assert end.value.code == status
@@ -291,11 +343,14 @@ def test_ctrl_c_in_a_pipeline_whose_reader_went_first(path):
 
 
 @pytest.mark.parametrize("command", ["generate -m {} Hi --backend numpy", "info {}"])
-@pytest.mark.parametrize("redirected, said", [
-    (">/dev/full", b"refgpt: error: the output cannot be written (No space left on device)\n"),
-    (">&-", b"refgpt: error: standard output is closed\n"),
-    (">/dev/full 2>&-", b""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "redirected, said",
+    [
+        (">/dev/full", b"refgpt: error: the output cannot be written (No space left on device)\n"),
+        (">&-", b"refgpt: error: standard output is closed\n"),
+        (">/dev/full 2>&-", b""),
+    ],
+)
 def test_output_that_cannot_be_written_is_one_line_and_status_2(path, command, redirected, said):
     shell = f'"{sys.executable}" -m refgpt {command.format(path)} {redirected}'
     done = subprocess.run(shell, shell=True, stderr=subprocess.PIPE)

@@ -48,8 +48,22 @@ def test_classify_adds_columns_to_the_table(run, table, backend):
 
 def test_every_option_reaches_the_classifier(run, table, tmp_path):
     out = tmp_path / "out.jsonl"
-    got = run("classify", table, "--labels", "sad,glad", "--label-column", "mood", "--examples", table, "--normalise",
-              "pmi", "--template", "Say.\\n\\nT: {text}\\nM:", "-o", out)  # fmt: skip
+    got = run(
+        "classify",
+        table,
+        "--labels",
+        "sad,glad",
+        "--label-column",
+        "mood",
+        "--examples",
+        table,
+        "--normalise",
+        "pmi",
+        "--template",
+        "Say.\\n\\nT: {text}\\nM:",
+        "-o",
+        out,
+    )
     assert (got.code, got.err) == (0, "")
     rows = list(csv.DictReader(io.StringIO(TABLE)))
     examples = [(row["text"], row["mood"]) for row in rows]
@@ -81,16 +95,25 @@ def test_how_many_are_right_goes_beside_the_table(run, table):
     assert got.err.startswith("accuracy  ") and "\nmacro-F1  " in got.err
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (["--labels", "glad"], "labels: leave no choice"),
-    (["--labels", "glad,,sad"], "labels: cannot be used; got ''"),
-    (["--labels", "glad,sad", "--text-column", "words"], "table.csv: there is no such column; got 'words'"),
-    (["--labels", "glad,grave", "--label-column", "mood"], "table.csv, line 3: has a label that is none of the labels"),
-    (["--labels", "glad,sad", "--template", "{txt}"], "template: has an unknown field {txt}"),
-    (["--labels", "glad,sad", "--examples", "x.csv"], "--examples: needs the column of labels; name it"),
-    (["--labels", "glad,sad", "-o", "out.txt"], "--output: cannot be written; got out.txt; wanted a name in .csv or"),
-    (["--labels", "glad,sad", "-o", "/nowhere/out.csv"], "/nowhere/out.csv: cannot be written (No such file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--labels", "glad"], "labels: leave no choice"),
+        (["--labels", "glad,,sad"], "labels: cannot be used; got ''"),
+        (["--labels", "glad,sad", "--text-column", "words"], "table.csv: there is no such column; got 'words'"),
+        (
+            ["--labels", "glad,grave", "--label-column", "mood"],
+            "table.csv, line 3: has a label that is none of the labels",
+        ),
+        (["--labels", "glad,sad", "--template", "{txt}"], "template: has an unknown field {txt}"),
+        (["--labels", "glad,sad", "--examples", "x.csv"], "--examples: needs the column of labels; name it"),
+        (
+            ["--labels", "glad,sad", "-o", "out.txt"],
+            "--output: cannot be written; got out.txt; wanted a name in .csv or",
+        ),
+        (["--labels", "glad,sad", "-o", "/nowhere/out.csv"], "/nowhere/out.csv: cannot be written (No such file"),
+    ],
+)
 def test_mistakes_are_found_before_the_weights_are_read(run, table, no_weights, arguments, said):
     got = run("classify", table, *arguments)
     assert (got.code, got.out) == (2, "") and got.err.startswith("refgpt: error: ") and said in got.err
@@ -139,8 +162,9 @@ def test_a_demo_of_a_text_of_ones_own(run):
     prompt = DEMOS["qa"].prompt("Who was it?")
     want = refgpt.load().generate(prompt, max_new_tokens=3, temperature=0.1, top_k=40, seed=42, stop="\n").text
     assert got.out == f"{prompt}{want}\n"
-    assert run("demo", "qa", "-n", 0).err == ("refgpt: error: max_new_tokens: cannot be used; got 0; wanted a whole "
-                                              "number from 1\n")  # fmt: skip
+    assert run("demo", "qa", "-n", 0).err == (
+        "refgpt: error: max_new_tokens: cannot be used; got 0; wanted a whole number from 1\n"
+    )
 
 
 @pytest.fixture
@@ -162,8 +186,10 @@ def test_raft_prints_a_line_a_task_and_the_mean(run, raft, tmp_path, method):
     assert [(a["task"], a["trial"], a["row"]) for a in answers] == [
         (task, trial, row) for task in ("overruling", "tweet_eval_hate") for trial in (0, 1) for row in range(3)
     ]
-    right = {task: sum(a["answer"] == a["label"] for a in answers if a["task"] == task) / 6
-             for task in ("overruling", "tweet_eval_hate")}  # fmt: skip
+    right = {
+        task: sum(a["answer"] == a["label"] for a in answers if a["task"] == task) / 6
+        for task in ("overruling", "tweet_eval_hate")
+    }
     assert one.split()[2] == f"{right['overruling']:.3f}" and two.split()[2] == f"{right['tweet_eval_hate']:.3f}"
     assert mean.split()[3] == f"{sum(right.values()) / 2:.3f}"
     assert method == "generate" or {a["answer"] for a in answers} <= {"yes", "no"}
@@ -179,12 +205,15 @@ def test_raft_says_what_did_not_fit(run, raft):
     assert "overruling: 2 of 2 prompts lost examples, or their end, to fit into the context" in got.err
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (["--tasks", "overruling,banking_77"], "tasks are missing; got no banking_77"),
-    (["--tasks", "nothing"], "there is no such task; got nothing"),
-    (["--trials", "0"], "n_trials: cannot be used; got 0"),
-    (["-o", "answers.csv"], "--output: cannot be written; got answers.csv; wanted a name in .jsonl"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--tasks", "overruling,banking_77"], "tasks are missing; got no banking_77"),
+        (["--tasks", "nothing"], "there is no such task; got nothing"),
+        (["--trials", "0"], "n_trials: cannot be used; got 0"),
+        (["-o", "answers.csv"], "--output: cannot be written; got answers.csv; wanted a name in .jsonl"),
+    ],
+)
 def test_mistakes_about_raft_are_found_before_the_weights_are_read(run, raft, no_weights, arguments, said):
     got = run("raft", raft, *arguments)
     assert (got.code, got.out) == (2, "") and said in got.err

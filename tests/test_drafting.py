@@ -87,12 +87,18 @@ class Counting:
 
 # Greedy, this model soon repeats itself: a text that copies.
 CONFIG = tiny_config(eos_id=0, bos_id=1, n_ctx=64)
-ENGINES = {"runtime": Runtime(random_params(CONFIG, 5, "f16"), CONFIG, threads=2),
-           "spec": SpecEngine(random_params(CONFIG, 5, "f16"), CONFIG)}  # fmt: skip
+ENGINES = {
+    "runtime": Runtime(random_params(CONFIG, 5, "f16"), CONFIG, threads=2),
+    "spec": SpecEngine(random_params(CONFIG, 5, "f16"), CONFIG),
+}
 
 
-SETTINGS = [{"temperature": 0}, {"temperature": 0.3, "seed": 1}, {"temperature": 1, "seed": 2},
-            {"temperature": 0, "logprobs": 3, "repetition_penalty": 1.1}]  # fmt: skip
+SETTINGS = [
+    {"temperature": 0},
+    {"temperature": 0.3, "seed": 1},
+    {"temperature": 1, "seed": 2},
+    {"temperature": 0, "logprobs": 3, "repetition_penalty": 1.1},
+]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -103,10 +109,13 @@ def test_a_text_is_the_same_whatever_was_guessed(engine, mask, settings):
     for prompt in prompts:
         for n_new in (1, 2, 20, 60):
             plain, guessed = (
-                generate(SimpleNamespace(engine=ENGINES[engine], tokenizer=None, mask=mask), [prompt],
-                         GenerationParams(max_new_tokens=n_new, speculate=n, **settings))
+                generate(
+                    SimpleNamespace(engine=ENGINES[engine], tokenizer=None, mask=mask),
+                    [prompt],
+                    GenerationParams(max_new_tokens=n_new, speculate=n, **settings),
+                )
                 for n in (0, 7)
-            )  # fmt: skip
+            )
             assert guessed == plain
 
 
@@ -126,10 +135,13 @@ def test_several_texts_at_once_are_not_guessed_until_one_is_left():
     engine = Runtime(random_params(LONG, 11), LONG, threads=2)
     prompts = [np.arange(20).tolist() * 2, [7, 8] * 9]
     plain, guessed = (
-        generate(SimpleNamespace(engine=engine, tokenizer=None, mask="causal"), prompts,
-                 GenerationParams(max_new_tokens=30, temperature=0, speculate=n))
+        generate(
+            SimpleNamespace(engine=engine, tokenizer=None, mask="causal"),
+            prompts,
+            GenerationParams(max_new_tokens=30, temperature=0, speculate=n),
+        )
         for n in (0, 5)
-    )  # fmt: skip
+    )
     assert guessed == plain
 
 

@@ -47,14 +47,17 @@ def test_what_was_cut_is_forgotten(session):
     session.truncate(BOTH_WAYS, 1)
 
 
-@pytest.mark.parametrize("ask, said", [
-    (lambda s: s.truncate(BOTH_WAYS, 3), "n: would cut a prefix, .*; got 3; wanted 0, or 4 to 5"),
-    (lambda s: s.truncate(GOING, 6), "n: cannot be used; got 6; wanted a whole number from 0 to 5"),
-    (lambda s: s.truncate(GOING, -1), "n: cannot be used; got -1"),
-    (lambda s: s.extend(GOING, []), "empty"),
-    (lambda s: s.extend(GOING, [1, 61]), "does not exist"),
-    (lambda s: s.extend(GOING, [1] * 8), "longer than the model's context"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "ask, said",
+    [
+        (lambda s: s.truncate(BOTH_WAYS, 3), "n: would cut a prefix, .*; got 3; wanted 0, or 4 to 5"),
+        (lambda s: s.truncate(GOING, 6), "n: cannot be used; got 6; wanted a whole number from 0 to 5"),
+        (lambda s: s.truncate(GOING, -1), "n: cannot be used; got -1"),
+        (lambda s: s.extend(GOING, []), "empty"),
+        (lambda s: s.extend(GOING, [1, 61]), "does not exist"),
+        (lambda s: s.extend(GOING, [1] * 8), "longer than the model's context"),
+    ],
+)
 def test_what_cannot_be_is_refused_and_leaves_the_session_as_it_was(session, ask, said):
     with pytest.raises(GenerationError, match=said):
         ask(session)

@@ -163,15 +163,18 @@ def test_end_of_text_ends_and_can_be_ignored():
     assert (by_tokenizer.ids, by_tokenizer.text) == ([4, 9], "d")
 
 
-@pytest.mark.parametrize("stop, text", [
-    ("lo", "hel"),
-    (["xyz", "lo w"], "hel"),
-    (["world", "orl"], "hello w"),  # completed first, though it begins later
-    (["ld", "world"], "hello "),  # completed by one character: the longer
-    ("h", ""),
-    ("hello world.", "hello world"),
-    ([], "hello world"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "stop, text",
+    [
+        ("lo", "hel"),
+        (["xyz", "lo w"], "hel"),
+        (["world", "orl"], "hello w"),  # completed first, though it begins later
+        (["ld", "world"], "hello "),  # completed by one character: the longer
+        ("h", ""),
+        ("hello world.", "hello world"),
+        ([], "hello world"),
+    ],
+)
 def test_stop_strings_across_tokens(stop, text):
     got = scripted("hello world", stop=stop)
     assert (got.text, got.finish_reason) == (text, "stop")
@@ -229,9 +232,13 @@ def test_a_character_that_the_prompt_begins_is_completed():
 def test_the_space_before_a_continuation_is_kept(stop, text, tmp_path):
     """Though the tokenizer drops the one at the start of a text."""
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["Once upon a time"] * 9), model_prefix=str(tmp_path / "tokenizer"), vocab_size=30,
-        model_type="bpe", add_dummy_prefix=True, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(["Once upon a time"] * 9),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=30,
+        model_type="bpe",
+        add_dummy_prefix=True,
+        minloglevel=2,
+    )
     tokenizer = load_tokenizer(tmp_path)
     prompt, whole = tokenizer.encode("Once"), tokenizer.encode("Once upon a time")
     assert whole[: len(prompt)] == prompt and tokenizer.decode(whole[len(prompt) :]) == "upon a time"
@@ -318,8 +325,18 @@ def test_what_is_one_prompt_and_what_are_several():
     assert [is_batch(one) for one in ("ab", "", [1, 2], (1, 2), np.array([1, 2]))] == [False] * 5
     assert [is_batch(many) for many in (["ab"], [[1], "b"], [[]], np.ones((2, 3), int))] == [True] * 4
     assert is_batch(np.zeros((3, 0), int))
-    for bad in (5, None, b"abc", bytearray(b"abc"), memoryview(b"abc"), [b"abc"], ["a", bytearray(b"b")], {"a": 1},
-                [1, "a"], np.array(5)):  # fmt: skip
+    for bad in (
+        5,
+        None,
+        b"abc",
+        bytearray(b"abc"),
+        memoryview(b"abc"),
+        [b"abc"],
+        ["a", bytearray(b"b")],
+        {"a": 1},
+        [1, "a"],
+        np.array(5),
+    ):
         with pytest.raises(GenerationError, match="prompt"):
             is_batch(bad)
     for empty in ([], (), np.array([]), np.zeros((0, 3), int)):
@@ -340,9 +357,19 @@ def test_text_needs_a_tokenizer():
         run(SPEC, [[1]], stop="x")
 
 
-BAD = [("max_new_tokens", 0), ("max_new_tokens", 1.0), ("stop", [""]), ("stop", ""), ("stop", [3]), ("stop", 3),
-       ("truncate", "right"), ("truncate", ["left"]), ("temperature", -1), ("ignore_eos", "x"),
-       ("ignore_eos", None)]  # fmt: skip
+BAD = [
+    ("max_new_tokens", 0),
+    ("max_new_tokens", 1.0),
+    ("stop", [""]),
+    ("stop", ""),
+    ("stop", [3]),
+    ("stop", 3),
+    ("truncate", "right"),
+    ("truncate", ["left"]),
+    ("temperature", -1),
+    ("ignore_eos", "x"),
+    ("ignore_eos", None),
+]
 
 
 @pytest.mark.parametrize("name, value", BAD)

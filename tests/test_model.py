@@ -117,8 +117,10 @@ def test_generating_from_text(path, backend):
 
 
 def test_both_backends_write_the_same(path):
-    texts = {refgpt.load(path, backend=backend, threads=1).generate("Hi", seed=1, max_new_tokens=30).text
-             for backend in BACKENDS}  # fmt: skip
+    texts = {
+        refgpt.load(path, backend=backend, threads=1).generate("Hi", seed=1, max_new_tokens=30).text
+        for backend in BACKENDS
+    }
     assert len(texts) == 1
 
 
@@ -170,10 +172,16 @@ def test_a_mask_that_was_found_is_said_and_one_taken_for_granted_is_not(tmp_path
         for model in (path, causal, named):
             refgpt.load(model, backend="numpy")
     found, called = [(record.levelno, record.getMessage()) for record in caplog.records]
-    assert found == (logging.INFO, "causal mask: each token sees those before it (attn.bias is lower triangular in "
-                     "every layer that stores it (2), though the model is called gpt-jt-tuned)")  # fmt: skip
-    assert called == (logging.WARNING, "prefix mask: all tokens of a prompt see each other (no attn.bias says "
-                      "otherwise, and the model is called GPT-JT-6B-v1)")  # fmt: skip
+    assert found == (
+        logging.INFO,
+        "causal mask: each token sees those before it (attn.bias is lower triangular in "
+        "every layer that stores it (2), though the model is called gpt-jt-tuned)",
+    )
+    assert called == (
+        logging.WARNING,
+        "prefix mask: all tokens of a prompt see each other (no attn.bias says "
+        "otherwise, and the model is called GPT-JT-6B-v1)",
+    )
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.float16, np.float32])
@@ -234,11 +242,20 @@ def test_ids_that_cannot_be_used_are_refused(path, backend):
             model.logits([1, 2], prefix_len)
 
 
-@pytest.mark.parametrize("name, value, wanted", [
-    ("backend", "cuda", "'c', 'numpy'"), ("dtype", "f64", "None, 'f32', 'f16'"), ("dtype", "float16", "'f16'"),
-    ("mask", "bidirectional", "'auto', 'causal', 'prefix'"), ("threads", 0, "whole number"), ("threads", True, "whole"),
-    ("threads", "2", "whole"), ("kv_dtype", "bf16", "None, 'f32', 'f16'"), ("dtype", ["f16"], "'f16'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, value, wanted",
+    [
+        ("backend", "cuda", "'c', 'numpy'"),
+        ("dtype", "f64", "None, 'f32', 'f16'"),
+        ("dtype", "float16", "'f16'"),
+        ("mask", "bidirectional", "'auto', 'causal', 'prefix'"),
+        ("threads", 0, "whole number"),
+        ("threads", True, "whole"),
+        ("threads", "2", "whole"),
+        ("kv_dtype", "bf16", "None, 'f32', 'f16'"),
+        ("dtype", ["f16"], "'f16'"),
+    ],
+)
 def test_arguments_that_make_no_sense_are_named(name, value, wanted):
     with pytest.raises(refgpt.RefgptError, match=f"^{name}: cannot be used; got .*wanted .*{wanted}"):
         refgpt.load("/nowhere", **{name: value})

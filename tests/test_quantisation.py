@@ -133,8 +133,11 @@ def test_what_ggml_has_quantised_keeps_its_numbers(kind):
     assert np.array_equal(quantise(theirs, kind).rows(0, 64), theirs)
 
 
-DRAWS = {"Gaussian": rng(1).standard_normal, "Student's t, 3": lambda shape: rng(2).standard_t(3, shape),
-         "uniform": lambda shape: rng(3).uniform(-1, 1, shape)}  # fmt: skip
+DRAWS = {
+    "Gaussian": rng(1).standard_normal,
+    "Student's t, 3": lambda shape: rng(2).standard_t(3, shape),
+    "uniform": lambda shape: rng(3).uniform(-1, 1, shape),
+}
 
 
 @KINDS
@@ -173,8 +176,9 @@ def costs(kind: str) -> tuple[float, float, float]:
     said = np.concatenate([window[1:] for window in windows])
     wide = default_weights()
     ours = wide.map(lambda name, leaf: quantise(leaf, kept_kind(name, kind)) if leaf.ndim == 2 else leaf)
-    base, found, theirs = (log_probabilities(SpecEngine(params, model.config), windows)
-                           for params in (wide, ours, with_ggml(wide, kind)))  # fmt: skip
+    base, found, theirs = (
+        log_probabilities(SpecEngine(params, model.config), windows) for params in (wide, ours, with_ggml(wide, kind))
+    )
     divergence, their_divergence = ((np.exp(base) * (base - q)).sum(1).mean() for q in (found, theirs))
     at = np.arange(len(said))
     rise = np.exp((base[at, said] - found[at, said]).mean()) - 1

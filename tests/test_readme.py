@@ -51,8 +51,14 @@ class Command:
         assert program == "refgpt", self.line
         environment = os.environ | {"PYTHONPATH": str(Path(refgpt.__file__).parents[1])}
         with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run([sys.executable, "-m", "refgpt", *arguments], cwd=folder, env=environment,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")  # fmt: skip
+            done = subprocess.run(
+                [sys.executable, "-m", "refgpt", *arguments],
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+            )
         return "".join(f"{line.rstrip()}\n" for line in done.stdout.splitlines())
 
     def matches(self, printed: str) -> bool:

@@ -125,16 +125,19 @@ def test_logits_that_are_not_finite_are_refused(bad):
         Sampler(SamplingParams(temperature=0)).choose(np.array([0, bad], np.float32))
 
 
-@pytest.mark.parametrize("name, values", {
-    "temperature": [-0.1, math.nan, math.inf, "1", None, True],
-    "top_k": [-1, 1.5, "3", True],
-    "top_p": [0, -1, 1.01, math.nan, None],
-    "repetition_penalty": [0, -1, math.nan, math.inf],
-    "presence_penalty": [math.nan, -math.inf, "0"],
-    "frequency_penalty": [math.nan, math.inf],
-    "seed": [-1, 0.5, "x", True],
-    "logprobs": [-1, 2.0, "all"],
-}.items())  # fmt: skip
+@pytest.mark.parametrize(
+    "name, values",
+    {
+        "temperature": [-0.1, math.nan, math.inf, "1", None, True],
+        "top_k": [-1, 1.5, "3", True],
+        "top_p": [0, -1, 1.01, math.nan, None],
+        "repetition_penalty": [0, -1, math.nan, math.inf],
+        "presence_penalty": [math.nan, -math.inf, "0"],
+        "frequency_penalty": [math.nan, math.inf],
+        "seed": [-1, 0.5, "x", True],
+        "logprobs": [-1, 2.0, "all"],
+    }.items(),
+)
 def test_parameters_that_make_no_sense_are_named(name, values):
     for value in values:
         with pytest.raises(GenerationError, match=f"^{name}: cannot be used; got {value!r}; wanted "):

@@ -118,8 +118,14 @@ def test_the_prompt_is_computed_once_and_the_last_token_never(engine, monkeypatc
     got = score(model, PROMPT, CONTINUATIONS)
     assert all((a == b).all() for a, b in zip(got, want, strict=True))
     (counted,) = made
-    assert counted.calls == [("prefill", 8, 8), ("extend", 3), ("extend", 3), ("extend", 3), ("extend", 2),
-                             ("extend", 3)]  # fmt: skip
+    assert counted.calls == [
+        ("prefill", 8, 8),
+        ("extend", 3),
+        ("extend", 3),
+        ("extend", 3),
+        ("extend", 2),
+        ("extend", 3),
+    ]
 
 
 def test_nothing_to_score_computes_nothing():
@@ -164,9 +170,13 @@ def test_an_empty_prompt_is_the_beginning_of_a_text(path):
 def test_a_continuation_is_spelt_as_in_the_whole_text(tmp_path):
     """Though a sentencepiece model puts a space before a text of its own."""
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["Once upon a time"] * 9), model_prefix=str(tmp_path / "tokenizer"), vocab_size=30,
-        model_type="bpe", add_dummy_prefix=True, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(["Once upon a time"] * 9),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=30,
+        model_type="bpe",
+        add_dummy_prefix=True,
+        minloglevel=2,
+    )
     tokenizer, config = refgpt.load_tokenizer(tmp_path), tiny_config(bos_id=1)
     for prompt, continuation in (("time", "time"), ("Once upon", " a time"), ("", "Once")):
         before = tokenizer.encode(prompt)
@@ -185,24 +195,27 @@ def test_a_token_that_spans_the_seam_is_not_used():
     assert (start, ids) == (tokenizer.encode(prompt), tokenizer.encode(continuation))
 
 
-@pytest.mark.parametrize("prompt, continuations, said", [
-    ("ab", "cd", "^continuations: cannot be used; got str; wanted a list"),
-    ("ab", b"cd", "^continuations: cannot be used; got bytes"),
-    ("ab", {"cd": 1}, "^continuations: cannot be used; got dict"),
-    ("ab", 5, "^continuations: cannot be used; got int"),
-    ("ab", [1, 2], r"^continuations\[0\], ids: ids are not one flat list; got 0"),
-    ("ab", ["c", b"d"], r"^continuations\[1\]: cannot be used; got bytes.*decode"),
-    ("ab", ["c", bytearray(b"d")], r"^continuations\[1\]: cannot be used; got bytearray"),
-    ("ab", ["c", [60, 61]], r"^continuations\[1\], ids\[1\]: the id does not exist"),
-    ("ab", [[0.5]], r"^continuations\[0\], ids: ids are not whole"),
-    ("ab", [None], r"^continuations\[0\], ids"),
-    ("ab", ["c", "d" * 63], r"^continuations\[1\]: is too long .*got 63 tokens after 2 of .*wanted at most 64"),
-    ("a" * 65, [], "longer than the model's context"),
-    (b"ab", ["c"], "^prompt: cannot be used; got bytes"),
-    ([61], ["c"], r"^prompt, ids\[0\]: the id does not exist"),
-    (["ab"], ["c"], "^prompt, ids: ids are not whole numbers"),
-    (5, ["c"], "^prompt, ids"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prompt, continuations, said",
+    [
+        ("ab", "cd", "^continuations: cannot be used; got str; wanted a list"),
+        ("ab", b"cd", "^continuations: cannot be used; got bytes"),
+        ("ab", {"cd": 1}, "^continuations: cannot be used; got dict"),
+        ("ab", 5, "^continuations: cannot be used; got int"),
+        ("ab", [1, 2], r"^continuations\[0\], ids: ids are not one flat list; got 0"),
+        ("ab", ["c", b"d"], r"^continuations\[1\]: cannot be used; got bytes.*decode"),
+        ("ab", ["c", bytearray(b"d")], r"^continuations\[1\]: cannot be used; got bytearray"),
+        ("ab", ["c", [60, 61]], r"^continuations\[1\], ids\[1\]: the id does not exist"),
+        ("ab", [[0.5]], r"^continuations\[0\], ids: ids are not whole"),
+        ("ab", [None], r"^continuations\[0\], ids"),
+        ("ab", ["c", "d" * 63], r"^continuations\[1\]: is too long .*got 63 tokens after 2 of .*wanted at most 64"),
+        ("a" * 65, [], "longer than the model's context"),
+        (b"ab", ["c"], "^prompt: cannot be used; got bytes"),
+        ([61], ["c"], r"^prompt, ids\[0\]: the id does not exist"),
+        (["ab"], ["c"], "^prompt, ids: ids are not whole numbers"),
+        (5, ["c"], "^prompt, ids"),
+    ],
+)
 def test_what_cannot_be_scored_is_named_and_nothing_computed(path, monkeypatch, prompt, continuations, said):
     model = refgpt.load(path, backend="numpy")
     monkeypatch.setattr(SpecEngine, "session", lambda *_: pytest.fail("it was computed"))

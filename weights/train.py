@@ -193,10 +193,18 @@ def train(corpus: Path, out: Path, work: Path, n_steps: int) -> None:
 
     torch.manual_seed(1234)
     config = GPTJConfig(
-        vocab_size=N_VOCAB, n_positions=N_CTX, n_embd=256, n_layer=6, n_head=4, rotary_dim=32,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        bos_token_id=tokenizer.eos_id(), eos_token_id=tokenizer.eos_id(),
-    )  # fmt: skip
+        vocab_size=N_VOCAB,
+        n_positions=N_CTX,
+        n_embd=256,
+        n_layer=6,
+        n_head=4,
+        rotary_dim=32,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=tokenizer.eos_id(),
+        eos_token_id=tokenizer.eos_id(),
+    )
     model = GPTJForCausalLM(config)
     optimisers = make_optimisers(model)
     base_rates = [[g["lr"] for g in o.param_groups] for o in optimisers]
@@ -232,10 +240,16 @@ def train(corpus: Path, out: Path, work: Path, n_steps: int) -> None:
                 best = held_out
                 save_atomically(model.state_dict(), work / "best.pt")
             save_atomically(
-                {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers],
-                 "step": step + 1, "best": best, "seconds": seconds, "history": history},
+                {
+                    "model": model.state_dict(),
+                    "optimisers": [o.state_dict() for o in optimisers],
+                    "step": step + 1,
+                    "best": best,
+                    "seconds": seconds,
+                    "history": history,
+                },
                 work / "last.pt",
-            )  # fmt: skip
+            )
 
     model.load_state_dict(torch.load(work / "best.pt", weights_only=True))
     model = model.half()  # what ships is what is measured: the rounded weights

@@ -34,12 +34,22 @@ def gptj_config(n_layer: int) -> ModelConfig:
 def config_json(config: ModelConfig) -> dict[str, object]:
     """The keys of config.json as transformers reads them."""
     return {
-        "architectures": ["GPTJForCausalLM"], "model_type": "gptj", "activation_function": "gelu_new",
-        "n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.d_model, "n_inner": config.d_ff,
-        "rotary_dim": config.d_rotary, "vocab_size": config.n_vocab, "n_positions": config.n_ctx,
-        "layer_norm_epsilon": config.ln_eps, "bos_token_id": config.bos_id, "eos_token_id": config.eos_id,
-        "tie_word_embeddings": False, "torch_dtype": "float16",
-    }  # fmt: skip
+        "architectures": ["GPTJForCausalLM"],
+        "model_type": "gptj",
+        "activation_function": "gelu_new",
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.d_model,
+        "n_inner": config.d_ff,
+        "rotary_dim": config.d_rotary,
+        "vocab_size": config.n_vocab,
+        "n_positions": config.n_ctx,
+        "layer_norm_epsilon": config.ln_eps,
+        "bos_token_id": config.bos_id,
+        "eos_token_id": config.eos_id,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+    }
 
 
 def stored_name(leaf: str) -> str:

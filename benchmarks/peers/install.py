@@ -17,8 +17,14 @@ REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 #: Compiling llama.cpp takes minutes; a download that hangs should not take for ever.
 INSTALL_SECONDS = 3600
 #: The language part of llama.cpp alone.
-LLAMA_PARTS = {"LLAVA_BUILD": "OFF", "MTMD_BUILD": "OFF", "LLAMA_BUILD_TOOLS": "OFF", "LLAMA_BUILD_EXAMPLES": "OFF",
-               "LLAMA_BUILD_TESTS": "OFF", "LLAMA_BUILD_SERVER": "OFF"}  # fmt: skip
+LLAMA_PARTS = {
+    "LLAVA_BUILD": "OFF",
+    "MTMD_BUILD": "OFF",
+    "LLAMA_BUILD_TOOLS": "OFF",
+    "LLAMA_BUILD_EXAMPLES": "OFF",
+    "LLAMA_BUILD_TESTS": "OFF",
+    "LLAMA_BUILD_SERVER": "OFF",
+}
 #: What llama.cpp says of a build that uses an x86 processor; told if it is missing.
 WANTED_FLAGS = ("AVX2", "FMA", "F16C")
 

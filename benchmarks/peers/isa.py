@@ -34,10 +34,23 @@ class Isa:
 ISAS = {
     "native": Isa({"GGML_NATIVE": "ON"}, ("-march=native",)),
     "avx2": Isa(
-        {"GGML_NATIVE": "OFF", "GGML_SSE42": "ON", "GGML_AVX": "ON", "GGML_AVX2": "ON", "GGML_FMA": "ON",
-         "GGML_F16C": "ON", "GGML_BMI2": "ON"},
+        {
+            "GGML_NATIVE": "OFF",
+            "GGML_SSE42": "ON",
+            "GGML_AVX": "ON",
+            "GGML_AVX2": "ON",
+            "GGML_FMA": "ON",
+            "GGML_F16C": "ON",
+            "GGML_BMI2": "ON",
+        },
         ("-mavx2", "-mfma", "-mf16c"),
-        {"REFGPT_ISA": "avx2", "CT2_FORCE_CPU_ISA": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "DNNL_MAX_CPU_ISA": "AVX2",
-         "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
+        {
+            "REFGPT_ISA": "avx2",
+            "CT2_FORCE_CPU_ISA": "AVX2",
+            "ONEDNN_MAX_CPU_ISA": "AVX2",
+            "DNNL_MAX_CPU_ISA": "AVX2",
+            "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+            "ATEN_CPU_CAPABILITY": "avx2",
+        },
     ),
-}  # fmt: skip
+}

@@ -10,8 +10,18 @@ from benchmarks.peers.questions import DECODE, EVERYTHING
 
 #: The model in all its forms, files and directories, each made from those before it.
 CHECKPOINT, REFERENCE, TWIN = "gptj", "reference.npy", "twin-F16.gguf"
-FORMS = (CHECKPOINT, REFERENCE, TWIN, "twin-Q8_0.gguf", "twin-Q4_0.gguf", "twin-Q4_0-pure.gguf", "twin-Q4_K_M.gguf",
-         "ggml-q4_0.bin", "ctranslate2-int8", "ctranslate2-float32")  # fmt: skip
+FORMS = (
+    CHECKPOINT,
+    REFERENCE,
+    TWIN,
+    "twin-Q8_0.gguf",
+    "twin-Q4_0.gguf",
+    "twin-Q4_0-pure.gguf",
+    "twin-Q4_K_M.gguf",
+    "ggml-q4_0.bin",
+    "ctranslate2-int8",
+    "ctranslate2-float32",
+)
 
 
 @dataclass(frozen=True)
@@ -59,29 +69,41 @@ def one_thread(engine: Engine) -> Engine:
 def groups(threads: int) -> list[Group]:
     """All groups, with so many threads but for those that say otherwise."""
     all_of_them = [
-        Group("4 bits", (
-            REFGPT_Q4,
-            LLAMA_Q4_0,
-            Engine("llama.cpp Q4_0 pure", "llama_cpp", "Q4_0", "twin-Q4_0-pure.gguf"),
-            Engine("llama.cpp Q4_K_M", "llama_cpp", "Q4_K_M", "twin-Q4_K_M.gguf"),
-            Engine("ctransformers q4_0", "ctransformers", "q4_0", "ggml-q4_0.bin"),
-        )),
-        Group("8 bits", (
-            Engine("refgpt q8", "refgpt", "q8", CHECKPOINT),
-            Engine("llama.cpp Q8_0", "llama_cpp", "Q8_0", "twin-Q8_0.gguf"),
-            Engine("CTranslate2 int8", "ctranslate2", "int8", "ctranslate2-int8"),
-        )),
-        Group("16 bits", (
-            Engine("refgpt f16", "refgpt", "f16", CHECKPOINT),
-            Engine("llama.cpp F16", "llama_cpp", "F16", TWIN),
-            Engine("transformers bfloat16", "transformers", "bf16", CHECKPOINT),
-        )),
-        Group("32 bits", (
-            Engine("refgpt f32", "refgpt", "f32", CHECKPOINT),
-            Engine("CTranslate2 float32", "ctranslate2", "float32", "ctranslate2-float32"),
-            Engine("transformers float32", "transformers", "f32", CHECKPOINT),
-        )),
-    ]  # fmt: skip
+        Group(
+            "4 bits",
+            (
+                REFGPT_Q4,
+                LLAMA_Q4_0,
+                Engine("llama.cpp Q4_0 pure", "llama_cpp", "Q4_0", "twin-Q4_0-pure.gguf"),
+                Engine("llama.cpp Q4_K_M", "llama_cpp", "Q4_K_M", "twin-Q4_K_M.gguf"),
+                Engine("ctransformers q4_0", "ctransformers", "q4_0", "ggml-q4_0.bin"),
+            ),
+        ),
+        Group(
+            "8 bits",
+            (
+                Engine("refgpt q8", "refgpt", "q8", CHECKPOINT),
+                Engine("llama.cpp Q8_0", "llama_cpp", "Q8_0", "twin-Q8_0.gguf"),
+                Engine("CTranslate2 int8", "ctranslate2", "int8", "ctranslate2-int8"),
+            ),
+        ),
+        Group(
+            "16 bits",
+            (
+                Engine("refgpt f16", "refgpt", "f16", CHECKPOINT),
+                Engine("llama.cpp F16", "llama_cpp", "F16", TWIN),
+                Engine("transformers bfloat16", "transformers", "bf16", CHECKPOINT),
+            ),
+        ),
+        Group(
+            "32 bits",
+            (
+                Engine("refgpt f32", "refgpt", "f32", CHECKPOINT),
+                Engine("CTranslate2 float32", "ctranslate2", "float32", "ctranslate2-float32"),
+                Engine("transformers float32", "transformers", "f32", CHECKPOINT),
+            ),
+        ),
+    ]
     with_threads = [
         replace(group, engines=tuple(replace(e, threads=threads) for e in group.engines), threads=threads)
         for group in all_of_them

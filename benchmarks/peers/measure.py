@@ -46,9 +46,12 @@ class Worker:
         with self.log.open("w") as errors:
             self.process = subprocess.Popen(
                 [*command, engine.precision, str(engine.threads)],
-                cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
                 env=os.environ | {"OMP_NUM_THREADS": str(engine.threads), "HF_HUB_OFFLINE": "1"},
-            )  # fmt: skip
+            )
 
     def close(self) -> None:
         """End the process: it stops when its input does."""

@@ -21,8 +21,13 @@ from benchmarks.peers.questions import TOGETHER
 from benchmarks.peers.ratios import Results, rate
 
 GREY = "#808080"
-COLOURS = {"refgpt": "#d55e00", "llama.cpp": "#0072b2", "CTranslate2": "#009e73", "transformers": "#cc79a7",
-           "ctransformers": "#e69f00"}  # fmt: skip
+COLOURS = {
+    "refgpt": "#d55e00",
+    "llama.cpp": "#0072b2",
+    "CTranslate2": "#009e73",
+    "transformers": "#cc79a7",
+    "ctransformers": "#e69f00",
+}
 PANELS = {"prefill 512": "a prompt of 512 tokens", "decode after 32": "writing one text", TOGETHER: "writing 8 at once"}
 GAP = 0.8  # between groups, in bars
 
@@ -49,10 +54,18 @@ def places(results: Results) -> tuple[dict[str, float], list[tuple[float, str]]]
 
 def draw(results: Results, paths: list[Path]) -> None:
     bars, titles = places(results)
-    plt.rcParams.update({
-        "text.color": GREY, "axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY, "axes.labelcolor": GREY,
-        "font.size": 10, "svg.fonttype": "none", "font.family": "sans-serif",
-    })  # fmt: skip
+    plt.rcParams.update(
+        {
+            "text.color": GREY,
+            "axes.edgecolor": GREY,
+            "xtick.color": GREY,
+            "ytick.color": GREY,
+            "axes.labelcolor": GREY,
+            "font.size": 10,
+            "svg.fonttype": "none",
+            "font.family": "sans-serif",
+        }
+    )
     height = 0.9 + 0.27 * (max(bars.values()) + 1)
     figure, axes = plt.subplots(1, len(PANELS), figsize=(10, height), sharey=True, layout="constrained")
     for panel, (what, title) in zip(axes, PANELS.items(), strict=True):
@@ -63,8 +76,14 @@ def draw(results: Results, paths: list[Path]) -> None:
             panel.barh(at, spread.median, 0.78, color=colour(name), zorder=2)
             panel.hlines(at, spread.least, spread.most, color=GREY, linewidth=1.5, zorder=3)
             number = f"{spread.median:.0f}" if spread.median >= 100 else f"{spread.median:.1f}"
-            panel.text(spread.most + most / 60, at, number, va="center", fontsize=9,
-                       fontweight="bold" if name.startswith("refgpt") else "normal")  # fmt: skip
+            panel.text(
+                spread.most + most / 60,
+                at,
+                number,
+                va="center",
+                fontsize=9,
+                fontweight="bold" if name.startswith("refgpt") else "normal",
+            )
         for name in bars.keys() - spreads.keys():
             panel.text(most / 60, bars[name], "–", va="center", fontsize=9)
         panel.set_title(f"{title}\ntokens/s", color=GREY, fontsize=10)

@@ -49,8 +49,11 @@ def shares(before: CpuTimes, after: CpuTimes, seconds: float, working: int) -> d
     spent = {pid: after.of[pid] - before.of[pid] for pid in before.of}
     capacity = seconds * (os.cpu_count() or 1)
     strangers = after.busy - before.busy - sum(spent.values())
-    return {"waiting engines": (sum(spent.values()) - spent[working]) / capacity,
-            "strangers": max(strangers, 0) / capacity, "host": (after.stolen - before.stolen) / capacity}  # fmt: skip
+    return {
+        "waiting engines": (sum(spent.values()) - spent[working]) / capacity,
+        "strangers": max(strangers, 0) / capacity,
+        "host": (after.stolen - before.stolen) / capacity,
+    }
 
 
 def read_rate(buffer: np.ndarray, threads: int) -> float:
@@ -95,6 +98,11 @@ def machine() -> dict[str, object]:
     facts = dict(map(str.strip, line.split(":", 1)) for line in text.splitlines() if ":" in line)
     flags = (facts.get("flags") or facts.get("Features") or "").split()
     memory = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
-    return {"cpu": facts.get("model name", platform.machine()), "flags": [flag for flag in ISA_FLAGS if flag in flags],
-            "processors": os.cpu_count(), "memory": memory, "system": platform.platform(),
-            "python": platform.python_version()}  # fmt: skip
+    return {
+        "cpu": facts.get("model name", platform.machine()),
+        "flags": [flag for flag in ISA_FLAGS if flag in flags],
+        "processors": os.cpu_count(),
+        "memory": memory,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }

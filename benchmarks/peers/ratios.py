@@ -59,8 +59,11 @@ def read_share(results: Results, group: str, engine: str, what: str) -> Spread |
 def peak(results: Results, threads: int, kind: str) -> float | None:
     """The best of all rounds with so many threads: what disturbs the measurement of a ceiling can only lower it."""
     engines = results["engines"]
-    groups = {group["title"] for group in results["groups"]
-              if any(engines.get(name, {}).get("threads") == threads for name in group["engines"])}  # fmt: skip
+    groups = {
+        group["title"]
+        for group in results["groups"]
+        if any(engines.get(name, {}).get("threads") == threads for name in group["engines"])
+    }
     return max((y[kind] for y in results["yardsticks"] if y["group"] in groups and kind in y), default=None)
 
 

@@ -54,9 +54,12 @@ def measured(results: Results, group: dict) -> list[str]:
 
 def speed_rows(results: Results, group: dict) -> Iterator[list[str]]:
     for name in measured(results, group):
-        yield [name, joined([middle(rate(results, name, f"prefill {n}")) for n in PREFILLS]),
-               joined([middle(rate(results, name, f"decode after {n}")) for n in DECODES]),
-               middle(rate(results, name, TOGETHER))]  # fmt: skip
+        yield [
+            name,
+            joined([middle(rate(results, name, f"prefill {n}")) for n in PREFILLS]),
+            joined([middle(rate(results, name, f"decode after {n}")) for n in DECODES]),
+            middle(rate(results, name, TOGETHER)),
+        ]
 
 
 def ratio_rows(results: Results, group: dict) -> Iterator[list[str]]:
@@ -75,12 +78,20 @@ def machine_rows(results: Results, group: dict) -> Iterator[list[str]]:
         facts = results["engines"][name]
         mine = [r for r in results["records"] if r["engine"] == name]
         decodes = [percent(read_share(results, title, name, f"decode after {n}")) for n in DECODES]
-        prefill = [percent(peak_share(results, name, f"prefill {PREFILLS[-1]}", ops, kind))
-                   for kind in ("float32", "int8")]  # fmt: skip
+        prefill = [
+            percent(peak_share(results, name, f"prefill {PREFILLS[-1]}", ops, kind)) for kind in ("float32", "int8")
+        ]
         others = [mean(r[who] for r in mine) for who in ("strangers", "waiting engines", "host")]
-        yield [name, f"{facts['n_bytes'] / 1e9:.2f}", joined(decodes), joined(prefill),
-               f"{facts['load_seconds']:.1f}", f"{max(r['peak_bytes'] for r in mine) / 1e9:.1f}",
-               f"{facts['cosine']:.4f}", joined([f"{share:.1%}" for share in others])]  # fmt: skip
+        yield [
+            name,
+            f"{facts['n_bytes'] / 1e9:.2f}",
+            joined(decodes),
+            joined(prefill),
+            f"{facts['load_seconds']:.1f}",
+            f"{max(r['peak_bytes'] for r in mine) / 1e9:.1f}",
+            f"{facts['cosine']:.4f}",
+            joined([f"{share:.1%}" for share in others]),
+        ]
 
 
 def held_to(results: Results) -> str:
@@ -90,12 +101,18 @@ def held_to(results: Results) -> str:
 
 def report(results: Results) -> Iterator[str]:
     machine, groups = results["machine"], results["groups"]
-    yield (f"{machine['cpu']}, {machine['processors']} processors ({', '.join(machine['flags'])}), "
-           f"{machine['memory'] / 1e9:.0f} GB, {machine['system']}, Python {machine['python']}, {results['date']}. "
-           f"{results['layers']} of GPT-J's 28 layers, {results['threads']} threads, medians of {results['rounds']} "
-           f"rounds.{held_to(results)}")  # fmt: skip
-    versions = {key: value for facts in results["engines"].values() for key, value in facts.get("about", {}).items()
-                if key not in {"system", "isa", "compute type", "attention"}}  # fmt: skip
+    yield (
+        f"{machine['cpu']}, {machine['processors']} processors ({', '.join(machine['flags'])}), "
+        f"{machine['memory'] / 1e9:.0f} GB, {machine['system']}, Python {machine['python']}, {results['date']}. "
+        f"{results['layers']} of GPT-J's 28 layers, {results['threads']} threads, medians of {results['rounds']} "
+        f"rounds.{held_to(results)}"
+    )
+    versions = {
+        key: value
+        for facts in results["engines"].values()
+        for key, value in facts.get("about", {}).items()
+        if key not in {"system", "isa", "compute type", "attention"}
+    }
     yield from ("", "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".")
     for facts in results["engines"].values():
         if system := facts.get("about", {}).get("system"):
@@ -103,11 +120,18 @@ def report(results: Results) -> Iterator[str]:
             break
     taken = [record["strangers"] for record in results["records"]]
     if taken and (busy := mean(taken)) > QUIET:
-        yield from ("", f"**The machine was not quiet: strangers took {busy:.0%} of the processors, which engines bear "
-                    "very differently. Measure again on a quiet machine.**")  # fmt: skip
+        yield from (
+            "",
+            f"**The machine was not quiet: strangers took {busy:.0%} of the processors, which engines bear "
+            "very differently. Measure again on a quiet machine.**",
+        )
     yield from ("", "### Tokens a second", "")
-    columns = ["engine", f"prefill {' / '.join(map(str, PREFILLS))}",
-               f"decode after {DECODES[0]} / after {DECODES[1]}", f"{TOGETHER} decode, total"]  # fmt: skip
+    columns = [
+        "engine",
+        f"prefill {' / '.join(map(str, PREFILLS))}",
+        f"decode after {DECODES[0]} / after {DECODES[1]}",
+        f"{TOGETHER} decode, total",
+    ]
     yield from table(columns, [row for group in groups for row in speed_rows(results, group)])
     rows = [row for group in groups for row in ratio_rows(results, group)]
     if rows:
@@ -116,11 +140,18 @@ def report(results: Results) -> Iterator[str]:
         yield from table(["refgpt / peer", *whats, TOGETHER], rows)
     yield from ("", "### The machine's share", "")
     yield from table(
-        ["engine", "weights a token, GB", f"of reading, decode after {DECODES[0]} / {DECODES[1]}",
-         f"of float32 / int8 peak, prefill {PREFILLS[-1]}", "load, s", "peak RSS, GB", "cosine with the spec",
-         "processors taken by strangers / waiting engines / the host"],
+        [
+            "engine",
+            "weights a token, GB",
+            f"of reading, decode after {DECODES[0]} / {DECODES[1]}",
+            f"of float32 / int8 peak, prefill {PREFILLS[-1]}",
+            "load, s",
+            "peak RSS, GB",
+            "cosine with the spec",
+            "processors taken by strangers / waiting engines / the host",
+        ],
         [row for group in groups for row in machine_rows(results, group)],
-    )  # fmt: skip
+    )
     yield from ("", "Yardsticks, medians: " + "; ".join(yardsticks(results, group) for group in groups) + ".")
     failures = {name: facts["failed"] for name, facts in results["engines"].items() if "failed" in facts}
     if failures:

@@ -21,16 +21,25 @@ from benchmarks.peers.processors import build_peak, machine, peaks, read_buffer,
 SAME_MODEL, NOT_THE_MODEL = 0.9, "its logits are not this model's, so its figures mean nothing"
 
 
-def run(work: Path, n_layer: int, n_rounds: int, threads: int, patience: float, isa: str,
-        wanted: str | None) -> dict[str, Any]:  # fmt: skip
+def run(
+    work: Path, n_layer: int, n_rounds: int, threads: int, patience: float, isa: str, wanted: str | None
+) -> dict[str, Any]:
     """Measure the chosen engines; returns what is in results.json."""
     logs = work / "logs"
     logs.mkdir(exist_ok=True)
     results: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(), "machine": machine(),
-        "layers": n_layer, "rounds": n_rounds, "threads": threads, "patience": patience, "isa": isa,
-        "groups": [], "engines": {}, "yardsticks": [], "records": [],
-    }  # fmt: skip
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "layers": n_layer,
+        "rounds": n_rounds,
+        "threads": threads,
+        "patience": patience,
+        "isa": isa,
+        "groups": [],
+        "engines": {},
+        "yardsticks": [],
+        "records": [],
+    }
     peak, buffer = build_peak(work, isa), read_buffer()
     reference = np.load(work / f"models-{n_layer}" / REFERENCE)
     for group in chosen(groups(threads), wanted):
@@ -39,8 +48,9 @@ def run(work: Path, n_layer: int, n_rounds: int, threads: int, patience: float, 
     return results
 
 
-def measure_group(group: Group, work: Path, results: dict[str, Any], peak: Path | None,
-                  buffer: np.ndarray, reference: np.ndarray) -> None:  # fmt: skip
+def measure_group(
+    group: Group, work: Path, results: dict[str, Any], peak: Path | None, buffer: np.ndarray, reference: np.ndarray
+) -> None:
     results["groups"].append({"title": group.title, "engines": [engine.name for engine in group.engines]})
     engines, n_rounds, models = results["engines"], results["rounds"], work / f"models-{results['layers']}"
     with tqdm(total=n_rounds + 1, desc=group.title, unit="round") as bar:

@@ -33,14 +33,19 @@ def block_tensors(block: Block, config: ModelConfig) -> dict[str, np.ndarray]:
     """A block's tensors under llama.cpp's names, without "blk.N."."""
     c = config.d_model
     return {
-        "attn_norm.weight": block.ln_w, "attn_norm.bias": block.ln_b,
-        "ffn_norm.weight": block.ln_w, "ffn_norm.bias": block.ln_b,
+        "attn_norm.weight": block.ln_w,
+        "attn_norm.bias": block.ln_b,
+        "ffn_norm.weight": block.ln_w,
+        "ffn_norm.bias": block.ln_b,
         "attn_qkv.weight": np.concatenate([half_split(block.wq, config), half_split(block.wk, config), block.wv]),
         "attn_qkv.bias": np.zeros(3 * c, np.float32),
-        "attn_output.weight": block.wo, "attn_output.bias": np.zeros(c, np.float32),
-        "ffn_up.weight": block.w_in, "ffn_up.bias": block.b_in,
-        "ffn_down.weight": block.w_out, "ffn_down.bias": block.b_out,
-    }  # fmt: skip
+        "attn_output.weight": block.wo,
+        "attn_output.bias": np.zeros(c, np.float32),
+        "ffn_up.weight": block.w_in,
+        "ffn_up.bias": block.b_in,
+        "ffn_down.weight": block.w_out,
+        "ffn_down.bias": block.b_out,
+    }
 
 
 def write_twin(checkpoint: Path, path: Path) -> None:

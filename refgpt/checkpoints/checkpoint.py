@@ -107,5 +107,10 @@ def verify_checksums(checkpoint: Checkpoint, digests: Callable[[np.ndarray], np.
     for part in checkpoint.checked:
         found = checksum(digests(part.words))
         if found != part.checksum:
-            raise CheckpointError("the bytes are not those that were written: their checksum differs",
-                                  where=part.place, got=found, wanted=part.checksum, fix=FRESH_COPY)  # fmt: skip
+            raise CheckpointError(
+                "the bytes are not those that were written: their checksum differs",
+                where=part.place,
+                got=found,
+                wanted=part.checksum,
+                fix=FRESH_COPY,
+            )

@@ -35,15 +35,26 @@ SPEC = "TransformerDecoderSpec"
 LARGEST_VOCABULARY = 8 << 20
 RIGHT_MODEL = "check that the model was converted from a GPT-J"
 
-LEAVES = {"wte": "embeddings/weight", "ln_w": "layer_norm/gamma", "ln_b": "layer_norm/beta",
-          "w_head": "projection/weight", "b_head": "projection/bias"}  # fmt: skip
+LEAVES = {
+    "wte": "embeddings/weight",
+    "ln_w": "layer_norm/gamma",
+    "ln_b": "layer_norm/beta",
+    "w_head": "projection/weight",
+    "b_head": "projection/bias",
+}
 QKV = "self_attention/linear_0/weight"
 BLOCK_LEAVES = {
-    "ln_w": "shared_layer_norm/gamma", "ln_b": "shared_layer_norm/beta",
-    "wq": QKV, "wk": QKV, "wv": QKV, "wo": "self_attention/linear_1/weight",
-    "w_in": "ffn/linear_0/weight", "b_in": "ffn/linear_0/bias",
-    "w_out": "ffn/linear_1/weight", "b_out": "ffn/linear_1/bias",
-}  # fmt: skip
+    "ln_w": "shared_layer_norm/gamma",
+    "ln_b": "shared_layer_norm/beta",
+    "wq": QKV,
+    "wk": QKV,
+    "wv": QKV,
+    "wo": "self_attention/linear_1/weight",
+    "w_in": "ffn/linear_0/weight",
+    "b_in": "ffn/linear_0/bias",
+    "w_out": "ffn/linear_1/weight",
+    "b_out": "ffn/linear_1/bias",
+}
 
 NUM_HEADS, ROTARY_DIM, INTERLEAVED = "num_heads", "self_attention/rotary_dim", "self_attention/rotary_interleave"
 #: Single values, of the model or of every layer, that are the same in every GPT-J, and why.
@@ -54,11 +65,18 @@ DEMANDS = {
     "alibi": (0, "GPT-J encodes positions by rotation"),
     "start_from_zero_embedding": (0, "GPT-J begins with a token"),
     "self_attention/rotary_base": (10000, "GPT-J's rotations have this base"),
-}  # fmt: skip
+}
 NEEDED = (NUM_HEADS, "activation", "pre_norm", "scale_embeddings")
 #: Single values that may be anything.
-FREE = {NUM_HEADS, ROTARY_DIM, INTERLEAVED, "alignment_heads", "alignment_layer", "alibi_use_positive_positions",
-        "scale_alibi"}  # fmt: skip
+FREE = {
+    NUM_HEADS,
+    ROTARY_DIM,
+    INTERLEAVED,
+    "alignment_heads",
+    "alignment_layer",
+    "alibi_use_positive_positions",
+    "scale_alibi",
+}
 KEEP_IN_FLOAT32 = "/keep_in_float32"  # says how CTranslate2 computes, not what is stored
 
 LAYER = re.compile(r"layer_(\d{1,4})/(.+)")
@@ -78,8 +96,9 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     file = directory / MODEL_BIN
     variables = ctranslate2_file.read(file)
     if variables.spec != SPEC:
-        raise ConfigError("this kind of model is not supported", where=file, got=variables.spec, wanted=SPEC,
-                          fix=RIGHT_MODEL)  # fmt: skip
+        raise ConfigError(
+            "this kind of model is not supported", where=file, got=variables.spec, wanted=SPEC, fix=RIGHT_MODEL
+        )
     model, layers = _split(variables.arrays, file)
     config = _read_config(model, layers, directory)
     params = _build_params(model, layers, config, file)
@@ -108,16 +127,17 @@ def _split(arrays: Arrays, file: Path) -> tuple[Arrays, list[Arrays]]:
         if not known or not name.startswith(BODY):
             unknown.append(name)
     if unknown:
-        raise CheckpointError("there are variables that have no place in GPT-J", where=file, got=listed(unknown),
-                              fix=RIGHT_MODEL)  # fmt: skip
+        raise CheckpointError(
+            "there are variables that have no place in GPT-J", where=file, got=listed(unknown), fix=RIGHT_MODEL
+        )
     missing = [name for name in (*LEAVES.values(), *NEEDED) if name not in model]
     for i in range(max(numbered, default=0) + 1):
         layer = numbered.get(i, {})
-        missing += [f"layer_{i}/{name}" for name in (*dict.fromkeys(BLOCK_LEAVES.values()), ROTARY_DIM)
-                    if name not in layer]  # fmt: skip
+        missing += [
+            f"layer_{i}/{name}" for name in (*dict.fromkeys(BLOCK_LEAVES.values()), ROTARY_DIM) if name not in layer
+        ]
     if missing:
-        raise CheckpointError("variables are missing", where=file, got=f"no {listed(missing)}",
-                              fix=RIGHT_MODEL)  # fmt: skip
+        raise CheckpointError("variables are missing", where=file, got=f"no {listed(missing)}", fix=RIGHT_MODEL)
     return model, [numbered[i] for i in range(len(numbered))]
 
 
@@ -127,27 +147,45 @@ def _read_config(model: Arrays, layers: list[Arrays], directory: Path) -> ModelC
     for i, group in enumerate([model, *layers]):
         for name, (wanted, reason) in DEMANDS.items():
             if name in group and group[name] != wanted:
-                raise ConfigError(f"{name} describes another model: {reason}", where=file, got=group[name],
-                                  wanted=wanted, fix=RIGHT_MODEL)  # fmt: skip
+                raise ConfigError(
+                    f"{name} describes another model: {reason}",
+                    where=file,
+                    got=group[name],
+                    wanted=wanted,
+                    fix=RIGHT_MODEL,
+                )
         if i > 1 and any(group.get(name) != layers[0].get(name) for name in (ROTARY_DIM, INTERLEAVED)):
-            raise ConfigError("layers rotate differently", where=file, got=f"layer {i - 1}", wanted="all as layer 0",
-                              fix=RIGHT_MODEL)  # fmt: skip
+            raise ConfigError(
+                "layers rotate differently", where=file, got=f"layer {i - 1}", wanted="all as layer 0", fix=RIGHT_MODEL
+            )
     raw = read_json(path, ConfigError) if path.is_file() else {}
     if raw.get("quantization_type") is not None:
-        raise ConfigError("this quantisation is not read", where=path, got=shown(raw["quantization_type"]),
-                          wanted="float32, float16, bfloat16 or int8",
-                          fix="convert the original model again, with one of these")  # fmt: skip
+        raise ConfigError(
+            "this quantisation is not read",
+            where=path,
+            got=shown(raw["quantization_type"]),
+            wanted="float32, float16, bfloat16 or int8",
+            fix="convert the original model again, with one of these",
+        )
     table, hidden = model[LEAVES["wte"]], layers[0][BLOCK_LEAVES["w_in"]]
     if table.ndim != 2 or hidden.ndim != 2:
-        raise CheckpointError("the embedding or the MLP are not matrices", where=file,
-                              got=f"{list(table.shape)}, {list(hidden.shape)}", wanted="two dimensions each",
-                              fix=FRESH_COPY)  # fmt: skip
+        raise CheckpointError(
+            "the embedding or the MLP are not matrices",
+            where=file,
+            got=f"{list(table.shape)}, {list(hidden.shape)}",
+            wanted="two dimensions each",
+            fix=FRESH_COPY,
+        )
     width, n_head = table.shape[1], model[NUM_HEADS].item()
     given = {
-        "n_layer": len(layers), "n_head": n_head, "d_model": width, "d_ff": hidden.shape[0], "n_vocab": len(table),
+        "n_layer": len(layers),
+        "n_head": n_head,
+        "d_model": width,
+        "d_ff": hidden.shape[0],
+        "n_vocab": len(table),
         "d_rotary": layers[0][ROTARY_DIM].item() or width // max(n_head, 1),  # 0 is the whole head
         **_token_ids(raw, directory, len(table)),
-    }  # fmt: skip
+    }
     if raw.get("layer_norm_epsilon") is not None:
         given["ln_eps"] = raw["layer_norm_epsilon"]
     return gptj.build_config(given, {"n_head": NUM_HEADS, "d_rotary": ROTARY_DIM, "ln_eps": "layer_norm_epsilon"}, file)
@@ -196,17 +234,26 @@ def _third(
     """Queries, keys or values out of the matrix that they share."""
     n = shape[0]
     if array.shape != (3 * n, shape[1]) or (scale is not None and scale.shape != (3 * n,)):
-        raise CheckpointError("queries, keys and values have another shape", where=where, got=list(array.shape),
-                              wanted=[3 * n, shape[1]], fix=RIGHT_MODEL)  # fmt: skip
+        raise CheckpointError(
+            "queries, keys and values have another shape",
+            where=where,
+            got=list(array.shape),
+            wanted=[3 * n, shape[1]],
+            fix=RIGHT_MODEL,
+        )
     return array[part * n : (part + 1) * n], None if scale is None else scale[part * n : (part + 1) * n]
 
 
 def _leaf(array: np.ndarray, scale: np.ndarray | None, order: np.ndarray | None, where: str) -> Leaf:
     if array.ndim == 2 and array.dtype == np.int8:
         if scale is None or scale.shape != array.shape[:1] or scale.dtype != np.float32:
-            raise CheckpointError("the rows have no scales", where=where, wanted=f"float32 {list(array.shape[:1])}",
-                                  got="none" if scale is None else f"{scale.dtype} {list(scale.shape)}",
-                                  fix=RIGHT_MODEL)  # fmt: skip
+            raise CheckpointError(
+                "the rows have no scales",
+                where=where,
+                wanted=f"float32 {list(array.shape[:1])}",
+                got="none" if scale is None else f"{scale.dtype} {list(scale.shape)}",
+                fix=RIGHT_MODEL,
+            )
         return ScaledRows(array, scale, order, where)
     return array if order is None else ScaledRows(array, None, order, where)
 

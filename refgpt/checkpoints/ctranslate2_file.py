@@ -84,9 +84,13 @@ def read(path: Path) -> Variables:
 class _Reader(Cursor):
     def read(self) -> Variables:
         if (version := self.number(U32, "its version")) != VERSION:
-            raise CheckpointError("the version of the file is not one that is read", where=self.mapped.path,
-                                  got=version, wanted=VERSION,
-                                  fix="convert the model with CTranslate2 3.11 or later")  # fmt: skip
+            raise CheckpointError(
+                "the version of the file is not one that is read",
+                where=self.mapped.path,
+                got=version,
+                wanted=VERSION,
+                fix="convert the model with CTranslate2 3.11 or later",
+            )
         spec, revision = self.name("the specification"), self.number(U32, "its revision")
         arrays: dict[str, np.ndarray] = {}
         for _ in range(self.count("variables")):
@@ -117,11 +121,20 @@ class _Reader(Cursor):
         shape = tuple(self.number(U32, what) for _ in range(rank))
         kind, n_bytes = self.number(U8, what), self.number(U32, what)
         if kind >= len(DTYPES):
-            raise CheckpointError("the type is not one that is read", where=where, got=kind,
-                                  wanted=f"at most {len(DTYPES) - 1}", fix=FRESH_COPY)  # fmt: skip
+            raise CheckpointError(
+                "the type is not one that is read",
+                where=where,
+                got=kind,
+                wanted=f"at most {len(DTYPES) - 1}",
+                fix=FRESH_COPY,
+            )
         if n_bytes != prod(shape) * DTYPES[kind].itemsize:
-            raise CheckpointError("the bytes do not fit the shape", where=where, fix=FRESH_COPY,
-                                  got=f"{n_bytes} bytes for {DTYPES[kind]} {list(shape)}")  # fmt: skip
+            raise CheckpointError(
+                "the bytes do not fit the shape",
+                where=where,
+                fix=FRESH_COPY,
+                got=f"{n_bytes} bytes for {DTYPES[kind]} {list(shape)}",
+            )
         start = self.skip(n_bytes, f"the variable {shown(name)}")
         return view(self.mapped, name, DTYPES[kind], start, n_bytes, shape)
 
@@ -143,5 +156,6 @@ class _Reader(Cursor):
         return int(self.unpack(field, what)[0])
 
     def refuse(self, what: str, got: object = None) -> NoReturn:
-        raise CheckpointError(what, where=f"{self.mapped.path}, byte {self.at}",
-                              got=None if got is None else shown(got), fix=FRESH_COPY)  # fmt: skip
+        raise CheckpointError(
+            what, where=f"{self.mapped.path}, byte {self.at}", got=None if got is None else shown(got), fix=FRESH_COPY
+        )

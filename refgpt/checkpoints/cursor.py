@@ -46,9 +46,13 @@ class Cursor:
             If fewer are left.
         """
         if not 0 <= n_bytes <= self.left:
-            raise CheckpointError(f"the file ends within {what}", where=self.mapped.path,
-                                  got=f"{n_bytes} bytes at {self.at}", wanted=f"at most {self.left}",
-                                  fix=FRESH_COPY)  # fmt: skip
+            raise CheckpointError(
+                f"the file ends within {what}",
+                where=self.mapped.path,
+                got=f"{n_bytes} bytes at {self.at}",
+                wanted=f"at most {self.left}",
+                fix=FRESH_COPY,
+            )
         start = self.at
         self.at += n_bytes
         return start

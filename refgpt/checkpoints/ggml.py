@@ -15,8 +15,14 @@ from refgpt.params import Progress
 from refgpt.vocabulary import Vocabulary
 
 #: The header's numbers by the configuration's names.
-NUMBERS = {"n_layer": "n_layer", "n_head": "n_head", "d_model": "n_embd", "d_rotary": "n_rot", "n_vocab": "n_vocab",
-           "n_ctx": "n_ctx"}  # fmt: skip
+NUMBERS = {
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "d_model": "n_embd",
+    "d_rotary": "n_rot",
+    "n_vocab": "n_vocab",
+    "n_ctx": "n_ctx",
+}
 END_OF_TEXT = b"<|endoftext|>"
 
 

@@ -43,10 +43,42 @@ BLOCKS: dict[str, np.dtype] = {
 MIDDLE = {"q4_0": 8, "q5_0": 16}
 
 #: The numbers of formats (``enum ggml_type``), read or not. 4 and 5 have been removed; what is not here is newer.
-TYPES = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 4: "q4_2", 5: "q4_3", 6: "q5_0", 7: "q5_1", 8: "q8_0", 9: "q8_1",
-         10: "q2_K", 11: "q3_K", 12: "q4_K", 13: "q5_K", 14: "q6_K", 15: "q8_K", 16: "iq2_xxs", 17: "iq2_xs",
-         18: "iq3_xxs", 19: "iq1_s", 20: "iq4_nl", 21: "iq3_s", 22: "iq2_s", 23: "iq4_xs", 24: "i8", 25: "i16",
-         26: "i32", 27: "i64", 28: "f64", 29: "iq1_m", 30: "bf16", 34: "tq1_0", 35: "tq2_0", 39: "mxfp4"}  # fmt: skip
+TYPES = {
+    0: "f32",
+    1: "f16",
+    2: "q4_0",
+    3: "q4_1",
+    4: "q4_2",
+    5: "q4_3",
+    6: "q5_0",
+    7: "q5_1",
+    8: "q8_0",
+    9: "q8_1",
+    10: "q2_K",
+    11: "q3_K",
+    12: "q4_K",
+    13: "q5_K",
+    14: "q6_K",
+    15: "q8_K",
+    16: "iq2_xxs",
+    17: "iq2_xs",
+    18: "iq3_xxs",
+    19: "iq1_s",
+    20: "iq4_nl",
+    21: "iq3_s",
+    22: "iq2_s",
+    23: "iq4_xs",
+    24: "i8",
+    25: "i16",
+    26: "i32",
+    27: "i64",
+    28: "f64",
+    29: "iq1_m",
+    30: "bf16",
+    34: "tq1_0",
+    35: "tq2_0",
+    39: "mxfp4",
+}
 FLOATS = ("f32", "f16", "bf16")
 READ = (*FLOATS, *BLOCKS)
 
@@ -125,8 +157,12 @@ def n_bytes_of(where: str, encoding: str, shape: tuple[int, ...]) -> int:
     if encoding in FLOATS:
         return prod(shape) * STORED_DTYPES[encoding].itemsize
     if len(shape) != 2 or shape[1] % BLOCK:
-        raise CheckpointError(f"only a matrix whose rows are multiples of {BLOCK} can be in {encoding}", where=where,
-                              got=shown(list(shape)), fix=REQUANTISE)  # fmt: skip
+        raise CheckpointError(
+            f"only a matrix whose rows are multiples of {BLOCK} can be in {encoding}",
+            where=where,
+            got=shown(list(shape)),
+            fix=REQUANTISE,
+        )
     return prod(shape) // BLOCK * BLOCKS[encoding].itemsize
 
 
@@ -141,8 +177,9 @@ def encoding_of(where: str, number: int) -> str:
     name = TYPES.get(number)
     if name not in READ:
         got = f"type {number}" if name is None else f"{name} (type {number})"
-        raise CheckpointError("the tensor's format is not read", where=where, got=got, wanted=", ".join(READ),
-                              fix=REQUANTISE)  # fmt: skip
+        raise CheckpointError(
+            "the tensor's format is not read", where=where, got=got, wanted=", ".join(READ), fix=REQUANTISE
+        )
     return name
 
 
@@ -157,9 +194,13 @@ def map_tensor(mapped: MappedFile, name: str, encoding: str, shape: tuple[int, .
     where = tensor_at(mapped.path, name)
     n_bytes = n_bytes_of(where, encoding, shape)
     if start + n_bytes > len(mapped):
-        raise CheckpointError("the tensor reaches beyond the end of the file", where=where,
-                              got=f"bytes {start} to {start + n_bytes}", wanted=f"at most {len(mapped)}",
-                              fix=FRESH_COPY)  # fmt: skip
+        raise CheckpointError(
+            "the tensor reaches beyond the end of the file",
+            where=where,
+            got=f"bytes {start} to {start + n_bytes}",
+            wanted=f"at most {len(mapped)}",
+            fix=FRESH_COPY,
+        )
     if encoding in FLOATS:
         return view(mapped, name, STORED_DTYPES[encoding], start, n_bytes, shape)
     blocks = view(mapped, name, BLOCKS[encoding], start, n_bytes, (shape[0], shape[1] // BLOCK))

@@ -62,10 +62,17 @@ LEAVES = {
     "b_head": "output.bias",
 }
 BLOCK_LEAVES = {
-    "ln_w": "attn_norm.weight", "ln_b": "attn_norm.bias",
-    "wq": "attn_q.weight", "wk": "attn_k.weight", "wv": "attn_v.weight", "wo": "attn_output.weight",
-    "w_in": "ffn_up.weight", "b_in": "ffn_up.bias", "w_out": "ffn_down.weight", "b_out": "ffn_down.bias",
-}  # fmt: skip
+    "ln_w": "attn_norm.weight",
+    "ln_b": "attn_norm.bias",
+    "wq": "attn_q.weight",
+    "wk": "attn_k.weight",
+    "wv": "attn_v.weight",
+    "wo": "attn_output.weight",
+    "w_in": "ffn_up.weight",
+    "b_in": "ffn_up.bias",
+    "w_out": "ffn_down.weight",
+    "b_out": "ffn_down.bias",
+}
 
 TOKENIZER = "tokenizer.ggml."
 #: A tokenizer.json as it is, and (under a name of this package's own) a tokenizer.model.
@@ -88,9 +95,13 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     content = gguf_file.read(file)
     metadata, tensors = content.metadata, content.tensors
     if metadata.get(ARCHITECTURE) != gptj.MODEL_TYPE.encode():
-        raise ConfigError("this kind of model is not supported", where=file,
-                          got=f"{ARCHITECTURE} {_shown(metadata.get(ARCHITECTURE))}", wanted=gptj.MODEL_TYPE,
-                          fix="use a file of GPT-J or GPT-JT")  # fmt: skip
+        raise ConfigError(
+            "this kind of model is not supported",
+            where=file,
+            got=f"{ARCHITECTURE} {_shown(metadata.get(ARCHITECTURE))}",
+            wanted=gptj.MODEL_TYPE,
+            fix="use a file of GPT-J or GPT-JT",
+        )
     config = read_config(metadata, tensors, file)
     params = gptj.named_params(tensors, tensor_name, config, file, lambda *_: FIX)
     mask, source = _mask(mask, metadata, config, file)
@@ -120,15 +131,23 @@ def read_config(metadata: Mapping[str, Any], tensors: Mapping[str, Leaf], path: 
     """
     for key, (accepted, reason) in DEMANDS.items():
         if key in metadata and not any(_same(metadata[key], value) for value in accepted):
-            raise ConfigError(f"{key} says what is not read: {reason}", where=path, got=_shown(metadata[key]),
-                              wanted=" or ".join(map(_shown, accepted)))  # fmt: skip
+            raise ConfigError(
+                f"{key} says what is not read: {reason}",
+                where=path,
+                got=_shown(metadata[key]),
+                wanted=" or ".join(map(_shown, accepted)),
+            )
     given: dict[str, Any] = {field: _number(metadata, keys, path) for field, keys in KEYS.items()}
     if missing := [KEYS[field][0] for field in given if given[field] is None and field not in OPTIONAL]:
         raise ConfigError("the metadata lacks keys that make a GPT-J", where=path, got=f"no {listed(missing)}", fix=FIX)
     groups = metadata.get("gptj.attention.head_count_kv", given["n_head"])
     if not _same(groups, given["n_head"]):
-        raise ConfigError("gptj.attention.head_count_kv describes another model: a GPT-J's heads share no keys",
-                          where=path, got=_shown(groups), wanted=given["n_head"])  # fmt: skip
+        raise ConfigError(
+            "gptj.attention.head_count_kv describes another model: a GPT-J's heads share no keys",
+            where=path,
+            got=_shown(groups),
+            wanted=given["n_head"],
+        )
     for name in (tensor_name("wte"), tensor_name("blocks.0.b_in")):
         if name not in tensors:
             raise CheckpointError("a tensor of a GPT-J is missing", where=path, got=f"no {name}", fix=FIX)
@@ -176,8 +195,11 @@ def read_vocabulary(metadata: Mapping[str, Any], config: ModelConfig, path: Path
         If the lists are damaged.
     """
     model, tokens = metadata.get(TOKENIZER + "model"), metadata.get(TOKENIZER + "tokens")
-    whole = {name: metadata[key] for key, name in ((TOKENIZER_JSON, "tokenizer.json"),
-             (SENTENCEPIECE, "tokenizer.model")) if key in metadata}  # fmt: skip
+    whole = {
+        name: metadata[key]
+        for key, name in ((TOKENIZER_JSON, "tokenizer.json"), (SENTENCEPIECE, "tokenizer.model"))
+        if key in metadata
+    }
     if isinstance(whole.get("tokenizer.model"), np.ndarray):
         whole["tokenizer.model"] = whole["tokenizer.model"].tobytes()
     if not all(isinstance(content, bytes) for content in whole.values()):
@@ -189,8 +211,13 @@ def read_vocabulary(metadata: Mapping[str, Any], config: ModelConfig, path: Path
         if strings is not None and not isinstance(strings, list):
             raise ConfigError(f"{key} is no list of strings", where=path, got=_shown(strings), fix=FIX)
     if len(tokens) > config.n_vocab:
-        raise ConfigError("there are more tokens than rows of the embedding", where=path, got=len(tokens),
-                          wanted=f"at most {config.n_vocab}", fix=FIX)  # fmt: skip
+        raise ConfigError(
+            "there are more tokens than rows of the embedding",
+            where=path,
+            got=len(tokens),
+            wanted=f"at most {config.n_vocab}",
+            fix=FIX,
+        )
     if types is not None and (not isinstance(types, np.ndarray) or len(types) != len(tokens)):
         raise ConfigError(f"{TOKENIZER}token_type does not fit the tokens", where=path, got=_shown(types), fix=FIX)
     try:

@@ -30,9 +30,19 @@ ALIGNMENT_KEY = "general.alignment"
 DEFAULT_ALIGNMENT = 32
 
 #: Numbers in metadata, by type: how one is read.
-SCALARS = {0: struct.Struct("<B"), 1: struct.Struct("<b"), 2: struct.Struct("<H"), 3: struct.Struct("<h"),
-           4: struct.Struct("<I"), 5: struct.Struct("<i"), 6: struct.Struct("<f"), 7: struct.Struct("<?"),
-           10: struct.Struct("<Q"), 11: struct.Struct("<q"), 12: struct.Struct("<d")}  # fmt: skip
+SCALARS = {
+    0: struct.Struct("<B"),
+    1: struct.Struct("<b"),
+    2: struct.Struct("<H"),
+    3: struct.Struct("<h"),
+    4: struct.Struct("<I"),
+    5: struct.Struct("<i"),
+    6: struct.Struct("<f"),
+    7: struct.Struct("<?"),
+    10: struct.Struct("<Q"),
+    11: struct.Struct("<q"),
+    12: struct.Struct("<d"),
+}
 STRING, ARRAY = 8, 9
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
 ARRAY_HEADER = struct.Struct("<IQ")  # type of the items, and how many
@@ -80,13 +90,19 @@ def read(path: Path) -> GgufFile:
     _check_version(path, version)
     for count, most, what in ((n_keys, MOST_KEYS, "keys"), (n_tensors, MOST_TENSORS, "tensors")):
         if count > most:
-            raise CheckpointError(f"there are absurdly many {what}", where=path, got=count, wanted=f"at most {most}",
-                                  fix=FRESH_COPY)  # fmt: skip
+            raise CheckpointError(
+                f"there are absurdly many {what}", where=path, got=count, wanted=f"at most {most}", fix=FRESH_COPY
+            )
     metadata = _Metadata(cursor).read(n_keys)
     alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
     if type(alignment) is not int or not 1 <= alignment <= 1 << 16 or alignment & (alignment - 1):
-        raise CheckpointError("the alignment makes no sense", where=f"{path}, {ALIGNMENT_KEY}", got=shown(alignment),
-                              wanted="a power of two", fix=FRESH_COPY)  # fmt: skip
+        raise CheckpointError(
+            "the alignment makes no sense",
+            where=f"{path}, {ALIGNMENT_KEY}",
+            got=shown(alignment),
+            wanted="a power of two",
+            fix=FRESH_COPY,
+        )
     entries = [_read_entry(cursor) for _ in range(n_tensors)]
     return GgufFile(version, metadata, _map_tensors(mapped, entries, cursor.at, alignment))
 
@@ -95,10 +111,13 @@ def _check_version(path: Path, version: int) -> None:
     if version in VERSIONS:
         return
     swapped = int.from_bytes(version.to_bytes(4, "big"), "little")
-    raise CheckpointError("this version of GGUF is not read", where=path,
-                          got=f"{swapped}, big-endian" if swapped in VERSIONS else version,
-                          wanted="2 or 3, little-endian",
-                          fix="convert the original weights again with a recent program")  # fmt: skip
+    raise CheckpointError(
+        "this version of GGUF is not read",
+        where=path,
+        got=f"{swapped}, big-endian" if swapped in VERSIONS else version,
+        wanted="2 or 3, little-endian",
+        fix="convert the original weights again with a recent program",
+    )
 
 
 class _Metadata:
@@ -155,8 +174,13 @@ class _Metadata:
 def _name(cursor: Cursor, what: str) -> str:
     (n_bytes,) = cursor.unpack(U64, what)
     if not 1 <= n_bytes <= LONGEST_NAME:
-        raise CheckpointError(f"the length of {what} makes no sense", where=f"{cursor.mapped.path}, byte {cursor.at}",
-                              got=n_bytes, wanted=f"1 to {LONGEST_NAME}", fix=FRESH_COPY)  # fmt: skip
+        raise CheckpointError(
+            f"the length of {what} makes no sense",
+            where=f"{cursor.mapped.path}, byte {cursor.at}",
+            got=n_bytes,
+            wanted=f"1 to {LONGEST_NAME}",
+            fix=FRESH_COPY,
+        )
     return cursor.take(n_bytes, what).decode("utf-8", "backslashreplace")
 
 
@@ -166,8 +190,13 @@ def _read_entry(cursor: Cursor) -> tuple[str, str, tuple[int, ...], int]:
     where = tensor_at(cursor.mapped.path, name)
     (n_dims,) = cursor.unpack(U32, "the list of tensors")
     if not 1 <= n_dims <= MOST_DIMENSIONS:
-        raise CheckpointError("the number of dimensions makes no sense", where=where, got=n_dims,
-                              wanted=f"1 to {MOST_DIMENSIONS}", fix=FRESH_COPY)  # fmt: skip
+        raise CheckpointError(
+            "the number of dimensions makes no sense",
+            where=where,
+            got=n_dims,
+            wanted=f"1 to {MOST_DIMENSIONS}",
+            fix=FRESH_COPY,
+        )
     dims = [cursor.unpack(U64, "the list of tensors")[0] for _ in range(n_dims)]
     n_items = 1
     for n in dims:
@@ -192,11 +221,21 @@ def _map_tensors(
         if name in tensors:
             raise CheckpointError("the tensor is there twice", where=where, fix=FRESH_COPY)
         if offset != aligned(end):
-            raise CheckpointError("the tensor does not follow the one before it", where=where, got=f"offset {offset}",
-                                  wanted=aligned(end), fix=FRESH_COPY)  # fmt: skip
+            raise CheckpointError(
+                "the tensor does not follow the one before it",
+                where=where,
+                got=f"offset {offset}",
+                wanted=aligned(end),
+                fix=FRESH_COPY,
+            )
         tensors[name] = map_tensor(mapped, name, encoding, shape, start + offset)
         end = offset + n_bytes_of(where, encoding, shape)
     if entries and len(mapped) > start + aligned(end):
-        raise CheckpointError("there is data after the last tensor", where=mapped.path, got=f"{len(mapped)} bytes",
-                              wanted=f"at most {start + aligned(end)}", fix=FRESH_COPY)  # fmt: skip
+        raise CheckpointError(
+            "there is data after the last tensor",
+            where=mapped.path,
+            got=f"{len(mapped)} bytes",
+            wanted=f"at most {start + aligned(end)}",
+            fix=FRESH_COPY,
+        )
     return tensors

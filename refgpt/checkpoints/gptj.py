@@ -30,10 +30,17 @@ LEAVES = {
     "b_head": "lm_head.bias",
 }
 BLOCK_LEAVES = {
-    "ln_w": "ln_1.weight", "ln_b": "ln_1.bias",
-    "wq": "attn.q_proj.weight", "wk": "attn.k_proj.weight", "wv": "attn.v_proj.weight", "wo": "attn.out_proj.weight",
-    "w_in": "mlp.fc_in.weight", "b_in": "mlp.fc_in.bias", "w_out": "mlp.fc_out.weight", "b_out": "mlp.fc_out.bias",
-}  # fmt: skip
+    "ln_w": "ln_1.weight",
+    "ln_b": "ln_1.bias",
+    "wq": "attn.q_proj.weight",
+    "wk": "attn.k_proj.weight",
+    "wv": "attn.v_proj.weight",
+    "wo": "attn.out_proj.weight",
+    "w_in": "mlp.fc_in.weight",
+    "b_in": "mlp.fc_in.bias",
+    "w_out": "mlp.fc_out.weight",
+    "b_out": "mlp.fc_out.bias",
+}
 
 #: Everything but the head may be written with this in front (the whole model) or without (its body saved alone).
 BODY = "transformer."
@@ -52,7 +59,7 @@ KEYS = {
     "d_ff": ("n_inner",),
     "bos_id": ("bos_token_id",),
     "eos_id": ("eos_token_id",),
-}  # fmt: skip
+}
 
 #: Keys that may be absent but must not say otherwise, and why.
 DEMANDS: dict[str, tuple[tuple[object, ...], str]] = {
@@ -64,7 +71,7 @@ DEMANDS: dict[str, tuple[tuple[object, ...], str]] = {
     "is_encoder_decoder": ((False, None), "GPT-J is a decoder alone"),
     "eight_bit": ((False, None), "8-bit weights are not read; use the original weights"),
     "quantization_config": ((None,), "quantised weights are not read; use the original weights"),
-}  # fmt: skip
+}
 
 
 def read_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
@@ -210,9 +217,12 @@ def build_params(weights: Mapping[str, np.ndarray], config: ModelConfig, tied: b
 
 
 def named_params(
-    tensors: Mapping[str, Leaf], tensor_name: Callable[[str], str], config: ModelConfig, path: Path,
+    tensors: Mapping[str, Leaf],
+    tensor_name: Callable[[str], str],
+    config: ModelConfig,
+    path: Path,
     way_out: Callable[[list[str], list[str]], str],
-) -> Params:  # fmt: skip
+) -> Params:
     """The parameter tree over named tensors; nothing is copied.
 
     Parameters
@@ -231,11 +241,19 @@ def named_params(
     missing = [name for name in names.values() if name not in tensors]
     unknown = sorted(tensors.keys() - set(names.values()))
     if missing:
-        raise CheckpointError(f"{len(missing)} of {len(names)} tensors of a GPT-J are missing", where=path,
-                              got=f"no {listed(missing)}", fix=way_out(missing, unknown))  # fmt: skip
+        raise CheckpointError(
+            f"{len(missing)} of {len(names)} tensors of a GPT-J are missing",
+            where=path,
+            got=f"no {listed(missing)}",
+            fix=way_out(missing, unknown),
+        )
     if unknown:
-        raise CheckpointError("there are tensors that have no place in GPT-J", where=path, got=listed(unknown),
-                              fix=way_out(missing, unknown))  # fmt: skip
+        raise CheckpointError(
+            "there are tensors that have no place in GPT-J",
+            where=path,
+            got=listed(unknown),
+            fix=way_out(missing, unknown),
+        )
     params = Params.from_leaves({leaf: tensors[name] for leaf, name in names.items()}, config.n_layer)
     check(params, config, names, path, way_out(missing, unknown))
     return params

@@ -22,8 +22,14 @@ from refgpt.params import Leaf, Params, check, dtype_name, leaf_shapes, widen
 from refgpt.wording import listed, shown, tensor_at
 
 #: The configuration: the key of each field.
-KEYS = {"n_layer": "layers", "n_head": "n_heads", "d_model": "d_model", "n_ctx": "seq", "n_vocab": "n_vocab",
-        "d_rotary": "pe_rotary_dims"}  # fmt: skip
+KEYS = {
+    "n_layer": "layers",
+    "n_head": "n_heads",
+    "d_model": "d_model",
+    "n_ctx": "seq",
+    "n_vocab": "n_vocab",
+    "d_rotary": "pe_rotary_dims",
+}
 #: All but the last are demanded; without it, whole heads are rotated.
 NEEDED = tuple(KEYS.values())[:-1]
 
@@ -41,12 +47,23 @@ EXAMPLE = (
 WTE_BIAS = "wte_bias"
 EMBEDDING = {"linear/w": "wte", "linear/b": WTE_BIAS}
 BLOCK = {
-    "linear/w": "wq", "linear_1/w": "wv", "linear_2/w": "wk", "linear_3/w": "wo",
-    "linear_4/w": "w_in", "linear_4/b": "b_in", "linear_5/w": "w_out", "linear_5/b": "b_out",
-    "replicated_layer_norm/scale": "ln_w", "replicated_layer_norm/offset": "ln_b",
-}  # fmt: skip
-HEAD = {"linear/w": "w_head", "linear/b": "b_head", "replicated_layer_norm/scale": "ln_w",
-        "replicated_layer_norm/offset": "ln_b"}  # fmt: skip
+    "linear/w": "wq",
+    "linear_1/w": "wv",
+    "linear_2/w": "wk",
+    "linear_3/w": "wo",
+    "linear_4/w": "w_in",
+    "linear_4/b": "b_in",
+    "linear_5/w": "w_out",
+    "linear_5/b": "b_out",
+    "replicated_layer_norm/scale": "ln_w",
+    "replicated_layer_norm/offset": "ln_b",
+}
+HEAD = {
+    "linear/w": "w_head",
+    "linear/b": "b_head",
+    "replicated_layer_norm/scale": "ln_w",
+    "replicated_layer_norm/offset": "ln_b",
+}
 
 #: What the shards share out: a matrix's outputs or its inputs (these lie on their side), or rows; or nothing: each has
 #: the whole, and their sum is meant, since every device adds its own, or else all are the same.
@@ -72,11 +89,16 @@ def read_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
     """
     for key, (wanted, reason) in DEMANDS.items():
         if key in raw and raw[key] != wanted:
-            raise ConfigError(f"{key} describes another model: {reason}", where=path, got=shown(raw[key]),
-                              wanted=repr(wanted))  # fmt: skip
+            raise ConfigError(
+                f"{key} describes another model: {reason}", where=path, got=shown(raw[key]), wanted=repr(wanted)
+            )
     if missing := [key for key in NEEDED if key not in raw]:
-        raise ConfigError("keys are missing", where=path, got=f"no {listed(missing)}",
-                          fix=f"use the file that the model was trained with; GPT-J-6B's says {EXAMPLE}")  # fmt: skip
+        raise ConfigError(
+            "keys are missing",
+            where=path,
+            got=f"no {listed(missing)}",
+            fix=f"use the file that the model was trained with; GPT-J-6B's says {EXAMPLE}",
+        )
     given = {field: raw[key] for field, key in KEYS.items() if key in raw}
     width, n_heads, n_vocab = (raw[key] if type(raw[key]) is int else 1 for key in ("d_model", "n_heads", "n_vocab"))
     given.setdefault("d_rotary", width // max(n_heads, 1))
@@ -118,9 +140,13 @@ def build_params(shards: Sequence[Sequence[np.ndarray]], config: ModelConfig, pa
     """
     n, faults = len(shards), []
     if config.n_head % n or config.n_vocab % n:
-        raise CheckpointError("the shards cannot share out this model", where=path, got=f"{n} shards",
-                              wanted=f"a divisor of {config.n_head} heads and {config.n_vocab} tokens",
-                              fix="use the params.json that came with these weights")  # fmt: skip
+        raise CheckpointError(
+            "the shards cannot share out this model",
+            where=path,
+            got=f"{n} shards",
+            wanted=f"a divisor of {config.n_head} heads and {config.n_vocab} tokens",
+            fix="use the params.json that came with these weights",
+        )
     shapes = {**leaf_shapes(config), WTE_BIAS: (config.d_model,)}
     names = leaf_names(config.n_layer)
     parts: dict[str, list[np.ndarray]] = {}
@@ -135,8 +161,12 @@ def build_params(shards: Sequence[Sequence[np.ndarray]], config: ModelConfig, pa
             elif part.dtype != parts[leaf][0].dtype:
                 faults.append(f"{name} is {parts[leaf][0].dtype} in shard 0 and {part.dtype} in shard {k}")
     if faults:
-        raise CheckpointError("the weights do not fit the configuration", where=path, got=listed(faults),
-                              fix="use the params.json that came with these weights")  # fmt: skip
+        raise CheckpointError(
+            "the weights do not fit the configuration",
+            where=path,
+            got=listed(faults),
+            fix="use the params.json that came with these weights",
+        )
     wte_bias = _sum(parts.pop(WTE_BIAS))
     place = {leaf: tensor_at(path, name) for name, leaf in names.items()}
     leaves = {leaf: _join(leaf.rpartition(".")[2], part, place[leaf], wte_bias) for leaf, part in parts.items()}

@@ -38,9 +38,13 @@ SAVE = "save_pretrained(directory, safe_serialization=True)"
 #: Files of weights that are not read, by pattern: what they are, and the way out.
 UNREAD = {
     "flax_model*.msgpack": (
-        "Flax", f"with transformers 4: GPTJForCausalLM.from_pretrained(directory, from_flax=True).{SAVE}"),
+        "Flax",
+        f"with transformers 4: GPTJForCausalLM.from_pretrained(directory, from_flax=True).{SAVE}",
+    ),
     "tf_model*.h5": (
-        "TensorFlow", f"with transformers 4: GPTJForCausalLM.from_pretrained(directory, from_tf=True).{SAVE}"),
+        "TensorFlow",
+        f"with transformers 4: GPTJForCausalLM.from_pretrained(directory, from_tf=True).{SAVE}",
+    ),
     "*.gguf": ("called GGUF but beginning otherwise", "fetch it again: it is damaged"),
     "*ggml*.bin": ("called ggml but beginning otherwise", "fetch it again: it is damaged"),
     "adapter_model.*": ("a LoRA adapter", f"merge it into its base model, with peft: merge_and_unload().{SAVE}"),
@@ -49,7 +53,7 @@ UNREAD = {
     "*.tar": ("a tar archive", "unpack it and name the directory that holds the weights"),
     "*.tar.?z*": ("a tar archive", "unpack it and name the directory that holds the weights"),
     "*.npz": ("a Mesh Transformer JAX shard", "name the directory that holds step_N/shard_K/, or its archive"),
-}  # fmt: skip
+}
 
 
 def is_at(path: Path) -> bool:
@@ -77,8 +81,9 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     mask, source = find_mask(mask, buffers, config.n_ctx, names, path, key, raw.get(MASK))
     infos = tuple(TensorInfo.of(name, tensor, file) for file, found in files.items() for name, tensor in found.items())
     kind = "safetensors" if next(iter(files)).suffix == ".safetensors" else "PyTorch"
-    return Checkpoint(path, f"Hugging Face, {kind}", family.MODEL_TYPE, config, params, mask, source, infos,
-                      config_file=config_path)  # fmt: skip
+    return Checkpoint(
+        path, f"Hugging Face, {kind}", family.MODEL_TYPE, config, params, mask, source, infos, config_file=config_path
+    )
 
 
 def weights_in(directory: Path) -> Path | None:
@@ -185,8 +190,9 @@ def _reader_of(path: Path) -> Callable[[Path], dict[str, np.ndarray]]:
     read = FORMATS.get(path.suffix)
     if read is None:
         kind, way_out = _unread(path.name) or (None, "")
-        raise CheckpointError("files of this kind are not read", where=path, got=kind,
-                              wanted=listed([*FORMATS, INDEX]), fix=way_out)  # fmt: skip
+        raise CheckpointError(
+            "files of this kind are not read", where=path, got=kind, wanted=listed([*FORMATS, INDEX]), fix=way_out
+        )
     return read
 
 

@@ -20,7 +20,7 @@ MAGICS = {
     b"PK\3\4": ("a zip archive, as torch.save writes", "give it the ending .bin and put config.json beside it"),
     b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19": ("a file of torch before 1.6", SAVE_AGAIN),
     b"\x89HDF\r\n\x1a\n": ("an HDF5 file, as TensorFlow writes", "convert it to safetensors with transformers 4"),
-}  # fmt: skip
+}
 
 
 #: Those that no module here reads.

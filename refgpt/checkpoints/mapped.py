@@ -81,9 +81,14 @@ def here_and_there(mapped: MappedFile) -> Iterator[None]:
 
 
 def view(
-    mapped: MappedFile, name: str, dtype: np.dtype, start: int, n_bytes: int,
-    shape: tuple[int, ...], strides: tuple[int, ...] | None = None,
-) -> np.ndarray:  # fmt: skip
+    mapped: MappedFile,
+    name: str,
+    dtype: np.dtype,
+    start: int,
+    n_bytes: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...] | None = None,
+) -> np.ndarray:
     """A tensor as a read-only array over the bytes ``start`` to ``start + n_bytes``, which must lie in the mapped file.
 
     Nothing is copied. ``start`` need not be a multiple of the item size: NumPy reads unaligned arrays (their

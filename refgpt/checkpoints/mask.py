@@ -29,9 +29,14 @@ NOTHING_SAID = "no attn.bias is stored; causal is GPT-J's mask"
 
 
 def find_mask(
-    asked: str, buffers: Mapping[str, np.ndarray], n_ctx: int, names: tuple[str, ...], path: Path,
-    key: str = "", stated: object = None,
-) -> tuple[str, str]:  # fmt: skip
+    asked: str,
+    buffers: Mapping[str, np.ndarray],
+    n_ctx: int,
+    names: tuple[str, ...],
+    path: Path,
+    key: str = "",
+    stated: object = None,
+) -> tuple[str, str]:
     """The mask that was asked for, or the one that the buffers describe, else a key states, else a name suggests.
 
     Parameters

@@ -84,8 +84,12 @@ def _numbered(directory: Path, pattern: re.Pattern[str], within: str = "") -> di
         if (found := pattern.fullmatch(path.name)) and (path / within).exists():
             other = numbered.setdefault(int(found[1]), path)
             if other != path:
-                raise CheckpointError("a number is there twice", where=directory, got=f"{other.name} and {path.name}",
-                                      fix="remove the one that is not the checkpoint's")  # fmt: skip
+                raise CheckpointError(
+                    "a number is there twice",
+                    where=directory,
+                    got=f"{other.name} and {path.name}",
+                    fix="remove the one that is not the checkpoint's",
+                )
     return numbered
 
 
@@ -109,9 +113,13 @@ def _last_leaves(shards: Mapping[int, Pieces], n: int, path: Path) -> tuple[int,
         state.append([array for j in range(len(shards[k])) for array in shards[k][j]])
     counts = sorted({len(leaves) for leaves in state})
     if len(counts) > 1 or counts[0] < n:
-        raise CheckpointError("arrays are missing", where=path, got=f"{' or '.join(map(str, counts))} in a shard",
-                              wanted=f"at least {n}, as the configuration says, and as many in every shard",
-                              fix="use the whole checkpoint with the params.json that came with it")  # fmt: skip
+        raise CheckpointError(
+            "arrays are missing",
+            where=path,
+            got=f"{' or '.join(map(str, counts))} in a shard",
+            wanted=f"at least {n}, as the configuration says, and as many in every shard",
+            fix="use the whole checkpoint with the params.json that came with it",
+        )
     return counts[0] - n, [leaves[-n:] for leaves in state]
 
 

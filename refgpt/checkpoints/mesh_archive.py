@@ -132,8 +132,13 @@ def _check_room(directory: Path, path: Path, config: ModelConfig, shards: dict[i
 
 
 def _no_room(directory: Path, path: Path, got: str, wanted: str | None = None) -> NoReturn:
-    raise CheckpointError("there is no room to unpack the archive", where=directory, got=got, wanted=wanted,
-                          fix="set TMPDIR to a directory on a larger disk")  # fmt: skip
+    raise CheckpointError(
+        "there is no room to unpack the archive",
+        where=directory,
+        got=got,
+        wanted=wanted,
+        fix="set TMPDIR to a directory on a larger disk",
+    )
 
 
 def _spool(content: IO[bytes], directory: Path, place: Path) -> MappedFile:
@@ -221,8 +226,12 @@ def _zstandard(path: Path) -> tuple[Callable[[BinaryIO], BinaryIO], type[Excepti
     try:
         import zstandard
     except ImportError:
-        raise CheckpointError("reading this archive takes a library that is not installed", where=path,
-                              wanted="zstandard", fix="python -m pip install 'refgpt[mesh]'") from None  # fmt: skip
+        raise CheckpointError(
+            "reading this archive takes a library that is not installed",
+            where=path,
+            wanted="zstandard",
+            fix="python -m pip install 'refgpt[mesh]'",
+        ) from None
     reader: Any = zstandard.ZstdDecompressor()
     return lambda file: reader.stream_reader(file, read_across_frames=True, closefd=False), zstandard.ZstdError
 

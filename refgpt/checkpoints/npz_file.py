@@ -21,11 +21,21 @@ from refgpt.wording import FRESH_COPY, shown, tensor_at
 
 #: bfloat16 is no dtype of NumPy's; JAX's arrays of it are saved as "two bytes of something".
 DTYPES: dict[str, np.dtype] = {
-    "<V2": BFLOAT16, "|V2": BFLOAT16, "<f2": np.dtype("<f2"), "<f4": np.dtype("<f4"), "<f8": np.dtype("<f8"),
-    "|i1": np.dtype("i1"), "<i2": np.dtype("<i2"), "<i4": np.dtype("<i4"), "<i8": np.dtype("<i8"),
-    "|u1": np.dtype("u1"), "<u2": np.dtype("<u2"), "<u4": np.dtype("<u4"), "<u8": np.dtype("<u8"),
+    "<V2": BFLOAT16,
+    "|V2": BFLOAT16,
+    "<f2": np.dtype("<f2"),
+    "<f4": np.dtype("<f4"),
+    "<f8": np.dtype("<f8"),
+    "|i1": np.dtype("i1"),
+    "<i2": np.dtype("<i2"),
+    "<i4": np.dtype("<i4"),
+    "<i8": np.dtype("<i8"),
+    "|u1": np.dtype("u1"),
+    "<u2": np.dtype("<u2"),
+    "<u4": np.dtype("<u4"),
+    "<u8": np.dtype("<u8"),
     "|b1": np.dtype("?"),
-}  # fmt: skip
+}
 
 MAGIC = b"\x93NUMPY"
 #: Bytes of the length of a header, by the version of the format.
@@ -59,8 +69,12 @@ def read_mapped(mapped: MappedFile) -> list[np.ndarray]:
         members = read_directory(mapped)
         names = [f"arr_{i}.npy" for i in range(len(members))]
         if members.keys() != set(names):
-            raise CheckpointError("the archive does not hold arr_0, arr_1, ... and nothing else", where=mapped.path,
-                                  got=shown(sorted(members.keys() - set(names))), fix=FRESH_COPY)  # fmt: skip
+            raise CheckpointError(
+                "the archive does not hold arr_0, arr_1, ... and nothing else",
+                where=mapped.path,
+                got=shown(sorted(members.keys() - set(names))),
+                fix=FRESH_COPY,
+            )
         return [_map_array(mapped, members[name]) for name in names]
 
 

@@ -108,8 +108,12 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     header_hash = _check_manifest(directory)
     raw = read_json(directory / CONFIG, ConfigError)
     if raw.get("model_type") != gptj.MODEL_TYPE:
-        raise ConfigError("this kind of model is not supported", where=directory / CONFIG,
-                          got=f"model_type {shown(raw.get('model_type'))}", wanted=gptj.MODEL_TYPE)  # fmt: skip
+        raise ConfigError(
+            "this kind of model is not supported",
+            where=directory / CONFIG,
+            got=f"model_type {shown(raw.get('model_type'))}",
+            wanted=gptj.MODEL_TYPE,
+        )
     config = gptj.read_config(raw, directory / CONFIG)
     mapped = map_file(file)
     n_header = 8 + int.from_bytes(mapped[:8], "little")
@@ -123,10 +127,13 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     if more := tensors.keys() - leaves.keys():  # whole pages, and nothing else: so every leaf begins on one
         raise CheckpointError("there are tensors that are no leaves", where=file, got=listed(sorted(more)), fix=AGAIN)
     params = _params(leaves, tensors, config, mapped)
-    checked = tuple(Checked(_bytes_of(tensors, name, stored, file).view(np.uint32), hexadecimal, tensor_at(file, name))
-                    for name, (stored, hexadecimal) in leaves.items())  # fmt: skip
-    infos = tuple(TensorInfo(name, stored.kind, stored.shape, stored.n_bytes, file)
-                  for name, (stored, _) in leaves.items())  # fmt: skip
+    checked = tuple(
+        Checked(_bytes_of(tensors, name, stored, file).view(np.uint32), hexadecimal, tensor_at(file, name))
+        for name, (stored, hexadecimal) in leaves.items()
+    )
+    infos = tuple(
+        TensorInfo(name, stored.kind, stored.shape, stored.n_bytes, file) for name, (stored, _) in leaves.items()
+    )
     found, source = find_mask(mask, {}, config.n_ctx, (), file, "mask in the header", metadata.get("mask") or "")
     if mask == "auto":
         source = str(metadata.get("mask_source", source))  # of what was converted
@@ -147,12 +154,17 @@ def _check_manifest(directory: Path) -> str:
         raise CheckpointError(f"there is no {MANIFEST}, so the directory is not whole", where=directory, fix=AGAIN)
     manifest = read_json(path, CheckpointError)
     if manifest.get("format") != FORMAT or type(manifest.get("version")) is not int:
-        raise CheckpointError("this is no manifest of a packed model", where=path,
-                              got=shown(manifest.get("format")), wanted=FORMAT)  # fmt: skip
+        raise CheckpointError(
+            "this is no manifest of a packed model", where=path, got=shown(manifest.get("format")), wanted=FORMAT
+        )
     if manifest["version"] != VERSION:
-        raise CheckpointError("the files are of a version of the packed format that is not read", where=path,
-                              got=manifest["version"], wanted=VERSION,
-                              fix=f"update refgpt, or {AGAIN}")  # fmt: skip
+        raise CheckpointError(
+            "the files are of a version of the packed format that is not read",
+            where=path,
+            got=manifest["version"],
+            wanted=VERSION,
+            fix=f"update refgpt, or {AGAIN}",
+        )
     files = manifest.get("files")
     if not isinstance(files, dict) or not {CONFIG, FILE} <= files.keys():
         raise CheckpointError("the manifest lists no files", where=path, wanted=f"{CONFIG} and {FILE}", fix=AGAIN)
@@ -162,23 +174,40 @@ def _check_manifest(directory: Path) -> str:
 
 
 def _check_file(directory: Path, name: str, entry: Any) -> None:
-    if (Path(name).name != name or not name.isprintable() or not isinstance(entry, dict)
-            or entry.keys() != {"bytes", "sha256"} or type(entry["bytes"]) is not int):  # fmt: skip
-        raise CheckpointError("an entry of the manifest makes no sense", where=directory / MANIFEST,
-                              got=f"{shown(name)}: {shown(entry)}", fix=AGAIN)  # fmt: skip
+    if (
+        Path(name).name != name
+        or not name.isprintable()
+        or not isinstance(entry, dict)
+        or entry.keys() != {"bytes", "sha256"}
+        or type(entry["bytes"]) is not int
+    ):
+        raise CheckpointError(
+            "an entry of the manifest makes no sense",
+            where=directory / MANIFEST,
+            got=f"{shown(name)}: {shown(entry)}",
+            fix=AGAIN,
+        )
     path = directory / name
     if not path.is_file():
         raise CheckpointError("a file that the manifest lists is missing", where=path, fix=AGAIN)
     n_bytes = path.stat().st_size
     if n_bytes != entry["bytes"]:
-        raise CheckpointError("the file is cut short" if n_bytes < entry["bytes"] else "there is data after its end",
-                              where=path, got=f"{n_bytes} bytes", wanted=entry["bytes"], fix=FRESH_COPY)  # fmt: skip
+        raise CheckpointError(
+            "the file is cut short" if n_bytes < entry["bytes"] else "there is data after its end",
+            where=path,
+            got=f"{n_bytes} bytes",
+            wanted=entry["bytes"],
+            fix=FRESH_COPY,
+        )
     if name == FILE:
         return
     raw = read_bytes(path, CheckpointError, LARGEST_SIDE_FILE) if n_bytes else b""
     if _sha256(raw) != entry["sha256"]:
-        raise CheckpointError("the file is not the one that was written: its SHA-256 differs", where=path,
-                              fix=f"put the original back, or {AGAIN}")  # fmt: skip
+        raise CheckpointError(
+            "the file is not the one that was written: its SHA-256 differs",
+            where=path,
+            fix=f"put the original back, or {AGAIN}",
+        )
 
 
 def _is_checksum(value: Any) -> bool:
@@ -204,8 +233,13 @@ def _leaves(raw: Mapping[str, Any], config: ModelConfig, file: Path) -> dict[str
         fits = kind in KINDS and entry["shape"] == list(shape) and _is_checksum(entry["checksum"])
         rows = len(shape) == 1 or lies_in_rows(name, kind)
         if not fits or layout != ("rows" if rows else "panels") or (len(shape) == 1 and kind != "f32"):
-            raise CheckpointError("a leaf is stored in a way that is not read", where=tensor_at(file, name),
-                                  got=shown(entry), wanted=f"shape {list(shape)}", fix=AGAIN)  # fmt: skip
+            raise CheckpointError(
+                "a leaf is stored in a way that is not read",
+                where=tensor_at(file, name),
+                got=shown(entry),
+                wanted=f"shape {list(shape)}",
+                fix=AGAIN,
+            )
         leaves[name] = Stored(kind, layout, shape), entry["checksum"]
     return leaves
 
@@ -215,13 +249,19 @@ def _bytes_of(tensors: Mapping[str, np.ndarray], name: str, stored: Stored, file
     tensor = tensors.get(name)
     if tensor is None or tensor.dtype != np.uint8 or tensor.shape != (stored.n_padded,):
         got = None if tensor is None else f"{tensor.dtype} {tensor.shape}"
-        raise CheckpointError("a leaf is missing or of another size", where=tensor_at(file, name), got=got,
-                              wanted=f"{stored.n_padded} bytes", fix=AGAIN)  # fmt: skip
+        raise CheckpointError(
+            "a leaf is missing or of another size",
+            where=tensor_at(file, name),
+            got=got,
+            wanted=f"{stored.n_padded} bytes",
+            fix=AGAIN,
+        )
     return tensor
 
 
-def _params(leaves: Mapping[str, tuple[Stored, str]], tensors: Mapping[str, np.ndarray], config: ModelConfig,
-            mapped: MappedFile) -> Params:  # fmt: skip
+def _params(
+    leaves: Mapping[str, tuple[Stored, str]], tensors: Mapping[str, np.ndarray], config: ModelConfig, mapped: MappedFile
+) -> Params:
     found: dict[str, Leaf] = {}
     for name, (stored, _) in leaves.items():
         place, raw = tensor_at(mapped.path, name), _bytes_of(tensors, name, stored, mapped.path)[: stored.n_bytes]

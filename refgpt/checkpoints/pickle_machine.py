@@ -86,10 +86,17 @@ def _counts(values: object) -> bool:
 
 
 STORAGES = {
-    "Float": np.dtype("<f4"), "Half": np.dtype("<f2"), "BFloat16": BFLOAT16, "Double": np.dtype("<f8"),
-    "Long": np.dtype("<i8"), "Int": np.dtype("<i4"), "Short": np.dtype("<i2"), "Char": np.dtype("i1"),
-    "Byte": np.dtype("u1"), "Bool": np.dtype("?"),
-}  # fmt: skip
+    "Float": np.dtype("<f4"),
+    "Half": np.dtype("<f2"),
+    "BFloat16": BFLOAT16,
+    "Double": np.dtype("<f8"),
+    "Long": np.dtype("<i8"),
+    "Int": np.dtype("<i4"),
+    "Short": np.dtype("<i2"),
+    "Char": np.dtype("i1"),
+    "Byte": np.dtype("u1"),
+    "Bool": np.dtype("?"),
+}
 
 #: Everything a file may name.
 GLOBALS: dict[str, object] = {

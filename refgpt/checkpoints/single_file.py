@@ -32,8 +32,12 @@ def file_at(path: Path, magic: bytes) -> Path:
         return path
     found = _files_in(path, magic)
     if len(found) != 1:
-        raise CheckpointError("there are several models in this directory", where=path,
-                              got=listed(file.name for file in found), fix="name the file that you want")  # fmt: skip
+        raise CheckpointError(
+            "there are several models in this directory",
+            where=path,
+            got=listed(file.name for file in found),
+            fix="name the file that you want",
+        )
     return found[0]
 
 

@@ -47,8 +47,10 @@ def _bench(arguments: argparse.Namespace) -> int:
         prompts = [min(512, n_ctx)]
     if writes is None:
         writes = [min(128, max(1, n_ctx - max([1, *arguments.n_depth])))]
-    print(f"{model.checkpoint.path}: {engine.kinds}, {size(engine.n_bytes)} of weights, cache {model.kv_dtype}, "
-          f"{engine.threads} threads, {active('linear_f32').isa}")  # fmt: skip
+    print(
+        f"{model.checkpoint.path}: {engine.kinds}, {size(engine.n_bytes)} of weights, cache {model.kv_dtype}, "
+        f"{engine.threads} threads, {active('linear_f32').isa}"
+    )
     _print_row("test", "tokens/s", "+-", "must read", "machine reads", "share")
     for row in measure(engine, prompts, writes, arguments.n_depth, arguments.repetitions):
         bounds = (_rate(row.rate * row.n_read), _rate(median(row.read_rates)), f"{row.share:.0%}") if row.n_read else ()

@@ -46,12 +46,20 @@ def add_commands(commands: Commands) -> None:
     add("--labels", required=True, metavar="A,B,..", help="what to choose from; one with a comma in double quotes")
     add("--text-column", default="text", metavar="NAME", help="the column of texts (default: text)")
     add("--label-column", metavar="NAME", help="the column of right labels, if there is one: tells how many are found")
-    add("--template", default=DEFAULT_TEMPLATE, metavar="TEXT",
-        help=r"how text and label are put into words; \n is a new line (default: %(default)r)")  # fmt: skip
+    add(
+        "--template",
+        default=DEFAULT_TEMPLATE,
+        metavar="TEXT",
+        help=r"how text and label are put into words; \n is a new line (default: %(default)r)",
+    )
     add("--examples", metavar="FILE", help="CSV with the same columns: its rows are shown before each text")
-    add("--normalise", choices=NORMALISATIONS, default="sum",
+    add(
+        "--normalise",
+        choices=NORMALISATIONS,
+        default="sum",
         help="what a label scores: its log-likelihood; that, divided by its tokens; or that, less its log-likelihood "
-        "where no text stands before it (default: sum)")  # fmt: skip
+        "where no text stands before it (default: sum)",
+    )
     add("-o", "--output", metavar="FILE", help="write to a .csv or .jsonl file (default: CSV to standard output)")
     add_running_arguments(classify)
 
@@ -66,8 +74,9 @@ def _classify(arguments: argparse.Namespace) -> int:
     writer = _writer(arguments.output, table, labels)
     with opened(arguments.output) as file:
         write = writer(file)
-        classifier = Classifier(load_model(arguments, arguments.backend), labels, template, examples,
-                                arguments.normalise)  # fmt: skip
+        classifier = Classifier(
+            load_model(arguments, arguments.backend), labels, template, examples, arguments.normalise
+        )
         results = classify_column(classifier, table, arguments.text_column)
         predicted = []
         shown = arguments.output is not None or not sys.stdout.isatty()  # a bar between the rows would tear them

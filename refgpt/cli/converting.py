@@ -29,8 +29,12 @@ def add_commands(commands: Commands) -> None:
     add("--to", choices=TARGETS, default="refgpt", help=TARGETS_HELP)
     dtypes = dict.fromkeys(dtype for target in TARGETS.values() for dtype in target.DTYPES if dtype)
     add("--dtype", choices=dtypes, help="what matrices become (default: as stored); q8 and q4 are for refgpt only")
-    add("--mask", choices=MASKS, default="auto",
-        help="what to write down as the model's mask (default: what the files say)")  # fmt: skip
+    add(
+        "--mask",
+        choices=MASKS,
+        default="auto",
+        help="what to write down as the model's mask (default: what the files say)",
+    )
     add_revision(command)
 
 

@@ -37,15 +37,21 @@ RAFT_EXAMPLES = """examples:
 def add_commands(commands: Commands) -> None:
     """Declare ``demo`` and ``raft``."""
     demo = add_command(commands, "demo", _demo, "show one of the four demonstrations of GPT-JT", DEMO_EXAMPLES)
-    demo.add_argument("name", choices=DEMOS,
-                      help="; ".join(f"{name}: {shown.about}" for name, shown in DEMOS.items()))  # fmt: skip
+    demo.add_argument("name", choices=DEMOS, help="; ".join(f"{name}: {shown.about}" for name, shown in DEMOS.items()))
     demo.add_argument("text", nargs="?", metavar="TEXT", help="ask about another text than the demonstration's own")
-    demo.add_argument("-n", "--max-new-tokens", type=int, default=DEMO_SETTINGS.max_new_tokens, metavar="N",
-                      help="write at most N tokens (default: %(default)s)")  # fmt: skip
+    demo.add_argument(
+        "-n",
+        "--max-new-tokens",
+        type=int,
+        default=DEMO_SETTINGS.max_new_tokens,
+        metavar="N",
+        help="write at most N tokens (default: %(default)s)",
+    )
     add_running_arguments(demo)
 
-    raft = add_command(commands, "raft", _raft, "measure a model on RAFT, few-shot classification, as HELM does",
-                       RAFT_EXAMPLES)  # fmt: skip
+    raft = add_command(
+        commands, "raft", _raft, "measure a model on RAFT, few-shot classification, as HELM does", RAFT_EXAMPLES
+    )
     add = raft.add_argument
     add("folder", metavar="FOLDER", help="the tasks' files: TASK/train.csv or TASK.csv; nothing is fetched")
     add("--tasks", metavar="A,B,..", help="which of the eleven (default: those that are there)")
@@ -86,8 +92,12 @@ def _raft(arguments: argparse.Namespace) -> int:
                 json_line(file)(record)
             print(_columns(task.name, n_rows, mean_results([result]).values()), flush=True)
             if result.n_shortened:
-                log.warning("%s: %d of %d prompts lost examples, or their end, to fit into the context", task.name,
-                            result.n_shortened, n_rows * settings.n_trials)  # fmt: skip
+                log.warning(
+                    "%s: %d of %d prompts lost examples, or their end, to fit into the context",
+                    task.name,
+                    result.n_shortened,
+                    n_rows * settings.n_trials,
+                )
     print(_columns(f"mean of {len(results)}", "", mean_results(results).values()))
     return 0
 

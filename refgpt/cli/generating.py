@@ -30,21 +30,53 @@ def add_commands(commands: Commands) -> None:
 def _add_generation_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("-n", "--max-new-tokens", type=int, default=128, metavar="N", help="write at most N tokens (default: 128)")
-    add("--temperature", "--temp", type=float, default=0.8, metavar="T",
-        help="0: always the most likely token; 1: as the model says; more: wilder (default: 0.8)")  # fmt: skip
+    add(
+        "--temperature",
+        "--temp",
+        type=float,
+        default=0.8,
+        metavar="T",
+        help="0: always the most likely token; 1: as the model says; more: wilder (default: 0.8)",
+    )
     add("--top-k", type=int, metavar="K", help="choose among the K most likely tokens only (default: among all)")
-    add("--top-p", type=float, default=0.95, metavar="P",
-        help="choose among the most likely tokens that have probability P together (default: 0.95)")  # fmt: skip
-    add("--repetition-penalty", "--repeat-penalty", type=float, default=1.0, metavar="X",
-        help="above 1: avoid tokens that the text already has, the prompt included (default: 1)")  # fmt: skip
-    add("--presence-penalty", type=float, default=0.0, metavar="X",
-        help="above 0: avoid tokens already written, however often (default: 0)")  # fmt: skip
-    add("--frequency-penalty", type=float, default=0.0, metavar="X",
-        help="above 0: avoid tokens already written, the more the oftener (default: 0)")  # fmt: skip
+    add(
+        "--top-p",
+        type=float,
+        default=0.95,
+        metavar="P",
+        help="choose among the most likely tokens that have probability P together (default: 0.95)",
+    )
+    add(
+        "--repetition-penalty",
+        "--repeat-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="above 1: avoid tokens that the text already has, the prompt included (default: 1)",
+    )
+    add(
+        "--presence-penalty",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="above 0: avoid tokens already written, however often (default: 0)",
+    )
+    add(
+        "--frequency-penalty",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="above 0: avoid tokens already written, the more the oftener (default: 0)",
+    )
     add("--seed", type=int, metavar="N", help="the same number gives the same text again (default: a new one)")
     add("--stop", action="append", metavar="TEXT", help=r"end before this text; can be repeated; \n is a new line")
-    add("--speculate", type=int, default=7, metavar="N",
-        help="guess up to N tokens from what was said before: faster if it copies (default: 7)")  # fmt: skip
+    add(
+        "--speculate",
+        type=int,
+        default=7,
+        metavar="N",
+        help="guess up to N tokens from what was said before: faster if it copies (default: 7)",
+    )
     add("--ignore-eos", action="store_true", help="go on after the model has ended its text")
     add("--truncate", choices=["left"], help="drop the beginning of a prompt that is too long, instead of an error")
 

@@ -34,15 +34,21 @@ VERIFY_EXAMPLES = """example:
 
 def add_commands(commands: Commands) -> None:
     """Declare ``info``, ``verify`` and ``kernels``."""
-    info = add_command(commands, "info", _info, "say what a model's files are and how much memory it takes",
-                       INFO_EXAMPLES)  # fmt: skip
+    info = add_command(
+        commands, "info", _info, "say what a model's files are and how much memory it takes", INFO_EXAMPLES
+    )
     info.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
     info.add_argument("--tensors", action="store_true", help="list every tensor")
     add_revision(info)
 
-    verify = add_command(commands, "verify", _verify, "hold the C kernels to the NumPy spec on a model's own weights; "
-                         "exit status 1 if an activation is further off than float32 rounding can explain",
-                         VERIFY_EXAMPLES)  # fmt: skip
+    verify = add_command(
+        commands,
+        "verify",
+        _verify,
+        "hold the C kernels to the NumPy spec on a model's own weights; "
+        "exit status 1 if an activation is further off than float32 rounding can explain",
+        VERIFY_EXAMPLES,
+    )
     verify.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
     verify.add_argument("--prompt", metavar="TEXT", help="text to run (default: a few words)")
     add_loading_arguments(verify, DTYPES["c"])

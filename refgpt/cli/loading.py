@@ -23,13 +23,19 @@ WORTH_A_BAR = 500_000_000
 def load_model(arguments: argparse.Namespace, backend: str) -> Model:
     """The model that the arguments ask for."""
     with progress_bar() as progress:
-        return load(arguments.model, backend=backend, dtype=arguments.dtype, mask=arguments.mask,
-                    threads=arguments.threads, kv_dtype=arguments.kv_dtype, progress=progress,
-                    revision=arguments.revision)  # fmt: skip
+        return load(
+            arguments.model,
+            backend=backend,
+            dtype=arguments.dtype,
+            mask=arguments.mask,
+            threads=arguments.threads,
+            kv_dtype=arguments.kv_dtype,
+            progress=progress,
+            revision=arguments.revision,
+        )
 
 
-def load_for(arguments: argparse.Namespace,
-             encode: Callable[[ModelConfig, Tokenizer | None], T]) -> tuple[Model, T]:  # fmt: skip
+def load_for(arguments: argparse.Namespace, encode: Callable[[ModelConfig, Tokenizer | None], T]) -> tuple[Model, T]:
     """The model that the arguments ask for, and what ``encode`` makes of a prompt.
 
     A prompt that cannot be used is so refused before the weights are read.

@@ -18,8 +18,12 @@ MODEL_HELP = "directory or file of a model, or its name on the Hugging Face hub 
 def add_command(commands: Commands, name: str, run: Run, help: str, examples: str = "") -> argparse.ArgumentParser:
     """Declare a command; ``run`` takes its arguments and returns the exit status."""
     added: argparse.ArgumentParser = commands.add_parser(
-        name, help=help, description=help[0].upper() + help[1:] + ".", epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     added.set_defaults(run=run)
     return added
 
@@ -37,20 +41,31 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> None:
 def add_loading_arguments(group: argparse._ActionsContainer, dtypes: Sequence[str | None]) -> None:
     """Declare what ``load_model`` reads of the arguments beside the path and the backend."""
     add = group.add_argument
-    add("--mask", choices=MASKS, default="auto",
-        help="prefix: a prompt's tokens all see each other, as in GPT-JT (default: what the files say)")  # fmt: skip
-    add("--dtype", choices=[dtype for dtype in dtypes if dtype],
-        help="what to keep the weights in (default: as stored)")  # fmt: skip
-    add("--kv-dtype", choices=KV_DTYPES,
-        help="what to keep the attention cache in (default: f16 with q8 and q4, else f32)")  # fmt: skip
+    add(
+        "--mask",
+        choices=MASKS,
+        default="auto",
+        help="prefix: a prompt's tokens all see each other, as in GPT-JT (default: what the files say)",
+    )
+    add(
+        "--dtype", choices=[dtype for dtype in dtypes if dtype], help="what to keep the weights in (default: as stored)"
+    )
+    add(
+        "--kv-dtype",
+        choices=KV_DTYPES,
+        help="what to keep the attention cache in (default: f16 with q8 and q4, else f32)",
+    )
     add_revision(group)
     add("-t", "--threads", type=int, metavar="N", help="threads to use (default: one a core)")
 
 
 def add_revision(group: argparse._ActionsContainer) -> None:
     """Declare which version of a model on the hub is meant."""
-    group.add_argument("--revision", metavar="REVISION",
-                       help="of a model on the hub: a branch, tag or commit (default: the main branch)")  # fmt: skip
+    group.add_argument(
+        "--revision",
+        metavar="REVISION",
+        help="of a model on the hub: a branch, tag or commit (default: the main branch)",
+    )
 
 
 def unescaped(text: str) -> str:

@@ -26,10 +26,15 @@ def add_commands(commands: Commands) -> None:
     help = "write a page (one HTML file) that shows what a model does with a prompt"
     inspect = add_command(commands, "inspect", _inspect, help, EXAMPLES)
     add_prompt_arguments(inspect, "text to look at")
-    inspect.add_argument("-o", "--output", required=True, metavar="FILE",
-                         help="the page, a name in .html; it is replaced if it is there")  # fmt: skip
-    inspect.add_argument("--no-verify", dest="verify", action="store_false",
-                         help="leave out the comparison with the float64 spec, which takes longest")  # fmt: skip
+    inspect.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="the page, a name in .html; it is replaced if it is there"
+    )
+    inspect.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="leave out the comparison with the float64 spec, which takes longest",
+    )
     add_running_arguments(inspect)
 
 

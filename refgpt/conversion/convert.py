@@ -27,8 +27,14 @@ class Target(Protocol):
         """How large the weights become."""
         ...
 
-    def write(self, source: Checkpoint, tokenizer: Tokenizer | None, dtype: str | None, directory: Path,
-              progress: Progress | None) -> None:  # fmt: skip
+    def write(
+        self,
+        source: Checkpoint,
+        tokenizer: Tokenizer | None,
+        dtype: str | None,
+        directory: Path,
+        progress: Progress | None,
+    ) -> None:
         """Fill an empty directory, in the memory of some rows.
 
         Parameters

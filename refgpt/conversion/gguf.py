@@ -137,27 +137,38 @@ def tokenizer_metadata(tokenizer: Tokenizer | None, source: Checkpoint) -> dict[
     if tokenizer is None:
         return {}
     if tokenizer.n_vocab > source.config.n_vocab:
-        raise TokenizerError("the tokenizer has ids for which the model has no row, which a GGUF file cannot hold",
-                             where=source.path, got=f"{tokenizer.n_vocab} ids",
-                             wanted=f"at most {source.config.n_vocab}",
-                             fix="remove the tokens that were added to the tokenizer's files")  # fmt: skip
+        raise TokenizerError(
+            "the tokenizer has ids for which the model has no row, which a GGUF file cannot hold",
+            where=source.path,
+            got=f"{tokenizer.n_vocab} ids",
+            wanted=f"at most {source.config.n_vocab}",
+            fix="remove the tokens that were added to the tokenizer's files",
+        )
     from refgpt.tokenizers.byte_level_bpe import ByteLevelBPE, letters_of_bytes
     from refgpt.tokenizers.sentencepiece_model import SentencePieceTokenizer
 
     files = tokenizer.files()
     if isinstance(tokenizer, SentencePieceTokenizer):
         pieces, scores, kinds = zip(*tokenizer.pieces(), strict=True)
-        return {TOKENIZER + "model": "llama", TOKENIZER + "tokens": list(pieces),
-                TOKENIZER + "scores": np.array(scores, "<f4"), TOKENIZER + "token_type": np.array(kinds, "<i4"),
-                SENTENCEPIECE: np.frombuffer(files["tokenizer.model"], np.uint8)}  # fmt: skip
+        return {
+            TOKENIZER + "model": "llama",
+            TOKENIZER + "tokens": list(pieces),
+            TOKENIZER + "scores": np.array(scores, "<f4"),
+            TOKENIZER + "token_type": np.array(kinds, "<i4"),
+            SENTENCEPIECE: np.frombuffer(files["tokenizer.model"], np.uint8),
+        }
     added = tokenizer.added if isinstance(tokenizer, ByteLevelBPE) else {}
     tokens, types = [], []
     for n in range(tokenizer.n_vocab):
         there = tokenizer.has(n)
         tokens.append(added.get(n) or (letters_of_bytes(tokenizer.token_bytes(n)) if there else f"[PAD{n}]"))
         types.append(CONTROL if n in added else NORMAL if there else UNUSED)
-    found = {TOKENIZER + "model": "gpt2", TOKENIZER + "pre": "gpt-2", TOKENIZER + "tokens": tokens,
-             TOKENIZER + "token_type": np.array(types, "<i4")}  # fmt: skip
+    found = {
+        TOKENIZER + "model": "gpt2",
+        TOKENIZER + "pre": "gpt-2",
+        TOKENIZER + "tokens": tokens,
+        TOKENIZER + "token_type": np.array(types, "<i4"),
+    }
     if isinstance(tokenizer, ByteLevelBPE):
         found |= {TOKENIZER + "merges": tokenizer.merges, TOKENIZER_JSON: files["tokenizer.json"].decode()}
     return found

@@ -107,8 +107,11 @@ class _Writer:
         at = 0
         for name in names:
             end = at + self.n_bytes(name)
-            header[name] = {"dtype": SAFETENSORS_DTYPES[self.dtypes[name]], "shape": list(self.shapes[name]),
-                            "data_offsets": [at, end]}  # fmt: skip
+            header[name] = {
+                "dtype": SAFETENSORS_DTYPES[self.dtypes[name]],
+                "shape": list(self.shapes[name]),
+                "data_offsets": [at, end],
+            }
             at = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
@@ -143,5 +146,9 @@ def _write_config(source: Checkpoint, dtypes: dict[str, str], directory: Path) -
 def config_json(config: ModelConfig) -> dict[str, Any]:
     """A configuration as transformers' ``GPTJConfig`` names it."""
     numbers = {keys[0]: getattr(config, field) for field, keys in KEYS.items()}
-    return {"architectures": ["GPTJForCausalLM"], "model_type": "gptj", "activation_function": "gelu_new",
-            "tie_word_embeddings": False} | numbers  # fmt: skip
+    return {
+        "architectures": ["GPTJForCausalLM"],
+        "model_type": "gptj",
+        "activation_function": "gelu_new",
+        "tie_word_embeddings": False,
+    } | numbers

@@ -57,8 +57,9 @@ def written(name: str, leaf: Leaf, dtype: str) -> Iterator[np.ndarray]:
         check_finite(where, rows)
         narrow = rows if dtype_name(rows.dtype) == dtype else _narrowed(rows, dtype)
         if not all_finite(narrow):
-            raise CheckpointError(f"holds numbers that {dtype} cannot", where=where,
-                                  fix="convert to bf16 or f32 (--dtype)")  # fmt: skip
+            raise CheckpointError(
+                f"holds numbers that {dtype} cannot", where=where, fix="convert to bf16 or f32 (--dtype)"
+            )
         yield np.ascontiguousarray(narrow)
     release(leaf)
 

@@ -86,10 +86,17 @@ def _entry(raw: bytes) -> dict[str, Any]:
 
 def _header(source: Checkpoint, stored: dict[str, Stored], checksums: dict[str, str]) -> bytes:
     """The eight bytes of its length and the header; as long whatever the checksums are."""
-    leaves = {name: {"kind": one.kind, "layout": one.layout, "shape": list(one.shape), "checksum": checksums[name]}
-              for name, one in stored.items()}  # fmt: skip
-    metadata = {"format": FORMAT, "version": str(VERSION), "mask": source.mask, "mask_source": source.mask_source,
-                "leaves": json.dumps(leaves, separators=(",", ":"))}  # fmt: skip
+    leaves = {
+        name: {"kind": one.kind, "layout": one.layout, "shape": list(one.shape), "checksum": checksums[name]}
+        for name, one in stored.items()
+    }
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "mask": source.mask,
+        "mask_source": source.mask_source,
+        "leaves": json.dumps(leaves, separators=(",", ":")),
+    }
     header: dict[str, Any] = {"__metadata__": metadata}
     at = 0
     for name, one in stored.items():

@@ -44,16 +44,22 @@ def staged(destination: Path, n_bytes: int) -> Iterator[Path]:
         free = shutil.disk_usage(parent).free
         lock = _locked(staging, destination)
     except OSError as fault:
-        raise CheckpointError(f"nothing can be written there ({fault.strerror})", where=destination,
-                              fix=ELSEWHERE) from fault  # fmt: skip
+        raise CheckpointError(
+            f"nothing can be written there ({fault.strerror})", where=destination, fix=ELSEWHERE
+        ) from fault
     whole = False
     try:
         for left in staging.iterdir():  # by a process that was killed
             free += left.stat().st_size
             left.unlink()
         if free < n_bytes:
-            raise CheckpointError("there is no room on the disk", where=parent, got=f"{free} bytes",
-                                  wanted=f"{n_bytes} bytes", fix=ELSEWHERE)  # fmt: skip
+            raise CheckpointError(
+                "there is no room on the disk",
+                where=parent,
+                got=f"{free} bytes",
+                wanted=f"{n_bytes} bytes",
+                fix=ELSEWHERE,
+            )
         yield staging
         for path in staging.iterdir():
             _sync(path)
@@ -66,8 +72,9 @@ def staged(destination: Path, n_bytes: int) -> Iterator[Path]:
         if not whole:
             shutil.rmtree(staging, ignore_errors=True)
         if isinstance(fault, OSError):
-            raise CheckpointError(f"it cannot be written ({fault.strerror})", where=destination,
-                                  fix=ELSEWHERE) from fault  # fmt: skip
+            raise CheckpointError(
+                f"it cannot be written ({fault.strerror})", where=destination, fix=ELSEWHERE
+            ) from fault
         raise
     finally:
         os.close(lock)
@@ -85,8 +92,9 @@ def check_free(destination: Path) -> None:
     if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
         raise CheckpointError("the destination is there, and no directory", where=destination, fix="name another")
     if destination.is_dir() and any(destination.iterdir()):
-        raise CheckpointError("the destination is there, and not empty", where=destination,
-                              fix="name another, or remove it first")  # fmt: skip
+        raise CheckpointError(
+            "the destination is there, and not empty", where=destination, fix="name another, or remove it first"
+        )
 
 
 def _locked(staging: Path, destination: Path) -> int:

@@ -23,7 +23,10 @@ def write_tokenizer(source: Checkpoint, tokenizer: Tokenizer | None, directory: 
         return
     files = tokenizer.files()
     if not files:
-        log.warning("%s has no merges, so no tokenizer is written: put merges.txt beside it and convert again, or the "
-                    "original model's tokenizer beside what was written", source.path)  # fmt: skip
+        log.warning(
+            "%s has no merges, so no tokenizer is written: put merges.txt beside it and convert again, or the "
+            "original model's tokenizer beside what was written",
+            source.path,
+        )
     for name, contents in files.items():
         (directory / name).write_bytes(contents)

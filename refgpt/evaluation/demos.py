@@ -46,8 +46,9 @@ DEMOS: Mapping[str, Demo] = MappingProxyType(
     {
         "sentiment": Demo(
             "sentiment analysis: positive, negative, mixed or neutral",
-            Template('Label the tweets as either "positive", "negative", "mixed", or "neutral":\n\n',
-                     "Tweet: ", "\nLabel: "),
+            Template(
+                'Label the tweets as either "positive", "negative", "mixed", or "neutral":\n\n', "Tweet: ", "\nLabel: "
+            ),
             (
                 ("The new bridge is a joy to walk across.", "positive"),
                 ("The meeting is at noon, in the small room.", "neutral"),
@@ -57,8 +58,12 @@ DEMOS: Mapping[str, Demo] = MappingProxyType(
         ),
         "topic": Demo(
             "topic classification of news",
-            Template("Given a news article, classify its topic.\n"
-                     "Possible labels: 1. World 2. Sports 3. Business 4. Sci/Tech\n\n", "Article: ", "\nLabel: "),
+            Template(
+                "Given a news article, classify its topic.\n"
+                "Possible labels: 1. World 2. Sports 3. Business 4. Sci/Tech\n\n",
+                "Article: ",
+                "\nLabel: ",
+            ),
             (
                 ("Astronomers have found water vapour around a planet no larger than the Earth.", "Sci/Tech"),
                 ("Shares fell on Monday after two banks had warned of losses.", "Business"),
@@ -67,13 +72,22 @@ DEMOS: Mapping[str, Demo] = MappingProxyType(
         ),
         "summarize": Demo(
             "summary of a review",
-            Template("Given a review from Amazon's food products, the task is to generate a short summary of the given "
-                     "review in the input.\n\n", "Input: ", "\nOutput: "),
+            Template(
+                "Given a review from Amazon's food products, the task is to generate a short summary of the given "
+                "review in the input.\n\n",
+                "Input: ",
+                "\nOutput: ",
+            ),
             (
-                ("I was given these biscuits as a present and have bought them every month since. They stay crisp, and "
-                 "they are not too sweet.", "Crisp and not too sweet"),
-                ("Half of the tins were dented, and the peas tasted of metal. I shall not buy them again.",
-                 "Dented tins, tastes of metal"),
+                (
+                    "I was given these biscuits as a present and have bought them every month since. They stay crisp, and "
+                    "they are not too sweet.",
+                    "Crisp and not too sweet",
+                ),
+                (
+                    "Half of the tins were dented, and the peas tasted of metal. I shall not buy them again.",
+                    "Dented tins, tastes of metal",
+                ),
             ),
             "The coffee arrived within two days. It smells wonderful, and my guests ask for it by name. A little dear, "
             "but worth it.",
@@ -85,4 +99,4 @@ DEMOS: Mapping[str, Demo] = MappingProxyType(
             "Where is Zurich?",
         ),
     }
-)  # fmt: skip
+)

@@ -112,8 +112,14 @@ class RaftResult:
         """Each answer as a flat record: task, trial, row, n_shots, label and answer."""
         for trial, (asked, answers) in enumerate(zip(self.trials, self.answers, strict=True)):
             for row, (one, answer) in enumerate(zip(asked, answers, strict=True)):
-                yield {"task": self.task.name, "trial": trial, "row": row, "n_shots": one.n_shots, "label": one.label,
-                       "answer": answer}  # fmt: skip
+                yield {
+                    "task": self.task.name,
+                    "trial": trial,
+                    "row": row,
+                    "n_shots": one.n_shots,
+                    "label": one.label,
+                    "answer": answer,
+                }
 
 
 def mean_results(results: Sequence[RaftResult]) -> dict[str, Estimate]:
@@ -138,8 +144,12 @@ def mean_results(results: Sequence[RaftResult]) -> dict[str, Estimate]:
     return {"exact": over(accuracy, str), "quasi-exact": over(accuracy, plain), "macro-F1": over(macro_f1, str)}
 
 
-def run_raft(model: Generates, task: RaftTask, settings: RaftSettings = RaftSettings(),
-             on_answer: Callable[[], object] = lambda: None) -> RaftResult:  # fmt: skip
+def run_raft(
+    model: Generates,
+    task: RaftTask,
+    settings: RaftSettings = RaftSettings(),
+    on_answer: Callable[[], object] = lambda: None,
+) -> RaftResult:
     """Put a task to a model; ``on_answer`` is called after each answer.
 
     Raises
@@ -151,9 +161,12 @@ def run_raft(model: Generates, task: RaftTask, settings: RaftSettings = RaftSett
         raise needs_tokenizer("the tasks are text", "take another model")
     room = model.engine.config.n_ctx - ANSWER.max_new_tokens
     if room < 1:
-        raise GenerationError("the model's context is too small for an answer", where=task.name,
-                              got=f"{model.engine.config.n_ctx} positions",
-                              wanted=f"more than {ANSWER.max_new_tokens}")  # fmt: skip
+        raise GenerationError(
+            "the model's context is too small for an answer",
+            where=task.name,
+            got=f"{model.engine.config.n_ctx} positions",
+            wanted=f"more than {ANSWER.max_new_tokens}",
+        )
     rows, trials = task.rows[: settings.n_rows], []
     for trial in range(settings.n_trials):
         shots = draw_shots(task.pool, settings.n_shots, trial)
@@ -201,8 +214,9 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
-def _ask(task: RaftTask, row: tuple[str, str], shots: Sequence[tuple[str, str]], most: int,
-         tokenizer: Tokenizer) -> Asked:  # fmt: skip
+def _ask(
+    task: RaftTask, row: tuple[str, str], shots: Sequence[tuple[str, str]], most: int, tokenizer: Tokenizer
+) -> Asked:
     """A row after as many examples as fit into ``most`` tokens: the last are dropped first, at last the row's end."""
     text, label = row
     for n_shots in range(len(shots), -1, -1):
@@ -213,8 +227,9 @@ def _ask(task: RaftTask, row: tuple[str, str], shots: Sequence[tuple[str, str]],
     return Asked(None, ids[:most], label, 0)
 
 
-def _written(model: Generates, task: RaftTask, trial: Sequence[Asked], settings: RaftSettings,
-             on_answer: Callable[[], object]) -> list[str]:  # fmt: skip
+def _written(
+    model: Generates, task: RaftTask, trial: Sequence[Asked], settings: RaftSettings, on_answer: Callable[[], object]
+) -> list[str]:
     """What the model writes after each prompt."""
     texts = [""] * len(trial)
     for event in generate_events(model, [asked.ids for asked in trial], ANSWER):
@@ -224,8 +239,9 @@ def _written(model: Generates, task: RaftTask, trial: Sequence[Asked], settings:
     return [text.strip() for text in texts]
 
 
-def _likeliest(model: Generates, task: RaftTask, trial: Sequence[Asked], settings: RaftSettings,
-               on_answer: Callable[[], object]) -> list[str]:  # fmt: skip
+def _likeliest(
+    model: Generates, task: RaftTask, trial: Sequence[Asked], settings: RaftSettings, on_answer: Callable[[], object]
+) -> list[str]:
     """The likeliest label after each prompt."""
     classifier, labels = Classifier(model, task.labels, task.template, normalise=settings.normalise), []
     for asked in trial:

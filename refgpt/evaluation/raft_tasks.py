@@ -110,8 +110,12 @@ def read_raft(folder: str | os.PathLike[str], names: Sequence[str] | None = None
     files = {name: file for name in wanted if (file := _file_of(folder, name)) is not None}
     missing = [name for name in wanted if name not in files]
     if missing and (names or not files):
-        raise DataError("tasks are missing", where=folder, got=f"no {listed(missing)}",
-                        wanted="<task>/train.csv or <task>.csv of each")  # fmt: skip
+        raise DataError(
+            "tasks are missing",
+            where=folder,
+            got=f"no {listed(missing)}",
+            wanted="<task>/train.csv or <task>.csv of each",
+        )
     if missing:
         log.warning("not in %s, and so not in any mean: %s", folder, listed(missing))
     fields, instructions = _settings(folder)
@@ -142,10 +146,18 @@ def _settings(folder: Path) -> tuple[Mapping[str, Sequence[str]], Mapping[str, s
     fields, instructions = (parse_json(line, path, DataError) for line in lines) if len(lines) == 2 else ({}, {})
     for name in FIELDS:
         columns, words = fields.get(name), instructions.get(name)
-        if (not isinstance(columns, list) or not all(isinstance(column, str) for column in columns)
-                or not columns or not isinstance(words, str)):  # fmt: skip
-            raise DataError("are not HELM's settings", where=path, got=f"nothing usable for {name}",
-                            wanted="two lines: {task: [columns]} and {task: instructions}")  # fmt: skip
+        if (
+            not isinstance(columns, list)
+            or not all(isinstance(column, str) for column in columns)
+            or not columns
+            or not isinstance(words, str)
+        ):
+            raise DataError(
+                "are not HELM's settings",
+                where=path,
+                got=f"nothing usable for {name}",
+                wanted="two lines: {task: [columns]} and {task: instructions}",
+            )
     return fields, instructions
 
 
@@ -171,18 +183,26 @@ def _labels(file: Path, tables: Sequence[Table], instructions: str | None) -> tu
         columns = read_json(listing, DataError).get("label_columns")
         listed_there = columns.get("Label") if isinstance(columns, dict) else None
         if not isinstance(listed_there, list) or not all(isinstance(label, str) for label in listed_there):
-            raise DataError("lists no labels", where=listing, got=shown(columns),
-                            wanted='"label_columns": {"Label": [labels]}')  # fmt: skip
+            raise DataError(
+                "lists no labels", where=listing, got=shown(columns), wanted='"label_columns": {"Label": [labels]}'
+            )
         listed_there.sort()
     occurring = sorted({label for table in tables for label in table.column("Label")})
     if all(label.isdigit() for label in occurring):
-        raise DataError("has numbers for labels", where=file, got=listed(occurring), wanted="labels in words",
-                        fix="use the files as RAFT's authors publish them")  # fmt: skip
+        raise DataError(
+            "has numbers for labels",
+            where=file,
+            got=listed(occurring),
+            wanted="labels in words",
+            fix="use the files as RAFT's authors publish them",
+        )
     return check_labels(listed_there or occurring)
 
 
 def _rows(table: Table, fields: Sequence[str], labels: Sequence[str]) -> list[tuple[str, str]]:
     columns = [table.column(field) for field in fields]
-    texts = ["\n".join(f"{field}: {value}" for field, value in zip(fields, values, strict=True))
-             for values in zip(*columns, strict=True)]  # fmt: skip
+    texts = [
+        "\n".join(f"{field}: {value}" for field, value in zip(fields, values, strict=True))
+        for values in zip(*columns, strict=True)
+    ]
     return list(zip(texts, table.labels("Label", labels), strict=True))

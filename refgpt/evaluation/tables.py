@@ -40,8 +40,9 @@ class Table:
     def column(self, name: str) -> list[str]:
         """The values of a column; a DataError if there is no such column."""
         if name not in self.columns:
-            raise DataError("there is no such column", where=self.path, got=shown(name),
-                            wanted=f"one of {listed(self.columns)}")  # fmt: skip
+            raise DataError(
+                "there is no such column", where=self.path, got=shown(name), wanted=f"one of {listed(self.columns)}"
+            )
         return [row[name] for row in self.rows]
 
     def labels(self, name: str, labels: Sequence[str]) -> list[str]:
@@ -49,8 +50,12 @@ class Table:
         values = self.column(name)
         for row, value in enumerate(values):
             if value not in labels:
-                raise DataError("has a label that is none of the labels", where=self.place(row), got=shown(value),
-                                wanted=f"one of {listed(labels)}")  # fmt: skip
+                raise DataError(
+                    "has a label that is none of the labels",
+                    where=self.place(row),
+                    got=shown(value),
+                    wanted=f"one of {listed(labels)}",
+                )
         return values
 
     def place(self, row: int) -> str:
@@ -72,8 +77,9 @@ def read_csv(path: str | os.PathLike[str]) -> Table:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError("is not UTF-8 text", where=path, got=f"byte {error.start}",
-                        fix="save it as CSV in UTF-8") from None  # fmt: skip
+        raise DataError(
+            "is not UTF-8 text", where=path, got=f"byte {error.start}", fix="save it as CSV in UTF-8"
+        ) from None
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows, lines, line = [], [], 1
     limit = csv.field_size_limit(LARGEST_CSV)  # of one field, for the whole process
@@ -84,9 +90,11 @@ def read_csv(path: str | os.PathLike[str]) -> Table:
                 lines.append(line)
             line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"is not CSV ({error})", where=f"{path}, line {line}",
-                        fix='put texts with commas, line breaks or quotes between quotes, and write a quote as ""'
-                        ) from None  # fmt: skip
+        raise DataError(
+            f"is not CSV ({error})",
+            where=f"{path}, line {line}",
+            fix='put texts with commas, line breaks or quotes between quotes, and write a quote as ""',
+        ) from None
     finally:
         csv.field_size_limit(limit)
     if len(rows) < 2:
@@ -96,7 +104,11 @@ def read_csv(path: str | os.PathLike[str]) -> Table:
         raise DataError("has two columns of one name", where=path, got=listed(columns), fix="rename one")
     for fields, line in zip(rows, lines, strict=True):
         if len(fields) != len(columns):
-            raise DataError("has another number of fields than the first line", where=f"{path}, line {line}",
-                            got=len(fields), wanted=len(columns),
-                            fix="put texts with commas between quotes")  # fmt: skip
+            raise DataError(
+                "has another number of fields than the first line",
+                where=f"{path}, line {line}",
+                got=len(fields),
+                wanted=len(columns),
+                fix="put texts with commas between quotes",
+            )
     return Table(path, columns, tuple(dict(zip(columns, fields, strict=True)) for fields in rows[1:]), tuple(lines[1:]))

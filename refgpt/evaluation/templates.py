@@ -102,8 +102,12 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
         raise GenerationError("cannot be used", where="labels", got=repr(labels), wanted="a list of texts")
     for label in labels:
         if not isinstance(label, str) or not label or label != label.strip() or len(label.splitlines()) > 1:
-            raise GenerationError("cannot be used", where="labels", got=repr(label),
-                                  wanted="texts of one line, without spaces around them")  # fmt: skip
+            raise GenerationError(
+                "cannot be used",
+                where="labels",
+                got=repr(label),
+                wanted="texts of one line, without spaces around them",
+            )
         if labels.count(label) > 1:
             raise GenerationError("are not all different", where="labels", got=f"{label!r} twice")
     if len(labels) < 2:
@@ -117,11 +121,16 @@ def check_examples(examples: Sequence[tuple[str, str]], labels: Sequence[str]) -
     for i, example in enumerate(examples):
         pair = tuple(example) if isinstance(example, (tuple, list)) else ()
         if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise GenerationError("cannot be used", where=f"examples[{i}]", got=repr(example),
-                                  wanted="a pair of texts: (text, label)")  # fmt: skip
+            raise GenerationError(
+                "cannot be used", where=f"examples[{i}]", got=repr(example), wanted="a pair of texts: (text, label)"
+            )
         if pair[1] not in labels:
-            raise GenerationError("has a label that is none of the labels", where=f"examples[{i}]", got=repr(pair[1]),
-                                  wanted=", ".join(map(repr, labels)))  # fmt: skip
+            raise GenerationError(
+                "has a label that is none of the labels",
+                where=f"examples[{i}]",
+                got=repr(pair[1]),
+                wanted=", ".join(map(repr, labels)),
+            )
         checked.append((pair[0], pair[1]))
     return tuple(checked)
 
@@ -141,5 +150,10 @@ def _parts(template: str) -> list[tuple[str, str | None]]:
 
 
 def _bad_template(what: str, template: object) -> GenerationError:
-    return GenerationError(what, where="template", got=repr(template), wanted=f"one like {EXAMPLE}",
-                           fix="write a brace that is meant as one twice: {{ or }}")  # fmt: skip
+    return GenerationError(
+        what,
+        where="template",
+        got=repr(template),
+        wanted=f"one like {EXAMPLE}",
+        fix="write a brace that is meant as one twice: {{ or }}",
+    )

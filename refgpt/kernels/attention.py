@@ -55,10 +55,18 @@ def kv_append(
     check_shape("slots", slots, (n_rows,))
     check_within("positions", positions, 0, capacity)
     check_within("slots", slots, 0, n_slots)
-    args = arguments("kv_append", k=floats("k", k, k.shape), v=floats("v", v, k.shape),
-                     k_cache=ffi.from_buffer(k_cache), v_cache=ffi.from_buffer(v_cache),
-                     positions=indices("positions", positions), slots=indices("slots", slots), n_head=n_head,
-                     d_head=d_head, capacity=capacity)  # fmt: skip
+    args = arguments(
+        "kv_append",
+        k=floats("k", k, k.shape),
+        v=floats("v", v, k.shape),
+        k_cache=ffi.from_buffer(k_cache),
+        v_cache=ffi.from_buffer(v_cache),
+        positions=indices("positions", positions),
+        slots=indices("slots", slots),
+        n_head=n_head,
+        d_head=d_head,
+        capacity=capacity,
+    )
     run(kernel or active(f"kv_append_{dtype}"), args, n_rows, 16, threads, program)
 
 
@@ -112,12 +120,22 @@ def attention(
     elif scratch.shape[0] < n_threads or scratch.shape[1:] != (FEW_ROWS, capacity):
         raise KernelError("wrong shape", where="scratch", got=scratch.shape, wanted=(n_threads, FEW_ROWS, capacity))
     z = output(out, q.shape)
-    args = arguments("attention", q=floats("q", q, q.shape), k=ffi.from_buffer(k_cache), v=ffi.from_buffer(v_cache),
-                 z=floats("out", z, q.shape),
-                 pattern=ffi.NULL if pattern is None else floats("pattern", pattern, pattern.shape, written=True),
-                 scratch=floats("scratch", scratch, scratch.shape, written=True),
-                 tiles=ffi.from_buffer("refgpt_query_tile[]", tiles), n_visible=indices("n_visible", n_visible),
-                 n_rows=n_rows, n_keys=n_keys, n_head=n_head, d_head=d_head, capacity=capacity)  # fmt: skip
+    args = arguments(
+        "attention",
+        q=floats("q", q, q.shape),
+        k=ffi.from_buffer(k_cache),
+        v=ffi.from_buffer(v_cache),
+        z=floats("out", z, q.shape),
+        pattern=ffi.NULL if pattern is None else floats("pattern", pattern, pattern.shape, written=True),
+        scratch=floats("scratch", scratch, scratch.shape, written=True),
+        tiles=ffi.from_buffer("refgpt_query_tile[]", tiles),
+        n_visible=indices("n_visible", n_visible),
+        n_rows=n_rows,
+        n_keys=n_keys,
+        n_head=n_head,
+        d_head=d_head,
+        capacity=capacity,
+    )
     grain = max(1, SMALLEST_PIECE // max(1, 2 * capacity * d_head))
     run(kernel or active(f"attention_{dtype}"), args, len(tiles) * n_head, grain, n_threads, program)
     return z

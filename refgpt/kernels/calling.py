@@ -133,6 +133,7 @@ def output_panels(out: Panels | None, kind: str, shape: tuple[int, int]) -> Pane
     if out is None:
         return Panels.zeros(kind, *shape)
     if (out.kind, out.shape) != (kind, shape):
-        raise KernelError("other panels than the matrix", where="out", got=f"{out.kind} {out.shape}",
-                          wanted=f"{kind} {shape}")  # fmt: skip
+        raise KernelError(
+            "other panels than the matrix", where="out", got=f"{out.kind} {out.shape}", wanted=f"{kind} {shape}"
+        )
     return out

@@ -44,8 +44,14 @@ class Activations:
         See ``refgpt.kernels.ops``.
     """
 
-    def __init__(self, x: np.ndarray, scratch: np.ndarray | None = None, *, threads: int | None = None,
-                 program: Program | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        x: np.ndarray,
+        scratch: np.ndarray | None = None,
+        *,
+        threads: int | None = None,
+        program: Program | None = None,
+    ) -> None:
         self.x = x
         self.shape = check_shape("x", x, (None, None))
         self._scratch, self._threads, self._program = scratch, threads, program
@@ -74,8 +80,12 @@ class Activations:
         if room is None:
             return aligned_zeros((n_bytes,), np.dtype(np.uint8))
         if room.dtype != np.uint8 or room.ndim != 1 or room.size < n_bytes:
-            raise KernelError("too small or not of bytes", where="scratch", got=f"{room.dtype} {room.shape}",
-                              wanted=f"uint8 ({n_bytes},)")  # fmt: skip
+            raise KernelError(
+                "too small or not of bytes",
+                where="scratch",
+                got=f"{room.dtype} {room.shape}",
+                wanted=f"uint8 ({n_bytes},)",
+            )
         return room[:n_bytes]
 
 

@@ -11,8 +11,12 @@ except ImportError as error:  # a checkout that was never built
 
 ABI = 4
 if ABI != lib.REFGPT_ABI:
-    raise KernelError("the installed C kernels are of another version than this Python code", got=lib.REFGPT_ABI,
-                      wanted=ABI, fix='run "python -m pip install ."')  # fmt: skip
+    raise KernelError(
+        "the installed C kernels are of another version than this Python code",
+        got=lib.REFGPT_ABI,
+        wanted=ABI,
+        fix='run "python -m pip install ."',
+    )
 
 CHUNK: int = lib.REFGPT_CHUNK
 FEW_ROWS: int = lib.REFGPT_FEW_ROWS

@@ -46,8 +46,13 @@ def embedding(
     kind, stored = (table.kind, table.data) if isinstance(table, Panels) else (float_kind("table", table), table)
     check_within("ids", ids, 0, n_vocab)
     y = output(out, (n_rows, n))
-    args = arguments("embedding", table=ffi.from_buffer(check_whole("table", stored)), ids=indices("ids", ids),
-                 y=floats("out", y, (n_rows, n)), n=n)  # fmt: skip
+    args = arguments(
+        "embedding",
+        table=ffi.from_buffer(check_whole("table", stored)),
+        ids=indices("ids", ids),
+        y=floats("out", y, (n_rows, n)),
+        n=n,
+    )
     run(kernel or active(f"embedding_{kind}"), args, n_rows, 16, threads, program)
     return y
 
@@ -66,14 +71,22 @@ def layer_norm(
     """LayerNorm of the rows of x [t, c] with weight w [c] and bias b [c]; out may be x."""
     n_rows, n = check_shape("x", x, (None, None))
     y = output(out, x.shape)
-    args = arguments("layer_norm", x=floats("x", x, x.shape), w=floats("w", w, (n,)), b=floats("b", b, (n,)),
-                 y=floats("out", y, x.shape), n=n, eps=eps)  # fmt: skip
+    args = arguments(
+        "layer_norm",
+        x=floats("x", x, x.shape),
+        w=floats("w", w, (n,)),
+        b=floats("b", b, (n,)),
+        y=floats("out", y, x.shape),
+        n=n,
+        eps=eps,
+    )
     run(kernel or active("layer_norm"), args, n_rows, 4, threads, program)
     return y
 
 
-def _rowwise(op: str, x: np.ndarray, out: np.ndarray | None, threads: int | None, kernel: Kernel | None,
-             program: Program | None) -> np.ndarray:  # fmt: skip
+def _rowwise(
+    op: str, x: np.ndarray, out: np.ndarray | None, threads: int | None, kernel: Kernel | None, program: Program | None
+) -> np.ndarray:
     n_rows, n = check_shape("x", x, (None, None))
     y = output(out, x.shape)
     args = arguments(op, x=floats("x", x, x.shape), y=floats("out", y, x.shape), n=n)
@@ -118,8 +131,14 @@ def residual(
     """The residual stream x [t, c] and what a block's two branches add to it: ``x + a + b``; out may be any of them."""
     n_rows, n = check_shape("x", x, (None, None))
     y = output(out, x.shape)
-    args = arguments("residual", x=floats("x", x, x.shape), a=floats("a", a, x.shape), b=floats("b", b, x.shape),
-                     y=floats("out", y, x.shape), n=n)  # fmt: skip
+    args = arguments(
+        "residual",
+        x=floats("x", x, x.shape),
+        a=floats("a", a, x.shape),
+        b=floats("b", b, x.shape),
+        y=floats("out", y, x.shape),
+        n=n,
+    )
     run(kernel or active("residual"), args, n_rows, 4, threads, program)
     return y
 
@@ -162,8 +181,16 @@ def rotary(
     check_shape("positions", positions, (n_rows,))
     check_within("positions", positions, 0, n_ctx)
     y = output(out, x.shape)
-    args = arguments("rotary", x=floats("x", x, x.shape), cos=floats("cos", cos, (n_ctx, d_rotary)),
-                 sin=floats("sin", sin, (n_ctx, d_rotary)), positions=indices("positions", positions),
-                 y=floats("out", y, x.shape), n_head=n_head, d_head=d_head, d_rotary=d_rotary)  # fmt: skip
+    args = arguments(
+        "rotary",
+        x=floats("x", x, x.shape),
+        cos=floats("cos", cos, (n_ctx, d_rotary)),
+        sin=floats("sin", sin, (n_ctx, d_rotary)),
+        positions=indices("positions", positions),
+        y=floats("out", y, x.shape),
+        n_head=n_head,
+        d_head=d_head,
+        d_rotary=d_rotary,
+    )
     run(kernel or active("rotary"), args, n_rows, 16, threads, program)
     return y

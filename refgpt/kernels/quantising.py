@@ -39,8 +39,9 @@ def quantise(
         raise KernelError("cannot be used", where="kind", got=repr(kind), wanted=" or ".join(BLOCK_BYTES))
     out = output_panels(out, kind, (n_out, n_in))
     matrix, panels = check_whole("w", w, anywhere=True), check_whole("out", out.data, written=True)
-    args = arguments("quantise", w=ffi.from_buffer(matrix), panels=ffi.from_buffer(panels), n_in=n_in, n_out=n_out,
-                     dtype=dtype)  # fmt: skip
+    args = arguments(
+        "quantise", w=ffi.from_buffer(matrix), panels=ffi.from_buffer(panels), n_in=n_in, n_out=n_out, dtype=dtype
+    )
     run(kernel or active(f"quantise_{kind}"), args, n_panels(n_out), 1, threads, program)
     return out
 
@@ -64,8 +65,12 @@ def digests(
     out = np.empty(n_pieces, np.uint64) if out is None else out
     if out.dtype != np.uint64 or out.shape != (n_pieces,):
         raise KernelError("unusable", where="out", got=f"{out.dtype} {out.shape}", wanted=f"uint64 {(n_pieces,)}")
-    args = arguments("digests", words=ffi.from_buffer("uint32_t[]", check_whole("words", words)),
-                 digests=ffi.from_buffer("uint64_t[]", check_whole("out", out, written=True)), n_words=n_words,
-                 piece_words=piece_words)  # fmt: skip
+    args = arguments(
+        "digests",
+        words=ffi.from_buffer("uint32_t[]", check_whole("words", words)),
+        digests=ffi.from_buffer("uint64_t[]", check_whole("out", out, written=True)),
+        n_words=n_words,
+        piece_words=piece_words,
+    )
     run(kernel or active("digests"), args, n_pieces, 16, threads, program)
     return out

@@ -19,8 +19,16 @@ if TYPE_CHECKING:
 Labels = Sequence[str] | None
 
 
-def attention_map(pattern: np.ndarray, tokens: Labels = None, ax: Axes | None = None, *, queries: Labels = None,
-                  vmax: float | None = None, bar: bool = True, cmap: Any = None) -> Axes:  # fmt: skip
+def attention_map(
+    pattern: np.ndarray,
+    tokens: Labels = None,
+    ax: Axes | None = None,
+    *,
+    queries: Labels = None,
+    vmax: float | None = None,
+    bar: bool = True,
+    cmap: Any = None,
+) -> Axes:
     """One head's attention: a row of cells for each query, from the first token down, over the keys it looks at.
 
     Keys that a query may not see, as they come after it, stay blank.
@@ -55,8 +63,9 @@ def attention_map(pattern: np.ndarray, tokens: Labels = None, ax: Axes | None = 
     keys, rows = _labels(pattern.shape, tokens, queries)
     n = max(pattern.shape)
     cell = Room(*[18 if n <= 16 else 11 if n <= 40 else 8.5] * 2)
-    ax, room = cells(ax, pattern.shape[1], len(pattern), cell, bar=bar, square=True, left=widest(rows) + 30,
-                     below=widest(keys) + 25)  # fmt: skip
+    ax, room = cells(
+        ax, pattern.shape[1], len(pattern), cell, bar=bar, square=True, left=widest(rows) + 30, below=widest(keys) + 25
+    )
     _draw(ax, pattern, vmax, "attention" if bar else None, cmap)
     label_columns(ax, keys, room.width)
     label_rows(ax, rows, room.height)
@@ -64,8 +73,15 @@ def attention_map(pattern: np.ndarray, tokens: Labels = None, ax: Axes | None = 
     return ax
 
 
-def attention_grid(patterns: np.ndarray | Mapping[str, np.ndarray], tokens: Labels = None, axes: Any = None, *,
-                   vmax: float | None = None, bar: bool = True, cmap: Any = None) -> np.ndarray:  # fmt: skip
+def attention_grid(
+    patterns: np.ndarray | Mapping[str, np.ndarray],
+    tokens: Labels = None,
+    axes: Any = None,
+    *,
+    vmax: float | None = None,
+    bar: bool = True,
+    cmap: Any = None,
+) -> np.ndarray:
     """Small maps of many heads, with one scale of colours: the heads of a layer, or a row of heads for each layer.
 
     Parameters
@@ -129,11 +145,18 @@ def _stack(patterns: Any) -> tuple[list[str], np.ndarray]:
         return ([""], array[None]) if three else (list(map(str, range(len(array)))), array)
     found = {name: numbers(name, x, "head, query, key") for name, x in patterns.items() if name.endswith(".pattern")}
     if not found:
-        raise RefgptError("there is no pattern in it", where="patterns", got=", ".join(patterns) or "nothing",
-                          fix="record(model, ids, names='blocks.*.pattern') gives them")  # fmt: skip
+        raise RefgptError(
+            "there is no pattern in it",
+            where="patterns",
+            got=", ".join(patterns) or "nothing",
+            fix="record(model, ids, names='blocks.*.pattern') gives them",
+        )
     if len({x.shape for x in found.values()}) > 1:
-        raise RefgptError("patterns of one model and text have one shape", where="patterns",
-                          got=", ".join(f"{name} {list(x.shape)}" for name, x in found.items()))  # fmt: skip
+        raise RefgptError(
+            "patterns of one model and text have one shape",
+            where="patterns",
+            got=", ".join(f"{name} {list(x.shape)}" for name, x in found.items()),
+        )
     return [name.split(".")[-2] for name in found], np.stack(list(found.values()))
 
 
@@ -154,8 +177,9 @@ def _name(layer: str, head: int, room: float) -> str:
 def _places(table: np.ndarray, n_layer: int, n_head: int, new: bool) -> np.ndarray:
     """The axes of each head. -> [layer, head]"""
     if not new and table.size != n_layer * n_head:
-        raise RefgptError("must have one for each head", where="axes", got=f"{table.size} axes",
-                          wanted=f"{n_layer * n_head}")  # fmt: skip
+        raise RefgptError(
+            "must have one for each head", where="axes", got=f"{table.size} axes", wanted=f"{n_layer * n_head}"
+        )
     if any(ax is None for ax in table.flat):  # which would be a figure for each
         raise RefgptError("is no axes", where="axes", got="None", wanted="matplotlib's Axes for each head")
     if not new:

@@ -21,8 +21,14 @@ if TYPE_CHECKING:
 FILLED = 0.84
 
 
-def attribution_bars(attribution: Attribution, ax: Axes | None = None, *, by: str = "head", named: int = 3,
-                     tokenizer: Tokenizer | None = None) -> Axes:  # fmt: skip
+def attribution_bars(
+    attribution: Attribution,
+    ax: Axes | None = None,
+    *,
+    by: str = "head",
+    named: int = 3,
+    tokenizer: Tokenizer | None = None,
+) -> Axes:
     """Direct logit attribution: a bar for each term of a logit, layer by layer, which together make it.
 
     Parameters
@@ -84,8 +90,15 @@ def _name_largest(ax: Axes, places: np.ndarray, heads: np.ndarray, n: int) -> No
     for flat in np.argsort(-np.abs(heads), axis=None, kind="stable")[:n]:
         layer, head = np.unravel_index(int(flat), heads.shape)
         term = heads[layer, head]
-        ax.annotate(f"head {head}", (places[layer, head], term), xytext=(0, 2 if term >= 0 else -2), ha="center",
-                    va="bottom" if term >= 0 else "top", textcoords="offset points", fontsize=8)  # fmt: skip
+        ax.annotate(
+            f"head {head}",
+            (places[layer, head], term),
+            xytext=(0, 2 if term >= 0 else -2),
+            ha="center",
+            va="bottom" if term >= 0 else "top",
+            textcoords="offset points",
+            fontsize=8,
+        )
 
 
 def _title(attribution: Attribution, tokenizer: Tokenizer | None) -> str:

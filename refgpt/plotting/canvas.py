@@ -53,8 +53,9 @@ def library() -> Any:
     try:
         import matplotlib.pyplot
     except ImportError as fault:
-        raise RefgptError("pictures need matplotlib", where="refgpt.plotting",
-                          fix="pip install 'refgpt[plot]'") from fault  # fmt: skip
+        raise RefgptError(
+            "pictures need matplotlib", where="refgpt.plotting", fix="pip install 'refgpt[plot]'"
+        ) from fault
     return matplotlib.pyplot
 
 
@@ -72,13 +73,27 @@ def new_or_given(ax: Axes | None, width: float = 7.2, height: float = 3.6) -> Ax
     from matplotlib.axes import Axes
 
     if not isinstance(ax, Axes):
-        raise RefgptError("is no axes", where="ax", got=type(ax).__name__, wanted="matplotlib's Axes, or None",
-                          fix="subplots(...) gives a figure and its axes: take the latter")  # fmt: skip
+        raise RefgptError(
+            "is no axes",
+            where="ax",
+            got=type(ax).__name__,
+            wanted="matplotlib's Axes, or None",
+            fix="subplots(...) gives a figure and its axes: take the latter",
+        )
     return ax
 
 
-def cells(ax: Axes | None, n_x: int, n_y: int, cell: Room, *, bar: bool, square: bool = False,
-          left: float = AROUND, below: float = AROUND) -> tuple[Axes, Room]:  # fmt: skip
+def cells(
+    ax: Axes | None,
+    n_x: int,
+    n_y: int,
+    cell: Room,
+    *,
+    bar: bool,
+    square: bool = False,
+    left: float = AROUND,
+    below: float = AROUND,
+) -> tuple[Axes, Room]:
     """Axes for a heat map, and how much room its cells will have.
 
     Parameters
@@ -99,8 +114,10 @@ def cells(ax: Axes | None, n_x: int, n_y: int, cell: Room, *, bar: bool, square:
         width = min(n_x * cell.width, MOST_INCHES * POINTS - beside)
         height = min(n_y * cell.height, MOST_INCHES * POINTS - below - AROUND)
         room = _room(width, height, n_x, n_y, square)
-        inches = (max(LEAST_INCHES, (room.width * n_x + beside) / POINTS),
-                  max(LEAST_INCHES, (room.height * n_y + below + AROUND) / POINTS))  # fmt: skip
+        inches = (
+            max(LEAST_INCHES, (room.width * n_x + beside) / POINTS),
+            max(LEAST_INCHES, (room.height * n_y + below + AROUND) / POINTS),
+        )
         return new_or_given(None, *inches), room
     ax = new_or_given(ax)
     width, height = extent(ax)
@@ -119,8 +136,16 @@ def _room(width: float, height: float, n_x: int, n_y: int, square: bool) -> Room
     return Room(min(w, h), min(w, h)) if square else Room(w, h)
 
 
-def heat(ax: Axes, values: np.ndarray, *, upwards: bool, square: bool = False, bar: str | None = None,
-         cmap: Any = None, limits: Mapping[str, Any]) -> AxesImage:  # fmt: skip
+def heat(
+    ax: Axes,
+    values: np.ndarray,
+    *,
+    upwards: bool,
+    square: bool = False,
+    bar: str | None = None,
+    cmap: Any = None,
+    limits: Mapping[str, Any],
+) -> AxesImage:
     """A heat map; what is NaN stays blank.
 
     Parameters

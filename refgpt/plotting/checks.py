@@ -33,8 +33,9 @@ def numbers(name: str, value: Any, axes: str) -> np.ndarray:
     except (TypeError, ValueError):
         raise RefgptError("is no array of numbers", where=name, got=type(value).__name__, wanted=wanted) from None
     if array.ndim != len(axes.split(", ")) or not array.size:
-        raise RefgptError("has other axes than can be drawn", where=name, got=f"an array {list(array.shape)}",
-                          wanted=wanted)  # fmt: skip
+        raise RefgptError(
+            "has other axes than can be drawn", where=name, got=f"an array {list(array.shape)}", wanted=wanted
+        )
     return array
 
 
@@ -46,8 +47,12 @@ def instance(name: str, value: Any, kind: type, maker: str) -> None:
     RefgptError
     """
     if not isinstance(value, kind):
-        raise RefgptError("is nothing that can be drawn", where=name, got=type(value).__name__,
-                          wanted=f"what refgpt.tracing.{maker} returns")  # fmt: skip
+        raise RefgptError(
+            "is nothing that can be drawn",
+            where=name,
+            got=type(value).__name__,
+            wanted=f"what refgpt.tracing.{maker} returns",
+        )
 
 
 def as_many(name: str, labels: Sequence[Any], n: int, of: str, fix: str = "") -> None:
@@ -59,8 +64,7 @@ def as_many(name: str, labels: Sequence[Any], n: int, of: str, fix: str = "") ->
     """
     if isinstance(labels, str) or len(labels) != n:
         got = "one text" if isinstance(labels, str) else f"{len(labels)} labels"
-        raise RefgptError(f"must have one for each {of}", where=name, got=got, wanted=f"a list of {n}",
-                          fix=fix)  # fmt: skip
+        raise RefgptError(f"must have one for each {of}", where=name, got=got, wanted=f"a list of {n}", fix=fix)
 
 
 def texts(name: str, labels: Sequence[Any], n: int, of: str) -> None:
@@ -72,5 +76,10 @@ def texts(name: str, labels: Sequence[Any], n: int, of: str) -> None:
     """
     as_many(name, labels, n, of, LABELS)
     if other := [label for label in labels if not isinstance(label, str)]:
-        raise RefgptError("are no texts", where=name, got=f"{type(other[0]).__name__} {other[0]!r}",
-                          wanted=f"a text for each {of}", fix=LABELS)  # fmt: skip
+        raise RefgptError(
+            "are no texts",
+            where=name,
+            got=f"{type(other[0]).__name__} {other[0]!r}",
+            wanted=f"a text for each {of}",
+            fix=LABELS,
+        )

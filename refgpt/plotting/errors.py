@@ -30,9 +30,12 @@ def error_table(name: str, comparison: Comparison, measure: str) -> tuple[list[s
     places = [(re.fullmatch(r"blocks\.(\d+)\.(\w+)", tap.name), getattr(tap, measure)) for tap in comparison.taps]
     found = {(match[2], int(match[1])): error for match, error in places if match}
     if not found:
-        raise RefgptError("no activation of a block was compared", where=name,
-                          got=", ".join(tap.name for tap in comparison.taps) or "no activation",
-                          fix="let refgpt.tracing.compare take names='blocks.*', or all")  # fmt: skip
+        raise RefgptError(
+            "no activation of a block was compared",
+            where=name,
+            got=", ".join(tap.name for tap in comparison.taps) or "no activation",
+            fix="let refgpt.tracing.compare take names='blocks.*', or all",
+        )
     parts = list(dict.fromkeys(part for part, _ in found))
     n_layer = 1 + max(layer for _, layer in found)
     return parts, np.array([[found.get((part, i), np.nan) for i in range(n_layer)] for part in parts])

@@ -135,8 +135,7 @@ def _fitted(room: float) -> tuple[float, int]:
 def _put(axis: Any, labels: Sequence[str], step: int, size: float, rotation: float) -> None:
     places = range(0, len(labels), step)
     # A dollar is a token, not the beginning of a formula.
-    axis.set_ticks(list(places), [labels[i] for i in places], fontsize=size, rotation=rotation,
-                   parse_math=False)  # fmt: skip
+    axis.set_ticks(list(places), [labels[i] for i in places], fontsize=size, rotation=rotation, parse_math=False)
 
 
 def write_cells(ax: Axes, image: AxesImage, values: np.ndarray, texts: Sequence[Sequence[str]], room: Room) -> None:
@@ -151,8 +150,17 @@ def write_cells(ax: Axes, image: AxesImage, values: np.ndarray, texts: Sequence[
     if size < SMALLEST or 2 * sum(bool(text) for _, _, text in fitted) < len(there):
         return
     for i, j, text in fitted:
-        ax.text(j, i, text, ha="center", va="center", fontsize=size, color=ink(image, float(values[i, j])),
-                parse_math=False, clip_on=True)  # fmt: skip
+        ax.text(
+            j,
+            i,
+            text,
+            ha="center",
+            va="center",
+            fontsize=size,
+            color=ink(image, float(values[i, j])),
+            parse_math=False,
+            clip_on=True,
+        )
 
 
 def fitting(text: str, size: float, width: float) -> str:

@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 MOST_INSIDE = 4
 
 
-def error_lines(comparisons: Comparison | Mapping[str, Comparison], ax: Axes | None = None, *,
-                parts: str | Sequence[str] = "resid_post", measure: str = "relative") -> Axes:  # fmt: skip
+def error_lines(
+    comparisons: Comparison | Mapping[str, Comparison],
+    ax: Axes | None = None,
+    *,
+    parts: str | Sequence[str] = "resid_post",
+    measure: str = "relative",
+) -> Axes:
     """How an error grows from layer to layer, on a logarithmic axis: a colour for each comparison.
 
     Parameters
@@ -53,8 +58,12 @@ def error_lines(comparisons: Comparison | Mapping[str, Comparison], ax: Axes | N
     for label, (known, _) in tables.items():
         for part in parts:
             if part not in known:
-                raise RefgptError("was not compared", where=", ".join(filter(None, [label, "parts"])), got=repr(part),
-                                  wanted=f"of {', '.join(known)}")  # fmt: skip
+                raise RefgptError(
+                    "was not compared",
+                    where=", ".join(filter(None, [label, "parts"])),
+                    got=repr(part),
+                    wanted=f"of {', '.join(known)}",
+                )
     ax = new_or_given(ax)
     for n, (label, (known, table)) in enumerate(tables.items()):
         for m, part in enumerate(parts):
@@ -62,8 +71,14 @@ def error_lines(comparisons: Comparison | Mapping[str, Comparison], ax: Axes | N
             style, marker = STYLES[(n if len(parts) == 1 else m) % len(STYLES)]
             name = ", ".join(filter(None, [label, part if len(parts) > 1 or not label else ""]))
             name += "" if (errors > 0).any() else " (no error)"
-            ax.plot(np.where(errors > 0, errors, np.nan), color=COLOURS[n % len(COLOURS)], linestyle=style,
-                    marker=marker, markersize=4, label=name)  # fmt: skip
+            ax.plot(
+                np.where(errors > 0, errors, np.nan),
+                color=COLOURS[n % len(COLOURS)],
+                linestyle=style,
+                marker=marker,
+                markersize=4,
+                label=name,
+            )
     ax.set(yscale="log", xlabel="layer", ylabel=ERRORS[measure] + (f" of {parts[0]}" if len(parts) == 1 else ""))
     whole_ticks(ax.xaxis)
     ax.grid(axis="y", alpha=0.3)
@@ -105,8 +120,13 @@ def norm_lines(norms: np.ndarray, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def token_lines(values: np.ndarray | Mapping[str, np.ndarray], tokens: Sequence[str] | None = None,
-                ax: Axes | None = None, *, label: str = "") -> Axes:  # fmt: skip
+def token_lines(
+    values: np.ndarray | Mapping[str, np.ndarray],
+    tokens: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    *,
+    label: str = "",
+) -> Axes:
     """A number for each token of a text, or several: surprise, entropy, divergence.
 
     Parameters

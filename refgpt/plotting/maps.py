@@ -28,8 +28,15 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 
-def head_map(scores: np.ndarray, ax: Axes | None = None, *, label: str = "score", signed: bool | None = None,
-             bar: bool = True, cmap: Any = None) -> Axes:  # fmt: skip
+def head_map(
+    scores: np.ndarray,
+    ax: Axes | None = None,
+    *,
+    label: str = "score",
+    signed: bool | None = None,
+    bar: bool = True,
+    cmap: Any = None,
+) -> Axes:
     """One number for each head: a row of cells for each layer, the first one lowest, with the number where it fits.
 
     Parameters
@@ -69,9 +76,17 @@ def head_map(scores: np.ndarray, ax: Axes | None = None, *, label: str = "score"
     return ax
 
 
-def lens_map(lens: np.ndarray, tokens: Sequence[str] | None = None, ax: Axes | None = None, *,
-             tokenizer: Tokenizer | None = None, targets: Sequence[int] | None = None, down: bool = False,
-             bar: bool = True, cmap: Any = None) -> Axes:  # fmt: skip
+def lens_map(
+    lens: np.ndarray,
+    tokens: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    targets: Sequence[int] | None = None,
+    down: bool = False,
+    bar: bool = True,
+    cmap: Any = None,
+) -> Axes:
     """The logit lens: at each depth and position the likeliest next token, on the colour of its probability.
 
     Parameters
@@ -104,8 +119,12 @@ def lens_map(lens: np.ndarray, tokens: Sequence[str] | None = None, ax: Axes | N
     """
     shape = np.shape(lens)
     if len(shape) != 3 or not np.size(lens):
-        raise RefgptError("has other axes than can be drawn", where="lens", got=f"an array {list(shape)}",
-                          wanted="logits [depth, position, token]")  # fmt: skip
+        raise RefgptError(
+            "has other axes than can be drawn",
+            where="lens",
+            got=f"an array {list(shape)}",
+            wanted="logits [depth, position, token]",
+        )
     n_depths, n, _ = shape
     if targets is not None:
         as_many("targets", targets, n, "position")
@@ -121,8 +140,9 @@ def lens_map(lens: np.ndarray, tokens: Sequence[str] | None = None, ax: Axes | N
         values, hits, names = values.T, hits.T, [list(row) for row in zip(*names, strict=True)]
     cell = Room(42 if down or n <= 24 else 16, 13 if down else 18)
     ax, room = cells(ax, len(columns), len(rows), cell, bar=bar, left=widest(rows) + 30, below=widest(columns) + 25)
-    image = heat(ax, values, upwards=not down, bar="probability" if bar else None, cmap=cmap,
-                 limits={"vmin": 0, "vmax": 1})  # fmt: skip
+    image = heat(
+        ax, values, upwards=not down, bar="probability" if bar else None, cmap=cmap, limits={"vmin": 0, "vmax": 1}
+    )
     write_cells(ax, image, values, names, room)
     _frame(ax, image, values, hits)
     label_columns(ax, columns, room.width)
@@ -131,8 +151,14 @@ def lens_map(lens: np.ndarray, tokens: Sequence[str] | None = None, ax: Axes | N
     return ax
 
 
-def causal_map(trace: CausalTrace, tokens: Sequence[str] | None = None, ax: Axes | None = None, *,
-               bar: bool = True, cmap: Any = None) -> Axes:  # fmt: skip
+def causal_map(
+    trace: CausalTrace,
+    tokens: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    *,
+    bar: bool = True,
+    cmap: Any = None,
+) -> Axes:
     """Causal tracing: how much of the clean answer each state brings back, a row of cells for each layer.
 
     0 is the corrupt run, 1 the clean one; colours are those on both sides of 0.
@@ -156,8 +182,14 @@ def causal_map(trace: CausalTrace, tokens: Sequence[str] | None = None, ax: Axes
     n_layer, n = recovered.shape
     labels = labels_or_numbers("tokens", tokens, trace.positions)
     ax, room = cells(ax, n, n_layer, Room(26 if n <= 24 else 14, 18), bar=bar, below=widest(labels) + 25)
-    image = heat(ax, recovered, upwards=True, bar="brought back" if bar else None,
-                 cmap=cmap or DIVERGING, limits=about_zero(recovered))  # fmt: skip
+    image = heat(
+        ax,
+        recovered,
+        upwards=True,
+        bar="brought back" if bar else None,
+        cmap=cmap or DIVERGING,
+        limits=about_zero(recovered),
+    )
     write_cells(ax, image, recovered, [[_brief(x) for x in row] for row in recovered], room)
     label_columns(ax, labels, room.width)
     label_rows(ax, list(map(str, range(n_layer))), room.height)
@@ -165,8 +197,9 @@ def causal_map(trace: CausalTrace, tokens: Sequence[str] | None = None, ax: Axes
     return ax
 
 
-def error_map(comparison: Comparison, ax: Axes | None = None, *, measure: str = "relative", bar: bool = True,
-              cmap: Any = None) -> Axes:  # fmt: skip
+def error_map(
+    comparison: Comparison, ax: Axes | None = None, *, measure: str = "relative", bar: bool = True, cmap: Any = None
+) -> Axes:
     """The error of every activation of every block: layers to the right, activations in the order of a block downwards.
 
     Colours are logarithmic. An error of 0 stays blank.

@@ -48,10 +48,17 @@ def prompt_of(prompt: Prompt, config: ModelConfig, tokenizer: Tokenizer | None) 
     ids = check_ids(prompt_ids(prompt, config, tokenizer), config)
     most = most_tokens(config)
     if len(ids) > most:
-        got = (f"{len(ids)} tokens, up to {size(html_bytes(config, len(ids)))}: what {config.n_layer} x "
-               f"{config.n_head} heads look at grows with the square of the tokens")  # fmt: skip
-        raise GenerationError("the page would be too large", where="prompt", got=got,
-                              wanted=f"at most {most} tokens for this model", fix="give a shorter prompt")  # fmt: skip
+        got = (
+            f"{len(ids)} tokens, up to {size(html_bytes(config, len(ids)))}: what {config.n_layer} x "
+            f"{config.n_head} heads look at grows with the square of the tokens"
+        )
+        raise GenerationError(
+            "the page would be too large",
+            where="prompt",
+            got=got,
+            wanted=f"at most {most} tokens for this model",
+            fix="give a shorter prompt",
+        )
     return ids
 
 
@@ -150,8 +157,7 @@ def likeliest(logits: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     best = np.argpartition(-logits, n - 1)[:, :n]
     p = np.exp(np.take_along_axis(log_softmax(logits), best, -1))
     order = np.lexsort((best, -p))
-    return (np.take_along_axis(best, order, -1).astype(np.uint32),
-            np.take_along_axis(p, order, -1).astype(np.float32))  # fmt: skip
+    return (np.take_along_axis(best, order, -1).astype(np.uint32), np.take_along_axis(p, order, -1).astype(np.float32))
 
 
 def _pattern_and_predictions(
@@ -172,8 +178,11 @@ def _pattern_and_predictions(
 
     def look(name: str, value: np.ndarray) -> Any:
         if not np.isfinite(value).all():
-            raise RefgptError("the model computes NaN or infinity here, and so there is nothing to show", where=name,
-                              fix="refgpt verify tells whether the kernels or the weights do it")  # fmt: skip
+            raise RefgptError(
+                "the model computes NaN or infinity here, and so there is nothing to show",
+                where=name,
+                fix="refgpt verify tells whether the kernels or the weights do it",
+            )
         if name != "logits":
             return np.rint(value[:, seen] * STEPS).astype(np.uint16)
         best, p = likeliest(value, N_PREDICTED)

@@ -19,11 +19,14 @@ def page(data: Mapping[str, Any]) -> str:
     else: no other script, no picture, no connection.
     """
     template, style, program = (_read(f"report.{kind}") for kind in ("html", "css", "js"))
-    policy = (f"default-src 'none'; script-src {_hash(program)}; style-src {_hash(style)}; "
-              "base-uri 'none'; form-action 'none'")  # fmt: skip
+    policy = (
+        f"default-src 'none'; script-src {_hash(program)}; style-src {_hash(style)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
     # One pass over the template: what is put in is not looked at again.
     return Template(template).substitute(
-        policy=policy, title=escape(str(data["model"])), style=style, program=program, data=inert(data))  # fmt: skip
+        policy=policy, title=escape(str(data["model"])), style=style, program=program, data=inert(data)
+    )
 
 
 def inert(data: Mapping[str, Any]) -> str:

@@ -79,11 +79,21 @@ class Workspace:
             return np.empty((n_rows, *width), np.float32)
 
         c, f, heads = config.d_model, config.d_ff, (config.n_head, config.d_head)
-        return cls(x=rows(c), ln=rows(c), q=rows(*heads), k=rows(*heads), v=rows(*heads), z=rows(*heads),
-                   attn_out=rows(c), mlp=rows(f), mlp_out=rows(c), threads=threads,
-                   ln_ready=aligned_zeros((kernels.scratch_bytes(n_rows, c),), np.dtype(np.uint8)),
-                   ready=aligned_zeros((kernels.scratch_bytes(n_rows, max(c, f)),), np.dtype(np.uint8)),
-                   scores=np.empty((threads, kernels.FEW_ROWS, capacity), np.float32))  # fmt: skip
+        return cls(
+            x=rows(c),
+            ln=rows(c),
+            q=rows(*heads),
+            k=rows(*heads),
+            v=rows(*heads),
+            z=rows(*heads),
+            attn_out=rows(c),
+            mlp=rows(f),
+            mlp_out=rows(c),
+            threads=threads,
+            ln_ready=aligned_zeros((kernels.scratch_bytes(n_rows, c),), np.dtype(np.uint8)),
+            ready=aligned_zeros((kernels.scratch_bytes(n_rows, max(c, f)),), np.dtype(np.uint8)),
+            scores=np.empty((threads, kernels.FEW_ROWS, capacity), np.float32),
+        )
 
     @property
     def n_rows(self) -> int:
@@ -97,9 +107,19 @@ class Workspace:
 
     def first(self, n: int, program: Program | None = None) -> Workspace:
         """The same buffers for a pass of ``n`` rows."""
-        return replace(self, x=self.x[:n], ln=self.ln[:n], q=self.q[:n], k=self.k[:n], v=self.v[:n], z=self.z[:n],
-                       attn_out=self.attn_out[:n], mlp=self.mlp[:n], mlp_out=self.mlp_out[:n],
-                       program=program)  # fmt: skip
+        return replace(
+            self,
+            x=self.x[:n],
+            ln=self.ln[:n],
+            q=self.q[:n],
+            k=self.k[:n],
+            v=self.v[:n],
+            z=self.z[:n],
+            attn_out=self.attn_out[:n],
+            mlp=self.mlp[:n],
+            mlp_out=self.mlp_out[:n],
+            program=program,
+        )
 
 
 @dataclass(frozen=True)
@@ -141,8 +161,15 @@ class Shown:
         return value if answer is copy and np.array_equal(copy, value) else np.ascontiguousarray(answer)
 
 
-def attention(x: Activations, p: PackedBlock, rows: Rows, kv: tuple[np.ndarray, np.ndarray],
-              rotation: tuple[np.ndarray, np.ndarray], to: Workspace, tap: Shown) -> np.ndarray:  # fmt: skip
+def attention(
+    x: Activations,
+    p: PackedBlock,
+    rows: Rows,
+    kv: tuple[np.ndarray, np.ndarray],
+    rotation: tuple[np.ndarray, np.ndarray],
+    to: Workspace,
+    tap: Shown,
+) -> np.ndarray:
     """Multi-head self-attention with rotary positions; new keys and values join the cache. x [t, c] -> [t, c]."""
     flat, heads = to.attn_out.shape, to.q.shape
     q = tap("q", kernels.linear(x, p.wq, None, to.q.reshape(flat), **to.how).reshape(heads))  # [t, h, d]
@@ -179,8 +206,16 @@ def mlp(x: Activations, p: PackedBlock, to: Workspace, tap: Shown) -> np.ndarray
     return tap("mlp_out", kernels.linear(rows, p.w_out, p.b_out, to.mlp_out, **to.how))  # [t, c]
 
 
-def block(x: np.ndarray, p: PackedBlock, cfg: ModelConfig, rows: Rows, kv: tuple[np.ndarray, np.ndarray],
-          rotation: tuple[np.ndarray, np.ndarray], to: Workspace, tap: Shown) -> np.ndarray:  # fmt: skip
+def block(
+    x: np.ndarray,
+    p: PackedBlock,
+    cfg: ModelConfig,
+    rows: Rows,
+    kv: tuple[np.ndarray, np.ndarray],
+    rotation: tuple[np.ndarray, np.ndarray],
+    to: Workspace,
+    tap: Shown,
+) -> np.ndarray:
     """Attention and MLP side by side, both from the one LayerNorm. x [t, c] -> [t, c], in x's place."""
     normed = tap("ln", kernels.layer_norm(x, p.ln_w, p.ln_b, cfg.ln_eps, to.ln, **to.how))  # [t, c]
     shared = Activations(normed, to.ln_ready, **to.how)
@@ -189,9 +224,17 @@ def block(x: np.ndarray, p: PackedBlock, cfg: ModelConfig, rows: Rows, kv: tuple
     return tap("resid_post", kernels.residual(x, attn_out, mlp_out, to.x, **to.how))  # [t, c]
 
 
-def forward(params: PackedParams, config: ModelConfig, rows: Rows, cache: KVCache,
-            rotation: tuple[np.ndarray, np.ndarray], workspace: Workspace, wanted: slice = slice(None),
-            tap: Tap = no_tap, program: Program | None = None) -> np.ndarray:  # fmt: skip
+def forward(
+    params: PackedParams,
+    config: ModelConfig,
+    rows: Rows,
+    cache: KVCache,
+    rotation: tuple[np.ndarray, np.ndarray],
+    workspace: Workspace,
+    wanted: slice = slice(None),
+    tap: Tap = no_tap,
+    program: Program | None = None,
+) -> np.ndarray:
     """Logits of the rows ``wanted`` (all by default) after one pass over ``rows``.
 
     Keys and values are written to the cache; its lengths are the caller's to move. ``rotation`` are the cosines and

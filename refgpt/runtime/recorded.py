@@ -25,8 +25,16 @@ class RecordedPass:
         The first that will go through it; later ones have as many rows, in as many tiles.
     """
 
-    def __init__(self, params: PackedParams, config: ModelConfig, rows: Rows, cache: KVCache,
-                 rotation: tuple[np.ndarray, np.ndarray], workspace: Workspace, wanted: slice) -> None:  # fmt: skip
+    def __init__(
+        self,
+        params: PackedParams,
+        config: ModelConfig,
+        rows: Rows,
+        cache: KVCache,
+        rotation: tuple[np.ndarray, np.ndarray],
+        workspace: Workspace,
+        wanted: slice,
+    ) -> None:
         self._rows = Rows(**{field.name: getattr(rows, field.name).copy() for field in fields(Rows)})
         self._program, self._threads = Program(), workspace.threads
         self._logits = forward(params, config, self._rows, cache, rotation, workspace, wanted, program=self._program)

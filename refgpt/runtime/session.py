@@ -115,8 +115,16 @@ class RuntimeSession:
         """See ``Session.prefill``."""
         return self.feed(seq, ids, prefix_len, anew=True)
 
-    def feed(self, seq: int, ids: Sequence[int] | np.ndarray, prefix_len: int = 0, *, anew: bool = False,
-             every_row: bool = False, rows_per_pass: int = PREFILL_ROWS) -> np.ndarray:  # fmt: skip
+    def feed(
+        self,
+        seq: int,
+        ids: Sequence[int] | np.ndarray,
+        prefix_len: int = 0,
+        *,
+        anew: bool = False,
+        every_row: bool = False,
+        rows_per_pass: int = PREFILL_ROWS,
+    ) -> np.ndarray:
         """Append tokens to a sequence, some rows at a time. -> [v], its last row, or [t, v] with ``every_row``
 
         ``anew`` empties the sequence first. A prefix sees all of itself, so it must begin an empty sequence and goes
@@ -172,22 +180,27 @@ class RuntimeSession:
             return forward(engine.params, engine.config, rows, self.cache, engine.rotation, self._workspace, wanted)
         kind = n, len(rows.tiles), wanted.start, forced_isa()
         if kind not in self._recorded:
-            self._recorded[kind] = RecordedPass(engine.params, engine.config, rows, self.cache, engine.rotation,
-                                                self._workspace, wanted)  # fmt: skip
+            self._recorded[kind] = RecordedPass(
+                engine.params, engine.config, rows, self.cache, engine.rotation, self._workspace, wanted
+            )
         return self._recorded[kind].run(rows)
 
     def _check_slots(self, seqs: Sequence[int]) -> np.ndarray:
         slots, n_slots = np.array(seqs, np.int64), len(self.cache.lengths)
         if not slots.size or not 0 <= slots.min() <= slots.max() < n_slots or len(set(slots.tolist())) < slots.size:
-            raise GenerationError("not slots of this session", where="seq", got=slots.tolist(),
-                                  wanted=f"0 to {n_slots - 1}, each once")  # fmt: skip
+            raise GenerationError(
+                "not slots of this session", where="seq", got=slots.tolist(), wanted=f"0 to {n_slots - 1}, each once"
+            )
         return slots
 
     def _check_room(self, n_positions: int) -> None:
         if n_positions > self.cache.capacity:
-            raise GenerationError("the sequence is full", got=f"{n_positions} positions",
-                                  wanted=f"at most {self.cache.capacity}",
-                                  fix="ask for a session of more capacity, up to n_ctx")  # fmt: skip
+            raise GenerationError(
+                "the sequence is full",
+                got=f"{n_positions} positions",
+                wanted=f"at most {self.cache.capacity}",
+                fix="ask for a session of more capacity, up to n_ctx",
+            )
 
     def _new_workspace(self, n_rows: int) -> Workspace:
         return Workspace.of(self._runtime.config, n_rows, self.cache.padded_capacity, self._runtime.threads)

@@ -26,8 +26,9 @@ from refgpt.spec.rotary import rotate_pairs
 from refgpt.spec.taps import Tap, checked, no_tap, prefixed
 
 
-def attention(x: np.ndarray, p: Block, cfg: ModelConfig, mask: np.ndarray, positions: np.ndarray,
-              tap: Tap = no_tap) -> np.ndarray:  # fmt: skip
+def attention(
+    x: np.ndarray, p: Block, cfg: ModelConfig, mask: np.ndarray, positions: np.ndarray, tap: Tap = no_tap
+) -> np.ndarray:
     """Multi-head self-attention with rotary positions (GPT-J: no biases). x [t, c], mask [t, s] -> [t, c]."""
     heads = (-1, cfg.n_head, cfg.d_head)
     q = tap("q", linear(x, p.wq).reshape(heads))  # [t, h, d]
@@ -49,8 +50,9 @@ def mlp(x: np.ndarray, p: Block, tap: Tap = no_tap) -> np.ndarray:
     return tap("mlp_out", linear(hidden, p.w_out, p.b_out))  # [t, c]
 
 
-def block(x: np.ndarray, p: Block, cfg: ModelConfig, mask: np.ndarray, positions: np.ndarray,
-          tap: Tap = no_tap) -> np.ndarray:  # fmt: skip
+def block(
+    x: np.ndarray, p: Block, cfg: ModelConfig, mask: np.ndarray, positions: np.ndarray, tap: Tap = no_tap
+) -> np.ndarray:
     """Attention and MLP side by side: both read the one LayerNorm, neither sees the other. x [t, c] -> [t, c]."""
     normed = tap("ln", layer_norm(x, p.ln_w, p.ln_b, cfg.ln_eps))  # [t, c]
     attn_out = attention(normed, p, cfg, mask, positions, tap)  # [t, c]
@@ -58,8 +60,14 @@ def block(x: np.ndarray, p: Block, cfg: ModelConfig, mask: np.ndarray, positions
     return tap("resid_post", x + attn_out + mlp_out)  # [t, c]
 
 
-def forward(params: Params, config: ModelConfig, ids: Sequence[int] | np.ndarray, prefix_len: int = 0,
-            dtype: DTypeLike = np.float64, tap: Tap = no_tap) -> np.ndarray:  # fmt: skip
+def forward(
+    params: Params,
+    config: ModelConfig,
+    ids: Sequence[int] | np.ndarray,
+    prefix_len: int = 0,
+    dtype: DTypeLike = np.float64,
+    tap: Tap = no_tap,
+) -> np.ndarray:
     """Scores for the next token at every position of a text.
 
     Parameters

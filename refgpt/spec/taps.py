@@ -17,16 +17,42 @@ from refgpt.errors import RefgptError
 Tap = Callable[[str, np.ndarray], np.ndarray]
 
 #: The activations of one block, in the order of the forward pass.
-BLOCK_TAPS = ("ln", "q", "k", "v", "q_rot", "k_rot", "pattern", "z", "attn_out",
-              "mlp_pre", "mlp_post", "mlp_out", "resid_post")  # fmt: skip
+BLOCK_TAPS = (
+    "ln",
+    "q",
+    "k",
+    "v",
+    "q_rot",
+    "k_rot",
+    "pattern",
+    "z",
+    "attn_out",
+    "mlp_pre",
+    "mlp_post",
+    "mlp_out",
+    "resid_post",
+)
 
 #: The axes of an activation, by the last part of its name: t query position, s key position, h head, d head width,
 #: c d_model, f d_ff, v vocabulary. Keys and values have a row for each position too, under the name it has for them.
 TAP_AXES = {
-    "embed": "tc", "ln": "tc", "q": "thd", "k": "shd", "v": "shd", "q_rot": "thd", "k_rot": "shd", "pattern": "hts",
-    "z": "thd", "attn_out": "tc", "mlp_pre": "tf", "mlp_post": "tf", "mlp_out": "tc", "resid_post": "tc",
-    "ln_final": "tc", "logits": "tv",
-}  # fmt: skip
+    "embed": "tc",
+    "ln": "tc",
+    "q": "thd",
+    "k": "shd",
+    "v": "shd",
+    "q_rot": "thd",
+    "k_rot": "shd",
+    "pattern": "hts",
+    "z": "thd",
+    "attn_out": "tc",
+    "mlp_pre": "tf",
+    "mlp_post": "tf",
+    "mlp_out": "tc",
+    "resid_post": "tc",
+    "ln_final": "tc",
+    "logits": "tv",
+}
 
 
 def tap_names(config: ModelConfig) -> list[str]:
@@ -42,8 +68,15 @@ def tap_axes(name: str) -> str:
 
 def tap_shapes(config: ModelConfig, n: int) -> dict[str, tuple[int, ...]]:
     """Every activation's shape for a text of ``n`` tokens, in the order of the forward pass."""
-    sizes = {"t": n, "s": n, "h": config.n_head, "d": config.d_head, "c": config.d_model, "f": config.d_ff,
-             "v": config.n_vocab}  # fmt: skip
+    sizes = {
+        "t": n,
+        "s": n,
+        "h": config.n_head,
+        "d": config.d_head,
+        "c": config.d_model,
+        "f": config.d_ff,
+        "v": config.n_vocab,
+    }
     return {name: tuple(sizes[axis] for axis in tap_axes(name)) for name in tap_names(config)}
 
 
@@ -70,9 +103,13 @@ def checked(tap: Tap, dtype: DTypeLike) -> Tap:
         answer = tap(name, value)
         if not isinstance(answer, np.ndarray) or answer.shape != value.shape:
             got = f"an array {list(answer.shape)}" if isinstance(answer, np.ndarray) else type(answer).__name__
-            raise RefgptError("a tap must return an array of the shape it was shown", where=name, got=got,
-                              wanted=f"an array {list(value.shape)}",
-                              fix="return the value unchanged to let it pass")  # fmt: skip
+            raise RefgptError(
+                "a tap must return an array of the shape it was shown",
+                where=name,
+                got=got,
+                wanted=f"an array {list(value.shape)}",
+                fix="return the value unchanged to let it pass",
+            )
         return answer.astype(dtype, copy=False)
 
     return ask

@@ -75,9 +75,13 @@ class ByteLevelBPE(Tokenizer):
     kind = "byte-level BPE"
 
     def __init__(
-        self, description: dict[str, Any], path: Path, source: str, more: Mapping[str, int] | None = None,
+        self,
+        description: dict[str, Any],
+        path: Path,
+        source: str,
+        more: Mapping[str, int] | None = None,
         eos: Sequence[str] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         model = expect(description.get("model"), dict, "model", path)
         _refuse_other_kinds(description, model, path)
         vocab = _checked_ids(model.get("vocab"), "vocab", path)
@@ -123,8 +127,10 @@ class ByteLevelBPE(Tokenizer):
 
     def files(self) -> dict[str, bytes]:
         """A tokenizer.json, with what else transformers looks for."""
-        found = {"tokenizer.json": self._description,
-                 "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}}  # fmt: skip
+        found = {
+            "tokenizer.json": self._description,
+            "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False},
+        }
         if self.eos_id is not None:
             eos = self.added[self.eos_id]
             found["special_tokens_map.json"] = {"bos_token": eos, "eos_token": eos, "unk_token": eos}

@@ -56,8 +56,9 @@ def embedded_tokenizer(
     log.warning(
         "%s has a vocabulary but no merges, so texts are cut greedily into the longest tokens, not as in training%s; "
         "put the model's merges.txt beside it",
-        vocabulary.path, "" if beside is None else " (the tokenizer beside it is another model's)",
-    )  # fmt: skip
+        vocabulary.path,
+        "" if beside is None else " (the tokenizer beside it is another model's)",
+    )
     return GreedyTokenizer(tokens, vocabulary.eos_id, vocabulary.path)
 
 
@@ -68,9 +69,13 @@ def _of_files(vocabulary: Vocabulary) -> Tokenizer:
         eos = (vocabulary.tokens[vocabulary.eos_id] or b"").decode("utf-8", "replace")
     for name, content in vocabulary.files.items():
         if len(content) > MOST_BYTES:
-            raise TokenizerError("the file is far too large for what it should say", where=f"{path}, {name}",
-                                 got=f"{len(content)} bytes", wanted=f"at most {MOST_BYTES} bytes",
-                                 fix=FRESH_COPY)  # fmt: skip
+            raise TokenizerError(
+                "the file is far too large for what it should say",
+                where=f"{path}, {name}",
+                got=f"{len(content)} bytes",
+                wanted=f"at most {MOST_BYTES} bytes",
+                fix=FRESH_COPY,
+            )
     if "tokenizer.json" in vocabulary.files:
         description = parse_json(vocabulary.files["tokenizer.json"], f"{path}, tokenizer.json", TokenizerError)
         return ByteLevelBPE(description, path, f"tokenizer.json in {path.name}", eos=[eos])
@@ -90,8 +95,9 @@ def _tokens(vocabulary: Vocabulary) -> dict[int, bytes]:
             try:
                 text = token.decode()
             except UnicodeDecodeError:
-                raise TokenizerError("a token is not UTF-8", where=vocabulary.path, got=shown(token),
-                                     fix=FRESH_COPY) from None  # fmt: skip
+                raise TokenizerError(
+                    "a token is not UTF-8", where=vocabulary.path, got=shown(token), fix=FRESH_COPY
+                ) from None
             token = token if token_id in special else bytes_of_token(text)
         found.setdefault(token, token_id)
     return {token_id: token for token, token_id in found.items()}

@@ -76,8 +76,9 @@ class GreedyTokenizer(Tokenizer):
             ends = range(min(at + self._longest, len(word)), at, -1)
             end = next((end for end in ends if word[at:end] in self._ids), None)
             if end is None:
-                raise TokenizerError("no token spells this", where="encode", got=repr(word[at:][:16]),
-                                     fix="leave it out")  # fmt: skip
+                raise TokenizerError(
+                    "no token spells this", where="encode", got=repr(word[at:][:16]), fix="leave it out"
+                )
             ids.append(self._ids[word[at:end]])
             at = end
         return ids

@@ -84,8 +84,14 @@ def head_scores(model: Subject, ids: Text, prefix_len: int = 0) -> HeadScores:
     engine, tokens = engine_of(model), ids_of(model, ids, prefix_len)
 
     def look(_: str, pattern: np.ndarray) -> np.ndarray:
-        return np.stack([previous_token_score(pattern), duplicate_token_score(pattern, tokens),
-                         induction_score(pattern, tokens), attention_entropy(pattern).mean(axis=-1)])  # fmt: skip
+        return np.stack(
+            [
+                previous_token_score(pattern),
+                duplicate_token_score(pattern, tokens),
+                induction_score(pattern, tokens),
+                attention_entropy(pattern).mean(axis=-1),
+            ]
+        )
 
     found = np.stack(list(visit(engine, tokens, "blocks.*.pattern", look, prefix_len).values()), axis=1)
     return HeadScores(*found)

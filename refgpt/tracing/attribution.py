@@ -64,8 +64,14 @@ class Attribution:
         return float(self.embed + self.layers.sum() + self.bias)
 
 
-def logit_attribution(model: Subject, ids: Text, token: int | None = None, against: int | None = None,
-                      position: int = -1, prefix_len: int = 0) -> Attribution:  # fmt: skip
+def logit_attribution(
+    model: Subject,
+    ids: Text,
+    token: int | None = None,
+    against: int | None = None,
+    position: int = -1,
+    prefix_len: int = 0,
+) -> Attribution:
     """Take one logit apart: see the head of this module.
 
     Parameters
@@ -105,8 +111,10 @@ def logit_attribution(model: Subject, ids: Text, token: int | None = None, again
     scale = np.sqrt(row[last].var() + config.ln_eps)
     direction = unembed * widen(params.ln_w, np.float64) / scale  # [c]
     direction -= direction.mean()  # takes the mean of the writers away, as the LayerNorm does
-    heads = [_through(p.wo, direction) * row[f"{block}.z"].reshape(-1)
-             for block, p in zip(blocks, params.blocks, strict=True)]  # fmt: skip
+    heads = [
+        _through(p.wo, direction) * row[f"{block}.z"].reshape(-1)
+        for block, p in zip(blocks, params.blocks, strict=True)
+    ]
     return Attribution(
         token=token,
         against=against,

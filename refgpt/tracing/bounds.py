@@ -165,8 +165,9 @@ def rotary_bound(x: np.ndarray, positions: np.ndarray, d_rotary: int) -> np.ndar
     return bound
 
 
-def pattern_bound(q: np.ndarray, k: np.ndarray, mask: np.ndarray, kv_dtype: KVDtype = "f32",
-                  chunk: int | None = None) -> np.ndarray:  # fmt: skip
+def pattern_bound(
+    q: np.ndarray, k: np.ndarray, mask: np.ndarray, kv_dtype: KVDtype = "f32", chunk: int | None = None
+) -> np.ndarray:
     """Of the attention pattern from rotated queries [t, h, d] and keys [s, h, d], mask [t, s] -> [h, t, s].
 
     A score is a sum of ``d`` products, of keys that the cache has rounded: product and additions (there is no bias)
@@ -190,8 +191,9 @@ def z_bound(pattern: np.ndarray, v: np.ndarray, kv_dtype: KVDtype = "f32", chunk
     return np.einsum("hts,shd->thd", _size(pattern), each) + n * TINY
 
 
-def attention_bound(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray,
-                    kv_dtype: KVDtype = "f32", chunk: int | None = None) -> np.ndarray:  # fmt: skip
+def attention_bound(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, kv_dtype: KVDtype = "f32", chunk: int | None = None
+) -> np.ndarray:
     """Of ``z`` when the pattern is not seen on the way: rotated q [t, h, d], k and v [s, h, d] -> [t, h, d].
 
     The pattern's error reaches ``z`` through the values, and the mix is of the pattern with that error.
@@ -206,8 +208,15 @@ def residual_bound(*terms: np.ndarray) -> np.ndarray:
     return gamma(len(terms) - 1) * np.sum([_size(term) for term in terms], axis=0)
 
 
-def tap_bound(name: str, trace: Mapping[str, np.ndarray], params: Params, config: ModelConfig, prefix_len: int = 0,
-              kv_dtype: KVDtype = "f32", chunk: int | None = None) -> np.ndarray:  # fmt: skip
+def tap_bound(
+    name: str,
+    trace: Mapping[str, np.ndarray],
+    params: Params,
+    config: ModelConfig,
+    prefix_len: int = 0,
+    kv_dtype: KVDtype = "f32",
+    chunk: int | None = None,
+) -> np.ndarray:
     """The bound of one named activation of a float32 engine, given the activations it was computed from.
 
     Replay the spec in float64 with every tap forced to the engine's value: what the spec shows at ``name`` then comes
@@ -247,8 +256,15 @@ def tap_bound(name: str, trace: Mapping[str, np.ndarray], params: Params, config
         raise RefgptError("the trace lacks an activation", where=name, wanted=str(lacking.args[0])) from None
 
 
-def _tap_bound(name: str, trace: Mapping[str, np.ndarray], params: Params, config: ModelConfig, prefix_len: int,
-               kv_dtype: KVDtype, chunk: int | None) -> np.ndarray:  # fmt: skip
+def _tap_bound(
+    name: str,
+    trace: Mapping[str, np.ndarray],
+    params: Params,
+    config: ModelConfig,
+    prefix_len: int,
+    kv_dtype: KVDtype,
+    chunk: int | None,
+) -> np.ndarray:
     if name == "embed":
         return np.zeros(config.d_model)
     if name == "ln_final":

@@ -55,9 +55,19 @@ class CausalTrace:
         return (self.restored - self.corrupt) / (self.clean - self.corrupt)
 
 
-def causal_trace(model: Subject, clean: Text, corrupt: Text, answer: int | None = None, other: int | None = None, *,
-                 part: str = "resid_post", window: int = 1, positions: Indices = None, prefix_len: int = 0,
-                 progress: bool = False) -> CausalTrace:  # fmt: skip
+def causal_trace(
+    model: Subject,
+    clean: Text,
+    corrupt: Text,
+    answer: int | None = None,
+    other: int | None = None,
+    *,
+    part: str = "resid_post",
+    window: int = 1,
+    positions: Indices = None,
+    prefix_len: int = 0,
+    progress: bool = False,
+) -> CausalTrace:
     """Trace what decides between two answers: see the head of this module.
 
     Takes a forward pass for each layer and position.
@@ -95,8 +105,12 @@ def causal_trace(model: Subject, clean: Text, corrupt: Text, answer: int | None 
         if one is not None:
             whole_number(name, one, 0, n_vocab - 1, GenerationError)
     if len(tokens) != len(others):
-        raise GenerationError("the prompts must have as many tokens", where="corrupt", got=f"{len(others)} tokens",
-                              wanted=f"the {len(tokens)} of the clean prompt")  # fmt: skip
+        raise GenerationError(
+            "the prompts must have as many tokens",
+            where="corrupt",
+            got=f"{len(others)} tokens",
+            wanted=f"the {len(tokens)} of the clean prompt",
+        )
     places = find_indices(positions, len(tokens), "positions")
     places = np.arange(len(tokens)) if places is None else places
 
@@ -105,8 +119,12 @@ def causal_trace(model: Subject, clean: Text, corrupt: Text, answer: int | None 
     answer = int(clean_row.argmax()) if answer is None else int(answer)
     other = int(corrupt_row.argmax()) if other is None else int(other)
     if answer == other:
-        raise GenerationError("both prompts have the same answer", where="other", got=f"token {answer} of both",
-                              fix="name the two tokens between which the prompts decide")  # fmt: skip
+        raise GenerationError(
+            "both prompts have the same answer",
+            where="other",
+            got=f"token {answer} of both",
+            fix="name the two tokens between which the prompts decide",
+        )
 
     def measure(row: np.ndarray) -> float:
         return float(row[answer]) - float(row[other])

@@ -70,12 +70,15 @@ class Comparison:
         yield f"{'activation':<22} {'max abs':>10} {'rms':>10} {'relative':>10} {'cosine':>14}"
         for tap in self.taps:
             yield f"{tap.name:<22} {tap.max_abs:10.2e} {tap.rms:10.2e} {tap.relative:10.2e} {tap.cosine:14.11f}"
-        yield (f"next token: KL {self.kl.mean():.3g} nats in the mean, {self.kl.max():.3g} at most; "
-               f"same likeliest token at {self.same_argmax:.0%} of the positions")  # fmt: skip
+        yield (
+            f"next token: KL {self.kl.mean():.3g} nats in the mean, {self.kl.max():.3g} at most; "
+            f"same likeliest token at {self.same_argmax:.0%} of the positions"
+        )
 
 
-def compare(model_a: Subject, model_b: Subject, ids: Text, prefix_len: int = 0,
-            names: Names | None = None) -> Comparison:  # fmt: skip
+def compare(
+    model_a: Subject, model_b: Subject, ids: Text, prefix_len: int = 0, names: Names | None = None
+) -> Comparison:
     """Run two models on one text.
 
     Parameters
@@ -98,8 +101,12 @@ def compare(model_a: Subject, model_b: Subject, ids: Text, prefix_len: int = 0,
     tokens = ids_of(model_a, ids, prefix_len)
     shapes_a, shapes_b = (tap_shapes(engine.config, len(tokens)) for engine in (a, b))
     if shapes_a != shapes_b:
-        raise RefgptError("the models have different shapes, and so nothing to compare", where="compare",
-                          got=b.config, wanted=a.config)  # fmt: skip
+        raise RefgptError(
+            "the models have different shapes, and so nothing to compare",
+            where="compare",
+            got=b.config,
+            wanted=a.config,
+        )
     wanted = find_names(names, tap_names(a.config))
     firsts = record(a, tokens, prefix_len, {*wanted, "logits"})
 

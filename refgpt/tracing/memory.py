@@ -31,8 +31,9 @@ def dtype_of(engine: Engine) -> np.dtype:
     return engine.dtype if isinstance(engine, SpecEngine) else np.dtype(np.float32)
 
 
-def trace_bytes(config: ModelConfig, n: int, names: Collection[str], n_kept: int | None = None,
-                itemsize: int = 4) -> dict[str, int]:  # fmt: skip
+def trace_bytes(
+    config: ModelConfig, n: int, names: Collection[str], n_kept: int | None = None, itemsize: int = 4
+) -> dict[str, int]:
     """What a trace keeps.
 
     Parameters
@@ -54,8 +55,10 @@ def trace_bytes(config: ModelConfig, n: int, names: Collection[str], n_kept: int
     """
     shapes = tap_shapes(config, n)
     kept = n if n_kept is None else n_kept
-    return {name: prod(kept if axis == row_axis(name) else length for axis, length in enumerate(shapes[name]))
-            * itemsize for name in names}  # fmt: skip
+    return {
+        name: prod(kept if axis == row_axis(name) else length for axis, length in enumerate(shapes[name])) * itemsize
+        for name in names
+    }
 
 
 def check_trace_fits(engine: Engine, n: int, names: Collection[str], n_kept: int | None = None) -> None:
@@ -74,9 +77,11 @@ def check_trace_fits(engine: Engine, n: int, names: Collection[str], n_kept: int
         parts[name.rpartition(".")[2]] += n_bytes
     most = ", ".join(f"{part} {size(n_bytes)}" for part, n_bytes in parts.most_common(3))
     rows = n if n_kept is None else n_kept
-    check_fits(sum(kept.values()) + IN_PASSING * max(whole.values(), default=0),
-               f"{len(kept)} activations, {rows} of {n} rows of each; most of it for {most}",
-               "ask for fewer names (as 'blocks.*.resid_post') or rows (positions=-1)")  # fmt: skip
+    check_fits(
+        sum(kept.values()) + IN_PASSING * max(whole.values(), default=0),
+        f"{len(kept)} activations, {rows} of {n} rows of each; most of it for {most}",
+        "ask for fewer names (as 'blocks.*.resid_post') or rows (positions=-1)",
+    )
 
 
 def check_fits(n_bytes: int, what: str, fix: str) -> None:
@@ -93,5 +98,10 @@ def check_fits(n_bytes: int, what: str, fix: str) -> None:
     """
     free = available_memory()
     if free is not None and n_bytes > free:
-        raise RefgptError("this takes more memory than there is", where="trace", got=f"{size(n_bytes)} ({what})",
-                          wanted=f"at most the {size(free)} that can be had now", fix=fix)  # fmt: skip
+        raise RefgptError(
+            "this takes more memory than there is",
+            where="trace",
+            got=f"{size(n_bytes)} ({what})",
+            wanted=f"at most the {size(free)} that can be had now",
+            fix=fix,
+        )

@@ -70,9 +70,17 @@ class TopActivations:
                     yield f"blocks.{self.layer} neuron {neuron:>5} {value:9.3f}  {text}"
 
 
-def top_activations(model: HasEngine, text: str | os.PathLike[str] | Iterable[str], layer: int,
-                    neurons: Indices = None, *, k: int = 8, window: int | None = None, part: str = "mlp_post",
-                    progress: bool = False) -> TopActivations:  # fmt: skip
+def top_activations(
+    model: HasEngine,
+    text: str | os.PathLike[str] | Iterable[str],
+    layer: int,
+    neurons: Indices = None,
+    *,
+    k: int = 8,
+    window: int | None = None,
+    part: str = "mlp_post",
+    progress: bool = False,
+) -> TopActivations:
     """Run a model over a text file and keep where its neurons were most active.
 
     Parameters
@@ -104,8 +112,11 @@ def top_activations(model: HasEngine, text: str | os.PathLike[str] | Iterable[st
     """
     config, tokenizer = model.engine.config, model.tokenizer
     if tokenizer is None:
-        raise GenerationError("there is no tokenizer to make ids of a text", where="model",
-                              fix="load the model from a directory with its tokenizer")  # fmt: skip
+        raise GenerationError(
+            "there is no tokenizer to make ids of a text",
+            where="model",
+            fix="load the model from a directory with its tokenizer",
+        )
     layer = whole_number("layer", layer, 0, config.n_layer - 1, GenerationError)
     one_of("part", part, PARTS, GenerationError)
     start = [] if config.bos_id is None else [config.bos_id]
@@ -133,8 +144,11 @@ class _Best:
 
     def __init__(self, n: int, k: int, window: int) -> None:
         width = BEFORE + 1 + AFTER
-        check_fits(n * (2 * k * (4 + 8 + 4 * width) + window * 24), f"{k} activations of {n} neurons with contexts",
-                   "ask for fewer neurons or a smaller k")  # fmt: skip
+        check_fits(
+            n * (2 * k * (4 + 8 + 4 * width) + window * 24),
+            f"{k} activations of {n} neurons with contexts",
+            "ask for fewer neurons or a smaller k",
+        )
         self.values = np.full((n, k), -np.inf, np.float32)
         self.places = np.full((n, k), -1, np.int64)
         self.contexts = np.full((n, k, width), NO_TOKEN, np.int32)

@@ -53,9 +53,13 @@ class Replacement:
         else:
             expected = shape
         if new.ndim and new.shape != expected:
-            raise RefgptError("does not fit in the place of the activation", where=name,
-                              got=f"an array {list(np.shape(self.new))}", wanted=f"an array {list(shape)}",
-                              fix="take both from texts of one length, with all positions")  # fmt: skip
+            raise RefgptError(
+                "does not fit in the place of the activation",
+                where=name,
+                got=f"an array {list(np.shape(self.new))}",
+                wanted=f"an array {list(shape)}",
+                fix="take both from texts of one length, with all positions",
+            )
         chosen, places = np.broadcast_to(new, shape), self._places(name, shape)
         if places is None:
             return lambda value: chosen.astype(value.dtype)
@@ -71,12 +75,18 @@ class Replacement:
     def _places(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, ...] | None:
         """What to index the activation with; None is all of it."""
         axes, places = tap_axes(name), [np.arange(n) for n in shape]
-        asked = [("positions", self.positions, row_axis(name)), ("heads", self.heads, axes.find("h")),
-                 ("neurons", self.neurons, axes.find("f"))]  # fmt: skip
+        asked = [
+            ("positions", self.positions, row_axis(name)),
+            ("heads", self.heads, axes.find("h")),
+            ("neurons", self.neurons, axes.find("f")),
+        ]
         for what, indices, axis in asked:
             if indices is not None and axis < 0:
-                raise RefgptError(f"this activation has no {what}", where=name,
-                                  wanted="heads of q to z, neurons of mlp_pre and mlp_post")  # fmt: skip
+                raise RefgptError(
+                    f"this activation has no {what}",
+                    where=name,
+                    wanted="heads of q to z, neurons of mlp_pre and mlp_post",
+                )
             found = find_indices(indices, shape[axis], f"{name}, {what}")
             if found is not None:
                 places[axis] = found
@@ -167,14 +177,19 @@ def mean_ablation(
     found = find_names(names, list(traces[0]))
     for name in found:
         if name.rpartition(".")[2] == "pattern":
-            raise RefgptError("the rows of an attention pattern have no mean of use", where=name,
-                              fix="replace z by its mean instead")  # fmt: skip
+            raise RefgptError(
+                "the rows of an attention pattern have no mean of use", where=name, fix="replace z by its mean instead"
+            )
         for trace in traces:
             find_names([name], list(trace), "reference")
         widths = {trace[name].shape[1:] for trace in traces}
         if len(widths) > 1:
-            raise RefgptError("the traces are of different models", where=name, got=sorted(map(list, widths)),
-                              fix="take them from one model")  # fmt: skip
+            raise RefgptError(
+                "the traces are of different models",
+                where=name,
+                got=sorted(map(list, widths)),
+                fix="take them from one model",
+            )
     means = {name: np.concatenate([trace[name] for trace in traces]).mean(axis=0, dtype=np.float64) for name in found}
     return {name: Replacement(mean, positions, heads, neurons) for name, mean in means.items()}
 
@@ -200,8 +215,12 @@ def bind_patches(patches: Patches | None, config: ModelConfig, n: int) -> BoundP
     shapes, bound = tap_shapes(config, n), BoundPatches()
     for mapping in several:
         if not isinstance(mapping, Mapping):
-            raise RefgptError("cannot be used", where="patch", got=type(mapping).__name__,
-                              wanted="a mapping from names to functions or arrays, or a list of mappings")  # fmt: skip
+            raise RefgptError(
+                "cannot be used",
+                where="patch",
+                got=type(mapping).__name__,
+                wanted="a mapping from names to functions or arrays, or a list of mappings",
+            )
         for pattern, patch in mapping.items():
             for name in find_names([pattern], tap_names(config), "patch"):
                 bound.setdefault(name, []).append(_bound(patch, name, shapes[name]))
@@ -213,20 +232,32 @@ def _bound(patch: Patch, name: str, shape: tuple[int, ...]) -> Change:
         return patch.at(name, shape)
     if isinstance(patch, np.ndarray):
         if patch.shape != shape:
-            raise RefgptError("a patch must have the shape of the activation", where=name,
-                              got=f"an array {list(patch.shape)}", wanted=f"an array {list(shape)}")  # fmt: skip
+            raise RefgptError(
+                "a patch must have the shape of the activation",
+                where=name,
+                got=f"an array {list(patch.shape)}",
+                wanted=f"an array {list(shape)}",
+            )
         return Replacement(patch).at(name, shape)
     if not callable(patch):
-        raise RefgptError("cannot be used as a patch", where=name, got=type(patch).__name__,
-                          wanted="a function, an array, or what zero_ablation and its like make")  # fmt: skip
+        raise RefgptError(
+            "cannot be used as a patch",
+            where=name,
+            got=type(patch).__name__,
+            wanted="a function, an array, or what zero_ablation and its like make",
+        )
     function: Change = patch
 
     def change(value: np.ndarray) -> np.ndarray:
         answer = function(value)
         if not isinstance(answer, np.ndarray) or answer.shape != shape:
             got = f"an array {list(answer.shape)}" if isinstance(answer, np.ndarray) else type(answer).__name__
-            raise RefgptError("a patch must return an array of the shape it was shown", where=name, got=got,
-                              wanted=f"an array {list(shape)}")  # fmt: skip
+            raise RefgptError(
+                "a patch must return an array of the shape it was shown",
+                where=name,
+                got=got,
+                wanted=f"an array {list(shape)}",
+            )
         return answer.astype(value.dtype, copy=False)
 
     return change

@@ -15,8 +15,14 @@ from refgpt.tracing.places import Indices, Names, find_indices, find_names, rows
 from refgpt.tracing.subjects import Subject, Text, engine_of, ids_of
 
 
-def record(model: Subject, ids: Text, prefix_len: int = 0, names: Names | None = None, positions: Indices = None,
-           patch: Patches | None = None) -> dict[str, np.ndarray]:  # fmt: skip
+def record(
+    model: Subject,
+    ids: Text,
+    prefix_len: int = 0,
+    names: Names | None = None,
+    positions: Indices = None,
+    patch: Patches | None = None,
+) -> dict[str, np.ndarray]:
     """Activations of one forward pass, in the order they were computed.
 
     Only what is asked for is computed into memory and kept, and the pass ends with the last of it.
@@ -65,8 +71,14 @@ def patch(model: Subject, ids: Text, patches: Patches, prefix_len: int = 0) -> n
     return record(model, ids, prefix_len, "logits", patch=patches)["logits"]
 
 
-def visit(model: Subject, ids: Text, names: Names, look: Callable[[str, np.ndarray], Any], prefix_len: int = 0,
-          patch: Patches | None = None) -> dict[str, Any]:  # fmt: skip
+def visit(
+    model: Subject,
+    ids: Text,
+    names: Names,
+    look: Callable[[str, np.ndarray], Any],
+    prefix_len: int = 0,
+    patch: Patches | None = None,
+) -> dict[str, Any]:
     """Boil activations down one by one, so that none has to be kept.
 
     Parameters

@@ -45,7 +45,11 @@ def ids_of(model: Subject, text: Text, prefix_len: int = 0) -> np.ndarray:
     if isinstance(ids, str):
         tokenizer: Tokenizer | None = getattr(model, "tokenizer", None)
         if tokenizer is None:
-            raise GenerationError("is a text, and there is no tokenizer to make ids of it", where="ids",
-                                  wanted="a list of ids", fix="or give a model that has a tokenizer")  # fmt: skip
+            raise GenerationError(
+                "is a text, and there is no tokenizer to make ids of it",
+                where="ids",
+                wanted="a list of ids",
+                fix="or give a model that has a tokenizer",
+            )
         ids = tokenizer.encode(ids)
     return check_ids(ids, config, prefix_len)

@@ -75,12 +75,16 @@ class Report:
         """The report as a table, one line an activation."""
         yield f"{'activation':<22} {'max error':>10} {'bound':>10} {'of bound':>9} {'cosine':>14}"
         for tap in self.taps:
-            yield (f"{tap.name:<22} {tap.error:10.2e} {tap.bound:10.2e} {tap.ratio:9.2%} {tap.cosine:14.11f}"
-                   f"  {'ok' if tap.ok else 'BROKEN'}")  # fmt: skip
+            yield (
+                f"{tap.name:<22} {tap.error:10.2e} {tap.bound:10.2e} {tap.ratio:9.2%} {tap.cosine:14.11f}"
+                f"  {'ok' if tap.ok else 'BROKEN'}"
+            )
         first = self.first_broken
         yield f"first divergence: {first.name if first else 'none'}"
-        yield (f"end to end: logits differ by at most {self.logit_error:.2e} of their standard deviation; "
-               f"same likeliest token at {self.same_argmax:.0%} of the positions")  # fmt: skip
+        yield (
+            f"end to end: logits differ by at most {self.logit_error:.2e} of their standard deviation; "
+            f"same likeliest token at {self.same_argmax:.0%} of the positions"
+        )
 
 
 def verify(engine: Engine, params: Params, ids: Sequence[int], prefix_len: int = 0) -> Report:

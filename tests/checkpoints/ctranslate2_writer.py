@@ -48,26 +48,34 @@ def variables(
     """Every variable by its name, in order."""
     turned = (lambda w: w) if interleaved else (lambda w: half_split(w, config))
     found: dict[str, np.ndarray] = {
-        "decoder/activation": np.array(1, "i1"), "decoder/alibi": np.array(0, "i1"),
-        "decoder/alignment_heads": np.array(1, "<i2"), "decoder/alignment_layer": np.array(-1, "<i2"),
-        "decoder/num_heads": np.array(config.n_head, "<i2"), "decoder/pre_norm": np.array(1, "i1"),
+        "decoder/activation": np.array(1, "i1"),
+        "decoder/alibi": np.array(0, "i1"),
+        "decoder/alignment_heads": np.array(1, "<i2"),
+        "decoder/alignment_layer": np.array(-1, "<i2"),
+        "decoder/num_heads": np.array(config.n_head, "<i2"),
+        "decoder/pre_norm": np.array(1, "i1"),
         "decoder/scale_embeddings": np.array(0, "i1"),
         "decoder/embeddings/weight": params.wte,
-        "decoder/layer_norm/gamma": params.ln_w, "decoder/layer_norm/beta": params.ln_b,
-        "decoder/projection/weight": params.w_head, "decoder/projection/bias": params.b_head,
+        "decoder/layer_norm/gamma": params.ln_w,
+        "decoder/layer_norm/beta": params.ln_b,
+        "decoder/projection/weight": params.w_head,
+        "decoder/projection/bias": params.b_head,
         "decoder/projection/keep_in_float32": np.array(0, "i1"),
-    }  # fmt: skip
+    }
     for i, p in enumerate(params.blocks):
         at = f"decoder/layer_{i}/"
         found |= {
-            f"{at}shared_layer_norm/gamma": p.ln_w, f"{at}shared_layer_norm/beta": p.ln_b,
+            f"{at}shared_layer_norm/gamma": p.ln_w,
+            f"{at}shared_layer_norm/beta": p.ln_b,
             f"{at}self_attention/linear_0/weight": np.concatenate([turned(p.wq), turned(p.wk), p.wv]),
             f"{at}self_attention/linear_1/weight": p.wo,
             f"{at}self_attention/rotary_dim": np.array(config.d_rotary, "<i4"),
             f"{at}self_attention/rotary_base": np.array(10000, "<f4"),
-            f"{at}ffn/linear_0/weight": p.w_in, f"{at}ffn/linear_0/bias": p.b_in,
-            f"{at}ffn/linear_1/weight": p.w_out, f"{at}ffn/linear_1/bias": p.b_out,
-        }  # fmt: skip
+            f"{at}ffn/linear_0/weight": p.w_in,
+            f"{at}ffn/linear_0/bias": p.b_in,
+            f"{at}ffn/linear_1/weight": p.w_out,
+            f"{at}ffn/linear_1/bias": p.b_out,
+        }
         if not interleaved:
             found[f"{at}self_attention/rotary_interleave"] = np.array(0, "i1")
     for name in [name for name in found if int8 and name.endswith("/weight")]:
@@ -76,9 +84,12 @@ def variables(
 
 
 def model_bin(
-    found: Mapping[str, np.ndarray], aliases: Mapping[str, str] | None = None, version: int = 6,
-    spec: str = "TransformerDecoderSpec", revision: int = 8,
-) -> bytes:  # fmt: skip
+    found: Mapping[str, np.ndarray],
+    aliases: Mapping[str, str] | None = None,
+    version: int = 6,
+    spec: str = "TransformerDecoderSpec",
+    revision: int = 8,
+) -> bytes:
     def text(word: str) -> bytes:
         return struct.pack("<H", len(word) + 1) + word.encode() + b"\0"
 
@@ -98,7 +109,12 @@ def write_ctranslate2(directory: Path, raw: bytes, config: ModelConfig = CONFIG,
     (directory / "model.bin").write_bytes(raw)
     tokens = [f"token {i}" for i in range(config.n_vocab)]
     (directory / "vocabulary.json").write_text(json.dumps(tokens))
-    said = {"bos_token": tokens[config.bos_id or 0], "eos_token": tokens[config.eos_id or 0], "unk_token": "<unk>",
-            "layer_norm_epsilon": None, "multi_query_attention": True}  # fmt: skip
+    said = {
+        "bos_token": tokens[config.bos_id or 0],
+        "eos_token": tokens[config.eos_id or 0],
+        "unk_token": "<unk>",
+        "layer_norm_epsilon": None,
+        "multi_query_attention": True,
+    }
     (directory / "config.json").write_text(json.dumps(said | keys))
     return directory

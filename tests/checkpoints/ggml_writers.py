@@ -107,16 +107,27 @@ def decoded(params: Params, encoding: str) -> Params:
 
 
 def ggml_bytes(
-    config: ModelConfig = CONFIG, params: Params = PARAMS, encoding: str = "f32", version: int | None = None,
-    tokens: Iterable[bytes] | None = None, ftype: int | None = None, tensors: Mapping[str, np.ndarray] | None = None,
+    config: ModelConfig = CONFIG,
+    params: Params = PARAMS,
+    encoding: str = "f32",
+    version: int | None = None,
+    tokens: Iterable[bytes] | None = None,
+    ftype: int | None = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
     **numbers: int,
-) -> bytes:  # fmt: skip
+) -> bytes:
     """A whole file; ``numbers`` replace those of the header."""
     tokens = [b"%d;" % i for i in range(config.n_vocab)] if tokens is None else list(tokens)
     version = 2 if version is None and encoding in QUANTISED else version or 0
-    header = {"n_vocab": config.n_vocab, "n_ctx": config.n_ctx, "n_embd": config.d_model, "n_head": config.n_head,
-              "n_layer": config.n_layer, "n_rot": config.d_rotary,
-              "ftype": 1000 * version + FILE_TYPES[encoding] if ftype is None else ftype} | numbers  # fmt: skip
+    header = {
+        "n_vocab": config.n_vocab,
+        "n_ctx": config.n_ctx,
+        "n_embd": config.d_model,
+        "n_head": config.n_head,
+        "n_layer": config.n_layer,
+        "n_rot": config.d_rotary,
+        "ftype": 1000 * version + FILE_TYPES[encoding] if ftype is None else ftype,
+    } | numbers
     raw = struct.pack("<8i", 0x67676D6C, *header.values()) + struct.pack("<i", len(tokens))
     raw += b"".join(struct.pack("<i", len(token)) + token for token in tokens)
     for name, tensor in (state_dict(params) if tensors is None else tensors).items():
@@ -139,11 +150,17 @@ def gguf_names(params: Params = PARAMS) -> dict[str, np.ndarray]:
     for i, block in enumerate(params.blocks):
         at = f"blk.{i}."
         state |= {
-            f"{at}attn_norm.weight": block.ln_w, f"{at}attn_norm.bias": block.ln_b,
-            f"{at}attn_k.weight": block.wk, f"{at}attn_v.weight": block.wv, f"{at}attn_q.weight": block.wq,
-            f"{at}attn_output.weight": block.wo, f"{at}ffn_up.weight": block.w_in, f"{at}ffn_up.bias": block.b_in,
-            f"{at}ffn_down.weight": block.w_out, f"{at}ffn_down.bias": block.b_out,
-        }  # fmt: skip
+            f"{at}attn_norm.weight": block.ln_w,
+            f"{at}attn_norm.bias": block.ln_b,
+            f"{at}attn_k.weight": block.wk,
+            f"{at}attn_v.weight": block.wv,
+            f"{at}attn_q.weight": block.wq,
+            f"{at}attn_output.weight": block.wo,
+            f"{at}ffn_up.weight": block.w_in,
+            f"{at}ffn_up.bias": block.b_in,
+            f"{at}ffn_down.weight": block.w_out,
+            f"{at}ffn_down.bias": block.b_out,
+        }
     state |= {"output_norm.weight": params.ln_w, "output_norm.bias": params.ln_b}
     return state | {"output.weight": params.w_head, "output.bias": params.b_head}
 
@@ -151,12 +168,17 @@ def gguf_names(params: Params = PARAMS) -> dict[str, np.ndarray]:
 def gguf_metadata(config: ModelConfig = CONFIG, **changes: Any) -> dict[str, Any]:
     """The keys that GPT4All's converter writes; a change to None leaves a key out."""
     keys = {
-        "general.architecture": "gptj", "general.name": "GPT-J",
-        "gptj.context_length": config.n_ctx, "gptj.embedding_length": config.d_model,
-        "gptj.block_count": config.n_layer, "gptj.feed_forward_length": config.d_ff,
-        "gptj.attention.head_count": config.n_head, "gptj.rope.dimension_count": config.d_rotary,
-        "gptj.attention.layer_norm_epsilon": config.ln_eps, "general.file_type": 1,
-    } | changes  # fmt: skip
+        "general.architecture": "gptj",
+        "general.name": "GPT-J",
+        "gptj.context_length": config.n_ctx,
+        "gptj.embedding_length": config.d_model,
+        "gptj.block_count": config.n_layer,
+        "gptj.feed_forward_length": config.d_ff,
+        "gptj.attention.head_count": config.n_head,
+        "gptj.rope.dimension_count": config.d_rotary,
+        "gptj.attention.layer_norm_epsilon": config.ln_eps,
+        "general.file_type": 1,
+    } | changes
     return {key: value for key, value in keys.items() if value is not None}
 
 
@@ -183,9 +205,12 @@ def gguf_value(value: Any) -> bytes:
 
 
 def gguf_bytes(
-    metadata: Mapping[str, Any] | None = None, tensors: Mapping[str, np.ndarray] | None = None, encoding: str = "f32",
-    version: int = 3, alignment: int = 32,
-) -> bytes:  # fmt: skip
+    metadata: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
+    encoding: str = "f32",
+    version: int = 3,
+    alignment: int = 32,
+) -> bytes:
     """A whole file."""
     metadata = gguf_metadata() if metadata is None else metadata
     tensors = gguf_names() if tensors is None else tensors

@@ -30,10 +30,19 @@ Tree = dict[str, Any]
 
 def params_json(config: ModelConfig = CONFIG, **changes: Any) -> dict[str, Any]:
     keys = {
-        "layers": config.n_layer, "d_model": config.d_model, "n_heads": config.n_head, "n_vocab": config.n_vocab,
-        "norm": "layernorm", "pe": "rotary", "pe_rotary_dims": config.d_rotary, "seq": config.n_ctx,
-        "cores_per_replica": 8, "per_replica_batch": 1, "tpu_size": 256, "name": "GPT3_6B_pile_rotary",
-    }  # fmt: skip
+        "layers": config.n_layer,
+        "d_model": config.d_model,
+        "n_heads": config.n_head,
+        "n_vocab": config.n_vocab,
+        "norm": "layernorm",
+        "pe": "rotary",
+        "pe_rotary_dims": config.d_rotary,
+        "seq": config.n_ctx,
+        "cores_per_replica": 8,
+        "per_replica_batch": 1,
+        "tpu_size": 256,
+        "name": "GPT3_6B_pile_rotary",
+    }
     return keys | changes
 
 
@@ -99,8 +108,9 @@ def state(tree: Tree, optimiser: bool, step: int = 383500) -> Tree:
     """What is saved of a device: with the optimiser, also Adam's count and moments and the schedule's count."""
     whole: Tree = {"params": tree, "step": np.array(step, np.int32)}
     if optimiser:
-        moment = {module: {name: np.full_like(widen(x), 1e4) for name, x in leaves.items()} for module, leaves in
-                  tree.items()}  # fmt: skip
+        moment = {
+            module: {name: np.full_like(widen(x), 1e4) for name, x in leaves.items()} for module, leaves in tree.items()
+        }
         count = np.array(step, np.int32)
         whole["opt_state"] = {"2": {"count": count, "mu": moment, "nu": moment}, "5": {"count": count}}
     return whole

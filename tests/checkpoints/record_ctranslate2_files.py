@@ -46,8 +46,13 @@ def main() -> None:
     for directory, quantization in RECORDED[ctranslate2.__version__].items():
         params = recorded_params()  # anew: quantizing writes into them
         spec = transformer_spec.TransformerDecoderModelSpec.from_config(
-            CONFIG.n_layer, CONFIG.n_head, pre_norm=True, activation=common_spec.Activation.GELUTanh,
-            rotary_dim=CONFIG.d_rotary, **(block if permute else {"gptj_block": True}))  # fmt: skip
+            CONFIG.n_layer,
+            CONFIG.n_head,
+            pre_norm=True,
+            activation=common_spec.Activation.GELUTanh,
+            rotary_dim=CONFIG.d_rotary,
+            **(block if permute else {"gptj_block": True}),
+        )
         decoder = spec.decoder
         decoder.scale_embeddings = False
         decoder.embeddings.weight = params.wte

@@ -221,14 +221,20 @@ FILES = {
     "data after the end": (model_bin(variables()) + b"x", "data after the end"),
     "an alias of nothing": (model_bin(variables(), {"a": "b"}), "'a' cannot be another name of 'b'"),
     "an alias twice": (model_bin(variables(), {"decoder/alibi": "decoder/alibi"}), "cannot be another name"),
-    "a variable twice": (model_bin({}).replace(struct.pack("<2L", 8, 0), struct.pack("<2L", 8, 2), 1)[:-4]
-                         + 2 * b"\2\0a\0\0\1\1\0\0\0x" + bytes(4), "'a' is there twice"),
+    "a variable twice": (
+        model_bin({}).replace(struct.pack("<2L", 8, 0), struct.pack("<2L", 8, 2), 1)[:-4]
+        + 2 * b"\2\0a\0\0\1\1\0\0\0x"
+        + bytes(4),
+        "'a' is there twice",
+    ),
     "another type": (model_bin({"a": np.ones(2, "i1")}).replace(b"\2\0\0\0\1\2", b"\2\0\0\0\6\2"), "type is not one"),
     "a large shape": (model_bin({"a": np.ones(2, "i1")}).replace(TWO, b"\1" + b"\xff" * 4, 1), "fit the shape"),
-    "a large shape and as many bytes": (model_bin({"a": np.ones(2, "i1")}).replace(TWO, b"\1" + b"\xff" * 4),
-                                        "the file ends within the variable 'a'"),
+    "a large shape and as many bytes": (
+        model_bin({"a": np.ones(2, "i1")}).replace(TWO, b"\1" + b"\xff" * 4),
+        "the file ends within the variable 'a'",
+    ),
     "bytes too many": (model_bin({"a": np.ones(9, "i1")})[:-9], "the file ends within .*9 bytes at"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", FILES)
@@ -270,8 +276,12 @@ def test_opening_6b_parameters_costs_nothing(tmp_path, quick, small):
     shapes = {"embeddings/weight": (v, c), "projection/weight": (v, c)}
     for i in range(config.n_layer):
         at = f"layer_{i}/"
-        shapes |= {f"{at}self_attention/linear_0/weight": (3 * c, c), f"{at}self_attention/linear_1/weight": (c, c),
-                   f"{at}ffn/linear_0/weight": (f, c), f"{at}ffn/linear_1/weight": (c, f)}  # fmt: skip
+        shapes |= {
+            f"{at}self_attention/linear_0/weight": (3 * c, c),
+            f"{at}self_attention/linear_1/weight": (c, c),
+            f"{at}ffn/linear_0/weight": (f, c),
+            f"{at}ffn/linear_1/weight": (c, f),
+        }
     vectors = {name: x for name, x in variables(random_params(ctranslate2_writer.CONFIG, 1)).items() if x.ndim == 0}
     vectors = {name: x for name, x in vectors.items() if "layer_" not in name}
     vectors["decoder/num_heads"] = np.array(16, "<i2")
@@ -279,8 +289,12 @@ def test_opening_6b_parameters_costs_nothing(tmp_path, quick, small):
         vectors[f"decoder/{name}"] = np.zeros(n, "<f2")
     for i in range(config.n_layer):
         at = f"decoder/layer_{i}/"
-        for name, n in {"shared_layer_norm/gamma": c, "shared_layer_norm/beta": c, "ffn/linear_0/bias": f,
-                        "ffn/linear_1/bias": c}.items():  # fmt: skip
+        for name, n in {
+            "shared_layer_norm/gamma": c,
+            "shared_layer_norm/beta": c,
+            "ffn/linear_0/bias": f,
+            "ffn/linear_1/bias": c,
+        }.items():
             vectors[at + name] = np.zeros(n, "<f2")
         vectors[f"{at}self_attention/rotary_dim"] = np.array(64, "<i4")
         vectors[f"{at}self_attention/rotary_interleave"] = np.array(0, "i1")

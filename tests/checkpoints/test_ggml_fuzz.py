@@ -20,12 +20,20 @@ FAST = settings(FAST, max_examples=300)
 CONFIG = tiny_config(n_layer=1, n_head=2, d_model=32, d_ff=32, d_rotary=2, n_vocab=11, n_ctx=6)
 PARAMS = random_params(CONFIG, seed=9)
 TOKENS = [b"<|endoftext|>", *(bytes([65 + i]) for i in range(8)), b"AB", b"\xff"]
-TOKENIZER = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": TOKENS, "tokenizer.ggml.merges": ["A B"],
-             "tokenizer.ggml.token_type": np.ones(11, "<i4"), "tokenizer.ggml.eos_token_id": 0}  # fmt: skip
+TOKENIZER = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.tokens": TOKENS,
+    "tokenizer.ggml.merges": ["A B"],
+    "tokenizer.ggml.token_type": np.ones(11, "<i4"),
+    "tokenizer.ggml.eos_token_id": 0,
+}
 GGML = ggml_bytes(CONFIG, PARAMS, "q4_0", tokens=TOKENS)
 GGUF = gguf_bytes(gguf_metadata(CONFIG, **TOKENIZER), gguf_names(PARAMS), "q5_1")
-WHOLE = {"added_tokens": [], "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
-         "model": {"type": "BPE", "vocab": {chr(65 + i): i for i in range(11)}, "merges": []}}  # fmt: skip
+WHOLE = {
+    "added_tokens": [],
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+    "model": {"type": "BPE", "vocab": {chr(65 + i): i for i in range(11)}, "merges": []},
+}
 WITH_FILE = gguf_bytes(
     gguf_metadata(CONFIG, **TOKENIZER, **{"tokenizer.huggingface.json": json.dumps(WHOLE)}), gguf_names(PARAMS), "q8_0"
 )
@@ -97,8 +105,9 @@ def nested(depth):
 
 
 def changed(**keys):
-    return gguf_bytes(gguf_metadata(CONFIG, **{key.replace("__", "."): value for key, value in keys.items()}),
-                      gguf_names(PARAMS))  # fmt: skip
+    return gguf_bytes(
+        gguf_metadata(CONFIG, **{key.replace("__", "."): value for key, value in keys.items()}), gguf_names(PARAMS)
+    )
 
 
 def moved(name, change):
@@ -155,10 +164,12 @@ HOSTILE_GGUF = {  # what the error must say
     "tokens that are numbers": (changed(**TOKENIZER | {"tokenizer.ggml.tokens": [1, 2]}), "tokens is no list"),
     "more tokens than rows": (changed(**TOKENIZER | {"tokenizer.ggml.tokens": TOKENS * 2}), "more tokens than rows"),
     "types of other tokens": (
-        changed(**TOKENIZER | {"tokenizer.ggml.token_type": np.ones(3, "<i4")}), "token_type does not fit"),
+        changed(**TOKENIZER | {"tokenizer.ggml.token_type": np.ones(3, "<i4")}),
+        "token_type does not fit",
+    ),
     "merges that are no text": (changed(**TOKENIZER | {"tokenizer.ggml.merges": [b"\xff a"]}), "merges is not UTF-8"),
     "a tokenizer that is a number": (changed(tokenizer__huggingface__json=3), "tokenizer inside is no file"),
-}  # fmt: skip
+}
 
 MAGIC = struct.pack("<i", 0x67676D6C)
 
@@ -179,13 +190,19 @@ HOSTILE_GGML = {
     "no tensors": (ggml_header(token=EMPTY_TOKENS), "no tensor transformer.h.0.mlp.fc_in.bias"),
     "2^31 dimensions": (ggml_header(token=EMPTY_TOKENS + struct.pack("<3i", 2**31 - 1, 1, 0)), "header makes no sense"),
     "a name of 2^31 bytes": (
-        ggml_header(token=EMPTY_TOKENS + struct.pack("<5i", 2, 2**31 - 1, 0, 1, 1)), "header makes no sense"),
+        ggml_header(token=EMPTY_TOKENS + struct.pack("<5i", 2, 2**31 - 1, 0, 1, 1)),
+        "header makes no sense",
+    ),
     "dimensions of 2^31": (
-        ggml_header(token=EMPTY_TOKENS + struct.pack("<5i", 2, 1, 0, 2**31 - 1, 2**31 - 1) + b"x"), "ends within"),
+        ggml_header(token=EMPTY_TOKENS + struct.pack("<5i", 2, 1, 0, 2**31 - 1, 2**31 - 1) + b"x"),
+        "ends within",
+    ),
     "dimensions of -1": (
-        ggml_header(token=EMPTY_TOKENS + struct.pack("<5i", 2, 1, 0, -1, -1) + b"x"), "dimensions make no sense"),
+        ggml_header(token=EMPTY_TOKENS + struct.pack("<5i", 2, 1, 0, -1, -1) + b"x"),
+        "dimensions make no sense",
+    ),
     "data after the end": (GGML + bytes(1), "more in the file"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", [*HOSTILE_GGUF, *HOSTILE_GGML])
@@ -200,8 +217,15 @@ def test_tokens_that_a_large_file_could_hold():
     assert "vocabulary is far too large" in str(opens_properly(ggml_header(n_vocab=500, token=tokens), 1 << 30))
 
 
-@pytest.mark.parametrize("value", [struct.pack("<IIQ", 9, 8, 1 << 24), struct.pack("<IIQ", 9, 0, 1 << 30),
-                                   struct.pack("<IIQ", 9, 10, 1 << 27), struct.pack("<IQ", 8, 1 << 30)])  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [
+        struct.pack("<IIQ", 9, 8, 1 << 24),
+        struct.pack("<IIQ", 9, 0, 1 << 30),
+        struct.pack("<IIQ", 9, 10, 1 << 27),
+        struct.pack("<IQ", 8, 1 << 30),
+    ],
+)
 def test_counts_that_a_large_file_could_hold(value):
     """The file is long enough for what it claims (it is sparse); still it is far too much."""
     assert opens_properly(one_key(value), 2 << 30) is not None

@@ -87,8 +87,10 @@ def test_biases_are_summed_in_float32(tmp_path):
     """Of three bfloat16 addends that float32 holds and bfloat16 does not."""
     devices, _ = mesh_writer.trees(model("bf16"), 4)
     for device, value in zip(devices, [1.0, 2**-9, 2**-10, 0.0], strict=True):
-        for tree in (device["causal_transformer_shard/~/layer_0/~/linear_5"],
-                     device["causal_transformer_shard/~/embedding_shard/~/linear"]):  # fmt: skip
+        for tree in (
+            device["causal_transformer_shard/~/layer_0/~/linear_5"],
+            device["causal_transformer_shard/~/embedding_shard/~/linear"],
+        ):
             tree["b"] = mesh_writer._narrow(np.full(32, value), BFLOAT16)
     for k, tree in enumerate(devices):
         leaves = list(mesh_writer.leaves_of(mesh_writer.state(tree, False)))

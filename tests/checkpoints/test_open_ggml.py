@@ -86,8 +86,11 @@ def test_bfloat16(tmp_path):
     path = write(tmp_path / "model.gguf", gguf_bytes(tensors=gguf_names(params), encoding="bf16"))
     checkpoint = open_checkpoint(path)
     assert {leaf.dtype for _, leaf in checkpoint.params.items() if leaf.ndim == 2} == {params.wte.dtype}
-    assert all(leaf.tobytes() == dict(params.items())[name].tobytes()
-               for name, leaf in checkpoint.params.items() if leaf.ndim == 2)  # fmt: skip
+    assert all(
+        leaf.tobytes() == dict(params.items())[name].tobytes()
+        for name, leaf in checkpoint.params.items()
+        if leaf.ndim == 2
+    )
 
 
 @pytest.mark.parametrize("encoding", ["q4_0", "q8_0"])
@@ -122,8 +125,14 @@ def test_the_configuration(tmp_path):
     raw = ggml_bytes(wide, random_params(wide, 1, "f16"), "f16", tokens=[b""] * 50400)
     assert open_checkpoint(write(tmp_path / "c", raw)).config.eos_id == 50256
 
-    keys = gguf_metadata(**{"tokenizer.ggml.eos_token_id": 5, "tokenizer.ggml.bos_token_id": 4,
-                            "gptj.feed_forward_length": None, "gptj.attention.layer_norm_epsilon": 3e-6})  # fmt: skip
+    keys = gguf_metadata(
+        **{
+            "tokenizer.ggml.eos_token_id": 5,
+            "tokenizer.ggml.bos_token_id": 4,
+            "gptj.feed_forward_length": None,
+            "gptj.attention.layer_norm_epsilon": 3e-6,
+        }
+    )
     config = open_checkpoint(write(tmp_path / "d", gguf_bytes(keys))).config
     assert (config.bos_id, config.eos_id, config.d_ff, config.ln_eps) == (4, 5, CONFIG.d_ff, 3e-6)
     old = gguf_metadata(**{"gptj.block_count": None, "gptj.layer_count": 2, "gptj.attention.layer_norm_epsilon": None})
@@ -193,8 +202,14 @@ def test_a_gguf_of_something_else_is_refused(tmp_path, case):
 
 
 def test_what_does_no_harm_is_let_be(tmp_path):
-    more = {"gptj.rope.scale": 1.0, "gptj.rope.freq_base": 10000.0, "general.quantization_version": 2,
-            "gptj.attention.head_count_kv": CONFIG.n_head, "x.y": [3, 4], "split.count": 0}  # fmt: skip
+    more = {
+        "gptj.rope.scale": 1.0,
+        "gptj.rope.freq_base": 10000.0,
+        "general.quantization_version": 2,
+        "gptj.attention.head_count_kv": CONFIG.n_head,
+        "x.y": [3, 4],
+        "split.count": 0,
+    }
     assert open_checkpoint(write(tmp_path / "m.gguf", gguf_bytes(gguf_metadata(**more)))).config == CONFIG
 
 
@@ -349,8 +364,18 @@ def test_safetensors_called_bin(tmp_path):
 
 
 LETTERS = ["<|endoftext|>", *"abcdefghij", "\u0120", "\u010a", "ab", "\u0120a", "\u00c3", "\u00a9", "<|x|>", "<y>"]
-RAW = [b"<|endoftext|>", *(bytes([c]) for c in b"abcdefghij"), b" ", b"\n", b"ab", b" a", b"\xc3", b"\xa9", b"<|x|>",
-       b"<y>"]  # fmt: skip
+RAW = [
+    b"<|endoftext|>",
+    *(bytes([c]) for c in b"abcdefghij"),
+    b" ",
+    b"\n",
+    b"ab",
+    b" a",
+    b"\xc3",
+    b"\xa9",
+    b"<|x|>",
+    b"<y>",
+]
 TOKENIZER = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.merges": ["a b", "\u0120 a"]}
 
 

@@ -22,9 +22,16 @@ from refgpt.params import BFLOAT16, Params
 CONFIG = tiny_config(n_vocab=37, n_ctx=12, d_model=16, d_ff=24, n_head=2)
 PARAMS = random_params(CONFIG, seed=5)
 
-STORAGE_TYPES = {np.dtype("<f4"): "FloatStorage", np.dtype("<f2"): "HalfStorage", BFLOAT16: "BFloat16Storage",
-                 np.dtype("<f8"): "DoubleStorage", np.dtype("?"): "BoolStorage", np.dtype("u1"): "ByteStorage",
-                 np.dtype("i1"): "CharStorage", np.dtype("<i8"): "LongStorage"}  # fmt: skip
+STORAGE_TYPES = {
+    np.dtype("<f4"): "FloatStorage",
+    np.dtype("<f2"): "HalfStorage",
+    BFLOAT16: "BFloat16Storage",
+    np.dtype("<f8"): "DoubleStorage",
+    np.dtype("?"): "BoolStorage",
+    np.dtype("u1"): "ByteStorage",
+    np.dtype("i1"): "CharStorage",
+    np.dtype("<i8"): "LongStorage",
+}
 
 
 def state_dict(params: Params = PARAMS, prefix: str = "transformer.") -> dict[str, np.ndarray]:
@@ -33,12 +40,17 @@ def state_dict(params: Params = PARAMS, prefix: str = "transformer.") -> dict[st
     for i, block in enumerate(params.blocks):
         at = f"{prefix}h.{i}."
         state |= {
-            f"{at}ln_1.weight": block.ln_w, f"{at}ln_1.bias": block.ln_b,
-            f"{at}attn.k_proj.weight": block.wk, f"{at}attn.v_proj.weight": block.wv,
-            f"{at}attn.q_proj.weight": block.wq, f"{at}attn.out_proj.weight": block.wo,
-            f"{at}mlp.fc_in.weight": block.w_in, f"{at}mlp.fc_in.bias": block.b_in,
-            f"{at}mlp.fc_out.weight": block.w_out, f"{at}mlp.fc_out.bias": block.b_out,
-        }  # fmt: skip
+            f"{at}ln_1.weight": block.ln_w,
+            f"{at}ln_1.bias": block.ln_b,
+            f"{at}attn.k_proj.weight": block.wk,
+            f"{at}attn.v_proj.weight": block.wv,
+            f"{at}attn.q_proj.weight": block.wq,
+            f"{at}attn.out_proj.weight": block.wo,
+            f"{at}mlp.fc_in.weight": block.w_in,
+            f"{at}mlp.fc_in.bias": block.b_in,
+            f"{at}mlp.fc_out.weight": block.w_out,
+            f"{at}mlp.fc_out.bias": block.b_out,
+        }
     state |= {f"{prefix}ln_f.weight": params.ln_w, f"{prefix}ln_f.bias": params.ln_b}
     return state | {"lm_head.weight": params.w_head, "lm_head.bias": params.b_head}
 
@@ -55,12 +67,24 @@ def buffers(mask: np.ndarray, n_layer: int = CONFIG.n_layer, prefix: str = "tran
 def config_json(config: ModelConfig = CONFIG, **changes: Any) -> dict[str, Any]:
     """The keys of a GPT-J config.json."""
     keys = {
-        "model_type": "gptj", "architectures": ["GPTJForCausalLM"], "activation_function": "gelu_new", "rotary": True,
-        "n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.d_model, "n_inner": config.d_ff,
-        "rotary_dim": config.d_rotary, "vocab_size": config.n_vocab, "n_positions": config.n_ctx,
-        "layer_norm_epsilon": config.ln_eps, "bos_token_id": config.bos_id, "eos_token_id": config.eos_id,
-        "scale_attn_weights": True, "tie_word_embeddings": False, "torch_dtype": "float32",
-    }  # fmt: skip
+        "model_type": "gptj",
+        "architectures": ["GPTJForCausalLM"],
+        "activation_function": "gelu_new",
+        "rotary": True,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.d_model,
+        "n_inner": config.d_ff,
+        "rotary_dim": config.d_rotary,
+        "vocab_size": config.n_vocab,
+        "n_positions": config.n_ctx,
+        "layer_norm_epsilon": config.ln_eps,
+        "bos_token_id": config.bos_id,
+        "eos_token_id": config.eos_id,
+        "scale_attn_weights": True,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+    }
     return keys | changes
 
 

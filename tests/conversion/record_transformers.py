@@ -29,7 +29,7 @@ CASES = {
     "bf16": ("bf16", False, 5_000_000_000),
     "prefix": ("f32", True, 5_000_000_000),
     "shards": ("f32", False, 1 << 14),
-}  # fmt: skip
+}
 
 
 def params(case: str) -> Params:

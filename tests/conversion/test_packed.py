@@ -356,13 +356,15 @@ HOSTILE = {
     "another dtype": (lambda header, leaves: header["b_head"].update(dtype="I8"), "another size"),
     "an offset beyond the end": (lambda header, leaves: header["b_head"].update(data_offsets=[0, 1 << 60]), "offsets"),
     "a checksum of many letters": (set_leaf(checksum="0" * 65), "not read"),
-    "a tensor more": (lambda header, leaves: header.update(more={"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}),
-                      "no leaves; got more"),
+    "a tensor more": (
+        lambda header, leaves: header.update(more={"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}),
+        "no leaves; got more",
+    ),
     "a mask of no text": (lambda header, leaves: header["__metadata__"].update(mask="\ud800"), "mask in the header"),
     "no mask": (lambda header, leaves: header["__metadata__"].pop("mask"), "mask in the header"),
     "an empty mask": (lambda header, leaves: header["__metadata__"].update(mask=None), "mask in the header"),
     "another mask": (lambda header, leaves: header["__metadata__"].update(mask="none"), "mask in the header"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", HOSTILE)

@@ -140,8 +140,9 @@ def test_a_conversion_killed_at_any_moment_leaves_all_or_nothing(tmp_path, pause
     import refgpt
 
     source, out = refgpt.default_model_path(), tmp_path / "out"
-    process = subprocess.Popen([sys.executable, "-c", CONVERSION, str(source), str(out), "--dtype", "q8"],
-                               stdout=subprocess.DEVNULL)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", CONVERSION, str(source), str(out), "--dtype", "q8"], stdout=subprocess.DEVNULL
+    )
     time.sleep(pause)
     process.kill()
     process.wait()

@@ -192,8 +192,11 @@ def test_every_tensor_is_aligned(tmp_path):
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     assert header["transformer.h.0.mlp.fc_in.bias"]["dtype"] == "F16"
     sizes = {"F32": 4, "F16": 2}
-    assert all(entry["data_offsets"][0] % sizes[entry["dtype"]] == 0
-               for name, entry in header.items() if name != "__metadata__")  # fmt: skip
+    assert all(
+        entry["data_offsets"][0] % sizes[entry["dtype"]] == 0
+        for name, entry in header.items()
+        if name != "__metadata__"
+    )
 
 
 @pytest.mark.parametrize("encoding", ["q4_0", "q5_1"])
@@ -258,8 +261,13 @@ def test_the_libraries_read_the_same(tmp_path):
 
 
 def test_the_configuration_is_carried_along(tmp_path):
-    start = source(tmp_path / "a", task_specific_params={"text-generation": {"max_length": 50}}, _name_or_path="x/y",
-                   dtype="float64", n_inner=None if CONFIG.d_ff == 4 * CONFIG.d_model else CONFIG.d_ff)  # fmt: skip
+    start = source(
+        tmp_path / "a",
+        task_specific_params={"text-generation": {"max_length": 50}},
+        _name_or_path="x/y",
+        dtype="float64",
+        n_inner=None if CONFIG.d_ff == 4 * CONFIG.d_model else CONFIG.d_ff,
+    )
     (start / "generation_config.json").write_text('{"do_sample": true}')
     path = converted(start, "hf", tmp_path / "b", "bf16")
     config = json.loads((path / "config.json").read_text())
@@ -310,7 +318,9 @@ def test_a_byte_level_tokenizer_is_carried_along(tmp_path):
     lists = tokenizer_of(replace(vocabulary, files={}), middle)  # as other programs read them
     assert_same(lists, want)
     assert [tokenizer.describe().partition(", from ")[2] for tokenizer in (open_model(middle)[1], lists)] == [
-        "tokenizer.json in model.gguf", "the vocabulary and merges in model.gguf"]  # fmt: skip
+        "tokenizer.json in model.gguf",
+        "the vocabulary and merges in model.gguf",
+    ]
 
 
 def test_the_default_model_through_both_formats(tmp_path):

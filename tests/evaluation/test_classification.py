@@ -82,15 +82,18 @@ def test_of_equal_labels_the_first_is_taken(model, monkeypatch):
     assert got.label == "good" and list(got.probabilities.values()) == pytest.approx([1 / 3] * 3)
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"text": 5}, "text: cannot be used; got 5; wanted a text"),
-    ({"text": "a" * 160}, "longer than the model's context"),
-    ({"text": "a" * 128}, r"continuations\[1\]: is too long .*wanted at most 160 together"),
-    ({"labels": ["a"]}, "labels: leave no choice"),
-    ({"template": "T? {txt}"}, "template: has an unknown field {txt}"),
-    ({"examples": [("a", "b")]}, r"examples\[0\]: has a label that is none of the labels; got 'b'"),
-    ({"normalise": "median"}, "normalise: cannot be used; got 'median'; wanted 'sum', 'mean', 'pmi'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"text": 5}, "text: cannot be used; got 5; wanted a text"),
+        ({"text": "a" * 160}, "longer than the model's context"),
+        ({"text": "a" * 128}, r"continuations\[1\]: is too long .*wanted at most 160 together"),
+        ({"labels": ["a"]}, "labels: leave no choice"),
+        ({"template": "T? {txt}"}, "template: has an unknown field {txt}"),
+        ({"examples": [("a", "b")]}, r"examples\[0\]: has a label that is none of the labels; got 'b'"),
+        ({"normalise": "median"}, "normalise: cannot be used; got 'median'; wanted 'sum', 'mean', 'pmi'"),
+    ],
+)
 def test_what_cannot_be_classified_is_named(model, monkeypatch, change, said):
     monkeypatch.setattr(module, "score", lambda *_: pytest.fail("it was computed"))
     arguments = {"text": "ab", "labels": LABELS, "template": TEMPLATE}

@@ -13,17 +13,20 @@ def test_codes():
     assert codes([], ["a"]).dtype == np.int64
 
 
-@pytest.mark.parametrize("gold, predicted, right, f1", [
-    ([A, A, B, B], [A, A, B, B], 1, 1),
-    ([A, A, B, B], [B, B, A, A], 0, 0),
-    ([A, A, A, B], [A, A, A, A], 3 / 4, (6 / 7 + 0) / 2),  # a: TP 3, FP 1, FN 0; b: nothing right
-    ([A, A, B, B, C], [A, B, B, B, A], 3 / 5, (1 / 2 + 4 / 5 + 0) / 3),
-    ([A, B], [A, C], 1 / 2, (1 + 0 + 0) / 3),  # c is nobody's, but was predicted
-    ([A, A, B], [A, -1, B], 2 / 3, (2 / 3 + 1) / 2),  # no label: a miss, not a label of its own
-    ([A, B], [-1, -1], 0, 0),
-    ([C, C], [C, C], 1, 1),  # labels that occur nowhere do not count
-    ([B], [-1], 0, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "gold, predicted, right, f1",
+    [
+        ([A, A, B, B], [A, A, B, B], 1, 1),
+        ([A, A, B, B], [B, B, A, A], 0, 0),
+        ([A, A, A, B], [A, A, A, A], 3 / 4, (6 / 7 + 0) / 2),  # a: TP 3, FP 1, FN 0; b: nothing right
+        ([A, A, B, B, C], [A, B, B, B, A], 3 / 5, (1 / 2 + 4 / 5 + 0) / 3),
+        ([A, B], [A, C], 1 / 2, (1 + 0 + 0) / 3),  # c is nobody's, but was predicted
+        ([A, A, B], [A, -1, B], 2 / 3, (2 / 3 + 1) / 2),  # no label: a miss, not a label of its own
+        ([A, B], [-1, -1], 0, 0),
+        ([C, C], [C, C], 1, 1),  # labels that occur nowhere do not count
+        ([B], [-1], 0, 0),
+    ],
+)
 def test_by_hand(gold, predicted, right, f1):
     assert accuracy(np.array(gold), np.array(predicted)) == pytest.approx(right)
     assert macro_f1(np.array(gold), np.array(predicted)) == pytest.approx(f1)

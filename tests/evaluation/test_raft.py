@@ -53,8 +53,10 @@ def test_a_model_that_knows_is_right_and_its_prompts_are_helms(task, method):
     result = run_raft(model, task, RaftSettings(method), lambda: counted.append(1))
     assert len(counted) == 120 and result.n_shortened == 0
     assert {name: estimate.value for name, estimate in mean_results([result]).items()} == {
-        "exact": 1, "quasi-exact": 1, "macro-F1": 1
-    }  # fmt: skip
+        "exact": 1,
+        "quasi-exact": 1,
+        "macro-F1": 1,
+    }
     prompts = [prompt for prompt, _ in model.engine.prompts]
     assert len(prompts) == 120 and all(whole for _, whole in model.engine.prompts)  # the prompt is the prefix
     want = [task.template.prompt(text, draw_shots(task.pool, 5, trial)) for trial in range(3) for text, _ in task.rows]
@@ -73,10 +75,16 @@ def test_what_counts_as_right(task):
     assert got["exact"].low < share < got["exact"].high
 
 
-@pytest.mark.parametrize("text, bare", [
-    ("The Refund_not_showing up!", "refundnotshowing up"), (" a  cat, an owl\n", "cat owl"), ("Theatre", "theatre"),
-    ("...", ""), ("not TAI safety-research", "not tai safetyresearch"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, bare",
+    [
+        ("The Refund_not_showing up!", "refundnotshowing up"),
+        (" a  cat, an owl\n", "cat owl"),
+        ("Theatre", "theatre"),
+        ("...", ""),
+        ("not TAI safety-research", "not tai safetyresearch"),
+    ],
+)
 def test_quasi_exact(text, bare):
     assert plain(text) == bare
 
@@ -94,8 +102,14 @@ def test_settings_change_what_is_asked(task):
     assert [len(trial) for trial in result.trials] == [3, 3]
     assert all(prompt.count("Label: ") == 2 for prompt, _ in model.engine.prompts)
     records = list(result.records())
-    assert records[4] == {"task": "overruling", "trial": 1, "row": 1, "n_shots": 2, "label": task.rows[1][1],
-                          "answer": task.rows[1][1]}  # fmt: skip
+    assert records[4] == {
+        "task": "overruling",
+        "trial": 1,
+        "row": 1,
+        "n_shots": 2,
+        "label": task.rows[1][1],
+        "answer": task.rows[1][1],
+    }
 
 
 @pytest.mark.parametrize("method", ["generate", "likelihood"])
@@ -122,17 +136,24 @@ def test_the_mean_counts_tasks_alike(tmp_path):
     write_task(tmp_path, "overruling", YES_NO)
     write_task(tmp_path, "twitter_complaints", ["yes", "no"] * 5)
     tasks = read_raft(tmp_path)
-    results = [run_raft(model_told(answer), task, RaftSettings(n_trials=1))
-               for task, answer in zip(tasks, (truth, lambda prompt: " maybe"), strict=True)]  # fmt: skip
+    results = [
+        run_raft(model_told(answer), task, RaftSettings(n_trials=1))
+        for task, answer in zip(tasks, (truth, lambda prompt: " maybe"), strict=True)
+    ]
     assert [len(task.rows) for task in tasks] == [40, 8]
     assert mean_results(results)["exact"] == Estimate(0.5, 0.5, 0.5)
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"method": "guess"}, "method: cannot be used; got 'guess'; wanted 'generate', 'likelihood'"),
-    ({"n_shots": -1}, "n_shots: cannot be used"), ({"n_trials": 0}, "n_trials: cannot be used"),
-    ({"n_rows": 0}, "n_rows: cannot be used"), ({"normalise": "x"}, "normalise: cannot be used"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"method": "guess"}, "method: cannot be used; got 'guess'; wanted 'generate', 'likelihood'"),
+        ({"n_shots": -1}, "n_shots: cannot be used"),
+        ({"n_trials": 0}, "n_trials: cannot be used"),
+        ({"n_rows": 0}, "n_rows: cannot be used"),
+        ({"normalise": "x"}, "normalise: cannot be used"),
+    ],
+)
 def test_settings_that_make_no_sense_are_named(change, said):
     with pytest.raises(GenerationError, match=said):
         RaftSettings(**change)

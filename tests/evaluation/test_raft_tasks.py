@@ -113,18 +113,31 @@ def spoilt(name):
     return spoil
 
 
-@pytest.mark.parametrize("spoil, names, error, said", [
-    (lambda folder: None, None, DataError, "tasks are missing; got no ade_corpus_v2, .*wanted <task>/train.csv"),
-    (spoilt(""), ["banking_77"], DataError, "tasks are missing; got no banking_77; wanted"),
-    (spoilt(""), ["banking"], DataError, "names: there is no such task; got banking; wanted of ade_corpus_v2"),
-    (spoilt("column"), None, DataError, "train.csv: there is no such column; got 'Sentence'; wanted one of Words"),
-    (spoilt("label column"), None, DataError, "no such column; got 'Label'"),
-    (spoilt("numbers"), None, DataError, "has numbers for labels; got 1, 2; wanted labels in words"),
-    (spoilt("one label"), None, GenerationError, "labels: leave no choice"),
-    (spoilt("settings"), None, DataError, "settings.jsonl: are not HELM's settings; got nothing usable for ade_corpus"),
-    (spoilt("columns of settings"), None, DataError, "are not HELM's settings; got nothing usable for ade_corpus_v2"),
-    (spoilt("label of settings"), None, DataError, "line 3: has a label that is none of the labels; got 'no'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil, names, error, said",
+    [
+        (lambda folder: None, None, DataError, "tasks are missing; got no ade_corpus_v2, .*wanted <task>/train.csv"),
+        (spoilt(""), ["banking_77"], DataError, "tasks are missing; got no banking_77; wanted"),
+        (spoilt(""), ["banking"], DataError, "names: there is no such task; got banking; wanted of ade_corpus_v2"),
+        (spoilt("column"), None, DataError, "train.csv: there is no such column; got 'Sentence'; wanted one of Words"),
+        (spoilt("label column"), None, DataError, "no such column; got 'Label'"),
+        (spoilt("numbers"), None, DataError, "has numbers for labels; got 1, 2; wanted labels in words"),
+        (spoilt("one label"), None, GenerationError, "labels: leave no choice"),
+        (
+            spoilt("settings"),
+            None,
+            DataError,
+            "settings.jsonl: are not HELM's settings; got nothing usable for ade_corpus",
+        ),
+        (
+            spoilt("columns of settings"),
+            None,
+            DataError,
+            "are not HELM's settings; got nothing usable for ade_corpus_v2",
+        ),
+        (spoilt("label of settings"), None, DataError, "line 3: has a label that is none of the labels; got 'no'"),
+    ],
+)
 def test_what_is_wrong_is_said(tmp_path, spoil, names, error, said):
     spoil(tmp_path)
     with pytest.raises(error, match=said):

@@ -27,9 +27,7 @@ def test_a_table(file):
     assert [table.place(i) for i in (0, 1)] == [f"{path}, line 2", f"{path}, line 5"]
 
 
-@pytest.mark.parametrize("content", [
-    b"\xef\xbb\xbfa,b\r\n1,2\r\n", b"a,b\n1,2", b"a,b\r1,2\r", b'"a","b"\n"1","2"\n'
-])  # fmt: skip
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbfa,b\r\n1,2\r\n", b"a,b\n1,2", b"a,b\r1,2\r", b'"a","b"\n"1","2"\n'])
 def test_as_other_programs_write_it(file, content):
     assert read_csv(file(content)).rows == ({"a": "1", "b": "2"},)
 
@@ -40,17 +38,20 @@ def test_a_long_field_is_no_fault_and_no_lasting_change(file):
     assert csv.field_size_limit() == before
 
 
-@pytest.mark.parametrize("content, said", [
-    (b"", "the file is empty"),
-    (b"text,label\n", "has no rows; wanted a line of column names"),
-    (b"text\n\n\n", "has no rows"),
-    (b"text\na\xff", "is not UTF-8 text; got byte 6; save"),
-    (b"text,label\na\n", "line 2: has another number of fields than the first line; got 1; wanted 2; put"),
-    (b"text,label\n\n\na,b\nc,d,e\n", "line 5: has another number of fields .*got 3"),
-    (b"text,text\na,b\n", "has two columns of one name; got text, text"),
-    (b'text\nb\n"a"b\n', "line 3: is not CSV"),
-    (b'text\n"a\nb\n', "line 2: is not CSV"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"", "the file is empty"),
+        (b"text,label\n", "has no rows; wanted a line of column names"),
+        (b"text\n\n\n", "has no rows"),
+        (b"text\na\xff", "is not UTF-8 text; got byte 6; save"),
+        (b"text,label\na\n", "line 2: has another number of fields than the first line; got 1; wanted 2; put"),
+        (b"text,label\n\n\na,b\nc,d,e\n", "line 5: has another number of fields .*got 3"),
+        (b"text,text\na,b\n", "has two columns of one name; got text, text"),
+        (b'text\nb\n"a"b\n', "line 3: is not CSV"),
+        (b'text\n"a\nb\n', "line 2: is not CSV"),
+    ],
+)
 def test_what_is_wrong_is_said_with_its_place(file, content, said):
     with pytest.raises(DataError, match=f"^[^:]*t.csv[:,] ?{said}"):
         read_csv(file(content))

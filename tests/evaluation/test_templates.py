@@ -23,17 +23,25 @@ def test_the_default_is_the_form_of_natural_instructions():
     assert template.neutral == "Output:"
 
 
-@pytest.mark.parametrize("template, prompt, shown, answer, neutral", [
-    ("{text}", "T", "E x\n\nT", " x", ""),
-    ("{text} {label}", "T", "E x\n\nT", " x", ""),
-    ("Tweet: {text}\nMood:", "Tweet: T\nMood:", "Tweet: E\nMood: x\n\nTweet: T\nMood:", " x", "Mood:"),
-    ("{text}\n", "T\n", "E\nx\n\nT\n", "x", ""),
-    ("{text}=>{label};", "T=>", "E=>x;\n\nT=>", "x", "=>"),
-    ("A\n\nB\n\n{text}:  {label}\n###\n", "A\n\nB\n\nT:", "A\n\nB\n\nE:  x\n###\n\nT:", "  x", ":"),
-    ("{{{text}}} is {{}} {label}", "{T} is {}", "{E} is {} x\n\n{T} is {}", " x", "} is {}"),
-    ("{text}\nOf\n{labels}\nit is", "T\nOf\n1. x\n2. y\nit is",
-     "E\nOf\n1. x\n2. y\nit is x\n\nT\nOf\n1. x\n2. y\nit is", " x", "Of\n1. x\n2. y\nit is"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "template, prompt, shown, answer, neutral",
+    [
+        ("{text}", "T", "E x\n\nT", " x", ""),
+        ("{text} {label}", "T", "E x\n\nT", " x", ""),
+        ("Tweet: {text}\nMood:", "Tweet: T\nMood:", "Tweet: E\nMood: x\n\nTweet: T\nMood:", " x", "Mood:"),
+        ("{text}\n", "T\n", "E\nx\n\nT\n", "x", ""),
+        ("{text}=>{label};", "T=>", "E=>x;\n\nT=>", "x", "=>"),
+        ("A\n\nB\n\n{text}:  {label}\n###\n", "A\n\nB\n\nT:", "A\n\nB\n\nE:  x\n###\n\nT:", "  x", ":"),
+        ("{{{text}}} is {{}} {label}", "{T} is {}", "{E} is {} x\n\n{T} is {}", " x", "} is {}"),
+        (
+            "{text}\nOf\n{labels}\nit is",
+            "T\nOf\n1. x\n2. y\nit is",
+            "E\nOf\n1. x\n2. y\nit is x\n\nT\nOf\n1. x\n2. y\nit is",
+            " x",
+            "Of\n1. x\n2. y\nit is",
+        ),
+    ],
+)
 def test_other_forms(template, prompt, shown, answer, neutral):
     parsed = Template.parse(template, ["x", "y"])
     assert parsed.prompt("T") == prompt
@@ -48,48 +56,57 @@ def test_texts_are_put_in_as_they_are():
         assert parsed.prompt(text).endswith(f"\n\nInput: {text}\nOutput:")
 
 
-@pytest.mark.parametrize("template, said", [
-    ("Input: {label}", "has no {text}"),
-    ("", "has no {text}"),
-    ("{text} {words}", "has an unknown field {words}"),
-    ("{text} {}", "has an unknown field {}"),
-    ("{text.__class__}", "has an unknown field {text.__class__}"),
-    ("{text[0]}", r"has an unknown field {text\[0\]}"),
-    ("{text!r}", "formats the field {text}"),
-    ("{text:>10}", "formats the field {text}"),
-    ("{text} {text}", "has the field {text} twice"),
-    ("{label}: {text}", "has {label} before {text}"),
-    ("{text", r"is no format string \("),
-    ("{text} }", r"is no format string \("),
-    (None, "is no text; got None"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "template, said",
+    [
+        ("Input: {label}", "has no {text}"),
+        ("", "has no {text}"),
+        ("{text} {words}", "has an unknown field {words}"),
+        ("{text} {}", "has an unknown field {}"),
+        ("{text.__class__}", "has an unknown field {text.__class__}"),
+        ("{text[0]}", r"has an unknown field {text\[0\]}"),
+        ("{text!r}", "formats the field {text}"),
+        ("{text:>10}", "formats the field {text}"),
+        ("{text} {text}", "has the field {text} twice"),
+        ("{label}: {text}", "has {label} before {text}"),
+        ("{text", r"is no format string \("),
+        ("{text} }", r"is no format string \("),
+        (None, "is no text; got None"),
+    ],
+)
 def test_a_bad_template_is_explained(template, said):
     with pytest.raises(GenerationError, match=f"^template: {said}.*Input: {{text}}.*{{{{ or }}}}$"):
         Template.parse(template, LABELS)
 
 
-@pytest.mark.parametrize("labels, said", [
-    ("positive", "cannot be used; got 'positive'; wanted a list of texts"),
-    ({"a", "b"}, "wanted a list of texts"),
-    (["a", 1], "got 1; wanted texts"),
-    (["a", ""], "got ''"),
-    (["a", " b"], "got ' b'; .*without spaces around"),
-    (["a", "b\nc"], "one line"),
-    (["a", "b", "a"], "are not all different; got 'a' twice"),
-    (["a"], r"leave no choice; got \['a'\]; wanted two"),
-    ([], "leave no choice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "labels, said",
+    [
+        ("positive", "cannot be used; got 'positive'; wanted a list of texts"),
+        ({"a", "b"}, "wanted a list of texts"),
+        (["a", 1], "got 1; wanted texts"),
+        (["a", ""], "got ''"),
+        (["a", " b"], "got ' b'; .*without spaces around"),
+        (["a", "b\nc"], "one line"),
+        (["a", "b", "a"], "are not all different; got 'a' twice"),
+        (["a"], r"leave no choice; got \['a'\]; wanted two"),
+        ([], "leave no choice"),
+    ],
+)
 def test_bad_labels_are_explained(labels, said):
     with pytest.raises(GenerationError, match=f"^labels: .*{said}"):
         check_labels(labels)
 
 
-@pytest.mark.parametrize("examples, said", [
-    (["ab"], r"examples\[0\]: cannot be used; got 'ab'; wanted a pair"),
-    ([("a", "positive"), ("b",)], r"examples\[1\]: cannot be used"),
-    ([("a", 1)], "pair of texts"),
-    ([("a", "neutral")], "none of the labels; got 'neutral'; wanted 'positive', 'negative'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "examples, said",
+    [
+        (["ab"], r"examples\[0\]: cannot be used; got 'ab'; wanted a pair"),
+        ([("a", "positive"), ("b",)], r"examples\[1\]: cannot be used"),
+        ([("a", 1)], "pair of texts"),
+        ([("a", "neutral")], "none of the labels; got 'neutral'; wanted 'positive', 'negative'"),
+    ],
+)
 def test_bad_examples_are_explained(examples, said):
     with pytest.raises(GenerationError, match=said):
         check_examples(examples, LABELS)

@@ -95,15 +95,38 @@ def torch_model(shape: ModelConfig, params: Params) -> GPTJForCausalLM:
         said["rotary_dim"] = shape.d_rotary
     if shape.d_ff != 4 * shape.d_model:
         said["n_inner"] = shape.d_ff
-    config = GPTJConfig(n_layer=shape.n_layer, n_head=shape.n_head, n_embd=shape.d_model, vocab_size=shape.n_vocab,
-                        n_positions=shape.n_ctx, layer_norm_epsilon=shape.ln_eps, bos_token_id=None, eos_token_id=None,
-                        attn_implementation="eager", **said)  # fmt: skip
+    config = GPTJConfig(
+        n_layer=shape.n_layer,
+        n_head=shape.n_head,
+        n_embd=shape.d_model,
+        vocab_size=shape.n_vocab,
+        n_positions=shape.n_ctx,
+        layer_norm_epsilon=shape.ln_eps,
+        bos_token_id=None,
+        eos_token_id=None,
+        attn_implementation="eager",
+        **said,
+    )
     model = GPTJForCausalLM(config).eval()
-    torch_names = {"ln_w": "ln_1.weight", "ln_b": "ln_1.bias", "wq": "attn.q_proj.weight", "wk": "attn.k_proj.weight",
-                   "wv": "attn.v_proj.weight", "wo": "attn.out_proj.weight", "w_in": "mlp.fc_in.weight",
-                   "b_in": "mlp.fc_in.bias", "w_out": "mlp.fc_out.weight", "b_out": "mlp.fc_out.bias"}  # fmt: skip
-    outside = {"wte": "transformer.wte.weight", "ln_w": "transformer.ln_f.weight", "ln_b": "transformer.ln_f.bias",
-               "w_head": "lm_head.weight", "b_head": "lm_head.bias"}  # fmt: skip
+    torch_names = {
+        "ln_w": "ln_1.weight",
+        "ln_b": "ln_1.bias",
+        "wq": "attn.q_proj.weight",
+        "wk": "attn.k_proj.weight",
+        "wv": "attn.v_proj.weight",
+        "wo": "attn.out_proj.weight",
+        "w_in": "mlp.fc_in.weight",
+        "b_in": "mlp.fc_in.bias",
+        "w_out": "mlp.fc_out.weight",
+        "b_out": "mlp.fc_out.bias",
+    }
+    outside = {
+        "wte": "transformer.wte.weight",
+        "ln_w": "transformer.ln_f.weight",
+        "ln_b": "transformer.ln_f.bias",
+        "w_head": "lm_head.weight",
+        "b_head": "lm_head.bias",
+    }
     state = {}
     for name, leaf in params.items():
         _, _, rest = name.partition("blocks.")
@@ -126,8 +149,13 @@ def run(model: GPTJForCausalLM, ids: np.ndarray, prefix_len: int) -> tuple[np.nd
         hidden_from[:, :prefix_len] = False
         mask = torch.zeros(1, 1, n, n, dtype=model.dtype).masked_fill(hidden_from, torch.finfo(model.dtype).min)
     with torch.no_grad():
-        out = model(torch.from_numpy(ids)[None], attention_mask=mask, output_hidden_states=True, output_attentions=True,
-                    use_cache=False)  # fmt: skip
+        out = model(
+            torch.from_numpy(ids)[None],
+            attention_mask=mask,
+            output_hidden_states=True,
+            output_attentions=True,
+            use_cache=False,
+        )
     hook.remove()
     hidden = [*out.hidden_states[:-1], before_ln_f[0], out.hidden_states[-1]]
     return out.logits[0].numpy(), torch.cat(hidden).numpy(), torch.cat(out.attentions).numpy()

@@ -173,8 +173,18 @@ def attention_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_he
         z, z_guards = guarded(shape)
         pattern, pattern_guards = guarded((n_head, shape[0], n_keys))
         scratch = np.full((MOST_WORKERS, 8, padded), np.nan, np.float32)
-        attention(q[rows], k_cache, v_cache, query_tiles(slots[rows]), n_visible[rows], z, pattern=pattern,
-                  scratch=scratch, threads=1, kernel=kernel)  # fmt: skip
+        attention(
+            q[rows],
+            k_cache,
+            v_cache,
+            query_tiles(slots[rows]),
+            n_visible[rows],
+            z,
+            pattern=pattern,
+            scratch=scratch,
+            threads=1,
+            kernel=kernel,
+        )
         return Output(z, z_guards), Output(pattern.transpose(1, 0, 2), pattern_guards)
 
     want, bound = ([np.empty(q.shape), np.empty((n_rows, n_head, n_keys))] for _ in range(2))
@@ -249,8 +259,9 @@ def layer_norm_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     call = partial(layer_norm, w=w, b=b, eps=eps)
     if not n:
         return rowwise_case(x, call, x, x)
-    return rowwise_case(x, call, spec.layer_norm(float64(x), float64(w), float64(b), eps),
-                        bounds.layer_norm_bound(x, w, b, eps))  # fmt: skip
+    return rowwise_case(
+        x, call, spec.layer_norm(float64(x), float64(w), float64(b), eps), bounds.layer_norm_bound(x, w, b, eps)
+    )
 
 
 def rotary_case(n: int, n_rows: int, flavour: str, rng: Rng, n_head: int = 3) -> Case:

@@ -54,17 +54,33 @@ GOOD = {
     "gelu": lambda: {"x": floats(N, C), "out": floats(N, C)},
     "softmax": lambda: {"x": floats(N, C), "out": floats(N, C)},
     "row_sum": lambda: {"x": floats(N, C)},
-    "rotary": lambda: {"x": floats(N, HEADS, D), "cos": rotary_tables(2, 9)[0], "sin": rotary_tables(2, 9)[1],
-                       "positions": indices(0, 1, 2, 3, 8), "out": floats(N, HEADS, D)},
-    "kv_append": lambda: {"k": floats(N, HEADS, D), "v": floats(N, HEADS, D), **caches(),
-                          "positions": indices(0, 1, 2, 3, 31), "slots": indices(0, 0, 0, 1, 1)},
-    "attention": lambda: {"q": floats(N, HEADS, D), **caches(), "tiles": query_tiles(indices(0, 0, 0, 1, 1)),
-                          "n_visible": indices(1, 2, 3, 4, 32), "out": floats(N, HEADS, D),
-                          "pattern": floats(HEADS, N, 32), "scratch": floats(4, 8, 32)},
+    "rotary": lambda: {
+        "x": floats(N, HEADS, D),
+        "cos": rotary_tables(2, 9)[0],
+        "sin": rotary_tables(2, 9)[1],
+        "positions": indices(0, 1, 2, 3, 8),
+        "out": floats(N, HEADS, D),
+    },
+    "kv_append": lambda: {
+        "k": floats(N, HEADS, D),
+        "v": floats(N, HEADS, D),
+        **caches(),
+        "positions": indices(0, 1, 2, 3, 31),
+        "slots": indices(0, 0, 0, 1, 1),
+    },
+    "attention": lambda: {
+        "q": floats(N, HEADS, D),
+        **caches(),
+        "tiles": query_tiles(indices(0, 0, 0, 1, 1)),
+        "n_visible": indices(1, 2, 3, 4, 32),
+        "out": floats(N, HEADS, D),
+        "pattern": floats(HEADS, N, 32),
+        "scratch": floats(4, 8, 32),
+    },
     "pack": lambda: {"w": floats(F, C)},
     "quantise": lambda: {"w": floats(F, C), "kind": "q4"},
     "digests": lambda: {"words": np.ones(70, np.uint32), "piece_words": 20, "out": np.ones(4, np.uint64)},
-}  # fmt: skip
+}
 OPS = {
     f.__name__: f
     for group in (
@@ -101,18 +117,57 @@ def tiles(*rows: tuple[int, int, int]) -> np.ndarray:
     return np.array(list(rows), QUERY_TILE)
 
 
-FLOAT_ARRAYS = [("quantise_rows", "x"), ("residual", "x"), ("residual", "a"), ("residual", "b"), ("residual", "out"),
-                ("linear", "x"), ("linear", "bias"), ("linear", "out"), ("embedding", "out"), ("layer_norm", "x"),
-                ("layer_norm", "w"), ("layer_norm", "b"), ("layer_norm", "out"), ("gelu", "x"), ("gelu", "out"),
-                ("softmax", "x"), ("softmax", "out"), ("row_sum", "x"), ("rotary", "x"), ("rotary", "cos"),
-                ("rotary", "sin"), ("rotary", "out"), ("kv_append", "k"), ("kv_append", "v"), ("attention", "q"),
-                ("attention", "out"), ("attention", "pattern"), ("attention", "scratch")]  # fmt: skip
-STORED_ARRAYS = [("embedding", "table"), ("pack", "w"), ("quantise", "w"), ("kv_append", "k_cache"),
-                 ("kv_append", "v_cache"), ("attention", "k_cache"), ("attention", "v_cache")]  # fmt: skip
-INDEX_ARRAYS = [("embedding", "ids"), ("rotary", "positions"), ("kv_append", "positions"), ("kv_append", "slots"),
-                ("attention", "n_visible")]  # fmt: skip
-OUTPUTS = [(op, name) for op, name in FLOAT_ARRAYS + STORED_ARRAYS if name in (*WRITTEN, "scratch") and
-           not (op == "attention" and name.endswith("cache"))]  # fmt: skip
+FLOAT_ARRAYS = [
+    ("quantise_rows", "x"),
+    ("residual", "x"),
+    ("residual", "a"),
+    ("residual", "b"),
+    ("residual", "out"),
+    ("linear", "x"),
+    ("linear", "bias"),
+    ("linear", "out"),
+    ("embedding", "out"),
+    ("layer_norm", "x"),
+    ("layer_norm", "w"),
+    ("layer_norm", "b"),
+    ("layer_norm", "out"),
+    ("gelu", "x"),
+    ("gelu", "out"),
+    ("softmax", "x"),
+    ("softmax", "out"),
+    ("row_sum", "x"),
+    ("rotary", "x"),
+    ("rotary", "cos"),
+    ("rotary", "sin"),
+    ("rotary", "out"),
+    ("kv_append", "k"),
+    ("kv_append", "v"),
+    ("attention", "q"),
+    ("attention", "out"),
+    ("attention", "pattern"),
+    ("attention", "scratch"),
+]
+STORED_ARRAYS = [
+    ("embedding", "table"),
+    ("pack", "w"),
+    ("quantise", "w"),
+    ("kv_append", "k_cache"),
+    ("kv_append", "v_cache"),
+    ("attention", "k_cache"),
+    ("attention", "v_cache"),
+]
+INDEX_ARRAYS = [
+    ("embedding", "ids"),
+    ("rotary", "positions"),
+    ("kv_append", "positions"),
+    ("kv_append", "slots"),
+    ("attention", "n_visible"),
+]
+OUTPUTS = [
+    (op, name)
+    for op, name in FLOAT_ARRAYS + STORED_ARRAYS
+    if name in (*WRITTEN, "scratch") and not (op == "attention" and name.endswith("cache"))
+]
 
 CHANGES = {
     "of one dimension more": lambda x: x[None],
@@ -120,12 +175,22 @@ CHANGES = {
     "strided": strided,
     "at an odd address": shifted,
 }
-HARMLESS = {("pack", "w", "longer"), ("pack", "w", "at an odd address"),
-            ("quantise", "w", "longer"), ("quantise", "w", "at an odd address"), ("embedding", "table", "longer"),
-            ("row_sum", "x", "longer"), ("attention", "scratch", "longer")}  # fmt: skip
+HARMLESS = {
+    ("pack", "w", "longer"),
+    ("pack", "w", "at an odd address"),
+    ("quantise", "w", "longer"),
+    ("quantise", "w", "at an odd address"),
+    ("embedding", "table", "longer"),
+    ("row_sum", "x", "longer"),
+    ("attention", "scratch", "longer"),
+}
 FAULTS = [
-    *((op, name, what, change) for op, name in FLOAT_ARRAYS + STORED_ARRAYS + INDEX_ARRAYS
-      for what, change in CHANGES.items() if (op, name, what) not in HARMLESS),
+    *(
+        (op, name, what, change)
+        for op, name in FLOAT_ARRAYS + STORED_ARRAYS + INDEX_ARRAYS
+        for what, change in CHANGES.items()
+        if (op, name, what) not in HARMLESS
+    ),
     *((op, name, "of float64", lambda x: x.astype(np.float64)) for op, name in FLOAT_ARRAYS + STORED_ARRAYS),
     *((op, name, "of int8", lambda x: x.astype(np.int8)) for op, name in FLOAT_ARRAYS + STORED_ARRAYS),
     *((op, name, "big-endian", lambda x: x.astype(">f4")) for op, name in FLOAT_ARRAYS + STORED_ARRAYS),
@@ -170,7 +235,7 @@ FAULTS = [
     ("digests", "out", "of int64", lambda x: x.astype(np.int64)),
     ("rotary", "cos", "odd", lambda x: floats(9, 3)),
     ("rotary", "cos", "wider than a head", lambda x: floats(9, 6)),
-]  # fmt: skip
+]
 
 
 def call(op: str, arguments: dict) -> None:
@@ -226,11 +291,22 @@ def test_query_tiles_cover_neighbours_of_one_sequence(slots):
 
 @pytest.mark.parametrize("op", GOOD)
 def test_no_rows_are_no_work(op):
-    empty = {"quantise_rows": ("x", "out"), "residual": ("x", "a", "b", "out"), "linear": ("x", "out"),
-             "embedding": ("ids", "out"), "layer_norm": ("x", "out"), "gelu": ("x", "out"), "softmax": ("x", "out"),
-             "row_sum": ("x",), "rotary": ("x", "positions", "out"), "kv_append": ("k", "v", "positions", "slots"),
-             "attention": ("q", "tiles", "n_visible", "out"), "pack": ("w",),
-             "quantise": ("w",), "digests": ("words", "out")}[op]  # fmt: skip
+    empty = {
+        "quantise_rows": ("x", "out"),
+        "residual": ("x", "a", "b", "out"),
+        "linear": ("x", "out"),
+        "embedding": ("ids", "out"),
+        "layer_norm": ("x", "out"),
+        "gelu": ("x", "out"),
+        "softmax": ("x", "out"),
+        "row_sum": ("x",),
+        "rotary": ("x", "positions", "out"),
+        "kv_append": ("k", "v", "positions", "slots"),
+        "attention": ("q", "tiles", "n_visible", "out"),
+        "pack": ("w",),
+        "quantise": ("w",),
+        "digests": ("words", "out"),
+    }[op]
     arguments = GOOD[op]()
     arguments |= {name: arguments[name][:0] for name in empty}
     if op == "attention":

@@ -23,8 +23,14 @@ def run_python(code: str, timeout: float = 60, **environment: str) -> str:
     inherited = {name: value for name, value in os.environ.items() if name != "REFGPT_ISA"}
     path = os.pathsep.join([str(Path(refgpt.__file__).parents[1]), inherited.get("PYTHONPATH", "")])
     environment = inherited | {"PYTHONPATH": path} | environment
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     try:
         return process.communicate(timeout=timeout)[0]
     except subprocess.TimeoutExpired:

@@ -299,8 +299,9 @@ def test_softmax_of_minus_infinity_is_zero_and_of_nan_is_nan(kernel):
 
 @each("gelu")
 def test_gelu_over_a_wide_range(kernel):
-    x = np.concatenate([np.linspace(-15, 15, 60001), np.geomspace(1e-45, 1e18, 3000), -np.geomspace(1e-45, 1e18, 3000),
-                        [0.0, -0.0]]).astype(np.float32)[None]  # fmt: skip
+    x = np.concatenate(
+        [np.linspace(-15, 15, 60001), np.geomspace(1e-45, 1e18, 3000), -np.geomspace(1e-45, 1e18, 3000), [0.0, -0.0]]
+    ).astype(np.float32)[None]
     got = gelu(x, kernel=kernel)
     assert_same_bits(got, gelu(x, kernel=SCALAR["gelu"]))
     assert (np.abs(got - spec.gelu(x.astype(np.float64))) <= bounds.gelu_bound(x)).all()

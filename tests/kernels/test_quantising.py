@@ -63,8 +63,16 @@ def test_a_matrix_quantised_in_parts_is_the_whole(kind):
     assert panels.data.tobytes() == quantise(w, kind).data.tobytes()
 
 
-@pytest.mark.parametrize("out", [Panels.zeros("q8", 20, 12), Panels.zeros("q4", 20, 13), Panels.zeros("q4", 36, 12),
-                                 Panels.zeros("f32", 20, 13), Panels.zeros("f32", 36, 12)])  # fmt: skip
+@pytest.mark.parametrize(
+    "out",
+    [
+        Panels.zeros("q8", 20, 12),
+        Panels.zeros("q4", 20, 13),
+        Panels.zeros("q4", 36, 12),
+        Panels.zeros("f32", 20, 13),
+        Panels.zeros("f32", 36, 12),
+    ],
+)
 def test_other_panels_are_refused(out):
     with pytest.raises(KernelError, match="other panels"):
         quantise(np.ones((20, 12), np.float32), "q4", out)

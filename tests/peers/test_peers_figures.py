@@ -24,12 +24,16 @@ def results(rates: dict[str, list[float | None]], **yardstick: float) -> dict[st
     """Some engines' rates in successive rounds of a group called "g"; None is a round that an engine missed."""
     n_rounds = max(map(len, rates.values()))
     return {
-        "records": [{"engine": name, "round": n, "what": "prefill 32", "tokens/s": found}
-                    for name, row in rates.items() for n, found in enumerate(row) if found is not None],
+        "records": [
+            {"engine": name, "round": n, "what": "prefill 32", "tokens/s": found}
+            for name, row in rates.items()
+            for n, found in enumerate(row)
+            if found is not None
+        ],
         "yardsticks": [{"group": "g", "round": n, **yardstick} for n in range(-1, n_rounds)],
         "groups": [{"title": "g", "engines": list(rates)}],
         "engines": {name: {"n_bytes": 2_000_000_000, "threads": 2} for name in rates},
-    }  # fmt: skip
+    }
 
 
 def test_answers_become_tokens_a_second():
@@ -112,8 +116,10 @@ def test_engines_can_be_chosen():
     some = chosen(groups(2), "q4_0, refgpt f")
     assert [[e.name for e in group.engines] for group in some] == [
         ["llama.cpp Q4_0", "llama.cpp Q4_0 pure", "ctransformers q4_0"],
-        ["llama.cpp Q4_0, 1 thread"], ["refgpt f16"], ["refgpt f32"],
-    ]  # fmt: skip
+        ["llama.cpp Q4_0, 1 thread"],
+        ["refgpt f16"],
+        ["refgpt f32"],
+    ]
     assert forms_of(some) == [
         "gptj",
         "reference.npy",

@@ -61,8 +61,10 @@ def test_numbers_do_not_depend_on_the_pieces(tmp_path: Path, written: Path, monk
 
 def test_weights_have_sane_magnitudes_and_differ():
     config = tiny_config(n_layer=1, d_model=256, n_head=4, d_ff=1024)
-    leaves = {name: np.concatenate(list(checkpoint.pieces(name, shape, 0))).astype(np.float64)
-              for name, shape in leaf_shapes(config).items()}  # fmt: skip
+    leaves = {
+        name: np.concatenate(list(checkpoint.pieces(name, shape, 0))).astype(np.float64)
+        for name, shape in leaf_shapes(config).items()
+    }
     for name, leaf in leaves.items():
         assert 0.015 < leaf.std() < 0.025, name
         assert abs(leaf.mean() - name.endswith("ln_w")) < 0.005, name

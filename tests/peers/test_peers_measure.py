@@ -124,8 +124,14 @@ runpy.run_module("benchmarks.peers.worker", run_name="__main__")
 
 
 def test_what_a_library_prints_is_no_answer():
-    run = subprocess.run([sys.executable, "-c", NOISY], cwd=ROOT, capture_output=True, text=True, timeout=60,
-                         input=json.dumps(QUESTIONS[0]) + "\n")  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", NOISY],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        input=json.dumps(QUESTIONS[0]) + "\n",
+    )
     loaded, answer = map(json.loads, run.stdout.splitlines())
     assert loaded["about"] == {}
     assert (answer["prefill"], answer["decode"]) == (1.0, 2.0)
@@ -153,9 +159,14 @@ def test_the_peak_is_measured_where_there_is_a_compiler(tmp_path: Path):
 
 def test_the_command_explains_itself_without_any_package():
     """Before there is an environment the interpreter may have nothing but itself."""
-    command = [sys.executable, "-I", "-S", "-c",
-               f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[1:] = ['--help']; "
-               "import runpy; runpy.run_module('benchmarks.peers', run_name='__main__')"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[1:] = ['--help']; "
+        "import runpy; runpy.run_module('benchmarks.peers', run_name='__main__')",
+    ]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     assert "--dir" in run.stdout

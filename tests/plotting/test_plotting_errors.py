@@ -56,7 +56,7 @@ CASES = [
     (lambda: plotting.token_lines({"a": [1, 2], "b": [1]}), "values: .*got a: 2, b: 1"),
     (lambda: plotting.token_lines([1, 2], ["a", None]), "tokens: are no texts; got NoneType None"),
     (lambda: plotting.token_lines([1, 2], ["a"]), "tokens: .*got 1 labels"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("draw", "said"), CASES)

@@ -20,9 +20,18 @@ except ImportError:  # a test environment of one's own
     webdriver = None
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
-         "--host-resolver-rules=MAP * ~NOTFOUND")  # fmt: skip
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-extensions",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+)
 
 
 def start() -> Iterator[Browser]:
@@ -31,8 +40,10 @@ def start() -> Iterator[Browser]:
         pytest.skip("selenium is not installed")
     found, driver = next(filter(None, map(shutil.which, BROWSERS)), None), shutil.which("chromedriver")
     if found is None or driver is None:
-        pytest.skip(f"there is no {'chromium' if found is None else 'chromedriver'} on this machine "
-                    "(Debian: apt-get install chromium chromium-driver)")  # fmt: skip
+        pytest.skip(
+            f"there is no {'chromium' if found is None else 'chromedriver'} on this machine "
+            "(Debian: apt-get install chromium chromium-driver)"
+        )
     options = Options()
     options.binary_location = found
     for flag in FLAGS:

@@ -23,12 +23,37 @@ PROMPT = (
 
 #: Tokens that would do harm, or show nothing, if they were printed as they are.
 EVIL = [
-    b"</script><script>document.title = 'taken'</script>", b"<img src=x onerror=\"document.title='taken'\">",
-    b"<!--<script>", b"]]>", b"&lt;b&gt;", b"</style><b>", b"$data ${title} $$", b"'\"`\\u003c", "\u2028".encode(),
-    "\u2029".encode(), "\u202eevil".encode(), "\u2066".encode(), "\u200b".encode(), "\ufeff".encode(), b"\x00", b"\x1b",
-    b"\x7f", b"\xe2\x80", b"\x9c", b"\xff", b" ", b"  a", b"\n", b"\r\n", b"\t", "\u00a0".encode(), "\u0301".encode(),
-    "\u05e9\u05dc\u05d5\u05dd".encode(), b"x" * 4000, b"",
-]  # fmt: skip
+    b"</script><script>document.title = 'taken'</script>",
+    b"<img src=x onerror=\"document.title='taken'\">",
+    b"<!--<script>",
+    b"]]>",
+    b"&lt;b&gt;",
+    b"</style><b>",
+    b"$data ${title} $$",
+    b"'\"`\\u003c",
+    "\u2028".encode(),
+    "\u2029".encode(),
+    "\u202eevil".encode(),
+    "\u2066".encode(),
+    "\u200b".encode(),
+    "\ufeff".encode(),
+    b"\x00",
+    b"\x1b",
+    b"\x7f",
+    b"\xe2\x80",
+    b"\x9c",
+    b"\xff",
+    b" ",
+    b"  a",
+    b"\n",
+    b"\r\n",
+    b"\t",
+    "\u00a0".encode(),
+    "\u0301".encode(),
+    "\u05e9\u05dc\u05d5\u05dd".encode(),
+    b"x" * 4000,
+    b"",
+]
 
 
 class EvilTokenizer(Tokenizer):
@@ -50,8 +75,9 @@ def paged(folder: Path, name: str, model: Any, ids: list[int], prefix_len: int =
     path = folder / f"{name}.html"
     path.write_text(build_report(model, ids, prefix_len), encoding="utf-8")
     trace = model.trace(ids, prefix_len)
-    return SimpleNamespace(path=path, model=model, ids=ids, prefix_len=prefix_len, trace=trace,
-                           p=np.exp(log_softmax(trace["logits"])))  # fmt: skip
+    return SimpleNamespace(
+        path=path, model=model, ids=ids, prefix_len=prefix_len, trace=trace, p=np.exp(log_softmax(trace["logits"]))
+    )
 
 
 def data_of(page: str) -> dict[str, Any]:

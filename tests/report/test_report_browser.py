@@ -50,7 +50,8 @@ def test_tokens_show_what_else_was_likely(browser, request, name, how):
             continue
         token_id = page.ids[t]
         assert browser.js("return document.querySelector('#token-panel h3').textContent") == (
-            f"Position {t}: {shown(page.model, token_id)}")  # fmt: skip
+            f"Position {t}: {shown(page.model, token_id)}"
+        )
         assert f"id {token_id}, bytes" in browser.text("#token-panel")
         if t == 0:
             assert browser.rows("#token-panel") == [] and "Nothing comes before it" in browser.text("#token-panel")
@@ -167,9 +168,11 @@ def test_the_map(browser, request, name):
     assert (dots[..., 3] == np.where(may, 255, 0)).all()
     assert np.abs(dots[..., :3] - want)[may].max() <= 1
     # A thumb is the map in at most 32 dots, the darkest of each square.
-    thumb = browser.js("""const canvas = document.querySelectorAll('#heads canvas')[arguments[0]];
+    thumb = browser.js(
+        """const canvas = document.querySelectorAll('#heads canvas')[arguments[0]];
         return [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data]""",
-        page.model.config.n_head + 2)  # fmt: skip
+        page.model.config.n_head + 2,
+    )
     size = min(n, 32)
     thumb, edges = np.array(thumb).reshape(size, size, 4), [i * n // size for i in range(size + 1)]
     for row, column in [(0, 0), (9, 3), (size - 1, 5), (5, size - 1)]:
@@ -208,8 +211,10 @@ def test_the_attribution(browser, request, name):
     browser.open(page.path)
     found = tracing.logit_attribution(page.model, page.ids, prefix_len=page.prefix_len)
     token = shown(page.model, found.token)
-    assert browser.text("#attribution-sum") == (f"The likeliest next token is {token}: its terms sum to "
-        f"{signed(found.total)}; the engine computed {signed(found.logit)}.")  # fmt: skip
+    assert browser.text("#attribution-sum") == (
+        f"The likeliest next token is {token}: its terms sum to "
+        f"{signed(found.total)}; the engine computed {signed(found.logit)}."
+    )
     terms = [("embedding", found.embed)]
     for layer, (heads, mlp) in enumerate(zip(found.heads, found.mlps, strict=True)):
         terms += [(f"layer {layer}, head {head}", value) for head, value in enumerate(heads)]
@@ -220,9 +225,12 @@ def test_the_attribution(browser, request, name):
     values = np.array([value for _, value in terms])
     assert abs(values.sum() - found.logit) < 1e-4
     # Heights, measured as they are drawn.
-    boxes = browser.js("""return arguments[0].map((bar) => {
+    boxes = browser.js(
+        """return arguments[0].map((bar) => {
         const [whole, part] = [bar, bar.firstChild].map((e) => e.getBoundingClientRect());
-        return [(part.top - whole.top) / whole.height, part.height / whole.height]; })""", bars)  # fmt: skip
+        return [(part.top - whole.top) / whole.height, part.height / whole.height]; })""",
+        bars,
+    )
     top, span = max(0, values.max()), max(0, values.max()) - min(0, values.min())
     assert np.abs(np.array(boxes)[:, 0] - (top - np.maximum(values, 0)) / span).max() < 0.01
     assert np.abs(np.array(boxes)[:, 1] - np.abs(values) / span).max() < 0.01

@@ -87,8 +87,15 @@ def test_the_lens_and_the_attribution_are_those_of_tracing(causal):
     assert (best[..., 0] == logits.argmax(-1)).all()
     assert (p == np.take_along_axis(np.exp(log_softmax(logits)), best.astype(int), -1).astype(np.float32)).all()
     want, found = tracing.logit_attribution(causal, IDS, prefix_len=3), data["attribution"]
-    assert found == {"token": want.token, "embed": want.embed, "heads": want.heads.tolist(), "bias": want.bias,
-                     "mlps": want.mlps.tolist(), "total": want.total, "logit": want.logit}  # fmt: skip
+    assert found == {
+        "token": want.token,
+        "embed": want.embed,
+        "heads": want.heads.tolist(),
+        "bias": want.bias,
+        "mlps": want.mlps.tolist(),
+        "total": want.total,
+        "logit": want.logit,
+    }
     terms = found["embed"] + np.sum(found["heads"]) + np.sum(found["mlps"]) + found["bias"]
     assert abs(terms - found["logit"]) < 1e-5
 

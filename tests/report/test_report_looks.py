@@ -139,8 +139,13 @@ def test_the_policy_is_in_force(browser, tale):
 def test_names_and_roles(browser, request, name):
     """What assistive software is told: every widget has a name, every choice one chosen, each group one tab stop."""
     browser.open(request.getfixturevalue(name).path)
-    groups = {"#token-strip": "aria-selected", "#attention-strip": "aria-selected", "#heads": "aria-checked",
-              "#lens-box table": "aria-selected", "#bars-box .bars": "aria-selected"}  # fmt: skip
+    groups = {
+        "#token-strip": "aria-selected",
+        "#attention-strip": "aria-selected",
+        "#heads": "aria-checked",
+        "#lens-box table": "aria-selected",
+        "#bars-box .bars": "aria-selected",
+    }
     for group, state in groups.items():
         assert browser.one(group).get_attribute("aria-label")
         assert len(browser.all(f"{group} [{state}=true]")) == len(browser.all(f"{group} [tabindex='0']")) == 1
@@ -164,8 +169,11 @@ def test_a_tap_on_a_telephone(browser, tale):
         item = browser.all("#token-strip [role=option]")[5]
         browser.js("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", item)
         box = item.size
-        x, y = browser.js("""const box = arguments[0].getBoundingClientRect();
-            return [box.x + box.width / 2, box.y + box.height / 2]""", item)  # fmt: skip
+        x, y = browser.js(
+            """const box = arguments[0].getBoundingClientRect();
+            return [box.x + box.width / 2, box.y + box.height / 2]""",
+            item,
+        )
         for kind, points in (("touchStart", [{"x": x, "y": y}]), ("touchEnd", [])):
             browser.chrome.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
         assert box["width"] >= 24 and box["height"] >= 24  # WCAG 2.2, target size

@@ -83,11 +83,16 @@ def test_characters_that_mislead_an_eye_are_nowhere_in_the_file(evil):
 
 
 def test_the_policy_allows_this_style_and_this_program_alone(evil):
-    (policy,) = (a["content"] for tag, a in Outline(build_report(evil, [0])).elements
-                 if a.get("http-equiv") == "Content-Security-Policy")  # fmt: skip
+    (policy,) = (
+        a["content"]
+        for tag, a in Outline(build_report(evil, [0])).elements
+        if a.get("http-equiv") == "Content-Security-Policy"
+    )
     digest = {kind: base64.b64encode(hashlib.sha256(source(kind).encode()).digest()).decode() for kind in ("js", "css")}
-    assert policy == (f"default-src 'none'; script-src 'sha256-{digest['js']}'; style-src 'sha256-{digest['css']}'; "
-                      "base-uri 'none'; form-action 'none'")  # fmt: skip
+    assert policy == (
+        f"default-src 'none'; script-src 'sha256-{digest['js']}'; style-src 'sha256-{digest['css']}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
 def test_nothing_of_the_sources_ends_them_or_fetches():

@@ -84,8 +84,11 @@ def test_scores_of_rotated_rows_depend_on_distance_alone(d_rotary):
     place = np.array([0, 1, 17, 900, 2040])
 
     def scores(distance):
-        return np.sum(rotate_pairs(np.repeat(q, 5, 0), place + distance, d_rotary)
-                      * rotate_pairs(np.repeat(k, 5, 0), place, d_rotary), axis=(1, 2))  # fmt: skip
+        return np.sum(
+            rotate_pairs(np.repeat(q, 5, 0), place + distance, d_rotary)
+            * rotate_pairs(np.repeat(k, 5, 0), place, d_rotary),
+            axis=(1, 2),
+        )
 
     for distance in (0, 1, 7):
         assert np.allclose(scores(distance), scores(distance)[0], atol=1e-11)

@@ -50,9 +50,15 @@ def sentencepiece_models() -> dict[str, bytes]:
     for name, flags in SENTENCEPIECE_FLAGS.items():
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(SENTENCES), model_writer=model, vocab_size=340, model_type="bpe", byte_fallback=True,
-            normalization_rule_name="identity", minloglevel=2, **flags,
-        )  # fmt: skip
+            sentence_iterator=iter(SENTENCES),
+            model_writer=model,
+            vocab_size=340,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            minloglevel=2,
+            **flags,
+        )
         made[name] = model.getvalue()
     return made
 

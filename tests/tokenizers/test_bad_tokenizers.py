@@ -182,8 +182,15 @@ def set_in(*keys_and_value):
 
 
 def added(**fields):
-    whole = {"id": 320, "content": "<new>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-             "special": True}  # fmt: skip
+    whole = {
+        "id": 320,
+        "content": "<new>",
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
     return lambda table: table["added_tokens"].append({k: v for k, v in (whole | fields).items() if v is not ...})
 
 

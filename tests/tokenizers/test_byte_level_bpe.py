@@ -93,8 +93,10 @@ def gptj_like(trained, tmp_path_factory):
 def test_gptjs_extra_tokens(gptj_like, byte_level):
     assert gptj_like.n_vocab == 320 + 143
     assert gptj_like.encode("the <|extratoken_143|>end") == [
-        *byte_level.encode("the "), 320 + 142, *byte_level.encode("end")
-    ]  # fmt: skip
+        *byte_level.encode("the "),
+        320 + 142,
+        *byte_level.encode("end"),
+    ]
     assert gptj_like.decode([320, 462, 0]) == "<|extratoken_1|><|extratoken_143|><|endoftext|>"
 
 

@@ -81,9 +81,14 @@ def test_eos(named, want, sentencepiece_models, libraries, tmp_path):
 
 def test_a_model_without_eos(tmp_path):
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a toad and a duck"]), model_prefix=str(tmp_path / "tokenizer"), vocab_size=20,
-        model_type="bpe", bos_id=-1, eos_id=-1, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(["a toad and a duck"]),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=20,
+        model_type="bpe",
+        bos_id=-1,
+        eos_id=-1,
+        minloglevel=2,
+    )
     assert load_tokenizer(tmp_path).eos_id is None
 
 

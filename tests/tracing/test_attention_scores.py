@@ -24,13 +24,17 @@ from refgpt.tracing import (
 )
 
 #: One head over five positions.
-PATTERN = np.array([[
-    [1.00, 0.00, 0.00, 0.00, 0.00],
-    [0.30, 0.70, 0.00, 0.00, 0.00],
-    [0.20, 0.30, 0.50, 0.00, 0.00],
-    [0.10, 0.60, 0.10, 0.20, 0.00],
-    [0.05, 0.15, 0.20, 0.20, 0.40],
-]])  # fmt: skip
+PATTERN = np.array(
+    [
+        [
+            [1.00, 0.00, 0.00, 0.00, 0.00],
+            [0.30, 0.70, 0.00, 0.00, 0.00],
+            [0.20, 0.30, 0.50, 0.00, 0.00],
+            [0.10, 0.60, 0.10, 0.20, 0.00],
+            [0.05, 0.15, 0.20, 0.20, 0.40],
+        ]
+    ]
+)
 
 
 def test_by_hand():
@@ -78,8 +82,11 @@ def test_a_head_made_to_find_its_own_token_is_a_duplicate_token_head():
     match[2:32, :30] = 12 * np.eye(30)  # head 0: the token itself; head 1: nothing, so every key alike
     wte = np.zeros((32, 64), np.float32)
     wte[np.arange(32), np.arange(32)] = 1
-    blocks = (dataclasses.replace(params.blocks[0], wq=match, wk=match, ln_w=np.ones(64, np.float32),
-                                  ln_b=np.zeros(64, np.float32)),)  # fmt: skip
+    blocks = (
+        dataclasses.replace(
+            params.blocks[0], wq=match, wk=match, ln_w=np.ones(64, np.float32), ln_b=np.zeros(64, np.float32)
+        ),
+    )
     params = dataclasses.replace(params, wte=wte, blocks=blocks)
     ids = [3, 7, 9, 3, 7, 9, 3, 7, 9]
     for engine in (Runtime(params, config, threads=1), refgpt.engine.SpecEngine(params, config)):

@@ -128,9 +128,13 @@ def test_text_is_encoded():
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [({"token": 61}, "token: cannot be used; got 61"), ({"against": -1}, "against: cannot be used; got -1"),
-     ({"position": 7}, "position: cannot be used; got 7"), ({"position": [0, 1]}, "position: cannot be used")],
-)  # fmt: skip
+    [
+        ({"token": 61}, "token: cannot be used; got 61"),
+        ({"against": -1}, "against: cannot be used; got -1"),
+        ({"position": 7}, "position: cannot be used; got 7"),
+        ({"position": [0, 1]}, "position: cannot be used"),
+    ],
+)
 def test_mistakes_are_named(arguments, said):
     with pytest.raises(GenerationError, match=said):
         logit_attribution(RUNTIME, IDS, **arguments)

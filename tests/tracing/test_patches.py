@@ -47,7 +47,7 @@ CASES = {
     "means of some": (mean_ablation(DONOR, "blocks.0.z", positions=[5, 6], heads=2), {"blocks.0.z"}),
     "the end": (zero_ablation("ln_final", positions=0), {"ln_final"}),
     "the answer": (zero_ablation("logits"), {"logits"}),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(params=ENGINES)
@@ -87,8 +87,10 @@ def test_float16_weights_and_cache_after_a_patched_pattern():
 
 def test_a_patched_pattern_mixes_what_the_cache_holds():
     engine = Runtime(PARAMS, CONFIG, threads=1, kv_dtype="f16")
-    clean, again = (record(engine, IDS, names="blocks.0.z", patch=patches)["blocks.0.z"]
-                    for patches in (None, {"blocks.0.pattern": np.copy}))  # fmt: skip
+    clean, again = (
+        record(engine, IDS, names="blocks.0.z", patch=patches)["blocks.0.z"]
+        for patches in (None, {"blocks.0.pattern": np.copy})
+    )
     assert 0 < np.abs(clean - again).max() <= 1e-6  # values that are not rounded to float16 are off by 1e-4
 
 
@@ -117,8 +119,9 @@ def test_only_the_places_named_are_replaced(engine):
     assert np.abs(got - DONOR[name])[places].max() <= 1e-6 and (got == clean[name])[~places].all()
     neurons = record(engine, IDS, names="blocks.0.mlp_post", patch=zero_neurons(0, [5, -2]))["blocks.0.mlp_post"]
     assert [f for f in range(80) if (neurons[:, f] == 0).all()] == [5, 78]
-    pattern = record(engine, IDS, names="blocks.0.pattern",
-                     patch=zero_ablation("blocks.0.pattern", positions=3, heads=1))["blocks.0.pattern"]  # fmt: skip
+    pattern = record(
+        engine, IDS, names="blocks.0.pattern", patch=zero_ablation("blocks.0.pattern", positions=3, heads=1)
+    )["blocks.0.pattern"]
     silent = np.argwhere(pattern.sum(axis=-1) == 0)
     assert silent.tolist() == [[1, 3]]
 
@@ -199,8 +202,9 @@ def test_what_a_trace_cannot_give_is_named(make, said):
 
 def test_the_default_model_without_its_first_attention_agrees_in_both_backends():
     text, patches = "Once upon a time there was a king.", [zero_ablation("blocks.0.attn_out"), zero_heads(3, [0, 2])]
-    ours, spec = (refgpt.load(backend=backend).trace(text, names="logits", patch=patches)["logits"]
-                  for backend in ("c", "numpy"))  # fmt: skip
+    ours, spec = (
+        refgpt.load(backend=backend).trace(text, names="logits", patch=patches)["logits"] for backend in ("c", "numpy")
+    )
     clean = refgpt.load().trace(text, names="logits")["logits"]
     assert np.abs(ours - spec).max() <= CLOSE * spec.std() < 0.1 * np.abs(clean - ours).max()
 

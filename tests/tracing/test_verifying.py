@@ -58,8 +58,7 @@ def test_the_runtime_with_float16_weights_and_cache():
 
 
 def test_an_engine_that_states_the_order_of_its_sums_is_held_to_it():
-    stated, any_order = (verify(engine, PARAMS, IDS) for engine in
-                         (RUNTIME, claiming(RUNTIME, sum_chunk=None)))  # fmt: skip
+    stated, any_order = (verify(engine, PARAMS, IDS) for engine in (RUNTIME, claiming(RUNTIME, sum_chunk=None)))
     tighter = {a.name.rpartition(".")[2] for a, b in zip(stated.taps, any_order.taps, strict=True) if a.bound < b.bound}
     assert tighter == {"mlp_out"}  # the one sum of this model that is longer than a chunk
 

@@ -42,9 +42,14 @@ class CTranslate2:
 
         start = time.perf_counter()
         self.generator.generate_batch(
-            [[f"<{i}>" for i in ids] for ids in prompts], beam_size=1, sampling_topk=1, include_prompt_in_result=False,
-            min_length=n_new + 1, max_length=n_new + 1, callback=arrived,
-        )  # fmt: skip
+            [[f"<{i}>" for i in ids] for ids in prompts],
+            beam_size=1,
+            sampling_topk=1,
+            include_prompt_in_result=False,
+            min_length=n_new + 1,
+            max_length=n_new + 1,
+            callback=arrived,
+        )
         if not all(arrivals):
             raise RuntimeError(f"{n_new + 1} steps were asked for, {sum(map(bool, arrivals))} came")
         return start, arrivals

@@ -20,8 +20,11 @@ class Transformers:
         torch.set_grad_enabled(False)
         self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[precision]).eval()
         self.n_bytes = sum(p.nbytes for p in self.model.parameters()) - self.model.get_input_embeddings().weight.nbytes
-        self.about = {"transformers": transformers.__version__, "torch": torch.__version__,
-                      "attention": self.model.config._attn_implementation}  # fmt: skip
+        self.about = {
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "attention": self.model.config._attn_implementation,
+        }
 
     def text(self, ids: Sequence[int], n_new: int) -> tuple[float, float]:
         return self._run([ids], n_new)
