@@ -18,8 +18,9 @@ from ggml_quantisers import with_ggml
 from likelihoods import log_probabilities
 
 import refgpt
-from refgpt.params import Params, widen
+from refgpt.numbers.leaves import widen
 from refgpt.runtime import Runtime
+from refgpt.spec.gptj import Params
 
 WINDOW = 512
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from refgpt import kernels
-from refgpt.panels import Panels
-from refgpt.params import BFLOAT16, widen
+from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.leaves import widen
+from refgpt.numbers.panels import Panels
 from refgpt.runtime.rotation import rotary_tables
 
 D_MODEL, D_FF, N_HEAD, D_HEAD, D_ROTARY, N_VOCAB, N_CTX = 4096, 16384, 16, 256, 64, 50400, 2048

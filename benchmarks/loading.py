@@ -29,8 +29,8 @@ import numpy as np
 
 from benchmarks.memory import peak_bytes
 from benchmarks.peers.checkpoint import config_json, gptj_config, pieces, stored_name
-from refgpt.config import ModelConfig
-from refgpt.params import leaf_shapes
+from refgpt import ModelConfig
+from refgpt.spec.gptj import leaf_shapes
 
 D_MODEL, D_FF, N_VOCAB = 4096, 16384, 50400
 PARAMS_JSON = {

@@ -13,8 +13,8 @@ import pytest
 from checkpoints.writers import config_json, state_dict, write_safetensors, write_torch
 
 import refgpt
-from refgpt.config import ModelConfig
-from refgpt.params import Params, leaf_shapes
+from refgpt import ModelConfig
+from refgpt.spec.gptj import Params, leaf_shapes
 
 N_NEW, N_PROMPT = 64, 256
 

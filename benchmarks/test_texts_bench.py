@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 import refgpt
-from refgpt.config import ModelConfig
-from refgpt.generation import GenerationParams, generate
-from refgpt.params import Params, leaf_shapes
+from refgpt import ModelConfig
+from refgpt.generation.loop import generate
+from refgpt.generation.params import GenerationParams
 from refgpt.runtime import Runtime
+from refgpt.spec.gptj import Params, leaf_shapes
 
 # GPT-J-6B's width and two of its blocks: enough to be bound by what bounds the whole.
 WIDE = ModelConfig(n_layer=2)

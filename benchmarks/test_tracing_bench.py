@@ -12,10 +12,10 @@ from statistics import median
 import numpy as np
 import pytest
 
-from refgpt.config import ModelConfig
-from refgpt.engine import SpecEngine
-from refgpt.params import Params, leaf_shapes
+from refgpt import ModelConfig
 from refgpt.runtime import Runtime
+from refgpt.runtime.spec_engine import SpecEngine
+from refgpt.spec.gptj import Params, leaf_shapes
 from refgpt.tracing import record
 
 CONFIG = ModelConfig(n_layer=2)

@@ -173,7 +173,7 @@ typedef struct {
     int64_t n_in, n_out;
 } refgpt_pack_args;
 
-/* Quantises a row-major matrix [n_out, n_in] as refgpt/quantisation.py writes it down, into the panels of refgpt/panels.py. No
+/* Quantises a row-major matrix [n_out, n_in] as refgpt/numbers/quantisation.py writes it down, into the panels of refgpt/numbers/panels.py. No
  * weight's magnitude exceeds 65504 * 7 (q4) or 65504 * 127 (q8). Items: panels. No multiplication is fused with an addition:
  * NumPy returns the same bits. */
 typedef struct {

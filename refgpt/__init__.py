@@ -6,9 +6,10 @@ model.generate("Once upon a time", max_new_tokens=40, seed=1).text
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
-from refgpt.config import ModelConfig
-from refgpt.errors import (
+from refgpt import _moved
+from refgpt._common.errors import (
     CheckpointError,
     ConfigError,
     DataError,
@@ -17,10 +18,16 @@ from refgpt.errors import (
     RefgptError,
     TokenizerError,
 )
-from refgpt.evaluation import Classification
+from refgpt._load import default_model_path, load
+from refgpt._model import Model
 from refgpt.generation import Generation, GenerationParams
-from refgpt.model import Model, default_model_path, load
+from refgpt.spec.gptj import Config as ModelConfig
 from refgpt.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from refgpt.evaluation import Classification
+
+_moved.install()
 
 try:
     __version__ = version("refgpt")
@@ -44,3 +51,11 @@ __all__ = [
     "load",
     "load_tokenizer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Classification":  # of a room that is loaded where it is used
+        from refgpt.evaluation import Classification
+
+        return Classification
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from refgpt.params import Leaf, Params, widen
-from refgpt.quantisation import kept_kind
+from refgpt.numbers.leaves import Leaf, widen
+from refgpt.numbers.packing import kept_kind
+from refgpt.spec.gptj import Params
 
 
 def q8_0(w: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import DTypeLike
 
-from refgpt.engine import Engine
+from refgpt.runtime.engine import Engine
 
 
 def log_probabilities(engine: Engine, windows: Sequence[Sequence[int]], dtype: DTypeLike = np.float64) -> np.ndarray:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from refgpt.checkpoints.gptj import KEYS, tensor_name
-from refgpt.config import ModelConfig
-from refgpt.params import Params
+from refgpt import ModelConfig
+from refgpt.checkpoints.families.gptj import KEYS, tensor_name
+from refgpt.spec.gptj import Params
 
 
 def write_model(

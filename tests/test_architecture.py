@@ -3,41 +3,74 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import refgpt
+from refgpt import _moved
 
 ROOT = Path(__file__).parents[1]
 
 #: From the ground up. A room imports from the rows above it in this list and from itself: never sideways, never up.
 FLOORS = [
-    {"errors", "wording"},
-    {"arguments", "file_names", "small_files", "checksums", "memory"},
-    {"config", "encoded", "vocabulary"},
-    {"params", "prompts"},
-    {"panels"},
-    {"spec", "kernels", "checkpoints", "tokenizers", "sampling", "drafting", "hub", "quantisation"},
-    {"engine", "runtime", "stopping"},
-    {"generation", "tracing", "benchmarking", "conversion"},
-    {"scoring", "plotting"},
-    {"evaluation"},
-    {"model"},
+    {"_common", "_moved"},
+    {"numbers"},
+    {"spec"},
+    {"tokenizers"},
+    {"kernels", "checkpoints"},
+    {"runtime", "conversion"},
+    {"generation"},
+    {"tracing"},
+    {"plotting", "evaluation"},
+    {"_model"},
+    {"_load"},
     {"__init__"},
-    {"report"},
+    {"inspect"},
     {"cli"},
     {"__main__"},
 ]
+
+#: The same within the large rooms, whose ``__init__`` is above all of a room's own.
+INNER_FLOORS = {
+    "numbers": [
+        {"dtypes", "encoded", "checksums"},
+        {"leaves", "finite"},
+        {"casting", "mapped", "panels"},
+        {"tree", "quantisation"},
+        {"packing"},
+    ],
+    "spec": [{"config", "masks", "ops", "positions", "taps"}, {"ids"}, {"gptj"}, {"families"}, {"bounds"}],
+    "checkpoints": [{"checkpoint", "files", "mask"}, {"families"}, {"layouts"}, {"open", "hub"}],
+    "runtime": [
+        {"engine", "batch", "buffers", "cache", "rotation", "taps"},
+        {"attend", "recorded", "spec_engine"},
+        {"gptj"},
+        {"families"},
+        {"session"},
+    ],
+    "generation": [
+        {"sampling", "stopping", "prompt_lookup"},
+        {"params"},
+        {"prompts"},
+        {"loop"},
+        {"scoring"},
+    ],
+}
 
 #: Rooms that a package from elsewhere may enter; NumPy may go anywhere, anything else nowhere.
 GUESTS = {
     "_refgpt_kernels": {"kernels"},
     "tokenizers": {"tokenizers"},
     "sentencepiece": {"tokenizers"},
-    "tqdm": {"cli", "tracing"},
-    "huggingface_hub": {"hub"},
+    "tqdm": {"_common", "cli"},
+    "huggingface_hub": {"checkpoints"},
     "zstandard": {"checkpoints"},
     "matplotlib": {"plotting"},
     "compression": {"checkpoints"},  # the standard library's, from Python 3.14
@@ -46,8 +79,8 @@ GUESTS = {
 MOST_LINES = 500
 
 
-def floor_of(room: str) -> int:
-    return next((n for n, rooms in enumerate(FLOORS) if room in rooms), -1)
+def floor_of(room: str, floors: list[set[str]]) -> int:
+    return next((n for n, rooms in enumerate(floors) if room in rooms), -1)
 
 
 def rooms_in(package: Path) -> dict[str, list[Path]]:
@@ -58,7 +91,7 @@ def rooms_in(package: Path) -> dict[str, list[Path]]:
     }
 
 
-def imported(source: str, package: str) -> Iterator[tuple[int, str]]:
+def imported(source: str, packages: set[str]) -> Iterator[tuple[int, str]]:
     """Line and dotted name of everything a module imports, wherever it does: at its top, in a function, for types only.
 
     ``from package import x`` counts as ``package.x``; relative imports count as "." and what follows.
@@ -68,39 +101,74 @@ def imported(source: str, package: str) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, name.name) for name in node.names)
         elif isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
-            names = [f"{module}.{name.name}" for name in node.names] if module == package else [module]
+            names = [f"{module}.{name.name}" for name in node.names] if module in packages else [module]
             yield from ((node.lineno, name) for name in names)
 
 
-def faults_in(package: Path) -> list[str]:
-    """Every import of a package that breaks the rules of the house, and every room that has no floor."""
-    rooms = rooms_in(package)
-    faults = [f"{room}: on no floor" for room in rooms if floor_of(room) < 0]
+def faults_in(package: Path, floors: list[set[str]], name: str = "") -> list[str]:
+    """Every import within a package that goes up or sideways, and every room that has no floor.
+
+    Parameters
+    ----------
+    name : str, optional
+        The package's dotted name, if its folder's is not all of it.
+    """
+    name, rooms = name or package.name, rooms_in(package)
+    faults = [f"{room}: on no floor" for room in rooms if floor_of(room, floors) < 0]
     for room, paths in rooms.items():
         for path in paths:
-            for line, name in imported(path.read_text(encoding="utf-8"), package.name):
-                where, (top, _, rest) = f"{path.relative_to(package)}:{line}", name.partition(".")
-                if top == "":
-                    faults.append(f"{where}: relative import {name}")
-                elif top == package.name:
-                    target = rest.partition(".")[0]
-                    target = target if target in rooms else "__init__"
-                    if target != room and floor_of(target) >= floor_of(room):
-                        faults.append(f"{where}: {room} may not import {target}")
-                elif top not in sys.stdlib_module_names | {"numpy"} and room not in GUESTS.get(top, ()):
-                    faults.append(f"{where}: {top} may not enter {room}")
+            for line, target in imported(path.read_text(encoding="utf-8"), {name}):
+                where = f"{path.relative_to(package)}:{line}"
+                if target.startswith("."):
+                    faults.append(f"{where}: relative import {target}")
+                elif target == name or target.startswith(f"{name}."):
+                    inner = target.removeprefix(name).lstrip(".").partition(".")[0]
+                    inner = inner if inner in rooms else "__init__"
+                    if inner != room and floor_of(inner, floors) >= floor_of(room, floors):
+                        faults.append(f"{where}: {room} may not import {inner}")
     return faults
 
 
+def guests_in(package: Path) -> list[str]:
+    """Every import of a package from elsewhere in a room that it may not enter."""
+    return [
+        f"{path.relative_to(package)}:{line}: {top} may not enter {room}"
+        for room, paths in rooms_in(package).items()
+        for path in paths
+        for line, target in imported(path.read_text(encoding="utf-8"), {package.name})
+        if (top := target.partition(".")[0]) not in sys.stdlib_module_names | {"numpy", package.name, ""}
+        and room not in GUESTS.get(top, ())
+    ]
+
+
 def test_imports_go_down() -> None:
-    assert faults_in(ROOT / "refgpt") == []
+    assert faults_in(ROOT / "refgpt", FLOORS) == []
+    assert guests_in(ROOT / "refgpt") == []
+
+
+@pytest.mark.parametrize("room", INNER_FLOORS)
+def test_imports_go_down_within_large_rooms(room: str) -> None:
+    assert faults_in(ROOT / "refgpt" / room, [*INNER_FLOORS[room], {"__init__"}], f"refgpt.{room}") == []
+
+
+def test_the_root_is_no_corridor() -> None:
+    assert len(list((ROOT / "refgpt").glob("*.py"))) <= 6
+
+
+def test_importing_the_package_loads_what_load_and_generate_need() -> None:
+    code = "import sys, refgpt; print(*sorted(name for name in sys.modules if name.startswith('refgpt')))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    rooms = {name.split(".")[1] for name in loaded if "." in name}
+    assert "refgpt._load" in loaded and len(loaded) <= 60
+    assert not rooms & {"evaluation", "plotting", "tracing", "conversion", "inspect", "cli", "kernels"}
 
 
 def test_tests_need_no_torch() -> None:
     """PyTorch's word is in the goldens; only what records them (``record*.py``) imports it."""
     modules = [path for path in (ROOT / "tests").rglob("*.py") if not path.name.startswith("record")]
     for path in modules:
-        tops = {name.partition(".")[0] for _, name in imported(path.read_text(encoding="utf-8"), "refgpt")}
+        tops = {name.partition(".")[0] for _, name in imported(path.read_text(encoding="utf-8"), {"refgpt"})}
         assert not tops & {"torch", "transformers"}, path
 
 
@@ -118,15 +186,15 @@ def test_every_place_in_the_plan_is_built() -> None:
 @pytest.mark.parametrize(
     ("path", "source", "fault"),
     [
-        ("errors.py", "import refgpt.cli", "errors may not import cli"),
+        ("_common/errors.py", "import refgpt.cli", "_common may not import cli"),
         ("spec/gptj.py", "from refgpt.kernels import linear", "spec may not import kernels"),
         ("spec/gptj.py", "from refgpt import kernels", "spec may not import kernels"),
-        ("params.py", "from refgpt.prompts import check_ids", "params may not import prompts"),
-        ("engine.py", "from refgpt import load", "engine may not import __init__"),
-        ("engine.py", "import refgpt", "engine may not import __init__"),
+        ("tokenizers/base.py", "from refgpt.kernels import linear", "tokenizers may not import kernels"),
+        ("runtime/engine.py", "from refgpt import load", "runtime may not import __init__"),
+        ("runtime/engine.py", "import refgpt", "runtime may not import __init__"),
         ("spec/gptj.py", "import scipy.special", "scipy may not enter spec"),
-        ("cli.py", "def f():\n    import torch", "torch may not enter cli"),
-        ("model.py", "if TYPE_CHECKING:\n    from refgpt.cli import main", "model may not import cli"),
+        ("cli/main.py", "def f():\n    import torch", "torch may not enter cli"),
+        ("_model.py", "if TYPE_CHECKING:\n    from refgpt.cli import main", "_model may not import cli"),
         ("runtime/gptj.py", "from _refgpt_kernels import lib", "_refgpt_kernels may not enter runtime"),
         ("spec/gptj.py", "from .masks import causal_mask", "relative import .masks"),
         ("attic.py", "", "attic: on no floor"),
@@ -135,15 +203,25 @@ def test_every_place_in_the_plan_is_built() -> None:
 )
 def test_a_forbidden_import_is_found(tmp_path: Path, path: str, source: str, fault: str) -> None:
     package = tmp_path / "refgpt"
-    for room in ("errors", "params", "prompts", "engine", "model", "cli", "spec/gptj", "kernels/ops", "runtime/gptj"):
+    rooms = ("_model", "_common/errors", "spec/gptj", "tokenizers/base", "kernels/ops", "runtime/gptj", "cli/main")
+    for room in rooms:
         for file in (package / f"{room}.py", *([package / Path(room).parent / "__init__.py"] if "/" in room else [])):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("import json\nimport numpy as np\n")
-    assert faults_in(package) == []
+    assert faults_in(package, FLOORS) + guests_in(package) == []
     (package / path).parent.mkdir(exist_ok=True)
     (package / path).write_text(source)
-    (found,) = faults_in(package)
+    (found,) = faults_in(package, FLOORS) + guests_in(package)
     assert fault in found
+
+
+def test_a_forbidden_import_within_a_room_is_found(tmp_path: Path) -> None:
+    room = tmp_path / "refgpt" / "spec"
+    room.mkdir(parents=True)
+    (room / "masks.py").write_text("from refgpt.spec import gptj\n")
+    (room / "gptj.py").write_text("from refgpt.spec.masks import causal_mask\n")
+    (found,) = faults_in(room, [{"masks"}, {"gptj"}], "refgpt.spec")
+    assert found == "masks.py:1: masks may not import gptj"
 
 
 SHARED_C = sorted((ROOT / "csrc").glob("*.[ch]"))
@@ -185,3 +263,26 @@ def test_no_file_has_a_second_subject() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in sources}
     assert len(lengths) > 50
     assert {name: n for name, n in lengths.items() if n > MOST_LINES} == {}
+
+
+@pytest.mark.parametrize("former", _moved.MOVED)
+def test_former_names_can_still_be_imported(former: str) -> None:
+    module = importlib.import_module(f"refgpt.{former}")
+    for place in _moved.MOVED[former]:
+        there = importlib.import_module(f"refgpt.{place}".rstrip("."))
+        for name in vars(there):
+            if not name.startswith("_"):
+                assert hasattr(module, name)
+    with pytest.raises(AttributeError, match=f"refgpt.{former}"):
+        _ = module.no_such_name
+
+
+def test_former_names_give_what_is_there_now() -> None:
+    from refgpt.config import ModelConfig
+    from refgpt.model import Model, default_model_path
+    from refgpt.params import Params, check, widen
+
+    assert ModelConfig is refgpt.ModelConfig and Model is refgpt.Model
+    assert default_model_path is refgpt.default_model_path
+    assert Params is refgpt.spec.gptj.Params and check is refgpt.checkpoints.check_params
+    assert widen(np.zeros(2, np.float16)).dtype == np.float32

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny import random_params, tiny_config
 
-from refgpt.benchmarking import Measurement, measure
+from refgpt._common.errors import GenerationError
 from refgpt.cli import main
-from refgpt.errors import GenerationError
+from refgpt.evaluation.speed import Measurement, measure
 from refgpt.runtime import Runtime
 
 CONFIG = tiny_config(n_ctx=40)

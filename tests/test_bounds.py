@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import random_params, tiny_config
 
-from refgpt.errors import RefgptError
+from refgpt._common.errors import RefgptError
 from refgpt.spec import (
     Recorder,
     causal_mask,
@@ -19,7 +19,8 @@ from refgpt.spec import (
     softmax,
     tap_names,
 )
-from refgpt.tracing import bounds as b
+from refgpt.spec.bounds import ops as b
+from refgpt.spec.bounds import tap_bound
 
 RNG = np.random.default_rng(11)
 F32 = np.float32
@@ -334,7 +335,7 @@ def replay(trace, params, prefix_len=0, kv_dtype="f32"):
     shares = {}
 
     def force(name, want):
-        bound = np.broadcast_to(b.tap_bound(name, trace, params, CONFIG, prefix_len, kv_dtype), want.shape)
+        bound = np.broadcast_to(tap_bound(name, trace, params, CONFIG, prefix_len, kv_dtype), want.shape)
         shares[name] = inside(trace[name], want, bound)
         return trace[name]
 
@@ -378,19 +379,19 @@ def test_nan_is_outside():
 )
 def test_unknown_activations_are_named(name):
     with pytest.raises(RefgptError, match="no such activation"):
-        b.tap_bound(name, {}, random_params(CONFIG, 5), CONFIG)
+        tap_bound(name, {}, random_params(CONFIG, 5), CONFIG)
 
 
 def test_a_trace_that_lacks_an_input_is_named():
     with pytest.raises(
         RefgptError, match=r"blocks\.1\.ln: the trace lacks an activation; wanted blocks\.0\.resid_post"
     ):
-        b.tap_bound("blocks.1.ln", {}, random_params(CONFIG, 5), CONFIG)
+        tap_bound("blocks.1.ln", {}, random_params(CONFIG, 5), CONFIG)
 
 
 def test_an_unknown_cache_dtype_is_named():
     with pytest.raises(RefgptError, match="kv_dtype: unknown cache dtype; got 'i8'; wanted f32 or f16"):
-        b.tap_bound("logits", {}, random_params(CONFIG, 5), CONFIG, kv_dtype="i8")
+        tap_bound("logits", {}, random_params(CONFIG, 5), CONFIG, kv_dtype="i8")
 
 
 def test_chunked_sums_have_a_tighter_bound() -> None:

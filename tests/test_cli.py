@@ -19,9 +19,10 @@ from terminal import shown_on_terminal
 from tiny import random_params, tiny_config
 
 import refgpt
-from refgpt import cli, wording
+from refgpt import cli
+from refgpt._common import wording
+from refgpt._load import open_model, start
 from refgpt.cli import loading
-from refgpt.model import open_model, start
 from refgpt.runtime import Runtime
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)
@@ -143,8 +144,8 @@ def test_loading_options_reach_the_loader(path, monkeypatch, run):
 def test_a_model_is_opened_once(monkeypatch, run, command):
     opened = []
     for name in ("open_checkpoint", "find_tokenizer"):
-        function = getattr(refgpt.model, name)
-        monkeypatch.setattr(refgpt.model, name, lambda *given, f=function: opened.append(f.__name__) or f(*given))
+        function = getattr(refgpt._load, name)
+        monkeypatch.setattr(refgpt._load, name, lambda *given, f=function: opened.append(f.__name__) or f(*given))
     assert run(*command, "-n", 1).code == 0
     assert opened == ["open_checkpoint", "find_tokenizer"]
 

@@ -12,9 +12,9 @@ from terminal import shown_on_terminal
 
 import refgpt
 from refgpt import cli
+from refgpt._common.progress import counted
 from refgpt.cli import loading
 from refgpt.evaluation import DEMOS
-from refgpt.tracing.progress import counted
 
 TABLE = 'id,text,mood\n1,"Merry, he was.",glad\n2,She wept.,sad\n3,"A ""fine"" day\nat last",glad\n'
 

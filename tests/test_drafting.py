@@ -9,11 +9,12 @@ import pytest
 from runtime.models import LONG
 from tiny import random_params, tiny_config
 
-from refgpt.drafting import PromptLookup
-from refgpt.engine import SpecEngine
-from refgpt.errors import GenerationError
-from refgpt.generation import MOST_DRAFTED, GenerationParams, generate
+from refgpt._common.errors import GenerationError
+from refgpt.generation.loop import generate
+from refgpt.generation.params import MOST_DRAFTED, GenerationParams
+from refgpt.generation.prompt_lookup import PromptLookup
 from refgpt.runtime import Runtime
+from refgpt.runtime.spec_engine import SpecEngine
 
 
 def test_what_followed_the_last_tokens_before_is_the_guess():

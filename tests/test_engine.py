@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tiny import random_params, tiny_config
 
-from refgpt.engine import SpecEngine
-from refgpt.errors import GenerationError
+from refgpt._common.errors import GenerationError
+from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import forward
 
 CONFIG = tiny_config(n_ctx=12)

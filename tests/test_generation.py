@@ -11,21 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import random_params, tiny_config
 
-from refgpt import generation
-from refgpt.engine import SpecEngine
-from refgpt.errors import GenerationError
-from refgpt.generation import (
-    MOST_TOGETHER,
-    GenerationParams,
-    encode_prompt,
-    generate,
-    generate_events,
-    is_batch,
-    stream_text,
-)
-from refgpt.sampling import log_softmax
+from refgpt._common.errors import GenerationError
+from refgpt.generation import loop
+from refgpt.generation.loop import MOST_TOGETHER, generate, generate_events, stream_text
+from refgpt.generation.params import GenerationParams
+from refgpt.generation.prompts import encode_prompt, is_batch
+from refgpt.generation.sampling import log_softmax
+from refgpt.generation.stopping import Transcript
+from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import forward
-from refgpt.stopping import Transcript
 from refgpt.tokenizers import Tokenizer, load_tokenizer
 
 CONFIG = tiny_config(eos_id=0, bos_id=1, n_ctx=24)
@@ -143,7 +137,7 @@ def test_caches_together_stay_within_a_budget(kv_dtype, n_bytes, affordable, tog
     engine = Scripted([5, 6, 7, 0])
     engine.kv_dtype = kv_dtype
     one = 2 * CONFIG.n_layer * CONFIG.d_model * 10 * n_bytes  # a prompt of 1 and 9 new tokens
-    monkeypatch.setattr(generation, "MOST_CACHE", int(affordable * one))
+    monkeypatch.setattr(loop, "MOST_CACHE", int(affordable * one))
     got = run(model_of(engine), [[i] for i in range(5)], temperature=0, max_new_tokens=9)
     assert [one.ids for one in got] == [[5, 6, 7, 0]] * 5
     assert engine.n_seqs == together == max(engine.together)

@@ -21,7 +21,7 @@ from model_files import write_model, write_tokenizer
 from tiny import random_params, tiny_config
 
 import refgpt
-from refgpt import hub
+from refgpt.checkpoints import hub
 
 CONFIG = tiny_config()
 PARAMS = random_params(CONFIG, seed=2)

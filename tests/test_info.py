@@ -8,9 +8,9 @@ from checkpoints import ctranslate2_writer, ggml_writers, mesh_writer
 from model_files import write_model, write_tokenizer
 from tiny import random_params
 
-from refgpt import cli, memory
+from refgpt import ModelConfig, cli
+from refgpt._common import memory
 from refgpt.cli import inspecting
-from refgpt.config import ModelConfig
 
 
 @pytest.fixture

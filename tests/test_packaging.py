@@ -52,7 +52,7 @@ def test_data_of_packages_is_listed() -> None:
     assert {path.name for path in beside} == {"py.typed", "report.html", "report.css", "report.js"}
     assert beside <= listed
     manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8")
-    assert "recursive-include refgpt/report *.html *.css *.js" in manifest.splitlines()
+    assert "recursive-include refgpt/inspect *.html *.css *.js" in manifest.splitlines()
 
 
 def in_sdist(path: str, manifest: str) -> bool:

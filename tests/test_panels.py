@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from kernels.quantised import quantised_panels
 
-from refgpt import params
-from refgpt.encoded import Encoded
 from refgpt.kernels import pack, quantise_rows
 from refgpt.kernels.linear import RECORD
 from refgpt.kernels.native import ROW_GROUP, lib
-from refgpt.panels import BLOCK, LANES
-from refgpt.params import BFLOAT16, row_slices, widen
+from refgpt.numbers import leaves
+from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.encoded import Encoded
+from refgpt.numbers.leaves import row_slices, widen
+from refgpt.numbers.panels import BLOCK, LANES
 
 
 @pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float16), BFLOAT16])
@@ -70,7 +71,7 @@ class Doubling(Encoded):
 
 
 def test_slices_are_whole_panels_and_together_the_leaf(monkeypatch):
-    monkeypatch.setattr(params, "SLICE", 640)
+    monkeypatch.setattr(leaves, "SLICE", 640)
     whole = Doubling((200, 10)).rows(0, 200)
     for leaf in (Doubling((200, 10)), whole):
         slices = list(row_slices(leaf))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from refgpt.errors import GenerationError
-from refgpt.prompts import check_ids
+from refgpt._common.errors import GenerationError
+from refgpt.spec.ids import check_ids
 
 CONFIG = tiny_config(n_vocab=61, n_ctx=8)
 

@@ -11,11 +11,14 @@ from ggml_quantisers import GGML, with_ggml
 from likelihoods import log_probabilities
 
 import refgpt
-from refgpt.engine import SpecEngine
-from refgpt.errors import CheckpointError
-from refgpt.panels import Panels
-from refgpt.params import BFLOAT16, Params, widen
-from refgpt.quantisation import LARGEST_WEIGHT, STEPS, kept_kind, quantise
+from refgpt._common.errors import CheckpointError
+from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.leaves import widen
+from refgpt.numbers.packing import kept_kind
+from refgpt.numbers.panels import Panels
+from refgpt.numbers.quantisation import LARGEST_WEIGHT, STEPS, quantise
+from refgpt.runtime.spec_engine import SpecEngine
+from refgpt.spec.gptj import Params
 
 KINDS = pytest.mark.parametrize("kind", ["q8", "q4"])
 
@@ -25,7 +28,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def parts(panels: Panels) -> tuple[np.ndarray, np.ndarray]:
-    """Integers [n_out, n_in] and scales [n_out, n_in], read byte by byte from what ``refgpt.panels`` says."""
+    """Integers [n_out, n_in] and scales [n_out, n_in], read byte by byte from what ``refgpt.numbers.panels`` says."""
     integers, scales = np.empty(panels.shape, int), np.empty(panels.shape, np.float32)
     for o, i in np.ndindex(panels.shape):
         block, at = panels.data[o // 16, i // 32], i % 32

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from refgpt.errors import GenerationError
-from refgpt.sampling import Sampler, SamplingParams, _exp, log_softmax
+from refgpt._common.errors import GenerationError
+from refgpt.generation.sampling import Sampler, SamplingParams, _exp, log_softmax
 
 GOLDENS = np.load(Path(__file__).parent / "goldens_sampling" / "processors.npz")
 ROW = np.array([0.5, 3.0, -1.0, 3.0, 2.0], np.float32)

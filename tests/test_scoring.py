@@ -11,12 +11,12 @@ from model_files import write_model, write_tokenizer
 from tiny import random_params, tiny_config
 
 import refgpt
-from refgpt import scoring
-from refgpt.engine import SpecEngine
-from refgpt.errors import GenerationError, TokenizerError
+from refgpt._common.errors import GenerationError, TokenizerError
+from refgpt.generation import scoring
+from refgpt.generation.sampling import log_softmax
+from refgpt.generation.scoring import encode_continuations, score
 from refgpt.runtime import Runtime
-from refgpt.sampling import log_softmax
-from refgpt.scoring import encode_continuations, score
+from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import forward
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refgpt.arguments import one_of, path_of, whole_number
-from refgpt.errors import ConfigError, GenerationError
+from refgpt._common.arguments import one_of, path_of, whole_number
+from refgpt._common.errors import ConfigError, GenerationError
 
 
 def test_whole_numbers_come_back_as_python_has_them():

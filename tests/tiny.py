@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from refgpt.config import ModelConfig
-from refgpt.params import BFLOAT16, Params, leaf_shapes
+from refgpt import ModelConfig
+from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.spec.gptj import Params, leaf_shapes
 
 
 def tiny_config(**changes: Any) -> ModelConfig:

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from refgpt.checkpoints.gptj import BODY, tensor_name
-from refgpt.config import ModelConfig
-from refgpt.params import leaf_shapes
+from refgpt import ModelConfig
+from refgpt.checkpoints.families.gptj import BODY, tensor_name
+from refgpt.spec.gptj import leaf_shapes
 
 SPREAD = 0.02  # standard deviation of matrices and biases; LayerNorm's gains are spread about 1
 PIECE = 1 << 22  # numbers made at a time

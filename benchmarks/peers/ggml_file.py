@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.peers.checkpoint import stored_name
+from refgpt import ModelConfig
 from refgpt.checkpoints import open_checkpoint
-from refgpt.config import ModelConfig
-from refgpt.params import leaf_shapes
+from refgpt.spec.gptj import leaf_shapes
 
 MAGIC = 0x67676D6C
 F32, Q4_0 = 0, 2  # types of tensors

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from refgpt import ModelConfig
 from refgpt.checkpoints import open_checkpoint
-from refgpt.config import ModelConfig
-from refgpt.params import Block
+from refgpt.spec.gptj import Block
 
 #: What llama.cpp's own tool makes of the F16 file, by its names. "pure": the head too in 4 bits, which it keeps in 6.
 QUANTISED = ("Q8_0", "Q4_0", "Q4_0-pure", "Q4_K_M")

@@ -1,4 +1,4 @@
-/* From rows as checkpoints store them to 8 or 4 bits a weight: refgpt/quantisation.py, operation for operation. Bound by
+/* From rows as checkpoints store them to 8 or 4 bits a weight: refgpt/numbers/quantisation.py, operation for operation. Bound by
  * arithmetic, the search for each block's scale: 32 inputs of 16 rows are turned once and stay in the L1 cache. */
 
 typedef struct {

@@ -1,11 +1,12 @@
 """Checkpoints as people have them: files -> configuration and memory-mapped parameters."""
 
-from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo, verify_checksums
-from refgpt.checkpoints.finite import all_finite, check_finite
-from refgpt.checkpoints.mapped import place_of, release
+from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo, check_params, verify_checksums
 from refgpt.checkpoints.mask import MASKS, NOTHING_SAID
 from refgpt.checkpoints.open import open_checkpoint
-from refgpt.checkpoints.packed import Rows, lies_in_rows
+from refgpt.numbers.finite import all_finite, check_finite
+from refgpt.numbers.leaves import StoredRows as Rows
+from refgpt.numbers.mapped import place_of, release
+from refgpt.numbers.packing import lies_in_rows
 
 __all__ = [
     "MASKS",
@@ -15,6 +16,7 @@ __all__ = [
     "TensorInfo",
     "all_finite",
     "check_finite",
+    "check_params",
     "lies_in_rows",
     "open_checkpoint",
     "place_of",

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from refgpt.checksums import checksum
-from refgpt.config import ModelConfig
-from refgpt.encoded import Encoded
-from refgpt.errors import CheckpointError
-from refgpt.params import Leaf, Params, dtype_name
-from refgpt.vocabulary import Vocabulary
-from refgpt.wording import FRESH_COPY
+from refgpt._common.errors import CheckpointError
+from refgpt._common.wording import FRESH_COPY
+from refgpt.numbers.checksums import checksum
+from refgpt.numbers.dtypes import dtype_name
+from refgpt.numbers.encoded import Encoded
+from refgpt.numbers.leaves import Leaf
+from refgpt.numbers.tree import ParamTree
+from refgpt.spec.config import AnyConfig
+from refgpt.spec.families import leaf_shapes
+from refgpt.tokenizers.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """Bytes of a file that have a checksum (``refgpt.checksums``)."""
+    """Bytes of a file that have a checksum (``refgpt.numbers.checksums``)."""
 
     words: np.ndarray  # [n], uint32
     checksum: str
@@ -55,7 +58,7 @@ class Checkpoint:
         What the files are, for the reader: "Hugging Face, safetensors".
     family : str
         The architecture, by its model_type.
-    config : ModelConfig
+    config : Config
         Its shape.
     params : Params
         The weights as stored: read-only views into mapped files, possibly unaligned or strided, or encoded matrices.
@@ -76,8 +79,8 @@ class Checkpoint:
     path: Path
     format: str
     family: str
-    config: ModelConfig
-    params: Params
+    config: AnyConfig
+    params: ParamTree
     mask: str
     mask_source: str
     tensors: tuple[TensorInfo, ...]
@@ -97,7 +100,7 @@ def verify_checksums(checkpoint: Checkpoint, digests: Callable[[np.ndarray], np.
     Parameters
     ----------
     digests : callable
-        ``refgpt.kernels.digests``, or ``refgpt.checksums.digests``, which takes longer.
+        ``refgpt.kernels.digests``, or ``refgpt.numbers.checksums.digests``, which takes longer.
 
     Raises
     ------
@@ -114,3 +117,44 @@ def verify_checksums(checkpoint: Checkpoint, digests: Callable[[np.ndarray], np.
                 wanted=part.checksum,
                 fix=FRESH_COPY,
             )
+
+
+def check_params(
+    params: ParamTree,
+    config: AnyConfig,
+    names: Mapping[str, str] | None = None,
+    where: object = None,
+    fix: str = "use the config.json that came with these weights",
+) -> None:
+    """Compare every leaf with the configuration.
+
+    Parameters
+    ----------
+    params : Params
+    config : Config
+    names : mapping of str to str, optional
+        What the reader knows each leaf as; by default what ``Params.items`` calls it.
+    where : object, optional
+        Where the weights come from, for the error.
+    fix : str, optional
+        The way out.
+
+    Raises
+    ------
+    CheckpointError
+        One error that names every leaf of a wrong shape or dtype.
+    """
+    wanted = leaf_shapes(config)
+    leaves = dict(params.items())
+    faults = [f"{name} is missing" for name in wanted.keys() - leaves.keys()]
+    faults += [f"{name} is one too many" for name in leaves.keys() - wanted.keys()]
+    for name in leaves.keys() & wanted.keys():
+        leaf, known_as = leaves[name], name if names is None else names[name]
+        if dtype_name(leaf.dtype) is None:
+            faults.append(f"{known_as} holds {leaf.dtype}, not floating-point numbers")
+        if leaf.shape != wanted[name]:
+            faults.append(f"{known_as} is {list(leaf.shape)}, the configuration says {list(wanted[name])}")
+    if faults:
+        raise CheckpointError(
+            "the weights do not fit the configuration", where=where, got="; ".join(sorted(faults)), fix=fix
+        )

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from refgpt.checkpoints.mapped import release
-from refgpt.errors import CheckpointError, ConfigError
-from refgpt.params import BFLOAT16
-from refgpt.wording import listed, shown
+from refgpt._common.errors import CheckpointError, ConfigError
+from refgpt._common.wording import listed, shown
+from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.mapped import release
 
 ROWS = 256  # of a mask, compared in one go
 MASKS = ("auto", "causal", "prefix")

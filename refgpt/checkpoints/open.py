@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from refgpt.arguments import one_of, path_of
-from refgpt.checkpoints import ctranslate2, ggml, gguf, huggingface, mesh, packed
+from refgpt._common.arguments import one_of, path_of
+from refgpt._common.errors import CheckpointError, ConfigError
+from refgpt._common.progress import Progress
+from refgpt._common.wording import shown
 from refgpt.checkpoints.checkpoint import Checkpoint
 from refgpt.checkpoints.mask import MASKS
-from refgpt.errors import CheckpointError, ConfigError
-from refgpt.params import Progress
-from refgpt.wording import shown
 
 
 class Layout(Protocol):
@@ -26,8 +25,14 @@ class Layout(Protocol):
         ...
 
 
-#: The first that says it is there counts. The last says so of every path, and in its errors what could have been there.
-LAYOUTS: tuple[Layout, ...] = (packed, ggml, gguf, mesh, ctranslate2, huggingface)
+def layouts() -> tuple[Layout, ...]:
+    """All layouts, imported when a model is first opened.
+
+    The first that says it is there counts. The last says so of every path, and in its errors what could have been there.
+    """
+    from refgpt.checkpoints.layouts import ctranslate2, ggml, gguf, huggingface, mesh, packed
+
+    return packed, ggml, gguf, mesh, ctranslate2, huggingface
 
 
 def open_checkpoint(path: str | Path, mask: str = "auto", progress: Progress | None = None) -> Checkpoint:
@@ -61,6 +66,6 @@ def open_checkpoint(path: str | Path, mask: str = "auto", progress: Progress | N
     try:
         if not path.exists():
             raise CheckpointError("there is no such file or directory", where=path, fix="check the path")
-        return next(layout for layout in LAYOUTS if layout.is_at(path)).open_at(path, mask, progress)
+        return next(layout for layout in layouts() if layout.is_at(path)).open_at(path, mask, progress)
     except OSError as fault:  # no permission, a name too long, a disk that fails
         raise CheckpointError(f"the files cannot be read ({fault.strerror})", where=shown(str(path))) from fault

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from refgpt import __version__
+from refgpt._common.errors import RefgptError
 from refgpt.cli import benching, classifying, converting, evaluating, generating, inspecting, reporting
-from refgpt.errors import RefgptError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

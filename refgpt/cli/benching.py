@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from statistics import median
 
+from refgpt._common.wording import size
+from refgpt._load import DTYPES
 from refgpt.cli.loading import load_model
 from refgpt.cli.options import MODEL_HELP, Commands, add_command, add_loading_arguments
-from refgpt.model import DTYPES
-from refgpt.wording import size
 
 BENCH_EXAMPLES = """examples:
   refgpt bench                                       the included model
@@ -35,7 +35,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from refgpt.benchmarking import measure
+    from refgpt.evaluation.speed import measure
     from refgpt.kernels import active
     from refgpt.runtime import Runtime
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
+from refgpt._common.errors import DataError
+from refgpt._common.progress import counted
 from refgpt.cli.loading import load_model, watched
 from refgpt.cli.options import Commands, add_command, add_running_arguments, unescaped
 from refgpt.cli.results import check_suffix, json_line, opened
-from refgpt.errors import DataError
 from refgpt.evaluation import (
     DEFAULT_TEMPLATE,
     NORMALISATIONS,
@@ -29,7 +30,6 @@ from refgpt.evaluation import (
     mean_over_trials,
     read_csv,
 )
-from refgpt.tracing.progress import counted
 
 EXAMPLES = """examples:
   refgpt classify reviews.csv --labels positive,negative --text-column review

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from refgpt._load import open_model
 from refgpt.checkpoints import MASKS
 from refgpt.cli.loading import progress_bar
 from refgpt.cli.options import Commands, add_command, add_revision
 from refgpt.conversion import TARGETS, convert
 from refgpt.conversion.staging import check_free
-from refgpt.model import open_model
 
 EXAMPLES = """examples:
   refgpt convert ~/gpt-j-6b ~/gpt-j-6b-q4 --dtype q4      4.5 bits a weight; loads at once

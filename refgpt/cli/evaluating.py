@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
+from refgpt._common.progress import counted
 from refgpt.cli.loading import load_model, print_continuation, watched
 from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.results import check_suffix, json_line, opened
@@ -20,7 +21,6 @@ from refgpt.evaluation import (
     read_raft,
     run_raft,
 )
-from refgpt.tracing.progress import counted
 
 log = logging.getLogger("refgpt")
 

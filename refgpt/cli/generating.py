@@ -7,7 +7,7 @@ import argparse
 from refgpt.cli.loading import print_continuation
 from refgpt.cli.options import Commands, add_command, add_running_arguments, unescaped
 from refgpt.cli.prompts import add_prompt_arguments, read_prompt
-from refgpt.generation import GenerationParams
+from refgpt.generation.params import GenerationParams
 
 EXAMPLES = """examples:
   refgpt generate "Once upon a time"

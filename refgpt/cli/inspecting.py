@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from refgpt._common.errors import GenerationError
+from refgpt._common.memory import machine_memory
+from refgpt._common.wording import size
+from refgpt._load import DTYPES, open_model
 from refgpt.checkpoints import Checkpoint, TensorInfo
 from refgpt.cli.loading import load_model, progress_bar
 from refgpt.cli.options import MODEL_HELP, Commands, add_command, add_loading_arguments, add_revision
-from refgpt.errors import GenerationError
-from refgpt.memory import machine_memory
-from refgpt.model import DTYPES, open_model
-from refgpt.wording import size
 
 #: Of the model with so many parameters.
 PUBLISHED = {

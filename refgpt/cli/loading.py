@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
-from refgpt.config import ModelConfig
-from refgpt.generation import GenerationParams, encode_prompt
-from refgpt.model import Model, check_options, load, open_model, start
-from refgpt.params import Progress
+from refgpt._common.progress import Progress
+from refgpt._load import check_options, load, open_model, start
+from refgpt._model import Model
+from refgpt.generation.params import GenerationParams
+from refgpt.generation.prompts import encode_prompt
+from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers import Tokenizer
 
 T = TypeVar("T")
@@ -35,7 +37,7 @@ def load_model(arguments: argparse.Namespace, backend: str) -> Model:
         )
 
 
-def load_for(arguments: argparse.Namespace, encode: Callable[[ModelConfig, Tokenizer | None], T]) -> tuple[Model, T]:
+def load_for(arguments: argparse.Namespace, encode: Callable[[AnyConfig, Tokenizer | None], T]) -> tuple[Model, T]:
     """The model that the arguments ask for, and what ``encode`` makes of a prompt.
 
     A prompt that cannot be used is so refused before the weights are read.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
+from refgpt._load import DTYPES
 from refgpt.checkpoints import MASKS
-from refgpt.model import DTYPES
-from refgpt.params import KV_DTYPES
+from refgpt.numbers.dtypes import KV_DTYPES
 
 Commands = argparse._SubParsersAction
 Run = Callable[[argparse.Namespace], int]

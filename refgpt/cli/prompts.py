@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from refgpt.errors import GenerationError
+from refgpt._common.errors import GenerationError
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser, help: str) -> None:

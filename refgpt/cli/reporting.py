@@ -6,12 +6,12 @@ import argparse
 import logging
 from pathlib import Path
 
+from refgpt._common.wording import size
 from refgpt.cli.loading import WORTH_A_BAR, load_for
 from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.prompts import add_prompt_arguments, read_prompt
 from refgpt.cli.results import check_suffix, replaced
-from refgpt.report import build_report, prompt_of
-from refgpt.wording import size
+from refgpt.inspect import build_report, prompt_of
 
 log = logging.getLogger("refgpt")
 

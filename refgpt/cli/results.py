@@ -11,7 +11,7 @@ from errno import EISDIR
 from pathlib import Path
 from typing import IO, Any
 
-from refgpt.errors import DataError
+from refgpt._common.errors import DataError
 
 
 def check_suffix(path: str | None, *suffixes: str) -> str | None:

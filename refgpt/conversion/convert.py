@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from refgpt.arguments import one_of, path_of
+from refgpt._common.arguments import one_of, path_of
+from refgpt._common.errors import CheckpointError
+from refgpt._common.progress import Progress
 from refgpt.checkpoints import Checkpoint, verify_checksums
 from refgpt.conversion import gguf, huggingface, packed
 from refgpt.conversion.staging import staged
-from refgpt.errors import CheckpointError
 from refgpt.kernels import digests
-from refgpt.params import Progress
 from refgpt.tokenizers import Tokenizer
 
 
@@ -80,7 +80,7 @@ def convert(
     destination : str or Path
         A directory that is not there yet, or is empty. It appears when it is whole and on the disk.
     to : "refgpt", "hf" or "gguf"
-        The packed format (``refgpt.checkpoints.packed``), a directory in Hugging Face's layout, or a GGUF file.
+        The packed format (``refgpt.checkpoints.layouts.packed``), a directory in Hugging Face's layout, or a GGUF file.
     dtype : str or None
         What matrices become, one of the target's ``DTYPES``; None is as stored.
     progress : callable, optional

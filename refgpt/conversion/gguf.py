@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from refgpt._common.errors import TokenizerError
+from refgpt._common.progress import Progress
 from refgpt.checkpoints import Checkpoint
-from refgpt.checkpoints.ggml_blocks import TYPES, Blocks, n_bytes_of
-from refgpt.checkpoints.ggml_file import QUANTISATION_VERSION
-from refgpt.checkpoints.gguf import (
+from refgpt.checkpoints.files.ggml_blocks import TYPES, Blocks, n_bytes_of
+from refgpt.checkpoints.files.ggml_file import QUANTISATION_VERSION
+from refgpt.checkpoints.files.gguf_file import ARRAY, DEFAULT_ALIGNMENT, MAGIC, STRING
+from refgpt.checkpoints.layouts.gguf import (
     ARCHITECTURE,
     BOS,
     EOS,
@@ -34,12 +37,11 @@ from refgpt.checkpoints.gguf import (
     UNUSED,
     tensor_name,
 )
-from refgpt.checkpoints.gguf_file import ARRAY, DEFAULT_ALIGNMENT, MAGIC, STRING
 from refgpt.checkpoints.mask import names_of
 from refgpt.conversion.leaves import stored_blocks, written
 from refgpt.conversion.sums import Sums
-from refgpt.errors import TokenizerError
-from refgpt.params import Leaf, Progress, dtype_name
+from refgpt.numbers.dtypes import dtype_name
+from refgpt.numbers.leaves import Leaf
 from refgpt.tokenizers import Tokenizer
 
 DTYPES = (None, "f32", "f16", "bf16")

@@ -16,17 +16,18 @@ from typing import Any
 
 import numpy as np
 
+from refgpt._common.errors import ConfigError
+from refgpt._common.file_names import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS
+from refgpt._common.progress import Progress
+from refgpt._common.small_files import read_json
 from refgpt.checkpoints import Checkpoint
-from refgpt.checkpoints.gptj import KEYS, full_name
-from refgpt.checkpoints.huggingface import MASK
-from refgpt.config import ModelConfig
+from refgpt.checkpoints.families.gptj import KEYS, full_name
+from refgpt.checkpoints.layouts.huggingface import MASK
 from refgpt.conversion.leaves import dtypes_of, written
 from refgpt.conversion.sums import SummedFile, Sums
 from refgpt.conversion.tokenizer_files import write_tokenizer
-from refgpt.errors import ConfigError
-from refgpt.file_names import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS
-from refgpt.params import STORED_DTYPES, Progress
-from refgpt.small_files import read_json
+from refgpt.numbers.dtypes import STORED_DTYPES
+from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers import Tokenizer
 
 DTYPES = (None, "f32", "f16", "bf16")
@@ -143,7 +144,7 @@ def _write_config(source: Checkpoint, dtypes: dict[str, str], directory: Path) -
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def config_json(config: ModelConfig) -> dict[str, Any]:
+def config_json(config: AnyConfig) -> dict[str, Any]:
     """A configuration as transformers' ``GPTJConfig`` names it."""
     numbers = {keys[0]: getattr(config, field) for field, keys in KEYS.items()}
     return {

@@ -6,15 +6,21 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from refgpt.checkpoints import all_finite, check_finite, place_of, release
-from refgpt.checkpoints.ggml_blocks import Blocks
-from refgpt.errors import CheckpointError
-from refgpt.params import BFLOAT16, STORED_DTYPES, Leaf, Params, dtype_name, row_slices, widen
+from refgpt.checkpoints.files.ggml_blocks import Blocks
+from refgpt.numbers.casting import narrowed
+from refgpt.numbers.dtypes import STORED_DTYPES, dtype_name
+from refgpt.numbers.finite import check_finite
+from refgpt.numbers.leaves import Leaf, widen
+from refgpt.numbers.mapped import release
+from refgpt.numbers.packing import Kept, parts
+from refgpt.numbers.panels import Panels
+from refgpt.numbers.quantisation import store
+from refgpt.numbers.tree import ParamTree
 
 PIECE = 1 << 24  # bytes that are copied in one go
 
 
-def dtypes_of(params: Params, dtype: str | None) -> dict[str, str]:
+def dtypes_of(params: ParamTree, dtype: str | None) -> dict[str, str]:
     """The dtype in which each leaf is written, by the leaf's name.
 
     A vector (bias, LayerNorm) is written in the narrowest dtype of any matrix that holds it exactly, else in its own.
@@ -34,7 +40,7 @@ def dtypes_of(params: Params, dtype: str | None) -> dict[str, str]:
 def _narrowest(vector: Leaf, dtypes: set[str]) -> str:
     own, wide = str(dtype_name(vector.dtype)), widen(vector, np.float64)
     candidates = sorted(dtypes, key=lambda name: (STORED_DTYPES[name].itemsize, name != own, name))
-    return next((name for name in candidates if (widen(_narrowed(wide, name), np.float64) == wide).all()), own)
+    return next((name for name in candidates if (widen(narrowed(wide, name), np.float64) == wide).all()), own)
 
 
 def written(name: str, leaf: Leaf, dtype: str) -> Iterator[np.ndarray]:
@@ -52,16 +58,8 @@ def written(name: str, leaf: Leaf, dtype: str) -> Iterator[np.ndarray]:
     CheckpointError
         If a number is NaN or infinite, or too large for the dtype.
     """
-    where = place_of(leaf, name)
-    for rows in row_slices(leaf):
-        check_finite(where, rows)
-        narrow = rows if dtype_name(rows.dtype) == dtype else _narrowed(rows, dtype)
-        if not all_finite(narrow):
-            raise CheckpointError(
-                f"holds numbers that {dtype} cannot", where=where, fix="convert to bf16 or f32 (--dtype)"
-            )
-        yield np.ascontiguousarray(narrow)
-    release(leaf)
+    for part in parts(name, leaf, Kept(dtype, "rows"), store, fix="convert to bf16 or f32 (--dtype)"):
+        yield part.data if isinstance(part, Panels) else part
 
 
 def stored_blocks(leaf: Blocks) -> Iterator[np.ndarray]:
@@ -74,23 +72,3 @@ def stored_blocks(leaf: Blocks) -> Iterator[np.ndarray]:
                 check_finite(leaf.place, blocks[number])
         yield blocks
     release(leaf)
-
-
-def _narrowed(rows: np.ndarray, dtype: str) -> np.ndarray:
-    wide = widen(rows, np.float64 if rows.dtype == np.float64 else np.float32)
-    if dtype == "bf16":
-        return _to_bfloat16(wide)
-    with np.errstate(over="ignore"):
-        return wide.astype(STORED_DTYPES[dtype])
-
-
-def _to_bfloat16(wide: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        single = wide.astype(np.float32)
-    if wide.dtype == np.float64:  # rounded twice, a number could end on the wrong side of a tie: first round to odd
-        beyond = np.abs(single) > np.abs(wide)
-        single = np.where(beyond, np.nextafter(single, np.float32(0)), single)
-        single = (single.view(np.uint32) | (single != wide)).view(np.float32)
-    bits = single.view(np.uint32)
-    nearest_even = bits + (0x7FFF + ((bits >> 16) & 1))
-    return (nearest_even >> 16).astype(np.uint16).view(BFLOAT16)

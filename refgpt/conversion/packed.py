@@ -1,4 +1,4 @@
-"""Writing the packed format, which ``refgpt.checkpoints.packed`` describes and reads."""
+"""Writing the packed format, which ``refgpt.checkpoints.layouts.packed`` describes and reads."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from refgpt.checkpoints import Checkpoint, Rows, lies_in_rows, place_of, release
-from refgpt.checkpoints.packed import FILE, FORMAT, MANIFEST, PAGE, VERSION, Stored
-from refgpt.checksums import PIECE_WORDS, checksum
+from refgpt._common.file_names import CONFIG
+from refgpt._common.progress import Progress
+from refgpt.checkpoints import Checkpoint
+from refgpt.checkpoints.layouts.packed import FILE, FORMAT, MANIFEST, PAGE, VERSION, Stored
 from refgpt.conversion.huggingface import config_json
 from refgpt.conversion.leaves import PIECE
 from refgpt.conversion.tokenizer_files import write_tokenizer
-from refgpt.file_names import CONFIG
-from refgpt.kernels import digests
-from refgpt.panels import PACKED_DTYPES, Panels
-from refgpt.params import STORED_DTYPES, Leaf, Progress, row_slices
-from refgpt.runtime.packing import pack_rows, pack_vector, packed_kind
+from refgpt.kernels import digests, store
+from refgpt.numbers.checksums import PIECE_WORDS, checksum
+from refgpt.numbers.leaves import Leaf, StoredRows
+from refgpt.numbers.mapped import release
+from refgpt.numbers.packing import Kept, parts, plan
+from refgpt.numbers.panels import PACKED_DTYPES, Panels
 from refgpt.tokenizers import Tokenizer
 
 DTYPES = PACKED_DTYPES
@@ -36,12 +38,12 @@ def write(
     progress: Progress | None = None,
 ) -> None:
     """Write config.json, the tokenizer, the weights and the manifest, some rows of a matrix at a time: see
-    ``Target.write``. Vectors are float32; for matrices see ``refgpt.runtime.packing.packed_kind``.
+    ``Target.write``. Vectors are float32; for matrices see ``refgpt.numbers.packing.plan``.
     """
     (directory / CONFIG).write_text(json.dumps(config_json(source.config), indent=2) + "\n", encoding="utf-8")
     write_tokenizer(source, tokenizer, directory)
     entries = {path.name: _entry(path.read_bytes()) for path in sorted(directory.iterdir())}
-    stored = plan(source, dtype)
+    stored = stored_leaves(source, dtype)
     checksums = dict.fromkeys(stored, NO_CHECKSUM)
     n_done, n_total = 0, sum(one.n_padded for one in stored.values())
     with (directory / FILE).open("wb") as file:
@@ -65,19 +67,15 @@ def write(
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def plan(source: Checkpoint, dtype: str | None) -> dict[str, Stored]:
+def stored_leaves(source: Checkpoint, dtype: str | None) -> dict[str, Stored]:
     """How each leaf will be stored."""
-    stored = {}
-    for name, leaf in source.params.items():
-        kind = packed_kind(name, leaf, dtype)
-        rows = leaf.ndim == 1 or lies_in_rows(name, kind)
-        stored[name] = Stored(kind, "rows" if rows else "panels", leaf.shape)
-    return stored
+    kept = {name: (plan(name, leaf, dtype), leaf.shape) for name, leaf in source.params.items()}
+    return {name: Stored(how.kind, how.layout, shape) for name, (how, shape) in kept.items()}
 
 
 def n_bytes(source: Checkpoint, dtype: str | None) -> int:
     """What ``write`` will write, but for the small files."""
-    return sum(one.n_padded for one in plan(source, dtype).values())
+    return sum(one.n_padded for one in stored_leaves(source, dtype).values())
 
 
 def _entry(raw: bytes) -> dict[str, Any]:
@@ -109,26 +107,12 @@ def _header(source: Checkpoint, stored: dict[str, Stored], checksums: dict[str, 
 
 def _pieces(name: str, leaf: Leaf, stored: Stored) -> Iterator[np.ndarray]:
     """The bytes of a leaf as they are stored, in order."""
-    if isinstance(leaf, np.ndarray) and leaf.ndim == 1:
-        yield pack_vector(name, leaf).view(np.uint8)
-        return
-    if (
-        isinstance(leaf, Panels | Rows)
-        and leaf.encoding == stored.kind
-        and isinstance(leaf, Rows) == (stored.layout == "rows")
-    ):
+    kept = Kept(stored.kind, stored.layout)
+    if isinstance(leaf, StoredRows | Panels) and kept.holds(leaf):
         yield from _as_they_are(leaf.data)
         return
-    where, n_in = place_of(leaf, name), leaf.shape[1]
-    for rows in row_slices(leaf):
-        if stored.layout == "rows":
-            table = np.empty(rows.shape, STORED_DTYPES[stored.kind])
-            pack_rows(where, rows, table)
-            yield table.reshape(-1).view(np.uint8)
-        else:
-            panels = Panels.zeros(stored.kind, len(rows), n_in, where)
-            pack_rows(where, rows, panels)
-            yield panels.data.reshape(-1).view(np.uint8)
+    for part in parts(name, leaf, kept, store):
+        yield (part.data if isinstance(part, Panels) else part).reshape(-1).view(np.uint8)
 
 
 def _as_they_are(data: np.ndarray) -> Iterator[np.ndarray]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from refgpt.errors import CheckpointError
+from refgpt._common.errors import CheckpointError
 
 ELSEWHERE = "name a destination on another disk"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from refgpt._common.file_names import TOKENIZER_FILES
 from refgpt.checkpoints import Checkpoint
-from refgpt.file_names import TOKENIZER_FILES
 from refgpt.tokenizers import Tokenizer
 
 log = logging.getLogger("refgpt")

@@ -8,13 +8,14 @@ from functools import cached_property
 
 import numpy as np
 
-from refgpt.arguments import one_of
-from refgpt.errors import GenerationError, RefgptError
+from refgpt._common.arguments import one_of
+from refgpt._common.errors import GenerationError, RefgptError
 from refgpt.evaluation.tables import Table
 from refgpt.evaluation.templates import Template, check_examples, check_labels
-from refgpt.generation import Generates, Prompt
-from refgpt.sampling import log_softmax
-from refgpt.scoring import encode_continuations, score
+from refgpt.generation.loop import Generates
+from refgpt.generation.prompts import Prompt
+from refgpt.generation.sampling import log_softmax
+from refgpt.generation.scoring import encode_continuations, score
 
 #: Of the tasks that GPT-JT was trained on (Natural Instructions, https://arxiv.org/abs/2204.07705).
 DEFAULT_TEMPLATE = "Possible labels:\n{labels}\n\nInput: {text}\nOutput: {label}"

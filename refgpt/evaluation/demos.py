@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from refgpt.evaluation.templates import Template
-from refgpt.generation import GenerationParams
+from refgpt.generation.params import GenerationParams
 
 #: One line, nearly greedy, and the same each time.
 DEMO_SETTINGS = GenerationParams(max_new_tokens=10, temperature=0.1, top_k=40, top_p=1.0, seed=42, stop="\n")

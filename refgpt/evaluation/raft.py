@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
-from refgpt.arguments import one_of, whole_number
-from refgpt.errors import GenerationError
+from refgpt._common.arguments import one_of, whole_number
+from refgpt._common.errors import GenerationError
 from refgpt.evaluation.classification import NORMALISATIONS, Classifier
 from refgpt.evaluation.metrics import Estimate, accuracy, codes, estimate, macro_f1, mean_over_trials
 from refgpt.evaluation.raft_tasks import RaftTask
-from refgpt.generation import Generates, GenerationParams, generate_events, needs_tokenizer
+from refgpt.generation.loop import Generates, generate_events
+from refgpt.generation.params import GenerationParams
+from refgpt.generation.prompts import needs_tokenizer
 from refgpt.tokenizers import Tokenizer
 
 METHODS = ("generate", "likelihood")

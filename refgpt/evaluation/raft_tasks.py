@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from refgpt.arguments import path_of
-from refgpt.errors import DataError
+from refgpt._common.arguments import path_of
+from refgpt._common.errors import DataError
+from refgpt._common.small_files import LARGEST_JSON, parse_json, read_bytes, read_json
+from refgpt._common.wording import listed, shown
 from refgpt.evaluation.tables import Table, read_csv
 from refgpt.evaluation.templates import Template, check_labels, numbered
-from refgpt.small_files import LARGEST_JSON, parse_json, read_bytes, read_json
-from refgpt.wording import listed, shown
 
 log = logging.getLogger("refgpt")
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from refgpt.arguments import path_of
-from refgpt.errors import DataError
-from refgpt.small_files import read_bytes
-from refgpt.wording import listed, shown
+from refgpt._common.arguments import path_of
+from refgpt._common.errors import DataError
+from refgpt._common.small_files import read_bytes
+from refgpt._common.wording import listed, shown
 
 LARGEST_CSV = 1 << 30
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from string import Formatter
 
-from refgpt.errors import GenerationError
+from refgpt._common.errors import GenerationError
 
 FIELDS = ("text", "label", "labels")
 EXAMPLE = "'Input: {text}\\nOutput: {label}'"

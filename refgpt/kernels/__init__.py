@@ -2,18 +2,21 @@
 
 from refgpt.kernels.attention import attention, kv_append, kv_shapes, query_tiles
 from refgpt.kernels.calling import Program
-from refgpt.kernels.linear import Activations, linear, pack, quantise_rows, scratch_bytes
+from refgpt.kernels.linear import LinearInput, linear, pack, quantise_rows, scratch_bytes
 from refgpt.kernels.native import CHUNK, FEW_ROWS
 from refgpt.kernels.ops import embedding, gelu, layer_norm, residual, rotary, row_sum, softmax
-from refgpt.kernels.quantising import digests, quantise
+from refgpt.kernels.quantising import digests, quantise, store
 from refgpt.kernels.registry import Kernel, active, force_isa, forced_isa, list_kernels
 from refgpt.kernels.threads import check_threads
+
+Activations = LinearInput  # its former name
 
 __all__ = [
     "CHUNK",
     "FEW_ROWS",
     "Activations",
     "Kernel",
+    "LinearInput",
     "Program",
     "active",
     "attention",
@@ -37,4 +40,5 @@ __all__ = [
     "row_sum",
     "scratch_bytes",
     "softmax",
+    "store",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refgpt.errors import KernelError
+from refgpt._common.errors import KernelError
 from refgpt.kernels.calling import (
     I64,
     SMALLEST_PIECE,
@@ -22,7 +22,7 @@ from refgpt.kernels.calling import (
 from refgpt.kernels.native import FEW_ROWS, ffi
 from refgpt.kernels.registry import Kernel, active
 from refgpt.kernels.threads import check_threads
-from refgpt.panels import LANES, n_panels
+from refgpt.numbers.panels import LANES, n_panels
 
 QUERY_TILE = np.dtype([("first_row", I64), ("n_rows", I64), ("slot", I64)])
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from refgpt.errors import KernelError
+from refgpt._common.errors import KernelError
 from refgpt.kernels.native import ffi, lib
 from refgpt.kernels.registry import Kernel
 from refgpt.kernels.threads import check_threads
-from refgpt.panels import Panels
-from refgpt.params import BFLOAT16
+from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.panels import Panels
 
 F32 = np.dtype(np.float32)
 I64 = np.dtype(np.int64)

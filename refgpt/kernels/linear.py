@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from refgpt.errors import KernelError
+from refgpt._common.errors import KernelError
 from refgpt.kernels.calling import (
     F32,
     SMALLEST_PIECE,
@@ -22,14 +22,15 @@ from refgpt.kernels.calling import (
 )
 from refgpt.kernels.native import FEW_ROWS, ROW_GROUP, ffi
 from refgpt.kernels.registry import Kernel, active
-from refgpt.panels import BLOCK, FLOATS, LANES, Panels, aligned_zeros, n_blocks, n_panels, panel_shape
+from refgpt.numbers.leaves import Leaf
+from refgpt.numbers.panels import BLOCK, FLOATS, LANES, Panels, aligned_zeros, n_blocks, n_panels, panel_shape
 
 #: As ``SMALLEST_PIECE``, of bytes.
 SMALLEST_QUANTISED_PIECE = 1 << 19
 RECORD = BLOCK + 8  # bytes of a quantised row's block: integers, scale, sum
 
 
-class Activations:
+class LinearInput:
     """Rows [t, n_in], and the forms in which linear layers read them, each made when a layer first asks for it.
 
     Float weights read rows as they are, or more than 8 of them as panels. Weights of 8 and 4 bits read rows that were
@@ -95,8 +96,8 @@ def scratch_bytes(n_rows: int, n_in: int) -> int:
 
 
 def linear(
-    x: np.ndarray | Activations,
-    w: Panels,
+    x: np.ndarray | LinearInput,
+    w: Leaf,
     bias: np.ndarray | None = None,
     out: np.ndarray | None = None,
     *,
@@ -108,7 +109,9 @@ def linear(
 
     Weights of 8 and 4 bits meet rows that are rounded to 8 bits on the way.
     """
-    rows = x if isinstance(x, Activations) else Activations(x, threads=threads, program=program)
+    if not isinstance(w, Panels):
+        raise KernelError("not packed", where="w", got=type(w).__name__, wanted="Panels", fix="pack it first: see pack")
+    rows = x if isinstance(x, LinearInput) else LinearInput(x, threads=threads, program=program)
     n_rows, n_in = check_shape("x", rows.x, (None, w.n_in))
     y = output(out, (n_rows, w.n_out))
     same = {

@@ -1,6 +1,6 @@
 """The compiled extension, once it is known to belong to this Python code."""
 
-from refgpt.errors import KernelError
+from refgpt._common.errors import KernelError
 
 try:
     from _refgpt_kernels import ffi, lib

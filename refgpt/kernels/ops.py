@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refgpt.errors import KernelError
+from refgpt._common.errors import KernelError
 from refgpt.kernels.calling import (
     Program,
     arguments,
@@ -25,11 +25,12 @@ from refgpt.kernels.calling import (
 )
 from refgpt.kernels.native import ffi
 from refgpt.kernels.registry import Kernel, active
-from refgpt.panels import Panels
+from refgpt.numbers.leaves import Leaf
+from refgpt.numbers.panels import Panels
 
 
 def embedding(
-    table: np.ndarray | Panels,
+    table: Leaf,
     ids: np.ndarray,
     out: np.ndarray | None = None,
     *,
@@ -41,6 +42,8 @@ def embedding(
 
     The table is an array in the dtype it was stored in, or panels of 8 bits.
     """
+    if not isinstance(table, np.ndarray | Panels):
+        raise KernelError("neither an array nor panels", where="table", got=type(table).__name__)
     (n_rows,) = check_shape("ids", ids, (None,))
     n_vocab, n = table.shape if isinstance(table, Panels) else check_shape("table", table, (None, None))
     kind, stored = (table.kind, table.data) if isinstance(table, Panels) else (float_kind("table", table), table)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from refgpt.checksums import PIECE_WORDS
-from refgpt.errors import KernelError
+from refgpt._common.errors import KernelError
 from refgpt.kernels.calling import Program, arguments, check_shape, check_whole, float_kind, output_panels, run
+from refgpt.kernels.linear import pack
 from refgpt.kernels.native import ffi
 from refgpt.kernels.registry import Kernel, active
-from refgpt.panels import BLOCK_BYTES, Panels, n_panels
+from refgpt.numbers.checksums import PIECE_WORDS
+from refgpt.numbers.panels import BLOCK_BYTES, Panels, n_panels
 
 #: As the header numbers them.
 DTYPE_NUMBERS = {"f32": 0, "f16": 1, "bf16": 2}
@@ -27,9 +28,9 @@ def quantise(
     kernel: Kernel | None = None,
     program: Program | None = None,
 ) -> Panels:
-    """A matrix [n_out, n_in] (float32, float16 or bfloat16) in 8 or 4 bits: ``refgpt.quantisation.quantise``.
+    """A matrix [n_out, n_in] (float32, float16 or bfloat16) in 8 or 4 bits: ``refgpt.numbers.quantisation.quantise``.
 
-    Its weights must be finite and within ``refgpt.quantisation.LARGEST_WEIGHT``, which is not looked at here. The
+    Its weights must be finite and within ``refgpt.numbers.quantisation.LARGEST_WEIGHT``, which is not looked at here. The
     matrix may lie at any address, as it does in files. ``out`` are panels of its shape and of the kind; new ones are
     made by default.
     """
@@ -46,6 +47,17 @@ def quantise(
     return out
 
 
+def store(rows: np.ndarray, out: Panels, *, threads: int | None = None) -> None:
+    """Put rows into panels: floats as they are, into 8 and 4 bits quantised. A ``Fill`` of ``refgpt.numbers.packing``.
+
+    See ``pack`` and ``quantise``.
+    """
+    if out.kind in BLOCK_BYTES:
+        quantise(rows, out.kind, out, threads=threads)
+    else:
+        pack(rows, out, threads=threads)
+
+
 def digests(
     words: np.ndarray,
     piece_words: int = PIECE_WORDS,
@@ -55,7 +67,7 @@ def digests(
     kernel: Kernel | None = None,
     program: Program | None = None,
 ) -> np.ndarray:
-    """Digests uint64 [n_pieces] of the pieces of some words, uint32 [n]: ``refgpt.checksums.digests``."""
+    """Digests uint64 [n_pieces] of the pieces of some words, uint32 [n]: ``refgpt.numbers.checksums.digests``."""
     (n_words,) = check_shape("words", words, (None,))
     if words.dtype != np.uint32 or not words.dtype.isnative:
         raise KernelError("not words", where="words", got=words.dtype, wanted="uint32")

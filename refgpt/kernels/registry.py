@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from refgpt.errors import KernelError
+from refgpt._common.errors import KernelError
 from refgpt.kernels.native import ffi, lib
 
 #: Fastest first; the first that can run is used.

@@ -6,8 +6,8 @@ import os
 from functools import cache
 from pathlib import Path
 
-from refgpt.arguments import whole_number
-from refgpt.errors import KernelError
+from refgpt._common.arguments import whole_number
+from refgpt._common.errors import KernelError
 
 MOST_THREADS = 1024  # that the pool in csrc/parallel.c employs
 

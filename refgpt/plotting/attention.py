@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refgpt.errors import RefgptError
+from refgpt._common.errors import RefgptError
 from refgpt.plotting.canvas import MOST_INCHES, Room, cells, heat, library, new_or_given, up_from_zero, whole_ticks
 from refgpt.plotting.checks import numbers
 from refgpt.plotting.labels import all_fit, label_columns, label_rows, labels_or_numbers, text_width, widest

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from refgpt.arguments import one_of, whole_number
-from refgpt.errors import RefgptError
+from refgpt._common.arguments import one_of, whole_number
+from refgpt._common.errors import RefgptError
 from refgpt.plotting.canvas import COLOURS, GREY, extent, new_or_given
 from refgpt.plotting.checks import instance
 from refgpt.plotting.labels import LARGEST, label_columns, token_labels

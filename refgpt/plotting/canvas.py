@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refgpt.errors import RefgptError
+from refgpt._common.errors import RefgptError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

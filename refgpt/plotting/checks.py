@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from refgpt.errors import RefgptError
+from refgpt._common.errors import RefgptError
 
 LABELS = "refgpt.plotting.token_labels(tokenizer, ids) makes them of the same ids"
 

@@ -6,8 +6,8 @@ import re
 
 import numpy as np
 
-from refgpt.arguments import one_of
-from refgpt.errors import RefgptError
+from refgpt._common.arguments import one_of
+from refgpt._common.errors import RefgptError
 from refgpt.plotting.checks import instance
 from refgpt.tracing import Comparison
 

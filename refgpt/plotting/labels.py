@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refgpt._common.wording import VISIBLE_BLANKS
 from refgpt.plotting.canvas import Room, ink, library
 from refgpt.plotting.checks import texts
 from refgpt.tokenizers import Tokenizer
-from refgpt.wording import VISIBLE_BLANKS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from refgpt.errors import RefgptError
+from refgpt._common.errors import RefgptError
 from refgpt.plotting.canvas import COLOURS, GREY, POINTS, STYLES, depth_names, extent, new_or_given, whole_ticks
 from refgpt.plotting.checks import numbers, texts
 from refgpt.plotting.errors import ERRORS, error_table

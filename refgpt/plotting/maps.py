@@ -7,19 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refgpt.errors import RefgptError
+from refgpt._common.errors import RefgptError
+from refgpt.generation.sampling import log_softmax
 from refgpt.plotting.canvas import DIVERGING, Room, about_zero, cells, depth_names, heat, ink, up_from_zero
 from refgpt.plotting.checks import as_many, instance, numbers
 from refgpt.plotting.errors import ERRORS, error_table
-from refgpt.plotting.labels import (
-    label_columns,
-    label_rows,
-    labels_or_numbers,
-    token_labels,
-    widest,
-    write_cells,
-)
-from refgpt.sampling import log_softmax
+from refgpt.plotting.labels import label_columns, label_rows, labels_or_numbers, token_labels, widest, write_cells
 from refgpt.tokenizers import Tokenizer
 from refgpt.tracing import CausalTrace, Comparison
 

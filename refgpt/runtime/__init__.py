@@ -1,5 +1,22 @@
-"""GPT-J in C kernels, with a cache: what runs. It computes what ``refgpt.spec`` says, and is held to it."""
+"""What runs models. ``Runtime`` computes in C kernels, with a cache, what ``refgpt.spec`` says, and is held to it.
 
-from refgpt.runtime.session import Runtime, RuntimeSession
+``Runtime`` and its sessions are imported when they are asked for: the specification runs without compiled kernels.
+"""
 
-__all__ = ["Runtime", "RuntimeSession"]
+from typing import TYPE_CHECKING, Any
+
+from refgpt.runtime.engine import Engine, Session
+from refgpt.runtime.spec_engine import SpecEngine
+
+if TYPE_CHECKING:
+    from refgpt.runtime.session import Runtime, RuntimeSession
+
+__all__ = ["Engine", "Runtime", "RuntimeSession", "Session", "SpecEngine"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Runtime", "RuntimeSession"):
+        from refgpt.runtime import session
+
+        return getattr(session, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,11 +6,11 @@ from math import prod
 
 import numpy as np
 
-from refgpt.config import ModelConfig
-from refgpt.errors import GenerationError
+from refgpt._common.errors import GenerationError
 from refgpt.kernels import kv_shapes
-from refgpt.panels import aligned_zeros
-from refgpt.params import STORED_DTYPES
+from refgpt.numbers.dtypes import STORED_DTYPES
+from refgpt.numbers.panels import aligned_zeros
+from refgpt.spec.config import AnyConfig
 
 
 class KVCache:
@@ -32,7 +32,7 @@ class KVCache:
         If there is no memory for it.
     """
 
-    def __init__(self, config: ModelConfig, n_slots: int, capacity: int, dtype: str = "f32") -> None:
+    def __init__(self, config: AnyConfig, n_slots: int, capacity: int, dtype: str = "f32") -> None:
         k_shape, v_shape = kv_shapes(config.n_head, config.d_head, capacity)
         shapes = [(config.n_layer, n_slots, *shape) for shape in (k_shape, v_shape)]
         try:

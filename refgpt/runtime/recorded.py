@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 
 import numpy as np
 
-from refgpt.config import ModelConfig
 from refgpt.kernels import Program
-from refgpt.runtime.cache import KVCache
-from refgpt.runtime.gptj import Rows, Workspace, forward
-from refgpt.runtime.packing import PackedParams
+from refgpt.runtime.batch import Batch
 
 #: Passes of more rows spend their time in kernels, and are not worth recording.
 MOST_ROWS = 16
@@ -21,27 +19,21 @@ class RecordedPass:
 
     Parameters
     ----------
-    rows : Rows
-        The first that will go through it; later ones have as many rows, in as many tiles.
+    record : callable
+        ``record(batch, program)`` adds the calls of a pass to the program and returns where its logits will be.
+    batch : Batch
+        The first rows that will go through it; later ones are as many, in as many tiles.
+    threads : int
     """
 
-    def __init__(
-        self,
-        params: PackedParams,
-        config: ModelConfig,
-        rows: Rows,
-        cache: KVCache,
-        rotation: tuple[np.ndarray, np.ndarray],
-        workspace: Workspace,
-        wanted: slice,
-    ) -> None:
-        self._rows = Rows(**{field.name: getattr(rows, field.name).copy() for field in fields(Rows)})
-        self._program, self._threads = Program(), workspace.threads
-        self._logits = forward(params, config, self._rows, cache, rotation, workspace, wanted, program=self._program)
+    def __init__(self, record: Callable[[Batch, Program], np.ndarray], batch: Batch, threads: int) -> None:
+        self._batch = Batch(**{field.name: getattr(batch, field.name).copy() for field in fields(Batch)})
+        self._program, self._threads = Program(), threads
+        self._logits = record(self._batch, self._program)
 
-    def run(self, rows: Rows) -> np.ndarray:
+    def run(self, batch: Batch) -> np.ndarray:
         """Logits of these rows, which must be able to exist: nothing is checked here."""
-        for field in fields(Rows):
-            np.copyto(getattr(self._rows, field.name), getattr(rows, field.name))
+        for field in fields(Batch):
+            np.copyto(getattr(self._batch, field.name), getattr(batch, field.name))
         self._program.run(self._threads)
         return self._logits.copy()

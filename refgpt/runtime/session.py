@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 
-from refgpt.arguments import one_of
-from refgpt.config import ModelConfig
-from refgpt.errors import GenerationError
-from refgpt.kernels import CHUNK, check_threads, forced_isa
-from refgpt.panels import BLOCK_BYTES, PACKED_DTYPES, Panels
-from refgpt.params import KV_DTYPES, STORED_DTYPES, KVDtype, Params, Progress
-from refgpt.prompts import check_cut, check_ids, check_tokens
+from refgpt._common.arguments import one_of
+from refgpt._common.errors import GenerationError
+from refgpt._common.progress import Progress
+from refgpt.kernels import CHUNK, Program, check_threads, forced_isa, store
+from refgpt.numbers.dtypes import KV_DTYPES, STORED_DTYPES, KVDtype
+from refgpt.numbers.leaves import Leaf
+from refgpt.numbers.packing import pack_params
+from refgpt.numbers.panels import BLOCK_BYTES, PACKED_DTYPES, Panels
+from refgpt.numbers.tree import ParamTree
+from refgpt.runtime.batch import Batch
+from refgpt.runtime.buffers import Buffers
 from refgpt.runtime.cache import KVCache
-from refgpt.runtime.gptj import Rows, Workspace, forward
-from refgpt.runtime.packing import pack_params
+from refgpt.runtime.families import FAMILIES
 from refgpt.runtime.recorded import MOST_ROWS, RecordedPass
-from refgpt.runtime.rotation import rotary_tables
+from refgpt.spec.config import AnyConfig
+from refgpt.spec.ids import check_cut, check_ids, check_tokens
 from refgpt.spec.taps import Tap, no_tap
 
 #: Rows of a long prompt that go through the model together; enough for the kernels to work at full speed.
@@ -26,13 +31,13 @@ PREFILL_ROWS = 512
 
 
 class Runtime:
-    """A model in C kernels: the engine to run (see ``refgpt.engine.Engine``).
+    """A model in C kernels: the engine to run (see ``refgpt.runtime.engine.Engine``).
 
     Parameters
     ----------
     params : Params
         Packed here; the tree is not kept.
-    config : ModelConfig
+    config : Config
     dtype : "f32", "f16", "q8", "q4" or None
         What matrices are kept in; None is as stored.
     threads : int, optional
@@ -47,8 +52,8 @@ class Runtime:
 
     def __init__(
         self,
-        params: Params,
-        config: ModelConfig,
+        params: ParamTree,
+        config: AnyConfig,
         *,
         dtype: str | None = None,
         threads: int | None = None,
@@ -59,18 +64,19 @@ class Runtime:
         one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), GenerationError)
         self.config = config
         self.threads = check_threads(threads)
-        self.params = pack_params(params, dtype, self.threads, progress)
-        self.kv_dtype: KVDtype = kv_dtype or ("f16" if self.params.w_head.kind in BLOCK_BYTES else "f32")
-        self.rotation = rotary_tables(config.d_rotary, config.n_ctx)
+        self.params = pack_params(params, dtype, partial(store, threads=self.threads), progress)
+        self.kv_dtype: KVDtype = kv_dtype or ("f16" if _kind(self.params.w_head) in BLOCK_BYTES else "f32")
+        self.family = FAMILIES[config.model_type]
+        self.tables = self.family.tables(config, config.n_ctx)
 
-    def kept(self) -> Params:
+    def kept(self) -> ParamTree:
         """See ``Engine.kept``."""
-        return self.params.tree()
+        return self.params
 
     @property
     def n_bytes(self) -> int:
         """What the packed weights take."""
-        return sum(leaf.nbytes for leaf in self.params.leaves())
+        return self.params.nbytes
 
     @property
     def bytes_per_token(self) -> int:
@@ -84,16 +90,16 @@ class Runtime:
     @property
     def kinds(self) -> str:
         """What the blocks' matrices are kept in: "q4", or several kinds of a mixture."""
-        return ", ".join(sorted({leaf.kind for leaf in self.params.leaves() if isinstance(leaf, Panels)}))
+        return ", ".join(sorted({leaf.kind for _, leaf in self.params.items() if isinstance(leaf, Panels)}))
 
     def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
         """See ``Engine.logits``; [t, v] float32."""
         tokens = check_ids(ids, self.config, prefix_len)
         n = len(tokens)
-        rows = Rows.of(tokens, np.zeros(n, np.int64), np.arange(n, dtype=np.int64), prefix_len)
+        batch = Batch.of(tokens, np.zeros(n, np.int64), np.arange(n, dtype=np.int64), prefix_len)
         cache = KVCache(self.config, 1, n, self.kv_dtype)
-        workspace = Workspace.of(self.config, n, cache.padded_capacity, self.threads)
-        return forward(self.params, self.config, rows, cache, self.rotation, workspace, tap=tap)
+        buffers = Buffers.of(self.config, n, cache.padded_capacity, self.threads)
+        return self.family.forward(self.params, self.config, batch, cache, self.tables, buffers, tap=tap)
 
     def session(self, n_seqs: int, capacity: int) -> RuntimeSession:
         """See ``Engine.session``."""
@@ -101,14 +107,14 @@ class Runtime:
 
 
 class RuntimeSession:
-    """See ``refgpt.engine.Session``. Its bits depend neither on a sequence's company nor on its chunks."""
+    """See ``refgpt.runtime.engine.Session``. Its bits depend neither on a sequence's company nor on its chunks."""
 
     def __init__(self, runtime: Runtime, n_seqs: int, capacity: int) -> None:
         if n_seqs < 1 or capacity < 1:
             raise GenerationError("a session needs room", got=f"{n_seqs} of {capacity} positions", wanted="1 at least")
         self._runtime = runtime
         self.cache = KVCache(runtime.config, n_seqs, min(capacity, runtime.config.n_ctx), runtime.kv_dtype)
-        self._workspace = self._new_workspace(n_seqs)
+        self._buffers = self._new_buffers(n_seqs)
         self._recorded: dict[tuple[int, int, int | None, str | None], RecordedPass] = {}
 
     def prefill(self, seq: int, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
@@ -143,8 +149,8 @@ class RuntimeSession:
         logits = []
         for start, stop in pairwise(cuts):
             positions = held + np.arange(start, stop, dtype=np.int64)
-            rows = Rows.of(tokens[start:stop], np.full(stop - start, seq, np.int64), positions, prefix_len)
-            logits.append(self._pass(rows, slice(None) if every_row else slice(-1, None)))
+            batch = Batch.of(tokens[start:stop], np.full(stop - start, seq, np.int64), positions, prefix_len)
+            logits.append(self._pass(batch, slice(None) if every_row else slice(-1, None)))
             self.cache.lengths[seq] = held + stop
         return np.concatenate(logits) if every_row else logits[-1][0]
 
@@ -154,8 +160,8 @@ class RuntimeSession:
         if len(tokens) != len(slots):
             raise GenerationError("not one token a sequence", where="ids", got=len(tokens), wanted=len(slots))
         self._check_room(int(self.cache.lengths[slots].max()) + 1)
-        rows = Rows.of(tokens, slots, self.cache.lengths[slots])
-        logits = self._pass(rows)
+        batch = Batch.of(tokens, slots, self.cache.lengths[slots])
+        logits = self._pass(batch)
         self.cache.lengths[slots] += 1
         return logits
 
@@ -170,20 +176,25 @@ class RuntimeSession:
         n = check_cut(n, int(cache.lengths[seq]), int(cache.prefix_lens[seq]))
         cache.lengths[seq], cache.prefix_lens[seq] = n, min(n, cache.prefix_lens[seq])
 
-    def _pass(self, rows: Rows, wanted: slice = slice(None)) -> np.ndarray:
-        n = len(rows.ids)
-        if n > self._workspace.n_rows:
-            self._workspace = self._new_workspace(n)
+    def _pass(self, batch: Batch, wanted: slice = slice(None)) -> np.ndarray:
+        n = len(batch.ids)
+        if n > self._buffers.n_rows:
+            self._buffers = self._new_buffers(n)
             self._recorded.clear()
-        engine = self._runtime
         if n > MOST_ROWS:
-            return forward(engine.params, engine.config, rows, self.cache, engine.rotation, self._workspace, wanted)
-        kind = n, len(rows.tiles), wanted.start, forced_isa()
+            return self._compute(batch, wanted)
+        kind = n, len(batch.tiles), wanted.start, forced_isa()
         if kind not in self._recorded:
             self._recorded[kind] = RecordedPass(
-                engine.params, engine.config, rows, self.cache, engine.rotation, self._workspace, wanted
+                lambda batch, program: self._compute(batch, wanted, program), batch, self._runtime.threads
             )
-        return self._recorded[kind].run(rows)
+        return self._recorded[kind].run(batch)
+
+    def _compute(self, batch: Batch, wanted: slice, program: Program | None = None) -> np.ndarray:
+        engine = self._runtime
+        return engine.family.forward(
+            engine.params, engine.config, batch, self.cache, engine.tables, self._buffers, wanted, program=program
+        )
 
     def _check_slots(self, seqs: Sequence[int]) -> np.ndarray:
         slots, n_slots = np.array(seqs, np.int64), len(self.cache.lengths)
@@ -202,5 +213,9 @@ class RuntimeSession:
                 fix="ask for a session of more capacity, up to n_ctx",
             )
 
-    def _new_workspace(self, n_rows: int) -> Workspace:
-        return Workspace.of(self._runtime.config, n_rows, self.cache.padded_capacity, self._runtime.threads)
+    def _new_buffers(self, n_rows: int) -> Buffers:
+        return Buffers.of(self._runtime.config, n_rows, self.cache.padded_capacity, self._runtime.threads)
+
+
+def _kind(leaf: Leaf) -> str:
+    return leaf.kind if isinstance(leaf, Panels) else str(leaf.dtype)

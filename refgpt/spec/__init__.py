@@ -1,20 +1,24 @@
-"""The specification: GPT-J's forward pass in plain NumPy, and how far float32 arithmetic may stray from it."""
+"""The specification: the models in plain NumPy, one file a family, and how far float32 may stray from them."""
 
-from refgpt.spec.gptj import forward
+from refgpt.spec.families import FAMILIES, family_of, forward, leaf_shapes, tap_names, tap_shapes
 from refgpt.spec.masks import causal_mask, prefix_mask
-from refgpt.spec.primitives import embedding, gelu, layer_norm, linear, softmax
-from refgpt.spec.rotary import rotary_angles, rotate_pairs
-from refgpt.spec.taps import Recorder, Tap, checked, no_tap, prefixed, tap_axes, tap_names, tap_shapes
+from refgpt.spec.ops import embedding, gelu, layer_norm, linear, softmax
+from refgpt.spec.positions import rotary_angles, rotate_pairs
+from refgpt.spec.taps import Recorder, Tap, TapNames, checked, no_tap, prefixed, tap_axes
 
 __all__ = [
+    "FAMILIES",
     "Recorder",
     "Tap",
+    "TapNames",
     "causal_mask",
     "checked",
     "embedding",
+    "family_of",
     "forward",
     "gelu",
     "layer_norm",
+    "leaf_shapes",
     "linear",
     "no_tap",
     "prefix_mask",

@@ -12,22 +12,137 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from refgpt.config import ModelConfig
-from refgpt.errors import RefgptError
-from refgpt.params import Block, Params
-from refgpt.prompts import check_ids
+from refgpt._common.arguments import whole_number
+from refgpt._common.errors import ConfigError, RefgptError
+from refgpt.numbers.leaves import Leaf
+from refgpt.numbers.tree import ParamTree
+from refgpt.spec.config import check_config
+from refgpt.spec.ids import check_ids
 from refgpt.spec.masks import prefix_mask
-from refgpt.spec.primitives import embedding, gelu, layer_norm, linear, softmax
-from refgpt.spec.rotary import rotate_pairs
-from refgpt.spec.taps import Tap, checked, no_tap, prefixed
+from refgpt.spec.ops import embedding, gelu, layer_norm, linear, softmax
+from refgpt.spec.positions import rotate_pairs
+from refgpt.spec.taps import Tap, TapNames, checked, no_tap, prefixed
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape of a GPT-J model. Building one validates it.
+
+    Attributes
+    ----------
+    n_layer, n_head, n_vocab, n_ctx : int
+        Blocks, attention heads, rows of the embedding table, positions.
+    d_model, d_ff : int
+        Width of the residual stream and of the MLP's hidden layer.
+    d_rotary : int
+        How many leading dimensions of each head are rotated; even, at most ``d_head``.
+    ln_eps : float
+        Added to the variance in LayerNorm.
+    bos_id, eos_id : int or None
+        Ids that begin and end a text; GPT-J has one for both (50256).
+
+    Raises
+    ------
+    ConfigError
+        Whose ``where`` is the first field that makes no sense.
+
+    Notes
+    -----
+    The defaults are GPT-J-6B's: https://huggingface.co/EleutherAI/gpt-j-6b, config.json.
+    """
+
+    model_type: ClassVar[str] = "gptj"
+
+    n_layer: int = 28
+    n_head: int = 16
+    d_model: int = 4096
+    d_ff: int = 16384
+    d_rotary: int = 64
+    n_vocab: int = 50400
+    n_ctx: int = 2048
+    ln_eps: float = 1e-5
+    bos_id: int | None = 50256
+    eos_id: int | None = 50256
+
+    def __post_init__(self) -> None:
+        check_config(self)
+        whole_number("d_rotary", self.d_rotary, 2, self.d_head, ConfigError)
+        if self.d_rotary % 2:
+            raise ConfigError("is odd, but dimensions are rotated in pairs", where="d_rotary", got=self.d_rotary)
+
+    @property
+    def d_head(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_head
+
+    @property
+    def n_params(self) -> int:
+        """Number of weights and biases (6,050,882,784 for GPT-J-6B)."""
+        return sum(map(math.prod, leaf_shapes(self).values()))
+
+    def __str__(self) -> str:
+        return " ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block: the LayerNorm that both branches share, attention (no biases), MLP."""
+
+    ln_w: np.ndarray  # [c]
+    ln_b: np.ndarray  # [c]
+    wq: Leaf  # [c, c]   rows are heads x d_head
+    wk: Leaf  # [c, c]
+    wv: Leaf  # [c, c]
+    wo: Leaf  # [c, c]
+    w_in: Leaf  # [f, c]
+    b_in: np.ndarray  # [f]
+    w_out: Leaf  # [c, f]
+    b_out: np.ndarray  # [c]
+
+
+@dataclass(frozen=True)
+class Params(ParamTree):
+    """All parameters of a GPT-J; matrices are ``[out, in]`` like the checkpoints."""
+
+    block_type: ClassVar = Block
+
+    wte: Leaf  # [v, c]   token embeddings
+    blocks: tuple[Block, ...]
+    ln_w: np.ndarray  # [c]      final LayerNorm
+    ln_b: np.ndarray  # [c]
+    w_head: Leaf  # [v, c]   output head, not tied to wte
+    b_head: np.ndarray  # [v]
+
+
+def leaf_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Every leaf's name and shape, in the order of ``Params.items``."""
+    c, f, v = config.d_model, config.d_ff, config.n_vocab
+    block: dict[str, tuple[int, ...]] = {"ln_w": (c,), "ln_b": (c,)}
+    block |= {"wq": (c, c), "wk": (c, c), "wv": (c, c), "wo": (c, c)}
+    block |= {"w_in": (f, c), "b_in": (f,), "w_out": (c, f), "b_out": (c,)}
+    shapes: dict[str, tuple[int, ...]] = {"wte": (v, c)}
+    for i in range(config.n_layer):
+        shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
+    return shapes | {"ln_w": (c,), "ln_b": (c,), "w_head": (v, c), "b_head": (v,)}
+
+
+#: Every activation's name, in the order of the forward pass.
+TAPS = TapNames(
+    first=("embed",),
+    block=("ln", "q", "k", "v", "q_rot", "k_rot", "pattern", "z", "attn_out")
+    + ("mlp_pre", "mlp_post", "mlp_out", "resid_post"),
+    last=("ln_final", "logits"),
+)
 
 
 def attention(
-    x: np.ndarray, p: Block, cfg: ModelConfig, mask: np.ndarray, positions: np.ndarray, tap: Tap = no_tap
+    x: np.ndarray, p: Block, cfg: Config, mask: np.ndarray, positions: np.ndarray, tap: Tap = no_tap
 ) -> np.ndarray:
     """Multi-head self-attention with rotary positions (GPT-J: no biases). x [t, c], mask [t, s] -> [t, c]."""
     heads = (-1, cfg.n_head, cfg.d_head)
@@ -51,7 +166,7 @@ def mlp(x: np.ndarray, p: Block, tap: Tap = no_tap) -> np.ndarray:
 
 
 def block(
-    x: np.ndarray, p: Block, cfg: ModelConfig, mask: np.ndarray, positions: np.ndarray, tap: Tap = no_tap
+    x: np.ndarray, p: Block, cfg: Config, mask: np.ndarray, positions: np.ndarray, tap: Tap = no_tap
 ) -> np.ndarray:
     """Attention and MLP side by side: both read the one LayerNorm, neither sees the other. x [t, c] -> [t, c]."""
     normed = tap("ln", layer_norm(x, p.ln_w, p.ln_b, cfg.ln_eps))  # [t, c]
@@ -62,7 +177,7 @@ def block(
 
 def forward(
     params: Params,
-    config: ModelConfig,
+    config: Config,
     ids: Sequence[int] | np.ndarray,
     prefix_len: int = 0,
     dtype: DTypeLike = np.float64,
@@ -74,7 +189,7 @@ def forward(
     ----------
     params : Params
         Leaves as stored; each is widened to ``dtype`` where it is used.
-    config : ModelConfig
+    config : Config
     ids : sequence of int [t]
         The text as token ids.
     prefix_len : int

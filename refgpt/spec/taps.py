@@ -7,31 +7,14 @@ attribute ``names``, the activations that it looks at or changes: an engine need
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from refgpt.config import ModelConfig
-from refgpt.errors import RefgptError
+from refgpt._common.errors import RefgptError
 
 Tap = Callable[[str, np.ndarray], np.ndarray]
-
-#: The activations of one block, in the order of the forward pass.
-BLOCK_TAPS = (
-    "ln",
-    "q",
-    "k",
-    "v",
-    "q_rot",
-    "k_rot",
-    "pattern",
-    "z",
-    "attn_out",
-    "mlp_pre",
-    "mlp_post",
-    "mlp_out",
-    "resid_post",
-)
 
 #: The axes of an activation, by the last part of its name: t query position, s key position, h head, d head width,
 #: c d_model, f d_ff, v vocabulary. Keys and values have a row for each position too, under the name it has for them.
@@ -55,29 +38,22 @@ TAP_AXES = {
 }
 
 
-def tap_names(config: ModelConfig) -> list[str]:
-    """Every activation's name, in the order of the forward pass."""
-    blocks = [f"blocks.{i}.{name}" for i in range(config.n_layer) for name in BLOCK_TAPS]
-    return ["embed", *blocks, "ln_final", "logits"]
+class TapNames(NamedTuple):
+    """The names of a family's activations, in the order of the forward pass; those of ``block`` once for each block."""
+
+    first: tuple[str, ...]
+    block: tuple[str, ...]
+    last: tuple[str, ...]
+
+    def of(self, n_layer: int) -> list[str]:
+        """All names of a model of so many blocks: "embed", "blocks.0.ln", ..., "logits"."""
+        blocks = [f"blocks.{i}.{name}" for i in range(n_layer) for name in self.block]
+        return [*self.first, *blocks, *self.last]
 
 
 def tap_axes(name: str) -> str:
     """One letter of ``TAP_AXES`` for each axis of an activation."""
     return TAP_AXES[name.rpartition(".")[2]]
-
-
-def tap_shapes(config: ModelConfig, n: int) -> dict[str, tuple[int, ...]]:
-    """Every activation's shape for a text of ``n`` tokens, in the order of the forward pass."""
-    sizes = {
-        "t": n,
-        "s": n,
-        "h": config.n_head,
-        "d": config.d_head,
-        "c": config.d_model,
-        "f": config.d_ff,
-        "v": config.n_vocab,
-    }
-    return {name: tuple(sizes[axis] for axis in tap_axes(name)) for name in tap_names(config)}
 
 
 def no_tap(name: str, value: np.ndarray) -> np.ndarray:

@@ -20,13 +20,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from refgpt.arguments import path_of
-from refgpt.errors import TokenizerError
-from refgpt.file_names import SENTENCEPIECE
-from refgpt.file_names import TOKENIZER_FORMS as FORMS
+from refgpt._common.arguments import path_of
+from refgpt._common.errors import TokenizerError
+from refgpt._common.file_names import SENTENCEPIECE
+from refgpt._common.file_names import TOKENIZER_FORMS as FORMS
 from refgpt.tokenizers.base import StreamDecoder, Tokenizer
 from refgpt.tokenizers.files import OtherKind
-from refgpt.vocabulary import Vocabulary
+from refgpt.tokenizers.vocabulary import Vocabulary
 
 __all__ = ["StreamDecoder", "Tokenizer", "find_tokenizer", "load_tokenizer", "tokenizer_of"]
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from refgpt.errors import TokenizerError
-from refgpt.wording import shown
+from refgpt._common.errors import TokenizerError
+from refgpt._common.wording import shown
 
 
 class Tokenizer(ABC):

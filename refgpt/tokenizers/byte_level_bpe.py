@@ -14,9 +14,10 @@ from typing import Any
 
 import tokenizers
 
-from refgpt.config import LARGEST
-from refgpt.errors import TokenizerError
-from refgpt.file_names import ADDED_TOKENS
+from refgpt._common.errors import TokenizerError
+from refgpt._common.file_names import ADDED_TOKENS
+from refgpt._common.wording import FRESH_COPY, listed, shown
+from refgpt.spec.config import LARGEST
 from refgpt.tokenizers.base import Tokenizer
 from refgpt.tokenizers.files import (
     OtherKind,
@@ -27,7 +28,6 @@ from refgpt.tokenizers.files import (
     read_settings,
     read_text,
 )
-from refgpt.wording import FRESH_COPY, listed, shown
 
 END_OF_TEXT = "<|endoftext|>"
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}

@@ -6,14 +6,14 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from refgpt.errors import TokenizerError
-from refgpt.small_files import parse_json
+from refgpt._common.errors import TokenizerError
+from refgpt._common.small_files import parse_json
+from refgpt._common.wording import FRESH_COPY, shown
 from refgpt.tokenizers.base import Tokenizer
 from refgpt.tokenizers.byte_level_bpe import BYTE_LEVEL, ByteLevelBPE, bytes_of_token, letters_of_bytes, read_merges
 from refgpt.tokenizers.files import MOST_BYTES
 from refgpt.tokenizers.greedy import SPECIAL, GreedyTokenizer
-from refgpt.vocabulary import Vocabulary
-from refgpt.wording import FRESH_COPY, shown
+from refgpt.tokenizers.vocabulary import Vocabulary
 
 log = logging.getLogger("refgpt")
 

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from refgpt import small_files
-from refgpt.errors import TokenizerError
-from refgpt.file_names import TOKENIZER_SETTINGS
-from refgpt.wording import FRESH_COPY
+from refgpt._common import small_files
+from refgpt._common.errors import TokenizerError
+from refgpt._common.file_names import TOKENIZER_SETTINGS
+from refgpt._common.wording import FRESH_COPY
 
 #: Of a vocabulary, merges or model: GPT-JT's tokenizer.json, the largest of the family, has 2.1 MB.
 MOST_BYTES = 8 << 20
@@ -23,7 +23,7 @@ class OtherKind(TokenizerError):
 
 
 def read_bytes(path: Path) -> bytes:
-    """A whole file; ``TokenizerError`` if that cannot be, see ``refgpt.small_files``."""
+    """A whole file; ``TokenizerError`` if that cannot be, see ``refgpt._common.small_files``."""
     return small_files.read_bytes(path, TokenizerError, MOST_BYTES)
 
 
@@ -36,7 +36,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object; ``TokenizerError`` if the file is anything else, see ``refgpt.small_files``."""
+    """A JSON object; ``TokenizerError`` if the file is anything else, see ``refgpt._common.small_files``."""
     return small_files.read_json(path, TokenizerError, MOST_BYTES)
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from tokenizers.pre_tokenizers import ByteLevel
 
-from refgpt.errors import TokenizerError
+from refgpt._common.errors import TokenizerError
+from refgpt._common.wording import FRESH_COPY
 from refgpt.tokenizers.base import Tokenizer
 from refgpt.tokenizers.files import faults_named
-from refgpt.wording import FRESH_COPY
 
 #: How the family spells tokens that stand for no text of their own, "<|endoftext|>" first of all.
 SPECIAL = re.compile(rb"<\|\w+\|>")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import sentencepiece
 
-from refgpt.errors import TokenizerError
+from refgpt._common.errors import TokenizerError
+from refgpt._common.wording import FRESH_COPY
 from refgpt.tokenizers.base import StreamDecoder, Tokenizer
 from refgpt.tokenizers.files import faults_named, named_eos, read_bytes
-from refgpt.wording import FRESH_COPY
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how pieces spell a space: U+2581
 

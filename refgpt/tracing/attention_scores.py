@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refgpt.arguments import whole_number
-from refgpt.config import ModelConfig
-from refgpt.errors import GenerationError
+from refgpt._common.arguments import whole_number
+from refgpt._common.errors import GenerationError
+from refgpt.spec.config import AnyConfig
 from refgpt.tracing.recording import visit
 from refgpt.tracing.subjects import Subject, Text, engine_of, ids_of
 
@@ -97,7 +97,7 @@ def head_scores(model: Subject, ids: Text, prefix_len: int = 0) -> HeadScores:
     return HeadScores(*found)
 
 
-def repeated_ids(config: ModelConfig, n: int, seed: int = 0) -> np.ndarray:
+def repeated_ids(config: AnyConfig, n: int, seed: int = 0) -> np.ndarray:
     """A random text of ``n`` tokens, said twice, after the token that begins a text if there is one. -> int64
 
     Raises

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refgpt.arguments import whole_number
-from refgpt.errors import GenerationError
-from refgpt.params import Leaf, row_slices, widen
+from refgpt._common.arguments import whole_number
+from refgpt._common.errors import GenerationError
+from refgpt.numbers.leaves import Leaf, row_slices, widen
 from refgpt.tracing.recording import record
 from refgpt.tracing.subjects import Subject, Text, engine_of, ids_of
 

@@ -13,17 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refgpt.arguments import one_of, whole_number
-from refgpt.errors import GenerationError
-from refgpt.spec.taps import BLOCK_TAPS
+from refgpt._common.arguments import one_of, whole_number
+from refgpt._common.errors import GenerationError
+from refgpt._common.progress import counted
+from refgpt.spec import family_of
 from refgpt.tracing.patches import patch_from
 from refgpt.tracing.places import Indices, find_indices
-from refgpt.tracing.progress import counted
 from refgpt.tracing.recording import record
 from refgpt.tracing.subjects import Subject, Text, engine_of, ids_of
-
-#: What has a row for each position: all but the pattern, whose keys are positions too.
-PARTS = tuple(part for part in BLOCK_TAPS if part != "pattern")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +96,8 @@ def causal_trace(
     """
     engine, tokens, others = engine_of(model), ids_of(model, clean, prefix_len), ids_of(model, corrupt, prefix_len)
     n_layer, n_vocab = engine.config.n_layer, engine.config.n_vocab
-    one_of("part", part, PARTS, GenerationError)
+    parts = [name for name in family_of(engine.config).TAPS.block if name != "pattern"]  # has no row for a position
+    one_of("part", part, parts, GenerationError)
     whole_number("window", window, 1, None, GenerationError)
     for name, one in (("answer", answer), ("other", other)):
         if one is not None:

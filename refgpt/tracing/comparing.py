@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refgpt.errors import RefgptError
-from refgpt.sampling import log_softmax
+from refgpt._common.errors import RefgptError
+from refgpt.generation.sampling import log_softmax
 from refgpt.spec import tap_names, tap_shapes
 from refgpt.tracing.places import Names, find_names
 from refgpt.tracing.recording import record, visit

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from refgpt.config import ModelConfig
-from refgpt.params import Params, row_slices
+from refgpt.numbers.leaves import row_slices
+from refgpt.numbers.tree import ParamTree
 from refgpt.spec import layer_norm, linear
+from refgpt.spec.config import AnyConfig
 from refgpt.tracing.memory import check_fits, dtype_of
 from refgpt.tracing.places import Indices, find_indices
 from refgpt.tracing.recording import record, visit
 from refgpt.tracing.subjects import Subject, Text, engine_of, ids_of
 
 
-def stream_names(config: ModelConfig) -> list[str]:
+def stream_names(config: AnyConfig) -> list[str]:
     """The residual stream before the first block and after each."""
     return ["embed", *(f"blocks.{i}.resid_post" for i in range(config.n_layer))]
 
@@ -53,7 +54,7 @@ def logit_lens(model: Subject, ids: Text, prefix_len: int = 0, positions: Indice
     return _head(normed, params).reshape(n_layers, n_rows, config.n_vocab)
 
 
-def _head(x: np.ndarray, params: Params) -> np.ndarray:
+def _head(x: np.ndarray, params: ParamTree) -> np.ndarray:
     """Logits, for which the head is widened some rows at a time. x [t, c] -> [t, v]."""
     logits = np.empty((len(x), len(params.b_head)), x.dtype)
     start = 0

@@ -8,13 +8,14 @@ from math import prod
 
 import numpy as np
 
-from refgpt.config import ModelConfig
-from refgpt.engine import Engine, SpecEngine
-from refgpt.errors import RefgptError
-from refgpt.memory import machine_memory
+from refgpt._common.errors import RefgptError
+from refgpt._common.memory import machine_memory
+from refgpt._common.wording import size
+from refgpt.runtime.engine import Engine
+from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import tap_shapes
+from refgpt.spec.config import AnyConfig
 from refgpt.tracing.places import row_axis
-from refgpt.wording import size
 
 #: Copies of an activation that are in use while it is shown, beside what is kept of it.
 IN_PASSING = 3
@@ -32,13 +33,13 @@ def dtype_of(engine: Engine) -> np.dtype:
 
 
 def trace_bytes(
-    config: ModelConfig, n: int, names: Collection[str], n_kept: int | None = None, itemsize: int = 4
+    config: AnyConfig, n: int, names: Collection[str], n_kept: int | None = None, itemsize: int = 4
 ) -> dict[str, int]:
     """What a trace keeps.
 
     Parameters
     ----------
-    config : ModelConfig
+    config : Config
     n : int
         Tokens of the text.
     names : collection of str

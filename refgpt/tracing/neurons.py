@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from refgpt.arguments import one_of, path_of, whole_number
-from refgpt.errors import DataError, GenerationError
+from refgpt._common.arguments import one_of, path_of, whole_number
+from refgpt._common.errors import DataError, GenerationError
+from refgpt._common.progress import counted
 from refgpt.tokenizers import Tokenizer
 from refgpt.tracing.memory import check_fits
 from refgpt.tracing.places import Indices, find_indices
-from refgpt.tracing.progress import counted
 from refgpt.tracing.recording import record
 from refgpt.tracing.subjects import HasEngine
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refgpt.config import ModelConfig
-from refgpt.errors import RefgptError
+from refgpt._common.errors import RefgptError
 from refgpt.spec import tap_axes, tap_names, tap_shapes
+from refgpt.spec.config import AnyConfig
 from refgpt.tracing.places import Indices, Names, find_indices, find_names, row_axis
 
 Change = Callable[[np.ndarray], np.ndarray]
@@ -194,13 +194,13 @@ def mean_ablation(
     return {name: Replacement(mean, positions, heads, neurons) for name, mean in means.items()}
 
 
-def bind_patches(patches: Patches | None, config: ModelConfig, n: int) -> BoundPatches:
+def bind_patches(patches: Patches | None, config: AnyConfig, n: int) -> BoundPatches:
     """Patches by the names of a model, as functions that give what fits.
 
     Parameters
     ----------
     patches : mapping, sequence of mappings, or None
-    config : ModelConfig
+    config : Config
     n : int
         Tokens of the text that is patched.
 

@@ -7,8 +7,8 @@ from fnmatch import filter as matching
 
 import numpy as np
 
-from refgpt.arguments import whole_number
-from refgpt.errors import RefgptError
+from refgpt._common.arguments import whole_number
+from refgpt._common.errors import RefgptError
 from refgpt.spec import tap_axes
 
 Names = str | Collection[str]

@@ -7,9 +7,9 @@ from typing import Protocol, cast
 
 import numpy as np
 
-from refgpt.engine import Engine
-from refgpt.errors import GenerationError
-from refgpt.prompts import check_ids
+from refgpt._common.errors import GenerationError
+from refgpt.runtime.engine import Engine
+from refgpt.spec.ids import check_ids
 from refgpt.tokenizers import Tokenizer
 
 

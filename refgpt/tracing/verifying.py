@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refgpt.engine import Engine
-from refgpt.params import Params
+from refgpt.numbers.tree import ParamTree
+from refgpt.runtime.engine import Engine
 from refgpt.spec import forward
-from refgpt.tracing.bounds import tap_bound
+from refgpt.spec.bounds import tap_bound
 from refgpt.tracing.recording import record
 
 
@@ -87,7 +87,7 @@ class Report:
         )
 
 
-def verify(engine: Engine, params: Params, ids: Sequence[int], prefix_len: int = 0) -> Report:
+def verify(engine: Engine, params: ParamTree, ids: Sequence[int], prefix_len: int = 0) -> Report:
     """Run an engine and the float64 spec on one text.
 
     Parameters

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from tiny import random_params, tiny_config
 
-from refgpt.config import ModelConfig
-from refgpt.params import BFLOAT16, Params, widen
+from refgpt import ModelConfig
+from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.leaves import widen
+from refgpt.spec.gptj import Params
 
 CONFIG = tiny_config(n_ctx=2048, bos_id=7, eos_id=60)
 PARAMS = random_params(CONFIG, seed=5)

@@ -12,7 +12,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from refgpt.errors import RefgptError
+from refgpt._common.errors import RefgptError
 
 FAST = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 JSON = st.recursive(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tiny import random_params, tiny_config
 
-from refgpt.params import Params
+from refgpt.spec.gptj import Params
 
 HERE = Path(__file__).parent / "ctranslate2_files"
 CONFIG = tiny_config(n_layer=2, n_head=2, d_model=16, d_ff=24, d_rotary=4, n_vocab=19, n_ctx=2048, bos_id=18, eos_id=18)

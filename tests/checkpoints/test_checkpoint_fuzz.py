@@ -21,11 +21,11 @@ from checkpoints.writers import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refgpt.checkpoints import safetensors_file, torch_pickle
-from refgpt.checkpoints.gptj import read_config
-from refgpt.checkpoints.pickle_machine import INSTRUCTIONS, Machine
-from refgpt.errors import CheckpointError, ConfigError
-from refgpt.small_files import parse_json
+from refgpt._common.errors import CheckpointError, ConfigError
+from refgpt._common.small_files import parse_json
+from refgpt.checkpoints.families.gptj import read_config
+from refgpt.checkpoints.files import safetensors_file, torch_pickle
+from refgpt.checkpoints.files.pickle_machine import INSTRUCTIONS, Machine
 
 TENSORS = {"a": np.arange(6, dtype="<f4").reshape(2, 3), "b": np.ones((2, 2), "?"), "c": np.array(7, "<f2")}
 

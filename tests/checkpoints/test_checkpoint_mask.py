@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from checkpoints.writers import write_safetensors
 
-from refgpt.checkpoints import safetensors_file
+from refgpt._common.errors import CheckpointError, ConfigError
+from refgpt.checkpoints.files import safetensors_file
 from refgpt.checkpoints.mask import find_mask
-from refgpt.errors import CheckpointError, ConfigError
-from refgpt.params import BFLOAT16
+from refgpt.numbers.dtypes import BFLOAT16
 
 N = 300  # more than one strip of rows
 

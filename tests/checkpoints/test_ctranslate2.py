@@ -14,11 +14,13 @@ from model_files import write_model
 from tiny import random_params
 
 import refgpt
-from refgpt.checkpoints import open_checkpoint, place_of, release
-from refgpt.config import ModelConfig
-from refgpt.encoded import Encoded
-from refgpt.errors import CheckpointError, ConfigError
-from refgpt.params import kept_leaf, widen
+from refgpt import ModelConfig
+from refgpt._common.errors import CheckpointError, ConfigError
+from refgpt.checkpoints import open_checkpoint
+from refgpt.numbers.casting import kept_leaf
+from refgpt.numbers.encoded import Encoded
+from refgpt.numbers.leaves import widen
+from refgpt.numbers.mapped import place_of, release
 from refgpt.spec import forward
 
 DIRECTORIES = [directory for directories in RECORDED.values() for directory in directories]

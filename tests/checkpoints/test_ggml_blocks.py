@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 from checkpoints.ggml_writers import QUANTISED, block_bytes, decoded_block, tensor_bytes
 
-from refgpt.checkpoints import ggml_blocks
-from refgpt.checkpoints.ggml_blocks import BLOCKS, TYPES, Blocks, decode, map_tensor
-from refgpt.checkpoints.mapped import map_file
-from refgpt.errors import CheckpointError
-from refgpt.params import widen
+from refgpt._common.errors import CheckpointError
+from refgpt.checkpoints.files import ggml_blocks
+from refgpt.checkpoints.files.ggml_blocks import BLOCKS, TYPES, Blocks, decode, map_tensor
+from refgpt.numbers.leaves import widen
+from refgpt.numbers.mapped import map_file
 
 #: Every pattern of bits is a block, with scales from subnormal to the largest (NaN and infinity left out).
 RANDOM = np.random.default_rng(3)

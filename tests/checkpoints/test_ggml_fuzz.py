@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import random_params, tiny_config
 
-from refgpt.checkpoints import gguf_file, open_checkpoint
-from refgpt.model import open_model
-from refgpt.params import widen
+from refgpt._load import open_model
+from refgpt.checkpoints import open_checkpoint
+from refgpt.checkpoints.files import gguf_file
+from refgpt.numbers.leaves import widen
 
 FAST = settings(FAST, max_examples=300)
 CONFIG = tiny_config(n_layer=1, n_head=2, d_model=32, d_ff=32, d_rotary=2, n_vocab=11, n_ctx=6)

@@ -16,11 +16,13 @@ from checkpoints.mesh_writer import CONFIG, compressed, model, npz, params_json,
 from model_files import write_model, write_tokenizer
 
 import refgpt
-from refgpt.checkpoints import open_checkpoint, place_of, release
-from refgpt.config import ModelConfig
-from refgpt.errors import CheckpointError, ConfigError
-from refgpt.model import open_model
-from refgpt.params import BFLOAT16, row_slices, widen
+from refgpt import ModelConfig
+from refgpt._common.errors import CheckpointError, ConfigError
+from refgpt._load import open_model
+from refgpt.checkpoints import open_checkpoint
+from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.leaves import row_slices, widen
+from refgpt.numbers.mapped import place_of, release
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 STEP = "step_383500"

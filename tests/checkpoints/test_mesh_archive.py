@@ -16,8 +16,9 @@ from checkpoints.mesh_writer import CONFIG, compressed, model, params_json, tar,
 from checkpoints.test_mesh import assert_holds
 
 import refgpt
-from refgpt.checkpoints import mesh_archive, open_checkpoint
-from refgpt.errors import CheckpointError, ConfigError
+from refgpt._common.errors import CheckpointError, ConfigError
+from refgpt.checkpoints import open_checkpoint
+from refgpt.checkpoints.layouts import mesh_archive
 
 FILES, WHOLE = mesh_writer.files(model("bf16"), 2)
 FIRST = "step_383500/shard_0/0.npz"

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import random_params, tiny_config
 
-from refgpt.checkpoints import ctranslate2_file, npz_file, open_checkpoint
-from refgpt.errors import CheckpointError
-from refgpt.params import BFLOAT16, widen
+from refgpt._common.errors import CheckpointError
+from refgpt.checkpoints import open_checkpoint
+from refgpt.checkpoints.files import ctranslate2_file, npz_file
+from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.leaves import widen
 
 ARRAYS = [np.arange(6, dtype="<f4").reshape(2, 3), np.array(7, "<i4"), np.arange(5, dtype="<u2").view(BFLOAT16)]
 NPZ = mesh_writer.npz(ARRAYS)

@@ -21,10 +21,10 @@ from checkpoints.writers import (
 )
 from tiny import random_params
 
+from refgpt import ModelConfig
+from refgpt._common.errors import CheckpointError, ConfigError
 from refgpt.checkpoints import open_checkpoint
-from refgpt.checkpoints.huggingface import UNREAD
-from refgpt.config import ModelConfig
-from refgpt.errors import CheckpointError, ConfigError
+from refgpt.checkpoints.layouts.huggingface import UNREAD
 
 ONES, TRIANGLE = np.ones((12, 12), "?"), np.tri(12, dtype="?")
 LAYOUTS = ["model.safetensors", "pytorch_model.bin", "safetensors shards", "bin shards"]

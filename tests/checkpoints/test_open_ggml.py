@@ -25,10 +25,10 @@ from model_files import write_model, write_tokenizer
 from tiny import random_params, tiny_config
 
 import refgpt
+from refgpt._common.errors import CheckpointError, ConfigError
 from refgpt.checkpoints import open_checkpoint
-from refgpt.checkpoints.ggml_blocks import Blocks
-from refgpt.errors import CheckpointError, ConfigError
-from refgpt.params import widen
+from refgpt.checkpoints.files.ggml_blocks import Blocks
+from refgpt.numbers.leaves import widen
 
 IDS = [1, 30, 7, 7, 2, 36, 0]
 ENCODINGS = ["f32", "f16", *QUANTISED]
@@ -348,7 +348,7 @@ def test_memory_of_a_mapped_matrix_is_given_back(tmp_path, resident_bytes, encod
     before = resident_bytes()
     for _, leaf in open_checkpoint(path).params.items():
         widen(leaf).sum()
-        refgpt.checkpoints.release(leaf)
+        refgpt.numbers.mapped.release(leaf)
     assert resident_bytes() - before < len(raw) // 2
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from checkpoints import writers
 
-from refgpt.checkpoints import safetensors_file
-from refgpt.errors import CheckpointError
-from refgpt.params import BFLOAT16
+from refgpt._common.errors import CheckpointError
+from refgpt.checkpoints.files import safetensors_file
+from refgpt.numbers.dtypes import BFLOAT16
 
 MIXED = {
     "f32": np.arange(6, dtype="<f4").reshape(2, 3),

@@ -21,8 +21,8 @@ from checkpoints.writers import (
     write_torch_zip,
 )
 
-from refgpt.checkpoints import pickle_machine, torch_pickle
-from refgpt.errors import CheckpointError
+from refgpt._common.errors import CheckpointError
+from refgpt.checkpoints.files import pickle_machine, torch_pickle
 
 F32 = storage_code("FloatStorage", "0", 6)
 SIX = np.arange(6, dtype="<f4")

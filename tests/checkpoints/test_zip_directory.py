@@ -4,9 +4,9 @@ import zipfile
 
 import pytest
 
-from refgpt.checkpoints.mapped import map_file
-from refgpt.checkpoints.zip_directory import ENTRY, LOCAL, read_directory
-from refgpt.errors import CheckpointError
+from refgpt._common.errors import CheckpointError
+from refgpt.checkpoints.files.zip_directory import ENTRY, LOCAL, read_directory
+from refgpt.numbers.mapped import map_file
 
 MEMBERS = {"a/data.pkl": b"program", "a/data/0": bytes(range(50)), "a/empty": b""}
 

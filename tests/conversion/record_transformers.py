@@ -14,9 +14,10 @@ import numpy as np
 from model_files import write_tokenizer
 from tiny import random_params, tiny_config
 
+from refgpt._load import open_model
 from refgpt.conversion import gguf, huggingface
-from refgpt.model import open_model
-from refgpt.params import Params, widen
+from refgpt.numbers.leaves import widen
+from refgpt.spec.gptj import Params
 
 GOLDENS = Path(__file__).parent / "transformers.npz"
 CONFIG = tiny_config(n_vocab=61, n_ctx=16, bos_id=0, eos_id=0)

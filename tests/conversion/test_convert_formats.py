@@ -17,11 +17,11 @@ from model_files import write_model, write_tokenizer
 from tiny import random_params, tiny_config
 
 import refgpt
+from refgpt._common.errors import CheckpointError, TokenizerError
+from refgpt._load import open_model
 from refgpt.checkpoints import open_checkpoint
 from refgpt.conversion import TARGETS, convert
-from refgpt.errors import CheckpointError, TokenizerError
-from refgpt.model import open_model
-from refgpt.params import widen
+from refgpt.numbers.leaves import widen
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 

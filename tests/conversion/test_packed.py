@@ -16,16 +16,17 @@ from model_files import write_model, write_tokenizer
 from tiny import random_params, tiny_config
 
 import refgpt
-from refgpt.checkpoints import open_checkpoint, release, verify_checksums
-from refgpt.checkpoints.mapped import MappedFile
-from refgpt.checksums import digests
+from refgpt._common.errors import CheckpointError, RefgptError
+from refgpt._load import open_model
+from refgpt.checkpoints import open_checkpoint, verify_checksums
 from refgpt.cli import main
 from refgpt.conversion import TARGETS, convert
-from refgpt.errors import CheckpointError, RefgptError
-from refgpt.model import open_model
-from refgpt.panels import Panels
-from refgpt.params import widen
-from refgpt.runtime.packing import pack_params
+from refgpt.kernels import store
+from refgpt.numbers.checksums import digests
+from refgpt.numbers.leaves import widen
+from refgpt.numbers.mapped import MappedFile, release
+from refgpt.numbers.packing import pack_params
+from refgpt.numbers.panels import Panels
 
 CONFIG = tiny_config(d_model=48, n_head=3, d_rotary=10, d_ff=100, n_vocab=71)
 IDS = [1, 30, 7, 7, 2, 36, 0]
@@ -80,7 +81,7 @@ def test_a_converted_model_has_the_bits_of_one_packed_while_it_is_loaded(source,
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_matrices_are_used_where_they_lie_in_the_file(source, tmp_path, dtype):
     checkpoint, _ = open_model(converted(source, tmp_path / "out", dtype))
-    leaves = pack_params(checkpoint.params, None, 2).tree().items()
+    leaves = pack_params(checkpoint.params, None, store).items()
     for name, leaf in leaves:
         if leaf.ndim == 1:
             continue
@@ -121,12 +122,12 @@ def test_the_same_model_gives_the_same_bytes(source, tmp_path):
 
 
 def test_a_matrix_of_many_slices_and_pieces(tmp_path, monkeypatch):
-    from refgpt import params
+    from refgpt.numbers import leaves
 
     config = tiny_config(d_model=96, n_head=2, d_rotary=8, d_ff=2000, n_vocab=1500)
     source = write_model(tmp_path / "source", config, random_params(config, 2))
     want = refgpt.load(source, dtype="q8").logits(IDS)
-    monkeypatch.setattr(params, "SLICE", 96 * 64)
+    monkeypatch.setattr(leaves, "SLICE", 96 * 64)
     done = []
     out = converted(source, tmp_path / "out", "q8", progress=lambda *counts: done.append(counts))
     assert max(path.stat().st_size for path in out.iterdir()) > 15 * 65536

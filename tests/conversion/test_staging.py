@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from refgpt._common.errors import CheckpointError
 from refgpt.conversion import staging
 from refgpt.conversion.staging import staged
-from refgpt.errors import CheckpointError
 
 
 def write(destination: Path, **files: str) -> None:

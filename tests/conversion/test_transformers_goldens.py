@@ -5,8 +5,8 @@ import pytest
 from conversion.record_transformers import CASES, GOLDENS, IDS, write
 
 import refgpt
+from refgpt._load import open_model
 from refgpt.conversion import gguf
-from refgpt.model import open_model
 
 RECORDED = np.load(GOLDENS)
 

@@ -15,12 +15,13 @@ from model_files import write_model, write_tokenizer
 from tiny import random_params, tiny_config
 
 import refgpt
+from refgpt._common.errors import CheckpointError
+from refgpt._load import open_model
 from refgpt.checkpoints import open_checkpoint
 from refgpt.conversion import gguf, huggingface
 from refgpt.conversion.leaves import written
-from refgpt.errors import CheckpointError
-from refgpt.model import open_model
-from refgpt.params import BFLOAT16, widen
+from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.leaves import widen
 from refgpt.tokenizers import tokenizer_of
 
 IDS = [1, 30, 7, 7, 2, 36, 0]

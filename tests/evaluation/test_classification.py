@@ -10,7 +10,7 @@ from model_files import write_model, write_tokenizer
 from tiny import random_params, tiny_config
 
 import refgpt
-from refgpt.errors import GenerationError
+from refgpt._common.errors import GenerationError
 from refgpt.evaluation import DEFAULT_TEMPLATE, Classifier
 from refgpt.evaluation import classification as module
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 from evaluation.raft_files import write_settings, write_task
 
-from refgpt.errors import DataError, GenerationError
+from refgpt._common.errors import DataError, GenerationError
 from refgpt.evaluation import read_raft
 from refgpt.evaluation.raft_tasks import FIELDS, INSTRUCTIONS, split_rows
 

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from refgpt.errors import DataError
+from refgpt._common.errors import DataError
 from refgpt.evaluation import read_csv
 
 

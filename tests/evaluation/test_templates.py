@@ -2,7 +2,7 @@
 
 import pytest
 
-from refgpt.errors import GenerationError
+from refgpt._common.errors import GenerationError
 from refgpt.evaluation import DEFAULT_TEMPLATE, Template
 from refgpt.evaluation.templates import check_examples, check_labels
 

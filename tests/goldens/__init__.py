@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from tiny import random_params, tiny_config
 
-from refgpt.config import ModelConfig
-from refgpt.params import Params
+from refgpt import ModelConfig
+from refgpt.spec.gptj import Params
 
 HERE = Path(__file__).parent
 NAMES = sorted(path.stem for path in HERE.glob("*.npz"))

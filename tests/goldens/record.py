@@ -16,8 +16,9 @@ import torch
 from tiny import random_params, tiny_config
 from transformers import GPTJConfig, GPTJForCausalLM
 
-from refgpt.config import ModelConfig
-from refgpt.params import Params, widen
+from refgpt import ModelConfig
+from refgpt.numbers.leaves import widen
+from refgpt.spec.gptj import Params
 
 SMALL = {
     "rotary_whole_head": {"config": {"d_rotary": 8}},

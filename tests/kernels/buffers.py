@@ -8,7 +8,7 @@ import numpy as np
 
 from refgpt.kernels import Kernel, list_kernels
 from refgpt.kernels.registry import ffi, lib
-from refgpt.params import BFLOAT16
+from refgpt.numbers.dtypes import BFLOAT16
 
 GUARD = 40  # elements on each side of an output: more than two vectors of any instruction set
 

@@ -13,7 +13,7 @@ import numpy as np
 from kernels.buffers import SCALAR, Output, assert_same_bits, guarded, numbers, stored
 from kernels.quantised import decoded_rows, quantised_panels
 
-from refgpt import checksums, quantisation, spec
+from refgpt import spec
 from refgpt.kernels import (
     CHUNK,
     Kernel,
@@ -34,10 +34,11 @@ from refgpt.kernels import (
     softmax,
 )
 from refgpt.kernels.registry import ffi, lib
-from refgpt.panels import Panels, n_blocks, n_panels, panel_shape
-from refgpt.params import widen
+from refgpt.numbers import checksums, quantisation
+from refgpt.numbers.leaves import widen
+from refgpt.numbers.panels import Panels, n_blocks, n_panels, panel_shape
 from refgpt.runtime.rotation import rotary_tables
-from refgpt.tracing import bounds
+from refgpt.spec.bounds import ops
 
 Rng = np.random.Generator
 MOST_WORKERS = 8
@@ -101,7 +102,7 @@ def linear_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_out: 
         return (Output(y, guards),)
 
     wide_b = None if b is None else float64(b)
-    return Case(run, (spec.linear(float64(x), w, wide_b),), (bounds.linear_bound(x, w, b, CHUNK),))
+    return Case(run, (spec.linear(float64(x), w, wide_b),), (ops.linear_bound(x, w, b, CHUNK),))
 
 
 def linear_quantised_case(kind: str, n: int, n_rows: int, flavour: str, rng: Rng, n_out: int = 117) -> Case:
@@ -117,7 +118,7 @@ def linear_quantised_case(kind: str, n: int, n_rows: int, flavour: str, rng: Rng
         return (Output(y, guards),)
 
     want = spec.linear(float64(x), w, float64(b))
-    return Case(run, (want,), (bounds.linear_bound(x, w, b, CHUNK),))
+    return Case(run, (want,), (ops.linear_bound(x, w, b, CHUNK),))
 
 
 def quantise_rows_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
@@ -136,7 +137,7 @@ def quantise_rows_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     padded = np.pad(x, [(0, 0), (0, -n % 32)])
     reach = np.abs(float64(padded)).reshape(n_rows, n_blocks, 32).max(-1, initial=0) / 127
     wants = float64(padded), reach, np.zeros_like(reach)
-    return Case(run, wants, (bounds.activation_bound(padded), bounds.gamma(1) * reach, np.zeros_like(reach)))
+    return Case(run, wants, (ops.activation_bound(padded), ops.gamma(1) * reach, np.zeros_like(reach)))
 
 
 # ---- attention and its cache -----------------------------------------------------------------------------------------
@@ -197,8 +198,8 @@ def attention_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_he
         exact = spec.softmax(np.where(mask, scores, -np.inf))
         want[0][mine] = np.einsum("hts,shd->thd", exact, float64(v[slot]))
         want[1][mine] = exact.transpose(1, 0, 2)
-        bound[0][mine] = bounds.attention_bound(q[mine], k[slot], v[slot], mask, dtype, CHUNK)
-        bound[1][mine] = bounds.pattern_bound(q[mine], k[slot], mask, dtype, CHUNK).transpose(1, 0, 2)
+        bound[0][mine] = ops.attention_bound(q[mine], k[slot], v[slot], mask, dtype, CHUNK)
+        bound[1][mine] = ops.pattern_bound(q[mine], k[slot], mask, dtype, CHUNK).transpose(1, 0, 2)
     return Case(run, tuple(want), tuple(bound))
 
 
@@ -245,12 +246,12 @@ def softmax_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     x = numbers(rng, flavour, n_rows, n) * np.float32(5)
     if not n:
         return rowwise_case(x, softmax, x, x)
-    return rowwise_case(x, softmax, spec.softmax(float64(x)), bounds.softmax_bound(x))
+    return rowwise_case(x, softmax, spec.softmax(float64(x)), ops.softmax_bound(x))
 
 
 def gelu_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     x = numbers(rng, flavour, n_rows, n) * np.float32(3)
-    return rowwise_case(x, gelu, spec.gelu(float64(x)), bounds.gelu_bound(x))
+    return rowwise_case(x, gelu, spec.gelu(float64(x)), ops.gelu_bound(x))
 
 
 def layer_norm_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
@@ -260,7 +261,7 @@ def layer_norm_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     if not n:
         return rowwise_case(x, call, x, x)
     return rowwise_case(
-        x, call, spec.layer_norm(float64(x), float64(w), float64(b), eps), bounds.layer_norm_bound(x, w, b, eps)
+        x, call, spec.layer_norm(float64(x), float64(w), float64(b), eps), ops.layer_norm_bound(x, w, b, eps)
     )
 
 
@@ -275,9 +276,7 @@ def rotary_case(n: int, n_rows: int, flavour: str, rng: Rng, n_head: int = 3) ->
         rotary(x[rows], *tables, positions[rows], y, threads=1, kernel=kernel)
         return (Output(y, guards),)
 
-    return Case(
-        run, (spec.rotate_pairs(float64(x), positions, d_rotary),), (bounds.rotary_bound(x, positions, d_rotary),)
-    )
+    return Case(run, (spec.rotate_pairs(float64(x), positions, d_rotary),), (ops.rotary_bound(x, positions, d_rotary),))
 
 
 def embedding_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
@@ -314,7 +313,7 @@ def residual_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
         residual(x[rows], a[rows], b[rows], y, threads=1, kernel=kernel)
         return (Output(y, guards),)
 
-    return Case(run, (float64(x) + float64(a) + float64(b),), (bounds.residual_bound(x, a, b),))
+    return Case(run, (float64(x) + float64(a) + float64(b),), (ops.residual_bound(x, a, b),))
 
 
 def row_sum_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
@@ -328,7 +327,7 @@ def row_sum_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
         return (Output(y, guards),)
 
     n_additions = -(-n // 16) + 3  # within a stripe, whose first number is added to 0, and four to join the stripes
-    return Case(run, (float64(x).sum(-1),), (bounds.gamma(n_additions) * np.abs(float64(x)).sum(-1),))
+    return Case(run, (float64(x).sum(-1),), (ops.gamma(n_additions) * np.abs(float64(x)).sum(-1),))
 
 
 def pack_case(element: np.dtype, n: int, n_rows: int, flavour: str, rng: Rng) -> Case:

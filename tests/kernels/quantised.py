@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from refgpt.panels import Panels
+from refgpt.numbers.panels import Panels
 
 
 def quantised_panels(kind: str, integers: np.ndarray, scales: np.ndarray) -> Panels:
-    """Panels as ``refgpt.panels`` describes them. integers [n_out, n_in], scales float16 [n_out, n_blocks]."""
+    """Panels as ``refgpt.numbers.panels`` describes them. integers [n_out, n_in], scales float16 [n_out, n_blocks]."""
     panels = Panels.zeros(kind, *integers.shape)
     n_panels, n_blocks, _ = panels.data.shape
     zero = 8 if kind == "q4" else 0

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from refgpt.errors import KernelError
+from refgpt._common.errors import KernelError
 from refgpt.kernels import (
     attention,
     check_threads,
@@ -265,7 +265,7 @@ def test_a_tile_of_nine_rows_is_refused():
 
 
 def test_a_bfloat16_cache_is_refused():
-    from refgpt.params import BFLOAT16
+    from refgpt.numbers.dtypes import BFLOAT16
 
     arguments = GOOD["kv_append"]() | caches(BFLOAT16)
     with pytest.raises(KernelError, match="float32 or float16"):

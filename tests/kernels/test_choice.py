@@ -10,7 +10,7 @@ import pytest
 from kernels.buffers import RUNNABLE
 
 import refgpt
-from refgpt.errors import KernelError
+from refgpt._common.errors import KernelError
 from refgpt.kernels import active, force_isa, list_kernels
 from refgpt.kernels.registry import PREFERENCE
 

@@ -33,9 +33,10 @@ from refgpt.kernels import (
     rotary,
     softmax,
 )
-from refgpt.params import BFLOAT16, widen
+from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.leaves import widen
 from refgpt.runtime.rotation import rotary_tables
-from refgpt.tracing import bounds
+from refgpt.spec.bounds import ops
 
 
 def each(*prefixes: str):
@@ -144,7 +145,7 @@ def test_linear_on_several_threads(kernel, n_rows):
 def test_one_product_of_4096_cannot_be_lost_within_the_bound(kernel, n_rows):
     rng = np.random.default_rng(6)
     x, w = numbers(rng, "ordinary", n_rows, 4096), stored(rng, "ordinary", dtype_of(kernel), 20, 4096)
-    want, bound = spec.linear(x.astype(np.float64), w), bounds.linear_bound(x, w, chunk=CHUNK)
+    want, bound = spec.linear(x.astype(np.float64), w), ops.linear_bound(x, w, chunk=CHUNK)
     assert (np.abs(linear(x, pack(w), kernel=kernel) - want) <= bound).all()
     w[:, 2049] = np.zeros(1, w.dtype)
     lost = np.abs(linear(x, pack(w), kernel=kernel) - want) > bound
@@ -274,12 +275,12 @@ def test_softmax_over_the_whole_range_of_the_exponential(kernel):
     pairs = np.stack([np.zeros_like(FROM_ZERO_DOWN), FROM_ZERO_DOWN], axis=1)  # the largest is exp(0)
     got = softmax(pairs, kernel=kernel)
     assert_same_bits(got, softmax(pairs, kernel=SCALAR["softmax"]))
-    want, bound = spec.softmax(pairs.astype(np.float64)), bounds.softmax_bound(pairs)
+    want, bound = spec.softmax(pairs.astype(np.float64)), ops.softmax_bound(pairs)
     assert (np.abs(got - want) <= bound).all()
     # Far below the largest the sum is 1 and the small one is the exponential itself, to about an ulp.
     x = FROM_ZERO_DOWN.astype(np.float64)
     alone = (x < -20) & (x >= -87)
-    assert (np.abs(got[alone, 1] / np.exp(x[alone]) - 1) <= 2.5 * bounds.U).all()
+    assert (np.abs(got[alone, 1] / np.exp(x[alone]) - 1) <= 2.5 * ops.U).all()
     assert (got[x < -87, 1] == 0).all()
 
 
@@ -294,7 +295,7 @@ def test_softmax_of_minus_infinity_is_zero_and_of_nan_is_nan(kernel):
     assert (y[0, [3, 17]] == 0.5).all()
     assert np.delete(y[0], [3, 17]).tolist() == [0] * 18
     assert np.isnan(y[1]).all()
-    assert (np.abs(y[2] - 0.05) <= 0.05 * bounds.gamma(23)).all()
+    assert (np.abs(y[2] - 0.05) <= 0.05 * ops.gamma(23)).all()
 
 
 @each("gelu")
@@ -304,7 +305,7 @@ def test_gelu_over_a_wide_range(kernel):
     ).astype(np.float32)[None]
     got = gelu(x, kernel=kernel)
     assert_same_bits(got, gelu(x, kernel=SCALAR["gelu"]))
-    assert (np.abs(got - spec.gelu(x.astype(np.float64))) <= bounds.gelu_bound(x)).all()
+    assert (np.abs(got - spec.gelu(x.astype(np.float64))) <= ops.gelu_bound(x)).all()
     assert np.signbit(got[0, -2:]).tolist() == [False, True]
     ends = gelu(np.array([[np.inf, -np.inf, np.nan]], np.float32), kernel=kernel)[0]
     assert ends[0] == np.inf

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from kernels.buffers import RUNNABLE, in_pieces
 
-from refgpt import checksums, quantisation
-from refgpt.errors import KernelError
+from refgpt._common.errors import KernelError
 from refgpt.kernels import Kernel, digests, pack, quantise
-from refgpt.panels import Panels
-from refgpt.params import BFLOAT16
+from refgpt.numbers import checksums, quantisation
+from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.panels import Panels
 
 SHAPES = [(1, 1), (16, 32), (15, 31), (17, 33), (37, 70), (5, 200), (130, 64)]
 

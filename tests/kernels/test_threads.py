@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from refgpt.errors import KernelError
+from refgpt._common.errors import KernelError
 from refgpt.kernels import check_threads, threads
 
 

@@ -15,11 +15,12 @@ from tiny import random_params, tiny_config
 import refgpt
 from benchmarks.peers import checkpoint, ggml_file, twin
 from benchmarks.peers.checkpoint import gptj_config, stored_name, write_checkpoint
+from refgpt import ModelConfig
 from refgpt.checkpoints import open_checkpoint
-from refgpt.config import ModelConfig
-from refgpt.params import leaf_shapes, widen
-from refgpt.spec.primitives import layer_norm, softmax
-from refgpt.spec.rotary import rotate_pairs
+from refgpt.numbers.leaves import widen
+from refgpt.spec.gptj import leaf_shapes
+from refgpt.spec.ops import layer_norm, softmax
+from refgpt.spec.positions import rotate_pairs
 
 CONFIG = tiny_config(d_ff=96, bos_id=60, eos_id=60)
 

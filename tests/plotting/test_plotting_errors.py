@@ -12,7 +12,7 @@ import pytest
 from plotting.pictures import attribution, comparison, lens_logits, patterns, trace
 
 from refgpt import plotting
-from refgpt.errors import RefgptError
+from refgpt._common.errors import RefgptError
 
 ATTN = patterns(4)
 CASES = [

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from refgpt.report import build_report
-from refgpt.sampling import log_softmax
+from refgpt.generation.sampling import log_softmax
+from refgpt.inspect import build_report
 from refgpt.tokenizers import Tokenizer
 
 PROMPT = (

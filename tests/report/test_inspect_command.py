@@ -11,7 +11,7 @@ from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt import cli
-from refgpt.report import build_report
+from refgpt.inspect import build_report
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)
 

@@ -10,8 +10,8 @@ import pytest
 from report.pages import paged, share, signed
 
 from refgpt import tracing
-from refgpt.report.labels import label
-from refgpt.sampling import log_softmax
+from refgpt.generation.sampling import log_softmax
+from refgpt.inspect.labels import label
 
 #: Of what is shown with four decimals, stored in steps of 1/65535.
 CLOSE = 0.00005 + 0.5 / 65535 + 1e-9

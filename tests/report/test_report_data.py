@@ -12,11 +12,11 @@ from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt import tracing
-from refgpt.errors import GenerationError, RefgptError
-from refgpt.report import build_report, html_bytes, most_tokens, prompt_of
-from refgpt.report.data import MOST_BYTES, likeliest
-from refgpt.report.labels import label
-from refgpt.sampling import log_softmax
+from refgpt._common.errors import GenerationError, RefgptError
+from refgpt.generation.sampling import log_softmax
+from refgpt.inspect import build_report, html_bytes, most_tokens, prompt_of
+from refgpt.inspect.data import MOST_BYTES, likeliest
+from refgpt.inspect.labels import label
 
 CONFIG = tiny_config()
 PARAMS = random_params(CONFIG, seed=3)
@@ -197,7 +197,7 @@ def test_too_long_a_prompt_is_refused_before_anything_is_computed(monkeypatch, c
     assert len(prompt_of(list(range(most)), GPTJ_6B, None)) == most
     with pytest.raises(GenerationError, match=f"got 2048 tokens, up to 5.* GB: what 28 x 16 heads .* at most {most} "):
         prompt_of([0] * 2048, GPTJ_6B, None)
-    monkeypatch.setattr("refgpt.report.data.MOST_TOKENS", 8)
+    monkeypatch.setattr("refgpt.inspect.data.MOST_TOKENS", 8)
     monkeypatch.setattr(type(causal.engine), "logits", lambda *_: pytest.fail("computed"))
     with pytest.raises(GenerationError, match=r"got 9 tokens, up to .*; wanted at most 8 tokens"):
         build_report(causal, IDS)

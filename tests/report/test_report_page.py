@@ -17,8 +17,8 @@ from report.pages import EVIL, EvilTokenizer, data_of, with_tokenizer
 from tiny import random_params, tiny_config
 
 import refgpt
-from refgpt.report import build_report
-from refgpt.report.page import inert, page
+from refgpt.inspect import build_report
+from refgpt.inspect.page import inert, page
 
 CONFIG = tiny_config()
 
@@ -49,7 +49,7 @@ class Outline(HTMLParser):
 
 
 def source(kind):
-    return files("refgpt.report").joinpath(f"report.{kind}").read_text(encoding="utf-8")
+    return files("refgpt.inspect").joinpath(f"report.{kind}").read_text(encoding="utf-8")
 
 
 def test_no_token_becomes_markup(evil):

@@ -7,12 +7,14 @@ import pytest
 from runtime.models import LONG, PROMPT, SHAPES
 from tiny import random_params
 
-from refgpt.engine import SpecEngine, kept_params
-from refgpt.errors import CheckpointError
-from refgpt.panels import Panels
-from refgpt.params import BFLOAT16, row_slices, widen
+from refgpt._common.errors import CheckpointError
+from refgpt.kernels import store
+from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.leaves import row_slices, widen
+from refgpt.numbers.packing import pack_params
+from refgpt.numbers.panels import Panels
 from refgpt.runtime import Runtime
-from refgpt.runtime.packing import pack_params
+from refgpt.runtime.spec_engine import SpecEngine, kept_params
 from refgpt.tracing import verify
 
 DTYPES = pytest.mark.parametrize("dtype", ["q8", "q4"])
@@ -23,7 +25,7 @@ DTYPES = pytest.mark.parametrize("dtype", ["q8", "q4"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_both_engines_keep_the_same_bytes(dtype, stored, shape):
     params = random_params(SHAPES[shape], 1, stored)
-    packed, kept = pack_params(params, dtype, 2).tree(), kept_params(params, dtype)
+    packed, kept = pack_params(params, dtype, store), kept_params(params, dtype)
     for (name, ours), (_, theirs) in zip(packed.items(), kept.items(), strict=True):
         if ours.ndim == 1:
             assert np.array_equal(ours, widen(theirs)), name
@@ -35,13 +37,13 @@ def test_both_engines_keep_the_same_bytes(dtype, stored, shape):
 
 @DTYPES
 def test_a_large_matrix_is_quantised_in_slices(monkeypatch, dtype):
-    from refgpt import params as module
+    from refgpt.numbers import leaves as module
 
     params = random_params(LONG, 2)
-    whole = pack_params(params, dtype, 2)
+    whole = pack_params(params, dtype, store)
     monkeypatch.setattr(module, "SLICE", LONG.d_model * 64)
     assert len(list(row_slices(params.w_head))) > 3
-    cut, kept = pack_params(params, dtype, 2), kept_params(params, dtype)
+    cut, kept = pack_params(params, dtype, store), kept_params(params, dtype)
     assert cut.w_head.data.tobytes() == whole.w_head.data.tobytes() == kept.w_head.data.tobytes()
     assert cut.wte.data.tobytes() == whole.wte.data.tobytes()
 
@@ -62,13 +64,13 @@ def test_the_kept_weights_are_near_the_stored_ones(dtype):
 
 
 def test_panels_of_the_right_kind_are_taken_as_they_are():
-    first = pack_params(random_params(LONG, 5), "q4", 2)
+    first = pack_params(random_params(LONG, 5), "q4", store)
     for dtype in (None, "q4"):
-        again = pack_params(first.tree(), dtype, 2)
+        again = pack_params(first, dtype, store)
         assert again.wte is first.wte and again.w_head is first.w_head
         assert all(a.w_in is b.w_in for a, b in zip(again.blocks, first.blocks, strict=True))
-        assert kept_params(first.tree(), dtype).blocks[0].wq is first.blocks[0].wq
-    wider = pack_params(first.tree(), "f32", 2)
+        assert kept_params(first, dtype).blocks[0].wq is first.blocks[0].wq
+    wider = pack_params(first, "f32", store)
     assert np.array_equal(wider.blocks[1].wq.rows(0, 9), first.blocks[1].wq.rows(0, 9))
     assert np.array_equal(wider.wte, widen(first.wte))
 
@@ -82,7 +84,7 @@ def test_a_weight_beyond_every_scale_is_named(dtype, stored):
     bits = (large.view(np.uint32) >> 16).astype(np.uint16).view(BFLOAT16)
     large = bits if stored == BFLOAT16 else large.astype(stored)
     params = params.map(lambda name, leaf: large if name == "blocks.1.w_in" else leaf)
-    for keep in (lambda: pack_params(params, dtype, 2), lambda: kept_params(params, dtype)):
+    for keep in (lambda: pack_params(params, dtype, store), lambda: kept_params(params, dtype)):
         with pytest.raises(CheckpointError, match=rf"blocks\.1\.w_in: holds numbers that {dtype} cannot.*dtype='f32'"):
             keep()
 
@@ -91,7 +93,7 @@ def test_a_weight_beyond_every_scale_is_named(dtype, stored):
 def test_nan_is_refused_before_it_is_rounded(dtype):
     params = random_params(LONG, 7)
     params.blocks[0].wk[3, 100] = np.nan
-    for keep in (lambda: pack_params(params, dtype, 2), lambda: kept_params(params, dtype)):
+    for keep in (lambda: pack_params(params, dtype, store), lambda: kept_params(params, dtype)):
         with pytest.raises(CheckpointError, match=r"blocks\.0\.wk: the weights hold NaN"):
             keep()
 

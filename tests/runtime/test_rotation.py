@@ -7,7 +7,7 @@ import pytest
 
 from refgpt.runtime.rotation import rotary_tables
 from refgpt.spec import rotary_angles
-from refgpt.tracing.bounds import U
+from refgpt.spec.bounds.ops import U
 
 
 @pytest.mark.parametrize(("d_rotary", "n_ctx"), [(64, 2048), (32, 512), (2, 1), (6, 3), (14, 300), (256, 5000)])

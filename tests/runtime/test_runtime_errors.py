@@ -6,9 +6,9 @@ from kernels.buffers import assert_same_bits
 from runtime.models import LONG, PROMPT, SHAPES, runtime
 from tiny import random_params, tiny_config
 
-from refgpt.errors import CheckpointError, GenerationError, RefgptError
-from refgpt.params import Params
+from refgpt._common.errors import CheckpointError, GenerationError, RefgptError
 from refgpt.runtime import Runtime, cache
+from refgpt.spec.gptj import Params
 
 FULL, EMPTY, GOING, BOTH_WAYS = 0, 1, 2, 3
 

@@ -8,8 +8,8 @@ from tiny import random_params
 
 from refgpt.runtime import Runtime
 from refgpt.spec import Recorder, forward, tap_names
+from refgpt.spec.bounds.ops import U
 from refgpt.tracing import verify
-from refgpt.tracing.bounds import U
 
 
 @pytest.mark.parametrize("shape", SHAPES)

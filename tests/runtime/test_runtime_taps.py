@@ -6,7 +6,7 @@ from kernels.buffers import assert_same_bits
 from runtime.models import SHAPES
 from tiny import random_params
 
-from refgpt.errors import RefgptError
+from refgpt._common.errors import RefgptError
 from refgpt.runtime import Runtime
 from refgpt.spec import Recorder, forward, tap_names
 

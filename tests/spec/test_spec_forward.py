@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tiny import random_params, tiny_config
 
-from refgpt.errors import GenerationError, RefgptError
-from refgpt.params import widen
+from refgpt._common.errors import GenerationError, RefgptError
+from refgpt.numbers.leaves import widen
 from refgpt.spec import Recorder, forward, no_tap, prefixed, tap_names
 
 CONFIG = tiny_config()

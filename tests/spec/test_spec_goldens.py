@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from refgpt.spec import Recorder, forward
-from refgpt.tracing.bounds import U
+from refgpt.spec.bounds.ops import U
 
 SMALL = [name for name in goldens.NAMES if goldens.load(name).hidden is not None]
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from refgpt.params import BFLOAT16
+from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.spec import causal_mask, embedding, gelu, layer_norm, linear, prefix_mask, rotate_pairs, softmax
 
 RNG = np.random.default_rng(7)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from small_tokenizers import SENTENCES, write_json, write_pair
 from tokenizers import models, pre_tokenizers
 
-from refgpt.errors import RefgptError, TokenizerError
-from refgpt.small_files import parse_json
+from refgpt._common.errors import RefgptError, TokenizerError
+from refgpt._common.small_files import parse_json
 from refgpt.tokenizers import files, find_tokenizer, load_tokenizer
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_tokenizers import SENTENCES, write_json, write_pair
 from tokenizers.pre_tokenizers import ByteLevel
 
-from refgpt.errors import TokenizerError
+from refgpt._common.errors import TokenizerError
 from refgpt.tokenizers import load_tokenizer
 from refgpt.tokenizers.byte_level_bpe import BYTE_OF_LETTER
 

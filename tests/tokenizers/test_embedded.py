@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from small_tokenizers import SENTENCES, write_json, write_pair
 from tokenizers.pre_tokenizers import ByteLevel
 
-from refgpt.errors import TokenizerError
+from refgpt._common.errors import TokenizerError
 from refgpt.tokenizers import load_tokenizer, tokenizer_of
 from refgpt.tokenizers.byte_level_bpe import BYTE_OF_LETTER
 from refgpt.tokenizers.greedy import GreedyTokenizer
-from refgpt.vocabulary import Vocabulary
+from refgpt.tokenizers.vocabulary import Vocabulary
 
 N_EXTRA = 3
 texts = st.lists(

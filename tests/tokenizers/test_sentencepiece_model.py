@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_tokenizers import SENTENCEPIECE_FLAGS, write_json
 
-from refgpt.errors import TokenizerError
+from refgpt._common.errors import TokenizerError
 from refgpt.tokenizers import load_tokenizer
 from refgpt.tokenizers.sentencepiece_model import SPACE
 

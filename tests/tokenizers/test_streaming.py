@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_tokenizers import SENTENCEPIECE_FLAGS, SENTENCES
 
-from refgpt.errors import TokenizerError
+from refgpt._common.errors import TokenizerError
 from refgpt.tokenizers.byte_level_bpe import BYTE_OF_LETTER
 
 

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 from tiny import random_params, tiny_config
 
-from refgpt.engine import SpecEngine
 from refgpt.runtime import Runtime
+from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import forward
+from refgpt.spec.bounds import tap_bound
 from refgpt.tracing import record
-from refgpt.tracing.bounds import tap_bound
 
 CONFIG = tiny_config()
 PARAMS = random_params(CONFIG, seed=9)

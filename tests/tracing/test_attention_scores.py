@@ -11,7 +11,7 @@ from tiny import random_params, tiny_config
 from tracing.models import ENGINES, IDS, Spelling, as_model
 
 import refgpt
-from refgpt.errors import GenerationError
+from refgpt._common.errors import GenerationError
 from refgpt.runtime import Runtime
 from refgpt.tracing import (
     attention_entropy,
@@ -89,7 +89,7 @@ def test_a_head_made_to_find_its_own_token_is_a_duplicate_token_head():
     )
     params = dataclasses.replace(params, wte=wte, blocks=blocks)
     ids = [3, 7, 9, 3, 7, 9, 3, 7, 9]
-    for engine in (Runtime(params, config, threads=1), refgpt.engine.SpecEngine(params, config)):
+    for engine in (Runtime(params, config, threads=1), refgpt.runtime.spec_engine.SpecEngine(params, config)):
         scores = head_scores(engine, ids)
         assert scores.duplicate_token[0, 0] > 0.5  # the rest it gives to itself
         assert scores.previous_token[0, 0] < 0.01 > scores.induction[0, 0]

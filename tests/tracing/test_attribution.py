@@ -10,12 +10,12 @@ from tiny import random_params, tiny_config
 from tracing.models import CLOSE, CONFIG, ENGINES, IDS, ORACLE, PARAMS, RUNTIME, Spelling, as_model
 
 import refgpt
-from refgpt.engine import SpecEngine
-from refgpt.errors import GenerationError
-from refgpt.params import widen
+from refgpt._common.errors import GenerationError
+from refgpt.numbers.leaves import widen
 from refgpt.runtime import Runtime
+from refgpt.runtime.spec_engine import SpecEngine
+from refgpt.spec.bounds.ops import U
 from refgpt.tracing import logit_attribution, record
-from refgpt.tracing.bounds import U
 
 #: Unit roundoffs of what the engines compute in.
 ROUNDOFF = {"spec": 2.0**-53, "runtime": U}
@@ -102,7 +102,7 @@ def test_matrices_in_several_slices_and_other_shapes(monkeypatch):
     config = tiny_config(n_head=3, d_model=96, d_ff=50, n_layer=3)
     params = random_params(config, 5)
     engine = SpecEngine(params, config, np.float64)
-    monkeypatch.setattr("refgpt.params.SLICE", 64)  # of 64 rows, then
+    monkeypatch.setattr("refgpt.numbers.leaves.SLICE", 64)  # of 64 rows, then
     found = logit_attribution(engine, IDS, 4)
     assert found.heads.shape == (3, 3)
     assert abs(found.total - found.logit) <= tolerance(engine, params, IDS, 4, 2.0**-53)

@@ -7,9 +7,9 @@ import pytest
 from tracing.models import CLOSE, ENGINES, IDS, ORACLE, RUNTIME, Spelling, as_model
 
 import refgpt
-from refgpt.errors import GenerationError, RefgptError
+from refgpt._common.errors import GenerationError, RefgptError
 from refgpt.spec import forward
-from refgpt.tracing import causal_trace, causal_tracing, patch, record
+from refgpt.tracing import causal_trace, patch, record
 
 CORRUPT = [7, 3, 11, 0, 3, 12, 33]  # token 2 differs
 
@@ -117,4 +117,3 @@ def test_texts():
     with pytest.raises(GenerationError, match="is a text"):
         causal_trace(RUNTIME, "had", "hid")
     assert causal_trace(as_model(RUNTIME, Spelling()), "had", "hid", 4, 9).restored.shape == (2, 3)
-    assert causal_tracing.PARTS[-1] == "resid_post"

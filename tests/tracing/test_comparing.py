@@ -11,9 +11,9 @@ from tiny import random_params, tiny_config
 from tracing.models import CONFIG, ENGINES, IDS, ORACLE, PARAMS, RUNTIME, Spelling, as_model
 
 import refgpt
-from refgpt.engine import SpecEngine
-from refgpt.errors import GenerationError, RefgptError
+from refgpt._common.errors import GenerationError, RefgptError
 from refgpt.runtime import Runtime
+from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import tap_names
 from refgpt.tracing import compare, comparing, record
 from refgpt.tracing.comparing import _difference

@@ -10,9 +10,9 @@ from tiny import random_params, tiny_config
 from tracing.models import CLOSE, CONFIG, ENGINES, IDS, PARAMS, RUNTIME, Spelling, as_model
 
 import refgpt
-from refgpt.errors import RefgptError
+from refgpt._common.errors import RefgptError
+from refgpt.generation.sampling import log_softmax
 from refgpt.runtime import Runtime
-from refgpt.sampling import log_softmax
 from refgpt.spec import forward
 from refgpt.tracing import logit_lens, memory, record, residual_norms
 
@@ -53,7 +53,7 @@ def test_packed_heads_are_read_as_the_engine_keeps_them(dtype):
 def test_a_head_of_several_slices(monkeypatch):
     config = tiny_config(n_vocab=300)
     engine = Runtime(random_params(config, 4), config, threads=1)
-    monkeypatch.setattr("refgpt.params.SLICE", 64)  # of 64 rows, then
+    monkeypatch.setattr("refgpt.numbers.leaves.SLICE", 64)  # of 64 rows, then
     assert np.abs(logit_lens(engine, IDS)[-1] - engine.logits(IDS)).max() <= CLOSE
 
 

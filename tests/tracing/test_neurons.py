@@ -8,7 +8,7 @@ from tiny import random_params, tiny_config
 from tracing.models import CONFIG, ENGINES, PARAMS, RUNTIME, Spelling, as_model
 
 import refgpt
-from refgpt.errors import RefgptError
+from refgpt._common.errors import RefgptError
 from refgpt.runtime import Runtime
 from refgpt.tracing import memory, neurons, record, top_activations
 

@@ -8,7 +8,7 @@ from tiny import random_params
 from tracing.models import CLOSE, CONFIG, ENGINES, IDS, ORACLE, OTHER, PARAMS, RUNTIME, assert_within_bounds
 
 import refgpt
-from refgpt.errors import RefgptError
+from refgpt._common.errors import RefgptError
 from refgpt.runtime import Runtime
 from refgpt.spec import tap_names
 from refgpt.tracing import (

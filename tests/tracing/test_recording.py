@@ -11,11 +11,11 @@ from tiny import random_params, tiny_config
 from tracing.models import CLOSE, CONFIG, ENGINES, IDS, ORACLE, PARAMS, RUNTIME, Spelling, as_model
 
 import refgpt
-from refgpt import memory as machine
-from refgpt.config import ModelConfig
-from refgpt.engine import SpecEngine
-from refgpt.errors import GenerationError, RefgptError
+from refgpt import ModelConfig
+from refgpt._common import memory as machine
+from refgpt._common.errors import GenerationError, RefgptError
 from refgpt.runtime import Runtime
+from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import Recorder, forward, tap_names, tap_shapes
 from refgpt.tracing import memory, record, trace_bytes
 from refgpt.tracing.places import find_indices
@@ -123,10 +123,10 @@ def test_a_pass_ends_with_the_last_activation_that_is_wanted():
 
 @pytest.mark.parametrize("names", ["blocks.1.resid_post", "blocks.1.pattern"])
 def test_patterns_are_computed_into_memory_only_if_asked_for(monkeypatch, names):
-    from refgpt.runtime import gptj
+    from refgpt.runtime import attend
 
-    made, room = [], gptj._room_for_pattern
-    monkeypatch.setattr(gptj, "_room_for_pattern", lambda q: made.append(len(q)) or room(q))
+    made, room = [], attend._room_for_pattern
+    monkeypatch.setattr(attend, "_room_for_pattern", lambda q: made.append(len(q)) or room(q))
     record(RUNTIME, IDS, names=names)
     assert len(made) == names.endswith("pattern")
     RUNTIME.logits(IDS)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tracing.models import CLOSE, CONFIG, IDS, PARAMS, RUNTIME
 
-from refgpt.engine import SpecEngine
 from refgpt.runtime import Runtime
+from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import tap_names
 from refgpt.tracing import verify
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from refgpt.config import ModelConfig
+from refgpt import ModelConfig
 
 #: Weights of the embedding table, of which a decoded token reads one row.
 N_EMBEDDING = ModelConfig.n_vocab * ModelConfig.d_model

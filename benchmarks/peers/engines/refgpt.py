@@ -11,7 +11,7 @@ import numpy as np
 import refgpt
 from benchmarks.peers.engines import CAPACITY, seconds
 from refgpt import kernels
-from refgpt.engine import Session
+from refgpt.runtime.engine import Session
 
 DTYPES = {"f16": None, "f32": "f32", "q8": "q8", "q4": "q4"}  # the files are float16
 

@@ -1,0 +1,1 @@
+"""What every room uses: errors, checks of arguments, small files, words for messages, memory, progress."""

@@ -1,0 +1,152 @@
+"""How fast a model runs on this machine, beside how fast the machine reads memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median, stdev
+
+import numpy as np
+
+from refgpt._common.arguments import whole_number
+from refgpt._common.errors import GenerationError
+from refgpt.kernels import row_sum
+from refgpt.runtime import Runtime
+
+#: More than any cache holds.
+BEYOND_CACHES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One row of the table.
+
+    Attributes
+    ----------
+    test : str
+        "pp512": a prompt of 512 tokens. "tg128": 128 tokens written one by one, after one token or, as
+        "tg128@1024", after so many.
+    rates : tuple of float
+        Tokens a second, one for each repetition.
+    n_read : int
+        Bytes that a step has to read: weights, and on average the keys and values before it. 0 for prompts, which are
+        bound by arithmetic.
+    read_rates : tuple of float
+        Bytes a second that the machine read, measured just before each repetition.
+    """
+
+    test: str
+    rates: tuple[float, ...]
+    n_read: int
+    read_rates: tuple[float, ...]
+
+    @property
+    def rate(self) -> float:
+        """Median tokens a second."""
+        return median(self.rates)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the rates; 0 of a single one."""
+        return stdev(self.rates) if len(self.rates) > 1 else 0.0
+
+    @property
+    def share(self) -> float:
+        """How much of the speed of reading a step reached, as the median over repetitions; 0 for prompts."""
+        return median(rate * self.n_read / read for rate, read in zip(self.rates, self.read_rates, strict=True))
+
+
+def read_rate(threads: int, buffer: np.ndarray) -> float:
+    """Bytes a second that so many threads read of a buffer [n, m] float32, doing little else."""
+    start = time.perf_counter()
+    row_sum(buffer, threads=threads)
+    return buffer.nbytes / (time.perf_counter() - start)
+
+
+def measure(
+    engine: Runtime,
+    prompts: Sequence[int] = (512,),
+    writes: Sequence[int] = (128,),
+    depths: Sequence[int] = (0,),
+    repetitions: int = 5,
+) -> Iterator[Measurement]:
+    """Time prompts of some lengths, then writing some numbers of tokens after texts of some depths.
+
+    Parameters
+    ----------
+    engine : Runtime
+    prompts, writes : sequence of int
+        Numbers of tokens.
+    depths : sequence of int
+        Tokens already there when writing begins; 0 begins after one token.
+    repetitions : int
+        Counted runs of each, after one that is not.
+
+    Raises
+    ------
+    GenerationError
+        If a number makes no sense or a text does not fit the model's context.
+    """
+    n_ctx = engine.config.n_ctx
+    whole_number("repetitions", repetitions, 1, 1000, GenerationError)
+    for name, least, values in (("prompts", 1, prompts), ("writes", 1, writes), ("depths", 0, depths)):
+        for value in values:
+            whole_number(name, value, least, n_ctx, GenerationError)
+    longest = max([*prompts, *(max(depth, 1) + n for depth in depths for n in writes)], default=0)
+    if longest > n_ctx:
+        raise GenerationError(
+            "the text would not fit the model's context",
+            got=f"{longest} tokens",
+            wanted=f"at most {n_ctx}",
+            fix="write fewer tokens, or start less deep",
+        )
+    timer = _Timer(engine, repetitions)
+    for n in prompts:
+        yield timer.prompt(n)
+    for depth in depths:
+        for n in writes:
+            yield timer.write(n, depth)
+
+
+class _Timer:
+    """Runs and times one test after the other."""
+
+    def __init__(self, engine: Runtime, repetitions: int) -> None:
+        self._engine, self._repetitions = engine, repetitions
+        self._ids = np.random.default_rng(0).integers(0, engine.config.n_vocab, engine.config.n_ctx).tolist()
+        self._buffer = np.ones((64, BEYOND_CACHES // 256), np.float32)
+
+    def prompt(self, n: int) -> Measurement:
+        session = self._engine.session(1, n)
+
+        def read() -> None:
+            session.prefill(0, self._ids[:n])
+
+        return self._repeat(f"pp{n}", n, 0, lambda: None, read)
+
+    def write(self, n: int, depth: int) -> Measurement:
+        start = max(depth, 1)
+        session = self._engine.session(1, start + n)
+
+        def prepare() -> None:
+            session.prefill(0, self._ids[:start])
+
+        def write() -> None:
+            for token in self._ids[start : start + n]:
+                session.decode([0], [token])
+
+        n_read = self._engine.bytes_per_token + self._engine.cache_bytes(start + n // 2)
+        return self._repeat(f"tg{n}" + (f"@{depth}" if depth else ""), n, n_read, prepare, write)
+
+    def _repeat(
+        self, test: str, n_tokens: int, n_read: int, prepare: Callable[[], None], run: Callable[[], None]
+    ) -> Measurement:
+        rates, reads = [], []
+        for _ in range(self._repetitions + 1):
+            prepare()
+            reads.append(read_rate(self._engine.threads, self._buffer))
+            start = time.perf_counter()
+            run()
+            rates.append(n_tokens / (time.perf_counter() - start))
+        return Measurement(test, tuple(rates[1:]), n_read, tuple(reads[1:]))

@@ -1,0 +1,45 @@
+"""One forward pass as a page: a single HTML file that needs neither a network nor anything beside it.
+
+``data`` gathers what the page shows, ``labels`` makes tokens visible, ``page`` puts ``report.html``, ``report.css``,
+``report.js`` and the data together.
+"""
+
+from __future__ import annotations
+
+from refgpt._model import Model
+from refgpt.inspect.data import Prompt, gather, html_bytes, most_tokens, prompt_of
+from refgpt.inspect.page import page
+from refgpt.spec.ids import check_ids
+
+__all__ = ["Prompt", "build_report", "gather", "html_bytes", "most_tokens", "prompt_of"]
+
+
+def build_report(model: Model, prompt: Prompt, prefix_len: int | None = None, verify: bool = True) -> str:
+    """A page about one forward pass: its tokens, attention, logit lens, attribution, and how near it is to the spec.
+
+    Parameters
+    ----------
+    model : Model
+    prompt : str or sequence of int
+        A text or its ids; an empty one is the token that a text begins with.
+    prefix_len : int, optional
+        So many leading positions see one another; by default all of them if the model's mask is "prefix", else none.
+    verify : bool
+        Whether to hold every activation to the float64 spec, which takes longer than all the rest.
+
+    Returns
+    -------
+    str
+        HTML. The same model and prompt give the same page.
+
+    Raises
+    ------
+    RefgptError
+        If the prompt cannot be used, or is so long that the page would be too large: then it says how large, and how
+        many tokens this model's page may have. Before anything is computed.
+    """
+    ids = prompt_of(prompt, model.config, model.tokenizer)
+    if prefix_len is None:
+        prefix_len = len(ids) if model.mask == "prefix" else 0
+    check_ids(ids, model.config, prefix_len)
+    return page(gather(model, ids, prefix_len, verify))

@@ -1,0 +1,56 @@
+"""Is every weight a number? Asked of each leaf when it is first read: asking alone would read the whole file."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refgpt._common.errors import CheckpointError
+from refgpt.numbers.dtypes import dtype_name
+
+# NaN and infinity are the floats whose exponent bits are all ones; the test on bits needs no conversion.
+EXPONENT_BITS: dict[str | None, int] = {"f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F800000, "f64": 0x7FF0000000000000}
+CHUNK = 1 << 17  # elements looked at in one go: small enough to stay in the cache
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether an array holds neither NaN nor infinity.
+
+    Parameters
+    ----------
+    array : ndarray
+        float16, bfloat16 (``refgpt.numbers.dtypes.BFLOAT16``), float32 or float64, of any shape and strides.
+
+    Returns
+    -------
+    bool
+        True also for an empty array.
+    """
+    exponent = EXPONENT_BITS[dtype_name(array.dtype)]
+    bits = array.view(f"<u{array.itemsize}")
+    rows = bits.reshape(1) if bits.ndim == 0 else bits
+    n_rows = max(1, CHUNK * len(rows) // max(rows.size, 1))
+    chunks = (rows[i : i + n_rows] for i in range(0, len(rows), n_rows))
+    return not any(chunk.size and (chunk & exponent).max() == exponent for chunk in chunks)
+
+
+def check_finite(where: str, array: np.ndarray) -> None:
+    """Refuse numbers of a leaf that are NaN or infinite.
+
+    Parameters
+    ----------
+    where : str
+        Its file and what it is called there (``place_of``).
+    array : ndarray
+        The leaf, or some of its rows.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    if not all_finite(array):
+        raise CheckpointError(
+            "the weights hold NaN or infinity",
+            where=where,
+            wanted="finite numbers",
+            fix="download the file again; if it was converted to float16, use bfloat16 or float32",
+        )

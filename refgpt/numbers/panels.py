@@ -1,0 +1,134 @@
+"""Matrices as the kernels multiply with them: panels of 16 rows ("lanes") side by side.
+
+For one step along the inner dimension the 16 lanes of a panel lie together, so that a vector of them is one load and
+every lane is an output of its own. In floats a step is one number; in 8 and 4 bits the inner dimension is cut into
+blocks of 32, which share a scale in each lane, and a step is a quad, four neighbouring inputs in 32 bits:
+
+=======  ======================================  ==============================================================
+kind     data                                    what it holds
+=======  ======================================  ==============================================================
+f32 ..   [n_panels, n_in, 16]                    numbers in their own dtype
+q8       [n_panels, n_blocks, 544], bytes        [8 quads][16 lanes][4] signed; [16 lanes] float16 scales
+q4       [n_panels, n_blocks, 288], bytes        [4 steps][16 lanes][4] bytes; [16 lanes] float16 scales
+=======  ======================================  ==============================================================
+
+A byte of a q4 step j holds input 8j + i in its low half and 8j + 4 + i in its high half, each plus 8. The number is
+scale x integer, -128 .. 127 in 8 bits and -8 .. 7 in 4 bits: 8.5 and 4.5 bits a weight. Lanes past ``n_out`` and inputs
+past ``n_in`` are zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from refgpt.numbers.dtypes import STORED_DTYPES
+from refgpt.numbers.encoded import Encoded
+
+LANES = 16
+BLOCK = 32  # inputs that share a scale
+ALIGNMENT = 64
+#: Bytes of a block of 32 inputs and 16 lanes.
+BLOCK_BYTES = {"q8": 16 * 34, "q4": 16 * 18}
+FLOATS = ("f32", "f16", "bf16")
+KINDS = (*FLOATS, *BLOCK_BYTES)
+#: What matrices can be asked to become when they are packed; None is as stored.
+PACKED_DTYPES = (None, "f32", "f16", *BLOCK_BYTES)
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A C-ordered array of zeros that begins on a cache line; large ones take memory only where they are written."""
+    n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.zeros(n_bytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + n_bytes].view(dtype).reshape(shape)
+
+
+def n_panels(n_rows: int) -> int:
+    """How many panels hold ``n_rows`` rows."""
+    return -(-n_rows // LANES)
+
+
+def n_blocks(n_in: int) -> int:
+    """How many blocks hold ``n_in`` inputs."""
+    return -(-n_in // BLOCK)
+
+
+def panel_shape(kind: str, n_out: int, n_in: int) -> tuple[int, int, int]:
+    """Shape of ``Panels.data`` for a matrix [n_out, n_in]."""
+    if kind in FLOATS:
+        return n_panels(n_out), n_in, LANES
+    return n_panels(n_out), n_blocks(n_in), BLOCK_BYTES[kind]
+
+
+def panel_dtype(kind: str) -> np.dtype:
+    """Dtype of ``Panels.data``."""
+    return STORED_DTYPES[kind] if kind in FLOATS else np.dtype(np.uint8)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Panels(Encoded):
+    """A packed matrix [n_out, n_in].
+
+    Attributes
+    ----------
+    data : ndarray
+        As the module describes it for ``kind``; on a cache line, possibly a read-only view into a file.
+    kind : str
+        "f32", "f16", "bf16", "q8" or "q4".
+    place : str
+        Where it comes from, for errors.
+    """
+
+    data: np.ndarray
+    n_out: int
+    n_in: int
+    kind: str
+    place: str = "packed"
+
+    @classmethod
+    def zeros(cls, kind: str, n_out: int, n_in: int, place: str = "packed") -> Panels:
+        """Room for a matrix."""
+        return cls(aligned_zeros(panel_shape(kind, n_out, n_in), panel_dtype(kind)), n_out, n_in, kind, place)
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        return self.n_out, self.n_in
+
+    @property
+    def dtype(self) -> np.dtype:  # type: ignore[override]
+        return self.data.dtype if self.kind in FLOATS else STORED_DTYPES["f32"]
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.kind
+
+    @property
+    def nbytes(self) -> int:  # type: ignore[override]
+        return self.data.nbytes
+
+    def part(self, first: int, last: int) -> Panels:
+        """The rows ``first`` to ``last`` of the same memory; ``first`` begins a panel."""
+        assert first % LANES == 0
+        return Panels(self.data[first // LANES : n_panels(last)], last - first, self.n_in, self.kind, self.place)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """See ``Encoded.rows``; quantised numbers are exact in float32."""
+        panels = self.data[start // LANES : n_panels(stop)]
+        decoded = panels if self.kind in FLOATS else _decoded(panels, self.kind)  # [p, n_in, 16]
+        lanes = decoded[:, : self.n_in].transpose(0, 2, 1).reshape(len(panels) * LANES, self.n_in)
+        return lanes[start % LANES :][: stop - start]
+
+
+def _decoded(panels: np.ndarray, kind: str) -> np.ndarray:
+    """Quantised panels [p, n_blocks, bytes] as numbers [p, n_blocks x 32, 16]."""
+    n, blocks, n_bytes = panels.shape
+    scales = np.ascontiguousarray(panels[..., n_bytes - 32 :]).view(np.float16)  # [p, b, 16]
+    integers = panels[..., : n_bytes - 32].reshape(n, blocks, n_bytes // 64, LANES, 4)
+    if kind == "q4":
+        halves = np.stack((integers & 15, integers >> 4), axis=3)  # [p, b, step, half, lane, 4]
+        integers = halves.reshape(n, blocks, 8, LANES, 4).astype(np.int8) - np.int8(8)
+    quads = integers.view(np.int8).transpose(0, 1, 2, 4, 3)  # [p, b, quad, 4, lane]
+    numbers = quads.reshape(n, blocks, BLOCK, LANES) * scales[:, :, None, :].astype(np.float32)
+    return numbers.reshape(n, blocks * BLOCK, LANES)

@@ -1,0 +1,80 @@
+"""Parameter trees: a frozen dataclass of leaves, one of whose fields is the tuple of its blocks.
+
+Each family declares its own tree beside its forward pass. What they share is written here once: walking a tree, and
+building one from named leaves. Leaves keep the dtype they were stored in and are usually memory maps, so that a tree of
+a 24 GB checkpoint costs nothing until it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from refgpt.numbers.casting import kept_leaf
+from refgpt.numbers.leaves import Leaf
+
+Tree = TypeVar("Tree", bound="ParamTree")
+
+
+class ParamTree:
+    """All parameters of a model. Subclasses are frozen dataclasses that declare the leaves.
+
+    Attributes
+    ----------
+    wte : Leaf
+        Token embeddings [v, c].
+    blocks : tuple
+        Dataclasses of leaves, of ``block_type``. Each has ``wo``, by which attention writes to the stream [c, h x d].
+    ln_w, ln_b : ndarray
+        The final LayerNorm [c].
+    w_head : Leaf
+        The output head [v, c].
+    b_head : ndarray
+        Its bias [v].
+    """
+
+    block_type: ClassVar[type]
+    wte: Leaf
+    blocks: tuple[Any, ...]
+    ln_w: np.ndarray
+    ln_b: np.ndarray
+    w_head: Leaf
+    b_head: np.ndarray
+
+    @classmethod
+    def from_leaves(cls: type[Tree], leaves: Mapping[str, Any], n_layer: int) -> Tree:
+        """The tree of leaves named as ``items`` names them: its inverse."""
+        names = [field.name for field in fields(cls.block_type)]
+        blocks = tuple(cls.block_type(**{name: leaves[f"blocks.{i}.{name}"] for name in names}) for i in range(n_layer))
+        return cls(blocks=blocks, **{f.name: leaves[f.name] for f in fields(cls) if f.name != "blocks"})  # type: ignore
+
+    def items(self) -> Iterator[tuple[str, Leaf]]:
+        """Each leaf with its name, "wte", "blocks.0.ln_w", ..., in the order of the forward pass."""
+        for field in fields(self):  # type: ignore[arg-type]
+            if field.name != "blocks":
+                yield field.name, getattr(self, field.name)
+                continue
+            for i, block in enumerate(self.blocks):
+                for leaf in fields(block):
+                    yield f"blocks.{i}.{leaf.name}", getattr(block, leaf.name)
+
+    @property
+    def size(self) -> int:
+        """How many numbers all leaves hold together."""
+        return sum(leaf.size for _, leaf in self.items())
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes all leaves take together, as they are stored."""
+        return sum(leaf.nbytes for _, leaf in self.items())
+
+    def map(self: Tree, change: Callable[[str, Leaf], Leaf]) -> Tree:
+        """The same tree with every leaf replaced by ``change(name, leaf)``."""
+        return self.from_leaves({name: change(name, leaf) for name, leaf in self.items()}, len(self.blocks))
+
+    def kept_as(self: Tree, dtype: str | None) -> Tree:
+        """The values in floats that an engine computes with: every leaf as ``kept_leaf`` says, which may raise."""
+        return self.map(lambda name, leaf: kept_leaf(name, leaf, dtype))

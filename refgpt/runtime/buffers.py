@@ -1,0 +1,86 @@
+"""Where a pass puts its activations, so that nothing large but the logits is allocated for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from refgpt import kernels
+from refgpt.kernels import Program
+from refgpt.numbers.panels import aligned_zeros
+from refgpt.spec.config import AnyConfig
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """Where a pass of up to ``n_rows`` rows puts its activations.
+
+    Rotated queries and keys go over the plain ones, and the MLP's second activation over its first.
+    """
+
+    x: np.ndarray  # [n_rows, c]
+    ln: np.ndarray  # [n_rows, c]
+    q: np.ndarray  # [n_rows, h, d]
+    k: np.ndarray  # [n_rows, h, d]
+    v: np.ndarray  # [n_rows, h, d]
+    z: np.ndarray  # [n_rows, h, d]
+    attn_out: np.ndarray  # [n_rows, c]
+    mlp: np.ndarray  # [n_rows, f]
+    mlp_out: np.ndarray  # [n_rows, c]
+    ln_ready: np.ndarray  # bytes: the normed rows as linear layers read them
+    ready: np.ndarray  # bytes: other rows so
+    scores: np.ndarray  # [threads, 8, capacity], for attention
+    threads: int
+    program: Program | None = None
+
+    @classmethod
+    def of(cls, config: AnyConfig, n_rows: int, capacity: int, threads: int) -> Buffers:
+        """Buffers for ``n_rows`` rows of sequences of up to ``capacity`` (in whole panels) positions."""
+
+        def rows(*width: int) -> np.ndarray:
+            return np.empty((n_rows, *width), np.float32)
+
+        c, f, heads = config.d_model, config.d_ff, (config.n_head, config.d_head)
+        return cls(
+            x=rows(c),
+            ln=rows(c),
+            q=rows(*heads),
+            k=rows(*heads),
+            v=rows(*heads),
+            z=rows(*heads),
+            attn_out=rows(c),
+            mlp=rows(f),
+            mlp_out=rows(c),
+            threads=threads,
+            ln_ready=aligned_zeros((kernels.scratch_bytes(n_rows, c),), np.dtype(np.uint8)),
+            ready=aligned_zeros((kernels.scratch_bytes(n_rows, max(c, f)),), np.dtype(np.uint8)),
+            scores=np.empty((threads, kernels.FEW_ROWS, capacity), np.float32),
+        )
+
+    @property
+    def n_rows(self) -> int:
+        """The most rows of a pass."""
+        return len(self.x)
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How kernels are called: on so many threads, now or as part of a program."""
+        return {"threads": self.threads, "program": self.program}
+
+    def first(self, n: int, program: Program | None = None) -> Buffers:
+        """The same buffers for a pass of ``n`` rows."""
+        return replace(
+            self,
+            x=self.x[:n],
+            ln=self.ln[:n],
+            q=self.q[:n],
+            k=self.k[:n],
+            v=self.v[:n],
+            z=self.z[:n],
+            attn_out=self.attn_out[:n],
+            mlp=self.mlp[:n],
+            mlp_out=self.mlp_out[:n],
+            program=program,
+        )

@@ -1,0 +1,41 @@
+"""The families that run in kernels, and what a session asks of one."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from refgpt.kernels import Program
+from refgpt.runtime import gptj
+from refgpt.runtime.batch import Batch
+from refgpt.runtime.buffers import Buffers
+from refgpt.runtime.cache import KVCache
+from refgpt.spec.taps import Tap, no_tap
+
+
+class Family(Protocol):
+    """A module that runs a family of models in kernels, beside the one of ``refgpt.spec`` that specifies it."""
+
+    def tables(self, config: Any, n_positions: int) -> Any:
+        """What ``forward`` looks up by position, for as many positions as will be used."""
+        ...
+
+    def forward(
+        self,
+        params: Any,
+        config: Any,
+        batch: Batch,
+        cache: KVCache,
+        tables: Any,
+        buffers: Buffers,
+        wanted: slice = slice(None),
+        tap: Tap = no_tap,
+        program: Program | None = None,
+    ) -> np.ndarray:
+        """Logits of some rows after one pass over all of them: see ``refgpt.runtime.gptj.forward``."""
+        ...
+
+
+#: By family, as ``refgpt.spec.FAMILIES``.
+FAMILIES: dict[str, Family] = {"gptj": gptj}

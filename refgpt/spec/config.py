@@ -1,0 +1,76 @@
+"""What the configurations of all families have in common: counts are ``n_*``, widths are ``d_*``."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from refgpt._common.arguments import whole_number
+from refgpt._common.errors import ConfigError
+
+#: Far above any model that is read; they exist so that a corrupt file cannot ask for the machine.
+LARGEST = {"n_layer": 1024, "n_head": 1024, "d_model": 1 << 17, "d_ff": 1 << 20, "n_vocab": 1 << 24, "n_ctx": 1 << 20}
+
+
+class AnyConfig(Protocol):
+    """The configuration of a model of any family, as far as code that all families share may know it.
+
+    Attributes
+    ----------
+    model_type : str
+        The family, as transformers calls it: a key of ``refgpt.spec.FAMILIES``.
+    n_layer, n_head, n_vocab, n_ctx : int
+        Blocks, attention heads, rows of the embedding table, positions.
+    d_model, d_ff, d_head : int
+        Width of the residual stream, of the MLP's hidden layer and of one attention head.
+    ln_eps : float
+        Added to the variance in LayerNorm.
+    bos_id, eos_id : int or None
+        Ids that begin and end a text.
+    n_params : int
+        Number of weights and biases.
+    """
+
+    @property
+    def model_type(self) -> str: ...
+    @property
+    def n_layer(self) -> int: ...
+    @property
+    def n_head(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def d_ff(self) -> int: ...
+    @property
+    def n_vocab(self) -> int: ...
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def ln_eps(self) -> float: ...
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def eos_id(self) -> int | None: ...
+    @property
+    def d_head(self) -> int: ...
+    @property
+    def n_params(self) -> int: ...
+
+
+def check_config(config: AnyConfig) -> None:
+    """Refuse numbers that make no model of any family.
+
+    Raises
+    ------
+    ConfigError
+        Whose ``where`` is the first field that makes no sense.
+    """
+    for name, most in LARGEST.items():
+        whole_number(name, getattr(config, name), 1, most, ConfigError)
+    if config.d_model % config.n_head:
+        raise ConfigError("does not divide d_model", where="n_head", got=f"{config.n_head} and {config.d_model}")
+    eps = config.ln_eps
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
+        raise ConfigError("cannot be used", where="ln_eps", got=repr(eps), wanted="a number between 0 and 1")
+    for name in ("bos_id", "eos_id"):
+        if getattr(config, name) is not None:
+            whole_number(name, getattr(config, name), 0, config.n_vocab - 1, ConfigError)

@@ -1,0 +1,118 @@
+"""The families that there are, and what code that all of them share asks of one.
+
+Nothing outside of a family's own files asks which family a model is: it asks ``family_of(config)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from refgpt.numbers.tree import ParamTree
+from refgpt.spec import gptj
+from refgpt.spec.config import AnyConfig
+from refgpt.spec.taps import Tap, TapNames, no_tap, tap_axes
+
+
+class Family(Protocol):
+    """A module of ``refgpt.spec`` that specifies a family of models."""
+
+    @property
+    def Config(self) -> Any:
+        """The dataclass of its configuration."""
+        ...
+
+    @property
+    def Params(self) -> type[ParamTree]:
+        """The dataclass of its parameters."""
+        ...
+
+    @property
+    def TAPS(self) -> TapNames:
+        """The names of its activations."""
+        ...
+
+    def leaf_shapes(self, config: Any) -> dict[str, tuple[int, ...]]:
+        """Every leaf's name and shape, in the order of ``Params.items``."""
+        ...
+
+    def forward(
+        self,
+        params: Any,
+        config: Any,
+        ids: Sequence[int] | np.ndarray,
+        prefix_len: int = 0,
+        dtype: DTypeLike = np.float64,
+        tap: Tap = no_tap,
+    ) -> np.ndarray:
+        """Scores for the next token at every position of a text: see ``refgpt.spec.gptj.forward``."""
+        ...
+
+
+#: By the name that transformers gives the family, which is its configuration's ``model_type``.
+FAMILIES: dict[str, Family] = {gptj.Config.model_type: gptj}
+
+
+def family_of(config: AnyConfig) -> Family:
+    """The module that specifies the family of a configuration."""
+    return FAMILIES[config.model_type]
+
+
+def forward(
+    params: ParamTree,
+    config: AnyConfig,
+    ids: Sequence[int] | np.ndarray,
+    prefix_len: int = 0,
+    dtype: DTypeLike = np.float64,
+    tap: Tap = no_tap,
+) -> np.ndarray:
+    """Scores for the next token at every position of a text, as the model's family specifies them.
+
+    Parameters
+    ----------
+    params : Params
+        Leaves as stored; each is widened to ``dtype`` where it is used.
+    config : Config
+        Of the same family.
+    ids : sequence of int [t]
+        The text as token ids.
+    prefix_len : int
+        So many leading positions see one another (GPT-JT's prompt); 0 is the causal mask.
+    dtype : floating dtype
+        What to compute in; float64 makes this the oracle.
+    tap : callable
+        ``tap(name, value) -> value``, called for every activation of ``tap_names(config)`` in that order.
+
+    Returns
+    -------
+    ndarray [t, v]
+        Logits: row ``t`` scores every id as the token at position ``t + 1``.
+
+    Raises
+    ------
+    GenerationError
+        If ``ids`` or ``prefix_len`` cannot be used.
+    RefgptError
+        If ``dtype`` is not a floating dtype, or a tap returns something of another shape.
+    """
+    return family_of(config).forward(params, config, ids, prefix_len, dtype, tap)
+
+
+def leaf_shapes(config: AnyConfig) -> dict[str, tuple[int, ...]]:
+    """Every leaf's name and shape, in the order of ``Params.items``."""
+    return family_of(config).leaf_shapes(config)
+
+
+def tap_names(config: AnyConfig) -> list[str]:
+    """Every activation's name, in the order of the forward pass."""
+    return family_of(config).TAPS.of(config.n_layer)
+
+
+def tap_shapes(config: AnyConfig, n: int) -> dict[str, tuple[int, ...]]:
+    """Every activation's shape for a text of ``n`` tokens, in the order of the forward pass."""
+    sizes = {"t": n, "s": n, "h": config.n_head, "d": config.d_head}
+    sizes |= {"c": config.d_model, "f": config.d_ff, "v": config.n_vocab}
+    return {name: tuple(sizes[axis] for axis in tap_axes(name)) for name in tap_names(config)}

@@ -1,0 +1,109 @@
+"""What every engine asks of a prompt: ids that exist, at least one, no more than the model has positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from refgpt._common.arguments import whole_number
+from refgpt._common.errors import GenerationError
+from refgpt.spec.config import AnyConfig
+
+
+def check_ids(ids: Sequence[int] | np.ndarray, config: AnyConfig, prefix_len: int = 0) -> np.ndarray:
+    """The ids as an array, once they are known to be usable.
+
+    Parameters
+    ----------
+    ids : sequence of int
+        One token id a position.
+    config : Config
+        Says how many ids (``n_vocab``) and positions (``n_ctx``) there are.
+    prefix_len : int
+        How many leading positions see one another; 0 is the plain causal mask.
+
+    Returns
+    -------
+    ndarray [t], int64
+
+    Raises
+    ------
+    GenerationError
+        Naming the first thing that is wrong with ``ids`` or ``prefix_len``.
+    """
+    array = check_tokens(ids, config)
+    if array.size == 0:
+        raise GenerationError("the prompt is empty", where="ids", fix="give at least one id")
+    if array.size > config.n_ctx:
+        raise GenerationError(
+            "the prompt is longer than the model's context",
+            where="ids",
+            got=f"{array.size} ids",
+            wanted=f"at most {config.n_ctx}",
+            fix="shorten it, as truncate='left' (--truncate left) does for generate",
+        )
+    whole_number("prefix_len", prefix_len, 0, array.size, GenerationError)
+    return array
+
+
+def check_tokens(ids: Sequence[int] | np.ndarray, config: AnyConfig) -> np.ndarray:
+    """Ids as an array, once it is known that each exists; there may be any number of them.
+
+    Returns
+    -------
+    ndarray [n], int64
+
+    Raises
+    ------
+    GenerationError
+        Naming the first thing that is wrong with ``ids``.
+    """
+    try:
+        array = np.asarray(ids)
+    except (ValueError, TypeError, OverflowError):
+        raise GenerationError("ids are not one flat list of numbers", where="ids", got=type(ids).__name__) from None
+    if array.ndim != 1:
+        raise GenerationError("ids are not one flat list", where="ids", got=f"{array.ndim} dimensions", wanted="1")
+    if array.size and array.dtype.kind not in "iu":
+        raise GenerationError("ids are not whole numbers", where="ids", got=array.dtype, wanted="integers")
+    outside = (array < 0) | (array >= config.n_vocab)
+    if outside.any():
+        t = int(outside.argmax())
+        raise GenerationError(
+            "the id does not exist in this vocabulary",
+            where=f"ids[{t}]",
+            got=array[t],
+            wanted=f"0 to {config.n_vocab - 1}",
+            fix="encode the text with the tokenizer that came with the model",
+        )
+    return array.astype(np.int64)
+
+
+def check_cut(n: int, length: int, prefix_len: int) -> int:
+    """How many leading tokens of a sequence may be kept when the rest is forgotten, once it is known that they may.
+
+    The tokens of a prefix have seen each other, so its beginning is not what it would be as a shorter prefix: a prefix
+    is kept whole or dropped whole. What holds of keeping holds of sharing: where a sequence cannot be cut, its
+    beginning cannot serve another either.
+
+    Parameters
+    ----------
+    n, length, prefix_len : int
+        Tokens to keep, tokens there are, and how many of them are a prefix.
+
+    Raises
+    ------
+    GenerationError
+        If ``n`` is more than there are, or would cut a prefix.
+    """
+    n = whole_number("n", n, 0, length, GenerationError)
+    if 0 < n < prefix_len:
+        raise GenerationError(
+            "would cut a prefix, whose tokens have all seen each other",
+            where="n",
+            got=n,
+            wanted=f"0, or {prefix_len} to {length}",
+            fix="prefill the shorter prompt anew",
+        )
+    return n

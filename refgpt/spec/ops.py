@@ -1,0 +1,46 @@
+"""The five operations a GPT-J is made of, rotation apart.
+
+Weights are ``[out, in]`` and may be stored narrower than ``x``: each is widened to the dtype of ``x`` where it is used,
+so that a 16-bit checkpoint needs room for one wide matrix at a time.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from refgpt.numbers.leaves import Leaf, widen
+
+
+def embedding(ids: np.ndarray, table: Leaf, dtype: DTypeLike) -> np.ndarray:
+    """The table's row of each id. ids [t], table [v, c] -> [t, c]."""
+    return widen(table[ids], dtype)
+
+
+def linear(x: np.ndarray, w: Leaf, b: np.ndarray | None = None) -> np.ndarray:
+    """``x w^T + b``. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out]."""
+    y = x @ widen(w, x.dtype).T  # [t, n_out]
+    return y if b is None else y + widen(b, x.dtype)
+
+
+def layer_norm(x: np.ndarray, w: np.ndarray, b: np.ndarray, eps: float) -> np.ndarray:
+    """Each row shifted to mean 0, scaled to variance 1, then given a learnt scale and shift. x [t, c] -> [t, c].
+
+    The variance is the mean square (over c, not c - 1), and ``eps`` is added to it before the root.
+    """
+    centred = x - x.mean(axis=-1, keepdims=True)  # [t, c]
+    variance = (centred * centred).mean(axis=-1, keepdims=True)  # [t, 1]
+    return centred / np.sqrt(variance + eps) * widen(w, x.dtype) + widen(b, x.dtype)  # [t, c]
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Positive numbers that sum to 1 along the last axis, in proportion to ``exp(scores)``; -inf becomes 0."""
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))  # the largest is exp(0): nothing overflows
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """A smooth step from 0 to ``x``: the tanh form of GELU, which GPT-J was trained with ("gelu_new")."""
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
