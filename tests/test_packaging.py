@@ -77,7 +77,7 @@ def needed_files() -> list[str]:
 def test_the_sdist_is_complete() -> None:
     manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8")
     needed = needed_files()
-    assert {"csrc/build.py", "csrc/kernels.def", "csrc/refgpt_kernels.h", "csrc/linear/linear.h"} <= set(needed)
+    assert {"csrc/build.py", "csrc/kernels.def", "csrc/refgpt_kernels.h", "csrc/ops/linear.h"} <= set(needed)
     assert [path for path in needed if not in_sdist(path, manifest)] == []
     assert not in_sdist("csrc/build.py", manifest.replace("graft csrc\n", ""))
     assert not in_sdist("tests/kernels/left.o", manifest)
