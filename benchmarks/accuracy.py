@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from ggml_quantisers import with_ggml
-from likelihoods import log_probabilities
 
 import refgpt
 from refgpt.numbers.leaves import widen
 from refgpt.runtime import Runtime
 from refgpt.spec.gptj import Params
+from tests.helpers.ggml_quantisers import with_ggml
+from tests.helpers.likelihoods import log_probabilities
 
 WINDOW = 512
 

@@ -122,7 +122,7 @@ def torch_shards(config: ModelConfig) -> list[dict[str, tuple[int, ...]]]:
 
 def write_torch(directory: Path, n_layer: int) -> Path:
     """Write shards as torch.save does, every tensor in a storage of its own, and an index and a configuration."""
-    from checkpoints.writers import state_code, tensor_code
+    from tests.helpers.writers import state_code, tensor_code
 
     directory.mkdir(parents=True, exist_ok=True)
     config = gptj_config(n_layer)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints.writers import config_json, state_dict, write_safetensors, write_torch
 
 import refgpt
 from refgpt import ModelConfig
 from refgpt.spec.gptj import Params, leaf_shapes
+from tests.helpers.writers import config_json, state_dict, write_safetensors, write_torch
 
 N_NEW, N_PROMPT = 64, 256
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny import random_params, tiny_config
 
 from refgpt._common.errors import GenerationError
 from refgpt.cli import main
 from refgpt.evaluation.speed import Measurement, measure
 from refgpt.runtime import Runtime
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(n_ctx=40)
 ENGINE = Runtime(random_params(CONFIG, 1), CONFIG, threads=1, kv_dtype="f16")

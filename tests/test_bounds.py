@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from tiny import random_params, tiny_config
 
 from refgpt._common.errors import RefgptError
 from refgpt.spec import (
@@ -21,6 +20,7 @@ from refgpt.spec import (
 )
 from refgpt.spec.bounds import ops as b
 from refgpt.spec.bounds import tap_bound
+from tests.helpers.tiny import random_params, tiny_config
 
 RNG = np.random.default_rng(11)
 F32 = np.float32

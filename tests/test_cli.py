@@ -14,9 +14,6 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from model_files import write_model, write_tokenizer
-from terminal import shown_on_terminal
-from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt import cli
@@ -24,6 +21,9 @@ from refgpt._common import wording
 from refgpt._load import open_model, start
 from refgpt.cli import loading
 from refgpt.runtime import Runtime
+from tests.helpers.model_files import write_model, write_tokenizer
+from tests.helpers.terminal import shown_on_terminal
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)
 PARAMS = random_params(CONFIG, seed=2, dtype="f16")

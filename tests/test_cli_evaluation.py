@@ -7,14 +7,14 @@ import io
 import json
 
 import pytest
-from evaluation.raft_files import write_task
-from terminal import shown_on_terminal
 
 import refgpt
 from refgpt import cli
 from refgpt._common.progress import counted
 from refgpt.cli import loading
 from refgpt.evaluation import DEMOS
+from tests.helpers.raft_files import write_task
+from tests.helpers.terminal import shown_on_terminal
 
 TABLE = 'id,text,mood\n1,"Merry, he was.",glad\n2,She wept.,sad\n3,"A ""fine"" day\nat last",glad\n'
 

@@ -1,13 +1,12 @@
 """The shipped model against PyTorch, which trained it: the same tokens, the same logits, the same text."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 import refgpt
+from tests import goldens
 
-GOLDEN = Path(__file__).with_name("goldens_default") / "default_model.npz"
+GOLDEN = goldens.HERE / "default_model.npz"
 
 
 @pytest.fixture(scope="module")

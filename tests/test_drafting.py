@@ -6,8 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from runtime.models import LONG
-from tiny import random_params, tiny_config
 
 from refgpt._common.errors import GenerationError
 from refgpt.generation.loop import generate
@@ -15,6 +13,8 @@ from refgpt.generation.params import MOST_DRAFTED, GenerationParams
 from refgpt.generation.prompt_lookup import PromptLookup
 from refgpt.runtime import Runtime
 from refgpt.runtime.spec_engine import SpecEngine
+from tests.helpers.runtime_models import LONG
+from tests.helpers.tiny import random_params, tiny_config
 
 
 def test_what_followed_the_last_tokens_before_is_the_guess():

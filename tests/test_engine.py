@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny import random_params, tiny_config
 
 from refgpt._common.errors import GenerationError
 from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import forward
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(n_ctx=12)
 PARAMS = random_params(CONFIG, seed=8)

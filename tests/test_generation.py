@@ -9,7 +9,6 @@ import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import random_params, tiny_config
 
 from refgpt._common.errors import GenerationError
 from refgpt.generation import loop
@@ -21,6 +20,7 @@ from refgpt.generation.stopping import Transcript
 from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import forward
 from refgpt.tokenizers import Tokenizer, load_tokenizer
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(eos_id=0, bos_id=1, n_ctx=24)
 PARAMS = random_params(CONFIG, seed=5)

@@ -15,13 +15,13 @@ from urllib.parse import unquote
 
 import huggingface_hub.constants
 import pytest
-from checkpoints.ggml_writers import gguf_bytes
-from checkpoints.writers import state_dict, write_shards, write_torch
-from model_files import write_model, write_tokenizer
-from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt.checkpoints import hub
+from tests.helpers.ggml_writers import gguf_bytes
+from tests.helpers.model_files import write_model, write_tokenizer
+from tests.helpers.tiny import random_params, tiny_config
+from tests.helpers.writers import state_dict, write_shards, write_torch
 
 CONFIG = tiny_config()
 PARAMS = random_params(CONFIG, seed=2)

@@ -4,13 +4,13 @@ import re
 from dataclasses import replace
 
 import pytest
-from checkpoints import ctranslate2_writer, ggml_writers, mesh_writer
-from model_files import write_model, write_tokenizer
-from tiny import random_params
 
 from refgpt import ModelConfig, cli
 from refgpt._common import memory
 from refgpt.cli import inspecting
+from tests.helpers import ctranslate2_writer, ggml_writers, mesh_writer
+from tests.helpers.model_files import write_model, write_tokenizer
+from tests.helpers.tiny import random_params
 
 
 @pytest.fixture

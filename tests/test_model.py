@@ -8,8 +8,6 @@ import re
 
 import numpy as np
 import pytest
-from model_files import write_model, write_tokenizer
-from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt.checkpoints import open_checkpoint
@@ -17,6 +15,8 @@ from refgpt.kernels import force_isa, list_kernels
 from refgpt.numbers.casting import kept_leaf
 from refgpt.spec import forward, tap_names
 from refgpt.tokenizers import find_tokenizer, load_tokenizer
+from tests.helpers.model_files import write_model, write_tokenizer
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)
 PARAMS = random_params(CONFIG, seed=2, dtype="f16")

@@ -8,9 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from test_architecture import GUESTS
-
 import refgpt
+from tests.test_architecture import GUESTS
 
 if sys.version_info >= (3, 11):
     import tomllib

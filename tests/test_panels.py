@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernels.quantised import quantised_panels
 
 from refgpt.kernels import pack, quantise_rows
 from refgpt.kernels.linear import RECORD
@@ -14,6 +13,7 @@ from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.encoded import Encoded
 from refgpt.numbers.leaves import row_slices, widen
 from refgpt.numbers.panels import BLOCK, LANES
+from tests.helpers.quantised import quantised_panels
 
 
 @pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float16), BFLOAT16])

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from tiny import tiny_config
 
 from refgpt._common.errors import GenerationError
 from refgpt.spec.ids import check_ids
+from tests.helpers.tiny import tiny_config
 
 CONFIG = tiny_config(n_vocab=61, n_ctx=8)
 

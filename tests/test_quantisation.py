@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ggml_quantisers import GGML, with_ggml
-from likelihoods import log_probabilities
 
 import refgpt
 from refgpt._common.errors import CheckpointError
@@ -19,6 +17,8 @@ from refgpt.numbers.panels import Panels
 from refgpt.numbers.quantisation import LARGEST_WEIGHT, STEPS, quantise
 from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec.gptj import Params
+from tests.helpers.ggml_quantisers import GGML, with_ggml
+from tests.helpers.likelihoods import log_probabilities
 
 KINDS = pytest.mark.parametrize("kind", ["q8", "q4"])
 

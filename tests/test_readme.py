@@ -8,7 +8,7 @@ What a block is follows from its language:
     python    an excerpt of refgpt/spec/gptj.py, word for word
 
 Lines that install or test belong to ``.ci/run``, which runs them as they stand. After a change of the default model,
-``PYTHONPATH=. python tests/test_readme.py`` rewrites the outputs that differ, but for those with "..."
+``python -m tests.test_readme`` rewrites the outputs that differ, but for those with "..."
 and the closing line of pytest.
 """
 

@@ -1,7 +1,6 @@
 """Sampling: the filters against transformers', the draw against its distribution, every parameter's limits."""
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +10,9 @@ from hypothesis import strategies as st
 
 from refgpt._common.errors import GenerationError
 from refgpt.generation.sampling import Sampler, SamplingParams, _exp, log_softmax
+from tests import goldens
 
-GOLDENS = np.load(Path(__file__).parent / "goldens_sampling" / "processors.npz")
+GOLDENS = np.load(goldens.HERE / "sampling.npz")
 ROW = np.array([0.5, 3.0, -1.0, 3.0, 2.0], np.float32)
 
 

@@ -7,8 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import sentencepiece
-from model_files import write_model, write_tokenizer
-from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt._common.errors import GenerationError, TokenizerError
@@ -18,6 +16,8 @@ from refgpt.generation.scoring import encode_continuations, score
 from refgpt.runtime import Runtime
 from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import forward
+from tests.helpers.model_files import write_model, write_tokenizer
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)
 PARAMS = random_params(CONFIG, seed=6, dtype="f16")

@@ -1,12 +1,12 @@
 import json
 
 import pytest
-from checkpoints.writers import CONFIG, config_json
 
 from refgpt import ModelConfig
 from refgpt._common.errors import ConfigError
 from refgpt._common.small_files import read_json
 from refgpt.checkpoints.families.gptj import read_config
+from tests.helpers.writers import CONFIG, config_json
 
 GPT_J_6B = {
     "activation_function": "gelu_new",

@@ -7,17 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints.fuzzing import FAST, JSON, answers_properly, damaged, one_file
-from checkpoints.record_torch_files import HERE
-from checkpoints.writers import (
-    STORAGE_TYPES,
-    config_json,
-    state_code,
-    tensor_code,
-    write_safetensors,
-    write_torch,
-    write_torch_zip,
-)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +15,17 @@ from refgpt._common.small_files import parse_json
 from refgpt.checkpoints.families.gptj import read_config
 from refgpt.checkpoints.files import safetensors_file, torch_pickle
 from refgpt.checkpoints.files.pickle_machine import INSTRUCTIONS, Machine
+from tests.goldens.recorders.torch_files import HERE
+from tests.helpers.fuzzing import FAST, JSON, answers_properly, damaged, one_file
+from tests.helpers.writers import (
+    STORAGE_TYPES,
+    config_json,
+    state_code,
+    tensor_code,
+    write_safetensors,
+    write_torch,
+    write_torch_zip,
+)
 
 TENSORS = {"a": np.arange(6, dtype="<f4").reshape(2, 3), "b": np.ones((2, 2), "?"), "c": np.array(7, "<f2")}
 

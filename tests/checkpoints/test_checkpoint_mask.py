@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from checkpoints.writers import write_safetensors
 
 from refgpt._common.errors import CheckpointError, ConfigError
 from refgpt.checkpoints.files import safetensors_file
 from refgpt.checkpoints.mask import find_mask
 from refgpt.numbers.dtypes import BFLOAT16
+from tests.helpers.writers import write_safetensors
 
 N = 300  # more than one strip of rows
 

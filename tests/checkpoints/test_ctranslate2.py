@@ -6,12 +6,6 @@ import time
 
 import numpy as np
 import pytest
-from checkpoints import ctranslate2_writer
-from checkpoints.ctranslate2_writer import CONFIG, PARAMS, from_int8, model_bin, to_int8, variables, write_ctranslate2
-from checkpoints.record_ctranslate2_files import CONFIG as RECORDED_CONFIG
-from checkpoints.record_ctranslate2_files import HERE, IDS, RECORDED, recorded_params
-from model_files import write_model
-from tiny import random_params
 
 import refgpt
 from refgpt import ModelConfig
@@ -22,6 +16,12 @@ from refgpt.numbers.encoded import Encoded
 from refgpt.numbers.leaves import widen
 from refgpt.numbers.mapped import place_of, release
 from refgpt.spec import forward
+from tests.goldens.recorders.ctranslate2_files import CONFIG as RECORDED_CONFIG
+from tests.goldens.recorders.ctranslate2_files import HERE, IDS, RECORDED, recorded_params
+from tests.helpers import ctranslate2_writer
+from tests.helpers.ctranslate2_writer import CONFIG, PARAMS, from_int8, model_bin, to_int8, variables, write_ctranslate2
+from tests.helpers.model_files import write_model
+from tests.helpers.tiny import random_params
 
 DIRECTORIES = [directory for directories in RECORDED.values() for directory in directories]
 # Of the logits' standard deviation. Both sides compute in float32, each in its order; a swapped row is a thousand times

@@ -1,13 +1,13 @@
 import gguf
 import numpy as np
 import pytest
-from checkpoints.ggml_writers import QUANTISED, block_bytes, decoded_block, tensor_bytes
 
 from refgpt._common.errors import CheckpointError
 from refgpt.checkpoints.files import ggml_blocks
 from refgpt.checkpoints.files.ggml_blocks import BLOCKS, TYPES, Blocks, decode, map_tensor
 from refgpt.numbers.leaves import widen
 from refgpt.numbers.mapped import map_file
+from tests.helpers.ggml_writers import QUANTISED, block_bytes, decoded_block, tensor_bytes
 
 #: Every pattern of bits is a block, with scales from subnormal to the largest (NaN and infinity left out).
 RANDOM = np.random.default_rng(3)

@@ -6,16 +6,16 @@ import struct
 
 import numpy as np
 import pytest
-from checkpoints.fuzzing import FAST, answers_properly, damaged, one_file
-from checkpoints.ggml_writers import ggml_bytes, gguf_bytes, gguf_metadata, gguf_names, gguf_string, gguf_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import random_params, tiny_config
 
 from refgpt._load import open_model
 from refgpt.checkpoints import open_checkpoint
 from refgpt.checkpoints.files import gguf_file
 from refgpt.numbers.leaves import widen
+from tests.helpers.fuzzing import FAST, answers_properly, damaged, one_file
+from tests.helpers.ggml_writers import ggml_bytes, gguf_bytes, gguf_metadata, gguf_names, gguf_string, gguf_value
+from tests.helpers.tiny import random_params, tiny_config
 
 FAST = settings(FAST, max_examples=300)
 CONFIG = tiny_config(n_layer=1, n_head=2, d_model=32, d_ff=32, d_rotary=2, n_vocab=11, n_ctx=6)

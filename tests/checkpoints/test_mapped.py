@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
-from checkpoints.writers import write_safetensors, write_torch
 
 from refgpt._common.errors import CheckpointError
 from refgpt.checkpoints.files import safetensors_file, torch_pickle
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.finite import all_finite, check_finite
 from refgpt.numbers.mapped import map_file, place_of, release
+from tests.helpers.writers import write_safetensors, write_torch
 
 INTEGERS = {"f16": ("<f2", "<u2"), "bf16": (BFLOAT16, "<u2"), "f32": ("<f4", "<u4"), "f64": ("<f8", "<u8")}
 INFINITY = {"f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F800000, "f64": 0x7FF0000000000000}

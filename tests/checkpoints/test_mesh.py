@@ -11,9 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import mesh_writer
-from checkpoints.mesh_writer import CONFIG, compressed, model, npz, params_json, tar, write_mesh, write_params_json
-from model_files import write_model, write_tokenizer
 
 import refgpt
 from refgpt import ModelConfig
@@ -23,6 +20,9 @@ from refgpt.checkpoints import open_checkpoint
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import row_slices, widen
 from refgpt.numbers.mapped import place_of, release
+from tests.helpers import mesh_writer
+from tests.helpers.mesh_writer import CONFIG, compressed, model, npz, params_json, tar, write_mesh, write_params_json
+from tests.helpers.model_files import write_model, write_tokenizer
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 STEP = "step_383500"

@@ -11,14 +11,14 @@ from dataclasses import replace
 
 import pytest
 import zstandard
-from checkpoints import mesh_writer
-from checkpoints.mesh_writer import CONFIG, compressed, model, params_json, tar, write_params_json
-from checkpoints.test_mesh import assert_holds
 
 import refgpt
 from refgpt._common.errors import CheckpointError, ConfigError
 from refgpt.checkpoints import open_checkpoint
 from refgpt.checkpoints.layouts import mesh_archive
+from tests.checkpoints.test_mesh import assert_holds
+from tests.helpers import mesh_writer
+from tests.helpers.mesh_writer import CONFIG, compressed, model, params_json, tar, write_params_json
 
 FILES, WHOLE = mesh_writer.files(model("bf16"), 2)
 FIRST = "step_383500/shard_0/0.npz"

@@ -3,18 +3,18 @@
 import json
 
 import numpy as np
-from checkpoints import ctranslate2_writer, mesh_writer
-from checkpoints.fuzzing import FAST, JSON, answers_properly, damaged
-from checkpoints.test_checkpoint_fuzz import reads_properly
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import random_params, tiny_config
 
 from refgpt._common.errors import CheckpointError
 from refgpt.checkpoints import open_checkpoint
 from refgpt.checkpoints.files import ctranslate2_file, npz_file
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import widen
+from tests.checkpoints.test_checkpoint_fuzz import reads_properly
+from tests.helpers import ctranslate2_writer, mesh_writer
+from tests.helpers.fuzzing import FAST, JSON, answers_properly, damaged
+from tests.helpers.tiny import random_params, tiny_config
 
 ARRAYS = [np.arange(6, dtype="<f4").reshape(2, 3), np.array(7, "<i4"), np.arange(5, dtype="<u2").view(BFLOAT16)]
 NPZ = mesh_writer.npz(ARRAYS)

@@ -6,10 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from checkpoints import writers
-from checkpoints.record_torch_files import CONFIG as RECORDED_CONFIG
-from checkpoints.record_torch_files import HERE
-from checkpoints.writers import (
+
+from refgpt import ModelConfig
+from refgpt._common.errors import CheckpointError, ConfigError
+from refgpt.checkpoints import open_checkpoint
+from refgpt.checkpoints.layouts.huggingface import UNREAD
+from tests.goldens.recorders.torch_files import CONFIG as RECORDED_CONFIG
+from tests.goldens.recorders.torch_files import HERE
+from tests.helpers import writers
+from tests.helpers.tiny import random_params
+from tests.helpers.writers import (
     CONFIG,
     PARAMS,
     buffers,
@@ -19,12 +25,6 @@ from checkpoints.writers import (
     write_safetensors,
     write_torch,
 )
-from tiny import random_params
-
-from refgpt import ModelConfig
-from refgpt._common.errors import CheckpointError, ConfigError
-from refgpt.checkpoints import open_checkpoint
-from refgpt.checkpoints.layouts.huggingface import UNREAD
 
 ONES, TRIANGLE = np.ones((12, 12), "?"), np.tri(12, dtype="?")
 LAYOUTS = ["model.safetensors", "pytorch_model.bin", "safetensors shards", "bin shards"]

@@ -6,8 +6,14 @@ import struct
 import gguf
 import numpy as np
 import pytest
-from checkpoints import ggml_writers
-from checkpoints.ggml_writers import (
+
+import refgpt
+from refgpt._common.errors import CheckpointError, ConfigError
+from refgpt.checkpoints import open_checkpoint
+from refgpt.checkpoints.files.ggml_blocks import Blocks
+from refgpt.numbers.leaves import widen
+from tests.helpers import ggml_writers
+from tests.helpers.ggml_writers import (
     CONFIG,
     FILE_TYPES,
     PARAMS,
@@ -20,15 +26,9 @@ from checkpoints.ggml_writers import (
     gguf_names,
     write,
 )
-from checkpoints.writers import state_dict, write_safetensors
-from model_files import write_model, write_tokenizer
-from tiny import random_params, tiny_config
-
-import refgpt
-from refgpt._common.errors import CheckpointError, ConfigError
-from refgpt.checkpoints import open_checkpoint
-from refgpt.checkpoints.files.ggml_blocks import Blocks
-from refgpt.numbers.leaves import widen
+from tests.helpers.model_files import write_model, write_tokenizer
+from tests.helpers.tiny import random_params, tiny_config
+from tests.helpers.writers import state_dict, write_safetensors
 
 IDS = [1, 30, 7, 7, 2, 36, 0]
 ENCODINGS = ["f32", "f16", *QUANTISED]

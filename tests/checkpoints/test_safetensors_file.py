@@ -3,11 +3,11 @@ import struct
 
 import numpy as np
 import pytest
-from checkpoints import writers
 
 from refgpt._common.errors import CheckpointError
 from refgpt.checkpoints.files import safetensors_file
 from refgpt.numbers.dtypes import BFLOAT16
+from tests.helpers import writers
 
 MIXED = {
     "f32": np.arange(6, dtype="<f4").reshape(2, 3),

@@ -5,9 +5,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from checkpoints import writers
-from checkpoints.record_torch_files import HERE, recorded_state
-from checkpoints.writers import (
+
+from refgpt._common.errors import CheckpointError
+from refgpt.checkpoints.files import pickle_machine, torch_pickle
+from tests.goldens.recorders.torch_files import HERE, recorded_state
+from tests.helpers import writers
+from tests.helpers.writers import (
     HOOKS,
     call_code,
     global_code,
@@ -20,9 +23,6 @@ from checkpoints.writers import (
     view_code,
     write_torch_zip,
 )
-
-from refgpt._common.errors import CheckpointError
-from refgpt.checkpoints.files import pickle_machine, torch_pickle
 
 F32 = storage_code("FloatStorage", "0", 6)
 SIX = np.arange(6, dtype="<f4")

@@ -11,10 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import mesh_writer
-from checkpoints.ggml_writers import PARAMS, QUANTISED, decoded, ggml_bytes
-from model_files import write_model, write_tokenizer
-from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt._common.errors import CheckpointError, TokenizerError
@@ -22,6 +18,10 @@ from refgpt._load import open_model
 from refgpt.checkpoints import open_checkpoint
 from refgpt.conversion import TARGETS, convert
 from refgpt.numbers.leaves import widen
+from tests.helpers import mesh_writer
+from tests.helpers.ggml_writers import PARAMS, QUANTISED, decoded, ggml_bytes
+from tests.helpers.model_files import write_model, write_tokenizer
+from tests.helpers.tiny import random_params, tiny_config
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 

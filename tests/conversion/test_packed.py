@@ -11,9 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from checkpoints.writers import config_json, state_dict, write_safetensors
-from model_files import write_model, write_tokenizer
-from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt._common.errors import CheckpointError, RefgptError
@@ -27,6 +24,9 @@ from refgpt.numbers.leaves import widen
 from refgpt.numbers.mapped import MappedFile, release
 from refgpt.numbers.packing import pack_params
 from refgpt.numbers.panels import Panels
+from tests.helpers.model_files import write_model, write_tokenizer
+from tests.helpers.tiny import random_params, tiny_config
+from tests.helpers.writers import config_json, state_dict, write_safetensors
 
 CONFIG = tiny_config(d_model=48, n_head=3, d_rotary=10, d_ff=100, n_vocab=71)
 IDS = [1, 30, 7, 7, 2, 36, 0]

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from conversion.record_transformers import CASES, GOLDENS, IDS, write
 
 import refgpt
 from refgpt._load import open_model
 from refgpt.conversion import gguf
+from tests.goldens.recorders.conversion import CASES, GOLDENS, IDS, write
 
 RECORDED = np.load(GOLDENS)
 

@@ -8,11 +8,6 @@ import gguf as gguf_library
 import numpy as np
 import pytest
 import safetensors
-from checkpoints import ggml_writers
-from checkpoints.ggml_writers import CONFIG, PARAMS, QUANTISED, decoded, ggml_bytes, gguf_bytes
-from checkpoints.writers import buffers, config_json, state_dict, write_safetensors
-from model_files import write_model, write_tokenizer
-from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt._common.errors import CheckpointError
@@ -23,6 +18,11 @@ from refgpt.conversion.leaves import written
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import widen
 from refgpt.tokenizers import tokenizer_of
+from tests.helpers import ggml_writers
+from tests.helpers.ggml_writers import CONFIG, PARAMS, QUANTISED, decoded, ggml_bytes, gguf_bytes
+from tests.helpers.model_files import write_model, write_tokenizer
+from tests.helpers.tiny import random_params, tiny_config
+from tests.helpers.writers import buffers, config_json, state_dict, write_safetensors
 
 IDS = [1, 30, 7, 7, 2, 36, 0]
 TARGETS = {"hf": huggingface, "gguf": gguf}

@@ -1,7 +1,7 @@
 """The notebook prints what it shows, but for times.
 
 Its cells are plain Python, so they run here without Jupyter. After a change of the default model or of the notebook,
-``PYTHONPATH=. python tests/docs/test_docs_notebook.py`` stores the outputs anew.
+``python -m tests.docs.test_docs_notebook`` stores the outputs anew.
 """
 
 from __future__ import annotations

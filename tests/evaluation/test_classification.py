@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from model_files import write_model, write_tokenizer
-from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt._common.errors import GenerationError
 from refgpt.evaluation import DEFAULT_TEMPLATE, Classifier
 from refgpt.evaluation import classification as module
+from tests.helpers.model_files import write_model, write_tokenizer
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(eos_id=0, bos_id=0, n_ctx=160)
 PARAMS = random_params(CONFIG, seed=9, dtype="f16")

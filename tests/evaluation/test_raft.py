@@ -3,13 +3,13 @@
 import re
 
 import pytest
-from evaluation.raft_files import model_told, write_task
 
 import refgpt
 from refgpt._common.errors import GenerationError
 from refgpt.evaluation import Estimate, RaftSettings, mean_results, read_raft, run_raft
 from refgpt.evaluation.raft import draw_shots, plain
 from refgpt.evaluation.raft_tasks import split_rows
+from tests.helpers.raft_files import model_told, write_task
 
 YES_NO = ["yes", "no"] * 25
 

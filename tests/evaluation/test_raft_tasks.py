@@ -4,11 +4,11 @@ import json
 import logging
 
 import pytest
-from evaluation.raft_files import write_settings, write_task
 
 from refgpt._common.errors import DataError, GenerationError
 from refgpt.evaluation import read_raft
 from refgpt.evaluation.raft_tasks import FIELDS, INSTRUCTIONS, split_rows
+from tests.helpers.raft_files import write_settings, write_task
 
 YES_NO = ["yes", "no"] * 25
 

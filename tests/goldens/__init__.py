@@ -1,4 +1,7 @@
-"""Activations of PyTorch's GPT-J, recorded by ``record.py``: ``load(name)`` for each of ``NAMES``."""
+"""What other implementations compute and write, recorded by ``python -m tests.goldens.record``.
+
+Here: activations of PyTorch's GPT-J, ``load(name)`` for each of ``NAMES``.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tiny import random_params, tiny_config
 
 from refgpt import ModelConfig
 from refgpt.spec.gptj import Params
+from tests.helpers.tiny import random_params, tiny_config
 
 HERE = Path(__file__).parent
-NAMES = sorted(path.stem for path in HERE.glob("*.npz"))
+ACTIVATIONS = HERE / "activations"
+NAMES = sorted(path.stem for path in ACTIVATIONS.glob("*.npz"))
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Golden:
 
 def load(name: str) -> Golden:
     """The recorded run of that name; the medium ones keep some rows of logits and no hidden states."""
-    with np.load(HERE / f"{name}.npz") as file:
+    with np.load(ACTIVATIONS / f"{name}.npz") as file:
         held = dict(file)
     about = json.loads(str(held.pop("about")))
     about["config"] = tiny_config(**about["config"])

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from kernels.buffers import RUNNABLE
 
 import refgpt
 from refgpt._common.errors import KernelError
 from refgpt.kernels import active, force_isa, list_kernels
 from refgpt.kernels.registry import PREFERENCE
+from tests.helpers.buffers import RUNNABLE
 
 OBSTACLES = {kernel.isa: kernel.obstacle for kernel in list_kernels()}
 HERE = [isa for isa in PREFERENCE if OBSTACLES[isa] is None]

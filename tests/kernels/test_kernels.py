@@ -4,10 +4,10 @@ from functools import cache
 
 import numpy as np
 import pytest
-from kernels.buffers import FLAVOURS, RUNNABLE, assert_same_bits, in_pieces, split_at
-from kernels.oracles import EVERY_ROW, ORACLES, Case, hold_to_scalar, hold_to_spec
 
 from refgpt.kernels import list_kernels
+from tests.helpers.buffers import FLAVOURS, RUNNABLE, assert_same_bits, in_pieces, split_at
+from tests.helpers.oracles import EVERY_ROW, ORACLES, Case, hold_to_scalar, hold_to_spec
 
 # Around the widths of vectors and around one, two and more chunks of an inner sum.
 SIZES = [0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97, 127, 128, 129, 200]

@@ -5,17 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kernels.buffers import RUNNABLE, SCALAR, assert_same_bits, numbers, stored
-from kernels.oracles import (
-    KV,
-    attention_case,
-    filled_cache,
-    hold_to_scalar,
-    hold_to_spec,
-    linear_case,
-    linear_quantised_case,
-)
-from kernels.quantised import decoded_rows, quantised_panels
 
 from refgpt import spec
 from refgpt.kernels import (
@@ -37,6 +26,17 @@ from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import widen
 from refgpt.runtime.rotation import rotary_tables
 from refgpt.spec.bounds import ops
+from tests.helpers.buffers import RUNNABLE, SCALAR, assert_same_bits, numbers, stored
+from tests.helpers.oracles import (
+    KV,
+    attention_case,
+    filled_cache,
+    hold_to_scalar,
+    hold_to_spec,
+    linear_case,
+    linear_quantised_case,
+)
+from tests.helpers.quantised import decoded_rows, quantised_panels
 
 
 def each(*prefixes: str):

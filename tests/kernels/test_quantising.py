@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from kernels.buffers import RUNNABLE, in_pieces
 
 from refgpt._common.errors import KernelError
 from refgpt.kernels import Kernel, digests, pack, quantise
 from refgpt.numbers import checksums, quantisation
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.panels import Panels
+from tests.helpers.buffers import RUNNABLE, in_pieces
 
 SHAPES = [(1, 1), (16, 32), (15, 31), (17, 33), (37, 70), (5, 200), (130, 64)]
 

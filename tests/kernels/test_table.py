@@ -5,11 +5,10 @@ import runpy
 from itertools import groupby
 from pathlib import Path
 
-from kernels.buffers import SCALAR
-from kernels.oracles import ORACLES
-
 from refgpt.kernels import list_kernels
 from refgpt.kernels.registry import PREFERENCE
+from tests.helpers.buffers import SCALAR
+from tests.helpers.oracles import ORACLES
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"

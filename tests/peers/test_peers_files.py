@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from tiny import random_params, tiny_config
 
 import refgpt
 from benchmarks.peers import checkpoint, ggml_file, twin
@@ -21,6 +20,7 @@ from refgpt.numbers.leaves import widen
 from refgpt.spec.gptj import leaf_shapes
 from refgpt.spec.ops import layer_norm, softmax
 from refgpt.spec.positions import rotate_pairs
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(d_ff=96, bos_id=60, eos_id=60)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_config
 
 import refgpt
 from benchmarks.peers import measure
@@ -22,6 +21,7 @@ from benchmarks.peers.measure import ROOT, run_group
 from benchmarks.peers.processors import build_peak, machine, peaks, process_ticks
 from benchmarks.peers.questions import N_REFERENCE, prompt
 from benchmarks.peers.run import agreement
+from tests.helpers.tiny import tiny_config
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processor time is read from /proc")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from plotting.pictures import attribution, comparison, lens_logits, patterns, trace
 
 from refgpt import plotting
 from refgpt._common.errors import RefgptError
+from tests.helpers.pictures import attribution, comparison, lens_logits, patterns, trace
 
 ATTN = patterns(4)
 CASES = [

@@ -5,11 +5,11 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from plotting.pictures import LONG, Words, faults_of, lens_logits, patterns, tick_texts, trace
 
 import refgpt
 from refgpt import plotting
 from refgpt.plotting.labels import fitting, text_width
+from tests.helpers.pictures import LONG, Words, faults_of, lens_logits, patterns, tick_texts, trace
 
 
 def test_tokens_become_labels():

@@ -8,9 +8,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-from plotting.pictures import Words, attribution, comparison, faults_of, tick_texts
 
 from refgpt import plotting
+from tests.helpers.pictures import Words, attribution, comparison, faults_of, tick_texts
 
 
 def legend(ax):

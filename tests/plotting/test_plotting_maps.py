@@ -6,10 +6,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import LogNorm, to_rgb
-from plotting.pictures import Words, comparison, faults_of, image_of, lens_logits, patterns, tick_texts, trace
 
 import refgpt
 from refgpt import plotting, tracing
+from tests.helpers.pictures import Words, comparison, faults_of, image_of, lens_logits, patterns, tick_texts, trace
 
 
 def limits(ax):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from model_files import write_model
-from report import browser as browsers
-from report.pages import EVIL, PROMPT, EvilTokenizer, paged, with_tokenizer
-from tiny import random_params, tiny_config
 
 import refgpt
+from tests.helpers import browser as browsers
+from tests.helpers.model_files import write_model
+from tests.helpers.pages import EVIL, PROMPT, EvilTokenizer, paged, with_tokenizer
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config()
 PARAMS = random_params(CONFIG, seed=3)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from model_files import write_model, write_tokenizer
-from report.pages import data_of
-from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt import cli
 from refgpt.inspect import build_report
+from tests.helpers.model_files import write_model, write_tokenizer
+from tests.helpers.pages import data_of
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)
 

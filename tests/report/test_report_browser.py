@@ -7,11 +7,11 @@ import re
 
 import numpy as np
 import pytest
-from report.pages import paged, share, signed
 
 from refgpt import tracing
 from refgpt.generation.sampling import log_softmax
 from refgpt.inspect.labels import label
+from tests.helpers.pages import paged, share, signed
 
 #: Of what is shown with four decimals, stored in steps of 1/65535.
 CLOSE = 0.00005 + 0.5 / 65535 + 1e-9

@@ -6,9 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from model_files import write_model
-from report.pages import EVIL, PROMPT, EvilTokenizer, data_of, unpacked, with_tokenizer
-from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt import tracing
@@ -17,6 +14,9 @@ from refgpt.generation.sampling import log_softmax
 from refgpt.inspect import build_report, html_bytes, most_tokens, prompt_of
 from refgpt.inspect.data import MOST_BYTES, likeliest
 from refgpt.inspect.labels import label
+from tests.helpers.model_files import write_model
+from tests.helpers.pages import EVIL, PROMPT, EvilTokenizer, data_of, unpacked, with_tokenizer
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config()
 PARAMS = random_params(CONFIG, seed=3)

@@ -12,13 +12,13 @@ from html.parser import HTMLParser
 from importlib.resources import files
 
 import pytest
-from model_files import write_model
-from report.pages import EVIL, EvilTokenizer, data_of, with_tokenizer
-from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt.inspect import build_report
 from refgpt.inspect.page import inert, page
+from tests.helpers.model_files import write_model
+from tests.helpers.pages import EVIL, EvilTokenizer, data_of, with_tokenizer
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from runtime.models import LONG, PROMPT, SHAPES
-from tiny import random_params
 
 from refgpt._common.errors import CheckpointError
 from refgpt.kernels import store
@@ -16,6 +14,8 @@ from refgpt.numbers.panels import Panels
 from refgpt.runtime import Runtime
 from refgpt.runtime.spec_engine import SpecEngine, kept_params
 from refgpt.tracing import verify
+from tests.helpers.runtime_models import LONG, PROMPT, SHAPES
+from tests.helpers.tiny import random_params
 
 DTYPES = pytest.mark.parametrize("dtype", ["q8", "q4"])
 

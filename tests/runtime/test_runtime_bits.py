@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from kernels.buffers import RUNNABLE, assert_same_bits
-from runtime.models import LONG, PROMPT, fed, runtime
 
 from refgpt.kernels import force_isa
+from tests.helpers.buffers import RUNNABLE, assert_same_bits
+from tests.helpers.runtime_models import LONG, PROMPT, fed, runtime
 
 KINDS = [("f32", "f32"), ("f16", "f32"), ("bf16", "f16"), ("q8", "f32"), ("q4", "f16")]
 each_kind = pytest.mark.parametrize(("dtype", "kv_dtype"), KINDS)

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from kernels.buffers import assert_same_bits
-from runtime.models import LONG, PROMPT, SHAPES, runtime
-from tiny import random_params, tiny_config
 
 from refgpt._common.errors import CheckpointError, GenerationError, RefgptError
 from refgpt.runtime import Runtime, cache
 from refgpt.spec.gptj import Params
+from tests.helpers.buffers import assert_same_bits
+from tests.helpers.runtime_models import LONG, PROMPT, SHAPES, runtime
+from tests.helpers.tiny import random_params, tiny_config
 
 FULL, EMPTY, GOING, BOTH_WAYS = 0, 1, 2, 3
 

@@ -1,15 +1,15 @@
 """The runtime against the float64 spec: activation by activation within derived bounds, and end to end."""
 
-import goldens
 import numpy as np
 import pytest
-from runtime.models import SHAPES
-from tiny import random_params
 
 from refgpt.runtime import Runtime
 from refgpt.spec import Recorder, forward, tap_names
 from refgpt.spec.bounds.ops import U
 from refgpt.tracing import verify
+from tests import goldens
+from tests.helpers.runtime_models import SHAPES
+from tests.helpers.tiny import random_params
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -4,9 +4,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from tiny import random_params, tiny_config
 
 from refgpt.runtime import Runtime
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(n_layer=1, d_model=16, n_head=4, d_ff=32, d_rotary=2, n_vocab=11, n_ctx=4096)
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from kernels.buffers import assert_same_bits
-from runtime.models import SHAPES
-from tiny import random_params
 
 from refgpt._common.errors import RefgptError
 from refgpt.runtime import Runtime
 from refgpt.spec import Recorder, forward, tap_names
+from tests.helpers.buffers import assert_same_bits
+from tests.helpers.runtime_models import SHAPES
+from tests.helpers.tiny import random_params
 
 CONFIG = SHAPES["three heads of twelve"]
 PARAMS = random_params(CONFIG, 3)

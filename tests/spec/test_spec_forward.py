@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from tiny import random_params, tiny_config
 
 from refgpt._common.errors import GenerationError, RefgptError
 from refgpt.numbers.leaves import widen
 from refgpt.spec import Recorder, forward, no_tap, prefixed, tap_names
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config()
 PARAMS = random_params(CONFIG, seed=3)

@@ -1,4 +1,4 @@
-"""Small tokenizers, trained in an instant. (No __init__.py here: it would hide the library of the same name.)"""
+"""Small tokenizers, trained in an instant."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import sentencepiece
 import tokenizers
-from small_tokenizers import SENTENCEPIECE_FLAGS, SENTENCES, write_json
 from tokenizers import models, pre_tokenizers, trainers
 
 from refgpt.tokenizers import Tokenizer, load_tokenizer
+from tests.helpers.small_tokenizers import SENTENCEPIECE_FLAGS, SENTENCES, write_json
 
 
 @pytest.fixture(scope="session")

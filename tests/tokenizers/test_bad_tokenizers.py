@@ -11,12 +11,12 @@ import sentencepiece
 import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_tokenizers import SENTENCES, write_json, write_pair
 from tokenizers import models, pre_tokenizers
 
 from refgpt._common.errors import RefgptError, TokenizerError
 from refgpt._common.small_files import parse_json
 from refgpt.tokenizers import files, find_tokenizer, load_tokenizer
+from tests.helpers.small_tokenizers import SENTENCES, write_json, write_pair
 
 
 def refused(path, words):

@@ -3,18 +3,18 @@
 import itertools
 import json
 import os
-from pathlib import Path
 
 import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from small_tokenizers import SENTENCES, write_json, write_pair
 from tokenizers.pre_tokenizers import ByteLevel
 
 from refgpt._common.errors import TokenizerError
 from refgpt.tokenizers import load_tokenizer
 from refgpt.tokenizers.byte_level_bpe import BYTE_OF_LETTER
+from tests import goldens
+from tests.helpers.small_tokenizers import SENTENCES, write_json, write_pair
 
 EXTRA = {f"<|extratoken_{n}|>": 319 + n for n in range(1, 144)}
 fragments = st.sampled_from(
@@ -240,7 +240,7 @@ def test_a_character_that_no_token_spells_is_an_error_and_not_lost(description, 
         tokenizer.encode("fuzzZ")
 
 
-GOLDENS = json.loads((Path(__file__).parent / "goldens" / "gpt2.json").read_text("utf-8"))
+GOLDENS = json.loads((goldens.HERE / "gpt2_tokens.json").read_text("utf-8"))
 
 
 @pytest.mark.skipif(

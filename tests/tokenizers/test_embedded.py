@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_tokenizers import SENTENCES, write_json, write_pair
 from tokenizers.pre_tokenizers import ByteLevel
 
 from refgpt._common.errors import TokenizerError
@@ -18,6 +17,7 @@ from refgpt.tokenizers import load_tokenizer, tokenizer_of
 from refgpt.tokenizers.byte_level_bpe import BYTE_OF_LETTER
 from refgpt.tokenizers.greedy import GreedyTokenizer
 from refgpt.tokenizers.vocabulary import Vocabulary
+from tests.helpers.small_tokenizers import SENTENCES, write_json, write_pair
 
 N_EXTRA = 3
 texts = st.lists(

@@ -7,11 +7,11 @@ import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
-from small_tokenizers import SENTENCEPIECE_FLAGS, write_json
 
 from refgpt._common.errors import TokenizerError
 from refgpt.tokenizers import load_tokenizer
 from refgpt.tokenizers.sentencepiece_model import SPACE
+from tests.helpers.small_tokenizers import SENTENCEPIECE_FLAGS, write_json
 
 kinds = pytest.mark.parametrize("kind", SENTENCEPIECE_FLAGS)
 texts = st.lists(st.one_of(st.text(), st.sampled_from([" ", "  ", " toad", "Kröte", "\n", "\0", "🙂"]))).map("".join)

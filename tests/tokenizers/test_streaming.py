@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_tokenizers import SENTENCEPIECE_FLAGS, SENTENCES
 
 from refgpt._common.errors import TokenizerError
 from refgpt.tokenizers.byte_level_bpe import BYTE_OF_LETTER
+from tests.helpers.small_tokenizers import SENTENCEPIECE_FLAGS, SENTENCES
 
 
 @pytest.fixture(scope="session")

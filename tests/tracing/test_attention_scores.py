@@ -7,8 +7,6 @@ import math
 
 import numpy as np
 import pytest
-from tiny import random_params, tiny_config
-from tracing.models import ENGINES, IDS, Spelling, as_model
 
 import refgpt
 from refgpt._common.errors import GenerationError
@@ -22,6 +20,8 @@ from refgpt.tracing import (
     record,
     repeated_ids,
 )
+from tests.helpers.tiny import random_params, tiny_config
+from tests.helpers.tracing_models import ENGINES, IDS, Spelling, as_model
 
 #: One head over five positions.
 PATTERN = np.array(

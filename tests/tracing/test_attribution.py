@@ -6,8 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny import random_params, tiny_config
-from tracing.models import CLOSE, CONFIG, ENGINES, IDS, ORACLE, PARAMS, RUNTIME, Spelling, as_model
 
 import refgpt
 from refgpt._common.errors import GenerationError
@@ -16,6 +14,8 @@ from refgpt.runtime import Runtime
 from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec.bounds.ops import U
 from refgpt.tracing import logit_attribution, record
+from tests.helpers.tiny import random_params, tiny_config
+from tests.helpers.tracing_models import CLOSE, CONFIG, ENGINES, IDS, ORACLE, PARAMS, RUNTIME, Spelling, as_model
 
 #: Unit roundoffs of what the engines compute in.
 ROUNDOFF = {"spec": 2.0**-53, "runtime": U}

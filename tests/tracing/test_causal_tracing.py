@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tracing.models import CLOSE, ENGINES, IDS, ORACLE, RUNTIME, Spelling, as_model
 
 import refgpt
 from refgpt._common.errors import GenerationError, RefgptError
 from refgpt.spec import forward
 from refgpt.tracing import causal_trace, patch, record
+from tests.helpers.tracing_models import CLOSE, ENGINES, IDS, ORACLE, RUNTIME, Spelling, as_model
 
 CORRUPT = [7, 3, 11, 0, 3, 12, 33]  # token 2 differs
 

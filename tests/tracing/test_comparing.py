@@ -7,8 +7,6 @@ import math
 
 import numpy as np
 import pytest
-from tiny import random_params, tiny_config
-from tracing.models import CONFIG, ENGINES, IDS, ORACLE, PARAMS, RUNTIME, Spelling, as_model
 
 import refgpt
 from refgpt._common.errors import GenerationError, RefgptError
@@ -17,6 +15,8 @@ from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import tap_names
 from refgpt.tracing import compare, comparing, record
 from refgpt.tracing.comparing import _difference
+from tests.helpers.tiny import random_params, tiny_config
+from tests.helpers.tracing_models import CONFIG, ENGINES, IDS, ORACLE, PARAMS, RUNTIME, Spelling, as_model
 
 OTHER = SpecEngine(random_params(CONFIG, 10), CONFIG)
 

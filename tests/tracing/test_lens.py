@@ -6,8 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny import random_params, tiny_config
-from tracing.models import CLOSE, CONFIG, ENGINES, IDS, PARAMS, RUNTIME, Spelling, as_model
 
 import refgpt
 from refgpt._common.errors import RefgptError
@@ -15,6 +13,8 @@ from refgpt.generation.sampling import log_softmax
 from refgpt.runtime import Runtime
 from refgpt.spec import forward
 from refgpt.tracing import logit_lens, memory, record, residual_norms
+from tests.helpers.tiny import random_params, tiny_config
+from tests.helpers.tracing_models import CLOSE, CONFIG, ENGINES, IDS, PARAMS, RUNTIME, Spelling, as_model
 
 
 @pytest.fixture(params=ENGINES)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny import random_params, tiny_config
-from tracing.models import CONFIG, ENGINES, PARAMS, RUNTIME, Spelling, as_model
 
 import refgpt
 from refgpt._common.errors import RefgptError
 from refgpt.runtime import Runtime
 from refgpt.tracing import memory, neurons, record, top_activations
+from tests.helpers.tiny import random_params, tiny_config
+from tests.helpers.tracing_models import CONFIG, ENGINES, PARAMS, RUNTIME, Spelling, as_model
 
 TEXT = "the cat sat on a mat and that is all there is to say of cats\nand of mats".replace(" ", "z").replace("\n", "y")
 IDS = Spelling().encode(TEXT)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny import random_params
-from tracing.models import CLOSE, CONFIG, ENGINES, IDS, ORACLE, OTHER, PARAMS, RUNTIME, assert_within_bounds
 
 import refgpt
 from refgpt._common.errors import RefgptError
@@ -20,6 +18,18 @@ from refgpt.tracing import (
     zero_ablation,
     zero_heads,
     zero_neurons,
+)
+from tests.helpers.tiny import random_params
+from tests.helpers.tracing_models import (
+    CLOSE,
+    CONFIG,
+    ENGINES,
+    IDS,
+    ORACLE,
+    OTHER,
+    PARAMS,
+    RUNTIME,
+    assert_within_bounds,
 )
 
 NAMES = tap_names(CONFIG)
@@ -211,7 +221,7 @@ def test_the_default_model_without_its_first_attention_agrees_in_both_backends()
 
 def test_a_wide_pattern_is_mixed_within_its_bound():
     """More keys than a chunk of a sum holds."""
-    from runtime.models import LONG, PROMPT
+    from tests.helpers.runtime_models import LONG, PROMPT
 
     params = random_params(LONG, 11)
     engine = Runtime(params, LONG, threads=2, kv_dtype="f16")

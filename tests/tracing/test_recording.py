@@ -7,8 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny import random_params, tiny_config
-from tracing.models import CLOSE, CONFIG, ENGINES, IDS, ORACLE, PARAMS, RUNTIME, Spelling, as_model
 
 import refgpt
 from refgpt import ModelConfig
@@ -19,6 +17,8 @@ from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import Recorder, forward, tap_names, tap_shapes
 from refgpt.tracing import memory, record, trace_bytes
 from refgpt.tracing.places import find_indices
+from tests.helpers.tiny import random_params, tiny_config
+from tests.helpers.tracing_models import CLOSE, CONFIG, ENGINES, IDS, ORACLE, PARAMS, RUNTIME, Spelling, as_model
 
 N = len(IDS)
 NAMES = tap_names(CONFIG)

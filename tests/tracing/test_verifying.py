@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tracing.models import CLOSE, CONFIG, IDS, PARAMS, RUNTIME
 
 from refgpt.runtime import Runtime
 from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import tap_names
 from refgpt.tracing import verify
+from tests.helpers.tracing_models import CLOSE, CONFIG, IDS, PARAMS, RUNTIME
 
 
 class Rounded(SpecEngine):

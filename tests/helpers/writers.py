@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from tiny import random_params, tiny_config
 
 from refgpt import ModelConfig
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.spec.gptj import Params
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(n_vocab=37, n_ctx=12, d_model=16, d_ff=24, n_head=2)
 PARAMS = random_params(CONFIG, seed=5)

@@ -1,6 +1,5 @@
-"""Holds transformers (on torch) to what is written here, and records its logits in transformers.npz.
+"""Hold transformers (on torch) to what is written here, and record its logits in conversion.npz.
 
-Run from the root with both installed: ``PYTHONPATH=.:tests python tests/conversion/record_transformers.py``.
 It fails if transformers loads a directory with other bits, misses a tensor or tokenises otherwise; the tests then
 hold this package's logits to those recorded.
 """
@@ -11,15 +10,16 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from model_files import write_tokenizer
-from tiny import random_params, tiny_config
 
 from refgpt._load import open_model
 from refgpt.conversion import gguf, huggingface
 from refgpt.numbers.leaves import widen
 from refgpt.spec.gptj import Params
+from tests.goldens import HERE
+from tests.helpers.model_files import write_model, write_tokenizer
+from tests.helpers.tiny import random_params, tiny_config
 
-GOLDENS = Path(__file__).parent / "transformers.npz"
+GOLDENS = HERE / "conversion.npz"
 CONFIG = tiny_config(n_vocab=61, n_ctx=16, bos_id=0, eos_id=0)
 IDS = [5, 60, 17, 17, 2, 33, 0, 8]
 TEXT = "It's an old toad!\nWell."
@@ -39,8 +39,6 @@ def params(case: str) -> Params:
 
 def write(case: str, directory: Path) -> Path:
     """A directory of the test's own, converted by the package into another."""
-    from model_files import write_model  # with safetensors, for the source
-
     wide = params(case).map(lambda _, leaf: widen(leaf))
     source = write_tokenizer(write_model(directory / "source", CONFIG, wide, prefix=CASES[case][1] or None))
     checkpoint, tokenizer = open_model(source)
@@ -65,8 +63,9 @@ def again(written: Path, directory: Path) -> Path:
 
 def main() -> None:
     import torch
-    from checkpoints.writers import state_dict
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tests.helpers.writers import state_dict
 
     logits = {}
     for case in CASES:
@@ -92,7 +91,3 @@ def main() -> None:
                 logits[case] = model.float()(torch.tensor([IDS])).logits[0].numpy()
     np.savez(GOLDENS, **logits)
     print(f"wrote {GOLDENS}")
-
-
-if __name__ == "__main__":
-    main()

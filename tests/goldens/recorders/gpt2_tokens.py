@@ -1,14 +1,11 @@
-"""Record what transformers' GPT2TokenizerFast makes of some texts.
-
-``python record_gpt2.py DIRECTORY`` with a directory that holds GPT-2's vocabulary: vocab.json and merges.txt.
-"""
+"""Record the ids that transformers' GPT2TokenizerFast gives for some texts."""
 
 import json
 import random
-import sys
-from pathlib import Path
 
 from transformers import GPT2TokenizerFast
+
+from tests.goldens import HERE
 
 PROSE = ["hello", " don't", " I'LL", " unbelievable", " 2048", "...", "\n", "\n\n", "  ", "\t", " the", "<|endoftext|>"]
 ODD = [
@@ -30,14 +27,11 @@ ODD = [
 ]
 
 
-def main() -> None:
-    tokenizer = GPT2TokenizerFast.from_pretrained(sys.argv[1])
+def main(directory: str) -> None:
+    """``directory`` holds GPT-2's vocabulary: vocab.json and merges.txt."""
+    tokenizer = GPT2TokenizerFast.from_pretrained(directory)
     rng = random.Random(0)
     texts = ["hello\n\nhello", "", " ", "def f(x):\n    return x ** 2\n"]
     texts += ["".join(rng.choices(PROSE + ODD, k=rng.randrange(1, 12))) for _ in range(60)]
     lines = [json.dumps([text, tokenizer.encode(text, add_special_tokens=False)]) for text in texts]
-    Path(__file__).with_name("gpt2.json").write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+    (HERE / "gpt2_tokens.json").write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import zstandard
-from tiny import random_params, tiny_config
 
 from refgpt import ModelConfig
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import widen
 from refgpt.spec.gptj import Params
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(n_head=4, d_model=32, d_ff=128, n_vocab=60, n_ctx=24, d_rotary=4)
 N_PIECES = 16  # files of a shard

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from tiny import random_params, tiny_config
 
 from refgpt.runtime import Runtime
+from tests.helpers.tiny import random_params, tiny_config
 
 SHAPES = {
     "plain": tiny_config(),

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from checkpoints.writers import state_dict
-from tiny import random_params, tiny_config
 
 from refgpt import ModelConfig
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.spec.gptj import Params
+from tests.helpers.tiny import random_params, tiny_config
+from tests.helpers.writers import state_dict
 
 #: Rows must be whole blocks of 32; the vocabulary and the heads stay odd.
 CONFIG = tiny_config(n_vocab=37, n_ctx=12, d_model=64, d_ff=96, n_head=2, d_rotary=6)

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from kernels.buffers import SCALAR, Output, assert_same_bits, guarded, numbers, stored
-from kernels.quantised import decoded_rows, quantised_panels
 
 from refgpt import spec
 from refgpt.kernels import (
@@ -39,6 +37,8 @@ from refgpt.numbers.leaves import widen
 from refgpt.numbers.panels import Panels, n_blocks, n_panels, panel_shape
 from refgpt.runtime.rotation import rotary_tables
 from refgpt.spec.bounds import ops
+from tests.helpers.buffers import SCALAR, Output, assert_same_bits, guarded, numbers, stored
+from tests.helpers.quantised import decoded_rows, quantised_panels
 
 Rng = np.random.Generator
 MOST_WORKERS = 8

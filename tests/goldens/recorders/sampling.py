@@ -1,13 +1,8 @@
 """Record what transformers' logits processors keep of random logits, for tests/test_sampling.py.
 
-    python tests/goldens_sampling/record.py
-
-needs torch and transformers (recorded with transformers 5 and torch 2.13), which the tests do not. Writes
-processors.npz beside itself: for each case its parameters, the logits, the ids seen so far, and what is left of the
-logits (-inf = removed).
+Recorded with transformers 5 and torch 2.13. For each case sampling.npz has its parameters, the logits, the ids seen so
+far, and what is left of the logits (-inf = removed).
 """
-
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +13,8 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+from tests.goldens import HERE
 
 # temperature, top_k, top_p, repetition_penalty
 CASES = [
@@ -57,8 +54,4 @@ def main() -> None:
         processors(*case)(torch.from_numpy(ids[None]), torch.from_numpy(row[None].astype(np.float64)))[0].numpy()
         for case, row, ids in zip(CASES, logits, seen, strict=True)
     ]
-    np.savez(Path(__file__).with_name("processors.npz"), cases=CASES, logits=logits, seen=seen, want=want)
-
-
-if __name__ == "__main__":
-    main()
+    np.savez(HERE / "sampling.npz", cases=CASES, logits=logits, seen=seen, want=want)

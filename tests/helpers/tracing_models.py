@@ -5,13 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
-from tiny import random_params, tiny_config
 
 from refgpt.runtime import Runtime
 from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import forward
 from refgpt.spec.bounds import tap_bound
 from refgpt.tracing import record
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config()
 PARAMS = random_params(CONFIG, seed=9)

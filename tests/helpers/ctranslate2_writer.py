@@ -1,4 +1,4 @@
-"""Directories as CTranslate2 writes them, without CTranslate2; its own files are in ctranslate2_files/.
+"""Directories as CTranslate2 writes them, without CTranslate2; its own files are in tests/goldens/ctranslate2_files/.
 
 Nothing here knows the package's tables of names: they are written down a second time on purpose.
 """
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tiny import random_params, tiny_config
 
 from refgpt import ModelConfig
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import widen
 from refgpt.spec.gptj import Params
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(n_ctx=2048, bos_id=7, eos_id=60)
 PARAMS = random_params(CONFIG, seed=5)

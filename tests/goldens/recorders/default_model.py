@@ -1,7 +1,4 @@
-"""Record what PyTorch's GPT-J makes of the default model. Run by hand after training:
-
-PYTHONPATH=.:tests python tests/goldens_default/record.py
-"""
+"""Record the text and the logits that PyTorch's GPT-J gives for the default model."""
 
 from __future__ import annotations
 
@@ -10,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
-from goldens.record import compute_in_float64, run, use_exact_rotary_table
 from transformers import GPTJForCausalLM
 
 from refgpt.checkpoints import open_checkpoint
+from tests.goldens import HERE
+from tests.goldens.recorders.activations import compute_in_float64, run, use_exact_rotary_table
 
 PROMPT = "Once upon a time there was"
 N_NEW = 400
@@ -35,7 +33,7 @@ def main() -> None:
     exact, *_ = run(model, ids, 0)
     rows = np.arange(0, len(ids), 37)
     np.savez_compressed(
-        Path(__file__).with_name("default_model.npz"),
+        HERE / "default_model.npz",
         prompt=PROMPT,
         ids=ids,
         text=tokenizer.decode(ids.tolist()),
@@ -44,7 +42,3 @@ def main() -> None:
         logits_float64=exact[rows],
         torch_float32_error=np.abs(logits - same_table).max() / same_table.std(),
     )
-
-
-if __name__ == "__main__":
-    main()

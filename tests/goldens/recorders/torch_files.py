@@ -1,18 +1,17 @@
 """Records the files in torch_files/: what torch and transformers themselves write for the smallest GPT-J there is.
 
-Run from the root with both installed: ``PYTHONPATH=.:tests python tests/checkpoints/record_torch_files.py``.
 The files hold ``recorded_state``, which needs no torch, so that the tests know every number in them.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-from checkpoints.writers import buffers, config_json, state_dict
-from tiny import random_params, tiny_config
 
-HERE = Path(__file__).parent / "torch_files"
+from tests import goldens
+from tests.helpers.tiny import random_params, tiny_config
+from tests.helpers.writers import buffers, config_json, state_dict
+
+HERE = goldens.HERE / "torch_files"
 CONFIG = tiny_config(n_layer=1, n_head=2, d_model=8, d_ff=12, d_rotary=2, n_vocab=11, n_ctx=6)
 
 
@@ -62,7 +61,3 @@ def main() -> None:
     model = GPTJForCausalLM(GPTJConfig(**config_json(CONFIG)))
     model.load_state_dict(tensors("f16"), strict=True)
     model.half().save_pretrained(HERE / "transformers")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,21 +1,19 @@
 """Records the files in ctranslate2_files/: models as CTranslate2 writes them, and the logits that it makes of them.
 
-Run from the root, with each version that there is a list for below:
-``PYTHONPATH=.:tests python tests/checkpoints/record_ctranslate2_files.py``. The weights are ``recorded_params``, laid
+Record with each version of CTranslate2 that has a list below. The weights are ``recorded_params``, laid
 out here as CTranslate2's converter does it, which itself takes PyTorch. That CTranslate2's logits are those of a GPT-J
 with these weights shows that it was done right.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-from tiny import random_params, tiny_config
 
 from refgpt.spec.gptj import Params
+from tests import goldens
+from tests.helpers.tiny import random_params, tiny_config
 
-HERE = Path(__file__).parent / "ctranslate2_files"
+HERE = goldens.HERE / "ctranslate2_files"
 CONFIG = tiny_config(n_layer=2, n_head=2, d_model=16, d_ff=24, d_rotary=4, n_vocab=19, n_ctx=2048, bos_id=18, eos_id=18)
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 #: Version -> directory -> quantization. The older one lays the rows of queries and keys as they come.
@@ -73,7 +71,3 @@ def main() -> None:
         spec.save(str(HERE / directory))
         model = ctranslate2.Generator(str(HERE / directory), compute_type="float32")
         np.save(HERE / directory / "logits.npy", np.array(model.forward_batch([IDS]))[0])
-
-
-if __name__ == "__main__":
-    main()

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from tiny import tiny_config
 
 from refgpt.evaluation.raft_tasks import FIELDS
 from refgpt.tokenizers import Tokenizer
+from tests.helpers.tiny import tiny_config
 
 LABELS = ("no", "yes")
 
