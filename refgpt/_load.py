@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refgpt._common.arguments import one_of, path_of, whole_number
+from refgpt._common.arguments import flag, one_of, path_of, whole_number
 from refgpt._common.errors import RefgptError
 from refgpt._common.progress import Progress
 from refgpt._model import Model
@@ -78,6 +78,7 @@ def load(
         If an argument, a file or a weight (NaN, infinity) cannot be used.
     """
     check_options(backend, dtype, threads, kv_dtype)
+    flag("verify", verify, RefgptError)
     checkpoint, tokenizer = open_model(path, mask, progress, revision)
     return start(checkpoint, tokenizer, backend, dtype, mask, threads, kv_dtype, progress, verify)
 
@@ -127,6 +128,7 @@ def start(
         If an argument or a weight (NaN, infinity) cannot be used.
     """
     check_options(backend, dtype, threads, kv_dtype)
+    verify = flag("verify", verify, RefgptError)
     _say_mask(checkpoint, asked=asked_mask != "auto")
     engine: Engine
     if backend == "c":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
@@ -23,7 +23,7 @@ from refgpt.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from refgpt.evaluation import Classification
-    from refgpt.tracing import Indices, Names, Patches, Report
+    from refgpt.tracing import Indices, Names, Patches, Report, TapResult
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -143,15 +143,23 @@ class Model:
 
         return record(self, ids, prefix_len, names, positions, patch)
 
-    def verify(self, ids: Sequence[int], prefix_len: int = 0) -> Report:
+    def verify(
+        self,
+        ids: Sequence[int],
+        prefix_len: int = 0,
+        *,
+        progress: bool = False,
+        on_tap: Callable[[TapResult], object] | None = None,
+    ) -> Report:
         """Hold every activation of one forward pass to the float64 spec: see ``refgpt.tracing.verify``.
 
-        Parameters and errors are those of ``logits``. ``report.first_broken`` is None if all are within their bounds.
-        The C kernels are; the NumPy backend in float32 is not at "mlp_post", where its ``1 + tanh`` loses digits.
+        Parameters and errors are those of that function. ``report.first_broken`` is None if all are within their
+        bounds. The C kernels are; the NumPy backend in float32 is not at "mlp_post", where its ``1 + tanh`` loses
+        digits.
         """
         from refgpt.tracing import verify
 
-        return verify(self.engine, self.params(), ids, prefix_len)
+        return verify(self.engine, self.params(), ids, prefix_len, progress=progress, on_tap=on_tap)
 
     @overload
     def generate(self, prompt: str, params: GenerationParams | None = None, **changes: Any) -> Generation: ...

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from refgpt._common.errors import RefgptError
+from refgpt._common.wording import shown
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None, error: type[RefgptError]) -> int:
@@ -25,6 +28,11 @@ def whole_number(name: str, value: Any, least: int, most: int | None, error: typ
     error : type of RefgptError
         What to raise.
 
+    Returns
+    -------
+    int
+        Python's own, whatever ``value`` is: callers compute with it, and not with ``value``.
+
     Raises
     ------
     RefgptError
@@ -32,13 +40,58 @@ def whole_number(name: str, value: Any, least: int, most: int | None, error: typ
     """
     try:
         number = operator.index(value)
-    except TypeError:
+    except (TypeError, ValueError, OverflowError):  # the latter two from the __index__ of another library
         number = None
     if number is not None and not isinstance(value, bool) and least <= number and (most is None or number <= most):
         return number
-    shown = "NaN" if isinstance(value, float) and math.isnan(value) else repr(value)
+    got = "NaN" if isinstance(value, float) and math.isnan(value) else shown(value)
     wanted = f"a whole number from {least}" + ("" if most is None else f" to {most}")
-    raise error("cannot be used", where=name, got=shown, wanted=wanted)
+    raise error("cannot be used", where=name, got=got, wanted=wanted)
+
+
+def keep_whole(
+    record: object, name: str, least: int, most: int | None, error: type[RefgptError], optional: bool = False
+) -> None:
+    """Check a field of a frozen dataclass with ``whole_number`` and keep what that returns; ``optional`` allows None."""
+    value = getattr(record, name)
+    if not optional or value is not None:
+        object.__setattr__(record, name, whole_number(name, value, least, most, error))
+
+
+def flag(name: str, value: Any, error: type[RefgptError]) -> bool:
+    """True or False, Python's or NumPy's; anything else is refused with ``name`` as the error's ``where``."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise error("cannot be used", where=name, got=shown(value), wanted="True or False")
+    return bool(value)
+
+
+def instance_of(name: str, value: Any, kind: type, error: type[RefgptError]) -> None:
+    """Refuse, with ``name`` as the error's ``where``, what is no ``kind``."""
+    if not isinstance(value, kind):
+        raise error("cannot be used", where=name, got=shown(value), wanted=f"a {kind.__name__}")
+
+
+def collected(name: str, value: Any, wanted: str, error: type[RefgptError]) -> list[Any]:
+    """The members of a collection, or of another finite thing that can be iterated over once.
+
+    Parameters
+    ----------
+    name : str
+        What to call it.
+    value : object
+        A text, bytes or a mapping is one thing and no collection here, nor is an array without axes.
+    wanted : str
+        For the error: what would have been right.
+    error : type of RefgptError
+        What to raise, with ``name`` as its ``where``.
+    """
+    single = isinstance(value, (str, bytes, bytearray, memoryview, Mapping))
+    if not single and isinstance(value, Iterable):
+        try:
+            return list(value)
+        except TypeError:  # an array without axes says that it can be iterated over
+            pass
+    raise error("cannot be used", where=name, got=shown(value), wanted=wanted)
 
 
 def path_of(name: str, value: Any, error: type[RefgptError]) -> Path:
@@ -46,10 +99,10 @@ def path_of(name: str, value: Any, error: type[RefgptError]) -> Path:
     try:
         return Path(value)
     except TypeError:
-        raise error("cannot be used", where=name, got=repr(value), wanted="a path") from None
+        raise error("cannot be used", where=name, got=shown(value), wanted="a path") from None
 
 
 def one_of(name: str, value: object, choices: Sequence[str | None], error: type[RefgptError]) -> None:
     """Refuse, with ``name`` as the error's ``where``, what is none of the choices (and need not be a text)."""
     if not isinstance(value, str | None) or value not in choices:
-        raise error("cannot be used", where=name, got=repr(value), wanted=", ".join(map(repr, choices)))
+        raise error("cannot be used", where=name, got=shown(value), wanted=", ".join(map(repr, choices)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,3 +23,11 @@ def counted(shown: bool, n: int | None, unit: str, what: str, leave: bool = True
 
     with tqdm(total=n, unit=unit, desc=what, unit_scale=unit == "B", leave=leave) as bar:
         yield bar.update
+
+
+def print_line(line: str) -> None:
+    """Print a line on standard output, above the bar if one is shown."""
+    from tqdm import tqdm
+
+    tqdm.write(line)
+    sys.stdout.flush()

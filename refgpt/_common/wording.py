@@ -19,7 +19,10 @@ _short.maxstring = _short.maxother = _short.maxlong = 120
 
 def shown(value: object) -> str:
     """``repr``, cut to a readable length."""
-    return _short.repr(value)
+    try:
+        return _short.repr(value)
+    except ValueError:  # Python writes no whole number of more than some thousands of digits
+        return f"{type(value).__name__} too large to be printed"
 
 
 def listed(names: Iterable[str]) -> str:

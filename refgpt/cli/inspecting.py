@@ -10,11 +10,13 @@ from itertools import groupby
 
 from refgpt._common.errors import GenerationError
 from refgpt._common.memory import machine_memory
+from refgpt._common.progress import print_line
 from refgpt._common.wording import size
 from refgpt._load import DTYPES, open_model
 from refgpt.checkpoints import Checkpoint, TensorInfo
-from refgpt.cli.loading import load_model, progress_bar
+from refgpt.cli.loading import WORTH_A_BAR, load_model, progress_bar, watched
 from refgpt.cli.options import MODEL_HELP, Commands, add_command, add_loading_arguments, add_revision
+from refgpt.tracing import Report, verify_bytes
 
 #: Of the model with so many parameters.
 PUBLISHED = {
@@ -126,9 +128,15 @@ def _verify(arguments: argparse.Namespace) -> int:
     else:
         ids = model.tokenizer.encode(arguments.prompt or "Once upon a time there was a")
     prefix_len = len(ids) // 2 if model.mask == "prefix" else 0
-    print(f"{len(ids)} tokens, mask {model.mask}, weights {model.dtype or 'as stored'}, cache {model.kv_dtype}")
-    report = model.verify(ids, prefix_len)
-    for line in report.lines():
+    takes = size(verify_bytes(model.engine, len(ids)))
+    print(
+        f"{len(ids)} tokens, mask {model.mask}, weights {model.dtype or 'as stored'}, cache {model.kv_dtype}; "
+        f"takes up to {takes} beside the model"
+    )
+    print(Report.HEAD, flush=True)
+    large = model.checkpoint.params.nbytes >= WORTH_A_BAR
+    report = model.verify(ids, prefix_len, progress=large and watched(), on_tap=lambda tap: print_line(tap.line()))
+    for line in report.conclusion():
         print(line)
     return 1 if report.first_broken else 0
 

@@ -7,11 +7,12 @@ import logging
 from pathlib import Path
 
 from refgpt._common.wording import size
-from refgpt.cli.loading import WORTH_A_BAR, load_for
+from refgpt.cli.loading import WORTH_A_BAR, load_for, watched
 from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.prompts import add_prompt_arguments, read_prompt
 from refgpt.cli.results import check_suffix, replaced
 from refgpt.inspect import build_report, prompt_of
+from refgpt.tracing import verify_bytes
 
 log = logging.getLogger("refgpt")
 
@@ -43,8 +44,12 @@ def _inspect(arguments: argparse.Namespace) -> int:
     prompt = read_prompt(arguments, 'refgpt inspect "Once upon a time" -o report.html')
     with replaced(arguments.output) as file:
         model, ids = load_for(arguments, lambda config, tokenizer: prompt_of(prompt, config, tokenizer))
-        if arguments.verify and model.checkpoint.params.nbytes >= WORTH_A_BAR:
-            log.info("holding the pass to the spec in float64, which takes minutes; --no-verify leaves it out")
-        file.write(build_report(model, ids, verify=arguments.verify))
+        large = model.checkpoint.params.nbytes >= WORTH_A_BAR
+        if arguments.verify and large:
+            log.info(
+                "comparing the pass with the spec in float64 takes minutes and up to %s; --no-verify skips it",
+                size(verify_bytes(model.engine, len(ids))),
+            )
+        file.write(build_report(model, ids, verify=arguments.verify, progress=large and watched()))
     print(f"{arguments.output}: {size(Path(arguments.output).stat().st_size)}, {len(ids)} tokens")
     return 0

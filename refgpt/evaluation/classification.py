@@ -10,6 +10,7 @@ import numpy as np
 
 from refgpt._common.arguments import one_of
 from refgpt._common.errors import GenerationError, RefgptError
+from refgpt._common.wording import shown
 from refgpt.evaluation.tables import Table
 from refgpt.evaluation.templates import Template, check_examples, check_labels
 from refgpt.generation.loop import Generates
@@ -96,7 +97,7 @@ class Classifier:
             If ``text`` is no text, or the prompt does not fit into the context with every label.
         """
         if not isinstance(text, str):
-            raise GenerationError("cannot be used", where="text", got=repr(text), wanted="a text")
+            raise GenerationError("cannot be used", where="text", got=shown(text), wanted="a text")
         return self.encode_prompt(self.template.prompt(text, self.examples))
 
     def classify(self, text: str) -> Classification:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
-from refgpt._common.arguments import one_of, whole_number
-from refgpt._common.errors import GenerationError
+from refgpt._common.arguments import collected, instance_of, keep_whole, one_of, whole_number
+from refgpt._common.errors import DataError, GenerationError
 from refgpt.evaluation.classification import NORMALISATIONS, Classifier
 from refgpt.evaluation.metrics import Estimate, accuracy, codes, estimate, macro_f1, mean_over_trials
 from refgpt.evaluation.raft_tasks import RaftTask
@@ -58,9 +58,9 @@ class RaftSettings:
 
     def __post_init__(self) -> None:
         one_of("method", self.method, METHODS, GenerationError)
-        whole_number("n_shots", self.n_shots, 0, None, GenerationError)
-        whole_number("n_trials", self.n_trials, 1, None, GenerationError)
-        whole_number("n_rows", 1 if self.n_rows is None else self.n_rows, 1, None, GenerationError)
+        keep_whole(self, "n_shots", 0, None, GenerationError)
+        keep_whole(self, "n_trials", 1, None, GenerationError)
+        keep_whole(self, "n_rows", 1, None, GenerationError, optional=True)
         one_of("normalise", self.normalise, NORMALISATIONS, GenerationError)
 
 
@@ -134,6 +134,10 @@ def mean_results(results: Sequence[RaftResult]) -> dict[str, Estimate]:
         spaces; "macro-F1" of exact answers.
     """
 
+    results = collected("results", results, "what run_raft returns, for one task or more", DataError)
+    for result in results:
+        instance_of("results", result, RaftResult, DataError)
+
     def over(metric: Callable, spelt: Callable[[str], str]) -> Estimate:
         samples = []
         for result in results:
@@ -159,6 +163,8 @@ def run_raft(
     GenerationError
         If the model has no tokenizer, or its context is too small for an answer or a label.
     """
+    instance_of("task", task, RaftTask, GenerationError)
+    instance_of("settings", settings, RaftSettings, GenerationError)
     if model.tokenizer is None:
         raise needs_tokenizer("the tasks are text", "take another model")
     room = model.engine.config.n_ctx - ANSWER.max_new_tokens
@@ -192,6 +198,7 @@ def draw_shots(pool: Sequence[tuple[str, str]], n: int, trial: int) -> list[tupl
     trial : int
         The seed, of Python's generator.
     """
+    n, trial = (whole_number(name, one, 0, None, DataError) for name, one in (("n", n), ("trial", trial)))
     stream = random.Random(trial)
     rows: dict[str, list[tuple[str, str]]] = {}
     for text, label in pool:

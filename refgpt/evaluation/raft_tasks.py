@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from refgpt._common.arguments import path_of
+from refgpt._common.arguments import collected, path_of, whole_number
 from refgpt._common.errors import DataError
 from refgpt._common.small_files import LARGEST_JSON, parse_json, read_bytes, read_json
 from refgpt._common.wording import listed, shown
@@ -104,8 +104,12 @@ def read_raft(folder: str | os.PathLike[str], names: Sequence[str] | None = None
     folder = path_of("folder", folder, DataError)
     if not folder.is_dir():
         raise DataError("is not a directory", where=folder, wanted="a folder of RAFT's tasks")
-    if unknown := [name for name in names or () if name not in FIELDS]:
-        raise DataError("there is no such task", where="names", got=listed(unknown), wanted=f"of {listed(FIELDS)}")
+    if names is not None:
+        names = collected("names", names, "a list of names of tasks", DataError)
+    if unknown := [name for name in names or () if not isinstance(name, str) or name not in FIELDS]:
+        raise DataError(
+            "there is no such task", where="names", got=listed(map(str, unknown)), wanted=f"of {listed(FIELDS)}"
+        )
     wanted = list(names or FIELDS)
     files = {name: file for name in wanted if (file := _file_of(folder, name)) is not None}
     missing = [name for name in wanted if name not in files]
@@ -128,6 +132,7 @@ def split_rows(n: int) -> tuple[list[int], list[int]]:
     HELM calls ``train_test_split(test_size=0.8, seed=42)`` of the package datasets, which draws a permutation from
     NumPy's generator and takes the rows to be answered from its front.
     """
+    n = whole_number("n", n, 0, None, DataError)
     permuted = np.random.default_rng(42).permutation(n).tolist()
     n_answered = math.ceil(0.8 * n)
     return permuted[n_answered:], permuted[:n_answered]

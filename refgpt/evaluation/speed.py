@@ -9,7 +9,7 @@ from statistics import median, stdev
 
 import numpy as np
 
-from refgpt._common.arguments import whole_number
+from refgpt._common.arguments import collected, whole_number
 from refgpt._common.errors import GenerationError
 from refgpt.kernels import row_sum
 from refgpt.runtime import Runtime
@@ -89,10 +89,14 @@ def measure(
         If a number makes no sense or a text does not fit the model's context.
     """
     n_ctx = engine.config.n_ctx
-    whole_number("repetitions", repetitions, 1, 1000, GenerationError)
-    for name, least, values in (("prompts", 1, prompts), ("writes", 1, writes), ("depths", 0, depths)):
-        for value in values:
+    repetitions = whole_number("repetitions", repetitions, 1, 1000, GenerationError)
+    prompts, writes, depths = (
+        [
             whole_number(name, value, least, n_ctx, GenerationError)
+            for value in collected(name, values, "a list of numbers of tokens", GenerationError)
+        ]
+        for name, least, values in (("prompts", 1, prompts), ("writes", 1, writes), ("depths", 0, depths))
+    )
     longest = max([*prompts, *(max(depth, 1) + n for depth in depths for n in writes)], default=0)
     if longest > n_ctx:
         raise GenerationError(

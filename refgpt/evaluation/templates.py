@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from string import Formatter
 
+from refgpt._common.arguments import collected
 from refgpt._common.errors import GenerationError
+from refgpt._common.wording import listed, shown
 
 FIELDS = ("text", "label", "labels")
 EXAMPLE = "'Input: {text}\\nOutput: {label}'"
@@ -28,6 +30,11 @@ class Template:
     lead: str
     between: str
     tail: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("header", "lead", "between", "tail"):
+            if not isinstance(getattr(self, name), str):
+                raise GenerationError("cannot be used", where=name, got=shown(getattr(self, name)), wanted="a text")
 
     @classmethod
     def parse(cls, template: str, labels: Sequence[str]) -> Template:
@@ -99,17 +106,19 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
         If there are fewer than two, or one is no text, empty, of several lines, surrounded by spaces or given twice.
     """
     if isinstance(labels, str) or not isinstance(labels, Sequence):
-        raise GenerationError("cannot be used", where="labels", got=repr(labels), wanted="a list of texts")
+        raise GenerationError("cannot be used", where="labels", got=shown(labels), wanted="a list of texts")
+    seen = set()
     for label in labels:
         if not isinstance(label, str) or not label or label != label.strip() or len(label.splitlines()) > 1:
             raise GenerationError(
                 "cannot be used",
                 where="labels",
-                got=repr(label),
+                got=shown(label),
                 wanted="texts of one line, without spaces around them",
             )
-        if labels.count(label) > 1:
-            raise GenerationError("are not all different", where="labels", got=f"{label!r} twice")
+        if label in seen:
+            raise GenerationError("are not all different", where="labels", got=f"{shown(label)} twice")
+        seen.add(label)
     if len(labels) < 2:
         raise GenerationError("leave no choice", where="labels", got=list(labels), wanted="two or more")
     return tuple(labels)
@@ -117,19 +126,19 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
 
 def check_examples(examples: Sequence[tuple[str, str]], labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Examples, once it is known that each is a text and one of the labels; else a GenerationError."""
-    checked = []
-    for i, example in enumerate(examples):
+    checked, known = [], frozenset(labels)
+    for i, example in enumerate(collected("examples", examples, "pairs of texts: (text, label)", GenerationError)):
         pair = tuple(example) if isinstance(example, (tuple, list)) else ()
         if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             raise GenerationError(
-                "cannot be used", where=f"examples[{i}]", got=repr(example), wanted="a pair of texts: (text, label)"
+                "cannot be used", where=f"examples[{i}]", got=shown(example), wanted="a pair of texts: (text, label)"
             )
-        if pair[1] not in labels:
+        if pair[1] not in known:
             raise GenerationError(
                 "has a label that is none of the labels",
                 where=f"examples[{i}]",
-                got=repr(pair[1]),
-                wanted=", ".join(map(repr, labels)),
+                got=shown(pair[1]),
+                wanted=listed(map(shown, labels)),
             )
         checked.append((pair[0], pair[1]))
     return tuple(checked)
@@ -153,7 +162,7 @@ def _bad_template(what: str, template: object) -> GenerationError:
     return GenerationError(
         what,
         where="template",
-        got=repr(template),
+        got=shown(template),
         wanted=f"one like {EXAMPLE}",
         fix="write a brace that is meant as one twice: {{ or }}",
     )

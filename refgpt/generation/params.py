@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import numpy as np
-
-from refgpt._common.arguments import one_of, whole_number
+from refgpt._common.arguments import flag, keep_whole, one_of
 from refgpt._common.errors import GenerationError
+from refgpt._common.wording import shown
 from refgpt.generation.sampling import SamplingParams
 
 #: Tokens that a draft may have at most.
@@ -49,21 +48,18 @@ class GenerationParams(SamplingParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole_number("max_new_tokens", self.max_new_tokens, 1, None, GenerationError)
-        whole_number("speculate", self.speculate, 0, MOST_DRAFTED, GenerationError)
+        keep_whole(self, "max_new_tokens", 1, None, GenerationError)
+        keep_whole(self, "speculate", 0, MOST_DRAFTED, GenerationError)
         if not isinstance(self.stop, (str, Sequence, type(None))):
             raise GenerationError(
-                "cannot be used", where="stop", got=repr(self.stop), wanted="a text or a list of texts"
+                "cannot be used", where="stop", got=shown(self.stop), wanted="a text or a list of texts"
             )
         for stop in self.stops:
             if not isinstance(stop, str) or not stop:
                 raise GenerationError(
-                    "cannot be used", where="stop", got=repr(stop), wanted="a text of one character or more"
+                    "cannot be used", where="stop", got=shown(stop), wanted="a text of one character or more"
                 )
-        if not isinstance(self.ignore_eos, (bool, np.bool_)):
-            raise GenerationError(
-                "cannot be used", where="ignore_eos", got=repr(self.ignore_eos), wanted="True or False"
-            )
+        flag("ignore_eos", self.ignore_eos, GenerationError)
         one_of("truncate", self.truncate, (None, "left"), GenerationError)
 
     @classmethod

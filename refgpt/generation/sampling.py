@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refgpt._common.arguments import whole_number
+from refgpt._common.arguments import keep_whole
 from refgpt._common.errors import GenerationError
 
 
@@ -62,7 +62,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _number("temperature", self.temperature, 0, 1e6)
-        whole_number("top_k", 0 if self.top_k is None else self.top_k, 0, None, GenerationError)
+        keep_whole(self, "top_k", 0, None, GenerationError, optional=True)
         _number("top_p", self.top_p, 0, 1)
         if self.top_p == 0:
             raise GenerationError(
@@ -75,9 +75,9 @@ class SamplingParams:
         _number("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
         _number("presence_penalty", self.presence_penalty, -1e3, 1e3)
         _number("frequency_penalty", self.frequency_penalty, -1e3, 1e3)
-        whole_number("seed", 0 if self.seed is None else self.seed, 0, None, GenerationError)
+        keep_whole(self, "seed", 0, None, GenerationError, optional=True)
         if not isinstance(self.logprobs, bool):
-            whole_number("logprobs", 0 if self.logprobs is None else self.logprobs, 0, None, GenerationError)
+            keep_whole(self, "logprobs", 0, None, GenerationError, optional=True)
 
     @property
     def n_alternatives(self) -> int | None:

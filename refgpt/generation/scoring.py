@@ -100,7 +100,8 @@ def encode_continuations(
         If ids do not exist, a text has no tokenizer, an empty prompt no id to start from, or a prompt with a
         continuation is longer than the context.
     """
-    if isinstance(continuations, (str, *BYTES)) or not isinstance(continuations, (Sequence, np.ndarray)):
+    listlike = isinstance(continuations, Sequence) or (isinstance(continuations, np.ndarray) and continuations.ndim > 0)
+    if isinstance(continuations, (str, *BYTES)) or not listlike:
         raise GenerationError(
             "cannot be used",
             where="continuations",

@@ -3,8 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from refgpt.tokenizers import StreamDecoder
+
+
+class StopMatcher:
+    """Finds the first of some strings that a text completes, reading each character of the text once.
+
+    The automaton of Aho and Corasick 1975 (https://doi.org/10.1145/360825.360855): a state is a prefix of one of the
+    strings, the longest that the text so far ends with. State 0 is the empty prefix.
+
+    Parameters
+    ----------
+    stops : sequence of str
+        None of them empty.
+
+    Attributes
+    ----------
+    depths : list of int
+        Of each state, the length of its prefix.
+    matches : list of int
+        Of each state, the length of the longest of the strings that its prefix ends with; 0 for none.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.depths, self.matches = [0], [0]
+        self._next: dict[tuple[int, str], int] = {}
+        self._fallbacks = [0]  # of each state, the longest other state that its prefix ends with
+        parents, characters = [0], [""]
+        for stop in stops:
+            state = 0
+            for depth, character in enumerate(stop, 1):
+                following = self._next.get((state, character))
+                if following is None:
+                    following = self._next[state, character] = len(self.depths)
+                    self.depths.append(depth)
+                    self.matches.append(0)
+                    self._fallbacks.append(0)
+                    parents.append(state)
+                    characters.append(character)
+                state = following
+            self.matches[state] = len(stop)
+        for state in sorted(range(1, len(self.depths)), key=self.depths.__getitem__):
+            if parents[state]:
+                self._fallbacks[state] = self.step(self._fallbacks[parents[state]], characters[state])
+            self.matches[state] = self.matches[state] or self.matches[self._fallbacks[state]]
+
+    def step(self, state: int, character: str) -> int:
+        """The state after one more character."""
+        while (following := self._next.get((state, character))) is None and state:
+            state = self._fallbacks[state]
+        return following or 0
+
+
+@lru_cache(maxsize=1)
+def _matcher_of(stops: tuple[str, ...]) -> StopMatcher:
+    """The prompts of a batch share their stop strings, and so one matcher."""
+    return StopMatcher(stops)
 
 
 class Transcript:
@@ -31,7 +87,8 @@ class Transcript:
         self.stopped = False
         self.held = ""
         self._decoder = decoder
-        self._stops = stops
+        self._matcher = _matcher_of(tuple(stops))
+        self._state = 0
 
     def push(self, id: int) -> str:
         """The text that has become certain with this token."""
@@ -47,10 +104,11 @@ class Transcript:
         if self.stopped:
             return ""
         text = self.held + new
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if found:
-            self.stopped, self.held = True, ""
-            return text[: min(found)[1]]
-        n_held = max((n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        for n_read, character in enumerate(new, len(self.held) + 1):
+            self._state = self._matcher.step(self._state, character)
+            if n_stop := self._matcher.matches[self._state]:
+                self.stopped, self.held = True, ""
+                return text[: n_read - n_stop]
+        n_held = self._matcher.depths[self._state]
         self.held = text[len(text) - n_held :]
         return text[: len(text) - n_held]

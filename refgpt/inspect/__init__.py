@@ -6,15 +6,19 @@
 
 from __future__ import annotations
 
+from refgpt._common.arguments import flag
+from refgpt._common.errors import RefgptError
 from refgpt._model import Model
 from refgpt.inspect.data import Prompt, gather, html_bytes, most_tokens, prompt_of
 from refgpt.inspect.page import page
-from refgpt.spec.ids import check_ids
+from refgpt.spec.ids import check_ids, check_prefix
 
 __all__ = ["Prompt", "build_report", "gather", "html_bytes", "most_tokens", "prompt_of"]
 
 
-def build_report(model: Model, prompt: Prompt, prefix_len: int | None = None, verify: bool = True) -> str:
+def build_report(
+    model: Model, prompt: Prompt, prefix_len: int | None = None, verify: bool = True, progress: bool = False
+) -> str:
     """A page about one forward pass: its tokens, attention, logit lens, attribution, and how near it is to the spec.
 
     Parameters
@@ -26,6 +30,8 @@ def build_report(model: Model, prompt: Prompt, prefix_len: int | None = None, ve
         So many leading positions see one another; by default all of them if the model's mask is "prefix", else none.
     verify : bool
         Whether to hold every activation to the float64 spec, which takes longer than all the rest.
+    progress : bool
+        Show a bar on standard error for it.
 
     Returns
     -------
@@ -41,5 +47,5 @@ def build_report(model: Model, prompt: Prompt, prefix_len: int | None = None, ve
     ids = prompt_of(prompt, model.config, model.tokenizer)
     if prefix_len is None:
         prefix_len = len(ids) if model.mask == "prefix" else 0
-    check_ids(ids, model.config, prefix_len)
-    return page(gather(model, ids, prefix_len, verify))
+    prefix_len = check_prefix(prefix_len, len(check_ids(ids, model.config)))
+    return page(gather(model, ids, prefix_len, flag("verify", verify, RefgptError), progress))

@@ -77,7 +77,7 @@ def html_bytes(config: AnyConfig, n: int) -> int:
     return PAGE_BYTES + 4 * (pattern + lens + predicted) // 3 + LABEL_BYTES * named + TAP_BYTES * len(tap_names(config))
 
 
-def gather(model: Model, ids: np.ndarray, prefix_len: int, verify: bool) -> dict[str, Any]:
+def gather(model: Model, ids: np.ndarray, prefix_len: int, verify: bool, progress: bool = False) -> dict[str, Any]:
     """All that the page shows.
 
     Parameters are those of ``build_report``; ``ids`` as ``prompt_of`` gives them.
@@ -87,7 +87,7 @@ def gather(model: Model, ids: np.ndarray, prefix_len: int, verify: bool) -> dict
     lens = _lens(model, ids, prefix_len)
     attribution = logit_attribution(model, ids, prefix_len=prefix_len)
     named = {*ids.tolist(), *np.unique(predictions["ids"]).tolist(), *np.unique(lens["ids"]).tolist()}
-    report = model.verify(ids.tolist(), prefix_len) if verify else None
+    report = model.verify(ids.tolist(), prefix_len, progress=progress) if verify else None
     return {
         "maker": f"refgpt {__version__}",
         "model": name_of(model),
@@ -219,7 +219,10 @@ def _verified(model: Model, report: Report) -> dict[str, Any]:
         "expected": "The NumPy backend in float32 is known to leave its bound at mlp_post, where 1 + tanh loses digits."
         if model.backend == "numpy" and model.dtype != "f64"
         else "",
-        "taps": [[tap.name, tap.ok, *_numbers((tap.error, tap.bound, tap.ratio, tap.cosine))] for tap in report.taps],
+        "taps": [
+            [tap.name, tap.ok, *_numbers((tap.error, tap.bound, tap.ratio, tap.cosine, tap.max_error))]
+            for tap in report.taps
+        ],
     }
 
 

@@ -575,11 +575,12 @@ function drawEquality() {
   const items = grids.flatMap(({ items }) => items);
   const shown = [...layers.flatMap(namesIn), ...outside].map((name) => found.get(name));
   const select = chooser(items, parts.length, "aria-selected", (i) => {
-    const [name, ok, error, bound, part, cosine] = shown[i];
+    const [name, ok, error, bound, part, cosine, largest] = shown[i];
     const facts = [
-      ["largest error", small(error)],
-      ["its bound", small(bound)],
+      ["error nearest its bound", small(error)],
+      ["that bound", small(bound)],
       ["of the bound", percent(part)],
+      ["largest error", small(largest)],
       ["cosine", elevenDigits(cosine)],
       ["verdict", ok ? "within" : "BROKEN"],
     ];
@@ -592,10 +593,12 @@ function drawEquality() {
   });
   select(0);
 
-  const lines = report.taps.map(([name, ok, error, bound, part, cosine]) => {
-    return [name, small(error), small(bound), percent(part), elevenDigits(cosine), ok ? "ok" : "BROKEN"];
+  const lines = report.taps.map(([name, ok, error, bound, part, cosine, largest]) => {
+    const verdict = ok ? "ok" : "BROKEN";
+    return [name, small(error), small(bound), percent(part), small(largest), elevenDigits(cosine), verdict];
   });
-  byId("equality-table").append(table(["activation", "max error", "bound", "of bound", "cosine", ""], lines));
+  const columns = ["activation", "error", "bound", "of bound", "max error", "cosine", ""];
+  byId("equality-table").append(table(columns, lines));
 }
 
 drawTokens();

@@ -10,6 +10,7 @@ from refgpt._common.arguments import whole_number
 from refgpt._common.errors import KernelError
 
 MOST_THREADS = 1024  # that the pool in csrc/parallel.c employs
+MOST_DIGITS = 20  # Python refuses to read some thousands
 
 CPUS = Path("/sys/devices/system/cpu")
 CGROUP = Path("/sys/fs/cgroup/cpu.max")
@@ -30,7 +31,8 @@ def check_threads(threads: int | None) -> int:
 
 
 def _number(name: str, text: str) -> int:
-    return whole_number(name, int(text) if text.isascii() and text.isdecimal() else text, 1, MOST_THREADS, KernelError)
+    digits = text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS
+    return whole_number(name, int(text) if digits else text, 1, MOST_THREADS, KernelError)
 
 
 @cache

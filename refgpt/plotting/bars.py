@@ -55,7 +55,7 @@ def attribution_bars(
     """
     instance("attribution", attribution, Attribution, "logit_attribution")
     one_of("by", by, ("head", "layer"), RefgptError)
-    whole_number("named", named, 0, None, RefgptError)
+    named = whole_number("named", named, 0, None, RefgptError)
     heads = attribution.heads if by == "head" else attribution.heads.sum(axis=1, keepdims=True)  # [layer, bars]
     n_layer, n_bars = heads.shape
     width = FILLED / (n_bars + 1)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from refgpt._common.errors import RefgptError
+from refgpt._common.wording import shown
 
 LABELS = "refgpt.plotting.token_labels(tokenizer, ids) makes them of the same ids"
 
@@ -62,8 +63,11 @@ def as_many(name: str, labels: Sequence[Any], n: int, of: str, fix: str = "") ->
     ------
     RefgptError
     """
-    if isinstance(labels, str) or len(labels) != n:
+    try:
         got = "one text" if isinstance(labels, str) else f"{len(labels)} labels"
+    except TypeError:
+        got = type(labels).__name__
+    if got != f"{n} labels":
         raise RefgptError(f"must have one for each {of}", where=name, got=got, wanted=f"a list of {n}", fix=fix)
 
 
@@ -79,7 +83,7 @@ def texts(name: str, labels: Sequence[Any], n: int, of: str) -> None:
         raise RefgptError(
             "are no texts",
             where=name,
-            got=f"{type(other[0]).__name__} {other[0]!r}",
+            got=f"{type(other[0]).__name__} {shown(other[0])}",
             wanted=f"a text for each {of}",
             fix=LABELS,
         )

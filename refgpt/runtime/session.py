@@ -23,7 +23,7 @@ from refgpt.runtime.cache import KVCache
 from refgpt.runtime.families import FAMILIES
 from refgpt.runtime.recorded import MOST_ROWS, RecordedPass
 from refgpt.spec.config import AnyConfig
-from refgpt.spec.ids import check_cut, check_ids, check_tokens
+from refgpt.spec.ids import check_cut, check_ids, check_prefix, check_tokens
 from refgpt.spec.taps import Tap, no_tap
 
 #: Rows of a long prompt that go through the model together; enough for the kernels to work at full speed.
@@ -94,8 +94,9 @@ class Runtime:
 
     def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
         """See ``Engine.logits``; [t, v] float32."""
-        tokens = check_ids(ids, self.config, prefix_len)
+        tokens = check_ids(ids, self.config)
         n = len(tokens)
+        prefix_len = check_prefix(prefix_len, n)
         batch = Batch.of(tokens, np.zeros(n, np.int64), np.arange(n, dtype=np.int64), prefix_len)
         cache = KVCache(self.config, 1, n, self.kv_dtype)
         buffers = Buffers.of(self.config, n, cache.padded_capacity, self.threads)
@@ -136,7 +137,8 @@ class RuntimeSession:
         ``anew`` empties the sequence first. A prefix sees all of itself, so it must begin an empty sequence and goes
         through the model in one piece.
         """
-        tokens = check_ids(ids, self._runtime.config, prefix_len)
+        tokens = check_ids(ids, self._runtime.config)
+        prefix_len = check_prefix(prefix_len, len(tokens))
         self._check_slots([seq])
         held = 0 if anew else int(self.cache.lengths[seq])
         if prefix_len and held:

@@ -18,7 +18,7 @@ from refgpt.numbers.quantisation import store
 from refgpt.numbers.tree import ParamTree, Tree
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import forward
-from refgpt.spec.ids import check_cut, check_ids
+from refgpt.spec.ids import check_cut, check_ids, check_prefix
 from refgpt.spec.taps import Tap, no_tap
 
 
@@ -95,7 +95,8 @@ class SpecSession:
 
     def prefill(self, seq: int, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
         """See ``Session.prefill``."""
-        self._texts[seq] = list(ids), prefix_len
+        tokens = check_ids(ids, self._engine.config)
+        self._texts[seq] = tokens.tolist(), check_prefix(prefix_len, len(tokens))
         return self._last_row(seq)
 
     def decode(self, seqs: Sequence[int], ids: Sequence[int]) -> np.ndarray:

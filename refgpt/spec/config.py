@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from refgpt._common.arguments import whole_number
+from refgpt._common.arguments import keep_whole
 from refgpt._common.errors import ConfigError
 
 #: Far above any model that is read; they exist so that a corrupt file cannot ask for the machine.
@@ -65,12 +65,11 @@ def check_config(config: AnyConfig) -> None:
         Whose ``where`` is the first field that makes no sense.
     """
     for name, most in LARGEST.items():
-        whole_number(name, getattr(config, name), 1, most, ConfigError)
+        keep_whole(config, name, 1, most, ConfigError)
     if config.d_model % config.n_head:
         raise ConfigError("does not divide d_model", where="n_head", got=f"{config.n_head} and {config.d_model}")
     eps = config.ln_eps
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
         raise ConfigError("cannot be used", where="ln_eps", got=repr(eps), wanted="a number between 0 and 1")
     for name in ("bos_id", "eos_id"):
-        if getattr(config, name) is not None:
-            whole_number(name, getattr(config, name), 0, config.n_vocab - 1, ConfigError)
+        keep_whole(config, name, 0, config.n_vocab - 1, ConfigError, optional=True)

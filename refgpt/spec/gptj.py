@@ -18,12 +18,12 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from refgpt._common.arguments import whole_number
+from refgpt._common.arguments import keep_whole
 from refgpt._common.errors import ConfigError, RefgptError
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.tree import ParamTree
 from refgpt.spec.config import check_config
-from refgpt.spec.ids import check_ids
+from refgpt.spec.ids import check_ids, check_prefix
 from refgpt.spec.masks import prefix_mask
 from refgpt.spec.ops import embedding, gelu, layer_norm, linear, softmax
 from refgpt.spec.positions import rotate_pairs
@@ -72,7 +72,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_config(self)
-        whole_number("d_rotary", self.d_rotary, 2, self.d_head, ConfigError)
+        keep_whole(self, "d_rotary", 2, self.d_head, ConfigError)
         if self.d_rotary % 2:
             raise ConfigError("is odd, but dimensions are rotated in pairs", where="d_rotary", got=self.d_rotary)
 
@@ -213,7 +213,8 @@ def forward(
     """
     if not np.issubdtype(np.dtype(dtype), np.floating):
         raise RefgptError("the spec computes with floating-point numbers", where="dtype", got=np.dtype(dtype))
-    ids = check_ids(ids, config, prefix_len)
+    ids = check_ids(ids, config)
+    prefix_len = check_prefix(prefix_len, len(ids))
     tap = checked(tap, dtype)
     positions = np.arange(len(ids))  # [t]
     mask = prefix_mask(len(ids), prefix_len)  # [t, s]

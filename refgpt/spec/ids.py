@@ -43,8 +43,13 @@ def check_ids(ids: Sequence[int] | np.ndarray, config: AnyConfig, prefix_len: in
             wanted=f"at most {config.n_ctx}",
             fix="shorten it, as truncate='left' (--truncate left) does for generate",
         )
-    whole_number("prefix_len", prefix_len, 0, array.size, GenerationError)
+    check_prefix(prefix_len, array.size)
     return array
+
+
+def check_prefix(prefix_len: int, n: int) -> int:
+    """How many of ``n`` positions see one another, as Python's own int; a GenerationError if there are not so many."""
+    return whole_number("prefix_len", prefix_len, 0, n, GenerationError)
 
 
 def check_tokens(ids: Sequence[int] | np.ndarray, config: AnyConfig) -> np.ndarray:
@@ -59,14 +64,7 @@ def check_tokens(ids: Sequence[int] | np.ndarray, config: AnyConfig) -> np.ndarr
     GenerationError
         Naming the first thing that is wrong with ``ids``.
     """
-    try:
-        array = np.asarray(ids)
-    except (ValueError, TypeError, OverflowError):
-        raise GenerationError("ids are not one flat list of numbers", where="ids", got=type(ids).__name__) from None
-    if array.ndim != 1:
-        raise GenerationError("ids are not one flat list", where="ids", got=f"{array.ndim} dimensions", wanted="1")
-    if array.size and array.dtype.kind not in "iu":
-        raise GenerationError("ids are not whole numbers", where="ids", got=array.dtype, wanted="integers")
+    array = check_flat(ids)
     outside = (array < 0) | (array >= config.n_vocab)
     if outside.any():
         t = int(outside.argmax())
@@ -78,6 +76,19 @@ def check_tokens(ids: Sequence[int] | np.ndarray, config: AnyConfig) -> np.ndarr
             fix="encode the text with the tokenizer that came with the model",
         )
     return array.astype(np.int64)
+
+
+def check_flat(ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Whole numbers as an array [n] of some integer dtype; a GenerationError if ``ids`` are anything else."""
+    try:
+        array = np.asarray(ids)
+    except (ValueError, TypeError, OverflowError):
+        raise GenerationError("ids are not one flat list of numbers", where="ids", got=type(ids).__name__) from None
+    if array.ndim != 1:
+        raise GenerationError("ids are not one flat list", where="ids", got=f"{array.ndim} dimensions", wanted="1")
+    if array.size and array.dtype.kind not in "iu":
+        raise GenerationError("ids are not whole numbers", where="ids", got=array.dtype, wanted="integers")
+    return array
 
 
 def check_cut(n: int, length: int, prefix_len: int) -> int:

@@ -121,7 +121,10 @@ class Tokenizer(ABC):
 
     def has(self, token_id: int) -> bool:
         """Whether an id stands for a token: a vocabulary may have gaps, and a head more rows than it has ids."""
-        return token_id in self._tokens
+        try:
+            return operator.index(token_id) in self._tokens
+        except TypeError:  # no whole number
+            return False
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that an id stands for.

@@ -26,7 +26,7 @@ from refgpt.tracing.patches import (
 )
 from refgpt.tracing.places import Indices, Names
 from refgpt.tracing.recording import patch, record, visit
-from refgpt.tracing.verifying import Report, TapResult, verify
+from refgpt.tracing.verifying import Report, TapResult, verify, verify_bytes
 
 __all__ = [
     "Attribution",
@@ -59,6 +59,7 @@ __all__ = [
     "top_activations",
     "trace_bytes",
     "verify",
+    "verify_bytes",
     "visit",
     "zero_ablation",
     "zero_heads",

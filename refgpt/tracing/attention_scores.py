@@ -18,9 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refgpt._common.arguments import whole_number
-from refgpt._common.errors import GenerationError
+from refgpt._common.arguments import instance_of, whole_number
+from refgpt._common.errors import GenerationError, RefgptError
+from refgpt._common.wording import shown
 from refgpt.spec.config import AnyConfig
+from refgpt.spec.ids import check_flat
 from refgpt.tracing.recording import visit
 from refgpt.tracing.subjects import Subject, Text, engine_of, ids_of
 
@@ -32,19 +34,20 @@ def attention_entropy(pattern: np.ndarray) -> np.ndarray:
 
     pattern [h, t, s] -> float64 [h, t]
     """
-    p = pattern.astype(np.float64)
+    p = _patterns(pattern).astype(np.float64)
     return -(p * np.log(np.where(p > 0, p, 1))).sum(axis=-1)
 
 
 def previous_token_score(pattern: np.ndarray) -> np.ndarray:
     """Attention to the position before. pattern [h, t, s] -> float64 [h]; NaN for a text of one token."""
-    n = pattern.shape[-1]
-    return _share(pattern, np.eye(n, k=-1, dtype=bool))
+    pattern = _patterns(pattern, whole=True)
+    return _share(pattern, np.eye(pattern.shape[-1], k=-1, dtype=bool))
 
 
 def duplicate_token_score(pattern: np.ndarray, ids: Sequence[int] | np.ndarray) -> np.ndarray:
     """Attention to earlier positions with the same token. pattern [h, t, s] -> float64 [h]; NaN if no token recurs."""
-    return _share(pattern, _earlier_same(ids))
+    pattern = _patterns(pattern, whole=True)
+    return _share(pattern, _earlier_same(ids, pattern.shape[-1]))
 
 
 def induction_score(pattern: np.ndarray, ids: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -52,7 +55,8 @@ def induction_score(pattern: np.ndarray, ids: Sequence[int] | np.ndarray) -> np.
 
     pattern [h, t, s] -> float64 [h]; NaN if no token recurs with another between
     """
-    same = _earlier_same(ids)
+    pattern = _patterns(pattern, whole=True)
+    same = _earlier_same(ids, pattern.shape[-1])
     after = np.zeros_like(same)
     after[:, 1:] = same[:, :-1]
     return _share(pattern, np.tril(after, k=-1))
@@ -105,15 +109,39 @@ def repeated_ids(config: AnyConfig, n: int, seed: int = 0) -> np.ndarray:
     GenerationError
         If it does not fit into the model's context.
     """
+    instance_of("config", config, AnyConfig, GenerationError)
     start = [] if config.bos_id is None else [config.bos_id]
-    whole_number("n", n, 1, (config.n_ctx - len(start)) // 2, GenerationError)
+    n = whole_number("n", n, 1, (config.n_ctx - len(start)) // 2, GenerationError)
+    seed = whole_number("seed", seed, 0, None, GenerationError)
     once = np.random.default_rng(seed).integers(0, config.n_vocab, n)
     return np.concatenate([np.array(start, np.int64), once, once])
 
 
-def _earlier_same(ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Which earlier positions have the token of each position. -> bool [t, s]"""
-    tokens = np.asarray(ids)
+def _patterns(value: np.ndarray, whole: bool = False) -> np.ndarray:
+    """Attention patterns of a layer, once it is known that they are; ``whole`` ones have all queries. -> [h, t, s]"""
+    array = value if isinstance(value, np.ndarray) else np.empty(0)
+    if array.dtype.kind != "f" or array.ndim != 3 or (whole and array.shape[1] != array.shape[2]):
+        got = f"an array {list(value.shape)} of {value.dtype}" if isinstance(value, np.ndarray) else shown(value)
+        raise RefgptError(
+            "is no attention pattern",
+            where="pattern",
+            got=got,
+            wanted=f"an array [h, t, {'t' if whole else 's'}] of floating-point numbers",
+            fix="record 'blocks.0.pattern'" + (" with all positions" if whole else ""),
+        )
+    return array
+
+
+def _earlier_same(ids: Sequence[int] | np.ndarray, n: int) -> np.ndarray:
+    """Which earlier positions have the token of each of ``n`` positions. -> bool [t, s]"""
+    tokens = check_flat(ids)
+    if len(tokens) != n:
+        raise GenerationError(
+            "are not those of the pattern",
+            where="ids",
+            got=f"{len(tokens)} ids",
+            wanted=f"the {n} that it was recorded for",
+        )
     return np.tril(tokens[:, None] == tokens[None, :], k=-1)
 
 

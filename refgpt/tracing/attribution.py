@@ -94,19 +94,20 @@ def logit_attribution(
     """
     engine, tokens = engine_of(model), ids_of(model, ids, prefix_len)
     config, params = engine.config, engine.kept()
-    for name, one in (("token", token), ("against", against)):
-        if one is not None:
-            whole_number(name, one, 0, config.n_vocab - 1, GenerationError)
-    whole_number("position", position, -len(tokens), len(tokens) - 1, GenerationError)
+    token, against = (
+        None if one is None else whole_number(name, one, 0, config.n_vocab - 1, GenerationError)
+        for name, one in (("token", token), ("against", against))
+    )
+    position = whole_number("position", position, -len(tokens), len(tokens) - 1, GenerationError)
     blocks = [f"blocks.{i}" for i in range(config.n_layer)]
     last = f"{blocks[-1]}.resid_post"
     names = ["embed", *(f"{block}.{part}" for block in blocks for part in ("z", "mlp_out")), last, "logits"]
     row = {name: x[0].astype(np.float64) for name, x in record(engine, tokens, prefix_len, names, position).items()}
 
-    token = int(row["logits"].argmax()) if token is None else int(token)
+    token = int(row["logits"].argmax()) if token is None else token
     unembed, bias = _unembedding(params.w_head, params.b_head, token)  # [c]
     if against is not None:
-        unembed_against, bias_against = _unembedding(params.w_head, params.b_head, int(against))
+        unembed_against, bias_against = _unembedding(params.w_head, params.b_head, against)
         unembed, bias = unembed - unembed_against, bias - bias_against
     scale = np.sqrt(row[last].var() + config.ln_eps)
     direction = unembed * widen(params.ln_w, np.float64) / scale  # [c]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refgpt._common.arguments import one_of, whole_number
+from refgpt._common.arguments import flag, one_of, whole_number
 from refgpt._common.errors import GenerationError
 from refgpt._common.progress import counted
 from refgpt.spec import family_of
@@ -98,10 +98,12 @@ def causal_trace(
     n_layer, n_vocab = engine.config.n_layer, engine.config.n_vocab
     parts = [name for name in family_of(engine.config).TAPS.block if name != "pattern"]  # has no row for a position
     one_of("part", part, parts, GenerationError)
-    whole_number("window", window, 1, None, GenerationError)
-    for name, one in (("answer", answer), ("other", other)):
-        if one is not None:
-            whole_number(name, one, 0, n_vocab - 1, GenerationError)
+    window = whole_number("window", window, 1, None, GenerationError)
+    progress = flag("progress", progress, GenerationError)
+    answer, other = (
+        None if one is None else whole_number(name, one, 0, n_vocab - 1, GenerationError)
+        for name, one in (("answer", answer), ("other", other))
+    )
     if len(tokens) != len(others):
         raise GenerationError(
             "the prompts must have as many tokens",
@@ -114,8 +116,8 @@ def causal_trace(
 
     states = record(engine, tokens, prefix_len, [f"blocks.*.{part}", "logits"])
     clean_row, corrupt_row = states.pop("logits")[-1], record(engine, others, prefix_len, "logits", -1)["logits"][0]
-    answer = int(clean_row.argmax()) if answer is None else int(answer)
-    other = int(corrupt_row.argmax()) if other is None else int(other)
+    answer = int(clean_row.argmax()) if answer is None else answer
+    other = int(corrupt_row.argmax()) if other is None else other
     if answer == other:
         raise GenerationError(
             "both prompts have the same answer",

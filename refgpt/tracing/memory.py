@@ -8,14 +8,15 @@ from math import prod
 
 import numpy as np
 
+from refgpt._common.arguments import instance_of, whole_number
 from refgpt._common.errors import RefgptError
 from refgpt._common.memory import machine_memory
 from refgpt._common.wording import size
 from refgpt.runtime.engine import Engine
 from refgpt.runtime.spec_engine import SpecEngine
-from refgpt.spec import tap_shapes
+from refgpt.spec import tap_names, tap_shapes
 from refgpt.spec.config import AnyConfig
-from refgpt.tracing.places import row_axis
+from refgpt.tracing.places import Names, find_names, row_axis
 
 #: Copies of an activation that are in use while it is shown, beside what is kept of it.
 IN_PASSING = 3
@@ -33,7 +34,7 @@ def dtype_of(engine: Engine) -> np.dtype:
 
 
 def trace_bytes(
-    config: AnyConfig, n: int, names: Collection[str], n_kept: int | None = None, itemsize: int = 4
+    config: AnyConfig, n: int, names: Names, n_kept: int | None = None, itemsize: int = 4
 ) -> dict[str, int]:
     """What a trace keeps.
 
@@ -42,8 +43,8 @@ def trace_bytes(
     config : Config
     n : int
         Tokens of the text.
-    names : collection of str
-        Of ``tap_names(config)``.
+    names : str or collection of str
+        Of ``tap_names(config)``, or patterns of them.
     n_kept : int, optional
         Rows that are kept of each activation; by default all.
     itemsize : int
@@ -54,8 +55,11 @@ def trace_bytes(
     dict of str to int
         Bytes of each activation.
     """
-    shapes = tap_shapes(config, n)
-    kept = n if n_kept is None else n_kept
+    instance_of("config", config, AnyConfig, RefgptError)
+    n = whole_number("n", n, 1, None, RefgptError)
+    kept = n if n_kept is None else whole_number("n_kept", n_kept, 0, None, RefgptError)
+    itemsize = whole_number("itemsize", itemsize, 1, None, RefgptError)
+    shapes, names = tap_shapes(config, n), find_names(names, tap_names(config))
     return {
         name: prod(kept if axis == row_axis(name) else length for axis, length in enumerate(shapes[name])) * itemsize
         for name in names
@@ -85,7 +89,7 @@ def check_trace_fits(engine: Engine, n: int, names: Collection[str], n_kept: int
     )
 
 
-def check_fits(n_bytes: int, what: str, fix: str) -> None:
+def check_fits(n_bytes: int, what: str, fix: str, where: str = "trace") -> None:
     """Refuse what takes more memory than there is.
 
     Parameters
@@ -96,12 +100,14 @@ def check_fits(n_bytes: int, what: str, fix: str) -> None:
         What takes it.
     fix : str
         How to take less.
+    where : str
+        For the error.
     """
     free = available_memory()
     if free is not None and n_bytes > free:
         raise RefgptError(
             "this takes more memory than there is",
-            where="trace",
+            where=where,
             got=f"{size(n_bytes)} ({what})",
             wanted=f"at most the {size(free)} that can be had now",
             fix=fix,

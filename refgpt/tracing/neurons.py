@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import codecs
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from refgpt._common.arguments import one_of, path_of, whole_number
+from refgpt._common.arguments import flag, one_of, path_of, whole_number
 from refgpt._common.errors import DataError, GenerationError
 from refgpt._common.progress import counted
+from refgpt._common.wording import shown
 from refgpt.tokenizers import Tokenizer
 from refgpt.tracing.memory import check_fits
 from refgpt.tracing.places import Indices, find_indices
@@ -124,7 +126,10 @@ def top_activations(
     window = whole_number("window", min(WINDOW, longest) if window is None else window, 1, longest, GenerationError)
     chosen = find_indices(neurons, config.d_ff, "neurons")
     chosen = np.arange(config.d_ff) if chosen is None else chosen
-    whole_number("k", k, 1, None, GenerationError)
+    k = whole_number("k", k, 1, None, GenerationError)
+    progress = flag("progress", progress, GenerationError)
+    if not isinstance(text, (str, os.PathLike, Iterable)):
+        raise DataError("is no text", where="text", got=shown(text), wanted="a path, or pieces of text")
     best = _Best(len(chosen), k, window)
 
     name, n_tokens = f"blocks.{layer}.{part}", 0
@@ -176,11 +181,15 @@ def _opened(text: str | os.PathLike[str] | Iterable[str]) -> tuple[int | None, s
         return None, "piece", lambda done: _counted(text, done)
     path = path_of("text", text, DataError)
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for somebody to write to it
+            raise DataError("is no regular file", where=path, fix="give its pieces instead, as an open file's lines")
         path.open("rb").close()
     except OSError as error:
+        if error.errno is None:  # not the system's, but what a signal handler raised
+            raise
         raise DataError("cannot be read", where=path, got=error.strerror, fix="check the path") from None
-    return size, "B", lambda done: _lines(path, done)
+    return status.st_size, "B", lambda done: _lines(path, done)
 
 
 def _counted(pieces: Iterable[str], done: Callable[[int], object]) -> Iterator[str]:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refgpt._common.arguments import collected, whole_number
 from refgpt._common.errors import RefgptError
+from refgpt._common.wording import shown
 from refgpt.spec import tap_axes, tap_names, tap_shapes
 from refgpt.spec.config import AnyConfig
 from refgpt.tracing.places import Indices, Names, find_indices, find_names, row_axis
@@ -46,7 +48,7 @@ class Replacement:
         RefgptError
             If the activation has no such places, or ``new`` does not fit its shape.
         """
-        new = np.asarray(self.new)
+        new = _numbers(name, self.new)
         if new.ndim == len(shape) - 1 and new.ndim:
             new = np.expand_dims(new, row_axis(name))
             expected = tuple(1 if axis == row_axis(name) else n for axis, n in enumerate(shape))
@@ -93,6 +95,31 @@ class Replacement:
         return None if self.positions is self.heads is self.neurons is None else np.ix_(*places)
 
 
+def _numbers(where: str, value: object) -> np.ndarray:
+    """An array of numbers, or one number without axes; a RefgptError for anything else."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        array = np.empty(0, object)
+    if array.dtype.kind not in "fiub":
+        raise RefgptError("is no array of numbers", where=where, got=shown(value), wanted="a number, or an array")
+    return array
+
+
+def _check_trace(where: str, trace: object) -> None:
+    """Refuse what ``record`` cannot have returned."""
+    if not isinstance(trace, Mapping):
+        raise RefgptError("is no trace", where=where, got=shown(trace), wanted="what record returns")
+    for name, value in trace.items():
+        if not isinstance(name, str) or not isinstance(value, np.ndarray) or not value.ndim:
+            raise RefgptError(
+                "is no trace",
+                where=where,
+                got=f"{shown(name)}: {shown(value)}",
+                wanted="what record returns: arrays by names of activations",
+            )
+
+
 Patch = Change | np.ndarray | Replacement
 Patches = Mapping[str, Patch] | Sequence[Mapping[str, Patch]]
 BoundPatches = dict[str, list[Change]]
@@ -105,18 +132,21 @@ def zero_ablation(
 
     ``names`` are as for ``record``. After zeros in "pattern" its rows no longer sum to 1.
     """
-    patterns = [names] if isinstance(names, str) else names
+    wanted = "names, as 'blocks.*.z'"
+    patterns = [names] if isinstance(names, str) else collected("names", names, wanted, RefgptError)
+    if other := [pattern for pattern in patterns if not isinstance(pattern, str)]:
+        raise RefgptError("is no name", where="names", got=shown(other[0]), wanted=wanted)
     return {pattern: Replacement(0.0, positions, heads, neurons) for pattern in patterns}
 
 
 def zero_heads(layer: int, heads: Indices) -> dict[str, Patch]:
     """Knock heads out: patches that put 0 in the place of what they read ("z"), so that they write nothing."""
-    return zero_ablation(f"blocks.{layer}.z", heads=heads)
+    return zero_ablation(f"blocks.{whole_number('layer', layer, 0, None, RefgptError)}.z", heads=heads)
 
 
 def zero_neurons(layer: int, neurons: Indices) -> dict[str, Patch]:
     """Knock neurons out: patches that put 0 in the place of what they pass on ("mlp_post")."""
-    return zero_ablation(f"blocks.{layer}.mlp_post", neurons=neurons)
+    return zero_ablation(f"blocks.{whole_number('layer', layer, 0, None, RefgptError)}.mlp_post", neurons=neurons)
 
 
 def patch_from(
@@ -143,6 +173,7 @@ def patch_from(
     RefgptError
         If the trace has no such activation.
     """
+    _check_trace("trace", trace)
     found = find_names(names, list(trace))
     return {name: Replacement(trace[name], positions, heads, neurons) for name in found}
 
@@ -171,7 +202,10 @@ def mean_ablation(
     RefgptError
         If a trace has no such activation, or it is "pattern", whose rows look at other positions each.
     """
-    traces = [reference] if isinstance(reference, Mapping) else list(reference)
+    wanted = "a trace, or a list of traces"
+    traces = [reference] if isinstance(reference, Mapping) else collected("reference", reference, wanted, RefgptError)
+    for trace in traces:
+        _check_trace("reference", trace)
     if not traces:
         raise RefgptError("there is nothing to take a mean of", where="reference", got="no trace")
     found = find_names(names, list(traces[0]))
@@ -209,18 +243,18 @@ def bind_patches(patches: Patches | None, config: AnyConfig, n: int) -> BoundPat
     RefgptError
         If there is no such activation, or a patch is neither function nor array or does not fit.
     """
+    wanted = "a mapping from names to functions or arrays, or a list of mappings"
     several: Sequence[Mapping[str, Patch]] = (
-        [] if patches is None else [patches] if isinstance(patches, Mapping) else patches
+        []
+        if patches is None
+        else [patches]
+        if isinstance(patches, Mapping)
+        else collected("patch", patches, wanted, RefgptError)
     )
     shapes, bound = tap_shapes(config, n), BoundPatches()
     for mapping in several:
         if not isinstance(mapping, Mapping):
-            raise RefgptError(
-                "cannot be used",
-                where="patch",
-                got=type(mapping).__name__,
-                wanted="a mapping from names to functions or arrays, or a list of mappings",
-            )
+            raise RefgptError("cannot be used", where="patch", got=type(mapping).__name__, wanted=wanted)
         for pattern, patch in mapping.items():
             for name in find_names([pattern], tap_names(config), "patch"):
                 bound.setdefault(name, []).append(_bound(patch, name, shapes[name]))

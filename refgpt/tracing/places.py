@@ -7,11 +7,14 @@ from fnmatch import filter as matching
 
 import numpy as np
 
-from refgpt._common.arguments import whole_number
+from refgpt._common.arguments import collected, whole_number
 from refgpt._common.errors import RefgptError
+from refgpt._common.wording import listed, shown
 from refgpt.spec import tap_axes
 
 Names = str | Collection[str]
+#: Characters of a name or pattern: matching takes longer the longer it is.
+LONGEST_PATTERN = 200
 #: One place on an axis, several, or a slice; negative ones count from the end. None is all of them.
 Indices = int | slice | Sequence[int] | np.ndarray | None
 
@@ -36,15 +39,24 @@ def find_names(asked: Names | None, known: Sequence[str], where: str = "names") 
     """
     if asked is None:
         return list(known)
-    patterns = [asked] if isinstance(asked, str) else list(asked)
+    wanted = "texts, as 'blocks.*.pattern'"
+    patterns = [asked] if isinstance(asked, str) else collected(where, asked, wanted, RefgptError)
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise RefgptError("is no name", where=where, got=repr(pattern), wanted="texts, as 'blocks.*.pattern'")
-    found = {pattern: matching(known, pattern) for pattern in patterns}
+            raise RefgptError("is no name", where=where, got=shown(pattern), wanted=wanted)
+        if len(pattern) > LONGEST_PATTERN:
+            raise RefgptError(
+                "is too long for a name",
+                where=where,
+                got=f"{len(pattern)} characters",
+                wanted=f"at most {LONGEST_PATTERN}",
+            )
+    names = frozenset(known)
+    found = {pattern: [pattern] if pattern in names else matching(known, pattern) for pattern in patterns}
     unknown = sorted(pattern for pattern, names in found.items() if not names)
     if unknown:
         wanted = "names of refgpt.spec.tap_names(config), or patterns as 'blocks.*.pattern'"
-        raise RefgptError("there is no such activation", where=where, got=", ".join(unknown), wanted=wanted)
+        raise RefgptError("there is no such activation", where=where, got=listed(unknown), wanted=wanted)
     chosen = {name for names in found.values() for name in names}
     return [name for name in known if name in chosen]
 
@@ -68,7 +80,7 @@ def find_indices(asked: Indices, n: int, where: str) -> np.ndarray | None:
         try:
             places = list(range(n))[asked]
         except (TypeError, ValueError) as error:
-            raise RefgptError("is no slice", where=where, got=repr(asked), wanted=str(error)) from None
+            raise RefgptError("is no slice", where=where, got=shown(asked), wanted=str(error)) from None
     else:
         try:
             several = [asked] if np.ndim(asked) == 0 else list(asked)  # type: ignore[arg-type]
@@ -76,7 +88,7 @@ def find_indices(asked: Indices, n: int, where: str) -> np.ndarray | None:
             several = [asked]
         places = [whole_number(where, place, -n, n - 1, RefgptError) % n for place in several]
     if not places:
-        raise RefgptError("leaves nothing", where=where, got=repr(asked), wanted=f"some of the {n} there are")
+        raise RefgptError("leaves nothing", where=where, got=shown(asked), wanted=f"some of the {n} there are")
     return np.array(places, np.int64)
 
 

@@ -7,8 +7,10 @@ from typing import Protocol, cast
 
 import numpy as np
 
-from refgpt._common.errors import GenerationError
+from refgpt._common.errors import GenerationError, RefgptError
+from refgpt._common.wording import shown
 from refgpt.runtime.engine import Engine
+from refgpt.spec.config import AnyConfig
 from refgpt.spec.ids import check_ids
 from refgpt.tokenizers import Tokenizer
 
@@ -29,7 +31,11 @@ Text = str | Sequence[int] | np.ndarray
 def engine_of(model: Subject) -> Engine:
     """The engine of a model; an engine is its own."""
     engine: Engine | None = getattr(model, "engine", None)
-    return cast(Engine, model) if engine is None else engine
+    if engine is None:
+        engine = cast(Engine, model)
+    if not callable(getattr(engine, "logits", None)) or not isinstance(getattr(engine, "config", None), AnyConfig):
+        raise RefgptError("cannot be used", where="model", got=shown(model), wanted="a Model, or its engine")
+    return engine
 
 
 def ids_of(model: Subject, text: Text, prefix_len: int = 0) -> np.ndarray:

@@ -7,16 +7,27 @@ where it happens and nowhere else. A second, free run of the spec shows what all
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
 
 import numpy as np
 
+from refgpt._common.arguments import flag, whole_number
+from refgpt._common.errors import RefgptError
+from refgpt._common.progress import counted
 from refgpt.numbers.tree import ParamTree
 from refgpt.runtime.engine import Engine
-from refgpt.spec import forward
+from refgpt.spec import forward, leaf_shapes, tap_names, tap_shapes
 from refgpt.spec.bounds import tap_bound
+from refgpt.spec.ids import check_prefix
+from refgpt.tracing.memory import check_fits, dtype_of, trace_bytes
 from refgpt.tracing.recording import record
+from refgpt.tracing.subjects import ids_of
+
+#: Float64 copies held at once: of the largest activation for its bound, of the largest matrix for a product with it.
+COPIES_OF_ACTIVATION, COPIES_OF_MATRIX = 16, 3
 
 
 @dataclass(frozen=True)
@@ -26,12 +37,12 @@ class TapResult:
     Attributes
     ----------
     name : str
-    error : float
-        Largest absolute difference.
-    bound : float
-        What is allowed where the difference comes closest to it.
+    error, bound : float
+        Absolute difference and bound of one element: the one whose difference is the largest share of its bound.
     ratio : float
-        Difference over bound there; NaN if any difference is.
+        That share, ``error / bound``; 0 where both are 0, NaN if any difference is.
+    max_error : float
+        Largest absolute difference of all elements, which is often that of an element with a wide bound.
     cosine : float
         Of the angle between the two, as vectors.
     """
@@ -40,12 +51,20 @@ class TapResult:
     error: float
     bound: float
     ratio: float
+    max_error: float
     cosine: float
 
     @property
     def ok(self) -> bool:
         """Whether every element is within its bound."""
         return self.ratio <= 1
+
+    def line(self) -> str:
+        """A row of the report's table, whose columns ``Report.HEAD`` names."""
+        return (
+            f"{self.name:<22} {self.error:10.2e} {self.bound:10.2e} {self.ratio:9.2%} {self.max_error:10.2e} "
+            f"{self.cosine:14.11f}  {'ok' if self.ok else 'BROKEN'}"
+        )
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,9 @@ class Report:
         Share of the positions at which both hold the same token for the likeliest.
     """
 
+    #: The head of the table: error, bound and share are those of the element that comes closest to its bound.
+    HEAD: ClassVar = f"{'activation':<22} {'error':>10} {'bound':>10} {'of bound':>9} {'max error':>10} {'cosine':>14}"
+
     taps: tuple[TapResult, ...]
     logit_error: float
     same_argmax: float
@@ -72,13 +94,14 @@ class Report:
         return next((tap for tap in self.taps if not tap.ok), None)
 
     def lines(self) -> Iterator[str]:
-        """The report as a table, one line an activation."""
-        yield f"{'activation':<22} {'max error':>10} {'bound':>10} {'of bound':>9} {'cosine':>14}"
+        """The report as a table, one line an activation, and what follows from it."""
+        yield self.HEAD
         for tap in self.taps:
-            yield (
-                f"{tap.name:<22} {tap.error:10.2e} {tap.bound:10.2e} {tap.ratio:9.2%} {tap.cosine:14.11f}"
-                f"  {'ok' if tap.ok else 'BROKEN'}"
-            )
+            yield tap.line()
+        yield from self.conclusion()
+
+    def conclusion(self) -> Iterator[str]:
+        """What stands below the table."""
         first = self.first_broken
         yield f"first divergence: {first.name if first else 'none'}"
         yield (
@@ -87,7 +110,28 @@ class Report:
         )
 
 
-def verify(engine: Engine, params: ParamTree, ids: Sequence[int], prefix_len: int = 0) -> Report:
+def verify_bytes(engine: Engine, n: int) -> int:
+    """Memory that ``verify`` takes for a text of ``n`` tokens, beside the engine's and the weights' own, at most.
+
+    The engine's activations are all kept. One activation at a time is held in float64 with its bound and what that is
+    computed from; so is one matrix of the weights.
+    """
+    n = whole_number("n", n, 1, None, RefgptError)
+    kept = trace_bytes(engine.config, n, tap_names(engine.config), itemsize=dtype_of(engine).itemsize)
+    largest = max(prod(shape) for shape in tap_shapes(engine.config, n).values())
+    matrix = max(prod(shape) for shape in leaf_shapes(engine.config).values())
+    return sum(kept.values()) + 8 * (COPIES_OF_ACTIVATION * largest + COPIES_OF_MATRIX * matrix)
+
+
+def verify(
+    engine: Engine,
+    params: ParamTree,
+    ids: Sequence[int],
+    prefix_len: int = 0,
+    *,
+    progress: bool = False,
+    on_tap: Callable[[TapResult], object] | None = None,
+) -> Report:
     """Run an engine and the float64 spec on one text.
 
     Parameters
@@ -99,6 +143,10 @@ def verify(engine: Engine, params: ParamTree, ids: Sequence[int], prefix_len: in
     ids : sequence of int [t]
     prefix_len : int
         So many leading positions see one another.
+    progress : bool
+        Show a bar on standard error: blocks, each of which the spec computes twice.
+    on_tap : callable, optional
+        Called with each ``TapResult`` as soon as it is known.
 
     Returns
     -------
@@ -107,19 +155,41 @@ def verify(engine: Engine, params: ParamTree, ids: Sequence[int], prefix_len: in
     Raises
     ------
     RefgptError
-        If the ids cannot be used.
+        If the ids cannot be used, or this would take more memory than there is (``verify_bytes``): before anything is
+        computed.
     """
+    tokens = ids_of(engine, ids, prefix_len)
+    prefix_len = check_prefix(prefix_len, len(tokens))
+    progress = flag("progress", progress, RefgptError)
     config = engine.config
-    trace = record(engine, ids, prefix_len)
-    results = []
+    check_fits(
+        verify_bytes(engine, len(tokens)),
+        f"activations of {len(tokens)} tokens, and one matrix of weights in float64",
+        "take a shorter text",
+        where="verify",
+    )
+    results: list[TapResult] = []
+    with counted(progress, 2 * config.n_layer, "block", "verifying", leave=False) as done:
+        trace = record(engine, tokens, prefix_len)
 
-    def judge_and_force(name: str, want: np.ndarray) -> np.ndarray:
-        bound = tap_bound(name, trace, params, config, prefix_len, engine.kv_dtype, engine.sum_chunk)
-        results.append(_judge(name, trace[name], want, bound))
-        return trace[name]
+        def end_block(name: str) -> None:
+            if name.endswith(".resid_post"):
+                done()
 
-    forward(params, config, ids, prefix_len, np.float64, judge_and_force)
-    free = forward(params, config, ids, prefix_len)
+        def judge_and_force(name: str, want: np.ndarray) -> np.ndarray:
+            bound = tap_bound(name, trace, params, config, prefix_len, engine.kv_dtype, engine.sum_chunk)
+            results.append(_judge(name, trace[name], want, bound))
+            if on_tap is not None:
+                on_tap(results[-1])
+            end_block(name)
+            return trace[name]
+
+        def only_count(name: str, value: np.ndarray) -> np.ndarray:
+            end_block(name)
+            return value
+
+        forward(params, config, tokens, prefix_len, np.float64, judge_and_force)
+        free = forward(params, config, tokens, prefix_len, tap=only_count)
     logits = trace["logits"]
     return Report(
         taps=tuple(results),
@@ -138,4 +208,4 @@ def _judge(name: str, got: np.ndarray, want: np.ndarray, bound: np.ndarray) -> T
     lengths = float(np.linalg.norm(got) * np.linalg.norm(want))
     with np.errstate(invalid="ignore", divide="ignore"):
         cosine = float(np.vdot(got, want) / lengths) if lengths else 1.0
-    return TapResult(name, float(error.max()), float(bound[worst]), float(ratio[worst]), cosine)
+    return TapResult(name, float(error[worst]), float(bound[worst]), float(ratio[worst]), float(error.max()), cosine)

@@ -103,6 +103,7 @@ def test_the_lens_and_the_attribution_are_those_of_tracing(causal):
 def test_the_verdict_is_that_of_verify(causal):
     data, report = data_of(build_report(causal, IDS))["verify"], causal.verify(IDS)
     assert [tap[:5] for tap in data["taps"]] == [[t.name, t.ok, t.error, t.bound, t.ratio] for t in report.taps]
+    assert [tap[6] for tap in data["taps"]] == [t.max_error for t in report.taps]
     assert (data["ok"], data["first_broken"], data["logit_error"]) == (True, None, report.logit_error)
     assert data_of(build_report(causal, IDS, verify=False))["verify"] is None
 
