@@ -286,3 +286,43 @@ def test_former_names_give_what_is_there_now() -> None:
     assert default_model_path is refgpt.default_model_path
     assert Params is refgpt.spec.gptj.Params and check is refgpt.checkpoints.check_params
     assert widen(np.zeros(2, np.float16)).dtype == np.float32
+
+
+#: What reads a clock, and limits in seconds that a busy machine may reach; ``tests/helpers/work.py`` has what is right.
+CLOCKS = re.compile(
+    r"\b(process_time|perf_counter|monotonic|thread_time|time\.time)(_ns)?\b|\btimeout\s*=\s*[\d.]|"
+    r"\b(wait|join)\(\s*[\d.]|\bdeadline\s*=\s*[\d.]|\balarm\(|\bsetitimer\("
+)
+
+
+def test_no_test_counts_seconds() -> None:
+    mine = {Path(__file__).resolve(), ROOT / "tests" / "helpers" / "work.py"}
+    found = [
+        f"{path.relative_to(ROOT)}:{n}: {line.strip()}"
+        for path in (ROOT / "tests").rglob("*.py")
+        if path.resolve() not in mine
+        for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if CLOCKS.search(line)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "start = time.perf_counter()",
+        "from time import process_time",
+        "if time.time() - start < 1:",
+        "began = monotonic_ns()",
+        "run = subprocess.run(command, timeout=30)",
+        "process.wait(5)",
+        "@settings(deadline=200)",
+    ],
+)
+def test_a_clock_in_a_test_is_found(line: str) -> None:
+    assert CLOCKS.search(line)
+
+
+def test_what_waits_until_it_hangs_is_no_clock() -> None:
+    for line in ("run = subprocess.run(command, timeout=HANGS)", "process.wait()", "deadline=None", "time.sleep(0.1)"):
+        assert not CLOCKS.search(line)

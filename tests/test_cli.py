@@ -24,6 +24,7 @@ from refgpt.runtime import Runtime
 from tests.helpers.model_files import write_model, write_tokenizer
 from tests.helpers.terminal import shown_on_terminal
 from tests.helpers.tiny import random_params, tiny_config
+from tests.helpers.work import HANGS
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)
 PARAMS = random_params(CONFIG, seed=2, dtype="f16")
@@ -318,7 +319,7 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     first = os.read(process.stdout.fileno(), 1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=HANGS)
     assert (process.returncode, err) == (130, b"")
     assert first and out.endswith(b"\n")
 
@@ -368,12 +369,12 @@ def test_a_reader_that_leaves_early_is_no_error(path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(30) == 0
+    assert process.wait(HANGS) == 0
 
 
 def test_text_is_streamed_and_nothing_else_when_piped(path):
     command = [*REFGPT, "generate", "-m", path, "Hi", "-n", "20", "--seed", "1"]
-    done = subprocess.run(command, capture_output=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, timeout=HANGS)
     want = refgpt.load(path).generate("Hi", max_new_tokens=20, seed=1, temperature=0.8, top_p=0.95).text
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, want + "\n", b"")
 

@@ -21,6 +21,7 @@ from refgpt.checkpoints import hub
 from tests.helpers.ggml_writers import gguf_bytes
 from tests.helpers.model_files import write_model, write_tokenizer
 from tests.helpers.tiny import random_params, tiny_config
+from tests.helpers.work import HANGS
 from tests.helpers.writers import state_dict, write_shards, write_torch
 
 CONFIG = tiny_config()
@@ -271,8 +272,8 @@ def test_the_command_line(served, directory, tmp_path):
     served.models[NAME, "float16"] = directory
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": served.url}
     command = [sys.executable, "-m", "refgpt", "generate", "-m", NAME, "--revision", "float16", "-n", "3", "Hi"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert run.returncode == 0, run.stderr
     command[command.index("float16")] = "v9"
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert run.returncode == 2 and run.stderr.count("error:") == 1 and "Traceback" not in run.stderr

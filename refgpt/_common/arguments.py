@@ -52,7 +52,7 @@ def whole_number(name: str, value: Any, least: int, most: int | None, error: typ
 def keep_whole(
     record: object, name: str, least: int, most: int | None, error: type[RefgptError], optional: bool = False
 ) -> None:
-    """Check a field of a frozen dataclass with ``whole_number`` and keep what that returns; ``optional`` allows None."""
+    """Check a field of a frozen dataclass with ``whole_number`` and keep the result; ``optional`` allows None."""
     value = getattr(record, name)
     if not optional or value is not None:
         object.__setattr__(record, name, whole_number(name, value, least, most, error))

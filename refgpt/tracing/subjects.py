@@ -10,7 +10,6 @@ import numpy as np
 from refgpt._common.errors import GenerationError, RefgptError
 from refgpt._common.wording import shown
 from refgpt.runtime.engine import Engine
-from refgpt.spec.config import AnyConfig
 from refgpt.spec.ids import check_ids
 from refgpt.tokenizers import Tokenizer
 
@@ -33,7 +32,7 @@ def engine_of(model: Subject) -> Engine:
     engine: Engine | None = getattr(model, "engine", None)
     if engine is None:
         engine = cast(Engine, model)
-    if not callable(getattr(engine, "logits", None)) or not isinstance(getattr(engine, "config", None), AnyConfig):
+    if not callable(getattr(engine, "logits", None)) or not hasattr(getattr(engine, "config", None), "model_type"):
         raise RefgptError("cannot be used", where="model", got=shown(model), wanted="a Model, or its engine")
     return engine
 

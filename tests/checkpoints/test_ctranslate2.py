@@ -2,7 +2,6 @@
 
 import json
 import struct
-import time
 
 import numpy as np
 import pytest
@@ -312,9 +311,7 @@ def test_opening_6b_parameters_costs_nothing(tmp_path, quick, small):
             file.seek(n_out * n_in, 1)
         file.write(bytes(4))
     with quick():
-        start = time.monotonic()
         checkpoint = open_checkpoint(tmp_path)
-        assert time.monotonic() - start < 5
     with small():
         open_checkpoint(tmp_path)
     assert checkpoint.config == config

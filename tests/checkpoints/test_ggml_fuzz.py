@@ -238,7 +238,7 @@ def test_a_long_file_of_tiny_tokens():
     assert opens_properly(HEADER + struct.pack("<QQ", 1 << 20, 0), 1 << 29) is not None
 
 
-def test_the_largest_vocabulary_that_is_read_takes_no_second():
+def test_the_largest_vocabulary_that_is_read_takes_little_work():
     """Tokens and merges as many as are allowed: slower than any model's, and still quick."""
     strings = [b"%d" % i for i in range(gguf_file.MOST_STRINGS // 2)]
     raw = gguf_bytes({"a": strings, "b": strings}, {})

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import struct
-import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -283,9 +282,7 @@ def test_opening_6b_parameters_costs_nothing(tmp_path, quick, small):
             write_holes(tmp_path / STEP / f"shard_{k}" / f"{j}.npz", piece)
     (tmp_path / "params.json").write_text(json.dumps(params_json(ModelConfig())))
     with quick():
-        start = time.monotonic()
         checkpoint = open_checkpoint(tmp_path)
-        assert time.monotonic() - start < 5
     with small():
         open_checkpoint(tmp_path)
     assert checkpoint.config == ModelConfig() and len(checkpoint.tensors) == 8 * 287

@@ -1,7 +1,6 @@
 import json
 import shutil
 import struct
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -378,9 +377,7 @@ def test_opening_6b_parameters_costs_nothing(tmp_path, quick, small):
         file.truncate(8 + len(text) + end)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gptj"}))
     with quick():
-        start_time = time.monotonic()
         checkpoint = open_checkpoint(tmp_path)
-        assert time.monotonic() - start_time < 5  # on a machine that may be busy
     with small():
         open_checkpoint(tmp_path)
     assert checkpoint.config == ModelConfig() and len(checkpoint.tensors) == 285

@@ -8,6 +8,7 @@ from refgpt._common.errors import CheckpointError
 from refgpt.checkpoints.files import safetensors_file
 from refgpt.numbers.dtypes import BFLOAT16
 from tests.helpers import writers
+from tests.helpers.work import little_work
 
 MIXED = {
     "f32": np.arange(6, dtype="<f4").reshape(2, 3),
@@ -138,10 +139,10 @@ def test_order_in_the_header_is_free(tmp_path):
     assert got["early"].tolist() == [0, 1] and got["late"].tolist() == [2] and got["nothing"].size == 0
 
 
-def test_the_largest_header_takes_less_than_a_second(tmp_path, quick):
+def test_the_largest_header_takes_little_more_than_its_json(tmp_path):
     header = ("{" + ",".join(f'"{i:06}":{{}}' for i in range(safetensors_file.LARGEST_HEADER // 12)) + "}").encode()
     path = raw_file(tmp_path / "x.safetensors", None, header=header)
-    with quick(), pytest.raises(CheckpointError, match="tensor '000000'"):
+    with little_work(lambda: json.loads(header), times=10), pytest.raises(CheckpointError, match="tensor '000000'"):
         safetensors_file.read(path)
 
 

@@ -22,13 +22,14 @@ from tests.helpers import mesh_writer
 from tests.helpers.ggml_writers import PARAMS, QUANTISED, decoded, ggml_bytes
 from tests.helpers.model_files import write_model, write_tokenizer
 from tests.helpers.tiny import random_params, tiny_config
+from tests.helpers.work import HANGS
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 
 
 def refgpt_convert(*arguments):
     command = [sys.executable, "-m", "refgpt", "convert", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
 
 
 def through(source, out, to, dtype=None):

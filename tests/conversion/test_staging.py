@@ -90,13 +90,13 @@ def test_room_on_the_disk_is_asked_for_first(tmp_path, monkeypatch):
 
 
 PROCESS = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from refgpt.conversion.staging import staged
 with staged(Path(sys.argv[1]), 10) as directory:
     (directory / "half").write_text("1")
     print("ready", flush=True)
-    time.sleep(60)
+    signal.pause()
 """
 
 

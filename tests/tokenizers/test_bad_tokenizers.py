@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import time
 import tracemalloc
 
 import pytest
@@ -17,14 +16,13 @@ from refgpt._common.errors import RefgptError, TokenizerError
 from refgpt._common.small_files import parse_json
 from refgpt.tokenizers import files, find_tokenizer, load_tokenizer
 from tests.helpers.small_tokenizers import SENTENCES, write_json, write_pair
+from tests.helpers.work import little_work
 
 
 def refused(path, words):
-    """Loading fails within a second, with these words, naming a file of ``path``."""
-    start = time.perf_counter()
-    with pytest.raises(TokenizerError, match=words) as caught:
+    """Loading fails with little work and these words, naming a file of ``path``."""
+    with little_work(), pytest.raises(TokenizerError, match=words) as caught:
         load_tokenizer(path)
-    assert time.perf_counter() - start < 1
     directory = path if path.is_dir() else path.parent
     assert str(directory) in str(caught.value)
     return caught.value
@@ -345,7 +343,7 @@ def spoil(data: bytes, seed: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", TOKENIZER_FILES)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=1000)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32))
 def test_fuzzed_files_load_or_are_refused(name, seed, directory):
     path = directory(name) / name
@@ -365,7 +363,7 @@ json_values = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=1000)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data(), value=json_values)
 def test_any_json_in_any_place_loads_or_is_refused(data, value, trained, tmp_path):
     spoilt = json.loads(json.dumps(trained))
