@@ -1,6 +1,6 @@
 """What 8 and 4 bits a weight cost the default model on texts that it has not read.
 
-    PYTHONPATH=tests python -m benchmarks.accuracy TEXT...
+    python -m benchmarks.accuracy TEXT...
 
 For every way of keeping the weights: by how much the perplexity rises over float32's, the mean divergence (KL, in nats)
 of the next-token distribution from float32's, and the rms error of the matrices beside that of ggml's format. The rows

@@ -1,6 +1,7 @@
 """What is measured: for every op of the table, calls at the shapes that GPT-J-6B has.
 
-``CASES[op]`` maps names of shapes to functions that prepare the work. A test compares its keys with the table.
+``CASES[op]`` maps names of shapes to functions that prepare the work; in quick mode the shapes are smaller than their
+names say. A test compares its keys with the table.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.quick import sized
 from refgpt import kernels
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import widen
 from refgpt.numbers.panels import Panels
 from refgpt.runtime.rotation import rotary_tables
 
-D_MODEL, D_FF, N_HEAD, D_HEAD, D_ROTARY, N_VOCAB, N_CTX = 4096, 16384, 16, 256, 64, 50400, 2048
-N_PREFILL = 512  # rows of a prompt that go through the model together
+D_MODEL, D_FF, N_HEAD, D_HEAD, D_ROTARY, N_VOCAB, N_CTX = sized(
+    (4096, 16384, 16, 256, 64, 50400, 2048), (64, 256, 2, 32, 16, 512, 64)
+)
+N_PREFILL = sized(512, 16)  # rows of a prompt that go through the model together
 #: What is streamed from memory is spread over so many bytes that no cache holds it from one call to the next.
-BEYOND_CACHES = 512 << 20
+BEYOND_CACHES = sized(512 << 20, 1 << 20)
 
 Call = Callable[[], Any]
 

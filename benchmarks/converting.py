@@ -23,8 +23,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks.peers.checkpoint import gptj_config, write_checkpoint
+from benchmarks.quick import QUICK, rounds
 
-N_PROMPT, ROUNDS = 16, 3
+N_PROMPT, ROUNDS = 16, rounds(3)
 MOST_FOR_CONVERTING, MOST_BESIDE, MOST_SECONDS = 2e9, 200e6, 2.0
 
 CONVERT = """
@@ -129,7 +130,7 @@ def main() -> int:
         print("| " + " | ".join(str(row.get(key, "")) for key in keys) + " |")
     faults = [fault for some in broken for fault in some]
     print("\n".join(faults), file=sys.stderr)
-    return 1 if faults else 0
+    return 1 if faults and not QUICK else 0
 
 
 if __name__ == "__main__":

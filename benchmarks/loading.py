@@ -1,7 +1,7 @@
 """Checkpoints of random weights in GPT-J-6B's shape, in the forms in which they are published, and loading them.
 
-    PYTHONPATH=tests python -m benchmarks.loading write mesh DIRECTORY
-    PYTHONPATH=tests python -m benchmarks.loading write torch DIRECTORY
+    python -m benchmarks.loading write mesh DIRECTORY
+    python -m benchmarks.loading write torch DIRECTORY
     python -m benchmarks.loading load DIRECTORY/random.tar.zst --dtype f16
     python -m benchmarks.loading load DIRECTORY --dtype f16
 
@@ -32,16 +32,17 @@ from benchmarks.peers.checkpoint import config_json, gptj_config, pieces, stored
 from refgpt import ModelConfig
 from refgpt.spec.gptj import leaf_shapes
 
-D_MODEL, D_FF, N_VOCAB = 4096, 16384, 50400
+SHAPE = gptj_config(28)
+D_MODEL, D_FF, N_VOCAB = SHAPE.d_model, SHAPE.d_ff, SHAPE.n_vocab
 PARAMS_JSON = {
     "layers": 28,
     "d_model": D_MODEL,
-    "n_heads": 16,
+    "n_heads": SHAPE.n_head,
     "n_vocab": N_VOCAB,
-    "seq": 2048,
+    "seq": SHAPE.n_ctx,
     "norm": "layernorm",
     "pe": "rotary",
-    "pe_rotary_dims": 64,
+    "pe_rotary_dims": SHAPE.d_rotary,
 }
 N_PIECES = 16
 CHUNK = 1 << 22  # numbers written in one go

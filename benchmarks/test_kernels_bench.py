@@ -10,17 +10,18 @@ import pytest
 from cases import CASES, Call, row_sum
 
 from benchmarks.peers.processors import build_peak, peaks
+from benchmarks.quick import rounds, sized
 from refgpt.kernels import active, check_threads, list_kernels
 
 # OpenBLAS's threads keep their processors busy for some time after a product; the next call wants these.
-PAUSE = 0.1
+PAUSE = sized(0.1, 0.0)
 
 
 @pytest.fixture(scope="session")
 def peak(tmp_path_factory) -> dict[str, float]:
     """What this machine's multipliers can do at best, in three tries; empty without a compiler."""
-    program = build_peak(tmp_path_factory.mktemp("peak"))
-    tries = [peaks(program, check_threads(None)) for _ in range(3)]
+    program = build_peak(tmp_path_factory.mktemp("peak"), "native")
+    tries = [peaks(program, check_threads(None)) for _ in range(rounds(3))]
     return {kind: max(one[kind] for one in tries) for kind in tries[0]}
 
 
@@ -47,8 +48,8 @@ def test_kernel(benchmark, peak, op, shape):
             time.sleep(PAUSE)
         return (next(work.calls),), {}
 
-    rounds = 5 if work.arithmetic else 15
-    benchmark.pedantic(lambda call: call(), setup=set_up, rounds=rounds, warmup_rounds=1)
+    n_rounds = rounds(5 if work.arithmetic else 15)
+    benchmark.pedantic(lambda call: call(), setup=set_up, rounds=n_rounds, warmup_rounds=1)
     seconds, other = median(benchmark.stats.stats.data), median(beside[1:])
     figures = {"op": op, "isa": active(op).isa, "shape": shape, "milliseconds": seconds * 1e3}
     figures |= {"operations": work.n_ops, "bytes": work.n_bytes, "seconds": seconds}

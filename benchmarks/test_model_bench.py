@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import refgpt
+from benchmarks.quick import QUICK, WIDTHS, rounds, sized
 from refgpt import ModelConfig
 from refgpt.spec.gptj import Params, leaf_shapes
 from tests.helpers.writers import config_json, state_dict, write_safetensors, write_torch
 
-N_NEW, N_PROMPT = 64, 256
+N_NEW, N_PROMPT = sized((64, 256), (4, 24))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def record(benchmark, what: str, n_tokens: int) -> None:
 
 def test_prefill(benchmark, model, prompt):
     session = model.engine.session(1, N_PROMPT)
-    benchmark.pedantic(session.prefill, (0, prompt), rounds=20, warmup_rounds=2)
+    benchmark.pedantic(session.prefill, (0, prompt), rounds=rounds(20), warmup_rounds=2)
     record(benchmark, f"prompt of {N_PROMPT} tokens", N_PROMPT)
 
 
@@ -52,21 +53,21 @@ def test_decode(benchmark, model, prompt, n_seqs):
         for _ in range(N_NEW):
             session.decode(seqs, tokens)
 
-    benchmark.pedantic(write, setup=start, rounds=10, warmup_rounds=1)
+    benchmark.pedantic(write, setup=start, rounds=rounds(10), warmup_rounds=1)
     record(benchmark, f"{N_NEW} tokens for {n_seqs} at once", N_NEW * n_seqs)
 
 
 def test_generate(benchmark, model, prompt):
     """The whole way: sampling, stop conditions and text included."""
     generate = {"max_new_tokens": N_NEW, "temperature": 0.8, "top_k": 40, "seed": 1, "ignore_eos": True}
-    benchmark.pedantic(model.generate, (prompt[:16],), generate, rounds=10, warmup_rounds=1)
+    benchmark.pedantic(model.generate, (prompt[:16],), generate, rounds=rounds(10), warmup_rounds=1)
     record(benchmark, f"generate: {N_NEW} tokens, sampled", N_NEW)
 
 
 # ---- memory at load --------------------------------------------------------------------------------------------------
 
 # 0.6 billion parameters, 1.2 GB in float16.
-CONFIG = ModelConfig(n_layer=8, d_model=2048, d_ff=8192, n_head=16, d_rotary=64)
+CONFIG = ModelConfig(**{"n_layer": 8, "d_model": 2048, "d_ff": 8192, "n_head": 16, "d_rotary": 64, **WIDTHS})
 
 LOAD = """
 import sys
@@ -105,4 +106,4 @@ def test_memory_at_load(benchmark, large, form):
     assert run.returncode == 0, run.stderr
     peak, weights = int(run.stdout), 2 * CONFIG.n_params
     benchmark.extra_info.update({"what": f"load 1.2 GB, {form}", "weights MB": weights / 1e6, "peak MB": peak / 1e6})
-    assert peak <= 1.15 * weights + 300e6
+    assert QUICK or peak <= 1.15 * weights + 300e6

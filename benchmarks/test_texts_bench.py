@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import refgpt
+from benchmarks.quick import WIDTHS, rounds, sized
 from refgpt import ModelConfig
 from refgpt.generation.loop import generate
 from refgpt.generation.params import GenerationParams
@@ -19,8 +20,9 @@ from refgpt.runtime import Runtime
 from refgpt.spec.gptj import Params, leaf_shapes
 
 # GPT-J-6B's width and two of its blocks: enough to be bound by what bounds the whole.
-WIDE = ModelConfig(n_layer=2)
-ROUNDS = 5
+WIDE = ModelConfig(n_layer=2, **WIDTHS)
+ROUNDS = rounds(5)
+N_FAR, N_SHORT, N_LONG = sized((1900, 512, 2000), (90, 20, 100))  # tokens
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +65,8 @@ def test_long_contexts(benchmark, wide):
     """A step after 1900 tokens beside a step after 32, and a prompt of 2000 beside one of 512."""
     near, far = wide.session(1, 64), wide.session(1, 2048)
     near.prefill(0, list(range(1, 33)))
-    far.prefill(0, list(range(1, 1901)))
-    prompts = {n: wide.session(1, n) for n in (512, 2000)}
+    far.prefill(0, list(range(1, N_FAR + 1)))
+    prompts = {n: wide.session(1, n) for n in (N_SHORT, N_LONG)}
 
     def prompt_rate(n: int) -> float:
         start = time.perf_counter()
@@ -72,8 +74,8 @@ def test_long_contexts(benchmark, wide):
         return n / (time.perf_counter() - start)
 
     def once() -> tuple[float, float]:
-        steps = rate_of(near, [0], 8, 32) / rate_of(far, [0], 8, 1900)
-        return steps, prompt_rate(2000) / prompt_rate(512)
+        steps = rate_of(near, [0], 8, 32) / rate_of(far, [0], 8, N_FAR)
+        return steps, prompt_rate(N_LONG) / prompt_rate(N_SHORT)
 
     once()
     rounds = benchmark.pedantic(lambda: [once() for _ in range(ROUNDS)], rounds=1)
@@ -102,7 +104,7 @@ def test_guessing(benchmark, wide, size, kind):
         prompt, settings = rng.integers(2, 4000, 8).tolist() * 4, {"temperature": 0.0}
     else:  # so hot that every token is as likely as another
         prompt, settings = rng.permutation(4000)[:64].tolist(), {"temperature": 1e6, "seed": 1}
-    settings |= {"max_new_tokens": 64, "ignore_eos": True}
+    settings |= {"max_new_tokens": sized(64, 12), "ignore_eos": True}
 
     def timed(n: int) -> float:
         start = time.perf_counter()

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.quick import WIDTHS
 from refgpt import ModelConfig
 from refgpt.checkpoints.families.gptj import BODY, tensor_name
 from refgpt.spec.gptj import leaf_shapes
@@ -27,8 +28,8 @@ PIECE = 1 << 22  # numbers made at a time
 
 
 def gptj_config(n_layer: int) -> ModelConfig:
-    """GPT-J-6B's shape in all but depth."""
-    return ModelConfig(n_layer=n_layer)
+    """GPT-J-6B's shape in all but depth, and in quick mode width."""
+    return ModelConfig(n_layer=n_layer, **WIDTHS)
 
 
 def config_json(config: ModelConfig) -> dict[str, object]:

@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
 from benchmarks.peers.isa import ISAS
+from benchmarks.quick import QUICK
 
 ROOT = Path(__file__).resolve().parents[2]
 STAMP = "installed.json"  # what is installed, and for which instruction set
@@ -30,8 +32,8 @@ WANTED_FLAGS = ("AVX2", "FMA", "F16C")
 
 
 def python_of(work: Path) -> Path:
-    """The environment's interpreter."""
-    return work / "venv" / "bin" / "python"
+    """The environment's interpreter; in quick mode, which installs nothing, this one."""
+    return Path(sys.executable) if QUICK else work / "venv" / "bin" / "python"
 
 
 def requirements() -> list[str]:

@@ -21,11 +21,12 @@ from typing import Any
 from benchmarks.peers.lineup import Engine, Group
 from benchmarks.peers.processors import CpuTimes, shares
 from benchmarks.peers.questions import N_REFERENCE, QUIET, figures
+from benchmarks.quick import sized
 
 ROOT = Path(__file__).resolve().parents[2]
 LOAD_SECONDS, ANSWER_SECONDS, END_SECONDS = 600, 300, 10
 #: OpenMP's threads look for work for some milliseconds before they sleep; other runtimes' for up to 200.
-PAUSE = 0.3
+PAUSE = sized(0.3, 0.01)
 #: A measurement waits, for a while, until the machine is quiet. If strangers come back meanwhile it is made again, and
 #: of all tries the one that was disturbed least is told.
 TRIES = 3

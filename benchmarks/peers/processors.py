@@ -14,9 +14,10 @@ from statistics import median
 import numpy as np
 
 from benchmarks.peers.isa import ISAS
+from benchmarks.quick import sized
 
 ISA_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimd", "i8mm")
-READ_BYTES, READS = 512 << 20, 5
+READ_BYTES, READS = sized((512 << 20, 5), (1 << 20, 1))
 
 
 @dataclass(frozen=True)
