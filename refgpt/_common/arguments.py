@@ -65,6 +65,12 @@ def flag(name: str, value: Any, error: type[RefgptError]) -> bool:
     return bool(value)
 
 
+def function_of(name: str, value: Any, error: type[RefgptError]) -> None:
+    """Refuse, with ``name`` as the error's ``where``, what cannot be called."""
+    if not callable(value):
+        raise error("cannot be used", where=name, got=shown(value), wanted="a function")
+
+
 def instance_of(name: str, value: Any, kind: type, error: type[RefgptError]) -> None:
     """Refuse, with ``name`` as the error's ``where``, what is no ``kind``."""
     if not isinstance(value, kind):

@@ -25,7 +25,7 @@ from refgpt.tokenizers import Tokenizer
 from refgpt.tracing.memory import check_fits
 from refgpt.tracing.places import Indices, find_indices
 from refgpt.tracing.recording import record
-from refgpt.tracing.subjects import HasEngine
+from refgpt.tracing.subjects import HasEngine, engine_of
 
 PARTS = ("mlp_post", "mlp_pre")
 #: The longest piece of a line that is encoded by itself.
@@ -112,7 +112,8 @@ def top_activations(
     DataError
         If the file cannot be read, or there is no text in it.
     """
-    config, tokenizer = model.engine.config, model.tokenizer
+    engine = engine_of(model)
+    config, tokenizer = engine.config, getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise GenerationError(
             "there is no tokenizer to make ids of a text",
@@ -128,7 +129,7 @@ def top_activations(
     chosen = np.arange(config.d_ff) if chosen is None else chosen
     k = whole_number("k", k, 1, None, GenerationError)
     progress = flag("progress", progress, GenerationError)
-    if not isinstance(text, (str, os.PathLike, Iterable)):
+    if not isinstance(text, (str, os.PathLike, Iterable)) or (isinstance(text, np.ndarray) and not text.ndim):
         raise DataError("is no text", where="text", got=shown(text), wanted="a path, or pieces of text")
     best = _Best(len(chosen), k, window)
 
@@ -136,7 +137,7 @@ def top_activations(
     size, unit, pieces = _opened(text)
     with counted(progress, size, unit, "reading") as done:
         for ids in _windows(pieces(done), tokenizer, window):
-            rows = record(model.engine, [*start, *ids], names=name)[name][len(start) :, chosen]  # [t, n]
+            rows = record(engine, [*start, *ids], names=name)[name][len(start) :, chosen]  # [t, n]
             best.take(rows, np.array(ids), n_tokens)
             n_tokens += len(ids)
     if not n_tokens:

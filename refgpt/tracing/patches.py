@@ -15,7 +15,7 @@ from refgpt._common.arguments import collected, whole_number
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
 from refgpt.spec import tap_axes, tap_names, tap_shapes
-from refgpt.spec.config import AnyConfig
+from refgpt.spec.config import LARGEST, AnyConfig
 from refgpt.tracing.places import Indices, Names, find_indices, find_names, row_axis
 
 Change = Callable[[np.ndarray], np.ndarray]
@@ -141,12 +141,14 @@ def zero_ablation(
 
 def zero_heads(layer: int, heads: Indices) -> dict[str, Patch]:
     """Knock heads out: patches that put 0 in the place of what they read ("z"), so that they write nothing."""
-    return zero_ablation(f"blocks.{whole_number('layer', layer, 0, None, RefgptError)}.z", heads=heads)
+    return zero_ablation(f"blocks.{whole_number('layer', layer, 0, LARGEST['n_layer'], RefgptError)}.z", heads=heads)
 
 
 def zero_neurons(layer: int, neurons: Indices) -> dict[str, Patch]:
     """Knock neurons out: patches that put 0 in the place of what they pass on ("mlp_post")."""
-    return zero_ablation(f"blocks.{whole_number('layer', layer, 0, None, RefgptError)}.mlp_post", neurons=neurons)
+    return zero_ablation(
+        f"blocks.{whole_number('layer', layer, 0, LARGEST['n_layer'], RefgptError)}.mlp_post", neurons=neurons
+    )
 
 
 def patch_from(

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from refgpt._common.arguments import function_of
+from refgpt._common.errors import RefgptError
 from refgpt.spec import tap_names
 from refgpt.tracing.memory import check_trace_fits
 from refgpt.tracing.patches import BoundPatches, Patches, bind_patches
@@ -95,6 +97,7 @@ def visit(
     """
     engine, tokens = engine_of(model), ids_of(model, ids, prefix_len)
     wanted = find_names(names, tap_names(engine.config))
+    function_of("look", look, RefgptError)
     tap = _Visit(wanted, look, bind_patches(patch, engine.config, len(tokens)))
     if wanted:
         with suppress(_Enough):

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from refgpt._common.arguments import flag, whole_number
+from refgpt._common.arguments import flag, function_of, instance_of, whole_number
 from refgpt._common.errors import RefgptError
 from refgpt._common.progress import counted
 from refgpt.numbers.tree import ParamTree
@@ -24,7 +24,7 @@ from refgpt.spec.bounds import tap_bound
 from refgpt.spec.ids import check_prefix
 from refgpt.tracing.memory import check_fits, dtype_of, trace_bytes
 from refgpt.tracing.recording import record
-from refgpt.tracing.subjects import ids_of
+from refgpt.tracing.subjects import engine_of, ids_of
 
 #: Float64 copies held at once: of the largest activation for its bound, of the largest matrix for a product with it.
 COPIES_OF_ACTIVATION, COPIES_OF_MATRIX = 16, 3
@@ -116,7 +116,7 @@ def verify_bytes(engine: Engine, n: int) -> int:
     The engine's activations are all kept. One activation at a time is held in float64 with its bound and what that is
     computed from; so is one matrix of the weights.
     """
-    n = whole_number("n", n, 1, None, RefgptError)
+    engine, n = engine_of(engine), whole_number("n", n, 1, None, RefgptError)
     kept = trace_bytes(engine.config, n, tap_names(engine.config), itemsize=dtype_of(engine).itemsize)
     largest = max(prod(shape) for shape in tap_shapes(engine.config, n).values())
     matrix = max(prod(shape) for shape in leaf_shapes(engine.config).values())
@@ -161,6 +161,9 @@ def verify(
     tokens = ids_of(engine, ids, prefix_len)
     prefix_len = check_prefix(prefix_len, len(tokens))
     progress = flag("progress", progress, RefgptError)
+    instance_of("params", params, Params, RefgptError)
+    if on_tap is not None:
+        function_of("on_tap", on_tap, RefgptError)
     config = engine.config
     check_fits(
         verify_bytes(engine, len(tokens)),
