@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refgpt._common.arguments import flag
 from refgpt._common.errors import RefgptError
+from refgpt._common.wording import listed, shown
 from refgpt.plotting.canvas import MOST_INCHES, Room, cells, heat, library, new_or_given, up_from_zero, whole_ticks
-from refgpt.plotting.checks import numbers
+from refgpt.plotting.checks import numbers, positive
 from refgpt.plotting.labels import all_fit, label_columns, label_rows, labels_or_numbers, text_width, widest
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ def attention_map(
         If shapes do not match, or matplotlib is not installed.
     """
     pattern = numbers("pattern", pattern, "query, key")
+    bar, vmax = flag("bar", bar, RefgptError), positive("vmax", vmax)
     keys, rows = _labels(pattern.shape, tokens, queries)
     n = max(pattern.shape)
     cell = Room(*[18 if n <= 16 else 11 if n <= 40 else 8.5] * 2)
@@ -111,7 +114,8 @@ def attention_grid(
     new = axes is None
     table = _new_axes(n_layer, n_head, n_queries, n_keys) if new else np.asarray(axes, object)
     places = _places(table, n_layer, n_head, new)
-    vmax = up_from_zero(stack)["vmax"] if vmax is None else vmax
+    vmax = up_from_zero(stack)["vmax"] if vmax is None else positive("vmax", vmax)
+    bar = flag("bar", bar, RefgptError)
     for (layer, head), ax in np.ndenumerate(places):
         ax, room = cells(new_or_given(ax), n_keys, n_queries, Room(1, 1), bar=False, square=True)
         image = _draw(ax, stack[layer, head], vmax, None, cmap)
@@ -140,15 +144,20 @@ def _labels(shape: tuple[int, ...], tokens: Labels, queries: Labels) -> tuple[li
 def _stack(patterns: Any) -> tuple[list[str], np.ndarray]:
     """Names of layers ("" for an array of one) and patterns [layer, h, t, s]."""
     if not isinstance(patterns, Mapping):
-        three = np.ndim(patterns) == 3
+        try:
+            three = np.ndim(patterns) == 3
+        except ValueError:  # ragged, which the next line says
+            three = False
         array = numbers("patterns", patterns, "head, query, key" if three else "layer, head, query, key")
         return ([""], array[None]) if three else (list(map(str, range(len(array)))), array)
-    found = {name: numbers(name, x, "head, query, key") for name, x in patterns.items() if name.endswith(".pattern")}
+    found = {
+        name: numbers(name, x, "head, query, key") for name, x in patterns.items() if str(name).endswith(".pattern")
+    }
     if not found:
         raise RefgptError(
             "there is no pattern in it",
             where="patterns",
-            got=", ".join(patterns) or "nothing",
+            got=listed(map(shown, patterns)) or "nothing",
             fix="record(model, ids, names='blocks.*.pattern') gives them",
         )
     if len({x.shape for x in found.values()}) > 1:

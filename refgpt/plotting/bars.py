@@ -9,7 +9,7 @@ import numpy as np
 from refgpt._common.arguments import one_of, whole_number
 from refgpt._common.errors import RefgptError
 from refgpt.plotting.canvas import COLOURS, GREY, extent, new_or_given
-from refgpt.plotting.checks import instance
+from refgpt.plotting.checks import instance, tokenizer_or_none
 from refgpt.plotting.labels import LARGEST, label_columns, token_labels
 from refgpt.tokenizers import Tokenizer
 from refgpt.tracing import Attribution
@@ -55,6 +55,7 @@ def attribution_bars(
     """
     instance("attribution", attribution, Attribution, "logit_attribution")
     one_of("by", by, ("head", "layer"), RefgptError)
+    tokenizer = tokenizer_or_none(tokenizer)
     named = whole_number("named", named, 0, None, RefgptError)
     heads = attribution.heads if by == "head" else attribution.heads.sum(axis=1, keepdims=True)  # [layer, bars]
     n_layer, n_bars = heads.shape

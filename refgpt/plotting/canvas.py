@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refgpt._common.arguments import flag
 from refgpt._common.errors import RefgptError
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def cells(
     left, below : float
         Points for the labels of the rows and of the columns.
     """
+    bar = flag("bar", bar, RefgptError)
     beside = left + (BAR_POINTS if bar else 15)
     if ax is None:
         width = min(n_x * cell.width, MOST_INCHES * POINTS - beside)

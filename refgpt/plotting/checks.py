@@ -10,6 +10,7 @@ import numpy as np
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
 
+MOST = 1e300  # beyond it matplotlib's own arithmetic overflows
 LABELS = "refgpt.plotting.token_labels(tokenizer, ids) makes them of the same ids"
 
 
@@ -31,13 +32,41 @@ def numbers(name: str, value: Any, axes: str) -> np.ndarray:
     wanted = f"numbers [{axes}]"
     try:
         array = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RefgptError("is no array of numbers", where=name, got=type(value).__name__, wanted=wanted) from None
     if array.ndim != len(axes.split(", ")) or not array.size:
         raise RefgptError(
             "has other axes than can be drawn", where=name, got=f"an array {list(array.shape)}", wanted=wanted
         )
     return array
+
+
+def positive(name: str, value: Any) -> float | None:
+    """A finite number above 0, or None.
+
+    Raises
+    ------
+    RefgptError
+    """
+    if value is None:
+        return None
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and 0 < value < MOST:
+        return float(value)
+    raise RefgptError("cannot be used", where=name, got=shown(value), wanted="a number above 0, or None")
+
+
+def tokenizer_or_none(value: Any) -> Any:
+    """A tokenizer, by what pictures ask of one, or None; anything else is refused."""
+    if value is not None and not all(callable(getattr(value, ask, None)) for ask in ("has", "token_bytes")):
+        raise RefgptError("is no tokenizer", where="tokenizer", got=shown(value), wanted="model.tokenizer, or None")
+    return value
+
+
+def title(name: str, value: Any) -> str:
+    """A text to be shown; anything else is refused."""
+    if not isinstance(value, str):
+        raise RefgptError("cannot be used", where=name, got=shown(value), wanted="a text")
+    return value
 
 
 def instance(name: str, value: Any, kind: type, maker: str) -> None:

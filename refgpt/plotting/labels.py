@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refgpt._common.arguments import collected, whole_number
+from refgpt._common.errors import RefgptError
 from refgpt._common.wording import VISIBLE_BLANKS
 from refgpt.plotting.canvas import Room, ink, library
-from refgpt.plotting.checks import texts
+from refgpt.plotting.checks import texts, tokenizer_or_none
 from refgpt.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -51,8 +53,16 @@ def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
     Returns
     -------
     list of str
+
+    Raises
+    ------
+    RefgptError
+        If ``ids`` are no whole numbers, or ``tokenizer`` is none.
     """
-    return [_label(tokenizer, int(i)) for i in ids]
+    if tokenizer_or_none(tokenizer) is None:
+        raise RefgptError("is no tokenizer", where="tokenizer", got=None, wanted="model.tokenizer")
+    several = collected("ids", ids, "a list of ids", RefgptError)
+    return [_label(tokenizer, whole_number("ids", i, 0, None, RefgptError)) for i in several]
 
 
 def _label(tokenizer: Tokenizer, token_id: int) -> str:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refgpt._common.arguments import collected
 from refgpt._common.errors import RefgptError
+from refgpt._common.wording import shown
 from refgpt.plotting.canvas import COLOURS, GREY, POINTS, STYLES, depth_names, extent, new_or_given, whole_ticks
-from refgpt.plotting.checks import numbers, texts
+from refgpt.plotting.checks import numbers, texts, title
 from refgpt.plotting.errors import ERRORS, error_table
 from refgpt.plotting.labels import label_columns, readable, widest
 from refgpt.tracing import Comparison
@@ -51,7 +53,10 @@ def error_lines(
         If a part was not compared, or matplotlib is not installed.
     """
     several = comparisons if isinstance(comparisons, Mapping) else {"": comparisons}
-    parts = [parts] if isinstance(parts, str) else list(parts)
+    wanted = "parts of names, as 'resid_post'"
+    parts = [parts] if isinstance(parts, str) else collected("parts", parts, wanted, RefgptError)
+    if other := [part for part in parts if not isinstance(part, str)]:
+        raise RefgptError("is no name", where="parts", got=shown(other[0]), wanted=wanted)
     if not several or not parts:
         raise RefgptError("leaves nothing to draw", where="parts" if several else "comparisons", got="none")
     tables = {label: error_table(label or "comparisons", one, measure) for label, one in several.items()}
@@ -61,7 +66,7 @@ def error_lines(
                 raise RefgptError(
                     "was not compared",
                     where=", ".join(filter(None, [label, "parts"])),
-                    got=repr(part),
+                    got=shown(part),
                     wanted=f"of {', '.join(known)}",
                 )
     ax = new_or_given(ax)
@@ -145,7 +150,7 @@ def token_lines(
     RefgptError
         If shapes do not match, or matplotlib is not installed.
     """
-    several = values if isinstance(values, Mapping) else {"": values}
+    several, label = values if isinstance(values, Mapping) else {"": values}, title("label", label)
     rows = {name: numbers(name or "values", row, "position") for name, row in several.items()}
     if len({len(row) for row in rows.values()}) != 1:
         got = ", ".join(f"{name}: {len(row)}" for name, row in rows.items()) or "none"

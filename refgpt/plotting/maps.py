@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refgpt._common.arguments import flag
 from refgpt._common.errors import RefgptError
 from refgpt.generation.sampling import log_softmax
 from refgpt.plotting.canvas import DIVERGING, Room, about_zero, cells, depth_names, heat, ink, up_from_zero
-from refgpt.plotting.checks import as_many, instance, numbers
+from refgpt.plotting.checks import as_many, instance, numbers, title, tokenizer_or_none
 from refgpt.plotting.errors import ERRORS, error_table
 from refgpt.plotting.labels import label_columns, label_rows, labels_or_numbers, token_labels, widest, write_cells
 from refgpt.tokenizers import Tokenizer
@@ -56,10 +57,10 @@ def head_map(
     RefgptError
         If the numbers have other axes, or matplotlib is not installed.
     """
-    scores = numbers("scores", scores, "layer, head")
+    scores, label = numbers("scores", scores, "layer, head"), title("label", label)
     n_layer, n_head = scores.shape
     ax, room = cells(ax, n_head, n_layer, Room(30, 22), bar=bar)
-    signed = bool((scores < 0).any()) if signed is None else signed
+    signed = bool((scores < 0).any()) if signed is None else flag("signed", signed, RefgptError)
     limits, usual = (about_zero(scores), DIVERGING) if signed else (up_from_zero(scores), None)
     image = heat(ax, scores, upwards=True, bar=label if bar else None, cmap=cmap or usual, limits=limits)
     write_cells(ax, image, scores, [[_brief(x) for x in row] for row in scores], room)
@@ -110,7 +111,11 @@ def lens_map(
     RefgptError
         If shapes do not match, or matplotlib is not installed.
     """
-    shape = np.shape(lens)
+    tokenizer, down = tokenizer_or_none(tokenizer), flag("down", down, RefgptError)
+    try:
+        shape = np.shape(lens)
+    except ValueError:  # ragged
+        shape = ()
     if len(shape) != 3 or not np.size(lens):
         raise RefgptError(
             "has other axes than can be drawn",
