@@ -7,7 +7,7 @@ import pytest
 
 from refgpt import ModelConfig, cli
 from refgpt._common import memory
-from refgpt.cli import inspecting
+from refgpt.cli import info as info_command
 from tests.helpers import ctranslate2_writer, ggml_writers, mesh_writer
 from tests.helpers.model_files import write_model, write_tokenizer
 from tests.helpers.tiny import random_params
@@ -80,8 +80,8 @@ def test_why_the_published_count_differs(tmp_path, info, monkeypatch):
     config = mesh_writer.CONFIG
     write_model(tmp_path, config, random_params(config, 1))
     assert info(tmp_path)[0]["parameters"] == f"{config.n_params:,}"
-    assert ModelConfig().n_params in inspecting.PUBLISHED
-    monkeypatch.setitem(inspecting.PUBLISHED, config.n_params, inspecting.PUBLISHED[ModelConfig().n_params])
+    assert ModelConfig().n_params in info_command.PUBLISHED
+    monkeypatch.setitem(info_command.PUBLISHED, config.n_params, info_command.PUBLISHED[ModelConfig().n_params])
     assert info(tmp_path)[0]["parameters"].startswith(f"{config.n_params:,} (published as 6,053,381,344: ")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from refgpt import __version__
 from refgpt._common.errors import RefgptError
-from refgpt.cli import benching, classifying, converting, evaluating, generating, inspecting, reporting
+from refgpt.cli import bench, classify, convert, generate, info, inspect, raft
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,6 +75,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="refgpt", description="Run and inspect GPT-J models on the CPU.")
     parser.add_argument("--version", action="version", version=f"refgpt {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (generating, classifying, evaluating, converting, inspecting, reporting, benching):
+    for group in (generate, classify, raft, convert, info, inspect, bench):
         group.add_commands(commands)
     return parser

@@ -85,7 +85,7 @@ def test_a_page_that_is_cut_short_takes_no_name(run, path, tmp_path, monkeypatch
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("refgpt.cli.reporting.build_report", interrupted)
+    monkeypatch.setattr("refgpt.cli.inspect.build_report", interrupted)
     assert run("-m", path, "Hi", "-o", tmp_path / "page.html").code == 130
     assert list(tmp_path.iterdir()) == []
 
