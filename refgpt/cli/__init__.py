@@ -1,4 +1,4 @@
-"""The command ``refgpt``: a shell over the library, no maths. One module for each group of commands."""
+"""The command ``refgpt``: a shell over the library, no maths. One module a command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from refgpt import __version__
 from refgpt._common.errors import RefgptError
-from refgpt.cli import bench, classify, convert, generate, info, inspect, raft
+from refgpt.cli import bench, classify, convert, demo, generate, info, inspect, kernels, raft, verify
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,6 +75,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="refgpt", description="Run and inspect GPT-J models on the CPU.")
     parser.add_argument("--version", action="version", version=f"refgpt {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (generate, classify, raft, convert, info, inspect, bench):
-        group.add_commands(commands)
+    for command in (generate, classify, demo, raft, convert, info, verify, kernels, inspect, bench):
+        command.add_to(commands)
     return parser

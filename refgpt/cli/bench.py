@@ -17,7 +17,7 @@ BENCH_EXAMPLES = """examples:
 """
 
 
-def add_commands(commands: Commands) -> None:
+def add_to(commands: Commands) -> None:
     """Declare ``bench``."""
     help = "time prompts and new tokens, beside how fast this machine reads memory"
     bench = add_command(commands, "bench", _bench, help, BENCH_EXAMPLES)

@@ -38,7 +38,7 @@ EXAMPLES = """examples:
 """
 
 
-def add_commands(commands: Commands) -> None:
+def add_to(commands: Commands) -> None:
     """Declare ``classify``."""
     classify = add_command(commands, "classify", _classify, "label the texts of a CSV file", EXAMPLES)
     add = classify.add_argument

@@ -20,7 +20,7 @@ TARGETS_HELP = """refgpt: the packed format, which is mapped instead of loaded (
 Hugging Face has it; gguf: a directory with model.gguf"""
 
 
-def add_commands(commands: Commands) -> None:
+def add_to(commands: Commands) -> None:
     """Declare ``convert``."""
     command = add_command(commands, "convert", _convert, "write a model in another format", EXAMPLES)
     add = command.add_argument

@@ -18,7 +18,7 @@ EXAMPLES = """examples:
 """
 
 
-def add_commands(commands: Commands) -> None:
+def add_to(commands: Commands) -> None:
     """Declare ``generate``."""
     generate = add_command(commands, "generate", _generate, "continue a text", EXAMPLES)
     add_prompt_arguments(generate, "text to continue")

@@ -1,4 +1,4 @@
-"""``refgpt info``, ``verify`` and ``kernels``."""
+"""``refgpt info``."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from refgpt._common.errors import GenerationError
 from refgpt._common.memory import machine_memory
-from refgpt._common.progress import print_line
 from refgpt._common.wording import size
-from refgpt._load import DTYPES, open_model
+from refgpt._load import open_model
 from refgpt.checkpoints import Checkpoint, TensorInfo
-from refgpt.cli.loading import WORTH_A_BAR, load_model, progress_bar, watched
-from refgpt.cli.options import MODEL_HELP, Commands, add_command, add_loading_arguments, add_revision
-from refgpt.tracing import Report, verify_bytes
+from refgpt.cli.loading import progress_bar
+from refgpt.cli.options import MODEL_HELP, Commands, add_command, add_revision
 
 #: Of the model with so many parameters.
 PUBLISHED = {
@@ -26,36 +23,17 @@ PUBLISHED = {
 #: More are counted, not named.
 MOST_FILES = 6
 
-INFO_EXAMPLES = """example:
+EXAMPLES = """example:
   refgpt info ~/gpt-j-6b
 """
-VERIFY_EXAMPLES = """example:
-  refgpt verify ~/gpt-j-6b --prompt "The quick brown fox"
-"""
 
 
-def add_commands(commands: Commands) -> None:
-    """Declare ``info``, ``verify`` and ``kernels``."""
-    info = add_command(
-        commands, "info", _info, "say what a model's files are and how much memory it takes", INFO_EXAMPLES
-    )
+def add_to(commands: Commands) -> None:
+    """Declare ``info``."""
+    info = add_command(commands, "info", _info, "say what a model's files are and how much memory it takes", EXAMPLES)
     info.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
     info.add_argument("--tensors", action="store_true", help="list every tensor")
     add_revision(info)
-
-    verify = add_command(
-        commands,
-        "verify",
-        _verify,
-        "hold the C kernels to the NumPy spec on a model's own weights; "
-        "exit status 1 if an activation is further off than float32 rounding can explain",
-        VERIFY_EXAMPLES,
-    )
-    verify.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
-    verify.add_argument("--prompt", metavar="TEXT", help="text to run (default: a few words)")
-    add_loading_arguments(verify, DTYPES["c"])
-
-    add_command(commands, "kernels", _kernels, "list the C kernels: which are used, and why not the others")
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -117,40 +95,6 @@ def _tensor_lines(tensors: Sequence[TensorInfo], each: bool) -> Iterator[str]:
         sizes = [tensor.n_bytes for tensor in same]
         count = f"{len(sizes)} x " if len(sizes) > 1 else ""
         yield f"{name:<{width}} {dtype:<5} {count}{list(shape)}  {size(sum(sizes))}"
-
-
-def _verify(arguments: argparse.Namespace) -> int:
-    model = load_model(arguments, "c")
-    if model.tokenizer is None:
-        if arguments.prompt is not None:
-            raise GenerationError("is text, and this model has no tokenizer", where="--prompt", fix="leave it out")
-        ids = [i * 7919 % model.config.n_vocab for i in range(min(16, model.config.n_ctx))]
-    else:
-        ids = model.tokenizer.encode(arguments.prompt or "Once upon a time there was a")
-    prefix_len = len(ids) // 2 if model.mask == "prefix" else 0
-    takes = size(verify_bytes(model.engine, len(ids)))
-    print(
-        f"{len(ids)} tokens, mask {model.mask}, weights {model.dtype or 'as stored'}, cache {model.kv_dtype}; "
-        f"takes up to {takes} beside the model"
-    )
-    print(Report.HEAD, flush=True)
-    large = model.checkpoint.params.nbytes >= WORTH_A_BAR
-    report = model.verify(ids, prefix_len, progress=large and watched(), on_tap=lambda tap: print_line(tap.line()))
-    for line in report.conclusion():
-        print(line)
-    return 1 if report.first_broken else 0
-
-
-def _kernels(arguments: argparse.Namespace) -> int:
-    from refgpt.kernels import list_kernels
-
-    print(f"{'op':<16} {'active':<8} not used here")
-    for op, kernels in groupby(sorted(list_kernels(), key=lambda kernel: kernel.op), lambda kernel: kernel.op):
-        rows = list(kernels)
-        used = ", ".join(kernel.isa for kernel in rows if kernel.active)
-        others = "; ".join(f"{kernel.isa}: {kernel.why_not}" for kernel in rows if not kernel.active)
-        print(f"{op:<16} {used:<8} {others}")
-    return 0
 
 
 def _sizes(n_items: int) -> str:

@@ -22,7 +22,7 @@ EXAMPLES = """examples:
 """
 
 
-def add_commands(commands: Commands) -> None:
+def add_to(commands: Commands) -> None:
     """Declare ``inspect``."""
     help = "write a page (one HTML file) that shows what a model does with a prompt"
     inspect = add_command(commands, "inspect", _inspect, help, EXAMPLES)

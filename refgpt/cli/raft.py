@@ -1,56 +1,29 @@
-"""``refgpt demo`` and ``raft``."""
+"""``refgpt raft``."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 from collections.abc import Iterable
-from dataclasses import replace
 
 from refgpt._common.progress import counted
-from refgpt.cli.loading import load_model, print_continuation, watched
+from refgpt.cli.loading import load_model, watched
 from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.results import check_suffix, json_line, opened
-from refgpt.evaluation import (
-    DEMO_SETTINGS,
-    DEMOS,
-    METHODS,
-    NORMALISATIONS,
-    RaftSettings,
-    mean_results,
-    read_raft,
-    run_raft,
-)
+from refgpt.evaluation import METHODS, NORMALISATIONS, RaftSettings, mean_results, read_raft, run_raft
 
 log = logging.getLogger("refgpt")
 
-DEMO_EXAMPLES = """examples:
-  refgpt demo sentiment -m ~/gpt-jt
-  refgpt demo qa "What is the capital of Norway?"
-"""
-RAFT_EXAMPLES = """examples:
+EXAMPLES = """examples:
   refgpt raft raft/data -m ~/gpt-jt
   refgpt raft raft/data -m ~/gpt-jt --tasks overruling,twitter_complaints --method likelihood -o answers.jsonl
 """
 
 
-def add_commands(commands: Commands) -> None:
-    """Declare ``demo`` and ``raft``."""
-    demo = add_command(commands, "demo", _demo, "show one of the four demonstrations of GPT-JT", DEMO_EXAMPLES)
-    demo.add_argument("name", choices=DEMOS, help="; ".join(f"{name}: {shown.about}" for name, shown in DEMOS.items()))
-    demo.add_argument("text", nargs="?", metavar="TEXT", help="ask about another text than the demonstration's own")
-    demo.add_argument(
-        "-n",
-        "--max-new-tokens",
-        type=int,
-        default=DEMO_SETTINGS.max_new_tokens,
-        metavar="N",
-        help="write at most N tokens (default: %(default)s)",
-    )
-    add_running_arguments(demo)
-
+def add_to(commands: Commands) -> None:
+    """Declare ``raft``."""
     raft = add_command(
-        commands, "raft", _raft, "measure a model on RAFT, few-shot classification, as HELM does", RAFT_EXAMPLES
+        commands, "raft", _raft, "measure a model on RAFT, few-shot classification, as HELM does", EXAMPLES
     )
     add = raft.add_argument
     add("folder", metavar="FOLDER", help="the tasks' files: TASK/train.csv or TASK.csv; nothing is fetched")
@@ -67,13 +40,6 @@ def add_commands(commands: Commands) -> None:
     add("--rows", type=int, metavar="N", help="ask only the first N rows of each task (default: all)")
     add("-o", "--output", metavar="FILE", help="write every answer to a .jsonl file")
     add_running_arguments(raft)
-
-
-def _demo(arguments: argparse.Namespace) -> int:
-    params = replace(DEMO_SETTINGS, max_new_tokens=arguments.max_new_tokens)
-    prompt = DEMOS[arguments.name].prompt(arguments.text)
-    print_continuation(arguments, prompt, params, echo=True)
-    return 0
 
 
 def _raft(arguments: argparse.Namespace) -> int:

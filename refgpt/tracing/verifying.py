@@ -161,7 +161,7 @@ def verify(
     tokens = ids_of(engine, ids, prefix_len)
     prefix_len = check_prefix(prefix_len, len(tokens))
     progress = flag("progress", progress, RefgptError)
-    instance_of("params", params, Params, RefgptError)
+    instance_of("params", params, ParamTree, RefgptError)
     if on_tap is not None:
         function_of("on_tap", on_tap, RefgptError)
     config = engine.config

@@ -54,7 +54,7 @@ def test_options_reach_the_model(run, path, tmp_path):
 
 
 def test_a_long_wait_is_announced(run, path, tmp_path, monkeypatch):
-    monkeypatch.setattr("refgpt.cli.reporting.WORTH_A_BAR", 1)
+    monkeypatch.setattr("refgpt.cli.inspect.WORTH_A_BAR", 1)
     told = run("-m", path, "Hi", "-o", tmp_path / "page.html").err
     wanted = r"refgpt: .* with the spec in float64 takes minutes and up to [\d.]+ kB; --no-verify skips it\n"
     assert re.fullmatch(wanted, told)

@@ -1,0 +1,54 @@
+"""``refgpt verify``."""
+
+from __future__ import annotations
+
+import argparse
+
+from refgpt._common.errors import GenerationError
+from refgpt._common.progress import print_line
+from refgpt._common.wording import size
+from refgpt._load import DTYPES
+from refgpt.cli.loading import WORTH_A_BAR, load_model, watched
+from refgpt.cli.options import MODEL_HELP, Commands, add_command, add_loading_arguments
+from refgpt.tracing import Report, verify_bytes
+
+EXAMPLES = """example:
+  refgpt verify ~/gpt-j-6b --prompt "The quick brown fox"
+"""
+
+
+def add_to(commands: Commands) -> None:
+    """Declare ``verify``."""
+    verify = add_command(
+        commands,
+        "verify",
+        _verify,
+        "hold the C kernels to the NumPy spec on a model's own weights; "
+        "exit status 1 if an activation is further off than float32 rounding can explain",
+        EXAMPLES,
+    )
+    verify.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
+    verify.add_argument("--prompt", metavar="TEXT", help="text to run (default: a few words)")
+    add_loading_arguments(verify, DTYPES["c"])
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    model = load_model(arguments, "c")
+    if model.tokenizer is None:
+        if arguments.prompt is not None:
+            raise GenerationError("is text, and this model has no tokenizer", where="--prompt", fix="leave it out")
+        ids = [i * 7919 % model.config.n_vocab for i in range(min(16, model.config.n_ctx))]
+    else:
+        ids = model.tokenizer.encode(arguments.prompt or "Once upon a time there was a")
+    prefix_len = len(ids) // 2 if model.mask == "prefix" else 0
+    takes = size(verify_bytes(model.engine, len(ids)))
+    print(
+        f"{len(ids)} tokens, mask {model.mask}, weights {model.dtype or 'as stored'}, cache {model.kv_dtype}; "
+        f"takes up to {takes} beside the model"
+    )
+    print(Report.HEAD, flush=True)
+    large = model.checkpoint.params.nbytes >= WORTH_A_BAR
+    report = model.verify(ids, prefix_len, progress=large and watched(), on_tap=lambda tap: print_line(tap.line()))
+    for line in report.conclusion():
+        print(line)
+    return 1 if report.first_broken else 0
