@@ -8,14 +8,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from refgpt._common.arguments import flag, one_of, path_of, whole_number
 from refgpt._common.errors import RefgptError
 from refgpt._common.progress import Progress
+from refgpt._common.wording import shown
 from refgpt._model import Model
 from refgpt.checkpoints import NOTHING_SAID, Checkpoint, hub, open_checkpoint, verify_checksums
 from refgpt.numbers import checksums
-from refgpt.numbers.dtypes import KV_DTYPES, KVDtype
+from refgpt.numbers.dtypes import KV_DTYPES, KVDtype, known_dtype
 from refgpt.numbers.panels import PACKED_DTYPES
 from refgpt.runtime.engine import Engine
 from refgpt.runtime.spec_engine import SpecEngine, kept_params
@@ -30,10 +32,10 @@ DTYPES = {"c": PACKED_DTYPES, "numpy": (*PACKED_DTYPES, "f64")}
 def load(
     path: str | os.PathLike[str] | None = None,
     backend: str = "c",
-    dtype: str | None = None,
+    dtype: DTypeLike | None = None,
     mask: str = "auto",
     threads: int | None = None,
-    kv_dtype: KVDtype | None = None,
+    kv_dtype: DTypeLike | None = None,
     progress: Progress | None = None,
     verify: bool = True,
     revision: str | None = None,
@@ -52,7 +54,7 @@ def load(
         What the matrices are kept in; None as stored. "q8" and "q4" are 8.5 and 4.5 bits a weight, but for the
         embeddings, which have 8.5 in either. Both backends compute in float32, whatever they are kept in; only that
         the C backend rounds what meets quantised matrices to 8 bits. "f64", for the NumPy backend alone, is float64
-        throughout.
+        throughout. Names of other programs ("float16", "fp16", "int8") and NumPy's dtypes are understood too.
     mask : "auto", "causal" or "prefix"
         "prefix" lets a prompt's tokens all see each other, as GPT-JT was trained; "auto" does what the files say.
     threads : int or None
@@ -77,18 +79,27 @@ def load(
     RefgptError
         If an argument, a file or a weight (NaN, infinity) cannot be used.
     """
-    check_options(backend, dtype, threads, kv_dtype)
+    kept_in, cached_in = known_dtype(dtype), known_dtype(kv_dtype)
+    check_options(backend, kept_in, threads, cached_in)
     flag("verify", verify, RefgptError)
     checkpoint, tokenizer = open_model(path, mask, progress, revision)
-    return start(checkpoint, tokenizer, backend, dtype, mask, threads, kv_dtype, progress, verify)
+    return start(checkpoint, tokenizer, backend, kept_in, mask, threads, cached_in, progress, verify)
 
 
 def check_options(backend: str, dtype: str | None, threads: int | None, kv_dtype: KVDtype | None) -> None:
     """Refuse what ``start`` cannot use: for before the files are opened, which may take long.
 
-    Parameters and errors are those of ``load``.
+    Parameters and errors are those of ``load``, with dtypes by the names that ``known_dtype`` gives them.
     """
     one_of("backend", backend, tuple(DTYPES), RefgptError)
+    if isinstance(dtype, str) and dtype == "bf16":
+        raise RefgptError(
+            "cannot be used",
+            where="dtype",
+            got="'bf16'",
+            wanted=", ".join(map(repr, DTYPES[backend])),
+            fix="leave it out: weights that are stored as bfloat16 are kept so",
+        )
     one_of("dtype", dtype, DTYPES[backend], RefgptError)
     one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), RefgptError)
     if threads is not None:  # a mistake is one for either backend
@@ -191,7 +202,17 @@ def _files_of(path: str | os.PathLike[str] | None, revision: str | None) -> Path
             got=repr(revision),
             fix="leave it out, or give a name such as EleutherAI/gpt-j-6b",
         )
-    return default_model_path() if path is None else path_of("path", path, RefgptError)
+    if path is None:
+        return default_model_path()
+    found = path_of("path", path, RefgptError)
+    if hub.is_nickname(path):
+        raise RefgptError(
+            "there is no such file or directory",
+            where=shown(path),
+            wanted="a path, or a name on the hub",
+            fix=hub.WELL_KNOWN,
+        )
+    return found
 
 
 def default_model_path() -> Path:

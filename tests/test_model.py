@@ -247,7 +247,7 @@ def test_ids_that_cannot_be_used_are_refused(path, backend):
     [
         ("backend", "cuda", "'c', 'numpy'"),
         ("dtype", "f64", "None, 'f32', 'f16'"),
-        ("dtype", "float16", "'f16'"),
+        ("dtype", "float8", "'f16'"),
         ("mask", "bidirectional", "'auto', 'causal', 'prefix'"),
         ("threads", 0, "whole number"),
         ("threads", True, "whole"),
@@ -259,6 +259,47 @@ def test_ids_that_cannot_be_used_are_refused(path, backend):
 def test_arguments_that_make_no_sense_are_named(name, value, wanted):
     with pytest.raises(refgpt.RefgptError, match=f"^{name}: cannot be used; got .*wanted .*{wanted}"):
         refgpt.load("/nowhere", **{name: value})
+
+
+@pytest.mark.parametrize(
+    "given, kept",
+    [
+        ("float16", "f16"),
+        ("fp16", "f16"),
+        ("half", "f16"),
+        ("Float32", "f32"),
+        (np.float16, "f16"),
+        (np.float32, "f32"),
+        (np.dtype("float16"), "f16"),
+        (np.dtype(">f4"), "f32"),
+        ("int8", "q8"),
+        ("int4", "q4"),
+        ("f16", "f16"),
+        (None, None),
+    ],
+)
+def test_dtypes_are_understood_by_their_other_names(path, given, kept):
+    model = refgpt.load(path, dtype=given, kv_dtype=given if kept in ("f16", "f32") else None)
+    assert model.dtype == kept and (kept not in ("f16", "f32") or model.kv_dtype == kept)
+
+
+def test_float64_is_understood_where_it_can_be_used(path):
+    for given in ("float64", "double", np.float64):
+        assert refgpt.load(path, backend="numpy", dtype=given).dtype == "f64"
+        with pytest.raises(refgpt.RefgptError, match=r"^dtype: cannot be used; got 'f64'"):
+            refgpt.load(path, dtype=given)
+
+
+@pytest.mark.parametrize("given", ["bfloat16", "bf16"])
+def test_bfloat16_is_known_but_no_choice(path, given):
+    with pytest.raises(refgpt.RefgptError, match=r"^dtype: cannot be used; got 'bf16'; .*; leave it out: weights that"):
+        refgpt.load(path, dtype=given)
+
+
+@pytest.mark.parametrize("given", [np.int32, np.array(["f16"]), np.zeros(3), 16, b"f16", str, "float", "<f2,"])
+def test_what_is_no_dtype_for_weights_is_refused(path, given):
+    with pytest.raises(refgpt.RefgptError, match=r"^dtype: cannot be used"):
+        refgpt.load(path, dtype=given)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -20,12 +20,20 @@ from refgpt._common.wording import listed, shown
 
 #: An organisation or a person, and a model; what else has a slash is a path.
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+#: What people call GPT-J and GPT-JT: no names on the hub.
+NICKNAME = re.compile(r"gpt[-_ ]?jt?([-_ ]?6b)?([-_ ]?v1)?", re.IGNORECASE)
+WELL_KNOWN = "GPT-J is EleutherAI/gpt-j-6b on the hub, and GPT-JT is togethercomputer/GPT-JT-6B-v1"
 SMALL_FILES = (GENERATION_CONFIG, *TOKENIZER_FILES)
 
 
 def is_name(text: str | os.PathLike[str]) -> bool:
     """Whether this is a name on the hub: two words with a slash between, and no such path exists."""
     return isinstance(text, str) and NAME.fullmatch(text) is not None and not Path(text).exists()
+
+
+def is_nickname(text: str | os.PathLike[str]) -> bool:
+    """Whether this is how people call GPT-J or GPT-JT, "gpt-j" for one, and no such path exists."""
+    return isinstance(text, str) and NICKNAME.fullmatch(text) is not None and not Path(text).exists()
 
 
 def fetch(name: str, revision: str | None = None) -> Path:

@@ -12,6 +12,7 @@ from refgpt.checkpoints import Checkpoint, verify_checksums
 from refgpt.conversion import gguf, huggingface, packed
 from refgpt.conversion.staging import staged
 from refgpt.kernels import digests
+from refgpt.numbers.params import known_dtype
 from refgpt.tokenizers import Tokenizer
 
 
@@ -91,6 +92,7 @@ def convert(
     CheckpointError
         If an argument cannot be used, the destination is taken, the disk has no room, or a weight cannot be written.
     """
+    dtype = known_dtype(dtype)
     one_of("to", to, tuple(TARGETS), CheckpointError)
     target = TARGETS[to]
     one_of("dtype", dtype, target.DTYPES, CheckpointError)
