@@ -62,10 +62,8 @@ def test_mesh_to_hf_to_gguf_to_hf_keeps_every_bit(tmp_path, stored, dtype):
 def test_dtypes_are_understood_by_their_other_names(tmp_path):
     source = write_model(tmp_path / "source", tiny_config(), random_params(tiny_config(), 1))
     for given, name in (("bfloat16", "bf16"), (np.float16, "f16")):
-        one, other = (
-            through(source, tmp_path / f"{name} other", "hf", given),
-            through(source, tmp_path / name, "hf", name),
-        )
+        one = through(source, tmp_path / f"{name} other", "hf", given)
+        other = through(source, tmp_path / name, "hf", name)
         assert bits_of(one) == bits_of(other) != bits_of(source)
 
 
