@@ -11,7 +11,7 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
 
-from refgpt.cli import _parser
+from refgpt.cli import build_parser
 
 COLUMNS = 100
 
@@ -32,7 +32,7 @@ class CommandLine(Directive):
     """A section for each command."""
 
     def run(self) -> list[nodes.Node]:
-        parser = _parser()
+        parser = build_parser()
         return [_listing(parser), *(_section(name, command) for name, command in commands(parser).items())]
 
 

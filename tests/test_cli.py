@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import json
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ from refgpt import cli
 from refgpt._common import wording
 from refgpt._load import open_model, start
 from refgpt.cli import loading
+from refgpt.kernels import force_isa, list_kernels
 from refgpt.runtime import Runtime
 from tests.helpers.model_files import write_model, write_tokenizer
 from tests.helpers.terminal import shown_on_terminal
@@ -28,6 +30,8 @@ from tests.helpers.work import HANGS
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)
 PARAMS = random_params(CONFIG, seed=2, dtype="f16")
+#: Of ``refgpt generate``: those of the library draw from the model's own distribution.
+DEFAULTS = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.15}
 REFGPT = [sys.executable, "-m", "refgpt"]
 
 
@@ -45,7 +49,7 @@ def prefix_path(tmp_path_factory):
 def test_generate_prints_what_the_model_writes(run, path, backend):
     got = run("generate", "-m", path, "Once upon", "--seed", 5, "-n", 12, "--backend", backend)
     model = refgpt.load(path, backend=backend)
-    want = model.generate("Once upon", seed=5, max_new_tokens=12, temperature=0.8, top_p=0.95).text
+    want = model.generate("Once upon", seed=5, max_new_tokens=12, **DEFAULTS).text
     assert (got.code, got.out, got.err) == (0, want + "\n", "")
     assert run("generate", "-m", path, "Once upon", "--seed", 5, "-n", 12, "--echo").out == f"Once upon{want}\n"
 
@@ -180,12 +184,12 @@ def test_without_a_prompt_at_a_terminal(run, path, monkeypatch):
     "arguments, said",
     [
         (["-m", "/nowhere", "hi"], "/nowhere"),
-        (["hi", "--temperature", "-1"], "temperature: cannot be used; got -1.0"),
-        (["hi", "--top-p", "nan"], "top_p: cannot be used; got nan"),
-        (["hi", "--stop", ""], "stop: cannot be used"),
-        (["hi", "--dtype", "f64"], "dtype: cannot be used; got 'f64'"),
-        (["hi", "--threads", "0"], "threads: cannot be used; got 0"),
-        (["a" * 64], "--truncate left"),
+        (["hi", "--temperature", "-1"], "--temperature: cannot be used; got -1.0"),
+        (["hi", "--top-p", "nan"], "--top-p: cannot be used; got nan"),
+        (["hi", "--stop", ""], "--stop: cannot be used"),
+        (["hi", "--dtype", "f64"], "--dtype: cannot be used; got 'f64'"),
+        (["hi", "--threads", "0"], "--threads: cannot be used; got 0"),
+        (["a" * 64], "or keep only its end: --truncate left\n"),
     ],
 )
 def test_unusable_input_is_one_line_and_status_2(run, path, arguments, said):
@@ -212,10 +216,10 @@ def test_a_prompt_that_is_too_long_can_be_cut(run, path):
 
 def test_bad_usage_exits_with_2_and_help_with_0(capsys):
     for arguments, status in [
-        ([], 2),
         (["dance"], 2),
         (["generate", "--top-k", "many"], 2),
         (["--help"], 0),
+        (["-V"], 0),
         (["generate", "-h"], 0),
         (["verify", "-h"], 0),
         (["--version"], 0),
@@ -289,17 +293,26 @@ def test_verify_of_text_without_a_tokenizer(run, prefix_path):
     assert got.code == 2 and "--prompt: is text, and this model has no tokenizer" in got.err
 
 
-def test_kernels_lists_every_row_of_the_table(run):
-    from refgpt.kernels import list_kernels
-
+def test_kernels_is_a_table_of_ops_and_instruction_sets(run):
+    kernels = list_kernels()
     got = run("kernels")
-    lines = {line.split()[0]: line for line in got.out.splitlines()[1:]}
-    assert got.code == 0 and lines.keys() == {kernel.op for kernel in list_kernels()}
-    for kernel in list_kernels():
-        if kernel.active:
-            assert lines[kernel.op].split()[1] == kernel.isa
-        else:
-            assert f"{kernel.isa}: {kernel.why_not}" in lines[kernel.op]
+    table, _, notes = got.out.partition("\n\n")
+    header, *rows = table.splitlines()
+    assert got.code == 0 and header.split()[0] == "op"
+    starts = {isa: re.search(rf"\b{isa}\b", header).start() for isa in header.split()[1:]}
+    assert starts.keys() == {kernel.isa for kernel in kernels}
+    assert [row.split()[0] for row in rows] == sorted({kernel.op for kernel in kernels})
+    lines = {row.split()[0]: row for row in rows}
+    for kernel in kernels:
+        cell = lines[kernel.op][starts[kernel.isa] :][: len(kernel.isa)].strip()
+        assert cell == ("used" if kernel.active else "-" if kernel.obstacle else "ok"), kernel
+        assert not kernel.obstacle or f"\n{kernel.isa}: {kernel.obstacle}\n" in notes
+
+
+def test_kernels_shows_what_is_forced(run):
+    with force_isa("scalar"):
+        row = run("kernels").out.splitlines()[1]
+        assert row.split().count("used") == 1 and json.loads(run("kernels", "--json").out)["forced_isa"] == "scalar"
 
 
 def test_ctrl_c_ends_with_the_text_so_far(path, monkeypatch, run):
@@ -375,7 +388,7 @@ def test_a_reader_that_leaves_early_is_no_error(path):
 def test_text_is_streamed_and_nothing_else_when_piped(path):
     command = [*REFGPT, "generate", "-m", path, "Hi", "-n", "20", "--seed", "1"]
     done = subprocess.run(command, capture_output=True, timeout=HANGS)
-    want = refgpt.load(path).generate("Hi", max_new_tokens=20, seed=1, temperature=0.8, top_p=0.95).text
+    want = refgpt.load(path).generate("Hi", max_new_tokens=20, seed=1, **DEFAULTS).text
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, want + "\n", b"")
 
 

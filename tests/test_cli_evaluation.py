@@ -98,14 +98,14 @@ def test_how_many_are_right_goes_beside_the_table(run, table):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--labels", "glad"], "labels: leave no choice"),
-        (["--labels", "glad,,sad"], "labels: cannot be used; got ''"),
+        (["--labels", "glad"], "--labels: leave no choice"),
+        (["--labels", "glad,,sad"], "--labels: cannot be used; got ''"),
         (["--labels", "glad,sad", "--text-column", "words"], "table.csv: there is no such column; got 'words'"),
         (
             ["--labels", "glad,grave", "--label-column", "mood"],
             "table.csv, line 3: has a label that is none of the labels",
         ),
-        (["--labels", "glad,sad", "--template", "{txt}"], "template: has an unknown field {txt}"),
+        (["--labels", "glad,sad", "--template", "{txt}"], "--template: has an unknown field {txt}"),
         (["--labels", "glad,sad", "--examples", "x.csv"], "--examples: needs the column of labels; name it"),
         (
             ["--labels", "glad,sad", "-o", "out.txt"],
@@ -163,7 +163,7 @@ def test_a_demo_of_a_text_of_ones_own(run):
     want = refgpt.load().generate(prompt, max_new_tokens=3, temperature=0.1, top_k=40, seed=42, stop="\n").text
     assert got.out == f"{prompt}{want}\n"
     assert run("demo", "qa", "-n", 0).err == (
-        "refgpt: error: max_new_tokens: cannot be used; got 0; wanted a whole number from 1\n"
+        "refgpt: error: --max-new-tokens: cannot be used; got 0; wanted a whole number from 1\n"
     )
 
 
@@ -210,7 +210,7 @@ def test_raft_says_what_did_not_fit(run, raft):
     [
         (["--tasks", "overruling,banking_77"], "tasks are missing; got no banking_77"),
         (["--tasks", "nothing"], "there is no such task; got nothing"),
-        (["--trials", "0"], "n_trials: cannot be used; got 0"),
+        (["--trials", "0"], "--trials: cannot be used; got 0"),
         (["-o", "answers.csv"], "--output: cannot be written; got answers.csv; wanted a name in .jsonl"),
     ],
 )

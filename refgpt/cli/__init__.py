@@ -1,4 +1,4 @@
-"""The command ``refgpt``: a shell over the library, no maths. One module a command."""
+"""The command ``refgpt``: a shell over the library, no maths. One module a command, named as the command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ from collections.abc import Sequence
 
 from refgpt import __version__
 from refgpt._common.errors import RefgptError
-from refgpt.cli import bench, classify, convert, demo, generate, info, inspect, kernels, raft, verify
+from refgpt.cli import bench, classify, completion, convert, demo, generate, info, inspect, kernels, raft, verify
+from refgpt.cli.flags import in_flags
+from refgpt.cli.options import add_verbosity
+from refgpt.cli.parser import CommandParser
+
+COMMANDS = (generate, classify, demo, raft, convert, info, verify, kernels, inspect, bench, completion)
+
+EXAMPLES = """examples:
+  refgpt generate "Once upon a time"       a tale by the included model
+  refgpt info -m ~/gpt-j-6b                what a model's files are and how much memory it takes
+  refgpt COMMAND --help                    what a command can do, with examples
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if sys.stderr is None:  # closed: there is nobody to complain to
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - it stays open, as it would have
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     if sys.stdout is None:
         return _refused("standard output is closed")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -38,13 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler.setFormatter(logging.Formatter("refgpt: %(message)s"))
     logger = logging.getLogger("refgpt")
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    level_before = logger.level
+    logger.setLevel(arguments.log_level)
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
     except RefgptError as error:
-        return _refused(error)
+        logger.debug("where the error was found:", exc_info=True)
+        return _refused(in_flags(error, arguments))
     except KeyboardInterrupt:
         try:
             print(flush=True)
@@ -59,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refused(f"the output cannot be written ({error.strerror})")
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level_before)
 
 
 def _refused(why: object) -> int:
@@ -71,10 +85,23 @@ def _forget_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="refgpt", description="Run and inspect GPT-J models on the CPU.")
-    parser.add_argument("--version", action="version", version=f"refgpt {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (generate, classify, demo, raft, convert, info, verify, kernels, inspect, bench):
+def build_parser() -> CommandParser:
+    """The parser of the whole command line."""
+    parser = CommandParser(
+        prog="refgpt",
+        description="Run and inspect GPT-J models on the CPU.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-V", "--version", action="version", version=f"refgpt {__version__}")
+    add_verbosity(parser, logging.INFO)
+
+    def print_help(_: argparse.Namespace) -> int:
+        parser.print_help()
+        return 0
+
+    parser.set_defaults(run=print_help, parser=parser)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for command in COMMANDS:
         command.add_to(commands)
     return parser

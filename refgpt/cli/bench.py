@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 from statistics import median
+from typing import TYPE_CHECKING, Any
 
 from refgpt._common.wording import size
 from refgpt._load import DTYPES
+from refgpt.cli.json_output import print_json
 from refgpt.cli.loading import load_model
-from refgpt.cli.options import MODEL_HELP, Commands, add_command, add_loading_arguments
+from refgpt.cli.options import Commands, add_command, add_json, add_loading_arguments, add_model
 
-BENCH_EXAMPLES = """examples:
+if TYPE_CHECKING:
+    from refgpt.evaluation.speed import Measurement
+
+EXAMPLES = """examples:
   refgpt bench                                       the included model
   refgpt bench -m ~/gpt-j-6b --dtype q4              prompts of 512 tokens and 128 new ones, as llama-bench has it
   refgpt bench -m ~/gpt-j-6b-q4 -p 32,512 -n 64 -d 0,1024 -r 3
@@ -20,13 +25,36 @@ BENCH_EXAMPLES = """examples:
 def add_to(commands: Commands) -> None:
     """Declare ``bench``."""
     help = "time prompts and new tokens, beside how fast this machine reads memory"
-    bench = add_command(commands, "bench", _bench, help, BENCH_EXAMPLES)
+    bench = add_command(commands, "bench", _bench, help, EXAMPLES)
     add = bench.add_argument
-    add("-m", "--model", metavar="MODEL", help=MODEL_HELP)
-    add("-p", "--n-prompt", type=_numbers, metavar="N,..", help="tokens of a prompt (default: 512, or the context)")
-    add("-n", "--n-gen", type=_numbers, metavar="N,..", help="new tokens (default: 128, or what the context leaves)")
-    add("-d", "--n-depth", type=_numbers, default=[0], metavar="N,..", help="tokens already there (default: 0)")
+    add_model(bench, positional=True)
+    add(
+        "-p",
+        "--n-prompt",
+        dest="prompts",
+        type=_numbers,
+        metavar="N,..",
+        help="tokens of a prompt (default: 512, or the context)",
+    )
+    add(
+        "-n",
+        "--n-gen",
+        dest="writes",
+        type=_numbers,
+        metavar="N,..",
+        help="new tokens (default: 128, or what the context leaves)",
+    )
+    add(
+        "-d",
+        "--n-depth",
+        dest="depths",
+        type=_numbers,
+        default=[0],
+        metavar="N,..",
+        help="tokens already there (default: 0)",
+    )
     add("-r", "--repetitions", type=int, default=5, metavar="N", help="counted runs of each test (default: 5)")
+    add_json(bench)
     add_loading_arguments(bench, DTYPES["c"])
 
 
@@ -42,20 +70,48 @@ def _bench(arguments: argparse.Namespace) -> int:
     model = load_model(arguments, "c")
     engine, n_ctx = model.engine, model.config.n_ctx
     assert isinstance(engine, Runtime)
-    prompts, writes = arguments.n_prompt, arguments.n_gen
+    prompts, writes = arguments.prompts, arguments.writes
     if prompts is None:
         prompts = [min(512, n_ctx)]
     if writes is None:
-        writes = [min(128, max(1, n_ctx - max([1, *arguments.n_depth])))]
+        writes = [min(128, max(1, n_ctx - max([1, *arguments.depths])))]
+    rows = measure(engine, prompts, writes, arguments.depths, arguments.repetitions)
+    isa = active("linear_f32").isa
+    if arguments.json:
+        print_json(
+            {
+                "model": str(model.checkpoint.path),
+                "weights": engine.kinds,
+                "n_bytes": engine.n_bytes,
+                "kv_dtype": model.kv_dtype,
+                "threads": engine.threads,
+                "isa": isa,
+                "tests": [_record(row) for row in rows],
+            }
+        )
+        return 0
     print(
         f"{model.checkpoint.path}: {engine.kinds}, {size(engine.n_bytes)} of weights, cache {model.kv_dtype}, "
-        f"{engine.threads} threads, {active('linear_f32').isa}"
+        f"{engine.threads} threads, {isa}"
     )
     _print_row("test", "tokens/s", "+-", "must read", "machine reads", "share")
-    for row in measure(engine, prompts, writes, arguments.n_depth, arguments.repetitions):
+    for row in rows:
         bounds = (_rate(row.rate * row.n_read), _rate(median(row.read_rates)), f"{row.share:.0%}") if row.n_read else ()
         _print_row(row.test, f"{row.rate:.2f}", f"{row.spread:.2f}", *bounds)
     return 0
+
+
+def _record(row: Measurement) -> dict[str, Any]:
+    reads = row.n_read > 0  # a prompt is bound by arithmetic, not by reading
+    return {
+        "test": row.test,
+        "tokens_per_second": row.rate,
+        "standard_deviation": row.spread,
+        "rates": list(row.rates),
+        "bytes_per_token": row.n_read if reads else None,
+        "read_bytes_per_second": median(row.read_rates) if reads else None,
+        "share": row.share if reads else None,
+    }
 
 
 def _rate(bytes_per_second: float) -> str:

@@ -11,6 +11,7 @@ from refgpt.cli.loading import progress_bar
 from refgpt.cli.options import Commands, add_command, add_revision
 from refgpt.conversion import TARGETS, convert
 from refgpt.conversion.staging import check_free
+from refgpt.numbers.dtypes import known_dtype
 
 EXAMPLES = """examples:
   refgpt convert ~/gpt-j-6b ~/gpt-j-6b-q4 --dtype q4      4.5 bits a weight; loads at once
@@ -25,10 +26,16 @@ def add_to(commands: Commands) -> None:
     command = add_command(commands, "convert", _convert, "write a model in another format", EXAMPLES)
     add = command.add_argument
     add("source", metavar="SOURCE", help="directory or file of a model, or its name on the Hugging Face hub")
-    add("destination", metavar="DESTINATION", help="directory to make; it appears when it is whole")
+    add("destination", nargs="?", metavar="DESTINATION", help="directory to make; it appears when it is whole")
+    add("-m", "--model", metavar="MODEL", help="the source, instead of SOURCE: convert -m MODEL DESTINATION")
     add("--to", choices=TARGETS, default="refgpt", help=TARGETS_HELP)
     dtypes = dict.fromkeys(dtype for target in TARGETS.values() for dtype in target.DTYPES if dtype)
-    add("--dtype", choices=dtypes, help="what matrices become (default: as stored); q8 and q4 are for refgpt only")
+    add(
+        "--dtype",
+        type=known_dtype,
+        choices=dtypes,
+        help="what matrices become (default: as stored); q8 and q4 are for refgpt only",
+    )
     add(
         "--mask",
         choices=MASKS,
@@ -39,10 +46,13 @@ def add_to(commands: Commands) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    destination = Path(arguments.destination)
+    sources = [given for given in (arguments.model, arguments.source, arguments.destination) if given is not None]
+    if len(sources) != 2:
+        arguments.parser.error("give a source and a destination" if len(sources) < 2 else "the source is given twice")
+    source_path, destination = sources[0], Path(sources[1])
     check_free(destination)  # before an archive is unpacked
     with progress_bar() as progress:
-        source, tokenizer = open_model(arguments.source, arguments.mask, progress, arguments.revision)
+        source, tokenizer = open_model(source_path, arguments.mask, progress, arguments.revision)
     with progress_bar("converting") as progress:
         convert(source, tokenizer, destination, arguments.to, arguments.dtype, progress)
     n_bytes = sum(path.stat().st_size for path in destination.iterdir())

@@ -6,14 +6,19 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import groupby
+from typing import Any
 
 from refgpt._common.memory import machine_memory
 from refgpt._common.wording import size
 from refgpt._load import open_model
 from refgpt.checkpoints import Checkpoint, TensorInfo
+from refgpt.cli.json_output import print_json
 from refgpt.cli.loading import progress_bar
-from refgpt.cli.options import MODEL_HELP, Commands, add_command, add_revision
+from refgpt.cli.options import Commands, add_command, add_json, add_model, add_revision
+from refgpt.spec.config import AnyConfig
+from refgpt.tokenizers import Tokenizer
 
 #: Of the model with so many parameters.
 PUBLISHED = {
@@ -23,25 +28,31 @@ PUBLISHED = {
 #: More are counted, not named.
 MOST_FILES = 6
 
-EXAMPLES = """example:
-  refgpt info ~/gpt-j-6b
+EXAMPLES = """examples:
+  refgpt info                               the included model
+  refgpt info -m ~/gpt-j-6b --tensors
+  refgpt info EleutherAI/gpt-j-6b --json
 """
 
 
 def add_to(commands: Commands) -> None:
     """Declare ``info``."""
     info = add_command(commands, "info", _info, "say what a model's files are and how much memory it takes", EXAMPLES)
-    info.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
+    add_model(info, positional=True)
     info.add_argument("--tensors", action="store_true", help="list every tensor")
+    add_json(info)
     add_revision(info)
 
 
 def _info(arguments: argparse.Namespace) -> int:
     with progress_bar() as progress:
         checkpoint, tokenizer = open_model(arguments.model, progress=progress, revision=arguments.revision)
+    if arguments.json:
+        print_json(_record(checkpoint, tokenizer))
+        return 0
     config = checkpoint.config
     n_items = checkpoint.params.size
-    n_cached = 2 * config.n_layer * config.n_ctx * config.d_model  # keys and values
+    n_cached = _n_cached(config)
     dtypes = Counter(tensor.dtype for tensor in checkpoint.tensors)
     facts = [
         ("model", checkpoint.path),
@@ -64,6 +75,42 @@ def _info(arguments: argparse.Namespace) -> int:
     for line in _tensor_lines(checkpoint.tensors, each=arguments.tensors):
         print(line)
     return 0
+
+
+def _record(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The same for programs, in bytes."""
+    config, (total, available) = checkpoint.config, machine_memory()
+    n_items, n_cached = checkpoint.params.size, _n_cached(config)
+    files = sorted({tensor.file for tensor in checkpoint.tensors})
+    return {
+        "model": str(checkpoint.path),
+        "format": checkpoint.format,
+        "family": checkpoint.family,
+        "config": asdict(config),
+        "n_parameters": n_items,
+        "files": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
+        "tensors": [
+            {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape), "bytes": tensor.n_bytes}
+            for tensor in checkpoint.tensors
+        ],
+        "mask": checkpoint.mask,
+        "mask_source": checkpoint.mask_source,
+        "tokenizer": tokenizer and tokenizer.describe(),
+        "memory": {
+            "weights_as_stored": checkpoint.params.nbytes,
+            "weights_f32": 4 * n_items,
+            "weights_f16": 2 * n_items,
+            "cache_f32": 4 * n_cached,
+            "cache_f16": 2 * n_cached,
+            "total": total,
+            "available": available,
+        },
+    }
+
+
+def _n_cached(config: AnyConfig) -> int:
+    """Numbers in the attention cache of a full context: keys and values."""
+    return 2 * config.n_layer * config.n_ctx * config.d_model
 
 
 def _memory_present() -> str:

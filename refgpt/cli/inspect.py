@@ -6,12 +6,16 @@ import argparse
 import logging
 from pathlib import Path
 
+import numpy as np
+
 from refgpt._common.wording import size
+from refgpt._model import Model
+from refgpt.cli.json_output import print_json, verify_record
 from refgpt.cli.loading import WORTH_A_BAR, load_for, watched
-from refgpt.cli.options import Commands, add_command, add_running_arguments
+from refgpt.cli.options import Commands, add_command, add_json, add_running_arguments
 from refgpt.cli.prompts import add_prompt_arguments, read_prompt
 from refgpt.cli.results import check_suffix, replaced
-from refgpt.inspect import build_report, prompt_of
+from refgpt.inspect import build_report, figures, prompt_of
 from refgpt.tracing import verify_bytes
 
 log = logging.getLogger("refgpt")
@@ -19,6 +23,7 @@ log = logging.getLogger("refgpt")
 EXAMPLES = """examples:
   refgpt inspect "Once upon a time" -o report.html
   refgpt inspect -m ~/gpt-jt -f question.txt -o report.html --dtype q4
+  refgpt inspect "Once upon a time" --json --no-verify > figures.json
 """
 
 
@@ -28,7 +33,7 @@ def add_to(commands: Commands) -> None:
     inspect = add_command(commands, "inspect", _inspect, help, EXAMPLES)
     add_prompt_arguments(inspect, "text to look at")
     inspect.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="the page, a name in .html; it is replaced if it is there"
+        "-o", "--output", metavar="FILE", help="the page, a name in .html; it is replaced if it is there"
     )
     inspect.add_argument(
         "--no-verify",
@@ -36,20 +41,36 @@ def add_to(commands: Commands) -> None:
         action="store_false",
         help="leave out the comparison with the float64 spec, which takes longest",
     )
+    add_json(inspect, "print the page's figures as one JSON object; -o may then be left out")
     add_running_arguments(inspect)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    if arguments.output is None and not arguments.json:
+        arguments.parser.error("the following arguments are required: -o/--output, or --json")
     check_suffix(arguments.output, ".html", ".htm")
     prompt = read_prompt(arguments, 'refgpt inspect "Once upon a time" -o report.html')
-    with replaced(arguments.output) as file:
-        model, ids = load_for(arguments, lambda config, tokenizer: prompt_of(prompt, config, tokenizer))
-        large = model.checkpoint.params.nbytes >= WORTH_A_BAR
-        if arguments.verify and large:
-            log.info(
-                "comparing the pass with the spec in float64 takes minutes and up to %s; --no-verify skips it",
-                size(verify_bytes(model.engine, len(ids))),
-            )
-        file.write(build_report(model, ids, verify=arguments.verify, progress=large and watched()))
-    print(f"{arguments.output}: {size(Path(arguments.output).stat().st_size)}, {len(ids)} tokens")
+    if arguments.output is None:
+        model, ids = _load(arguments, prompt)
+    else:
+        with replaced(arguments.output) as file:
+            model, ids = _load(arguments, prompt)
+            large = model.checkpoint.params.nbytes >= WORTH_A_BAR
+            file.write(build_report(model, ids, verify=arguments.verify, progress=large and watched()))
+    if arguments.json:
+        prefix_len = len(ids) if model.mask == "prefix" else 0
+        found = verify_record(model.verify(ids.tolist(), prefix_len)) if arguments.verify else None
+        print_json({**figures(model, ids, prefix_len), "verify": found})
+    else:
+        print(f"{arguments.output}: {size(Path(arguments.output).stat().st_size)}, {len(ids)} tokens")
     return 0
+
+
+def _load(arguments: argparse.Namespace, prompt: str) -> tuple[Model, np.ndarray]:
+    model, ids = load_for(arguments, lambda config, tokenizer: prompt_of(prompt, config, tokenizer))
+    if arguments.verify and model.checkpoint.params.nbytes >= WORTH_A_BAR:
+        log.info(
+            "comparing the pass with the spec in float64 takes minutes and up to %s; --no-verify skips it",
+            size(verify_bytes(model.engine, len(ids))),
+        )
+    return model, ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,8 @@ from refgpt.generation.params import GenerationParams
 from refgpt.generation.prompts import encode_prompt
 from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers import Tokenizer
+
+log = logging.getLogger("refgpt")
 
 T = TypeVar("T")
 
@@ -62,8 +65,8 @@ def print_continuation(arguments: argparse.Namespace, prompt: str, params: Gener
 
 
 def watched() -> bool:
-    """Whether somebody watches standard error, where bars are shown."""
-    return sys.stderr.isatty()
+    """Whether somebody watches standard error, where bars are shown, and has not asked for quiet."""
+    return sys.stderr.isatty() and log.isEnabledFor(logging.WARNING)
 
 
 @contextmanager

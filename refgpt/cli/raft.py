@@ -35,15 +35,17 @@ def add_to(commands: Commands) -> None:
         help="generate: what is written must be the label; likelihood: take the likeliest label (default: generate)",
     )
     add("--normalise", choices=NORMALISATIONS, default="sum", help="for likelihood, as in classify (default: sum)")
-    add("--shots", type=int, default=5, metavar="N", help="examples before each row (default: 5)")
-    add("--trials", type=int, default=3, metavar="N", help="draws of examples (default: 3)")
-    add("--rows", type=int, metavar="N", help="ask only the first N rows of each task (default: all)")
+    add("--shots", dest="n_shots", type=int, default=5, metavar="N", help="examples before each row (default: 5)")
+    add("--trials", dest="n_trials", type=int, default=3, metavar="N", help="draws of examples (default: 3)")
+    add("--rows", dest="n_rows", type=int, metavar="N", help="ask only the first N rows of each task (default: all)")
     add("-o", "--output", metavar="FILE", help="write every answer to a .jsonl file")
     add_running_arguments(raft)
 
 
 def _raft(arguments: argparse.Namespace) -> int:
-    settings = RaftSettings(arguments.method, arguments.shots, arguments.trials, arguments.rows, arguments.normalise)
+    settings = RaftSettings(
+        arguments.method, arguments.n_shots, arguments.n_trials, arguments.n_rows, arguments.normalise
+    )
     tasks = read_raft(arguments.folder, [name.strip() for name in (arguments.tasks or "").split(",") if name.strip()])
     check_suffix(arguments.output, ".jsonl")
     with opened(arguments.output) as file:

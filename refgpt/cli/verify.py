@@ -8,12 +8,15 @@ from refgpt._common.errors import GenerationError
 from refgpt._common.progress import print_line
 from refgpt._common.wording import size
 from refgpt._load import DTYPES
+from refgpt.cli.json_output import print_json, verify_record
 from refgpt.cli.loading import WORTH_A_BAR, load_model, watched
-from refgpt.cli.options import MODEL_HELP, Commands, add_command, add_loading_arguments
+from refgpt.cli.options import Commands, add_command, add_json, add_loading_arguments, add_model
 from refgpt.tracing import Report, verify_bytes
 
-EXAMPLES = """example:
-  refgpt verify ~/gpt-j-6b --prompt "The quick brown fox"
+EXAMPLES = """examples:
+  refgpt verify                                            the included model
+  refgpt verify -m ~/gpt-j-6b --prompt "The quick brown fox"
+  refgpt verify ~/gpt-j-6b-q4 --json
 """
 
 
@@ -23,12 +26,13 @@ def add_to(commands: Commands) -> None:
         commands,
         "verify",
         _verify,
-        "hold the C kernels to the NumPy spec on a model's own weights; "
+        "compare the C kernels with the NumPy spec on a model's own weights; "
         "exit status 1 if an activation is further off than float32 rounding can explain",
         EXAMPLES,
     )
-    verify.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
+    add_model(verify, positional=True)
     verify.add_argument("--prompt", metavar="TEXT", help="text to run (default: a few words)")
+    add_json(verify)
     add_loading_arguments(verify, DTYPES["c"])
 
 
@@ -41,6 +45,19 @@ def _verify(arguments: argparse.Namespace) -> int:
     else:
         ids = model.tokenizer.encode(arguments.prompt or "Once upon a time there was a")
     prefix_len = len(ids) // 2 if model.mask == "prefix" else 0
+    if arguments.json:
+        report = model.verify(ids, prefix_len)
+        print_json(
+            {
+                "model": str(model.checkpoint.path),
+                "n_tokens": len(ids),
+                "mask": model.mask,
+                "dtype": model.dtype,
+                "kv_dtype": model.kv_dtype,
+                **verify_record(report),
+            }
+        )
+        return 1 if report.first_broken else 0
     takes = size(verify_bytes(model.engine, len(ids)))
     print(
         f"{len(ids)} tokens, mask {model.mask}, weights {model.dtype or 'as stored'}, cache {model.kv_dtype}; "

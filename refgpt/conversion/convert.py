@@ -12,7 +12,7 @@ from refgpt.checkpoints import Checkpoint, verify_checksums
 from refgpt.conversion import gguf, huggingface, packed
 from refgpt.conversion.staging import staged
 from refgpt.kernels import digests
-from refgpt.numbers.params import known_dtype
+from refgpt.numbers.dtypes import known_dtype
 from refgpt.tokenizers import Tokenizer
 
 

@@ -10,10 +10,11 @@ from refgpt._common.arguments import flag
 from refgpt._common.errors import RefgptError
 from refgpt._model import Model
 from refgpt.inspect.data import Prompt, gather, html_bytes, most_tokens, prompt_of
+from refgpt.inspect.figures import figures
 from refgpt.inspect.page import page
 from refgpt.spec.ids import check_ids, check_prefix
 
-__all__ = ["Prompt", "build_report", "gather", "html_bytes", "most_tokens", "prompt_of"]
+__all__ = ["Prompt", "build_report", "figures", "gather", "html_bytes", "most_tokens", "prompt_of"]
 
 
 def build_report(

@@ -62,7 +62,7 @@ def test_every_command_has_its_help(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sphinx", reason='the site needs the extra "docs"')
     monkeypatch.syspath_prepend(str(DOCS))
     command_line = import_module("command_line")
-    parser = command_line._parser()
+    parser = command_line.build_parser()
     listed = command_line.commands(parser)
     assert {"generate", "info", "verify", "convert", "kernels"} <= listed.keys()
     whole = command_line.help_of(parser)

@@ -1,0 +1,82 @@
+"""The parser of ``refgpt`` and of its commands: argparse's, with suggestions for what was mistyped."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from refgpt._common.wording import listed
+
+#: Longer messages are cut: an argument can have any length.
+MOST_CHARACTERS = 1000
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An ``argparse.ArgumentParser`` that says which option or choice was probably meant, with its own usage."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse does, but what is left over is this command's error, not that of the whole program."""
+        namespace, left = super().parse_known_args(args, namespace)
+        for action in self._get_positional_actions():
+            # argparse takes an optional positional for absent when options stand between it and the one before.
+            absent = action.nargs == "?" and getattr(namespace, action.dest, None) == action.default
+            if absent and left and not _is_option(left[0]):
+                action(self, namespace, left.pop(0), None)
+        if left:
+            self.error(self._unknown(left))
+        return namespace, left
+
+    def option_strings(self) -> list[str]:
+        """Every option, in its short and long forms."""
+        return [string for action in self._actions for string in action.option_strings]
+
+    def flags(self) -> dict[str, str]:
+        """The long form of each option by the name under which its value is kept."""
+        return {
+            action.dest: next((s for s in action.option_strings if s.startswith("--")), action.option_strings[0])
+            for action in self._actions
+            if action.option_strings
+        }
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, in one readable line, and exit with 2."""
+        message = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in message)
+        super().error(message if len(message) <= MOST_CHARACTERS else f"{message[:MOST_CHARACTERS]}...")
+
+    def _unknown(self, left: Sequence[str]) -> str:
+        options = [text for text in left if _is_option(text)]
+        if not options:
+            return f"unexpected argument {listed(left[:1])}; put a text that has spaces in quotes"
+        name = options[0].partition("=")[0]
+        known = self.option_strings()
+        hint = did_you_mean(name, known) or f"; {self.prog} --help lists the options"
+        return f"unknown option {listed([name])}{hint}"
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError:
+            choices = [str(choice) for choice in action.choices or ()]
+            hint = did_you_mean(str(value), choices)
+            message = f"there is no {listed([str(value)])}; choose from {', '.join(choices)}{hint}"
+            raise argparse.ArgumentError(action, message) from None
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
+            # As in --labels=--: before Python 3.13 argparse drops it and then fails on there being no value.
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """'; did you mean ...?' if something that is known resembles the name, else nothing."""
+    close = get_close_matches(name[:100].lower(), list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _is_option(text: str) -> bool:
+    return len(text) > 1 and text.startswith("-")

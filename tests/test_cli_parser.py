@@ -1,0 +1,250 @@
+"""What the command line understands, and what it says of what it does not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+from model_files import write_model, write_tokenizer
+from tiny import random_params, tiny_config
+
+from refgpt import cli
+from refgpt._common.errors import DataError, GenerationError, RefgptError
+from refgpt.cli.flags import in_flags
+from refgpt.cli.parser import CommandParser
+
+CONFIG = tiny_config(eos_id=0, bos_id=0)
+PARSER = cli.build_parser()
+(COMMANDS,) = (action.choices for action in PARSER._actions if isinstance(action, argparse._SubParsersAction))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    made = write_model(tmp_path_factory.mktemp("models") / "tiny", CONFIG, random_params(CONFIG, 2, "f16"))
+    return str(write_tokenizer(made))
+
+
+@pytest.fixture
+def refused(capsys):
+    """A function: what is said on standard error of arguments that are no usage of the command."""
+
+    def refused(*arguments):
+        with pytest.raises(SystemExit) as end:
+            cli.main(list(arguments))
+        got = capsys.readouterr()
+        assert (end.value.code, got.out) == (2, "")
+        return got.err
+
+    return refused
+
+
+def test_alone_it_prints_its_help(run):
+    got = run()
+    assert (got.code, got.err) == (0, "") and got.out == PARSER.format_help()
+    assert all(f"\n    {name} " in got.out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_examples_that_parse(name):
+    text = COMMANDS[name].format_help()
+    assert f"refgpt {name}" in text.partition("example")[2]
+
+
+@pytest.mark.parametrize(
+    "arguments, usage, said",
+    [
+        (["generat", "hi"], "refgpt", "did you mean generate?"),
+        (["Bench"], "refgpt", "did you mean bench?"),
+        (
+            ["generate", "hi", "--temprature", "1"],
+            "refgpt generate",
+            "unknown option --temprature; did you mean --temp",
+        ),
+        (["verify", "--promt=hi"], "refgpt verify", "unknown option --promt; did you mean --prompt?"),
+        (["info", "--xyzzy"], "refgpt info", "unknown option --xyzzy; refgpt info --help lists the options"),
+        (["--vresion"], "refgpt", "unknown option --vresion; did you mean --version?"),
+        (
+            ["generate", "--backend", "nunpy", "hi"],
+            "refgpt generate",
+            "there is no nunpy; choose from c, numpy; did you",
+        ),
+        (["demo", "summarise"], "refgpt demo", "did you mean summarize?"),
+        (["generate", "Once", "upon", "a", "time"], "refgpt generate", "unexpected argument upon; put a text that has"),
+        (["info", "-m", "a", "b"], "refgpt info", "the model is given twice"),
+        (["bench", "a", "--model", "b"], "refgpt bench", "the model is given twice"),
+        (["convert", "a"], "refgpt convert", "give a source and a destination"),
+        (["convert", "-m", "a", "b", "c"], "refgpt convert", "the source is given twice"),
+        (["inspect", "hi"], "refgpt inspect", "-o/--output"),
+    ],
+)
+def test_what_is_mistyped_gets_a_hint_and_its_own_usage(refused, arguments, usage, said):
+    told = refused(*arguments)
+    assert told.startswith(f"usage: {usage} [") and f"\n{usage}: error: " in told and said in told
+
+
+@pytest.mark.parametrize("bad", ["--\x1b[31m", "--" + "x" * 100_000, "--a\nb", "--\udcff"])
+@pytest.mark.parametrize("place", [[], ["generate"], ["bench", "-r"], ["generate", "--backend"]])
+def test_what_is_mistyped_is_repeated_in_a_short_and_harmless_line(refused, place, bad):
+    given = bad if len(place) < 2 else bad[2:]
+    last = refused(*place, given).splitlines()[-1]
+    assert last.startswith("refgpt") and ": error: " in last and last.isprintable() and len(last) < 1300
+
+
+@pytest.mark.parametrize("option", ["--labels", "--template", "--text-column", "-o"])
+def test_two_dashes_can_be_a_value(option):
+    glue = "=" if option.startswith("--") else ""
+    base = ["classify", "x.csv", *(["--labels", "a,b"] if option != "--labels" else [])]
+    given = PARSER.parse_args([*base, f"{option}{glue}--"])
+    assert "--" in vars(given).values()
+
+
+def test_two_dashes_are_checked_like_any_value(refused):
+    assert "there is no --; choose from c, numpy" in refused("generate", "hi", "--backend=--")
+    assert "invalid int value: '--'" in refused("generate", "hi", "-n=--".replace("=", ""))
+
+
+def test_two_dashes_end_the_options():
+    assert PARSER.parse_args(["generate", "-n", "3", "--", "--seed"]).prompt == "--seed"
+    assert PARSER.parse_args(["generate", "--", "--"]).prompt == "--"
+
+
+@pytest.mark.parametrize(
+    "arguments, prompt",
+    [
+        (["generate", "-n", "3", "hi"], "hi"),
+        (["generate", "hi", "-n", "3"], "hi"),
+        (["generate", "-"], "-"),
+        (["generate", "-m", "x"], None),
+    ],
+)
+def test_a_prompt_may_stand_before_and_after_options(arguments, prompt):
+    assert PARSER.parse_args(arguments).prompt == prompt
+
+
+def test_an_argument_that_may_be_left_out_can_follow_options():
+    given = PARSER.parse_args(["demo", "qa", "-m", "x", "Who?"])
+    assert (given.name, given.text, given.model) == ("qa", "Who?", "x")
+    given = PARSER.parse_args(["convert", "a", "--dtype", "q4", "b"])
+    assert (given.source, given.destination, given.dtype) == ("a", "b", "q4")
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "bench"])
+@pytest.mark.parametrize("given", [["x"], ["-m", "x"], ["--model", "x"], ["--model=x"], ["-q", "x"]])
+def test_the_model_has_a_name_and_a_place(command, given):
+    assert PARSER.parse_args([command, *given]).model == "x"
+    assert PARSER.parse_args([command, "--json", *given]).model == "x"
+    assert PARSER.parse_args([command]).model is None
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"kernels", "completion"}))
+def test_every_command_about_a_model_takes_dash_m(command):
+    assert COMMANDS[command].flags()["model"] == "--model"
+
+
+@pytest.mark.parametrize("given", [["{}", "{}/q"], ["-m", "{}", "{}/q"], ["{}/q", "--model", "{}"]])
+def test_convert_takes_its_source_either_way(run, path, tmp_path, given):
+    destination = str(tmp_path / "q")
+    arguments = [destination if text == "{}/q" else text.format(path) for text in given]
+    assert run("convert", *arguments).code == 0
+    assert run("info", "-m", destination).code == 0
+
+
+@pytest.mark.parametrize(
+    "given, want",
+    [
+        ("float16", "f16"),
+        ("fp16", "f16"),
+        ("F32", None),
+        ("float32", "f32"),
+        ("int8", "q8"),
+        ("q4", "q4"),
+        ("f8", None),
+    ],
+)
+def test_dtypes_have_other_names(refused, given, want):
+    if want is None:
+        assert f"there is no {given}; choose from f32, f16" in refused("generate", "hi", "--dtype", given)
+    else:
+        assert PARSER.parse_args(["generate", "hi", "--dtype", given]).dtype == want
+        assert PARSER.parse_args(["convert", "a", "b", "--dtype", given]).dtype == want
+
+
+def test_errors_name_options(run, path):
+    got = run("bench", path, "-p", "9999")
+    assert got.code == 2 and "refgpt: error: --n-prompt: cannot be used; got 9999" in got.err
+
+
+def test_an_error_in_the_words_of_python_is_put_into_those_of_the_command_line():
+    arguments = SimpleNamespace(parser=COMMANDS["generate"], prompt="seed")
+
+    def told(error):
+        return str(in_flags(error, arguments))
+
+    assert told(GenerationError("is bad", where="top_k", got=1, wanted=2)) == "--top-k: is bad; got 1; wanted 2"
+    assert told(GenerationError("is bad", where="seed")) == "seed: is bad"  # here a text that was given
+    assert told(DataError("is bad", where="table.csv, line 3")) == "table.csv, line 3: is bad"
+    fix = "load with dtype='f64' and backend='numpy' (--dtype f64 --backend numpy), or not"
+    assert told(RefgptError("is bad", fix=fix)) == "is bad; load with --dtype f64 --backend numpy, or not"
+    assert told(RefgptError("is bad", fix="x (--y)")) == "is bad; x (--y)"
+    assert isinstance(in_flags(DataError("x"), arguments), DataError)
+
+
+def test_quiet_and_verbose(run, path):
+    many = ["generate", "-m", path, "a" * 64, "--truncate", "left", "-n", 4]
+    assert run(*many).err.startswith("refgpt: kept the last")
+    assert run(*many, "-q").err == run("-q", *many).err == ""
+    bad = ["info", "/nowhere/at/all"]
+    assert run(*bad, "-q").err.count("\n") == 1
+    for loud in (run("-v", *bad), run(*bad, "--verbose")):
+        assert loud.code == 2 and "Traceback" in loud.err and loud.err.splitlines()[-1].startswith("refgpt: error: ")
+    assert logging.getLogger("refgpt").level == logging.NOTSET  # as the caller had it
+
+
+@pytest.mark.parametrize("name", ["gpt-j", "GPT-J", "gptj", "gpt-j-6b", "gpt-jt", "GPT-JT-6B-v1"])
+def test_what_people_call_the_models_is_hinted_at(run, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    got = run("info", name)
+    assert got.code == 2 and "EleutherAI/gpt-j-6b" in got.err and "togethercomputer/GPT-JT-6B-v1" in got.err
+    (tmp_path / name).mkdir()  # a directory of this name is meant
+    assert "EleutherAI" not in run("info", name).err
+
+
+def test_other_names_get_no_such_hint(run):
+    assert "togethercomputer" not in run("info", "gpt-2").err
+
+
+def words(script, *typed):
+    """What bash offers for the last of the words."""
+    line = " ".join(f"'{word}'" for word in ("refgpt", *typed))
+    program = f'{script}\nCOMP_WORDS=({line})\nCOMP_CWORD={len(typed)}\n_refgpt\necho "${{COMPREPLY[@]}}"'
+    return subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_bash_completes_commands_options_and_values(run):
+    script = run("completion", "bash").out
+    assert set(words(script, "")) == COMMANDS.keys()
+    assert words(script, "ver") == ["verify"] and words(script, "-q", "con") == ["convert"]
+    assert words(script, "generate", "--top") == ["--top-k", "--top-p"]
+    assert words(script, "generate", "hi", "--backend", "") == ["c", "numpy"]
+    assert words(script, "demo", "q") == ["qa"]
+    assert words(script, "info", "") == words(script, "info", "-m", "--") == []  # files, which bash adds
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_scripts_name_every_command_and_option(run, shell):
+    script = run("completion", shell).out
+    for name, parser in COMMANDS.items():
+        assert name in script
+        for option in parser.option_strings():
+            assert option in script or f"-l {option[2:]}" in script or f"-s {option[1:]}" in script
+
+
+def test_a_parser_of_its_own_needs_no_command():
+    parser = CommandParser(prog="x")
+    parser.add_argument("--one-thing")
+    assert parser.flags() == {"help": "--help", "one_thing": "--one-thing"}
+    assert json.dumps(parser.option_strings()) == '["-h", "--help", "--one-thing"]'
