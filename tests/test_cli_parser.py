@@ -79,6 +79,7 @@ def test_every_command_has_examples_that_parse(name):
         (["convert", "a"], "refgpt convert", "give a source and a destination"),
         (["convert", "-m", "a", "b", "c"], "refgpt convert", "the source is given twice"),
         (["inspect", "hi"], "refgpt inspect", "-o/--output"),
+        (["chat", "--persona", "x"], "refgpt chat", "are for --template pygmalion"),
     ],
 )
 def test_what_is_mistyped_gets_a_hint_and_its_own_usage(refused, arguments, usage, said):
@@ -230,6 +231,7 @@ def test_bash_completes_commands_options_and_values(run):
     assert words(script, "ver") == ["verify"] and words(script, "-q", "con") == ["convert"]
     assert words(script, "generate", "--top") == ["--top-k", "--top-p"]
     assert words(script, "generate", "hi", "--backend", "") == ["c", "numpy"]
+    assert words(script, "chat", "--template", "al") == ["alpaca"]
     assert words(script, "demo", "q") == ["qa"]
     assert words(script, "info", "") == words(script, "info", "-m", "--") == []  # files, which bash adds
 

@@ -1,0 +1,145 @@
+"""``refgpt chat``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+
+from refgpt._common.errors import GenerationError, RefgptError
+from refgpt._common.wording import listed
+from refgpt.cli.dialogue import TEMPLATES, ChatTemplate, Dialogue
+from refgpt.cli.loading import load_for
+from refgpt.cli.options import Commands, add_command, add_running_arguments
+from refgpt.cli.parser import did_you_mean
+from refgpt.cli.sampling import add_sampling_arguments, sampling_of
+from refgpt.spec.config import AnyConfig
+from refgpt.tokenizers import Tokenizer
+
+log = logging.getLogger("refgpt")
+
+EXAMPLES = """templates:
+{templates}
+
+examples:
+  refgpt chat -m ~/gpt-j-6b
+  refgpt chat -m ~/gpt-jt --template gpt-jt
+  refgpt chat -m ~/pygmalion-6b --template pygmalion --character Ada --persona "Ada is a patient teacher of algebra."
+  echo "What is the capital of Norway?" | refgpt chat -m ~/dolly-v1-6b --template dolly
+"""
+HELP = """/reset   forget the conversation so far
+/help    show this
+/quit    end, as Ctrl-D does; Ctrl-C stops an answer"""
+COMMANDS = ("/reset", "/help", "/quit")
+
+#: Bytes of one line of standard input; a context holds far less.
+MOST_BYTES = 1 << 20
+
+
+def add_to(commands: Commands) -> None:
+    """Declare ``chat``."""
+    templates = "\n".join(f"  {name:<11} {template.about}" for name, template in TEMPLATES.items())
+    help = "talk with a model, in turns; a line is a question, and /help lists the commands"
+    chat = add_command(commands, "chat", _chat, help, EXAMPLES.format(templates=templates))
+    add = chat.add_argument
+    add("--template", choices=TEMPLATES, default="base", help="how the model was trained to be asked (default: base)")
+    add("--character", metavar="NAME", help="who answers, for the template pygmalion (default: Assistant)")
+    add("--persona", metavar="TEXT", help="a few sentences about the character, for the template pygmalion")
+    add_sampling_arguments(chat)
+    add_running_arguments(chat)
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    template = _template(arguments)
+    params = sampling_of(arguments, template.stop)
+    if sys.stdin is None:
+        raise GenerationError("standard input is closed", fix="run refgpt chat in a terminal, or pipe questions to it")
+    interactive = sys.stdin.isatty()
+    model, _ = load_for(arguments, _check_tokenizer)
+    dialogue = Dialogue(model, template, params)
+    if interactive:
+        log.info("a line is a question; /help lists the commands, Ctrl-D ends")
+    for line in _typed_lines() if interactive else _piped_lines():
+        if line == "/quit":
+            break
+        if line.startswith("/"):
+            _obey(line, dialogue)
+            continue
+        try:
+            dialogue.ask(line, lambda piece: print(piece, end="", flush=True))
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+        except RefgptError as error:
+            if not interactive:
+                raise
+            log.error("%s", error)
+            continue
+        print(flush=True)
+    return 0
+
+
+def _template(arguments: argparse.Namespace) -> ChatTemplate:
+    if arguments.template != "pygmalion" and (arguments.character, arguments.persona) != (None, None):
+        arguments.parser.error("--character and --persona are for --template pygmalion")
+    return TEMPLATES[arguments.template].with_character(arguments.character or "Assistant", arguments.persona or "")
+
+
+def _check_tokenizer(config: AnyConfig, tokenizer: Tokenizer | None) -> None:
+    if tokenizer is None:
+        raise GenerationError(
+            "this model has no tokenizer, and a conversation is text",
+            where="--model",
+            fix="put the tokenizer's files beside the weights",
+        )
+
+
+def _obey(line: str, dialogue: Dialogue) -> None:
+    """Run a command of the conversation."""
+    if line == "/reset":
+        dialogue.reset()
+    elif line == "/help":
+        print(HELP, file=sys.stderr)
+    else:
+        log.error("there is no command %s; /help lists them%s", listed([line]), did_you_mean(line, COMMANDS))
+
+
+def _typed_lines() -> Iterator[str]:
+    """What somebody types, line by line, until Ctrl-D. Ctrl-C discards the line."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - gives input() its keys and its history
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print()
+            continue
+        if line:
+            yield line
+
+
+def _piped_lines() -> Iterator[str]:
+    """Lines of standard input, without those that are blank."""
+    read = sys.stdin.buffer.readline
+    n = 0
+    while True:
+        n += 1
+        where = f"standard input, line {n}"
+        try:
+            raw = read(MOST_BYTES + 1)
+            line = raw.decode("utf-8-sig" if n == 1 else "utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise GenerationError("is not UTF-8 text", where=where, got=f"byte {error.start}") from None
+        except OSError as error:
+            raise GenerationError(f"cannot be read ({error.strerror})", where=where) from None
+        if len(raw) > MOST_BYTES:
+            raise GenerationError("the line is too long", where=where, wanted=f"at most {MOST_BYTES} bytes")
+        if not raw:
+            return
+        if line:
+            yield line
