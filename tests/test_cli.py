@@ -372,6 +372,21 @@ def test_output_that_cannot_be_written_is_one_line_and_status_2(path, command, r
     assert (done.returncode, done.stderr) == (2, said)
 
 
+def test_a_file_that_the_system_refuses_is_not_called_the_output(path, monkeypatch, run):
+    monkeypatch.setattr(refgpt.Model, "stream", lambda *_: open("/nowhere/at\x1b", encoding="utf-8"))
+    got = run("generate", "-m", path, "hi")
+    assert (got.code, got.err) == (2, "refgpt: error: '/nowhere/at\\x1b': No such file or directory\n")
+
+
+def test_what_a_signal_handler_raises_comes_out_as_itself(path, monkeypatch):
+    def stream(self, prompt, params):
+        raise TimeoutError("too slow")
+
+    monkeypatch.setattr(refgpt.Model, "stream", stream)
+    with pytest.raises(TimeoutError, match="too slow"):
+        cli.main(["generate", "-m", path, "hi"])
+
+
 def test_standard_input_that_is_closed_holds_no_prompt(path):
     done = subprocess.run(f'"{sys.executable}" -m refgpt generate -m {path} <&-', shell=True, stderr=subprocess.PIPE)
     assert done.returncode == 2 and done.stderr.startswith(b"refgpt: error: there is no prompt")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from refgpt import __version__
 from refgpt._common.errors import RefgptError
+from refgpt._common.wording import shown
 from refgpt.cli import bench, chat, classify, completion, convert, demo, generate, info, inspect, kernels, raft, verify
 from refgpt.cli.flags import in_flags
 from refgpt.cli.options import add_verbosity
@@ -68,6 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _forget_output()
         return 0
     except OSError as error:
+        if error.errno is None:  # not the system's: a TimeoutError of somebody's signal handler, for one
+            raise
+        if error.filename is not None:
+            return _refused(f"{shown(str(error.filename))}: {error.strerror}")
         _forget_output()
         return _refused(f"the output cannot be written ({error.strerror})")
     finally:
