@@ -373,7 +373,7 @@ def test_output_that_cannot_be_written_is_one_line_and_status_2(path, command, r
 
 
 def test_a_file_that_the_system_refuses_is_not_called_the_output(path, monkeypatch, run):
-    monkeypatch.setattr(refgpt.Model, "stream", lambda *_: open("/nowhere/at\x1b", encoding="utf-8"))
+    monkeypatch.setattr(refgpt.Model, "stream", lambda *_: open("/nowhere/at\x1b"))  # noqa: SIM115
     got = run("generate", "-m", path, "hi")
     assert (got.code, got.err) == (2, "refgpt: error: '/nowhere/at\\x1b': No such file or directory\n")
 

@@ -51,7 +51,7 @@ def add_to(commands: Commands) -> None:
         type=_numbers,
         default=[0],
         metavar="N,..",
-        help="tokens already there (default: 0)",
+        help="tokens in the context before new ones are written (default: 0)",
     )
     add("-r", "--repetitions", type=int, default=5, metavar="N", help="counted runs of each test (default: 5)")
     add_json(bench)

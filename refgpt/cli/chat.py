@@ -41,10 +41,10 @@ MOST_BYTES = 1 << 20
 def add_to(commands: Commands) -> None:
     """Declare ``chat``."""
     templates = "\n".join(f"  {name:<11} {template.about}" for name, template in TEMPLATES.items())
-    help = "talk with a model, in turns; a line is a question, and /help lists the commands"
+    help = "talk with a model: each line is a question, and /help lists the commands"
     chat = add_command(commands, "chat", _chat, help, EXAMPLES.format(templates=templates))
     add = chat.add_argument
-    add("--template", choices=TEMPLATES, default="base", help="how the model was trained to be asked (default: base)")
+    add("--template", choices=TEMPLATES, default="base", help="format of the prompt, see below (default: base)")
     add("--character", metavar="NAME", help="who answers, for the template pygmalion (default: Assistant)")
     add("--persona", metavar="TEXT", help="a few sentences about the character, for the template pygmalion")
     add_sampling_arguments(chat)

@@ -75,7 +75,7 @@ def add_model(parser: argparse.ArgumentParser, positional: bool = False) -> None
     """Declare the model: -m and, for a command whose subject it is, an argument without a name."""
     if positional:
         parser.add_argument("model", nargs="?", action=StoreModel, metavar="MODEL", help=MODEL_HELP)
-        parser.add_argument("-m", "--model", action=StoreModel, metavar="MODEL", help="the same")
+        parser.add_argument("-m", "--model", action=StoreModel, metavar="MODEL", help="the same as MODEL")
     else:
         parser.add_argument("-m", "--model", action=StoreModel, metavar="MODEL", help=MODEL_HELP)
 
@@ -102,7 +102,7 @@ def add_loading_arguments(group: argparse._ActionsContainer, dtypes: Sequence[st
         "--mask",
         choices=MASKS,
         default="auto",
-        help="prefix: a prompt's tokens all see each other, as in GPT-JT (default: what the files say)",
+        help="prefix: all tokens of a prompt see each other, as in GPT-JT (default: what the files say)",
     )
     add(
         "--dtype",
@@ -117,7 +117,7 @@ def add_loading_arguments(group: argparse._ActionsContainer, dtypes: Sequence[st
         help="what to keep the attention cache in (default: f16 with q8 and q4, else f32)",
     )
     add_revision(group)
-    add("-t", "--threads", type=int, metavar="N", help="threads to use (default: one a core)")
+    add("-t", "--threads", type=int, metavar="N", help="threads to use (default: one per core)")
 
 
 def add_revision(group: argparse._ActionsContainer) -> None:

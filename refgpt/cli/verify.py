@@ -13,7 +13,10 @@ from refgpt.cli.loading import WORTH_A_BAR, load_model, watched
 from refgpt.cli.options import Commands, add_command, add_json, add_loading_arguments, add_model
 from refgpt.tracing import Report, verify_bytes
 
-EXAMPLES = """examples:
+EXAMPLES = """exit status:
+  1 if an activation is further off than float32 rounding can explain, else 0
+
+examples:
   refgpt verify                                            the included model
   refgpt verify -m ~/gpt-j-6b --prompt "The quick brown fox"
   refgpt verify ~/gpt-j-6b-q4 --json
@@ -22,14 +25,8 @@ EXAMPLES = """examples:
 
 def add_to(commands: Commands) -> None:
     """Declare ``verify``."""
-    verify = add_command(
-        commands,
-        "verify",
-        _verify,
-        "compare the C kernels with the NumPy spec on a model's own weights; "
-        "exit status 1 if an activation is further off than float32 rounding can explain",
-        EXAMPLES,
-    )
+    help = "compare the C kernels with the NumPy spec on a model's own weights"
+    verify = add_command(commands, "verify", _verify, help, EXAMPLES)
     add_model(verify, positional=True)
     verify.add_argument("--prompt", metavar="TEXT", help="text to run (default: a few words)")
     add_json(verify)
