@@ -12,7 +12,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from model_files import write_model, write_tokenizer
+from model_files import write_model
 from tiny import random_params, tiny_config
 
 import refgpt
@@ -180,39 +180,43 @@ def test_closed_input_and_missing_tokenizers_are_found_first(run, monkeypatch, t
     assert "standard input is closed" in run("chat").err
 
 
-def test_in_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_ends(tmp_path):
-    config = tiny_config(n_ctx=4096, n_layer=2)
-    write_tokenizer(write_model(tmp_path, config, random_params(config, 0, "f16")))
-    command = [
-        sys.executable,
-        "-m",
-        "refgpt",
-        "chat",
-        "-m",
-        str(tmp_path),
-        "-n",
-        "4000",
-        "--ignore-eos",
-        "--backend",
-        "numpy",
-        "--template",
-        "pygmalion",
-        "--character",
-        "A",
-    ]
+def test_ctrl_c_discards_a_line(run, monkeypatch):
+    def typed(prompt, lines=iter([KeyboardInterrupt, "/help", "/quit"])):  # noqa: B008
+        line = next(lines)
+        if line is KeyboardInterrupt:
+            raise line
+        return line
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", typed)
+    got = run("chat")
+    assert (got.code, got.out) == (0, "\n") and "/reset   forget" in got.err
+
+
+def test_in_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_ends():
+    """Also: a question that cannot be used is one line, and the conversation goes on."""
+    program = (
+        "import sys, time, refgpt\n"
+        "from refgpt import cli\n"
+        "def stream(self, ids, params):\n"
+        "    yield 'so far'\n"
+        "    time.sleep(3600)\n"
+        "refgpt.Model.stream = stream\n"
+        "sys.exit(cli.main(['chat', '--template', 'pygmalion', '--character', 'Ada']))\n"
+    )
     mine, theirs = pty.openpty()
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+    with subprocess.Popen([sys.executable, "-c", program], stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         try:
-            shown = read_until(mine, "Ctrl-D ends", "> ")
+            read_until(mine, "Ctrl-D ends", "> ")
             os.write(mine, b"Hi\n")
-            shown = read_until(mine, "Hi\r\n")
-            while not shown.partition("Hi\r\n")[2].strip():
-                shown += read_some(mine)
+            read_until(mine, "so far")
             process.send_signal(signal.SIGINT)
             read_until(mine, "\r\n> ")
+            os.write(mine, b"word " * 600 + b"\n")
+            read_until(mine, "leaves no room in the model's context", "> ")
             os.write(mine, b"/help\n")
-            read_until(mine, "/quit", "> ")
+            read_until(mine, "Ctrl-C stops an answer", "> ")
             os.write(mine, b"\x04")
             assert process.wait(120) == 0
         finally:

@@ -95,6 +95,10 @@ def test_what_is_mistyped_is_repeated_in_a_short_and_harmless_line(refused, plac
     assert last.startswith("refgpt") and ": error: " in last and last.isprintable() and len(last) < 1300
 
 
+def test_an_option_that_is_cut_short_is_repeated_harmlessly(refused):
+    assert r"--te=\x1b[31m could match" in refused("chat", "--te=\x1b[31m")
+
+
 @pytest.mark.parametrize("option", ["--labels", "--template", "--text-column", "-o"])
 def test_two_dashes_can_be_a_value(option):
     glue = "=" if option.startswith("--") else ""

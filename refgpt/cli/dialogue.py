@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from refgpt._common.errors import GenerationError
 from refgpt._model import Model
 from refgpt.generation.params import GenerationParams
-from refgpt.generation.prompts import encode_prompt
 from refgpt.tokenizers import Tokenizer
 
 
@@ -122,7 +122,16 @@ class Dialogue:
         assert tokenizer is not None
         room = config.n_ctx - min(self._params.max_new_tokens, config.n_ctx // 2)
         turns, prompt = fitting(self._template, self.turns, question, tokenizer, room)
-        pieces = self._model.stream(encode_prompt(prompt, config, tokenizer, self._params), self._params)
+        ids = tokenizer.encode(prompt)
+        if len(ids) >= config.n_ctx:
+            raise GenerationError(
+                "leaves no room in the model's context for an answer",
+                where="the question",
+                got=f"{len(ids)} tokens with what the template adds",
+                wanted=f"at most {config.n_ctx - 1}",
+                fix="ask in fewer words",
+            )
+        pieces = self._model.stream(ids, self._params)
         said = waiting = ""
         try:
             for piece in pieces:
