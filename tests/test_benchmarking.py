@@ -65,5 +65,5 @@ def test_the_command_prints_a_row_a_test(capsys):
 
 
 def test_the_command_refuses_what_does_not_fit(capsys):
-    assert main(["bench", "-p", "9999999"]) == 2
+    assert main(["bench", "-p", "9999999"]) == 1
     assert "refgpt: error" in capsys.readouterr().err

@@ -168,7 +168,7 @@ def test_the_prompt_can_come_from_a_file(run, path, tmp_path):
     story.write_text("It was\n")
     assert run("generate", "-m", path, "-f", story, "--echo", "-n", 1).out.startswith("It was")
     both = run("generate", "-m", path, "-f", story, "more")
-    assert (both.code, both.out) == (2, "") and "given twice" in both.err
+    assert (both.code, both.out) == (1, "") and "given twice" in both.err
     story.write_bytes(b"ab\xff")
     assert f"{story}: is not UTF-8 text; got byte 2" in run("generate", "-m", path, "-f", story).err
     assert "cannot be read (No such file" in run("generate", "-m", path, "-f", tmp_path / "absent").err
@@ -177,7 +177,7 @@ def test_the_prompt_can_come_from_a_file(run, path, tmp_path):
 def test_without_a_prompt_at_a_terminal(run, path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     got = run("generate", "-m", path)
-    assert got.code == 2 and 'refgpt generate "Once upon a time"' in got.err
+    assert got.code == 1 and 'refgpt generate "Once upon a time"' in got.err
 
 
 @pytest.mark.parametrize(
@@ -192,15 +192,15 @@ def test_without_a_prompt_at_a_terminal(run, path, monkeypatch):
         (["a" * 64], "or keep only its end: --truncate left\n"),
     ],
 )
-def test_unusable_input_is_one_line_and_status_2(run, path, arguments, said):
+def test_unusable_input_is_one_line_and_status_1(run, path, arguments, said):
     got = run("generate", *([] if "-m" in arguments else ["-m", path]), *arguments)
-    assert (got.code, got.out) == (2, "")
+    assert (got.code, got.out) == (1, "")
     assert re.fullmatch(r"refgpt: error: [^\n]+\n", got.err) and said in got.err
 
 
 def test_a_prompt_that_is_too_long_is_found_before_the_weights_are_read(run, path, monkeypatch):
     monkeypatch.setattr(loading, "start", lambda *_, **__: pytest.fail("the weights were read first"))
-    assert run("generate", "-m", path, "a" * 64).code == 2
+    assert run("generate", "-m", path, "a" * 64).code == 1
 
 
 @pytest.mark.parametrize("options", [["--dtype", "f64"], ["--threads", "0"]])
@@ -239,7 +239,7 @@ def test_the_prefix_mask_is_mentioned_on_standard_error(run, prefix_path):
 
 def test_a_text_for_a_model_without_a_tokenizer(run, prefix_path):
     got = run("generate", "-m", prefix_path, "hi")
-    assert got.code == 2 and "no tokenizer" in got.err
+    assert got.code == 1 and "no tokenizer" in got.err
 
 
 def test_info(run, path, prefix_path):
@@ -263,7 +263,7 @@ def test_info(run, path, prefix_path):
 
 def test_info_of_nothing(run, tmp_path):
     got = run("info", tmp_path)
-    assert (got.code, got.out) == (2, "") and str(tmp_path) in got.err
+    assert (got.code, got.out) == (1, "") and str(tmp_path) in got.err
 
 
 @pytest.mark.parametrize("options", [[], ["--dtype", "f16", "--kv-dtype", "f16"], ["--prompt", "Hi there", "-t", "2"]])
@@ -290,7 +290,7 @@ def test_verify_names_a_broken_activation_and_exits_with_1(run, path, monkeypatc
 
 def test_verify_of_text_without_a_tokenizer(run, prefix_path):
     got = run("verify", prefix_path, "--prompt", "hi")
-    assert got.code == 2 and "--prompt: is text, and this model has no tokenizer" in got.err
+    assert got.code == 1 and "--prompt: is text, and this model has no tokenizer" in got.err
 
 
 def test_kernels_is_a_table_of_ops_and_instruction_sets(run):
@@ -366,16 +366,16 @@ def test_ctrl_c_in_a_pipeline_whose_reader_went_first(path):
         (">/dev/full 2>&-", b""),
     ],
 )
-def test_output_that_cannot_be_written_is_one_line_and_status_2(path, command, redirected, said):
+def test_output_that_cannot_be_written_is_one_line_and_status_1(path, command, redirected, said):
     shell = f'"{sys.executable}" -m refgpt {command.format(path)} {redirected}'
     done = subprocess.run(shell, shell=True, stderr=subprocess.PIPE)
-    assert (done.returncode, done.stderr) == (2, said)
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 def test_a_file_that_the_system_refuses_is_not_called_the_output(path, monkeypatch, run):
     monkeypatch.setattr(refgpt.Model, "stream", lambda *_: open("/nowhere/at\x1b"))  # noqa: SIM115
     got = run("generate", "-m", path, "hi")
-    assert (got.code, got.err) == (2, "refgpt: error: '/nowhere/at\\x1b': No such file or directory\n")
+    assert (got.code, got.err) == (1, "refgpt: error: '/nowhere/at\\x1b': No such file or directory\n")
 
 
 def test_what_a_signal_handler_raises_comes_out_as_itself(path, monkeypatch):
@@ -389,7 +389,7 @@ def test_what_a_signal_handler_raises_comes_out_as_itself(path, monkeypatch):
 
 def test_standard_input_that_is_closed_holds_no_prompt(path):
     done = subprocess.run(f'"{sys.executable}" -m refgpt generate -m {path} <&-', shell=True, stderr=subprocess.PIPE)
-    assert done.returncode == 2 and done.stderr.startswith(b"refgpt: error: there is no prompt")
+    assert done.returncode == 1 and done.stderr.startswith(b"refgpt: error: there is no prompt")
 
 
 def test_a_reader_that_leaves_early_is_no_error(path):

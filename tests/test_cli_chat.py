@@ -12,8 +12,6 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from model_files import write_model
-from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt import cli
@@ -21,6 +19,8 @@ from refgpt._common.errors import GenerationError
 from refgpt.cli.chat import MOST_BYTES
 from refgpt.cli.dialogue import TEMPLATES, Dialogue, fitting
 from refgpt.generation.params import GenerationParams
+from tests.helpers.model_files import write_model
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)
 
@@ -168,7 +168,7 @@ def test_commands_are_obeyed(pipe, monkeypatch):
 )
 def test_what_cannot_be_used_ends_a_pipe(pipe, raw, said):
     got = pipe(raw)
-    assert got.code == 2 and said in got.err and got.err.count("\n") == 1
+    assert got.code == 1 and said in got.err and got.err.count("\n") == 1
 
 
 def test_closed_input_and_missing_tokenizers_are_found_first(run, monkeypatch, tmp_path):

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from model_files import write_model, write_tokenizer
-from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt._load import open_model
@@ -18,6 +16,8 @@ from refgpt.cli.json_output import print_json
 from refgpt.kernels import list_kernels
 from refgpt.runtime import Runtime
 from refgpt.tracing import logit_attribution, logit_lens
+from tests.helpers.model_files import write_model, write_tokenizer
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)
 PARAMS = random_params(CONFIG, seed=2, dtype="f16")

@@ -9,13 +9,13 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
-from model_files import write_model, write_tokenizer
-from tiny import random_params, tiny_config
 
 from refgpt import cli
 from refgpt._common.errors import DataError, GenerationError, RefgptError
 from refgpt.cli.flags import in_flags
 from refgpt.cli.parser import CommandParser
+from tests.helpers.model_files import write_model, write_tokenizer
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)
 PARSER = cli.build_parser()
@@ -180,7 +180,7 @@ def test_dtypes_have_other_names(refused, given, want):
 
 def test_errors_name_options(run, path):
     got = run("bench", path, "-p", "9999")
-    assert got.code == 2 and "refgpt: error: --n-prompt: cannot be used; got 9999" in got.err
+    assert got.code == 1 and "refgpt: error: --n-prompt: cannot be used; got 9999" in got.err
 
 
 def test_an_error_in_the_words_of_python_is_put_into_those_of_the_command_line():
@@ -205,7 +205,7 @@ def test_quiet_and_verbose(run, path):
     bad = ["info", "/nowhere/at/all"]
     assert run(*bad, "-q").err.count("\n") == 1
     for loud in (run("-v", *bad), run(*bad, "--verbose")):
-        assert loud.code == 2 and "Traceback" in loud.err and loud.err.splitlines()[-1].startswith("refgpt: error: ")
+        assert loud.code == 1 and "Traceback" in loud.err and loud.err.splitlines()[-1].startswith("refgpt: error: ")
     assert logging.getLogger("refgpt").level == logging.NOTSET  # as the caller had it
 
 
@@ -213,7 +213,7 @@ def test_quiet_and_verbose(run, path):
 def test_what_people_call_the_models_is_hinted_at(run, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     got = run("info", name)
-    assert got.code == 2 and "EleutherAI/gpt-j-6b" in got.err and "togethercomputer/GPT-JT-6B-v1" in got.err
+    assert got.code == 1 and "EleutherAI/gpt-j-6b" in got.err and "togethercomputer/GPT-JT-6B-v1" in got.err
     (tmp_path / name).mkdir()  # a directory of this name is meant
     assert "EleutherAI" not in run("info", name).err
 

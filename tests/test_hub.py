@@ -276,4 +276,4 @@ def test_the_command_line(served, directory, tmp_path):
     assert run.returncode == 0, run.stderr
     command[command.index("float16")] = "v9"
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS)
-    assert run.returncode == 2 and run.stderr.count("error:") == 1 and "Traceback" not in run.stderr
+    assert run.returncode == 1 and run.stderr.count("error:") == 1 and "Traceback" not in run.stderr

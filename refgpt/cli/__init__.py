@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 when ``verify`` found a broken bound; 2 for unusable input or output; 130 after Ctrl-C.
+        0; 1 when an input or the output cannot be used, or ``verify`` found a broken bound; 130 after Ctrl-C. (Usage
+        that cannot be understood ends the process with 2, as argparse does.)
     """
     if sys.stderr is None:  # closed: there is nobody to complain to
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - it stays open, as it would have
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _refused(why: object) -> int:
     print(f"refgpt: error: {why}", file=sys.stderr)
-    return 2
+    return 1
 
 
 def _forget_output() -> None:

@@ -76,7 +76,7 @@ def test_what_fails_leaves_what_was_there(run, path, tmp_path, monkeypatch, prom
     (tmp_path / "folder.html").mkdir()
     (tmp_path / "old.html").write_text("old")
     got = run("-m", path, prompt, "-o", tmp_path / out)
-    assert got.code == 2 and got.err.startswith("refgpt: error: ") and any(part in got.err for part in fault.split("|"))
+    assert got.code == 1 and got.err.startswith("refgpt: error: ") and any(part in got.err for part in fault.split("|"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["folder.html", "old.html"]
     assert (tmp_path / "old.html").read_text() == "old"
 
