@@ -5,6 +5,7 @@ model = refgpt.load()
 model.generate("Once upon a time", max_new_tokens=40, seed=1).text
 """
 
+import logging
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from refgpt._common.errors import (
     RefgptError,
     TokenizerError,
 )
+from refgpt._common.wording import PrintableRecords
 from refgpt._load import default_model_path, load
 from refgpt._model import Model
 from refgpt.generation import Generation, GenerationParams
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from refgpt.evaluation import Classification
 
 _moved.install()
+logging.getLogger("refgpt").addFilter(PrintableRecords())  # paths and names of files stand in what is logged
 
 try:
     __version__ = version("refgpt")

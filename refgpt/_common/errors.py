@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from refgpt._common.wording import told
+
 
 class RefgptError(Exception):
     """Base of every error that a file, an argument or a prompt can cause.
+
+    Its message is one line that any terminal can show: long values are cut, control characters escaped. The attributes
+    are what was given.
 
     Parameters
     ----------
@@ -22,13 +27,13 @@ class RefgptError(Exception):
         self, what: str, *, where: object = None, got: object = None, wanted: object = None, fix: str = ""
     ) -> None:
         self.what, self.where, self.got, self.wanted, self.fix = what, where, got, wanted, fix
-        parts = [what if where is None else f"{where}: {what}"]
+        parts = [told(what) if where is None else f"{told(where)}: {told(what)}"]
         if got is not None:
-            parts.append(f"got {got}")
+            parts.append(f"got {told(got)}")
         if wanted is not None:
-            parts.append(f"wanted {wanted}")
+            parts.append(f"wanted {told(wanted)}")
         if fix:
-            parts.append(fix)
+            parts.append(told(fix))
         super().__init__("; ".join(parts))
 
     def within(self, place: object) -> RefgptError:

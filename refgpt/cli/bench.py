@@ -119,4 +119,4 @@ def _rate(bytes_per_second: float) -> str:
 
 
 def _print_row(test: str, *cells: str) -> None:
-    print(f"{test:<12}" + "".join(f"{cell:>15}" for cell in cells), flush=True)
+    print_line(f"{test:<12}" + "".join(f"{cell:>15}" for cell in cells))

@@ -6,14 +6,13 @@ import argparse
 import csv
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import IO
 
 from refgpt._common.errors import DataError
 from refgpt._common.progress import counted
 from refgpt.cli.loading import load_model, watched
 from refgpt.cli.options import Commands, add_command, add_running_arguments, unescaped
-from refgpt.cli.results import check_suffix, json_line, opened
+from refgpt.cli.printing import print_line
+from refgpt.cli.results import Output, check_suffix, files_read, json_line, open_output, refuse_inputs
 from refgpt.evaluation import (
     DEFAULT_TEMPLATE,
     NORMALISATIONS,
@@ -72,11 +71,13 @@ def _classify(arguments: argparse.Namespace) -> int:
     gold = None if arguments.label_column is None else table.labels(arguments.label_column, labels)
     examples = [] if arguments.examples is None else _examples(arguments, labels)
     writer = _writer(arguments.output, table, labels)
-    with opened(arguments.output) as file:
-        write = writer(file)
-        classifier = Classifier(
-            load_model(arguments, arguments.backend), labels, template, examples, arguments.normalise
-        )
+    inputs = [path for path in (arguments.file, arguments.examples) if path is not None]
+    with open_output(arguments.output, inputs) as output:
+        write = writer(output)
+        model = load_model(arguments, arguments.backend)
+        if output.path is not None:
+            refuse_inputs(arguments.output, files_read(model.checkpoint.path, arguments.output))
+        classifier = Classifier(model, labels, template, examples, arguments.normalise)
         results = classify_column(classifier, table, arguments.text_column)
         predicted = []
         shown = arguments.output is not None or not sys.stdout.isatty()  # a bar between the rows would tear them
@@ -86,10 +87,10 @@ def _classify(arguments: argparse.Namespace) -> int:
                 predicted.append(result.label)
                 one_more()
     if gold is not None:
-        summary = sys.stderr if arguments.output is None else sys.stdout
+        summary = sys.stderr if output.path is None else sys.stdout
         given, guessed = codes(gold, labels), [codes(predicted, labels)]
         for name, metric in {"accuracy": accuracy, "macro-F1": macro_f1}.items():
-            print(f"{name:<10}{estimate(mean_over_trials(metric, given, guessed))}", file=summary)
+            print_line(f"{name:<10}{estimate(mean_over_trials(metric, given, guessed))}", summary)
     return 0
 
 
@@ -105,27 +106,26 @@ def _examples(arguments: argparse.Namespace, labels: Sequence[str]) -> list[tupl
 Write = Callable[[dict[str, str], Classification], None]
 
 
-def _writer(path: str | None, table: Table, labels: Sequence[str]) -> Callable[[IO[str]], Write]:
-    """What makes of an opened file a function that writes a row of the table with what was found."""
+def _writer(path: str | None, table: Table, labels: Sequence[str]) -> Callable[[Output], Write]:
+    """What makes of an output a function that writes a row of the table with what was found."""
     as_json = check_suffix(path, ".csv", ".jsonl") == ".jsonl"
     added = ["predicted", *(["probabilities", "scores"] if as_json else [f"p({label})" for label in labels])]
-    if path is not None and Path(path).exists() and Path(path).samefile(table.path):
-        raise DataError("is the file that is read", where="--output", got=path, fix="write to another")
     if taken := [name for name in added if name in table.columns]:
         raise DataError("has a column of a name that results get", where=table.path, got=taken[0], fix="rename it")
 
-    def csv_rows(file: IO[str]) -> Write:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow([*table.columns, *added])
+    def csv_rows(output: Output) -> Write:
+        rows = csv.writer(output, lineterminator="\n")
+        header = [[*table.columns, *added]]
 
         def write(row: dict[str, str], found: Classification) -> None:
+            if header:  # with the first row: it is no result by itself
+                rows.writerow(header.pop())
             rows.writerow([*row.values(), found.label, *(f"{p:.6g}" for p in found.probabilities.values())])
-            file.flush()
 
         return write
 
-    def json_lines(file: IO[str]) -> Write:
-        line = json_line(file)
+    def json_lines(output: Output) -> Write:
+        line = json_line(output)
         return lambda row, found: line(
             {**row, "predicted": found.label, "probabilities": found.probabilities, "scores": found.scores}
         )

@@ -9,6 +9,7 @@ from refgpt._load import open_model
 from refgpt.checkpoints import MASKS
 from refgpt.cli.loading import progress_bar
 from refgpt.cli.options import Commands, add_command, add_revision
+from refgpt.cli.printing import print_line
 from refgpt.conversion import TARGETS, convert
 from refgpt.conversion.staging import check_free
 from refgpt.numbers.dtypes import known_dtype
@@ -56,5 +57,5 @@ def _convert(arguments: argparse.Namespace) -> int:
     with progress_bar("converting") as progress:
         convert(source, tokenizer, destination, arguments.to, arguments.dtype, progress)
     n_bytes = sum(path.stat().st_size for path in destination.iterdir())
-    print(f"{destination}: {n_bytes / 1e6:,.1f} MB, {len(list(destination.iterdir()))} files")
+    print_line(f"{destination}: {n_bytes / 1e6:,.1f} MB, {len(list(destination.iterdir()))} files")
     return 0

@@ -70,10 +70,10 @@ def _info(arguments: argparse.Namespace) -> int:
     ]
     for name, fact in facts:
         if fact:
-            print(f"{name:<12}{fact}")
-    print()
+            print_line(f"{name:<12}{fact}")
+    print_line()
     for line in _tensor_lines(checkpoint.tensors, each=arguments.tensors):
-        print(line)
+        print_line(line)
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 from refgpt._common.progress import Progress
 from refgpt._load import check_options, load, open_model, start
 from refgpt._model import Model
+from refgpt.cli.printing import print_text
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prompts import encode_prompt
 from refgpt.spec.config import AnyConfig
@@ -58,10 +59,10 @@ def print_continuation(arguments: argparse.Namespace, prompt: str, params: Gener
     model, ids = load_for(arguments, lambda config, tokenizer: encode_prompt(prompt, config, tokenizer, params))
     pieces = model.stream(ids, params)
     if echo:
-        print(prompt, end="", flush=True)
+        print_text(prompt)
     for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+        print_text(piece)
+    print_text("\n")
 
 
 def watched() -> bool:

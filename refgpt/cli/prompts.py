@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from refgpt._common.errors import GenerationError
+
+#: Bytes of the longest prompt: hundreds of times what any context holds. A device may have no end.
+LARGEST_PROMPT = 1 << 24
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser, help: str) -> None:
@@ -23,16 +25,34 @@ def read_prompt(arguments: argparse.Namespace, example: str) -> str:
     if arguments.file is not None:
         if arguments.prompt is not None:
             raise GenerationError("given twice, as an argument and as a file", where="prompt", fix="leave one out")
-        where, read = arguments.file, Path(arguments.file).read_bytes
+        where, source = arguments.file, arguments.file
     elif arguments.prompt not in (None, "-"):
         return str(arguments.prompt)
     elif sys.stdin is None or (arguments.prompt is None and sys.stdin.isatty()):
         raise GenerationError("there is no prompt", fix=f"try: {example}")
     else:
-        where, read = "standard input", sys.stdin.buffer.read
+        where, source = "standard input", None
     try:
-        return read().decode().removesuffix("\n").removesuffix("\r")
+        return _read(where, source).decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise GenerationError("is not UTF-8 text", where=where, got=f"byte {error.start}") from None
     except OSError as error:
         raise GenerationError(f"cannot be read ({error.strerror})", where=where) from None
+
+
+def _read(where: str, source: str | None) -> bytes:
+    """What a file or standard input holds; no more is read of it than a prompt may have."""
+    if source is None:
+        raw = sys.stdin.buffer.read(LARGEST_PROMPT + 1)
+    else:
+        with open(source, "rb") as file:
+            raw = file.read(LARGEST_PROMPT + 1)
+    if len(raw) > LARGEST_PROMPT:
+        raise GenerationError(
+            "is far too long for a prompt",
+            where=where,
+            got=f"more than {LARGEST_PROMPT} bytes",
+            wanted=f"at most {LARGEST_PROMPT}",
+            fix="check that this is the right file",
+        )
+    return raw

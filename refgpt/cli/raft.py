@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from refgpt._common.progress import counted
 from refgpt.cli.loading import load_model, watched
 from refgpt.cli.options import Commands, add_command, add_running_arguments
-from refgpt.cli.results import check_suffix, json_line, opened
+from refgpt.cli.printing import print_line
+from refgpt.cli.results import check_suffix, files_read, json_line, open_output, refuse_inputs
 from refgpt.evaluation import METHODS, NORMALISATIONS, RaftSettings, mean_results, read_raft, run_raft
 
 log = logging.getLogger("refgpt")
@@ -48,17 +49,18 @@ def _raft(arguments: argparse.Namespace) -> int:
     )
     tasks = read_raft(arguments.folder, [name.strip() for name in (arguments.tasks or "").split(",") if name.strip()])
     check_suffix(arguments.output, ".jsonl")
-    with opened(arguments.output) as file:
+    with open_output(arguments.output, files_read(arguments.folder, arguments.output)) as output:
         model, results = load_model(arguments, arguments.backend), []
-        print(_columns("task", "rows", ["exact match", "quasi-exact match", "macro-F1"]), flush=True)
+        if output.path is not None:
+            refuse_inputs(arguments.output, files_read(model.checkpoint.path, arguments.output))
+        write = (lambda record: None) if arguments.output is None else json_line(output)
+        print_line(_columns("task", "rows", ["exact match", "quasi-exact match", "macro-F1"]))
         for task in tasks:
             n_rows = len(task.rows[: settings.n_rows])
             with counted(watched(), n_rows * settings.n_trials, "answer", task.name, leave=False) as one_more:
-                result = run_raft(model, task, settings, one_more)
+                result = run_raft(model, task, settings, one_more, write)
             results.append(result)
-            for record in result.records() if arguments.output is not None else ():
-                json_line(file)(record)
-            print(_columns(task.name, n_rows, mean_results([result]).values()), flush=True)
+            print_line(_columns(task.name, n_rows, mean_results([result]).values()))
             if result.n_shortened:
                 log.warning(
                     "%s: %d of %d prompts lost examples, or their end, to fit into the context",
@@ -66,7 +68,7 @@ def _raft(arguments: argparse.Namespace) -> int:
                     result.n_shortened,
                     n_rows * settings.n_trials,
                 )
-    print(_columns(f"mean of {len(results)}", "", mean_results(results).values()))
+    print_line(_columns(f"mean of {len(results)}", "", mean_results(results).values()))
     return 0
 
 

@@ -1,13 +1,12 @@
 """Directories that are there whole or not at all.
 
 What is written goes into a hidden directory beside its destination, reaches the disk, and is renamed at the end. An
-error removes it at once; what a killed process left is removed by the next one with the same destination. A lock, which
-the system drops with the process that holds it, tells the two from a process that is still at work.
+error removes it at once; what a killed process left is removed by the next one with the same destination, as
+``refgpt._common.partial_files`` has it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from refgpt._common.errors import CheckpointError
+from refgpt._common.partial_files import lock_partial, partial_name, sync
 
 ELSEWHERE = "name a destination on another disk"
 
@@ -38,11 +38,13 @@ def staged(destination: Path, n_bytes: int) -> Iterator[Path]:
     destination = Path(os.path.abspath(destination))
     if not destination.name:
         raise CheckpointError("there is something of that name", where=destination, fix="name a new directory")
-    parent, staging = destination.parent, destination.with_name(f".{destination.name}.partial")
+    parent, staging = destination.parent, partial_name(destination, hidden=True)
     try:
         check_free(destination)
         free = shutil.disk_usage(parent).free
-        lock = _locked(staging, destination)
+        lock = lock_partial(staging, directory=True)
+    except BlockingIOError:
+        raise CheckpointError("another process is writing it", where=destination, fix="wait for it") from None
     except OSError as fault:
         raise CheckpointError(
             f"nothing can be written there ({fault.strerror})", where=destination, fix=ELSEWHERE
@@ -62,12 +64,12 @@ def staged(destination: Path, n_bytes: int) -> Iterator[Path]:
             )
         yield staging
         for path in staging.iterdir():
-            _sync(path)
-        _sync(staging)
+            sync(path)
+        sync(staging)
         check_free(destination)
         staging.rename(destination)
         whole = True
-        _sync(parent)
+        sync(parent)
     except BaseException as fault:
         if not whole:
             shutil.rmtree(staging, ignore_errors=True)
@@ -95,26 +97,3 @@ def check_free(destination: Path) -> None:
         raise CheckpointError(
             "the destination is there, and not empty", where=destination, fix="name another, or remove it first"
         )
-
-
-def _locked(staging: Path, destination: Path) -> int:
-    """Make the directory if it is not there and lock it. -> the descriptor that holds the lock"""
-    while True:
-        staging.mkdir(exist_ok=True)
-        lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if staging.exists() and os.path.samestat(os.stat(staging), os.fstat(lock)):
-                return lock
-        except BlockingIOError:
-            os.close(lock)
-            raise CheckpointError("another process is writing it", where=destination, fix="wait for it") from None
-        os.close(lock)  # the other process has just finished: that was its directory
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

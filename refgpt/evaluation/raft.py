@@ -114,14 +114,7 @@ class RaftResult:
         """Each answer as a flat record: task, trial, row, n_shots, label and answer."""
         for trial, (asked, answers) in enumerate(zip(self.trials, self.answers, strict=True)):
             for row, (one, answer) in enumerate(zip(asked, answers, strict=True)):
-                yield {
-                    "task": self.task.name,
-                    "trial": trial,
-                    "row": row,
-                    "n_shots": one.n_shots,
-                    "label": one.label,
-                    "answer": answer,
-                }
+                yield _record(self.task, trial, row, one, answer)
 
 
 def mean_results(results: Sequence[RaftResult]) -> dict[str, Estimate]:
@@ -155,8 +148,11 @@ def run_raft(
     task: RaftTask,
     settings: RaftSettings = RaftSettings(),
     on_answer: Callable[[], object] = lambda: None,
+    on_record: Callable[[dict[str, Any]], object] = lambda record: None,
 ) -> RaftResult:
     """Put a task to a model; ``on_answer`` is called after each answer.
+
+    ``on_record`` is called with each of the result's records as soon as it and those before it are known.
 
     Raises
     ------
@@ -180,7 +176,13 @@ def run_raft(
         shots = draw_shots(task.pool, settings.n_shots, trial)
         trials.append([_ask(task, row, shots, room, model.tokenizer) for row in rows])
     answer = _written if settings.method == "generate" else _likeliest
-    answers = [answer(model, task, trial, settings, on_answer) for trial in trials]
+    answers = []
+    for number, asked in enumerate(trials):
+
+        def give(row: int, text: str, number: int = number, asked: Sequence[Asked] = asked) -> None:
+            on_record(_record(task, number, row, asked[row], text))
+
+        answers.append(answer(model, task, asked, settings, on_answer, give))
     return RaftResult(task, settings, tuple(trials), tuple(answers))
 
 
@@ -236,24 +238,50 @@ def _ask(
     return Asked(None, ids[:most], label, 0)
 
 
+def _record(task: RaftTask, trial: int, row: int, asked: Asked, answer: str) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "trial": trial,
+        "row": row,
+        "n_shots": asked.n_shots,
+        "label": asked.label,
+        "answer": answer,
+    }
+
+
 def _written(
-    model: Generates, task: RaftTask, trial: Sequence[Asked], settings: RaftSettings, on_answer: Callable[[], object]
+    model: Generates,
+    task: RaftTask,
+    trial: Sequence[Asked],
+    settings: RaftSettings,
+    on_answer: Callable[[], object],
+    give: Callable[[int, str], None],
 ) -> list[str]:
     """What the model writes after each prompt."""
-    texts = [""] * len(trial)
+    texts, ended, n_given = [""] * len(trial), [False] * len(trial), 0
     for event in generate_events(model, [asked.ids for asked in trial], ANSWER):
         texts[event.seq] += event.text
         if event.finish_reason:
+            ended[event.seq] = True
             on_answer()
+        while n_given < len(trial) and ended[n_given]:  # in order
+            give(n_given, texts[n_given].strip())
+            n_given += 1
     return [text.strip() for text in texts]
 
 
 def _likeliest(
-    model: Generates, task: RaftTask, trial: Sequence[Asked], settings: RaftSettings, on_answer: Callable[[], object]
+    model: Generates,
+    task: RaftTask,
+    trial: Sequence[Asked],
+    settings: RaftSettings,
+    on_answer: Callable[[], object],
+    give: Callable[[int, str], None],
 ) -> list[str]:
     """The likeliest label after each prompt."""
     classifier, labels = Classifier(model, task.labels, task.template, normalise=settings.normalise), []
-    for asked in trial:
+    for row, asked in enumerate(trial):
         labels.append(classifier.choose(*classifier.encode_prompt(asked.prompt or asked.ids)).label)
         on_answer()
+        give(row, labels[-1])
     return labels

@@ -12,7 +12,7 @@ import numpy as np
 
 from refgpt import __version__
 from refgpt._common.errors import GenerationError, RefgptError
-from refgpt._common.wording import size
+from refgpt._common.wording import size, told
 from refgpt._load import default_model_path
 from refgpt._model import Model
 from refgpt.generation.prompts import prompt_ids
@@ -133,7 +133,7 @@ def facts(model: Model, n: int, prefix_len: int) -> list[tuple[str, str]]:
     stored = ", ".join(dtype for dtype, _ in Counter(tensor.dtype for tensor in weights).most_common())
     kept = f"as stored ({stored})" if model.dtype is None else f"{model.dtype} (stored: {stored})"
     sees = f"; here the first {prefix_len} of {n} positions see one another" if prefix_len else ""
-    return [
+    found = [
         ("prompt", f"{n} token{'s' if n > 1 else ''}"),
         ("format", checkpoint.format),
         ("family", checkpoint.family),
@@ -144,6 +144,7 @@ def facts(model: Model, n: int, prefix_len: int) -> list[tuple[str, str]]:
         ("mask", f"{model.mask} ({model.mask_source}){sees}"),
         ("tokenizer", model.tokenizer.describe() if model.tokenizer else "none: the model takes and gives ids"),
     ]
+    return [(name, told(value)) for name, value in found]  # files say some of it
 
 
 def packed(values: np.ndarray) -> dict[str, Any]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from math import ceil
 from pathlib import Path
 
 from refgpt._common.arguments import whole_number
+from refgpt._common.control_groups import processors
 from refgpt._common.errors import KernelError
 
 MOST_THREADS = 1024  # that the pool in csrc/parallel.c employs
 MOST_DIGITS = 20  # Python refuses to read some thousands
 
 CPUS = Path("/sys/devices/system/cpu")
-CGROUP = Path("/sys/fs/cgroup/cpu.max")
 
 
 def check_threads(threads: int | None) -> int:
@@ -45,7 +46,7 @@ def default_threads() -> int:
     if not hasattr(os, "sched_getaffinity"):  # a Macintosh: its processors are cores
         return os.cpu_count() or 1
     cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
-    return max(1, min(len(cores), _allowance() or len(cores)))
+    return max(1, min(len(cores), ceil(processors() or len(cores))))
 
 
 def _siblings(cpu: int) -> str:
@@ -54,12 +55,3 @@ def _siblings(cpu: int) -> str:
         return (CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
     except OSError:
         return str(cpu)
-
-
-def _allowance() -> int | None:
-    """How many processors' time the control group grants, rounded up; None if it sets no limit."""
-    try:
-        quota, period = CGROUP.read_text().split()
-        return None if quota == "max" else -(-int(quota) // int(period))
-    except (OSError, ValueError, ZeroDivisionError):
-        return None

@@ -1,0 +1,23 @@
+"""What commands print: the one way to a terminal.
+
+The lines of a report name files and quote what they say: every character in them that is no plain text is escaped,
+wherever they go. Text that a model writes, and tables of results, are what was asked for: a pipe or a file gets them
+as they are, and only on a terminal, which would obey them, control characters are escaped. New lines and tabs stay.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+from refgpt._common.wording import displayable, printable
+
+
+def print_line(text: str = "", file: TextIO | None = None) -> None:
+    """Print a line of a report, at once. By default on standard output."""
+    print(printable(text), file=file or sys.stdout, flush=True)
+
+
+def print_text(text: str) -> None:
+    """Print running text on standard output, at once and without a new line after it."""
+    print(displayable(text) if sys.stdout.isatty() else text, end="", flush=True)
