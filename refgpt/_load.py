@@ -199,7 +199,7 @@ def _files_of(path: str | os.PathLike[str] | None, revision: str | None) -> Path
         raise RefgptError(
             "only a model on the hub has revisions",
             where="revision",
-            got=repr(revision),
+            got=shown(revision),
             fix="leave it out, or give a name such as EleutherAI/gpt-j-6b",
         )
     if path is None:

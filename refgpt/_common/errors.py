@@ -38,7 +38,7 @@ class RefgptError(Exception):
 
     def within(self, place: object) -> RefgptError:
         """The same error, at a larger place that holds its own."""
-        where = place if self.where is None else f"{place}, {self.where}"
+        where = place if self.where is None else f"{told(place)}, {told(self.where)}"
         return type(self)(self.what, where=where, got=self.got, wanted=self.wanted, fix=self.fix)
 
     def __reduce__(self) -> tuple:

@@ -2,7 +2,8 @@
 
 What is written has a name of its own beside its destination, ending in ".partial", and is renamed at the end. A
 destination has one such name, so that what killed processes leave does not accumulate: the next one with the same
-destination takes it over. A lock, which the system drops with the process that holds it, tells that from a process still at work.
+destination takes it over. A lock, which the system drops with the process that holds it, tells that from a process
+that is still at work.
 """
 
 from __future__ import annotations

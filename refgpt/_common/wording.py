@@ -81,7 +81,7 @@ _short = _Short()
 def shown(value: object) -> str:
     """``repr``, cut to a readable length; the name of the type where there is none."""
     try:
-        return printable(_short.repr(value))
+        return printable(shortened(_short.repr(value)))
     except Exception:  # somebody's class
         return f"<{printable(shortened(type(value).__name__, 120))}>"
 

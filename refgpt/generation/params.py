@@ -72,7 +72,9 @@ class GenerationParams(SamplingParams):
             Naming what is no field, or the first field that cannot be used.
         """
         if not isinstance(params, GenerationParams | None):
-            raise GenerationError("cannot be used", where="params", got=repr(params), wanted="GenerationParams or None")
+            raise GenerationError(
+                "cannot be used", where="params", got=shown(params), wanted="GenerationParams or None"
+            )
         known = [field.name for field in fields(cls)]
         for name in changes:
             if name not in known:

@@ -19,6 +19,7 @@ import numpy as np
 
 from refgpt._common.arguments import keep_whole
 from refgpt._common.errors import GenerationError
+from refgpt._common.wording import shown
 
 
 @dataclass(frozen=True)
@@ -281,5 +282,5 @@ def _number(name: str, value: object, least: float, most: float) -> None:
         or not least <= value <= most
     ):
         raise GenerationError(
-            "cannot be used", where=name, got=repr(value), wanted=f"a number from {least:g} to {most:g}"
+            "cannot be used", where=name, got=shown(value), wanted=f"a number from {least:g} to {most:g}"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from refgpt._common.errors import KernelError
+from refgpt._common.wording import shown
 from refgpt.kernels.calling import Program, arguments, check_shape, check_whole, float_kind, output_panels, run
 from refgpt.kernels.linear import pack
 from refgpt.kernels.native import ffi
@@ -37,7 +38,7 @@ def quantise(
     n_out, n_in = check_shape("w", w, (None, None))
     dtype = DTYPE_NUMBERS[float_kind("w", w)]
     if kind not in BLOCK_BYTES:
-        raise KernelError("cannot be used", where="kind", got=repr(kind), wanted=" or ".join(BLOCK_BYTES))
+        raise KernelError("cannot be used", where="kind", got=shown(kind), wanted=" or ".join(BLOCK_BYTES))
     out = output_panels(out, kind, (n_out, n_in))
     matrix, panels = check_whole("w", w, anywhere=True), check_whole("out", out.data, written=True)
     args = arguments(

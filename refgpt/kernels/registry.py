@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from refgpt._common.errors import KernelError
+from refgpt._common.wording import shown
 from refgpt.kernels.native import ffi, lib
 
 #: Fastest first; the first that can run is used.
@@ -93,7 +94,7 @@ def _active(op: str, isa: str | None) -> Kernel:
     if isa is None:
         return next(k for k in (_by_name()[op, isa] for isa in PREFERENCE) if k.obstacle is None)
     if isa not in PREFERENCE:
-        raise KernelError("REFGPT_ISA names no instruction set", got=repr(isa), wanted=" ".join(PREFERENCE))
+        raise KernelError("REFGPT_ISA names no instruction set", got=shown(isa), wanted=" ".join(PREFERENCE))
     kernel = _by_name()[op, isa]
     if kernel.obstacle:
         raise KernelError(f"the instruction set {isa} cannot run here", got=kernel.obstacle, fix="unset REFGPT_ISA")

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from refgpt._common.arguments import keep_whole
 from refgpt._common.errors import ConfigError
+from refgpt._common.wording import shown
 
 #: Far above any model that is read; they exist so that a corrupt file cannot ask for the machine.
 LARGEST = {"n_layer": 1024, "n_head": 1024, "d_model": 1 << 17, "d_ff": 1 << 20, "n_vocab": 1 << 24, "n_ctx": 1 << 20}
@@ -70,6 +71,6 @@ def check_config(config: AnyConfig) -> None:
         raise ConfigError("does not divide d_model", where="n_head", got=f"{config.n_head} and {config.d_model}")
     eps = config.ln_eps
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
-        raise ConfigError("cannot be used", where="ln_eps", got=repr(eps), wanted="a number between 0 and 1")
+        raise ConfigError("cannot be used", where="ln_eps", got=shown(eps), wanted="a number between 0 and 1")
     for name in ("bos_id", "eos_id"):
         keep_whole(config, name, 0, config.n_vocab - 1, ConfigError, optional=True)

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from refgpt._common import control_groups
 from refgpt._common.errors import KernelError
 from refgpt.kernels import check_threads, threads
 
@@ -23,8 +24,10 @@ def machine(monkeypatch, tmp_path, siblings, cpu_max="max 100000"):
         topology.mkdir(parents=True)
         (topology / "thread_siblings_list").write_text(f"{others}\n")
     (tmp_path / "cpu.max").write_text(f"{cpu_max}\n")
+    (tmp_path / "cgroup").write_text("0::/\n")
     monkeypatch.setattr(threads, "CPUS", tmp_path)
-    monkeypatch.setattr(threads, "CGROUP", tmp_path / "cpu.max")
+    monkeypatch.setattr(control_groups, "PROCESS", tmp_path)
+    monkeypatch.setattr(control_groups, "USUAL", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(len(siblings))), raising=False)
 
 

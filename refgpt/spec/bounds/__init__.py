@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from refgpt._common.errors import RefgptError
+from refgpt._common.wording import shown
 from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.tree import ParamTree
 from refgpt.spec.bounds import gptj
@@ -59,9 +60,9 @@ def tap_bound(
         If there is no activation ``name``, or ``trace`` lacks one that it depends on.
     """
     if kv_dtype not in KV_ROUNDING:
-        raise RefgptError("unknown cache dtype", where="kv_dtype", got=repr(kv_dtype), wanted=" or ".join(KV_ROUNDING))
+        raise RefgptError("unknown cache dtype", where="kv_dtype", got=shown(kv_dtype), wanted=" or ".join(KV_ROUNDING))
     if name not in tap_names(config):
-        raise RefgptError("there is no such activation", where="name", got=repr(name))
+        raise RefgptError("there is no such activation", where="name", got=shown(name))
     try:
         return BOUNDS[config.model_type](name, trace, params, config, prefix_len, kv_dtype, chunk)
     except KeyError as lacking:
