@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import struct
+import subprocess
 import sys
 import termios
 from collections.abc import Callable
@@ -25,3 +26,18 @@ def shown_on_terminal(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]
     while not shown.endswith("."):
         shown += os.read(mine, 10_000).decode()
     return shown[:-1]
+
+
+def told_to_terminal(command: list[str]) -> bytes:
+    """What a command writes to standard output and standard error while both are a terminal."""
+    mine, theirs = pty.openpty()
+    with open(mine, "rb", buffering=0) as terminal, subprocess.Popen(command, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        told = b""
+        try:
+            while piece := terminal.read(10_000):
+                told += piece
+        except OSError:  # how a terminal that nobody writes to any more ends
+            pass
+        process.wait()
+    return told
