@@ -326,3 +326,22 @@ def test_a_clock_in_a_test_is_found(line: str) -> None:
 def test_what_waits_until_it_hangs_is_no_clock() -> None:
     for line in ("run = subprocess.run(command, timeout=HANGS)", "process.wait()", "deadline=None", "time.sleep(0.1)"):
         assert not CLOCKS.search(line)
+
+
+def test_commands_print_and_write_in_one_way() -> None:
+    """What files say is escaped before it is printed, and what files hold is kept until it can be replaced."""
+    allowed = {
+        ("print", "printing.py"),
+        ("print", "completion.py"),  # scripts of this project's own
+        ("print", "json_output.py"),  # in ASCII
+        ("open", "__init__.py"),  # the null device
+        ("open", "prompts.py"),  # to read
+        ("open", "results.py"),
+    }
+    calls = {
+        (node.func.id, path.name)
+        for path in (ROOT / "refgpt" / "cli").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "open")
+    }
+    assert calls == allowed

@@ -13,15 +13,15 @@ import threading
 from pathlib import Path
 
 import pytest
-from evaluation.raft_files import write_task
-from model_files import write_model, write_tokenizer
-from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt._common.errors import DataError
 from refgpt.cli import results
 from refgpt.cli.results import check_suffix, open_output
 from refgpt.evaluation import RaftSettings, read_raft, run_raft
+from tests.helpers.model_files import write_model, write_tokenizer
+from tests.helpers.raft_files import write_task
+from tests.helpers.tiny import random_params, tiny_config
 
 OLD = "the results of last night\n"
 

@@ -7,13 +7,13 @@ import subprocess
 import sys
 
 import pytest
-from model_files import write_model, write_tokenizer
-from report.pages import data_of
-from terminal import told_to_terminal
-from tiny import random_params, tiny_config
 
 import refgpt
 from refgpt.inspect import build_report
+from tests.helpers.model_files import write_model, write_tokenizer
+from tests.helpers.pages import data_of
+from tests.helpers.terminal import told_to_terminal
+from tests.helpers.tiny import random_params, tiny_config
 
 EVIL = "\x1b[2J\x1b]0;owned\x07 \u202efine\nmodel       /a/trusted/name\x9b31m"
 REFGPT = [sys.executable, "-m", "refgpt"]
