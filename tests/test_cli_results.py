@@ -11,12 +11,14 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import refgpt
 from refgpt._common.errors import DataError
 from refgpt.cli import results
+from refgpt.cli.prompts import LARGEST_PROMPT
 from refgpt.cli.results import check_suffix, open_output
 from refgpt.evaluation import RaftSettings, read_raft, run_raft
 from tests.helpers.model_files import write_model, write_tokenizer
@@ -292,6 +294,7 @@ ENDED = """
 import os, signal, sys
 from refgpt import cli
 from refgpt.cli import results
+from refgpt.cli.prompts import LARGEST_PROMPT
 write, n = results.PartialFile.write, 0
 def watched(self, text):
     global n
@@ -360,6 +363,19 @@ def test_a_prompt_without_an_end_is_refused(source, tmp_path):
     with open("/dev/zero", "rb") as zeros:
         done = subprocess.run([*REFGPT, "generate", *given], stdin=zeros, capture_output=True, text=True)
     assert done.returncode == 2 and "is far too long for a prompt; got more than 16777216 bytes" in done.stderr
+
+
+def test_no_more_of_standard_input_is_read_than_a_prompt_may_have(run, monkeypatch):
+    asked = []
+
+    class Endless:
+        def read(self, n: int = -1) -> bytes:
+            asked.append(n)
+            return b"a" * min(n, 1 << 25)
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Endless(), isatty=lambda: False))
+    assert "is far too long for a prompt" in run("generate", "-").err
+    assert asked == [LARGEST_PROMPT + 1]
 
 
 def test_a_sparse_terabyte_is_no_prompt(run, tmp_path):
