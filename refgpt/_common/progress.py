@@ -25,7 +25,7 @@ def counted(shown: bool, n: int | None, unit: str, what: str, leave: bool = True
         yield bar.update
 
 
-def print_line(line: str) -> None:
+def print_row(line: str) -> None:
     """Print a line on standard output, above the bar if one is shown."""
     from tqdm import tqdm
 

@@ -16,6 +16,7 @@ from refgpt.cli import bench, chat, classify, completion, convert, demo, generat
 from refgpt.cli.flags import in_flags
 from refgpt.cli.options import add_verbosity
 from refgpt.cli.parser import CommandParser
+from refgpt.cli.printing import print_line
 
 COMMANDS = (generate, chat, classify, demo, raft, convert, info, verify, kernels, inspect, bench, completion)
 
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refused(in_flags(error, arguments))
     except KeyboardInterrupt:
         try:
-            print(flush=True)
+            print_line()
         except OSError:  # in a pipeline, Ctrl-C reaches the reader too
             _forget_output()
         return 130
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refused(why: object) -> int:
-    print(f"refgpt: error: {why}", file=sys.stderr)
+    print_line(f"refgpt: error: {why}", sys.stderr)
     return 1
 
 

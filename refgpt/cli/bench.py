@@ -11,6 +11,7 @@ from refgpt._load import DTYPES
 from refgpt.cli.json_output import print_json
 from refgpt.cli.loading import load_model
 from refgpt.cli.options import Commands, add_command, add_json, add_loading_arguments, add_model
+from refgpt.cli.printing import print_line
 
 if TYPE_CHECKING:
     from refgpt.evaluation.speed import Measurement
@@ -90,7 +91,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             }
         )
         return 0
-    print(
+    print_line(
         f"{model.checkpoint.path}: {engine.kinds}, {size(engine.n_bytes)} of weights, cache {model.kv_dtype}, "
         f"{engine.threads} threads, {isa}"
     )

@@ -14,6 +14,7 @@ from refgpt.cli.dialogue import TEMPLATES, ChatTemplate, Dialogue
 from refgpt.cli.loading import load_for
 from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.parser import did_you_mean
+from refgpt.cli.printing import print_line, print_text
 from refgpt.cli.sampling import add_sampling_arguments, sampling_of
 from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers import Tokenizer
@@ -68,7 +69,7 @@ def _chat(arguments: argparse.Namespace) -> int:
             _obey(line, dialogue)
             continue
         try:
-            dialogue.ask(line, lambda piece: print(piece, end="", flush=True))
+            dialogue.ask(line, print_text)
         except KeyboardInterrupt:
             if not interactive:
                 raise
@@ -77,7 +78,7 @@ def _chat(arguments: argparse.Namespace) -> int:
                 raise
             log.error("%s", error)
             continue
-        print(flush=True)
+        print_line()
     return 0
 
 
@@ -101,7 +102,7 @@ def _obey(line: str, dialogue: Dialogue) -> None:
     if line == "/reset":
         dialogue.reset()
     elif line == "/help":
-        print(HELP, file=sys.stderr)
+        print_text(HELP + "\n", sys.stderr)
     else:
         log.error("there is no command %s; /help lists them%s", listed([line]), did_you_mean(line, COMMANDS))
 
@@ -114,10 +115,10 @@ def _typed_lines() -> Iterator[str]:
         try:
             line = input("> ").strip()
         except EOFError:
-            print()
+            print_line()
             return
         except KeyboardInterrupt:
-            print()
+            print_line()
             continue
         if line:
             yield line

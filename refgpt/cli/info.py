@@ -17,6 +17,7 @@ from refgpt.checkpoints import Checkpoint, TensorInfo
 from refgpt.cli.json_output import print_json
 from refgpt.cli.loading import progress_bar
 from refgpt.cli.options import Commands, add_command, add_json, add_model, add_revision
+from refgpt.cli.printing import print_line
 from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers import Tokenizer
 

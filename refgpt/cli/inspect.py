@@ -12,8 +12,9 @@ from refgpt._model import Model
 from refgpt.cli.json_output import print_json, verify_record
 from refgpt.cli.loading import WORTH_A_BAR, load_for, watched
 from refgpt.cli.options import Commands, add_command, add_json, add_running_arguments
+from refgpt.cli.printing import print_line
 from refgpt.cli.prompts import add_prompt_arguments, read_prompt
-from refgpt.cli.results import check_suffix, replaced
+from refgpt.cli.results import check_suffix, files_read, open_output, refuse_inputs
 from refgpt.inspect import build_report, figures, prompt_of
 from refgpt.tracing import verify_bytes
 
@@ -52,16 +53,20 @@ def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
         model, ids = _load(arguments, prompt)
     else:
-        with replaced(arguments.output) as file:
+        inputs = [] if arguments.file is None else [arguments.file]
+        with open_output(arguments.output, inputs, keep=False) as output:
             model, ids = _load(arguments, prompt)
+            if output.path is not None:
+                refuse_inputs(arguments.output, files_read(model.checkpoint.path, arguments.output))
             large = model.checkpoint.params.nbytes >= WORTH_A_BAR
-            file.write(build_report(model, ids, verify=arguments.verify, progress=large and watched()))
+            page = build_report(model, ids, verify=arguments.verify, progress=large and watched())
+            output.write(page)
     if arguments.json:
         prefix_len = len(ids) if model.mask == "prefix" else 0
         found = verify_record(model.verify(ids.tolist(), prefix_len)) if arguments.verify else None
         print_json({**figures(model, ids, prefix_len), "verify": found})
-    else:
-        print(f"{arguments.output}: {size(Path(arguments.output).stat().st_size)}, {len(ids)} tokens")
+    elif output.path is not None:
+        print_line(f"{arguments.output}: {size(len(page.encode()))}, {len(ids)} tokens")
     return 0
 
 

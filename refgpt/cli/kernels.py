@@ -6,6 +6,7 @@ import argparse
 
 from refgpt.cli.json_output import print_json
 from refgpt.cli.options import Commands, add_command, add_json
+from refgpt.cli.printing import print_line
 
 EXAMPLES = """examples:
   refgpt kernels
@@ -41,14 +42,15 @@ def _kernels(arguments: argparse.Namespace) -> int:
         )
         return 0
     first = max(len("op"), *map(len, ops))
-    print(f"{'op':<{first}}  " + "  ".join(isas))
+    print_line(f"{'op':<{first}}  " + "  ".join(isas))
     for op in ops:
         used = active(op).isa
         cells = [_cell(isa == used, (op, isa) in kernels, isa in obstacles).center(len(isa)) for isa in isas]
-        print(f"{op:<{first}}  {'  '.join(cells)}".rstrip())
-    print("\nused: runs on this machine; ok: could run, but another is faster or forced; -: cannot run here")
+        print_line(f"{op:<{first}}  {'  '.join(cells)}".rstrip())
+    print_line()
+    print_line("used: runs on this machine; ok: could run, but another is faster or forced; -: cannot run here")
     for isa, obstacle in obstacles.items():
-        print(f"{isa}: {obstacle}")
+        print_line(f"{isa}: {obstacle}")
     return 0
 
 

@@ -7,10 +7,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from refgpt._common.wording import listed
-
-#: Longer messages are cut: an argument can have any length.
-MOST_CHARACTERS = 1000
+from refgpt._common.wording import listed, told
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -42,8 +39,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, in one readable line, and exit with 2."""
-        message = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in message)
-        super().error(message if len(message) <= MOST_CHARACTERS else f"{message[:MOST_CHARACTERS]}...")
+        super().error(told(message))
 
     def _unknown(self, left: Sequence[str]) -> str:
         options = [text for text in left if _is_option(text)]

@@ -18,6 +18,7 @@ def print_line(text: str = "", file: TextIO | None = None) -> None:
     print(printable(text), file=file or sys.stdout, flush=True)
 
 
-def print_text(text: str) -> None:
-    """Print running text on standard output, at once and without a new line after it."""
-    print(displayable(text) if sys.stdout.isatty() else text, end="", flush=True)
+def print_text(text: str, file: TextIO | None = None) -> None:
+    """Print running text, at once and without a new line after it. By default on standard output."""
+    file = file or sys.stdout
+    print(displayable(text) if file.isatty() else text, end="", file=file, flush=True)

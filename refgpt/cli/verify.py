@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 
 from refgpt._common.errors import GenerationError
-from refgpt._common.progress import print_line
+from refgpt._common.progress import print_row
 from refgpt._common.wording import size
 from refgpt._load import DTYPES
 from refgpt.cli.json_output import print_json, verify_record
 from refgpt.cli.loading import WORTH_A_BAR, load_model, watched
 from refgpt.cli.options import Commands, add_command, add_json, add_loading_arguments, add_model
+from refgpt.cli.printing import print_line
 from refgpt.tracing import Report, verify_bytes
 
 EXAMPLES = """exit status:
@@ -56,13 +57,13 @@ def _verify(arguments: argparse.Namespace) -> int:
         )
         return 1 if report.first_broken else 0
     takes = size(verify_bytes(model.engine, len(ids)))
-    print(
+    print_line(
         f"{len(ids)} tokens, mask {model.mask}, weights {model.dtype or 'as stored'}, cache {model.kv_dtype}; "
         f"takes up to {takes} beside the model"
     )
-    print(Report.HEAD, flush=True)
+    print_line(Report.HEAD)
     large = model.checkpoint.params.nbytes >= WORTH_A_BAR
-    report = model.verify(ids, prefix_len, progress=large and watched(), on_tap=lambda tap: print_line(tap.line()))
+    report = model.verify(ids, prefix_len, progress=large and watched(), on_tap=lambda tap: print_row(tap.line()))
     for line in report.conclusion():
-        print(line)
+        print_line(line)
     return 1 if report.first_broken else 0
