@@ -175,6 +175,7 @@ WRONG = {
     "a ragged lens": lambda: plotting.lens_map([[1], [1, 2]]),
     "a tokenizer of a number": lambda: plotting.token_labels(5, [1]),
     "ids of a fraction": lambda: plotting.token_labels(refgpt.load().tokenizer, [1.5]),
+    "targets of lists": lambda: plotting.lens_map(np.ones((2, 1, 3)), targets=[[1, 2]]),
     "parts of a number": lambda: plotting.error_lines(tracing.compare(ENGINE, ENGINE, IDS), parts=5),
     "labels of a number": lambda: plotting.token_lines(np.ones(3), 5),
     "verify of an array": lambda: refgpt.load(verify=np.zeros(2)),
@@ -194,6 +195,9 @@ def test_what_cannot_be_used_is_refused_in_a_few_words(call) -> None:
     "call",
     [
         lambda: ModelConfig(n_layer=MANY_DIGITS),
+        lambda: ModelConfig(ln_eps=MANY_DIGITS),
+        lambda: GenerationParams.of(MANY_DIGITS, {}),
+        lambda: refgpt.load(revision=MANY_DIGITS),
         lambda: GenerationParams(speculate=MANY_DIGITS),
         lambda: tracing.record(ENGINE, IDS, positions=MANY_DIGITS),
         lambda: tracing.record(ENGINE, IDS, positions=[MANY_DIGITS]),

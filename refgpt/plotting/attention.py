@@ -150,14 +150,13 @@ def _stack(patterns: Any) -> tuple[list[str], np.ndarray]:
             three = False
         array = numbers("patterns", patterns, "head, query, key" if three else "layer, head, query, key")
         return ([""], array[None]) if three else (list(map(str, range(len(array)))), array)
-    found = {
-        name: numbers(name, x, "head, query, key") for name, x in patterns.items() if str(name).endswith(".pattern")
-    }
+    named = {name if isinstance(name, str) else shown(name): x for name, x in patterns.items()}
+    found = {name: numbers(name, x, "head, query, key") for name, x in named.items() if name.endswith(".pattern")}
     if not found:
         raise RefgptError(
             "there is no pattern in it",
             where="patterns",
-            got=listed(map(shown, patterns)) or "nothing",
+            got=listed(named) or "nothing",
             fix="record(model, ids, names='blocks.*.pattern') gives them",
         )
     if len({x.shape for x in found.values()}) > 1:

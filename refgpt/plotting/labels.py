@@ -14,6 +14,7 @@ from refgpt._common.errors import RefgptError
 from refgpt._common.wording import VISIBLE_BLANKS
 from refgpt.plotting.canvas import Room, ink, library
 from refgpt.plotting.checks import texts, tokenizer_or_none
+from refgpt.spec.config import LARGEST as LARGEST_SHAPE
 from refgpt.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
     if tokenizer_or_none(tokenizer) is None:
         raise RefgptError("is no tokenizer", where="tokenizer", got=None, wanted="model.tokenizer")
     several = collected("ids", ids, "a list of ids", RefgptError)
-    return [_label(tokenizer, whole_number("ids", i, 0, None, RefgptError)) for i in several]
+    return [_label(tokenizer, whole_number("ids", i, 0, LARGEST_SHAPE["n_vocab"], RefgptError)) for i in several]
 
 
 def _label(tokenizer: Tokenizer, token_id: int) -> str:

@@ -14,6 +14,7 @@ from refgpt.plotting.canvas import DIVERGING, Room, about_zero, cells, depth_nam
 from refgpt.plotting.checks import as_many, instance, numbers, title, tokenizer_or_none
 from refgpt.plotting.errors import ERRORS, error_table
 from refgpt.plotting.labels import label_columns, label_rows, labels_or_numbers, token_labels, widest, write_cells
+from refgpt.spec.ids import check_flat
 from refgpt.tokenizers import Tokenizer
 from refgpt.tracing import CausalTrace, Comparison
 
@@ -126,6 +127,7 @@ def lens_map(
     n_depths, n, _ = shape
     if targets is not None:
         as_many("targets", targets, n, "position")
+        targets = check_flat(targets).tolist()
     labels = labels_or_numbers("tokens", tokens, range(n))
     depths = depth_names(n_depths)
     best = np.stack([np.argmax(depth, axis=-1) for depth in lens])  # [depth, t]
