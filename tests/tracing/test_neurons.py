@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import refgpt
-from refgpt._common.errors import RefgptError
+from refgpt._common.errors import DataError, RefgptError
 from refgpt.runtime import Runtime
 from refgpt.tracing import memory, neurons, record, top_activations
 from tests.helpers.tiny import random_params, tiny_config
@@ -162,3 +165,21 @@ def test_more_than_memory_holds_is_refused(monkeypatch):
     with pytest.raises(RefgptError, match=r"more memory than there is; got 1\.\d+ GB \(100000 activations of 80 neur"):
         top_activations(MODEL, [TEXT], 0, k=100_000)
     assert PARAMS.blocks[0].w_in.shape[0] == 80
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"pipe: is no regular file"):
+        top_activations(MODEL, tmp_path / "pipe", 0)
+
+
+def test_what_a_signal_handler_raises_comes_out_as_itself(tmp_path, monkeypatch):
+    """TimeoutError is an OSError, but none of the file's."""
+    (tmp_path / "text").write_text("abc")
+
+    def late(path, **_):
+        raise TimeoutError("too late")
+
+    monkeypatch.setattr(Path, "stat", late)
+    with pytest.raises(TimeoutError, match="too late"):
+        top_activations(MODEL, tmp_path / "text", 0)
