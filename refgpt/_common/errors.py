@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from traceback import walk_tb
+
 from refgpt._common.wording import told
 
 
-class RefgptError(Exception):
-    """Base of every error that a file, an argument or a prompt can cause.
+class RefgptError(ValueError):
+    """Base of every error that a file, an argument or a prompt can cause: all of them are ``ValueError``s.
+
+    That of a file which is not there is also a ``FileNotFoundError`` (see ``missing``).
 
     Its message is one line that any terminal can show: long values are cut, control characters escaped. The attributes
     are what was given.
@@ -71,3 +75,40 @@ class DataError(RefgptError):
 
 class KernelError(RefgptError):
     """A kernel was called with unusable arrays, or the demanded instruction set cannot run here."""
+
+
+class MissingConfig(ConfigError, FileNotFoundError):
+    """A model's configuration is not there."""
+
+
+class MissingCheckpoint(CheckpointError, FileNotFoundError):
+    """A file of weights is not there."""
+
+
+class MissingTokenizer(TokenizerError, FileNotFoundError):
+    """A tokenizer's file is not there."""
+
+
+class MissingData(DataError, FileNotFoundError):
+    """A table is not there."""
+
+
+def missing(error: type[RefgptError]) -> type[RefgptError]:
+    """The same kind of error, but for a file that is not there: it is also a ``FileNotFoundError``, without errno."""
+    kinds = (MissingConfig, MissingCheckpoint, MissingTokenizer, MissingData)
+    return next((kind for kind in kinds if kind.__bases__[0] is error), error)
+
+
+def is_foreign(fault: BaseException, *libraries: str) -> bool:
+    """Whether an exception comes from neither this package nor the libraries: from a signal handler, or a callback.
+
+    What a caller's code raises while a library is at work is not the library's word on a file.
+
+    Parameters
+    ----------
+    libraries : str
+        Names of modules, without what is within them.
+    """
+    frames = [frame for frame, _ in walk_tb(fault.__traceback__)]
+    modules = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames}
+    return not modules <= {"refgpt", "contextlib", *libraries}
