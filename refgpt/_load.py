@@ -39,6 +39,7 @@ def load(
     progress: Progress | None = None,
     verify: bool = True,
     revision: str | None = None,
+    copy: bool = False,
 ) -> Model:
     """Load a model.
 
@@ -66,9 +67,13 @@ def load(
         Called as ``progress(n_bytes_done, n_bytes_total)`` while an archive is unpacked, and from nothing again while
         the C backend packs the weights.
     verify : bool
-        Whether to compare the checksums of a model in the packed format with its bytes, which reads all of them.
+        Whether to compare the checksums of a model in the packed format with its bytes and to look for NaN in them,
+        which reads all of them.
     revision : str or None
         Of a model on the hub: a branch, a tag or a commit; None is the main branch.
+    copy : bool
+        Whether to copy into memory also those weights that could be read where they lie in their files: of a model in
+        the packed format, and of any model with the NumPy backend. See the notes.
 
     Returns
     -------
@@ -77,13 +82,24 @@ def load(
     Raises
     ------
     RefgptError
-        If an argument, a file or a weight (NaN, infinity) cannot be used.
+        If an argument, a file or a weight (NaN, infinity) cannot be used. One that is a ``FileNotFoundError`` too if a
+        file is not there.
+
+    Notes
+    -----
+    Files of weights are mapped, not read: processes share their memory, and a model in the packed format is ready at
+    once. So the files have to stay as they are while they are in use. Replace a file by renaming a new one to its name,
+    as ``mv`` and ``refgpt convert`` do; do not write into it, as ``cp`` onto it, ``rsync --inplace`` and a download
+    that starts again do. Before each leaf is loaded and before each pass of the model its files are asked for their
+    size and time: if one was written to, the model refuses to go on with a ``CheckpointError``. What is cut short in
+    the middle of a pass cannot be caught, and the system ends the process with SIGBUS. With ``copy=True`` that can only
+    happen during ``load`` (and where ``params`` and ``verify`` read the files anew).
     """
     kept_in, cached_in = known_dtype(dtype), known_dtype(kv_dtype)
     check_options(backend, kept_in, threads, cached_in)
     flag("verify", verify, RefgptError)
     checkpoint, tokenizer = open_model(path, mask, progress, revision)
-    return start(checkpoint, tokenizer, backend, kept_in, mask, threads, cached_in, progress, verify)
+    return start(checkpoint, tokenizer, backend, kept_in, mask, threads, cached_in, progress, verify, copy)
 
 
 def check_options(backend: str, dtype: str | None, threads: int | None, kv_dtype: KVDtype | None) -> None:
@@ -116,6 +132,7 @@ def start(
     kv_dtype: KVDtype | None = None,
     progress: Progress | None = None,
     verify: bool = True,
+    copy: bool = False,
 ) -> Model:
     """Make a model of files that are open: what ``load`` ends with, and what reads the weights' numbers.
 
@@ -126,7 +143,7 @@ def start(
         Both as ``open_model`` gives them.
     asked_mask : "auto", "causal" or "prefix"
         The ``mask`` that ``open_model`` was given. It only decides how loudly the checkpoint's is told.
-    backend, dtype, threads, kv_dtype, progress, verify
+    backend, dtype, threads, kv_dtype, progress, verify, copy
         See ``load``.
 
     Returns
@@ -149,13 +166,19 @@ def start(
         if verify:
             verify_checksums(checkpoint, partial(digests, threads=threads))
         engine = Runtime(
-            checkpoint.params, checkpoint.config, dtype=dtype, threads=threads, kv_dtype=kv_dtype, progress=progress
+            checkpoint.params,
+            checkpoint.config,
+            dtype=dtype,
+            threads=threads,
+            kv_dtype=kv_dtype,
+            progress=progress,
+            copy=copy,
         )
     else:
         if verify:
             verify_checksums(checkpoint, checksums.digests)
         engine = SpecEngine(
-            kept_params(checkpoint.params, dtype), checkpoint.config, np.float64 if dtype == "f64" else np.float32
+            kept_params(checkpoint.params, dtype, copy), checkpoint.config, np.float64 if dtype == "f64" else np.float32
         )
     return Model(engine, checkpoint, tokenizer, backend, dtype)
 

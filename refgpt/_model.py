@@ -15,6 +15,7 @@ from refgpt.generation.params import GenerationParams
 from refgpt.generation.prompts import Prompt, encode_prompt, is_batch
 from refgpt.generation.scoring import encode_continuations, score
 from refgpt.numbers.dtypes import KVDtype
+from refgpt.numbers.mapped import check_unchanged
 from refgpt.numbers.panels import BLOCK_BYTES
 from refgpt.numbers.tree import ParamTree
 from refgpt.runtime.engine import Engine
@@ -78,6 +79,7 @@ class Model:
         if self.dtype in BLOCK_BYTES:  # what quantising made of them would take long to make again
             return self.engine.kept()
         # Not as the engine has packed them: ``verify`` would never see a fault of the packing.
+        check_unchanged(*(leaf for _, leaf in self.checkpoint.params.items()))
         return self.checkpoint.params.kept_as(self.dtype)
 
     def logits(self, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,13 @@ def collected(name: str, value: Any, wanted: str, error: type[RefgptError]) -> l
 def path_of(name: str, value: Any, error: type[RefgptError]) -> Path:
     """A path, from a text or whatever else stands for one; anything else is refused with ``name`` as its ``where``."""
     try:
-        return Path(value)
-    except TypeError:
-        raise error("cannot be used", where=name, got=shown(value), wanted="a path") from None
+        path = Path(value)
+        raw = os.fsencode(path)
+    except (TypeError, UnicodeEncodeError):
+        raw = b"\0"
+    if b"\0" in raw:  # which no file's name has
+        raise error("cannot be used", where=name, got=shown(value), wanted="a path")
+    return path
 
 
 def one_of(name: str, value: object, choices: Sequence[str | None], error: type[RefgptError]) -> None:

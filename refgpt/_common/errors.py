@@ -85,6 +85,10 @@ class MissingCheckpoint(CheckpointError, FileNotFoundError):
     """A file of weights is not there."""
 
 
+class MissingPrompt(GenerationError, FileNotFoundError):
+    """A file of prompts is not there."""
+
+
 class MissingTokenizer(TokenizerError, FileNotFoundError):
     """A tokenizer's file is not there."""
 
@@ -95,7 +99,7 @@ class MissingData(DataError, FileNotFoundError):
 
 def missing(error: type[RefgptError]) -> type[RefgptError]:
     """The same kind of error, but for a file that is not there: it is also a ``FileNotFoundError``, without errno."""
-    kinds = (MissingConfig, MissingCheckpoint, MissingTokenizer, MissingData)
+    kinds = (MissingConfig, MissingCheckpoint, MissingPrompt, MissingTokenizer, MissingData)
     return next((kind for kind in kinds if kind.__bases__[0] is error), error)
 
 

@@ -5,7 +5,7 @@ from refgpt.checkpoints.mask import MASKS, NOTHING_SAID
 from refgpt.checkpoints.open import open_checkpoint
 from refgpt.numbers.finite import all_finite, check_finite
 from refgpt.numbers.leaves import StoredRows as Rows
-from refgpt.numbers.mapped import place_of, release
+from refgpt.numbers.mapped import check_unchanged, files_of, in_memory, place_of, release
 from refgpt.numbers.packing import lies_in_rows
 
 __all__ = [
@@ -17,6 +17,9 @@ __all__ = [
     "all_finite",
     "check_finite",
     "check_params",
+    "check_unchanged",
+    "files_of",
+    "in_memory",
     "lies_in_rows",
     "open_checkpoint",
     "place_of",

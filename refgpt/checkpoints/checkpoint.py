@@ -13,7 +13,9 @@ from refgpt._common.wording import FRESH_COPY
 from refgpt.numbers.checksums import checksum
 from refgpt.numbers.dtypes import dtype_name
 from refgpt.numbers.encoded import Encoded
+from refgpt.numbers.finite import check_finite
 from refgpt.numbers.leaves import Leaf
+from refgpt.numbers.mapped import check_unchanged
 from refgpt.numbers.tree import ParamTree
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import leaf_shapes
@@ -39,9 +41,10 @@ class TensorInfo:
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """Bytes of a file that have a checksum (``refgpt.numbers.checksums``)."""
+    """Bytes of a file that have a checksum (``refgpt.numbers.checksums``), and that are used as they lie there."""
 
     words: np.ndarray  # [n], uint32
+    numbers: np.ndarray  # the floats among them
     checksum: str
     place: str
 
@@ -95,7 +98,7 @@ class Checkpoint:
 
 
 def verify_checksums(checkpoint: Checkpoint, digests: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Compare the checksums that the files hold with their bytes, all of which are read.
+    """Compare the checksums that the files hold with their bytes, all of which are read, and look for NaN in them.
 
     Parameters
     ----------
@@ -105,9 +108,11 @@ def verify_checksums(checkpoint: Checkpoint, digests: Callable[[np.ndarray], np.
     Raises
     ------
     CheckpointError
-        Naming the first tensor that is not what was written.
+        Naming the first tensor that is not what was written, or holds NaN or infinity: what is used as it lies in the
+        file is not looked at again.
     """
     for part in checkpoint.checked:
+        check_unchanged(part.words)
         found = checksum(digests(part.words))
         if found != part.checksum:
             raise CheckpointError(
@@ -117,6 +122,7 @@ def verify_checksums(checkpoint: Checkpoint, digests: Callable[[np.ndarray], np.
                 wanted=part.checksum,
                 fix=FRESH_COPY,
             )
+        check_finite(part.place, part.numbers)
 
 
 def check_params(

@@ -28,7 +28,7 @@ SMALL_FILES = (GENERATION_CONFIG, *TOKENIZER_FILES)
 
 def is_name(text: str | os.PathLike[str]) -> bool:
     """Whether this is a name on the hub: two words with a slash between, and no such path exists."""
-    return isinstance(text, str) and NAME.fullmatch(text) is not None and not Path(text).exists()
+    return isinstance(text, str) and NAME.fullmatch(text) is not None and not os.path.lexists(text)
 
 
 def is_nickname(text: str | os.PathLike[str]) -> bool:

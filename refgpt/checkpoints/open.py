@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Protocol
 
 from refgpt._common.arguments import one_of, path_of
-from refgpt._common.errors import CheckpointError, ConfigError
+from refgpt._common.errors import CheckpointError, ConfigError, MissingCheckpoint
 from refgpt._common.progress import Progress
-from refgpt._common.wording import shown
+from refgpt._common.small_files import check_plain, is_there, reading
 from refgpt.checkpoints.checkpoint import Checkpoint
 from refgpt.checkpoints.mask import MASKS
 
@@ -63,9 +63,8 @@ def open_checkpoint(path: str | Path, mask: str = "auto", progress: Progress | N
     """
     path = path_of("path", path, CheckpointError)
     one_of("mask", mask, MASKS, ConfigError)
-    try:
-        if not path.exists():
-            raise CheckpointError("there is no such file or directory", where=path, fix="check the path")
+    with reading(path, CheckpointError):  # no permission, a name too long, a disk that fails
+        if not is_there(path):
+            raise MissingCheckpoint("there is no such file or directory", where=path, fix="check the path")
+        check_plain(path, CheckpointError, directory=True)
         return next(layout for layout in layouts() if layout.is_at(path)).open_at(path, mask, progress)
-    except OSError as fault:  # no permission, a name too long, a disk that fails
-        raise CheckpointError(f"the files cannot be read ({fault.strerror})", where=shown(str(path))) from fault

@@ -6,7 +6,6 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
@@ -87,7 +86,7 @@ def _record(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> dict[str, An
         "model": str(checkpoint.path),
         "format": checkpoint.format,
         "family": checkpoint.family,
-        "config": asdict(config),
+        "config": vars(config),
         "n_parameters": n_items,
         "files": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
         "tensors": [

@@ -7,19 +7,23 @@ again. So a checkpoint of 24 GB can be walked, leaf by leaf, in the memory of it
 from __future__ import annotations
 
 import mmap
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from refgpt._common.errors import CheckpointError
+from refgpt._common.errors import CheckpointError, is_foreign
+from refgpt._common.small_files import open_file, reading
 from refgpt._common.wording import FRESH_COPY, shown, tensor_at
 from refgpt.numbers.encoded import Encoded
 from refgpt.numbers.leaves import Leaf
+from refgpt.numbers.panels import aligned_zeros
 
 # NumPy stops at 64; a weight has two.
 MOST_DIMENSIONS = 32
@@ -36,6 +40,35 @@ class MappedFile(mmap.mmap):
 
     path: Path
     names: dict[int, str]  # of its tensors, by where they begin
+    at: str  # the path, whatever directory is the current one later
+    found: os.stat_result  # when it was mapped
+
+    def check_unchanged(self) -> None:
+        """Refuse a file that has been written to since it was mapped: reading past a new end would end the process.
+
+        A file that was replaced or removed, as programs do that write whole files, is no harm: the map keeps the old.
+
+        Raises
+        ------
+        CheckpointError
+        """
+        try:
+            now = os.stat(self.at)
+        except OSError as fault:
+            if fault.errno is None:  # a signal handler's
+                raise
+            return
+        if os.path.samestat(now, self.found) and (now.st_size, now.st_mtime_ns) != (
+            self.found.st_size,
+            self.found.st_mtime_ns,
+        ):
+            raise CheckpointError(
+                "the file was changed while the model is in use",
+                where=self.path,
+                got=f"{now.st_size} bytes",
+                wanted=f"the {self.found.st_size} bytes that were opened",
+                fix="load the model again; replace its files by renaming new ones, or load it with copy=True",
+            )
 
 
 def map_file(path: Path) -> MappedFile:
@@ -46,13 +79,8 @@ def map_file(path: Path) -> MappedFile:
     CheckpointError
         If it is missing, unreadable, empty, or only the pointer that Git LFS leaves in place of a file.
     """
-    if not path.is_file():
-        raise CheckpointError("there is no such file", where=path, fix="check the path")
-    try:
-        with path.open("rb") as file:
-            mapped = map_open(file, path)
-    except OSError as error:
-        raise CheckpointError(f"the file cannot be read ({error.strerror})", where=path) from error
+    with reading(path, CheckpointError), open_file(path, CheckpointError) as file:
+        mapped = map_open(file, path)
     if mapped[: len(GIT_LFS_POINTER)] == GIT_LFS_POINTER:
         raise CheckpointError(
             "this is a Git LFS pointer, not the weights", where=path, fix="fetch the real file with `git lfs pull`"
@@ -65,8 +93,11 @@ def map_open(file: BinaryIO, path: Path) -> MappedFile:
     try:
         mapped = MappedFile(file.fileno(), 0, access=mmap.ACCESS_READ, **UNTRACKED)
     except ValueError as error:  # an empty file cannot be mapped
+        if is_foreign(error):
+            raise
         raise CheckpointError("the file is empty", where=path, fix=FRESH_COPY) from error
     mapped.path, mapped.names = path, {}
+    mapped.found, mapped.at = os.fstat(file.fileno()), os.path.abspath(path)
     return mapped
 
 
@@ -147,6 +178,44 @@ def file_of(array: np.ndarray) -> MappedFile | None:
     while isinstance(base, np.ndarray):
         base = base.base
     return base if isinstance(base, MappedFile) else None
+
+
+def _arrays_of(leaf: Leaf) -> list[np.ndarray]:
+    """The arrays that a leaf consists of."""
+    if isinstance(leaf, np.ndarray):
+        return [leaf]
+    held = [value if isinstance(value, Sequence) else (value,) for value in vars(leaf).values()]
+    return [array for arrays in held for array in arrays if isinstance(array, np.ndarray)]
+
+
+def files_of(leaves: Iterable[Leaf]) -> tuple[MappedFile, ...]:
+    """The mapped files that leaves view, each once."""
+    found = (file_of(array) for leaf in leaves for array in _arrays_of(leaf))
+    return tuple({id(file): file for file in found if file is not None}.values())
+
+
+def check_unchanged(*leaves: Leaf) -> None:
+    """Refuse, before leaves are read, files that have been written to: see ``MappedFile.check_unchanged``."""
+    for file in files_of(leaves):
+        file.check_unchanged()
+
+
+def in_memory(leaf: Leaf) -> Leaf:
+    """The same leaf in ordinary memory, whatever becomes of its file: itself, or a copy of what views a file."""
+    if not files_of([leaf]):
+        return leaf
+    check_unchanged(leaf)
+    if isinstance(leaf, np.ndarray):
+        copied = aligned_zeros(leaf.shape, leaf.dtype)
+        copied[...] = leaf
+        return copied
+    twin = copy(leaf)
+    for name, value in vars(leaf).items():
+        if isinstance(value, np.ndarray):
+            object.__setattr__(twin, name, in_memory(value))  # some are frozen
+        elif isinstance(value, list | tuple) and isinstance(value[0], np.ndarray):
+            object.__setattr__(twin, name, [in_memory(part) for part in value])
+    return twin
 
 
 def place_of(array: Leaf, name: str) -> str:

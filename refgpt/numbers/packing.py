@@ -17,7 +17,7 @@ from refgpt.numbers.casting import cast
 from refgpt.numbers.dtypes import STORED_DTYPES, dtype_name
 from refgpt.numbers.finite import check_finite
 from refgpt.numbers.leaves import Leaf, StoredRows, row_slices
-from refgpt.numbers.mapped import place_of, release
+from refgpt.numbers.mapped import check_unchanged, in_memory, place_of, release
 from refgpt.numbers.panels import BLOCK_BYTES, FLOATS, Panels, aligned_zeros
 from refgpt.numbers.quantisation import check_range
 from refgpt.numbers.tree import Tree
@@ -88,7 +88,9 @@ def lies_in_rows(name: str, kind: str) -> bool:
     return name == "wte" and kind in FLOATS
 
 
-def pack_params(params: Tree, dtype: str | None, fill: Fill, progress: Progress | None = None) -> Tree:
+def pack_params(
+    params: Tree, dtype: str | None, fill: Fill, progress: Progress | None = None, copy: bool = False
+) -> Tree:
     """The same tree, every leaf kept as ``plan`` says.
 
     Parameters
@@ -97,6 +99,8 @@ def pack_params(params: Tree, dtype: str | None, fill: Fill, progress: Progress 
         ``refgpt.kernels.store``, or ``refgpt.numbers.quantisation.store``, which takes longer.
     progress : callable, optional
         Called as ``progress(bytes done, bytes in all)`` after each leaf, counting bytes of the file.
+    copy : bool
+        Whether also what could be read where it lies in a file is copied into memory.
 
     Raises
     ------
@@ -107,7 +111,10 @@ def pack_params(params: Tree, dtype: str | None, fill: Fill, progress: Progress 
 
     def packed(name: str, leaf: Leaf) -> Leaf:
         nonlocal n_done
-        kept = pack_leaf(name, leaf, plan(name, leaf, dtype), fill)
+        check_unchanged(leaf)
+        kept: Leaf = pack_leaf(name, leaf, plan(name, leaf, dtype), fill)
+        kept = in_memory(kept) if copy else kept
+        release(leaf)
         n_done += leaf.nbytes
         if progress is not None:
             progress(n_done, n_total)

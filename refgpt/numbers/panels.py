@@ -108,6 +108,11 @@ class Panels(Encoded):
     def nbytes(self) -> int:  # type: ignore[override]
         return self.data.nbytes
 
+    @property
+    def numbers(self) -> np.ndarray:
+        """The floating-point numbers in it: all of them, or in 8 and 4 bits the scales."""
+        return self.data if self.kind in FLOATS else self.data[..., -2 * LANES :].view(np.float16)
+
     def part(self, first: int, last: int) -> Panels:
         """The rows ``first`` to ``last`` of the same memory; ``first`` begins a panel."""
         assert first % LANES == 0

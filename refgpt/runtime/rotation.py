@@ -12,23 +12,23 @@ from decimal import Decimal, localcontext
 import numpy as np
 
 
-def rotary_tables(d_rotary: int, n_ctx: int) -> tuple[np.ndarray, np.ndarray]:
+def rotary_tables(d_rotary: int, n_positions: int) -> tuple[np.ndarray, np.ndarray]:
     """Tables of ``refgpt.kernels.rotary``, for angles of position * 10000^(-2i / d_rotary).
 
     Returns
     -------
-    cos, sin : ndarray [n_ctx, d_rotary], float32
-        Each cosine twice; each sine negated for the even dimension and plain for the odd one.
+    cos, sin : ndarray [n_positions, d_rotary], float32
+        Each cosine twice; each sine negated for the even dimension and plain for the odd one. The row of a position
+        has the same bits however many positions there are.
     """
     cos, sin = np.ones((1, d_rotary // 2)), np.zeros((1, d_rotary // 2))  # of position 0
     step_cos, step_sin = _one_step(d_rotary)
-    while len(cos) < n_ctx:  # positions n .. 2n - 1 are positions 0 .. n - 1, turned by n steps
+    while len(cos) < n_positions:  # positions n .. 2n - 1 are positions 0 .. n - 1, turned by n steps
         turned = cos * step_cos - sin * step_sin, sin * step_cos + cos * step_sin
         cos, sin = np.concatenate((cos, turned[0])), np.concatenate((sin, turned[1]))
         step_cos, step_sin = step_cos * step_cos - step_sin * step_sin, 2 * step_cos * step_sin
-    signed = np.stack((-sin, sin), axis=-1).reshape(len(sin), d_rotary)  # [.., d_rotary]
-    twice = np.repeat(cos, 2, axis=1)
-    return twice[:n_ctx].astype(np.float32), signed[:n_ctx].astype(np.float32)
+    cos, sin = cos[:n_positions].astype(np.float32), sin[:n_positions].astype(np.float32)
+    return np.repeat(cos, 2, axis=1), np.stack((-sin, sin), axis=-1).reshape(n_positions, d_rotary)
 
 
 def _one_step(d_rotary: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from refgpt._common.progress import Progress
 from refgpt.kernels import CHUNK, Program, check_threads, forced_isa, store
 from refgpt.numbers.dtypes import KV_DTYPES, STORED_DTYPES, KVDtype
 from refgpt.numbers.leaves import Leaf
+from refgpt.numbers.mapped import files_of
 from refgpt.numbers.packing import pack_params
 from refgpt.numbers.panels import BLOCK_BYTES, PACKED_DTYPES, Panels
 from refgpt.numbers.tree import ParamTree
@@ -28,6 +30,8 @@ from refgpt.spec.taps import Tap, no_tap
 
 #: Rows of a long prompt that go through the model together; enough for the kernels to work at full speed.
 PREFILL_ROWS = 512
+#: As many positions as GPT-J has: tables of a megabyte, made at once.
+FEW_POSITIONS = 2048
 
 
 class Runtime:
@@ -59,19 +63,31 @@ class Runtime:
         threads: int | None = None,
         kv_dtype: KVDtype | None = None,
         progress: Progress | None = None,
+        copy: bool = False,
     ) -> None:
         one_of("dtype", dtype, PACKED_DTYPES, GenerationError)
         one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), GenerationError)
         self.config = config
         self.threads = check_threads(threads)
-        self.params = pack_params(params, dtype, partial(store, threads=self.threads), progress)
+        self.params = pack_params(params, dtype, partial(store, threads=self.threads), progress, copy)
+        self._files = files_of(leaf for _, leaf in self.params.items())
         self.kv_dtype: KVDtype = kv_dtype or ("f16" if _kind(self.params.w_head) in BLOCK_BYTES else "f32")
         self.family = FAMILIES[config.model_type]
-        self.tables = self.family.tables(config, config.n_ctx)
+        self._n_tabled, self._tables = 0, None
 
     def kept(self) -> ParamTree:
         """See ``Engine.kept``."""
         return self.params
+
+    def check_files(self) -> None:
+        """Refuse to read weights in files that have been written to since they were opened: before every pass.
+
+        Raises
+        ------
+        CheckpointError
+        """
+        for file in self._files:
+            file.check_unchanged()
 
     @property
     def n_bytes(self) -> int:
@@ -95,12 +111,24 @@ class Runtime:
     def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
         """See ``Engine.logits``; [t, v] float32."""
         tokens = check_ids(ids, self.config)
+        self.check_files()
         n = len(tokens)
         prefix_len = check_prefix(prefix_len, n)
         batch = Batch.of(tokens, np.zeros(n, np.int64), np.arange(n, dtype=np.int64), prefix_len)
         cache = KVCache(self.config, 1, n, self.kv_dtype)
         buffers = Buffers.of(self.config, n, cache.padded_capacity, self.threads)
-        return self.family.forward(self.params, self.config, batch, cache, self.tables, buffers, tap=tap)
+        return self.family.forward(self.params, self.config, batch, cache, self.tables(n), buffers, tap=tap)
+
+    def tables(self, n_positions: int) -> Any:
+        """What the family looks up by position, for ``n_positions`` or more.
+
+        They grow with what is asked for: a configuration may name far more positions than anybody uses, and the size of
+        no file bears it out.
+        """
+        if self._n_tabled < n_positions:
+            self._n_tabled = min(self.config.n_ctx, max(FEW_POSITIONS, 1 << (n_positions - 1).bit_length()))
+            self._tables = self.family.tables(self.config, self._n_tabled)
+        return self._tables
 
     def session(self, n_seqs: int, capacity: int) -> RuntimeSession:
         """See ``Engine.session``."""
@@ -115,6 +143,7 @@ class RuntimeSession:
             raise GenerationError("a session needs room", got=f"{n_seqs} of {capacity} positions", wanted="1 at least")
         self._runtime = runtime
         self.cache = KVCache(runtime.config, n_seqs, min(capacity, runtime.config.n_ctx), runtime.kv_dtype)
+        self._tables = runtime.tables(self.cache.capacity)
         self._buffers = self._new_buffers(n_seqs)
         self._recorded: dict[tuple[int, int, int | None, str | None], RecordedPass] = {}
 
@@ -179,6 +208,7 @@ class RuntimeSession:
         cache.lengths[seq], cache.prefix_lens[seq] = n, min(n, cache.prefix_lens[seq])
 
     def _pass(self, batch: Batch, wanted: slice = slice(None)) -> np.ndarray:
+        self._runtime.check_files()
         n = len(batch.ids)
         if n > self._buffers.n_rows:
             self._buffers = self._new_buffers(n)
@@ -195,7 +225,7 @@ class RuntimeSession:
     def _compute(self, batch: Batch, wanted: slice, program: Program | None = None) -> np.ndarray:
         engine = self._runtime
         return engine.family.forward(
-            engine.params, engine.config, batch, self.cache, engine.tables, self._buffers, wanted, program=program
+            engine.params, engine.config, batch, self.cache, self._tables, self._buffers, wanted, program=program
         )
 
     def _check_slots(self, seqs: Sequence[int]) -> np.ndarray:

@@ -11,7 +11,7 @@ from refgpt.numbers.casting import kept_leaf
 from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.finite import check_finite
 from refgpt.numbers.leaves import Leaf, row_slices
-from refgpt.numbers.mapped import place_of, release
+from refgpt.numbers.mapped import check_unchanged, files_of, in_memory, place_of, release
 from refgpt.numbers.packing import Kept, kept_kind, pack_leaf
 from refgpt.numbers.panels import BLOCK_BYTES, Panels
 from refgpt.numbers.quantisation import store
@@ -22,7 +22,7 @@ from refgpt.spec.ids import check_cut, check_ids, check_prefix
 from refgpt.spec.taps import Tap, no_tap
 
 
-def kept_params(params: Tree, dtype: str | None) -> Tree:
+def kept_params(params: Tree, dtype: str | None, copy: bool = False) -> Tree:
     """Weights as the spec computes with them, checked leaf by leaf.
 
     Parameters
@@ -31,6 +31,8 @@ def kept_params(params: Tree, dtype: str | None) -> Tree:
         As stored.
     dtype : "f32", "f16", "f64", "q8", "q4" or None
         See ``refgpt.numbers.casting.kept_leaf`` and ``refgpt.numbers.packing.kept_kind``.
+    copy : bool
+        Whether also what could be read where it lies in a file is copied into memory.
 
     Raises
     ------
@@ -39,14 +41,16 @@ def kept_params(params: Tree, dtype: str | None) -> Tree:
     """
 
     def kept(name: str, leaf: Leaf) -> Leaf:
+        check_unchanged(leaf)
         where, kind = place_of(leaf, name), kept_kind(name, dtype)
         if isinstance(leaf, Panels) and kind in (None, leaf.kind):
-            return leaf
+            return in_memory(leaf) if copy else leaf
         if leaf.ndim == 2 and kind in BLOCK_BYTES:
             return pack_leaf(name, leaf, Kept(kind, "panels"), store)
         for rows in row_slices(leaf):
             check_finite(where, rows)
         found = kept_leaf(where, leaf, dtype)
+        found = in_memory(found) if copy else found
         release(leaf)
         return found
 
@@ -70,11 +74,14 @@ class SpecEngine:
 
     def __init__(self, params: ParamTree, config: AnyConfig, dtype: DTypeLike = np.float32) -> None:
         self.params = params
+        self._files = files_of(leaf for _, leaf in params.items())
         self.config = config
         self.dtype = np.dtype(dtype)
 
     def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
         """See ``Engine.logits``; [t, v] in the engine's dtype."""
+        for file in self._files:
+            file.check_unchanged()
         return forward(self.params, self.config, ids, prefix_len, self.dtype, tap)
 
     def kept(self) -> ParamTree:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+
 from refgpt._common.arguments import keep_whole
 from refgpt._common.errors import ConfigError
 from refgpt._common.wording import shown
@@ -70,7 +72,8 @@ def check_config(config: AnyConfig) -> None:
     if config.d_model % config.n_head:
         raise ConfigError("does not divide d_model", where="n_head", got=f"{config.n_head} and {config.d_model}")
     eps = config.ln_eps
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
-        raise ConfigError("cannot be used", where="ln_eps", got=shown(eps), wanted="a number between 0 and 1")
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1 or not np.float32(eps) > 0:
+        wanted = "a number between 0 and 1 that is not 0 in float32"
+        raise ConfigError("cannot be used", where="ln_eps", got=shown(eps), wanted=wanted)
     for name in ("bos_id", "eos_id"):
         keep_whole(config, name, 0, config.n_vocab - 1, ConfigError, optional=True)

@@ -43,6 +43,9 @@ BLOCK_LEAVES = {
     "b_out": "mlp.fc_out.bias",
 }
 
+#: Leaves that are one where a model's embeddings are tied: each, and what stands for it.
+TIED = (("w_head", "wte"), ("wte", "w_head"))
+
 #: Everything but the head may be written with this in front (the whole model) or without (its body saved alone).
 BODY = "transformer."
 #: Constants that some versions save with the weights. Only ``attn.bias``, the mask, says anything.
@@ -203,7 +206,8 @@ def build_params(weights: Mapping[str, np.ndarray], config: Config, tied: bool, 
     config : Config
         Says how many blocks there are and how large everything is.
     tied : bool
-        Whether config.json says that the head is the embedding; only then may ``lm_head.weight`` be absent.
+        Whether config.json says that the head is the embedding; only then may one of the two be absent: which one is
+        kept depends on what wrote the file.
     path : Path
         For errors.
 
@@ -212,8 +216,9 @@ def build_params(weights: Mapping[str, np.ndarray], config: Config, tied: bool, 
     CheckpointError
         Naming every tensor that is missing, unknown or of another shape than the configuration says.
     """
-    if tied and "lm_head.weight" not in weights and "wte.weight" in weights:
-        weights = {**weights, "lm_head.weight": weights["wte.weight"]}
+    if tied:
+        shared = {LEAVES[one]: weights[LEAVES[other]] for one, other in TIED if LEAVES[other] in weights}
+        weights = {**shared, **weights}
     return named_params(weights, tensor_name, config, path, _way_out)
 
 

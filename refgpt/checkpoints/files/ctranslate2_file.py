@@ -21,6 +21,7 @@ from typing import NoReturn
 import numpy as np
 
 from refgpt._common.errors import CheckpointError
+from refgpt._common.small_files import open_file
 from refgpt._common.wording import FRESH_COPY, shown, tensor_at
 from refgpt.checkpoints.files.cursor import Cursor
 from refgpt.numbers.dtypes import BFLOAT16
@@ -58,7 +59,7 @@ class Variables:
 
 def spec_at(path: Path) -> str | None:
     """The kind of model that a file says it holds; None if it is no such file."""
-    with path.open("rb") as file:
+    with open_file(path, CheckpointError) as file:
         beginning = file.read(6 + LONGEST_NAME)
     if len(beginning) < 6:
         return None

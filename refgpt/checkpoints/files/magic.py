@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from refgpt._common.errors import CheckpointError
+from refgpt._common.small_files import open_file
 from refgpt.numbers.mapped import MappedFile
 
 RIGHT_FILE = "check that the download is complete and is the right file"
@@ -31,7 +32,7 @@ def begins_with(path: Path, magic: bytes) -> bool:
     """Whether a path is a file that begins with these bytes."""
     if not path.is_file():
         return False
-    with path.open("rb") as file:
+    with open_file(path, CheckpointError) as file:
         return file.read(len(magic)) == magic
 
 

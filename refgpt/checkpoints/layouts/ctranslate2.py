@@ -21,7 +21,7 @@ import numpy as np
 from refgpt._common.errors import CheckpointError, ConfigError
 from refgpt._common.file_names import CONFIG
 from refgpt._common.progress import Progress
-from refgpt._common.small_files import parse_json, read_bytes, read_json
+from refgpt._common.small_files import is_there, parse_json, read_bytes, read_json
 from refgpt._common.wording import FRESH_COPY, listed, shown, tensor_at
 from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo, check_params
 from refgpt.checkpoints.families import gptj
@@ -90,7 +90,7 @@ Arrays = dict[str, np.ndarray]
 def is_at(path: Path) -> bool:
     """``model.bin`` or its directory, if the file begins as one of CTranslate2's does."""
     path = path / MODEL_BIN if path.is_dir() else path
-    return path.name == MODEL_BIN and path.is_file() and ctranslate2_file.spec_at(path) is not None
+    return path.name == MODEL_BIN and is_there(path) and ctranslate2_file.spec_at(path) is not None
 
 
 def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoint:
@@ -161,7 +161,7 @@ def _read_config(model: Arrays, layers: list[Arrays], directory: Path) -> Config
             raise ConfigError(
                 "layers rotate differently", where=file, got=f"layer {i - 1}", wanted="all as layer 0", fix=RIGHT_MODEL
             )
-    raw = read_json(path, ConfigError) if path.is_file() else {}
+    raw = read_json(path, ConfigError) if is_there(path) else {}
     if raw.get("quantization_type") is not None:
         raise ConfigError(
             "this quantisation is not read",
@@ -197,10 +197,10 @@ def _read_config(model: Arrays, layers: list[Arrays], directory: Path) -> Config
 def _token_ids(raw: Mapping[str, Any], directory: Path, n_vocab: int) -> dict[str, int | None]:
     """The tokens that begin and end a text, which config.json spells, as ids. Before 3.16 a vocabulary was text."""
     tokens: list[Any] = []
-    if (path := directory / "vocabulary.json").is_file():
+    if is_there(path := directory / "vocabulary.json"):
         wrapped = b'{"tokens": %b}' % read_bytes(path, ConfigError, LARGEST_VOCABULARY)  # as an object, which it is not
         tokens = parse_json(wrapped, path, ConfigError)["tokens"]
-    elif (path := directory / "vocabulary.txt").is_file():
+    elif is_there(path := directory / "vocabulary.txt"):
         tokens = read_bytes(path, ConfigError, LARGEST_VOCABULARY).decode("utf-8", "replace").split("\n", n_vocab)
     ids = {}
     for field, key in (("bos_id", "bos_token"), ("eos_id", "eos_token")):

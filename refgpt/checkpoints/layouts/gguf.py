@@ -155,8 +155,8 @@ def read_config(metadata: Mapping[str, Any], tensors: Mapping[str, Leaf], path: 
         if name not in tensors:
             raise CheckpointError("a tensor of a GPT-J is missing", where=path, got=f"no {name}", fix=FIX)
     n_vocab = given["n_vocab"] = tensors[tensor_name("wte")].shape[0]
-    given["d_ff"] = given["d_ff"] or tensors[tensor_name("blocks.0.b_in")].size
-    given["ln_eps"] = given["ln_eps"] or Config.ln_eps
+    told = {"d_ff": tensors[tensor_name("blocks.0.b_in")].size, "ln_eps": Config.ln_eps}
+    given |= {field: value for field, value in told.items() if given[field] is None}
     default = Config.eos_id if n_vocab > (Config.eos_id or 0) else None
     for field, key, absent in (("bos_id", BOS, NO_BOS), ("eos_id", EOS, NO_EOS)):
         value = _number(metadata, (key,), path)

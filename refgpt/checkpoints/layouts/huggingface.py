@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from refgpt._common.errors import CheckpointError, ConfigError
+from refgpt._common.errors import CheckpointError, ConfigError, MissingCheckpoint, MissingConfig
 from refgpt._common.file_names import CONFIG, INDEX, WEIGHTS
 from refgpt._common.progress import Progress
-from refgpt._common.small_files import read_json
+from refgpt._common.small_files import is_there, read_json
 from refgpt._common.wording import FRESH_COPY, listed, shown
 from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo
 from refgpt.checkpoints.families import gptj
@@ -89,7 +89,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
 
 def weights_in(directory: Path) -> Path | None:
     """The file of weights, or the index of shards, that a directory in this layout has."""
-    return next((directory / name for name in WEIGHTS if (directory / name).is_file()), None)
+    return next((directory / name for name in WEIGHTS if is_there(directory / name)), None)
 
 
 def _find_weights(directory: Path) -> Path:
@@ -99,7 +99,7 @@ def _find_weights(directory: Path) -> Path:
     names = sorted(found.name for found in directory.iterdir())
     unread = {name: unread for name in names if (unread := _unread(name))}
     ways_out = dict.fromkeys(way_out for _, way_out in unread.values())
-    raise CheckpointError(
+    raise MissingCheckpoint(
         "no weights that can be read",
         where=directory,
         got=listed(f"{name} ({kind}: not read)" for name, (kind, _) in unread.items())
@@ -117,8 +117,8 @@ def _unread(name: str) -> tuple[str, str] | None:
 
 def _read_config(path: Path) -> tuple[dict[str, Any], Any]:
     """The parsed config.json and the family that it names."""
-    if not path.is_file():
-        raise ConfigError(
+    if not is_there(path):
+        raise MissingConfig(
             f"there is no {CONFIG}", where=path.parent, fix="put the one that belongs to the weights beside them"
         )
     raw = read_json(path, ConfigError)
@@ -172,9 +172,9 @@ def _read_index(path: Path) -> dict[str, str]:
             wanted='"weight_map": {tensor: file}',
             fix=FRESH_COPY,
         )
-    here = {found.name for found in path.parent.iterdir() if found.is_file()}
+    here = {found.name for found in path.parent.iterdir() if not found.is_dir()}
     if absent := sorted(set(weight_map.values()) - here):
-        raise CheckpointError(
+        raise MissingCheckpoint(
             "the index names files that are not in its directory",
             where=path,
             got=listed(absent),

@@ -17,7 +17,7 @@ import numpy as np
 
 from refgpt._common.errors import CheckpointError, ConfigError
 from refgpt._common.progress import Progress
-from refgpt._common.small_files import read_json
+from refgpt._common.small_files import is_there, read_json
 from refgpt._common.wording import FRESH_COPY
 from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo
 from refgpt.checkpoints.families import gptj, gptj_mesh
@@ -100,7 +100,7 @@ def _map_pieces(shard: Path) -> Pieces:
 
 def _find_config(directories: Sequence[Path]) -> Config | None:
     for path in (directory / PARAMS_JSON for directory in directories):
-        if path.is_file():
+        if is_there(path):
             return gptj_mesh.read_config(read_json(path, ConfigError), path)
     return None
 

@@ -21,9 +21,9 @@ from typing import IO, Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from refgpt._common.errors import CheckpointError, ConfigError
+from refgpt._common.errors import CheckpointError, ConfigError, RefgptError, is_foreign
 from refgpt._common.progress import Progress
-from refgpt._common.small_files import LARGEST_JSON, parse_json
+from refgpt._common.small_files import LARGEST_JSON, open_file, parse_json
 from refgpt._common.wording import FRESH_COPY, listed, shown
 from refgpt.checkpoints.families import gptj_mesh
 from refgpt.checkpoints.files import npz_file
@@ -46,6 +46,8 @@ MOST_MEMBERS = 1 << 13
 MOST_ARRAYS = 1 << 16
 #: How much longer than the archive its contents may be. Trained weights hardly shrink, and never so much.
 MOST_RATIO = 64
+#: Whose complaints are about an archive; copying is shutil's.
+LIBRARIES = ("tarfile", "zstandard", "compression", "shutil", "tempfile", "encodings", "codecs")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -169,11 +171,13 @@ def _members(path: Path, progress: Progress | None) -> Iterator[Iterator[tuple[s
     """The files of an archive in order, each with its name, to be read before the next; faults are CheckpointErrors."""
     decompressed, ZstdError = _zstandard(path)
     try:
-        with path.open("rb") as file:
+        with open_file(path, CheckpointError) as file:
             stream = _Stream(decompressed(file), file, path, progress)
             with tarfile.open(fileobj=stream, mode="r|", bufsize=BUFFER) as archive:  # type: ignore[call-overload]
                 yield _each_file(archive, stream, path)
     except (tarfile.TarError, ZstdError, EOFError, ValueError, OverflowError) as fault:
+        if isinstance(fault, RefgptError) or is_foreign(fault, *LIBRARIES):
+            raise
         _refuse(path, f"the archive is damaged ({shown(str(fault))})")
 
 

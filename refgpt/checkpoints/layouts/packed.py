@@ -36,17 +36,17 @@ from typing import Any
 
 import numpy as np
 
-from refgpt._common.errors import CheckpointError, ConfigError
+from refgpt._common.errors import CheckpointError, ConfigError, MissingCheckpoint
 from refgpt._common.file_names import CONFIG
 from refgpt._common.progress import Progress
-from refgpt._common.small_files import parse_json, read_bytes, read_json
+from refgpt._common.small_files import check_plain, is_there, parse_json, read_bytes, read_json
 from refgpt._common.wording import FRESH_COPY, listed, shown, tensor_at
 from refgpt.checkpoints.checkpoint import Checked, Checkpoint, TensorInfo, check_params
 from refgpt.checkpoints.families import gptj
 from refgpt.checkpoints.files.safetensors_file import LARGEST_HEADER, read_mapped
 from refgpt.checkpoints.mask import find_mask
 from refgpt.numbers.dtypes import STORED_DTYPES
-from refgpt.numbers.leaves import Leaf, StoredRows
+from refgpt.numbers.leaves import Leaf, StoredRows, widen
 from refgpt.numbers.mapped import MappedFile, map_file
 from refgpt.numbers.packing import lies_in_rows
 from refgpt.numbers.panels import KINDS, Panels, panel_dtype, panel_shape
@@ -83,7 +83,7 @@ class Stored:
 
 def is_at(path: Path) -> bool:
     """Whether a path is such a directory, or the file of weights in one."""
-    return path.name == FILE or (path / FILE).is_file()
+    return path.name == FILE or (path.is_dir() and is_there(path / FILE))
 
 
 def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoint:
@@ -113,8 +113,13 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
         raise CheckpointError("there are tensors that are no leaves", where=file, got=listed(sorted(more)), fix=AGAIN)
     params = _params(leaves, tensors, config, mapped)
     checked = tuple(
-        Checked(_bytes_of(tensors, name, stored, file).view(np.uint32), hexadecimal, tensor_at(file, name))
-        for name, (stored, hexadecimal) in leaves.items()
+        Checked(
+            _bytes_of(tensors, name, leaves[name][0], file).view(np.uint32),
+            _numbers(leaf),
+            leaves[name][1],
+            tensor_at(file, name),
+        )
+        for name, leaf in params.items()
     )
     infos = tuple(
         TensorInfo(name, stored.kind, stored.shape, stored.n_bytes, file) for name, (stored, _) in leaves.items()
@@ -135,8 +140,8 @@ def _check_manifest(directory: Path) -> str:
         If it is missing, of a later version, or a file is not what it says.
     """
     path = directory / MANIFEST
-    if not path.is_file():
-        raise CheckpointError(f"there is no {MANIFEST}, so the directory is not whole", where=directory, fix=AGAIN)
+    if not is_there(path):
+        raise MissingCheckpoint(f"there is no {MANIFEST}, so the directory is not whole", where=directory, fix=AGAIN)
     manifest = read_json(path, CheckpointError)
     if manifest.get("format") != FORMAT or type(manifest.get("version")) is not int:
         raise CheckpointError(
@@ -173,8 +178,9 @@ def _check_file(directory: Path, name: str, entry: Any) -> None:
             fix=AGAIN,
         )
     path = directory / name
-    if not path.is_file():
-        raise CheckpointError("a file that the manifest lists is missing", where=path, fix=AGAIN)
+    if not is_there(path):
+        raise MissingCheckpoint("a file that the manifest lists is missing", where=path, fix=AGAIN)
+    check_plain(path, CheckpointError)
     n_bytes = path.stat().st_size
     if n_bytes != entry["bytes"]:
         raise CheckpointError(
@@ -242,6 +248,10 @@ def _bytes_of(tensors: Mapping[str, np.ndarray], name: str, stored: Stored, file
             fix=AGAIN,
         )
     return tensor
+
+
+def _numbers(leaf: Leaf) -> np.ndarray:
+    return leaf.numbers if isinstance(leaf, Panels) else leaf.data if isinstance(leaf, StoredRows) else widen(leaf)
 
 
 def _params(
