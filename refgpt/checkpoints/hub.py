@@ -9,20 +9,37 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from refgpt._common.errors import RefgptError
+from refgpt._common.errors import RefgptError, is_foreign
 from refgpt._common.file_names import CONFIG, GENERATION_CONFIG, INDEX, TOKENIZER_FILES, WEIGHTS
-from refgpt._common.small_files import read_json
+from refgpt._common.small_files import read_bytes, read_json
 from refgpt._common.wording import listed, shown
 
+LONGEST_NOTE = 1024  # of a commit
 #: An organisation or a person, and a model; what else has a slash is a path.
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 #: What people call GPT-J and GPT-JT: no names on the hub.
 NICKNAME = re.compile(r"gpt[-_ ]?jt?([-_ ]?6b)?([-_ ]?v1)?", re.IGNORECASE)
 WELL_KNOWN = "GPT-J is EleutherAI/gpt-j-6b on the hub, and GPT-JT is togethercomputer/GPT-JT-6B-v1"
+#: The library, and those by which it speaks to the hub.
+LIBRARIES = (
+    "huggingface_hub",
+    "hf_xet",
+    "httpx",
+    "httpx2",
+    "httpcore",
+    "httpcore2",
+    "h11",
+    "anyio",
+    "requests",
+    "urllib3",
+    "filelock",
+    "tqdm",
+)
 SMALL_FILES = (GENERATION_CONFIG, *TOKENIZER_FILES)
 
 
@@ -58,6 +75,8 @@ def fetch(name: str, revision: str | None = None) -> Path:
     try:
         info = hub.HfApi(endpoint=endpoint).model_info(name, revision=revision)
     except Exception as fault:
+        if not _is_its_own(fault):
+            raise
         cached = _cached(hub, name, revision)
         if cached is not None and not _is_refusal(hub, fault):
             return cached
@@ -67,6 +86,8 @@ def fetch(name: str, revision: str | None = None) -> Path:
         try:
             return Path(hub.hf_hub_download(name, file, revision=revision, endpoint=endpoint))
         except Exception as fault:
+            if not _is_its_own(fault):
+                raise
             raise _error(hub, fault, f"{where}, {file}") from fault
 
     path = _fetch_files(where, [sibling.rfilename for sibling in info.siblings or ()], get)
@@ -130,7 +151,9 @@ def _cached(hub: Any, name: str, revision: str | None) -> Path | None:
     """The snapshot in the cache that the revision's name, or the commit, stands for, if it is a whole model."""
     cache = Path(hub.constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
     note = cache / "refs" / (revision or "main")
-    commit = note.read_text().strip() if note.is_file() else revision
+    commit = revision
+    if note.is_file():
+        commit = read_bytes(note, RefgptError, LONGEST_NOTE).decode("ascii", "replace").strip()
     snapshot = cache / "snapshots" / (commit or "")
     return snapshot if commit and snapshot.is_dir() and _is_whole(snapshot) else None
 
@@ -145,6 +168,13 @@ def _is_whole(snapshot: Path) -> bool:
         return CONFIG in there and (not weights.endswith(INDEX) or bool(_shards(snapshot / weights, "cache", there)))
     except RefgptError:
         return False
+
+
+def _is_its_own(fault: Exception) -> bool:
+    """Whether the library has raised this, and not a signal handler while it was at work."""
+    refused = isinstance(fault, OSError) and fault.errno is not None  # by the system
+    its_own = type(fault).__module__.partition(".")[0] in LIBRARIES
+    return refused or its_own or not is_foreign(fault, *LIBRARIES, *sys.stdlib_module_names)
 
 
 def _is_refusal(hub: Any, fault: Exception) -> bool:

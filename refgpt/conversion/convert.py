@@ -8,9 +8,10 @@ from typing import Protocol
 from refgpt._common.arguments import one_of, path_of
 from refgpt._common.errors import CheckpointError
 from refgpt._common.progress import Progress
-from refgpt.checkpoints import Checkpoint, verify_checksums
+from refgpt.checkpoints import Checkpoint, check_unchanged, verify_checksums
 from refgpt.conversion import gguf, huggingface, packed
 from refgpt.conversion.staging import staged
+from refgpt.conversion.tokenizer_files import tokenizer_bytes
 from refgpt.kernels import digests
 from refgpt.numbers.dtypes import known_dtype
 from refgpt.tokenizers import Tokenizer
@@ -59,8 +60,6 @@ class Target(Protocol):
 
 
 TARGETS: dict[str, Target] = {"refgpt": packed, "hf": huggingface, "gguf": gguf}
-#: Of config.json, tokenizer and header.
-SMALL_FILES = 16 << 20
 
 
 def convert(
@@ -96,7 +95,8 @@ def convert(
     one_of("to", to, tuple(TARGETS), CheckpointError)
     target = TARGETS[to]
     one_of("dtype", dtype, target.DTYPES, CheckpointError)
-    n_bytes = target.n_bytes(source, dtype) + SMALL_FILES
+    check_unchanged(*(leaf for _, leaf in source.params.items()))  # the size of what is written may depend on numbers
+    n_bytes = target.n_bytes(source, dtype) + tokenizer_bytes(source, tokenizer)
     with staged(path_of("destination", destination, CheckpointError), n_bytes) as directory:
         verify_checksums(source, digests)
         target.write(source, tokenizer, dtype, directory, progress)

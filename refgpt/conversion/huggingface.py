@@ -19,11 +19,11 @@ import numpy as np
 from refgpt._common.errors import ConfigError
 from refgpt._common.file_names import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS
 from refgpt._common.progress import Progress
-from refgpt._common.small_files import read_json
+from refgpt._common.small_files import LARGEST_JSON, is_there, read_bytes, read_json
 from refgpt.checkpoints import Checkpoint
 from refgpt.checkpoints.families.gptj import KEYS, full_name
 from refgpt.checkpoints.layouts.huggingface import MASK
-from refgpt.conversion.leaves import dtypes_of, written
+from refgpt.conversion.leaves import PIECE, dtypes_of, written
 from refgpt.conversion.sums import SummedFile, Sums
 from refgpt.conversion.tokenizer_files import write_tokenizer
 from refgpt.numbers.dtypes import STORED_DTYPES
@@ -125,7 +125,11 @@ class _Writer:
 
     def _pieces(self, name: str) -> Iterator[np.ndarray]:
         if name not in self.leaves:
-            yield np.ones(self.shapes[name], np.uint8)
+            n_left = self.n_bytes(name)  # a mask is as large as the context is long, squared
+            while n_left:
+                ones = np.ones(min(n_left, PIECE), np.uint8)
+                n_left -= len(ones)
+                yield ones
             return
         leaf_name, leaf = self.leaves[name]
         yield from written(leaf_name, leaf, self.dtypes[name])
@@ -136,8 +140,8 @@ def _write_config(source: Checkpoint, dtypes: dict[str, str], directory: Path) -
     kept: dict[str, Any] = {}
     if source.config_file is not None:
         kept = read_json(source.config_file, ConfigError)
-        if (settings := source.directory / GENERATION_CONFIG).is_file():
-            (directory / GENERATION_CONFIG).write_bytes(settings.read_bytes())
+        if is_there(settings := source.directory / GENERATION_CONFIG):
+            (directory / GENERATION_CONFIG).write_bytes(read_bytes(settings, ConfigError, LARGEST_JSON))
     kept = {key: value for key, value in kept.items() if key not in ("dtype", "_name_or_path")}
     told = {"torch_dtype": TORCH_DTYPES[dtypes["wte"]], MASK: source.mask}
     config = kept | config_json(source.config) | told

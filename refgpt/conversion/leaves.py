@@ -64,6 +64,7 @@ def written(name: str, leaf: Leaf, dtype: str) -> Iterator[np.ndarray]:
 
 def stored_blocks(leaf: Blocks) -> Iterator[np.ndarray]:
     """The same of a matrix in ggml's blocks, as they are."""
+    check_unchanged(leaf)
     n_rows = max(1, PIECE * len(leaf.blocks) // leaf.nbytes)
     for start in range(0, len(leaf.blocks), n_rows):
         blocks = np.ascontiguousarray(leaf.blocks[start : start + n_rows])

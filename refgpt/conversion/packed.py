@@ -13,7 +13,7 @@ import numpy as np
 
 from refgpt._common.file_names import CONFIG
 from refgpt._common.progress import Progress
-from refgpt.checkpoints import Checkpoint
+from refgpt.checkpoints import Checkpoint, check_unchanged
 from refgpt.checkpoints.layouts.packed import FILE, FORMAT, MANIFEST, PAGE, VERSION, Stored
 from refgpt.conversion.huggingface import config_json
 from refgpt.conversion.leaves import PIECE
@@ -49,6 +49,7 @@ def write(
     with (directory / FILE).open("wb") as file:
         file.write(_header(source, stored, checksums))
         for name, leaf in source.params.items():
+            check_unchanged(leaf)
             tensor = _Tensor(file)
             for piece in _pieces(name, leaf, stored[name]):
                 n_done += tensor.write(piece)

@@ -12,6 +12,16 @@ from refgpt.tokenizers import Tokenizer
 log = logging.getLogger("refgpt")
 
 
+def tokenizer_bytes(source: Checkpoint, tokenizer: Tokenizer | None) -> int:
+    """How many bytes the tokenizer takes, at least."""
+    if tokenizer is None:
+        return 0
+    if source.vocabulary is not None:
+        return sum(map(len, tokenizer.files().values()))
+    there = (source.directory / name for name in TOKENIZER_FILES)
+    return sum(path.stat().st_size for path in there if path.is_file())
+
+
 def write_tokenizer(source: Checkpoint, tokenizer: Tokenizer | None, directory: Path) -> None:
     """Carry the tokenizer along; a warning if it cannot be."""
     if tokenizer is None:

@@ -150,6 +150,7 @@ def parts(
     CheckpointError
         If a number is NaN, infinite or too large.
     """
+    check_unchanged(leaf)
     where, start = place_of(leaf, name), 0
     for rows in row_slices(leaf):
         stop = start + len(rows)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import codecs
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from refgpt._common.arguments import flag, one_of, path_of, whole_number
 from refgpt._common.errors import DataError, GenerationError
 from refgpt._common.progress import counted
+from refgpt._common.small_files import open_file
 from refgpt._common.wording import shown
 from refgpt.tokenizers import Tokenizer
 from refgpt.tracing.memory import check_fits
@@ -181,16 +181,9 @@ def _opened(text: str | os.PathLike[str] | Iterable[str]) -> tuple[int | None, s
     if not isinstance(text, (str, os.PathLike)):
         return None, "piece", lambda done: _counted(text, done)
     path = path_of("text", text, DataError)
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for somebody to write to it
-            raise DataError("is no regular file", where=path, fix="give its pieces instead, as an open file's lines")
-        path.open("rb").close()
-    except OSError as error:
-        if error.errno is None:  # not the system's, but what a signal handler raised
-            raise
-        raise DataError("cannot be read", where=path, got=error.strerror, fix="check the path") from None
-    return status.st_size, "B", lambda done: _lines(path, done)
+    with open_file(path, DataError) as file:
+        size = os.fstat(file.fileno()).st_size
+    return size, "B", lambda done: _lines(path, done)
 
 
 def _counted(pieces: Iterable[str], done: Callable[[int], object]) -> Iterator[str]:
@@ -204,7 +197,7 @@ def _counted(pieces: Iterable[str], done: Callable[[int], object]) -> Iterator[s
 def _lines(path: Path, done: Callable[[int], object]) -> Iterator[str]:
     """A file's lines, very long ones in parts; what is no UTF-8 becomes U+FFFD."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    with path.open("rb") as file:
+    with open_file(path, DataError) as file:
         while line := file.readline(PIECE_BYTES):
             yield decoder.decode(line)
             done(len(line))

@@ -293,14 +293,27 @@ def test_tensors_that_do_not_fit(tmp_path, layout, case):
     assert str(tmp_path) in str(error.value)
 
 
-def test_a_tied_head_only_where_the_configuration_says_so(tmp_path):
-    tensors = changed(["lm_head.weight"])
-    tied = open_checkpoint(write(tmp_path, tensors=tensors, tie_word_embeddings=True)).params
-    assert tied.w_head is tied.wte
-    with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
-        open_checkpoint(write(tmp_path, tensors=tensors))
-    both = open_checkpoint(write(tmp_path, tie_word_embeddings=True))
-    assert_holds(both)  # a head that is stored is used
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kept", ["wte", "w_head"])
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_tied_matrix_under_either_name_where_the_configuration_says_so(tmp_path, bare, kept, layout):
+    """Which of the two names stays depends on what wrote the file."""
+    dropped = "lm_head.weight" if kept == "wte" else "transformer.wte.weight"
+    tensors = {
+        name.removeprefix("transformer.") if bare else name: tensor for name, tensor in changed([dropped]).items()
+    }
+    tied = open_checkpoint(write(tmp_path / "tied", layout, tensors, tie_word_embeddings=True)).params
+    assert tied.w_head is tied.wte and tied.wte.tobytes() == getattr(PARAMS, kept).tobytes()
+    for said in ({}, {"tie_word_embeddings": False}):
+        with pytest.raises(CheckpointError, match=dropped.removeprefix("transformer.").replace(".", r"\.")):
+            open_checkpoint(write(tmp_path / f"untied{len(said)}", layout, tensors, **said))
+
+
+def test_a_tied_model_has_one_of_the_two_at_least_and_one_that_has_both_keeps_both(tmp_path):
+    assert_holds(open_checkpoint(write(tmp_path / "both", tie_word_embeddings=True)))
+    neither = changed(["lm_head.weight", "transformer.wte.weight"])
+    with pytest.raises(CheckpointError, match=r"2 of .* are missing.*lm_head\.weight"):
+        open_checkpoint(write(tmp_path / "neither", tensors=neither, tie_word_embeddings=True))
 
 
 INDEX = "pytorch_model.bin.index.json"

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from refgpt.runtime.rotation import rotary_tables
+from refgpt.runtime.rotation import FEW_POSITIONS, Rotation, rotary_tables
 from refgpt.spec import rotary_angles
 from refgpt.spec.bounds.ops import U
 
@@ -27,3 +27,24 @@ def test_the_tables_of_gpt_j_have_these_bits_everywhere():
     cos, sin = rotary_tables(64, 2048)
     digest = hashlib.sha256(cos.astype("<f4").tobytes() + sin.astype("<f4").tobytes()).hexdigest()
     assert digest.startswith("9c5cd9b54b9e8ed3")
+
+
+@pytest.mark.parametrize("d_rotary", [2, 10, 64])
+def test_the_bits_of_a_position_do_not_depend_on_how_many_there_are(d_rotary):
+    whole = rotary_tables(d_rotary, 4099)
+    for n in (1, 2, 3, 64, 1000, 2048, 2049, 4098):
+        for table, want in zip(rotary_tables(d_rotary, n), whole, strict=True):
+            assert table.dtype == np.float32 and table.flags.c_contiguous
+            assert table.tobytes() == want[:n].tobytes()
+
+
+def test_tables_grow_with_what_is_asked_for():
+    """A configuration may name a million positions beside a file of half a megabyte."""
+    rotation = Rotation(256, 1 << 20)
+    first = rotation.tables(1)
+    assert len(first[0]) == FEW_POSITIONS and rotation.tables(FEW_POSITIONS) is first
+    grown = rotation.tables(FEW_POSITIONS + 1)
+    assert len(grown[0]) == 2 * FEW_POSITIONS
+    assert all(np.array_equal(after[:FEW_POSITIONS], before) for after, before in zip(grown, first, strict=True))
+    assert len(Rotation(4, 100).tables(100)[0]) == 100
+    assert len(Rotation(4, 3000).tables(2500)[0]) == 3000

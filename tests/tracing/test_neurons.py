@@ -149,7 +149,7 @@ def test_the_default_model_over_a_book(backend, tmp_path):
         ({"k": 0}, "k: cannot be used; got 0"),
         ({"window": 65}, "window: cannot be used; got 65; wanted a whole number from 1 to 64"),
         ({"part": "mlp_out"}, "part: cannot be used; got 'mlp_out'"),
-        ({"text": "/nowhere/to/be/found.txt"}, r"found\.txt: cannot be read; got No such file"),
+        ({"text": "/nowhere/to/be/found.txt"}, r"found\.txt: there is no such file"),
         ({"text": []}, "text: there is no text in it"),
         ({"text": [3]}, "text: is no text; got int; wanted a path, or pieces of text"),
         ({"model": as_model(RUNTIME)}, "model: there is no tokenizer"),
