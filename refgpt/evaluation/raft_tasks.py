@@ -25,7 +25,7 @@ import numpy as np
 
 from refgpt._common.arguments import collected, path_of, whole_number
 from refgpt._common.errors import DataError
-from refgpt._common.small_files import LARGEST_JSON, parse_json, read_bytes, read_json
+from refgpt._common.small_files import LARGEST_JSON, is_there, parse_json, read_bytes, read_json, reading
 from refgpt._common.wording import listed, shown
 from refgpt.evaluation.tables import Table, read_csv
 from refgpt.evaluation.templates import Template, check_labels, numbered
@@ -102,6 +102,11 @@ def read_raft(folder: str | os.PathLike[str], names: Sequence[str] | None = None
         If there is no task, one that was asked for is missing, or a file is damaged or lacks a column or a label.
     """
     folder = path_of("folder", folder, DataError)
+    with reading(folder, DataError):
+        return _read_tasks(folder, names)
+
+
+def _read_tasks(folder: Path, names: Sequence[str] | None) -> list[RaftTask]:
     if not folder.is_dir():
         raise DataError("is not a directory", where=folder, wanted="a folder of RAFT's tasks")
     if names is not None:
@@ -139,12 +144,12 @@ def split_rows(n: int) -> tuple[list[int], list[int]]:
 
 
 def _file_of(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name / "train.csv", folder / f"{name}.csv") if path.is_file()), None)
+    return next((path for path in (folder / name / "train.csv", folder / f"{name}.csv") if is_there(path)), None)
 
 
 def _settings(folder: Path) -> tuple[Mapping[str, Sequence[str]], Mapping[str, str]]:
     """Columns and instructions by task: of HELM's file, or else our columns and no instructions."""
-    path = next((folder / name for name in SETTINGS_FILES if (folder / name).is_file()), None)
+    path = next((folder / name for name in SETTINGS_FILES if is_there(folder / name)), None)
     if path is None:
         return FIELDS, {}
     lines = read_bytes(path, DataError, LARGEST_JSON).strip().split(b"\n")
@@ -168,7 +173,7 @@ def _settings(folder: Path) -> tuple[Mapping[str, Sequence[str]], Mapping[str, s
 
 def _read_task(name: str, file: Path, fields: Sequence[str], instructions: str | None) -> RaftTask:
     train, test_file = read_csv(file), file.parent / "test.csv"
-    test = read_csv(test_file) if file.name == "train.csv" and test_file.is_file() else None
+    test = read_csv(test_file) if file.name == "train.csv" and is_there(test_file) else None
     labels = _labels(file, [table for table in (train, test) if table is not None], instructions)
     if instructions is None:
         instructions = f"{INSTRUCTIONS[name]}\nPossible labels:\n{numbered(labels)}"
@@ -184,7 +189,7 @@ def _labels(file: Path, tables: Sequence[Table], instructions: str | None) -> tu
     """What may be answered: the numbered list of HELM's instructions, else that of task.json, else what occurs."""
     listed_there: Any = re.findall(r"^\d+\. (.+)$", instructions or "", re.MULTILINE)
     listing = file.parent / "task.json"
-    if not listed_there and file.name == "train.csv" and listing.is_file():
+    if not listed_there and file.name == "train.csv" and is_there(listing):
         columns = read_json(listing, DataError).get("label_columns")
         listed_there = columns.get("Label") if isinstance(columns, dict) else None
         if not isinstance(listed_there, list) or not all(isinstance(label, str) for label in listed_there):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import pytest
 
@@ -149,3 +150,23 @@ def test_a_folder_that_is_none(tmp_path):
         read_raft(tmp_path / "absent")
     with pytest.raises(DataError, match="folder: cannot be used"):
         read_raft(None)
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("nowhere"), lambda path: path.symlink_to(path.name)]
+)
+@pytest.mark.parametrize("name", ["train.csv", "test.csv", "../overruling.csv", "../prompt_construction_settings.json"])
+def test_what_is_no_file_is_refused_and_not_passed_over(tmp_path, name, make):
+    train = write_task(tmp_path, "overruling", YES_NO)
+    path = train.parent / name
+    if name in ("train.csv", "../overruling.csv"):
+        train.unlink()
+    make(path)
+    with pytest.raises(DataError, match=f"{path.name}: (is not a file|this is a link|the file cannot be read)"):
+        read_raft(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 5000, "nul\0"])
+def test_a_folder_that_cannot_be(name):
+    with pytest.raises(DataError):
+        read_raft(name)
