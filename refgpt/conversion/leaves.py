@@ -11,7 +11,7 @@ from refgpt.numbers.casting import narrowed
 from refgpt.numbers.dtypes import STORED_DTYPES, dtype_name
 from refgpt.numbers.finite import check_finite
 from refgpt.numbers.leaves import Leaf, widen
-from refgpt.numbers.mapped import release
+from refgpt.numbers.mapped import check_unchanged, release
 from refgpt.numbers.packing import Kept, parts
 from refgpt.numbers.panels import Panels
 from refgpt.numbers.quantisation import store

@@ -143,7 +143,7 @@ class RuntimeSession:
             raise GenerationError("a session needs room", got=f"{n_seqs} of {capacity} positions", wanted="1 at least")
         self._runtime = runtime
         self.cache = KVCache(runtime.config, n_seqs, min(capacity, runtime.config.n_ctx), runtime.kv_dtype)
-        self._tables = runtime.tables(self.cache.capacity)
+        self._tables = runtime.tables(1)
         self._buffers = self._new_buffers(n_seqs)
         self._recorded: dict[tuple[int, int, int | None, str | None], RecordedPass] = {}
 
@@ -209,7 +209,10 @@ class RuntimeSession:
 
     def _pass(self, batch: Batch, wanted: slice = slice(None)) -> np.ndarray:
         self._runtime.check_files()
-        n = len(batch.ids)
+        n, tables = len(batch.ids), self._runtime.tables(int(batch.positions.max()) + 1)
+        if tables is not self._tables:
+            self._tables = tables
+            self._recorded.clear()
         if n > self._buffers.n_rows:
             self._buffers = self._new_buffers(n)
             self._recorded.clear()

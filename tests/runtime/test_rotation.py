@@ -5,9 +5,11 @@ import hashlib
 import numpy as np
 import pytest
 
+from refgpt.runtime import Runtime
 from refgpt.runtime.rotation import FEW_POSITIONS, Rotation, rotary_tables
 from refgpt.spec import rotary_angles
 from refgpt.spec.bounds.ops import U
+from tests.helpers.tiny import random_params, tiny_config
 
 
 @pytest.mark.parametrize(("d_rotary", "n_ctx"), [(64, 2048), (32, 512), (2, 1), (6, 3), (14, 300), (256, 5000)])
@@ -48,3 +50,18 @@ def test_tables_grow_with_what_is_asked_for():
     assert all(np.array_equal(after[:FEW_POSITIONS], before) for after, before in zip(grown, first, strict=True))
     assert len(Rotation(4, 100).tables(100)[0]) == 100
     assert len(Rotation(4, 3000).tables(2500)[0]) == 3000
+
+
+def test_a_session_may_have_room_for_a_million_positions():
+    """Its rows pass from one table to the next, recorded passes included, with the bits of a session that is small."""
+    config = tiny_config(n_layer=1, n_ctx=1 << 20)
+    engine = Runtime(random_params(config, 1), config, threads=1)
+    ids = (np.arange(FEW_POSITIONS + 4) % config.n_vocab).tolist()
+    logits = []
+    for capacity in (len(ids), 1 << 20):
+        session = engine.session(1, capacity)
+        session.prefill(0, ids[: FEW_POSITIONS - 2])
+        logits.append(np.concatenate([session.decode([0], [i]) for i in ids[FEW_POSITIONS - 2 :]]))
+        engine.rotation = Rotation(config.d_rotary, config.n_ctx)  # so that the next one grows, too
+    assert np.array_equal(*logits)
+    assert np.array_equal(logits[0], engine.logits(ids)[FEW_POSITIONS - 2 :])
