@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from refgpt.runtime import Runtime
-from refgpt.runtime.rotation import FEW_POSITIONS, Rotation, rotary_tables
+from refgpt.runtime.rotation import rotary_tables
+from refgpt.runtime.session import FEW_POSITIONS
 from refgpt.spec import rotary_angles
 from refgpt.spec.bounds.ops import U
 from tests.helpers.tiny import random_params, tiny_config
@@ -42,14 +43,16 @@ def test_the_bits_of_a_position_do_not_depend_on_how_many_there_are(d_rotary):
 
 def test_tables_grow_with_what_is_asked_for():
     """A configuration may name a million positions beside a file of half a megabyte."""
-    rotation = Rotation(256, 1 << 20)
-    first = rotation.tables(1)
-    assert len(first[0]) == FEW_POSITIONS and rotation.tables(FEW_POSITIONS) is first
-    grown = rotation.tables(FEW_POSITIONS + 1)
+    config = tiny_config(n_layer=1, d_model=512, n_head=2, d_rotary=256, n_ctx=1 << 20)
+    engine = Runtime(random_params(config, 1), config, threads=1)
+    first = engine.tables(1)
+    assert len(first[0]) == FEW_POSITIONS and engine.tables(FEW_POSITIONS) is first
+    grown = engine.tables(FEW_POSITIONS + 1)
     assert len(grown[0]) == 2 * FEW_POSITIONS
     assert all(np.array_equal(after[:FEW_POSITIONS], before) for after, before in zip(grown, first, strict=True))
-    assert len(Rotation(4, 100).tables(100)[0]) == 100
-    assert len(Rotation(4, 3000).tables(2500)[0]) == 3000
+    for n_ctx, n in ((100, 100), (3000, 2500)):
+        small = tiny_config(n_layer=1, n_ctx=n_ctx)
+        assert len(Runtime(random_params(small, 1), small, threads=1).tables(n)[0]) == n_ctx
 
 
 def test_a_session_may_have_room_for_a_million_positions():
@@ -62,6 +65,6 @@ def test_a_session_may_have_room_for_a_million_positions():
         session = engine.session(1, capacity)
         session.prefill(0, ids[: FEW_POSITIONS - 2])
         logits.append(np.concatenate([session.decode([0], [i]) for i in ids[FEW_POSITIONS - 2 :]]))
-        engine.rotation = Rotation(config.d_rotary, config.n_ctx)  # so that the next one grows, too
+        engine = Runtime(random_params(config, 1), config, threads=1)  # so that the next one grows, too
     assert np.array_equal(*logits)
     assert np.array_equal(logits[0], engine.logits(ids)[FEW_POSITIONS - 2 :])
