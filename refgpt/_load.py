@@ -210,9 +210,11 @@ def open_model(
     """
     path = _files_of(path, revision)
     checkpoint = open_checkpoint(path, mask, progress)
-    if checkpoint.vocabulary is not None:
-        return checkpoint, tokenizer_of(checkpoint.vocabulary, checkpoint.directory)
-    return checkpoint, find_tokenizer(checkpoint.directory)
+    vocabulary, directory = checkpoint.vocabulary, checkpoint.directory
+    tokenizer = find_tokenizer(directory) if vocabulary is None else tokenizer_of(vocabulary, directory)
+    if tokenizer is not None:
+        tokenizer.fit(checkpoint.config.n_vocab)
+    return checkpoint, tokenizer
 
 
 def _files_of(path: str | os.PathLike[str] | None, revision: str | None) -> Path:

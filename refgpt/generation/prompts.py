@@ -117,8 +117,8 @@ def prompt_ids(prompt: Prompt | np.ndarray, config: AnyConfig, tokenizer: Tokeni
     else:
         ids = tokenizer.encode(prompt)
     if not len(ids):
-        starts = (config.bos_id, config.eos_id, tokenizer and tokenizer.eos_id)
-        ids = [start for start in starts if start is not None][:1]
+        starts = (config.bos_id, config.eos_id, None if tokenizer is None else tokenizer.eos_id)
+        ids = [start for start in starts if start is not None and start < config.n_vocab][:1]
     return ids
 
 

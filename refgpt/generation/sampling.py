@@ -106,7 +106,8 @@ class Sampler:
     prompt : sequence of int
         What the repetition penalty counts as seen from the start.
     exists : ndarray [n] of bool, optional
-        Which ids may be drawn, those from ``n`` on not: the head may have rows for which the tokenizer has no token.
+        Which ids may be drawn, those from ``n`` on not: the head may have rows for which the tokenizer has no token,
+        and the tokenizer tokens for which the head has no row.
 
     Notes
     -----
@@ -138,7 +139,7 @@ class Sampler:
         Raises
         ------
         GenerationError
-            If a logit is NaN or infinite.
+            If a logit is NaN or infinite, or no id may be drawn.
         """
         ids, weights = self.candidates(logits)
         cumulative = np.cumsum(weights)
@@ -174,7 +175,7 @@ class Sampler:
         Raises
         ------
         GenerationError
-            If a logit is NaN or infinite.
+            If a logit is NaN or infinite, or no id may be drawn.
         """
         check_logits(logits)
         p = self.params
@@ -191,13 +192,24 @@ class Sampler:
     def _drawable(self, logits: np.ndarray) -> np.ndarray:
         """A copy of the logits in float64, as far as ids exist, with -inf in the gaps between them."""
         scores: np.ndarray = logits[: self._n_ids].astype(np.float64)
-        scores[self._gaps] = -np.inf
+        gaps = self._gaps_below(len(scores))
+        if len(gaps) == len(scores):
+            raise GenerationError(
+                "no row of the model's head has a token, so nothing can be drawn",
+                where="tokenizer",
+                fix="use the tokenizer that came with the model",
+            )
+        scores[gaps] = -np.inf
         return scores
+
+    def _gaps_below(self, n_rows: int) -> np.ndarray:
+        """The ids below ``n_rows`` that mean no token; a vocabulary may be larger than the head."""
+        return self._gaps[: np.searchsorted(self._gaps, n_rows)]
 
     def _likeliest(self, scores: np.ndarray, k: int | None) -> np.ndarray:
         """The ids that ``top_k_kept`` keeps and that exist, in ascending order."""
         kept = top_k_kept(scores, k)
-        kept[self._gaps] = False
+        kept[self._gaps_below(len(kept))] = False
         return np.flatnonzero(kept)
 
     def _penalised(self, scores: np.ndarray) -> np.ndarray:

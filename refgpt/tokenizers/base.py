@@ -7,6 +7,7 @@ which bytes a token stands for, and the bytes of a text are joined before they a
 from __future__ import annotations
 
 import codecs
+import logging
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +16,8 @@ import numpy as np
 
 from refgpt._common.errors import TokenizerError
 from refgpt._common.wording import shown
+
+log = logging.getLogger("refgpt")
 
 
 class Tokenizer(ABC):
@@ -40,6 +43,8 @@ class Tokenizer(ABC):
         Which ids below that exist, for a vocabulary may have gaps: whoever samples leaves out the others.
     eos_id : int or None
         The id that ends a text, if there is one.
+    n_rows : int or None
+        How many rows the head of its model has, see ``fit``; None if no model is known.
     """
 
     kind = "a vocabulary"
@@ -51,6 +56,33 @@ class Tokenizer(ABC):
         self.exists = np.zeros(self.n_vocab, bool)
         self.exists[list(tokens)] = True
         self.eos_id = eos_id
+        self.n_rows: int | None = None
+
+    def fit(self, n_rows: int) -> None:
+        """Note how many rows the head of the model has that this tokenizer is for.
+
+        From then on a text that holds a token without a row is refused.
+
+        Raises
+        ------
+        TokenizerError
+            If no token has a row: it is the tokenizer of another model.
+        """
+        without = len(self._tokens) - int(self.exists[:n_rows].sum())
+        fix = "use the tokenizer that came with the model"
+        if without and without == len(self._tokens):
+            got, wanted = f"ids up to {self.n_vocab - 1}", f"ids below {n_rows}"
+            where = self._source or "tokenizer"
+            raise TokenizerError("the model has no row for any token", where=where, got=got, wanted=wanted, fix=fix)
+        if without:
+            log.warning(
+                "%s: %d of the tokens have an id beyond the model's %d rows: they are never generated, and a "
+                "text that holds one is refused",
+                self._source or "tokenizer",
+                without,
+                n_rows,
+            )
+        self.n_rows = n_rows
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text: all of it, with nothing cut off, padded or added.
@@ -67,7 +99,7 @@ class Tokenizer(ABC):
         ------
         TokenizerError
             If ``text`` is no ``str``, or holds a lone surrogate (which is no character) or a character that the
-            vocabulary cannot spell.
+            vocabulary cannot spell, or a token for which the model has no row.
         """
         if not isinstance(text, str):
             raise TokenizerError("only text can be encoded", where="encode", got=type(text).__name__, wanted="str")
@@ -77,7 +109,15 @@ class Tokenizer(ABC):
             got = f"{text[error.start]!r} at position {error.start}"
             fix = 'clean it, for example with text.encode("utf-8", "replace").decode()'
             raise TokenizerError("the text holds a lone surrogate", where="encode", got=got, fix=fix) from None
-        return self._encode(text)
+        ids = self._encode(text)
+        if self.n_rows is not None and max(ids, default=-1) >= self.n_rows:
+            token_id = next(n for n in ids if n >= self.n_rows)
+            token = self.token_bytes(token_id).decode("utf-8", "replace")
+            got, wanted = f"{shown(token)}, which has the id {token_id}", f"ids below {self.n_rows}"
+            fix = "leave it out: the tokenizer's files name more tokens than the model has"
+            what = "the model has no row for a token of this text"
+            raise TokenizerError(what, where="encode", got=got, wanted=wanted, fix=fix)
+        return ids
 
     @abstractmethod
     def _encode(self, text: str) -> list[int]:
