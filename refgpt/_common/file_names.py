@@ -12,7 +12,15 @@ WEIGHTS = ("model.safetensors", "model.safetensors" + INDEX, "pytorch_model.bin"
 SENTENCEPIECE = "tokenizer.model"
 #: Files that make a tokenizer together, in the order in which they are preferred.
 TOKENIZER_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), (SENTENCEPIECE,))
-ADDED_TOKENS = "added_tokens.json"
-#: Where the token that ends a text is looked for, in this order.
-TOKENIZER_SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")
-TOKENIZER_FILES = (*(name for form in TOKENIZER_FORMS for name in form), ADDED_TOKENS, *TOKENIZER_SETTINGS)
+#: What completes a tokenizer, and says what its tokens are for.
+ADDED_TOKENS, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG = (
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+TOKENIZER_FILES = (
+    *(name for form in TOKENIZER_FORMS for name in form),
+    ADDED_TOKENS,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+)

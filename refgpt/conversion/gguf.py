@@ -32,6 +32,7 @@ from refgpt.checkpoints.layouts.gguf import (
     NO_EOS,
     QUANTISATION,
     SENTENCEPIECE,
+    SENTENCEPIECE_SETTINGS,
     TOKENIZER,
     TOKENIZER_JSON,
     UNUSED,
@@ -152,13 +153,16 @@ def tokenizer_metadata(tokenizer: Tokenizer | None, source: Checkpoint) -> dict[
     files = tokenizer.files()
     if isinstance(tokenizer, SentencePieceTokenizer):
         pieces, scores, kinds = zip(*tokenizer.pieces(), strict=True)
-        return {
+        whole = {
             TOKENIZER + "model": "llama",
             TOKENIZER + "tokens": list(pieces),
             TOKENIZER + "scores": np.array(scores, "<f4"),
             TOKENIZER + "token_type": np.array(kinds, "<i4"),
             SENTENCEPIECE: np.frombuffer(files["tokenizer.model"], np.uint8),
         }
+        if tokenizer.added_tokens:
+            whole[SENTENCEPIECE_SETTINGS] = files["tokenizer_config.json"].decode()
+        return whole
     added = tokenizer.added if isinstance(tokenizer, ByteLevelBPE) else {}
     tokens, types = [], []
     for n in range(tokenizer.n_vocab):

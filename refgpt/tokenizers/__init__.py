@@ -8,9 +8,10 @@ A model's directory may hold its tokenizer in more than one form; the first of t
 4. ``tokenizer.model``: a sentencepiece model. It counts too where ``tokenizer.json`` is of another kind, since
    converters write it a second time as one.
 
-``added_tokens.json`` completes every form of byte-level BPE. The token that ends a text is the ``eos_token`` of
-``special_tokens_map.json``, else of ``tokenizer_config.json``, else the tokenizer's own. Nothing else is read from
-these two files; in particular ``model_max_length``, which is 1024 in GPT-J's although the model has 2048 positions.
+``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json`` beside any form add tokens, and
+say how they are looked for in a text, whether a text begins with a space and which token ends it. The precedence, which
+is transformers', is in ``refgpt.tokenizers.settings``. ``model_max_length`` is not read: it is 1024 in GPT-J's although
+the model has 2048 positions.
 
 A file of weights may also bring its own vocabulary: see ``tokenizer_of``.
 """
@@ -25,7 +26,7 @@ from refgpt._common.errors import TokenizerError
 from refgpt._common.file_names import SENTENCEPIECE
 from refgpt._common.file_names import TOKENIZER_FORMS as FORMS
 from refgpt.tokenizers.base import StreamDecoder, Tokenizer
-from refgpt.tokenizers.files import OtherKind
+from refgpt.tokenizers.files import OtherKind, unreadable_named
 from refgpt.tokenizers.vocabulary import Vocabulary
 
 __all__ = ["StreamDecoder", "Tokenizer", "find_tokenizer", "load_tokenizer", "tokenizer_of"]
@@ -52,7 +53,9 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         If there is none, or its files are damaged or of another kind.
     """
     path = path_of("path", path, TokenizerError)
-    if not path.is_dir():
+    with unreadable_named(path):
+        is_directory = path.is_dir()
+    if not is_directory:
         return _load_file(path)
     tokenizer = find_tokenizer(path)
     if tokenizer is None:
@@ -74,7 +77,8 @@ def find_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer | None:
         If the files are damaged or of another kind, or only one of two files is there.
     """
     directory = path_of("directory", directory, TokenizerError)
-    there = [[name for name in form if (directory / name).exists()] for form in FORMS]
+    with unreadable_named(directory):  # a link that leads nowhere is there, and an error
+        there = [[name for name in form if _is_there(directory / name)] for form in FORMS]
     whole = [names for names, form in zip(there, FORMS, strict=True) if len(names) == len(form)]
     best = next(filter(None, whole + there), None)  # half a pair only if nothing is whole: it then names its other half
     if best is None:
@@ -82,9 +86,18 @@ def find_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer | None:
     try:
         return _load_file(directory / best[0])
     except OtherKind:
-        if not (directory / SENTENCEPIECE).exists():
+        if not _is_there(directory / SENTENCEPIECE):
             raise
         return _load_file(directory / SENTENCEPIECE)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is anything of this name; ``OSError`` if that cannot be told."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def tokenizer_of(vocabulary: Vocabulary, directory: Path) -> Tokenizer:
@@ -115,5 +128,6 @@ def _load_file(path: Path) -> Tokenizer:
         from refgpt.tokenizers.sentencepiece_model import load_model
 
         return load_model(path)
-    what = "not a tokenizer's file" if path.exists() else "there is no such file"
+    with unreadable_named(path):
+        what = "not a tokenizer's file" if path.exists() else "there is no such file"
     raise TokenizerError(what, where=path, wanted=ACCEPTED)

@@ -8,25 +8,25 @@ belongs to encoding, and keeps the bytes of every token for the way back.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from refgpt._common.errors import TokenizerError
-from refgpt._common.file_names import ADDED_TOKENS
 from refgpt._common.wording import FRESH_COPY, listed, shown
-from refgpt.spec.config import LARGEST
 from refgpt.tokenizers.base import Tokenizer
-from refgpt.tokenizers.files import (
-    OtherKind,
-    expect,
-    faults_named,
-    named_eos,
-    read_json_object,
-    read_settings,
-    read_text,
+from refgpt.tokenizers.components import check_components
+from refgpt.tokenizers.files import OtherKind, expect, faults_named, read_json_object, read_text
+from refgpt.tokenizers.settings import (
+    NOTHING_SAID,
+    Settings,
+    added_token,
+    check_content,
+    checked_ids,
+    give_ids,
+    read_directory,
+    warn_of_ends,
 )
 
 END_OF_TEXT = "<|endoftext|>"
@@ -59,10 +59,8 @@ class ByteLevelBPE(Tokenizer):
         Where it came from, for errors.
     source : str
         The same for the reader.
-    more : mapping of str to int, optional
-        Added tokens that the description leaves out, with their ids.
-    eos : sequence of str
-        Which token ends a text: the first of these that is there, else "<|endoftext|>".
+    settings : Settings, optional
+        What the files beside it say.
 
     Attributes
     ----------
@@ -74,40 +72,36 @@ class ByteLevelBPE(Tokenizer):
 
     kind = "byte-level BPE"
 
-    def __init__(
-        self,
-        description: dict[str, Any],
-        path: Path,
-        source: str,
-        more: Mapping[str, int] | None = None,
-        eos: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, description: dict[str, Any], path: Path, source: str, settings: Settings = NOTHING_SAID) -> None:
         model = expect(description.get("model"), dict, "model", path)
         _refuse_other_kinds(description, model, path)
-        vocab = _checked_ids(model.get("vocab"), "vocab", path)
+        check_components(description, path)
+        vocab = checked_ids(model.get("vocab"), "vocab", path)
         self.merges = _checked_merges(model.get("merges"), vocab, path)
         added: dict[str, dict[str, Any]] = {}
-        for entry in _added_tokens(description, path) + [added_token(*item) for item in (more or {}).items()]:
-            content, token_id = entry["content"], entry["id"]
+        for entry in [*_added_tokens(description, path), *settings.added.values()]:
+            content, token_id = check_content(entry["content"], path), entry["id"]
             if vocab.setdefault(content, token_id) != token_id:
                 got = f"{shown(token_id)} and {vocab[content]} for {shown(content)}"
                 raise TokenizerError("an added token has two ids", where=path, got=got, fix=FRESH_COPY)
-            added.setdefault(content, entry)
-        vocab = _checked_ids(vocab, "vocab with the added tokens", path)
-        last = next((name for name in [*eos, END_OF_TEXT] if name in vocab), None)
-        if last is not None:
-            added.setdefault(last, added_token(last, vocab[last]))
+            added.setdefault(content, settings.added.get(content, entry))
+        vocab = checked_ids(vocab, "vocab with the added tokens", path)
+        give_ids(vocab, settings.further)
+        last = next((name for name in [*settings.eos, END_OF_TEXT] if name in vocab), None)
+        special = settings.special | ({} if last is None else {last: settings.special.get(last, added_token(last))})
+        for content in special.keys() & vocab.keys():
+            added.setdefault(content, {"id": vocab[content], **special[content]})
         self.added = {vocab[content]: content for content in added}
 
         # A byte whose letter is not in the vocabulary would be dropped in silence: this token, which no text spells,
         # stands in for it.
         missing = "\0" * (1 + max(map(len, vocab), default=0))
         self._missing_id = max(vocab.values(), default=-1) + 1
-        self._description = {
+        self._description: dict[str, Any] = {
             "version": "1.0",
             "added_tokens": sorted(added.values(), key=lambda entry: entry["id"]),
             "normalizer": description.get("normalizer"),
-            "pre_tokenizer": description["pre_tokenizer"],
+            "pre_tokenizer": _with_prefix_space(description["pre_tokenizer"], settings.add_prefix_space),
             "decoder": BYTE_LEVEL,
             "model": {
                 "type": "BPE",
@@ -127,15 +121,18 @@ class ByteLevelBPE(Tokenizer):
 
     def files(self) -> dict[str, bytes]:
         """A tokenizer.json, with what else transformers looks for."""
-        found = {
-            "tokenizer.json": self._description,
-            "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False},
-        }
+        settings: dict[str, Any] = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": self._adds_prefix_space()}
+        found = {"tokenizer.json": self._description, "tokenizer_config.json": settings}
         if self.eos_id is not None:
             eos = self.added[self.eos_id]
             found["special_tokens_map.json"] = {"bos_token": eos, "eos_token": eos, "unk_token": eos}
-            found["tokenizer_config.json"] |= found["special_tokens_map.json"]
+            settings |= found["special_tokens_map.json"]
         return {name: json.dumps(contents, ensure_ascii=False).encode() for name, contents in found.items()}
+
+    def _adds_prefix_space(self) -> bool:
+        step = self._description["pre_tokenizer"]
+        steps = step["pretokenizers"] if step["type"] == "Sequence" else [step]
+        return any(step["type"] == "ByteLevel" and step.get("add_prefix_space") is True for step in steps)
 
     def _encode(self, text: str) -> list[int]:
         with faults_named("the tokenizers library cannot encode this text", "encode"):
@@ -170,21 +167,18 @@ def load_vocab_and_merges(vocab_path: Path, merges_path: Path) -> ByteLevelBPE:
 
 def _of_directory(description: dict[str, Any], *paths: Path) -> ByteLevelBPE:
     """Made of these files, and of what else their directory says."""
-    added = _added_beside(paths[0])
-    source = listed([path.name for path in paths] + [ADDED_TOKENS] * bool(added))
-    return ByteLevelBPE(description, paths[0], source, added, named_eos(paths[0].parent))
+    settings = read_directory(paths[0].parent)
+    source = listed([path.name for path in paths] + [settings.source] * bool(settings.source))
+    tokenizer = ByteLevelBPE(description, paths[0], source, settings)
+    if len(paths) > 1:  # beside a tokenizer.json transformers passes it over
+        warn_of_ends(paths[0].parent)
+    return tokenizer
 
 
 def read_merges(path: Path) -> list[str]:
     """The merges of a merges.txt, each "a b"."""
     lines = read_text(path).replace("\r\n", "\n").split("\n")
     return [line for n, line in enumerate(lines) if line and not (n == 0 and line.startswith("#version"))]
-
-
-def _added_beside(path: Path) -> dict[str, int]:
-    """What the added_tokens.json in the same directory adds."""
-    beside = path.parent / ADDED_TOKENS
-    return _checked_ids(read_settings(beside), "the file", beside) if beside.is_file() else {}
 
 
 def _refuse_other_kinds(description: dict[str, Any], model: dict[str, Any], path: Path) -> None:
@@ -205,20 +199,6 @@ def _refuse_other_kinds(description: dict[str, Any], model: dict[str, Any], path
             raise TokenizerError(f"{setting} has no place in a byte-level BPE", where=path, got=got, wanted="none")
 
 
-def _checked_ids(table: object, what: str, path: Path) -> dict[str, int]:
-    """A copy of a table from token to id, in which every id is a sensible one and stands once."""
-    owners: dict[int, str] = {}
-    for token, token_id in expect(table, dict, what, path).items():
-        if type(token_id) is not int or not 0 <= token_id < LARGEST["n_vocab"]:
-            got = f"{shown(token_id)} for {shown(token)}"
-            wanted = f"a whole number from 0 to {LARGEST['n_vocab'] - 1}"
-            raise TokenizerError(f"an id in {what} makes no sense", where=path, got=got, wanted=wanted, fix=FRESH_COPY)
-        if owners.setdefault(token_id, token) != token:
-            got = f"{token_id} for {shown(owners[token_id])} and {shown(token)}"
-            raise TokenizerError(f"two tokens of {what} share an id", where=path, got=got, fix=FRESH_COPY)
-    return {token: token_id for token_id, token in owners.items()}
-
-
 def _checked_merges(merges: object, vocab: dict[str, int], path: Path) -> list[str]:
     """Merges as "a b", from that or ["a", "b"], of which both parts and the whole are in the vocabulary."""
     checked = []
@@ -237,9 +217,13 @@ def _checked_merges(merges: object, vocab: dict[str, int], path: Path) -> list[s
     return checked
 
 
-def added_token(content: str, token_id: int) -> dict[str, Any]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {"id": token_id, "content": content, **flags}
+def _with_prefix_space(step: dict[str, Any], add: bool | None) -> dict[str, Any]:
+    """A pre-tokenizer whose byte-level step begins a text with a space, or does not; None changes nothing."""
+    if add is None:
+        return step
+    if step["type"] == "Sequence":
+        return step | {"pretokenizers": [_with_prefix_space(inner, add) for inner in step["pretokenizers"]]}
+    return step | {"add_prefix_space": add} if step["type"] == "ByteLevel" else step
 
 
 def _added_tokens(description: dict[str, Any], path: Path) -> list[dict[str, Any]]:
@@ -249,7 +233,7 @@ def _added_tokens(description: dict[str, Any], path: Path) -> list[dict[str, Any
         content = expect(
             expect(entry, dict, "an added token", path).get("content"), str, "an added token's content", path
         )
-        _checked_ids({content: entry.get("id")}, "added_tokens", path)
+        checked_ids({content: entry.get("id")}, "added_tokens", path)
     return entries
 
 

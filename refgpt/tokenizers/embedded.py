@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from refgpt._common.errors import TokenizerError
+from refgpt._common.file_names import TOKENIZER_CONFIG
 from refgpt._common.small_files import parse_json
 from refgpt._common.wording import FRESH_COPY, shown
 from refgpt.tokenizers.base import Tokenizer
 from refgpt.tokenizers.byte_level_bpe import BYTE_LEVEL, ByteLevelBPE, bytes_of_token, letters_of_bytes, read_merges
 from refgpt.tokenizers.files import MOST_BYTES
 from refgpt.tokenizers.greedy import SPECIAL, GreedyTokenizer
+from refgpt.tokenizers.settings import Settings, added_token, settings_of
 from refgpt.tokenizers.vocabulary import Vocabulary
 
 log = logging.getLogger("refgpt")
@@ -76,12 +79,18 @@ def _of_files(vocabulary: Vocabulary) -> Tokenizer:
                 wanted=f"at most {MOST_BYTES} bytes",
                 fix=FRESH_COPY,
             )
+    settings = Settings(eos=(eos,))
     if "tokenizer.json" in vocabulary.files:
         description = parse_json(vocabulary.files["tokenizer.json"], f"{path}, tokenizer.json", TokenizerError)
-        return ByteLevelBPE(description, path, f"tokenizer.json in {path.name}", eos=[eos])
+        return ByteLevelBPE(description, path, f"tokenizer.json in {path.name}", settings)
+    if (config := vocabulary.files.get(TOKENIZER_CONFIG)) is not None:
+        said = parse_json(config, f"{path}, {TOKENIZER_CONFIG}", TokenizerError)
+        settings = replace(settings, added=settings_of(said, path).added)
     from refgpt.tokenizers.sentencepiece_model import SentencePieceTokenizer
 
-    return SentencePieceTokenizer(vocabulary.files["tokenizer.model"], path, f"tokenizer.model in {path.name}", [eos])
+    return SentencePieceTokenizer(
+        vocabulary.files["tokenizer.model"], path, f"tokenizer.model in {path.name}", settings
+    )
 
 
 def _tokens(vocabulary: Vocabulary) -> dict[int, bytes]:
@@ -124,4 +133,8 @@ def _with_merges(
     spelt = {letters_of_bytes(tokens[n]): n for n in tokens.keys() - added.values()}
     description = {"pre_tokenizer": BYTE_LEVEL, "model": {"type": "BPE", "vocab": spelt, "merges": list(merges)}}
     eos = tokens.get(vocabulary.eos_id if vocabulary.eos_id is not None else -1, b"")
-    return ByteLevelBPE(description, vocabulary.path, source, added, [eos.decode("utf-8", "replace")] if eos else ())
+    settings = Settings(
+        added={text: added_token(text, token_id) for text, token_id in added.items()},
+        eos=(eos.decode("utf-8", "replace"),) if eos else (),
+    )
+    return ByteLevelBPE(description, vocabulary.path, source, settings)

@@ -9,13 +9,16 @@ from typing import Any
 
 from refgpt._common import small_files
 from refgpt._common.errors import TokenizerError
-from refgpt._common.file_names import TOKENIZER_SETTINGS
 from refgpt._common.wording import FRESH_COPY
 
 #: Of a vocabulary, merges or model: GPT-JT's tokenizer.json, the largest of the family, has 2.1 MB.
 MOST_BYTES = 8 << 20
 #: Of what only names or adds some tokens.
 MOST_BYTES_OF_SETTINGS = small_files.LARGEST_JSON
+
+
+#: Whose code may raise what is a fault of a file or a text; the json module is what hands files on.
+LIBRARIES = ("refgpt", "tokenizers", "sentencepiece", "json")
 
 
 class OtherKind(TokenizerError):
@@ -28,9 +31,9 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """A whole file of UTF-8; ``TokenizerError`` if it is anything else."""
+    """A whole file of UTF-8, without a byte-order mark; ``TokenizerError`` if it is anything else."""
     try:
-        return read_bytes(path).decode("utf-8")
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise TokenizerError("is not UTF-8", where=path, got=str(error), fix=FRESH_COPY) from None
 
@@ -53,26 +56,46 @@ def expect(value: Any, kind: type[dict] | type[list] | type[str], what: str, whe
     return value
 
 
-def named_eos(directory: Path) -> list[str]:
-    """The tokens that a model directory's settings name as the end of a text, the first choice first."""
-    names = []
-    for path in (directory / name for name in TOKENIZER_SETTINGS):
-        token = read_settings(path).get("eos_token") if path.is_file() else None
-        if token is not None:
-            content = token.get("content") if isinstance(token, dict) else token
-            names.append(expect(content, str, "eos_token", path))
-    return names
+@contextmanager
+def unreadable_named(path: Path) -> Iterator[None]:
+    """Turn the refusal of the operating system to look at a path into a ``TokenizerError``."""
+    try:
+        yield
+    except TimeoutError:  # of a signal handler
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise TokenizerError(
+            f"cannot be looked at ({reason})", where=path, fix="check the path and its permissions"
+        ) from error
 
 
 @contextmanager
 def faults_named(what: str, where: object) -> Iterator[None]:
     """Turn whatever a library raises into a ``TokenizerError``.
 
-    A panic in Rust code arrives as a child of ``BaseException``, so ``except Exception`` would let it through.
+    A panic in Rust code arrives as a child of ``BaseException``, so ``except Exception`` would let it through. What
+    comes from elsewhere while the library works, such as a signal handler's TimeoutError, stays what it is.
     """
     try:
         yield
     except (TokenizerError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
     except BaseException as error:
+        if not _is_the_librarys(error):
+            raise
         raise TokenizerError(what, where=where, got=str(error)[:200], fix=FRESH_COPY) from error
+
+
+def _is_the_librarys(error: BaseException) -> bool:
+    """Whether a library has raised this: a panic, or one of Python's own kinds from the library's code or its C code.
+
+    C code leaves no frame, so the innermost one is then of this package.
+    """
+    if type(error).__name__.startswith("Panic"):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return type(error).__module__ == "builtins" and module.partition(".")[0] in LIBRARIES

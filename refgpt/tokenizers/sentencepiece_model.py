@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
 from refgpt._common.errors import TokenizerError
-from refgpt._common.wording import FRESH_COPY
+from refgpt._common.wording import FRESH_COPY, listed, shown
+from refgpt.tokenizers.added import AddedTokens
 from refgpt.tokenizers.base import StreamDecoder, Tokenizer
-from refgpt.tokenizers.files import faults_named, named_eos, read_bytes
+from refgpt.tokenizers.charsmap import check_texts
+from refgpt.tokenizers.files import faults_named, read_bytes
+from refgpt.tokenizers.settings import FLAGS, NOTHING_SAID, Settings, give_ids, read_directory, warn_of_ends
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how pieces spell a space: U+2581
 
+#: Appended to a serialised model, these change its normalizer: messages of one field are merged, the last value counts.
+DUMMY_PREFIX = {False: b"\x1a\x02\x18\x00", True: b"\x1a\x02\x18\x01"}
+KEEP_WHITE_SPACE = b"\x1a\x02\x20\x00"
+
+#: Types of pieces, as a model and a GGUF file number them.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+
 
 def load_model(path: Path) -> SentencePieceTokenizer:
-    """A tokenizer.model; special_tokens_map.json and tokenizer_config.json beside it may name the end of a text."""
-    return SentencePieceTokenizer(read_bytes(path), path, path.name, named_eos(path.parent))
+    """A tokenizer.model, completed by the settings beside it."""
+    settings = read_directory(path.parent)
+    source = listed([path.name] + [settings.source] * bool(settings.source))
+    tokenizer = SentencePieceTokenizer(read_bytes(path), path, source, settings)
+    warn_of_ends(path.parent)
+    return tokenizer
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -30,6 +45,9 @@ class SentencePieceTokenizer(Tokenizer):
     two points, to be like every tokenizer here: broken UTF-8 from byte pieces becomes one U+FFFD a sequence, not one a
     byte, and a control token between two bytes of a character does not break it.
 
+    Added tokens are looked for in a text first. What stands before the first of them is encoded as the model says, what
+    follows one as the middle of a text: no space is put before it and none is taken away.
+
     Parameters
     ----------
     model : bytes
@@ -38,41 +56,83 @@ class SentencePieceTokenizer(Tokenizer):
         Where it came from, for errors.
     source : str
         The same for the reader.
-    eos : sequence of str
-        Which piece ends a text: the first of these that is there, else the model's own.
+    settings : Settings, optional
+        What the files beside it say.
+
+    Attributes
+    ----------
+    added_tokens : dict of str to dict
+        The tokens that are looked for in a text before anything else, each with its id and flags.
     """
 
     kind = "sentencepiece"
 
-    def __init__(self, model: bytes, path: Path, source: str, eos: Sequence[str] = ()) -> None:
+    def __init__(self, model: bytes, path: Path, source: str, settings: Settings = NOTHING_SAID) -> None:
+        if settings.add_prefix_space is not None:
+            model += DUMMY_PREFIX[settings.add_prefix_space]
         self._model = model
         with faults_named("the sentencepiece library refuses this model", path):
-            self._library = library = sentencepiece.SentencePieceProcessor()
-            library.LoadFromSerializedProto(model)
+            check_texts(model)
+            self._library = library = _loaded(model)
             pieces = {library.id_to_piece(n): n for n in range(library.get_piece_size())}
             tokens = {n: self._plain_bytes(n, piece) for piece, n in pieces.items()}
             # A model either keeps the spaces at the start of a text, takes one away, or all of them.
             self._takes_all_spaces = SPACE in pieces and library.decode([pieces[SPACE]] * 2) == ""
         if not tokens:
             raise TokenizerError("the model has no pieces", where=path, fix=FRESH_COPY)
+        self.added_tokens = _added(settings, pieces, path)
+        self._n_pieces = library.get_piece_size()
+        tokens |= {
+            entry["id"]: text.encode() for text, entry in self.added_tokens.items() if entry["id"] >= self._n_pieces
+        }
+        self._finder = None
+        if self.added_tokens:
+            with faults_named("the added tokens cannot be looked for", path):
+                self._finder = AddedTokens(self.added_tokens)
+                self._middle = _loaded(model + DUMMY_PREFIX[False] + KEEP_WHITE_SPACE)
         own_eos = [library.eos_id()] if library.eos_id() >= 0 else []
-        eos_ids = [pieces[name] for name in eos if name in pieces] + own_eos
+        ids = pieces | {text: entry["id"] for text, entry in self.added_tokens.items()}
+        eos_ids = [ids[name] for name in settings.eos if name in ids] + own_eos
         super().__init__(tokens, eos_ids[0] if eos_ids else None, source)
 
     def files(self) -> dict[str, bytes]:
-        """The model itself, and the name of the piece that ends a text."""
+        """The model itself, the name of the token that ends a text, and the added tokens."""
         found = {"tokenizer.model": self._model}
+        settings: dict[str, Any] = {}
         if self.eos_id is not None:
-            settings = {"eos_token": self._library.id_to_piece(self.eos_id)}
+            settings["eos_token"] = self._name(self.eos_id)
             found["special_tokens_map.json"] = json.dumps(settings, ensure_ascii=False).encode()
+        if self.added_tokens:
+            settings["added_tokens_decoder"] = {
+                str(entry["id"]): {"content": text} | {flag: entry[flag] for flag in FLAGS}
+                for text, entry in self.added_tokens.items()
+            }
+            found["tokenizer_config.json"] = json.dumps(settings, ensure_ascii=False).encode()
         return found
 
     def pieces(self) -> Iterator[tuple[str, float, int]]:
-        """Each piece with its score and its type, by id: 1 normal, 2 unknown, 3 control, 5 unused, 6 a byte."""
+        """Each id's piece or added token with its score and its type: see ``NORMAL`` and others."""
         library = self._library
-        kinds = ((library.is_unknown, 2), (library.is_control, 3), (library.is_unused, 5), (library.is_byte, 6))
-        for n in range(library.get_piece_size()):
-            yield library.id_to_piece(n), library.get_score(n), next((kind for has, kind in kinds if has(n)), 1)
+        kinds = (
+            (library.is_unknown, UNKNOWN),
+            (library.is_control, CONTROL),
+            (library.is_unused, UNUSED),
+            (library.is_byte, BYTE),
+        )
+        for n in range(self._n_pieces):
+            kind = next((kind for has, kind in kinds if has(n)), NORMAL)
+            yield library.id_to_piece(n), library.get_score(n), kind
+        for n in range(self._n_pieces, self.n_vocab):
+            if not self.has(n):
+                yield f"[PAD{n}]", 0.0, UNUSED
+            else:
+                yield self._name(n), 0.0, CONTROL if self.added_tokens[self._name(n)]["special"] else USER_DEFINED
+
+    def _name(self, token_id: int) -> str:
+        """The text of a piece or an added token."""
+        if token_id < self._n_pieces:
+            return str(self._library.id_to_piece(token_id))
+        return self.token_bytes(token_id).decode()
 
     def _plain_bytes(self, token_id: int, piece: str) -> bytes:
         """What a piece stands for anywhere but at the start of a text."""
@@ -89,7 +149,13 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _encode(self, text: str) -> list[int]:
         with faults_named("the sentencepiece library cannot encode this text", "encode"):
-            ids: list[int] = self._library.encode(text, out_type=int)
+            if self._finder is None:
+                return list(self._library.encode(text, out_type=int))
+            ids: list[int] = []
+            library = self._library
+            for part in self._finder.split(text):
+                ids += [part] if isinstance(part, int) else library.encode(part, out_type=int)
+                library = self._middle
         return ids
 
     def stream_decoder(self) -> StreamDecoder:
@@ -99,7 +165,7 @@ class SentencePieceTokenizer(Tokenizer):
         def to_bytes(token_id: int) -> bytes:
             nonlocal at_start
             plain = self.token_bytes(token_id)
-            if not at_start or self._library.is_byte(int(token_id)):
+            if not at_start or token_id >= self._n_pieces or self._library.is_byte(int(token_id)):
                 at_start = False
                 return plain
             first = self._first_bytes(int(token_id))
@@ -108,3 +174,27 @@ class SentencePieceTokenizer(Tokenizer):
             return first
 
         return StreamDecoder(to_bytes)
+
+
+def _loaded(model: bytes) -> Any:
+    library = sentencepiece.SentencePieceProcessor()
+    library.LoadFromSerializedProto(model)
+    return library
+
+
+def _added(settings: Settings, pieces: Mapping[str, int], path: Path) -> dict[str, dict[str, Any]]:
+    """The added tokens of a model; those that have a piece of their own keep its id."""
+    ids = dict(pieces)
+    owners = {n: piece for piece, n in pieces.items()}
+    added = dict(settings.added)
+    for text, entry in added.items():
+        if ids.setdefault(text, entry["id"]) != entry["id"]:
+            got = f"{entry['id']} and {ids[text]} for {shown(text)}"
+            raise TokenizerError("an added token has two ids", where=path, got=got, fix=FRESH_COPY)
+        if owners.get(entry["id"], text) != text:
+            got = f"{entry['id']} for {shown(owners[entry['id']])} and {shown(text)}"
+            raise TokenizerError("an added token has the id of a piece", where=path, got=got, fix=FRESH_COPY)
+    give_ids(ids, settings.further)
+    for text in settings.further:
+        added.setdefault(text, {"id": ids[text], **settings.special[text]})
+    return added

@@ -205,7 +205,7 @@ SPOILT = {
     "an odd sequence": (set_in("pre_tokenizer", {"type": "Sequence", "pretokenizers": 3}), "not a byte-level BPE"),
     "ends of words": (set_in("model", "end_of_word_suffix", "</w>"), "end_of_word_suffix has no place"),
     "inner parts": (set_in("model", "continuing_subword_prefix", "##"), "continuing_subword_prefix has no place"),
-    "an odd normalizer": (set_in("normalizer", {"type": "Magic"}), "the tokenizers library refuses this tokenizer"),
+    "an odd normalizer": (set_in("normalizer", {"type": "Magic"}), "this normalizer is not read; got 'Magic'"),
     "an odd byte-level step": (set_in("pre_tokenizer", {"type": "ByteLevel", "use_regex": 3}), "library refuses"),
     "no vocabulary": (set_in(*VOCAB, None), "vocab is of the wrong JSON type"),
     "an empty vocabulary": (set_in(*VOCAB, {}), "a merge is not in the vocabulary"),

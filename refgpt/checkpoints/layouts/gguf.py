@@ -78,8 +78,9 @@ BLOCK_LEAVES = {
 }
 
 TOKENIZER = "tokenizer.ggml."
-#: A tokenizer.json as it is, and (under a name of this package's own) a tokenizer.model.
+#: A tokenizer.json as it is, and (under names of this package's own) a tokenizer.model with what completes it.
 TOKENIZER_JSON, SENTENCEPIECE = "tokenizer.huggingface.json", "refgpt.tokenizer.model"
+SENTENCEPIECE_SETTINGS = "refgpt.tokenizer.config"
 #: Types of tokens that are looked for in a text before anything else: control and user-defined; 5 is unused.
 SPECIAL_TYPES, UNUSED = (3, 4), 5
 PRINTABLE = range(0x21, 0x7F)
@@ -200,9 +201,15 @@ def read_vocabulary(metadata: Mapping[str, Any], config: Config, path: Path) -> 
     model, tokens = metadata.get(TOKENIZER + "model"), metadata.get(TOKENIZER + "tokens")
     whole = {
         name: metadata[key]
-        for key, name in ((TOKENIZER_JSON, "tokenizer.json"), (SENTENCEPIECE, "tokenizer.model"))
+        for key, name in (
+            (TOKENIZER_JSON, "tokenizer.json"),
+            (SENTENCEPIECE, "tokenizer.model"),
+            (SENTENCEPIECE_SETTINGS, "tokenizer_config.json"),
+        )
         if key in metadata
     }
+    if whole.keys() == {"tokenizer_config.json"}:
+        whole = {}
     if isinstance(whole.get("tokenizer.model"), np.ndarray):
         whole["tokenizer.model"] = whole["tokenizer.model"].tobytes()
     if not all(isinstance(content, bytes) for content in whole.values()):

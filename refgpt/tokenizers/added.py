@@ -1,0 +1,39 @@
+"""Added tokens in a text, for tokenizers that have no way of their own to look for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tokenizers
+
+from refgpt.tokenizers.settings import FLAGS
+
+
+class AddedTokens:
+    """Finds tokens as the tokenizers library does, by their flags: see ``refgpt.tokenizers.settings.FLAGS``.
+
+    Parameters
+    ----------
+    added : mapping of str to dict
+        Each token's text, with its id and all flags.
+    """
+
+    def __init__(self, added: Mapping[str, Mapping[str, Any]]) -> None:
+        # A model without tokens drops all text between the added ones, which the offsets give back.
+        self._library = tokenizers.Tokenizer(tokenizers.models.BPE())
+        flags = {text: {flag: entry[flag] for flag in FLAGS} for text, entry in added.items()}
+        self._library.add_tokens([tokenizers.AddedToken(text, **flags[text]) for text in added])
+        self._ids = {self._library.token_to_id(text): entry["id"] for text, entry in added.items()}
+
+    def split(self, text: str) -> Iterator[str | int]:
+        """The parts of a text in order: ids of added tokens, and the texts between; the first part is a text."""
+        encoding = self._library.encode(text, add_special_tokens=False)
+        at = 0
+        for found, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if start > at or at == 0:
+                yield text[at:start]
+            yield self._ids[found]
+            at = end
+        if at < len(text) or at == 0:
+            yield text[at:]

@@ -1,0 +1,247 @@
+"""What the small files beside a tokenizer say, by transformers' precedence.
+
+========================  ==============================================================================================
+said of                   by
+========================  ==============================================================================================
+ids of added tokens       ``added_tokens_decoder`` of tokenizer_config.json, and tokenizer.json; where the former is
+                          absent, added_tokens.json
+flags of added tokens     the same, in this order (``lstrip`` and others: see ``FLAGS``)
+special tokens            tokenizer_config.json; where it has no ``added_tokens_decoder``, special_tokens_map.json first
+space before a text       ``add_prefix_space`` of tokenizer_config.json, then tokenizer.json
+========================  ==============================================================================================
+
+So special_tokens_map.json and added_tokens.json are of no account beside an ``added_tokens_decoder``, which tells all
+that they do. Where transformers 5.24 and its predecessors differ, it is the former.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from refgpt._common.errors import TokenizerError
+from refgpt._common.file_names import ADDED_TOKENS, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG
+from refgpt._common.wording import FRESH_COPY, shown
+from refgpt.spec.config import LARGEST
+from refgpt.tokenizers.files import expect, read_settings
+
+log = logging.getLogger("refgpt")
+
+#: How an added token is looked for: as a word by itself, with the white space on its left or right, in the normalized
+#: text, and whether it is special, which means control rather than text.
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+#: The special tokens that have a name, in transformers' order.
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+#: Lists of further ones.
+FURTHER = ("additional_special_tokens", "extra_special_tokens")
+#: Classes that take a tokenizer.json as it is; all others of GPT-2's kin set its prefix space anew.
+AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+GPT2 = ("GPT2Tokenizer", "GPT2TokenizerFast")
+#: In bytes: the library's table of added tokens takes up to a kilobyte for each.
+LONGEST_ADDED = 1024
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a directory's settings say about its tokenizer.
+
+    Attributes
+    ----------
+    added : dict of str to dict
+        Added tokens by their text, each with its id and all ``FLAGS``.
+    special : dict of str to dict
+        Special tokens by their text, each with all ``FLAGS`` but without an id: it is the vocabulary's.
+    further : tuple of str
+        Those of them that get the next free id if the vocabulary lacks them.
+    eos : tuple of str
+        The token that ends a text: the first of these that the vocabulary has.
+    add_prefix_space : bool or None
+        Whether a text begins with a space that is added; None if nothing is said.
+    source : str
+        The file that the added tokens come from, "" if there are none.
+    """
+
+    added: dict[str, Entry] = field(default_factory=dict)
+    special: dict[str, Entry] = field(default_factory=dict)
+    further: tuple[str, ...] = ()
+    eos: tuple[str, ...] = ()
+    add_prefix_space: bool | None = None
+    source: str = ""
+
+
+NOTHING_SAID = Settings()
+
+
+def added_token(content: str, token_id: int | None = None, **flags: bool) -> Entry:
+    """An added token as a tokenizer.json has it; by default a special one."""
+    entry: Entry = {} if token_id is None else {"id": token_id}
+    special = flags.get("special", True)
+    default = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not special, "special": special}
+    return entry | {"content": content} | default | flags
+
+
+def read_directory(directory: Path) -> Settings:
+    """Read the settings of a model's directory.
+
+    Raises
+    ------
+    TokenizerError
+        If a file is damaged, or holds something else than it should.
+    """
+    config_path = directory / TOKENIZER_CONFIG
+    config = _read(config_path) or {}
+    if config.get("added_tokens_decoder") is not None:
+        return settings_of(config, config_path)
+    map_path, added_path = directory / SPECIAL_TOKENS_MAP, directory / ADDED_TOKENS
+    found = settings_of(config, config_path, _read(map_path), map_path)
+    table = checked_ids(_read(added_path) or {}, "the file", added_path)
+    added = {
+        check_content(content, added_path): added_token(content, token_id, special=content in found.special)
+        for content, token_id in table.items()
+    }
+    return replace(found, added=added, source=added_path.name if added else "")
+
+
+def settings_of(
+    config: dict[str, Any], path: Path, special_map: dict[str, Any] | None = None, map_path: Path | None = None
+) -> Settings:
+    """The settings of a tokenizer_config.json and a special_tokens_map.json that goes before it.
+
+    Raises
+    ------
+    TokenizerError
+        If something is not what it should be.
+    """
+    decoder = config.get("added_tokens_decoder")
+    added = {} if decoder is None else _decoder(expect(decoder, dict, "added_tokens_decoder", path), path)
+    special: dict[str, Entry] = {}
+    further: list[str] = []
+    eos: list[str] = []
+    for said, where in ((special_map or {}, map_path or path), (config, path)):
+        for key in (*NAMED, *FURTHER):
+            entries = [] if said.get(key) is None else _special(key, said[key], where)
+            for entry in entries:
+                special.setdefault(entry["content"], entry)
+            further += [entry["content"] for entry in entries if key in FURTHER]
+            eos += [entry["content"] for entry in entries if key == "eos_token"]
+    source = path.name if added else ""
+    return Settings(added, special, tuple(dict.fromkeys(further)), tuple(eos), _prefix_space(config, path), source)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A file of settings; None if it is absent, which a link that leads nowhere is not."""
+    return read_settings(path) if os.path.lexists(path) else None
+
+
+def warn_of_ends(directory: Path) -> None:
+    """Say that nothing is added to a text, where a tokenizer_config.json asks for it."""
+    path = directory / TOKENIZER_CONFIG
+    config = _read(path) or {}
+    for key, where in (("add_bos_token", "begin"), ("add_eos_token", "end")):
+        if config.get(key) is True:
+            log.warning(
+                "%s: %s is set, but nothing is added to a text here: %s it with that token yourself", path, key, where
+            )
+
+
+def _decoder(table: dict[str, Any], path: Path) -> dict[str, Entry]:
+    """An ``added_tokens_decoder``: from an id, as text, to a token and its flags."""
+    found: dict[str, Entry] = {}
+    ids: dict[str, int] = {}
+    for key, value in table.items():
+        if not (key.isascii() and key.isdigit() and len(key) <= 8):
+            raise TokenizerError(
+                "an id in added_tokens_decoder makes no sense",
+                where=path,
+                got=shown(key),
+                wanted=f"a whole number from 0 to {LARGEST['n_vocab'] - 1}",
+                fix=FRESH_COPY,
+            )
+        entry = _entry(expect(value, dict, "an added token", path), path, special=False)
+        if ids.setdefault(entry["content"], int(key)) != int(key):
+            got = f"{ids[entry['content']]} and {int(key)} for {shown(entry['content'])}"
+            raise TokenizerError("an added token has two ids", where=path, got=got, fix=FRESH_COPY)
+        found[entry["content"]] = {"id": int(key), **entry}
+    checked_ids(ids, "added_tokens_decoder", path)
+    return found
+
+
+def _special(key: str, value: object, path: Path) -> list[Entry]:
+    """The tokens of one key: a text or an object with flags; of further ones a list of these, or an object of names."""
+    if key not in FURTHER:
+        values: list[Any] = [value]
+    elif isinstance(value, dict):
+        values = list(value.values())
+    else:
+        values = expect(value, list, key, path)
+    found = []
+    for one in values:
+        if isinstance(one, dict):
+            found.append(_entry(one, path, what=key, special=True) | {"special": True})
+        else:
+            found.append(added_token(check_content(expect(one, str, key, path), path)))
+    return found
+
+
+def _entry(raw: dict[str, Any], path: Path, what: str = "an added token's content", special: bool = True) -> Entry:
+    """A token with its flags, of which any may be absent."""
+    content = check_content(expect(raw.get("content"), str, what, path), path)
+    flags = {flag: raw[flag] for flag in FLAGS if raw.get(flag) is not None}
+    if wrong := [flag for flag in flags if not isinstance(flags[flag], bool)]:
+        raise TokenizerError(
+            f"{wrong[0]} of an added token is neither true nor false",
+            where=path,
+            got=f"{shown(flags[wrong[0]])} for {shown(content)}",
+            fix=FRESH_COPY,
+        )
+    return added_token(content, **{"special": special, **flags})
+
+
+def check_content(content: str, path: Path) -> str:
+    """The text of an added token, once it is known to be short enough to be looked for."""
+    if len(content.encode("utf-8", "replace")) > LONGEST_ADDED:
+        raise TokenizerError(
+            "an added token is absurdly long",
+            where=path,
+            got=shown(content),
+            wanted=f"at most {LONGEST_ADDED} bytes",
+            fix=FRESH_COPY,
+        )
+    return content
+
+
+def checked_ids(table: object, what: str, path: Path) -> dict[str, int]:
+    """A copy of a table from token to id, in which every id is a sensible one and stands once."""
+    owners: dict[int, str] = {}
+    for token, token_id in expect(table, dict, what, path).items():
+        if type(token_id) is not int or not 0 <= token_id < LARGEST["n_vocab"]:
+            got = f"{shown(token_id)} for {shown(token)}"
+            wanted = f"a whole number from 0 to {LARGEST['n_vocab'] - 1}"
+            raise TokenizerError(f"an id in {what} makes no sense", where=path, got=got, wanted=wanted, fix=FRESH_COPY)
+        if owners.setdefault(token_id, token) != token:
+            got = f"{token_id} for {shown(owners[token_id])} and {shown(token)}"
+            raise TokenizerError(f"two tokens of {what} share an id", where=path, got=got, fix=FRESH_COPY)
+    return {token: token_id for token_id, token in owners.items()}
+
+
+def give_ids(vocab: dict[str, int], names: Sequence[str]) -> None:
+    """Give tokens that a vocabulary lacks the ids after its last, in order, as transformers does."""
+    for name in names:
+        if name not in vocab:
+            vocab[name] = max(vocab.values(), default=-1) + 1
+
+
+def _prefix_space(config: dict[str, Any], path: Path) -> bool | None:
+    said = config.get("add_prefix_space")
+    if said is not None and not isinstance(said, bool):
+        raise TokenizerError("add_prefix_space is neither true nor false", where=path, got=shown(said), fix=FRESH_COPY)
+    kind = config.get("tokenizer_class")
+    if kind in AS_IT_IS:
+        return None
+    return False if said is None and kind in GPT2 else said
