@@ -6,8 +6,9 @@ import argparse
 import sys
 
 from refgpt._common.errors import GenerationError
+from refgpt._common.wording import size
 
-#: Bytes of the longest prompt: hundreds of times what any context holds. A device may have no end.
+#: Of a prompt: hundreds of times what fills the longest context of the family.
 LARGEST_PROMPT = 1 << 24
 
 
@@ -18,41 +19,36 @@ def add_prompt_arguments(parser: argparse.ArgumentParser, help: str) -> None:
 
 
 def read_prompt(arguments: argparse.Namespace, example: str) -> str:
-    """The prompt argument, or that of a file or of standard input less the newline that ends it.
+    """The prompt argument, or that of a file or of standard input, less the newline that ends it and a byte-order mark.
 
     ``example`` is a command that has one, for who gave none.
     """
-    if arguments.file is not None:
-        if arguments.prompt is not None:
-            raise GenerationError("given twice, as an argument and as a file", where="prompt", fix="leave one out")
-        where, source = arguments.file, arguments.file
-    elif arguments.prompt not in (None, "-"):
+    if arguments.file is not None and arguments.prompt is not None:
+        raise GenerationError("given twice, as an argument and as a file", where="prompt", fix="leave one out")
+    if arguments.file is None and arguments.prompt not in (None, "-"):
         return str(arguments.prompt)
-    elif sys.stdin is None or (arguments.prompt is None and sys.stdin.isatty()):
+    if arguments.file is None and (sys.stdin is None or (arguments.prompt is None and sys.stdin.isatty())):
         raise GenerationError("there is no prompt", fix=f"try: {example}")
-    else:
-        where, source = "standard input", None
+    where = "standard input" if arguments.file is None else arguments.file
     try:
-        return _read(where, source).decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise GenerationError("is not UTF-8 text", where=where, got=f"byte {error.start}") from None
+        raw = _read(arguments.file)
     except OSError as error:
+        if error.errno is None:  # not the system's, but what a signal handler raised
+            raise
         raise GenerationError(f"cannot be read ({error.strerror})", where=where) from None
-
-
-def _read(where: str, source: str | None) -> bytes:
-    """What a file or standard input holds; no more is read of it than a prompt may have."""
-    if source is None:
-        raw = sys.stdin.buffer.read(LARGEST_PROMPT + 1)
-    else:
-        with open(source, "rb") as file:
-            raw = file.read(LARGEST_PROMPT + 1)
     if len(raw) > LARGEST_PROMPT:
-        raise GenerationError(
-            "is far too long for a prompt",
-            where=where,
-            got=f"more than {LARGEST_PROMPT} bytes",
-            wanted=f"at most {LARGEST_PROMPT}",
-            fix="check that this is the right file",
-        )
-    return raw
+        fix = "check that this is the right file"
+        raise GenerationError("is far too long for a prompt", where=where, got=f"over {size(LARGEST_PROMPT)}", fix=fix)
+    try:
+        return raw.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        got = f"byte {error.start}"
+        raise GenerationError("is not UTF-8 text", where=where, got=got, fix="save it as UTF-8") from None
+
+
+def _read(path: str | None) -> bytes:
+    """A file, or standard input, as far as it may be a prompt and one byte further."""
+    if path is None:
+        return sys.stdin.buffer.read(LARGEST_PROMPT + 1)
+    with open(path, "rb") as file:
+        return file.read(LARGEST_PROMPT + 1)

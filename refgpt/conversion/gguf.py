@@ -25,6 +25,7 @@ from refgpt.checkpoints.layouts.gguf import (
     ARCHITECTURE,
     BOS,
     EOS,
+    FURTHER_EOS,
     KEYS,
     MASK,
     NAME,
@@ -132,6 +133,8 @@ def _metadata(source: Checkpoint, encodings: dict[str, str]) -> dict[str, Any]:
         found[QUANTISATION] = QUANTISATION_VERSION
     for key, absent, n in ((BOS, NO_BOS, config.bos_id), (EOS, NO_EOS, config.eos_id)):
         found |= {absent: True} if n is None else {key: n}
+    if config.further_eos_ids:
+        found[FURTHER_EOS] = np.array(config.further_eos_ids, "<i4")
     return found
 
 

@@ -151,6 +151,8 @@ def _write_config(source: Checkpoint, dtypes: dict[str, str], directory: Path) -
 def config_json(config: AnyConfig) -> dict[str, Any]:
     """A configuration as transformers' ``GPTJConfig`` names it."""
     numbers = {keys[0]: getattr(config, field) for field, keys in KEYS.items()}
+    if config.further_eos_ids:
+        numbers[KEYS["eos_id"][0]] = list(config.eos_ids)
     return {
         "architectures": ["GPTJForCausalLM"],
         "model_type": "gptj",

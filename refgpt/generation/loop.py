@@ -213,7 +213,9 @@ class _Sequence:
         self._sampler = Sampler(params, prompt, None if tokenizer is None else tokenizer.exists)
         self._transcript = Transcript(None if tokenizer is None else _decoder_after(prompt, tokenizer), params.stops)
         self._eos = (
-            set() if params.ignore_eos else {model.engine.config.eos_id, tokenizer and tokenizer.eos_id} - {None}
+            set()
+            if params.ignore_eos
+            else {*model.engine.config.eos_ids, None if tokenizer is None else tokenizer.eos_id} - {None}
         )
 
     def draft(self) -> list[int]:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from refgpt._common.arguments import keep_whole
+from refgpt._common.arguments import keep_whole, whole_number
 from refgpt._common.errors import ConfigError
 from refgpt._common.wording import shown
 
@@ -29,6 +29,8 @@ class AnyConfig(Protocol):
         Added to the variance in LayerNorm.
     bos_id, eos_id : int or None
         Ids that begin and end a text.
+    further_eos_ids : tuple of int
+        Ids that end a text too, where a model has several; ``eos_ids`` are all that do.
     n_params : int
         Number of weights and biases.
     """
@@ -54,6 +56,10 @@ class AnyConfig(Protocol):
     @property
     def eos_id(self) -> int | None: ...
     @property
+    def further_eos_ids(self) -> tuple[int, ...]: ...
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
+    @property
     def d_head(self) -> int: ...
     @property
     def n_params(self) -> int: ...
@@ -77,3 +83,8 @@ def check_config(config: AnyConfig) -> None:
         raise ConfigError("cannot be used", where="ln_eps", got=shown(eps), wanted=wanted)
     for name in ("bos_id", "eos_id"):
         keep_whole(config, name, 0, config.n_vocab - 1, ConfigError, optional=True)
+    further = config.further_eos_ids
+    if not isinstance(further, tuple):
+        raise ConfigError("cannot be used", where="further_eos_ids", got=shown(further), wanted="a tuple")
+    for token_id in further:
+        whole_number("further_eos_ids", token_id, 0, config.n_vocab - 1, ConfigError)

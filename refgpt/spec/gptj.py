@@ -46,6 +46,8 @@ class Config:
         Added to the variance in LayerNorm.
     bos_id, eos_id : int or None
         Ids that begin and end a text; GPT-J has one for both (50256).
+    further_eos_ids : tuple of int
+        Ids that end a text too, where a model has several.
 
     Raises
     ------
@@ -69,12 +71,18 @@ class Config:
     ln_eps: float = 1e-5
     bos_id: int | None = 50256
     eos_id: int | None = 50256
+    further_eos_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_config(self)
         keep_whole(self, "d_rotary", 2, self.d_head, ConfigError)
         if self.d_rotary % 2:
             raise ConfigError("is odd, but dimensions are rotated in pairs", where="d_rotary", got=self.d_rotary)
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """All ids that end a text."""
+        return (() if self.eos_id is None else (self.eos_id,)) + self.further_eos_ids
 
     @property
     def d_head(self) -> int:
@@ -87,7 +95,8 @@ class Config:
         return sum(map(math.prod, leaf_shapes(self).values()))
 
     def __str__(self) -> str:
-        return " ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return " ".join(f"{name}={value}" for name, value in values.items() if value != ())
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from refgpt.spec.gptj import Config, Params, leaf_shapes
 log = logging.getLogger("refgpt")
 
 MODEL_TYPE = "gptj"
+#: Of a list of ids that end a text; models have two or three.
+MOST_ENDS = 64
 
 LEAVES = {
     "wte": "wte.weight",
@@ -106,11 +108,30 @@ def read_config(raw: Mapping[str, Any], path: Path) -> Config:
         field: _value(raw, keys, path) for field, keys in KEYS.items() if any(key in raw for key in keys)
     }
     n_vocab, d_model = given.get("n_vocab", Config.n_vocab), given.get("d_model", Config.d_model)
-    for field in ("bos_id", "eos_id"):
-        given[field] = _token_id(KEYS[field][0], given.get(field, Config.eos_id), n_vocab, path)
+    ids = {field: given.get(field, getattr(Config, field)) for field in ("bos_id", "eos_id")}
+    given |= read_ids({KEYS[field][0]: value for field, value in ids.items()}, n_vocab, path)
     if given.get("d_ff") is None and isinstance(d_model, int):
         given["d_ff"] = 4 * d_model
     return build_config(given, {field: keys[0] for field, keys in KEYS.items()}, path)
+
+
+def read_ids(raw: Mapping[str, Any], n_vocab: Any, path: Path) -> dict[str, Any]:
+    """The fields of a ``ModelConfig`` for the ids that begin and end a text, as far as keys are there.
+
+    Raises
+    ------
+    ConfigError
+        If a list is absurdly long. (What is no id is checked with the other fields.)
+    """
+    found: dict[str, Any] = {}
+    (bos,), (eos,) = KEYS["bos_id"], KEYS["eos_id"]
+    if bos in raw:
+        found["bos_id"], further = _token_ids(bos, raw[bos], n_vocab, path)
+        if further:
+            log.warning("%s: %s is a list, of which only the first counts: %s", path, bos, shown(raw[bos]))
+    if eos in raw:
+        found["eos_id"], found["further_eos_ids"] = _token_ids(eos, raw[eos], n_vocab, path)
+    return found
 
 
 def build_config(given: Mapping[str, Any], keys: Mapping[str, str], path: Path, fix: str = "") -> Config:
@@ -129,7 +150,7 @@ def build_config(given: Mapping[str, Any], keys: Mapping[str, str], path: Path, 
         Naming the first value that makes no sense.
     """
     for field, value in given.items():
-        if not isinstance(value, (int, float, type(None))):
+        if not isinstance(value, (int, float, type(None))) and field != "further_eos_ids":
             raise ConfigError(f"{keys.get(field, field)} is not a number", where=path, got=shown(value))
     try:
         return Config(**given)
@@ -156,20 +177,28 @@ def _value(raw: Mapping[str, Any], keys: tuple[str, ...], path: Path) -> Any:
     return values[0]
 
 
-def _token_id(key: str, value: Any, n_vocab: Any, path: Path) -> Any:
-    """One id or None: the first of several, and none beyond the vocabulary.
+def _token_ids(key: str, value: Any, n_vocab: Any, path: Path) -> tuple[Any, tuple[int, ...]]:
+    """The first id or None, and the further ones of a list; none beyond the vocabulary.
 
     transformers writes its default, 50256, even for smaller vocabularies; any other such id deserves a warning.
+
+    Raises
+    ------
+    ConfigError
+        If a list is absurdly long. (What is no id is returned as the first, and checked with the other fields.)
     """
-    if isinstance(value, list):
-        if len(value) > 1:
-            log.warning("%s: %s is a list, of which only the first counts: %s", path, key, shown(value))
-        value = value[0] if value else None
-    if type(value) is not int or type(n_vocab) is not int or value < n_vocab:
-        return value
-    if value != Config.eos_id:
-        log.warning("%s: %s %d is not in the vocabulary of %d, so there is none", path, key, value, n_vocab)
-    return None
+    ids = value if isinstance(value, list) else [value]
+    if len(ids) > MOST_ENDS:
+        raise ConfigError(f"{key} is absurdly long", where=path, got=f"{len(ids)} ids", wanted=f"at most {MOST_ENDS}")
+    if isinstance(value, list) and (wrong := [one for one in ids if type(one) is not int or one < 0]):
+        return wrong[0], ()
+    kept: list[Any] = []
+    for one in dict.fromkeys(ids) if isinstance(value, list) else ids:
+        if type(one) is not int or type(n_vocab) is not int or one < n_vocab:
+            kept.append(one)
+        elif one != Config.eos_id:
+            log.warning("%s: %s %d is not in the vocabulary of %d, so there is none", path, key, one, n_vocab)
+    return (kept[0], tuple(kept[1:])) if kept else (None, ())
 
 
 def split_names(tensors: Mapping[str, np.ndarray], path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

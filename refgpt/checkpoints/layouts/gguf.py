@@ -42,6 +42,8 @@ OPTIONAL = ("d_ff", "ln_eps")
 BOS, EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
 #: True where there is no such token, as this package writes it; where nothing is said, it is GPT-J's.
 NO_BOS, NO_EOS = "refgpt.no_bos_token", "refgpt.no_eos_token"
+#: Ids that end a text beside ``EOS``: an array, since GGUF has no key for several.
+FURTHER_EOS = "refgpt.further_eos_token_ids"
 
 #: Keys that may be absent but must not say otherwise, and why.
 DEMANDS: dict[str, tuple[tuple[object, ...], str]] = {
@@ -164,7 +166,17 @@ def read_config(metadata: Mapping[str, Any], tensors: Mapping[str, Leaf], path: 
         if value is None or value >= n_vocab:
             value = None if metadata.get(absent) is True else default
         given[field] = value
+    given["further_eos_ids"] = _further_ends(metadata.get(FURTHER_EOS), n_vocab, path)
     return gptj.build_config(given, {field: keys[0] for field, keys in KEYS.items()}, path, FIX)
+
+
+def _further_ends(value: Any, n_vocab: int, path: Path) -> tuple[int, ...]:
+    """The ids of an array of whole numbers, none of them beyond the vocabulary."""
+    if value is None:
+        return ()
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.size > gptj.MOST_ENDS:
+        raise ConfigError(f"{FURTHER_EOS} is no list of ids", where=path, got=_shown(value), fix=FIX)
+    return tuple(n for n in value.tolist() if 0 <= n < n_vocab)
 
 
 def _number(metadata: Mapping[str, Any], keys: tuple[str, ...], path: Path) -> Any:

@@ -6,7 +6,9 @@ or a new family is one new entry, whatever the other table holds.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from refgpt._common.errors import CheckpointError, ConfigError, MissingCheckpoint, MissingConfig
-from refgpt._common.file_names import CONFIG, INDEX, WEIGHTS
+from refgpt._common.file_names import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS
 from refgpt._common.progress import Progress
 from refgpt._common.small_files import is_there, read_json
 from refgpt._common.wording import FRESH_COPY, listed, shown
@@ -23,6 +25,7 @@ from refgpt.checkpoints.families import gptj
 from refgpt.checkpoints.files import safetensors_file, torch_pickle
 from refgpt.checkpoints.files.magic import refuse_foreign
 from refgpt.checkpoints.mask import find_mask, names_of
+from refgpt.spec.gptj import Config
 
 FAMILIES = {gptj.MODEL_TYPE: gptj}
 
@@ -73,7 +76,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
         _reader_of(weights)  # likewise
     config_path = directory / CONFIG
     raw, family = _read_config(config_path)
-    config = family.read_config(raw, config_path)
+    config = _with_generation_ids(family, family.read_config(raw, config_path), directory / GENERATION_CONFIG)
     files = _read_files(weights)
     tensors = {name: tensor for found in files.values() for name, tensor in found.items()}
     stored, buffers = family.split_names(tensors, path)
@@ -132,6 +135,17 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Any]:
             fix="use a checkpoint of GPT-J or GPT-JT",
         )
     return raw, FAMILIES[model_type]
+
+
+def _with_generation_ids(family: Any, config: Config, path: Path) -> Config:
+    """The configuration with the ids that begin and end a text as a generation_config.json has them, if it has them."""
+    if not os.path.lexists(path):
+        return config
+    said = {key: value for key, value in read_json(path, ConfigError).items() if value is not None}
+    try:
+        return replace(config, **family.read_ids(said, config.n_vocab, path))
+    except ConfigError as fault:
+        raise (fault if fault.where == path else fault.within(path)) from None
 
 
 def _read_files(weights: Path) -> dict[Path, dict[str, np.ndarray]]:
