@@ -8,6 +8,7 @@ from pathlib import Path
 from refgpt._common.file_names import TOKENIZER_FILES
 from refgpt.checkpoints import Checkpoint
 from refgpt.tokenizers import Tokenizer
+from refgpt.tokenizers.files import read_bytes
 
 log = logging.getLogger("refgpt")
 
@@ -23,13 +24,19 @@ def tokenizer_bytes(source: Checkpoint, tokenizer: Tokenizer | None) -> int:
 
 
 def write_tokenizer(source: Checkpoint, tokenizer: Tokenizer | None, directory: Path) -> None:
-    """Carry the tokenizer along; a warning if it cannot be."""
+    """Carry the tokenizer along; a warning if it cannot be.
+
+    Raises
+    ------
+    TokenizerError
+        If a file of the source's is larger than any that is read, or cannot be read.
+    """
     if tokenizer is None:
         return
     if source.vocabulary is None:
         for name in TOKENIZER_FILES:
             if (source.directory / name).is_file():
-                (directory / name).write_bytes((source.directory / name).read_bytes())
+                (directory / name).write_bytes(read_bytes(source.directory / name))
         return
     files = tokenizer.files()
     if not files:

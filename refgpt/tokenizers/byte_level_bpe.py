@@ -26,7 +26,7 @@ from refgpt.tokenizers.settings import (
     checked_ids,
     give_ids,
     read_directory,
-    warn_of_ends,
+    warn_of_ignored,
 )
 
 END_OF_TEXT = "<|endoftext|>"
@@ -64,6 +64,8 @@ class ByteLevelBPE(Tokenizer):
 
     Attributes
     ----------
+    vocab : dict of str to int
+        Ids by token in letters, and by text for added tokens.
     merges : list of str
         Pairs in letters with a space between, the most urgent first.
     added : dict of int to str
@@ -92,6 +94,7 @@ class ByteLevelBPE(Tokenizer):
         for content in special.keys() & vocab.keys():
             added.setdefault(content, {"id": vocab[content], **special[content]})
         self.added = {vocab[content]: content for content in added}
+        self.vocab = vocab
 
         # A byte whose letter is not in the vocabulary would be dropped in silence: this token, which no text spells,
         # stands in for it.
@@ -170,8 +173,7 @@ def _of_directory(description: dict[str, Any], *paths: Path) -> ByteLevelBPE:
     settings = read_directory(paths[0].parent)
     source = listed([path.name for path in paths] + [settings.source] * bool(settings.source))
     tokenizer = ByteLevelBPE(description, paths[0], source, settings)
-    if len(paths) > 1:  # beside a tokenizer.json transformers passes it over
-        warn_of_ends(paths[0].parent)
+    warn_of_ignored(paths[0].parent, settings, tokenizer.vocab, adds=len(paths) > 1)
     return tokenizer
 
 

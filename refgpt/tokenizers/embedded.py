@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +48,7 @@ def embedded_tokenizer(
     if vocabulary.files:
         return _of_files(vocabulary)
     merges, source = vocabulary.merges, f"the vocabulary and merges in {vocabulary.path.name}"
-    if merges is None and (directory / MERGES).is_file():
+    if merges is None and os.path.lexists(directory / MERGES):
         merges = tuple(read_merges(directory / MERGES))
         source = f"the vocabulary in {vocabulary.path.name} and {MERGES}"
     tokens = _tokens(vocabulary)

@@ -15,7 +15,7 @@ from refgpt.tokenizers.added import AddedTokens
 from refgpt.tokenizers.base import StreamDecoder, Tokenizer
 from refgpt.tokenizers.charsmap import check_texts
 from refgpt.tokenizers.files import faults_named, read_bytes
-from refgpt.tokenizers.settings import FLAGS, NOTHING_SAID, Settings, give_ids, read_directory, warn_of_ends
+from refgpt.tokenizers.settings import FLAGS, NOTHING_SAID, Settings, give_ids, read_directory, warn_of_ignored
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how pieces spell a space: U+2581
 
@@ -32,7 +32,7 @@ def load_model(path: Path) -> SentencePieceTokenizer:
     settings = read_directory(path.parent)
     source = listed([path.name] + [settings.source] * bool(settings.source))
     tokenizer = SentencePieceTokenizer(read_bytes(path), path, source, settings)
-    warn_of_ends(path.parent)
+    warn_of_ignored(path.parent, settings, tokenizer.vocab, adds=True)
     return tokenizer
 
 
@@ -61,6 +61,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     Attributes
     ----------
+    vocab : dict of str to int
+        Ids by piece and by added token.
     added_tokens : dict of str to dict
         The tokens that are looked for in a text before anything else, each with its id and flags.
     """
@@ -91,8 +93,8 @@ class SentencePieceTokenizer(Tokenizer):
                 self._finder = AddedTokens(self.added_tokens)
                 self._middle = _loaded(model + DUMMY_PREFIX[False] + KEEP_WHITE_SPACE)
         own_eos = [library.eos_id()] if library.eos_id() >= 0 else []
-        ids = pieces | {text: entry["id"] for text, entry in self.added_tokens.items()}
-        eos_ids = [ids[name] for name in settings.eos if name in ids] + own_eos
+        self.vocab = pieces | {text: entry["id"] for text, entry in self.added_tokens.items()}
+        eos_ids = [self.vocab[name] for name in settings.eos if name in self.vocab] + own_eos
         super().__init__(tokens, eos_ids[0] if eos_ids else None, source)
 
     def files(self) -> dict[str, bytes]:

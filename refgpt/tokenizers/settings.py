@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -123,13 +123,17 @@ def settings_of(
     special: dict[str, Entry] = {}
     further: list[str] = []
     eos: list[str] = []
-    for said, where in ((special_map or {}, map_path or path), (config, path)):
-        for key in (*NAMED, *FURTHER):
-            entries = [] if said.get(key) is None else _special(key, said[key], where)
-            for entry in entries:
-                special.setdefault(entry["content"], entry)
-            further += [entry["content"] for entry in entries if key in FURTHER]
-            eos += [entry["content"] for entry in entries if key == "eos_token"]
+    for key in (*NAMED, *FURTHER):
+        said = [
+            (table[key], where)
+            for table, where in ((special_map or {}, map_path or path), (config, path))
+            if table.get(key) is not None
+        ]
+        if key == "eos_token":
+            eos = [_special(key, value, where)[0]["content"] for value, where in said]
+        for entry in _special(key, *said[0]) if said else ():
+            special.setdefault(entry["content"], entry)
+            further += [entry["content"]] if key in FURTHER else []
     source = path.name if added else ""
     return Settings(added, special, tuple(dict.fromkeys(further)), tuple(eos), _prefix_space(config, path), source)
 
@@ -139,15 +143,30 @@ def _read(path: Path) -> dict[str, Any] | None:
     return read_settings(path) if os.path.lexists(path) else None
 
 
-def warn_of_ends(directory: Path) -> None:
-    """Say that nothing is added to a text, where a tokenizer_config.json asks for it."""
+def warn_of_ignored(directory: Path, settings: Settings, names: Container[str], adds: bool) -> None:
+    """Say aloud which settings come to nothing.
+
+    Parameters
+    ----------
+    directory : Path
+    settings : Settings
+        Of this directory.
+    names : collection of str
+        All tokens that the tokenizer has.
+    adds : bool
+        Whether transformers would heed ``add_bos_token`` and ``add_eos_token``: not beside a tokenizer.json.
+    """
+    for content in settings.special:
+        if content not in names:
+            log.warning(
+                "%s: the special token %s is not in the vocabulary, so there is none", directory, shown(content)
+            )
     path = directory / TOKENIZER_CONFIG
-    config = _read(path) or {}
+    config = (_read(path) or {}) if adds else {}
     for key, where in (("add_bos_token", "begin"), ("add_eos_token", "end")):
         if config.get(key) is True:
-            log.warning(
-                "%s: %s is set, but nothing is added to a text here: %s it with that token yourself", path, key, where
-            )
+            what = "%s: %s is set, but nothing is added to a text here: %s it with that token yourself"
+            log.warning(what, path, key, where)
 
 
 def _decoder(table: dict[str, Any], path: Path) -> dict[str, Entry]:
