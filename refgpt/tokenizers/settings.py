@@ -6,7 +6,8 @@ said of                   by
 ids of added tokens       ``added_tokens_decoder`` of tokenizer_config.json, and tokenizer.json; where the former is
                           absent, added_tokens.json
 flags of added tokens     the same, in this order (``lstrip`` and others: see ``FLAGS``)
-special tokens            tokenizer_config.json; where it has no ``added_tokens_decoder``, special_tokens_map.json first
+special tokens            tokenizer_config.json; where it has no ``added_tokens_decoder``, special_tokens_map.json
+                          first; of lists of further ones tokenizer_config.json first
 space before a text       ``add_prefix_space`` of tokenizer_config.json, then tokenizer.json
 ========================  ==============================================================================================
 
@@ -36,7 +37,7 @@ log = logging.getLogger("refgpt")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 #: The special tokens that have a name, in transformers' order.
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-#: Lists of further ones.
+#: Lists of further ones, the old key and the new.
 FURTHER = ("additional_special_tokens", "extra_special_tokens")
 #: Classes that take a tokenizer.json as it is; all others of GPT-2's kin set its prefix space anew.
 AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -120,22 +121,35 @@ def settings_of(
     """
     decoder = config.get("added_tokens_decoder")
     added = {} if decoder is None else _decoder(expect(decoder, dict, "added_tokens_decoder", path), path)
-    special: dict[str, Entry] = {}
-    further: list[str] = []
     eos: list[str] = []
-    for key in (*NAMED, *FURTHER):
-        said = [
-            (table[key], where)
-            for table, where in ((special_map or {}, map_path or path), (config, path))
-            if table.get(key) is not None
-        ]
+    special: list[Entry] = []
+    further: list[Entry] = []
+    said = [(special_map or {}, map_path or path), (config, path)]
+    for key in dict.fromkeys((*NAMED, *(key for table, _ in said for key in table if _is_own_name(key, table[key])))):
+        entries = [_special(key, table[key], where) for table, where in said if table.get(key) is not None]
         if key == "eos_token":
-            eos = [_special(key, value, where)[0]["content"] for value, where in said]
-        for entry in _special(key, *said[0]) if said else ():
-            special.setdefault(entry["content"], entry)
-            further += [entry["content"]] if key in FURTHER else []
+            eos = [entry["content"] for entry in entries]
+        (special if key in NAMED else further).extend(entries[:1])
+    for (table, where), keys in zip(said[::-1], _keys_of_lists(config, special_map or {}), strict=True):
+        further += [entry for key in keys for entry in _list_of_special(key, table[key], where)]
+    found = {entry["content"]: entry for entry in [*further, *special][::-1]}
+    names = dict.fromkeys(entry["content"] for entry in further)
     source = path.name if added else ""
-    return Settings(added, special, tuple(dict.fromkeys(further)), tuple(eos), _prefix_space(config, path), source)
+    return Settings(added, found, tuple(names), tuple(eos), _prefix_space(config, path), source)
+
+
+def _is_own_name(key: str, value: object) -> bool:
+    """Whether a key names a special token that only this model has."""
+    return key.endswith("_token") and key not in NAMED and isinstance(value, str)
+
+
+def _keys_of_lists(config: dict[str, Any], special_map: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The keys of further special tokens that count, in a tokenizer_config.json and in a special_tokens_map.json."""
+    extra = FURTHER[-1]
+    there = [key for key in FURTHER if config.get(key) is not None]
+    of_config = [extra] if config.get(extra) else there[:1]
+    of_map = [key for key in FURTHER if special_map.get(key) is not None and (key == extra or not there)]
+    return of_config, of_map
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -191,21 +205,17 @@ def _decoder(table: dict[str, Any], path: Path) -> dict[str, Entry]:
     return found
 
 
-def _special(key: str, value: object, path: Path) -> list[Entry]:
-    """The tokens of one key: a text or an object with flags; of further ones a list of these, or an object of names."""
-    if key not in FURTHER:
-        values: list[Any] = [value]
-    elif isinstance(value, dict):
-        values = list(value.values())
-    else:
-        values = expect(value, list, key, path)
-    found = []
-    for one in values:
-        if isinstance(one, dict):
-            found.append(_entry(one, path, what=key, special=True) | {"special": True})
-        else:
-            found.append(added_token(check_content(expect(one, str, key, path), path)))
-    return found
+def _special(key: str, value: object, path: Path) -> Entry:
+    """A special token: a text, or an object with flags."""
+    if isinstance(value, dict):
+        return _entry(value, path, what=key, special=True) | {"special": True}
+    return added_token(check_content(expect(value, str, key, path), path))
+
+
+def _list_of_special(key: str, value: object, path: Path) -> list[Entry]:
+    """Special tokens: a list of them, or an object from names to them."""
+    values = list(value.values()) if isinstance(value, dict) else expect(value, list, key, path)
+    return [_special(key, one, path) for one in values]
 
 
 def _entry(raw: dict[str, Any], path: Path, what: str = "an added token's content", special: bool = True) -> Entry:

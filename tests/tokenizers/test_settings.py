@@ -94,10 +94,26 @@ def test_further_special_tokens(key, name, load, spell):
         assert load(**{name: {key: {"image_token": "<a>"}}}).encode("x<a>") == spell("x", 320)
 
 
-def test_the_list_of_special_tokens_map_goes_before_that_of_tokenizer_config(load, spell):
-    both = {"tokenizer_config": {"additional_special_tokens": ["<a>"]}}
-    both["special_tokens_map"] = {"additional_special_tokens": ["<b>"]}
-    assert load(**both).encode("<a><b>") == spell("<a>", 320)
+OLD, NEW = "additional_special_tokens", "extra_special_tokens"
+
+
+@pytest.mark.parametrize(
+    ("config", "special_map", "found"),
+    [
+        ({OLD: ["<a>"]}, {OLD: ["<b>"]}, ["<a>"]),
+        ({NEW: ["<a>"]}, {OLD: ["<b>"]}, ["<a>"]),
+        ({OLD: []}, {OLD: ["<b>"]}, []),
+        ({OLD: ["<a>"]}, {NEW: ["<b>"]}, ["<a>", "<b>"]),
+        ({OLD: ["<a>"], NEW: ["<b>"]}, {}, ["<b>"]),
+        ({}, {OLD: ["<b>", "<a>"]}, ["<b>", "<a>"]),
+        ({"image_token": "<a>"}, {OLD: ["<b>"]}, ["<a>", "<b>"]),
+        ({OLD: ["<b>"]}, {"image_token": "<a>"}, ["<a>", "<b>"]),
+    ],
+)
+def test_which_lists_of_special_tokens_count(config, special_map, found, load):
+    tokenizer = load(tokenizer_config=config, special_tokens_map=special_map)
+    assert [tokenizer.encode(name)[0] for name in found] == list(range(320, 320 + len(found)))
+    assert tokenizer.n_vocab == 320 + len(found)
 
 
 def test_special_tokens_that_have_names(load, spell, caplog):
@@ -152,10 +168,7 @@ def test_what_is_not_added_is_said(key, says, description, tmp_path, spell, capl
         ({"added_tokens_decoder": []}, "added_tokens_decoder is of the wrong JSON type"),
         ({"added_tokens_decoder": {"320": "<a>"}}, "an added token is of the wrong JSON type"),
         ({"added_tokens_decoder": {"320": {}}}, "an added token's content is of the wrong JSON type"),
-        (
-            {"added_tokens_decoder": {"-1": {"content": "<a>"}}},
-            "an id in added_tokens_decoder makes no sense; got '-1'",
-        ),
+        ({"added_tokens_decoder": {"-1": {"content": "<a>"}}}, "added_tokens_decoder makes no sense; got '-1'"),
         ({"added_tokens_decoder": {"٣": {"content": "<a>"}}}, "an id in added_tokens_decoder makes no sense"),
         ({"added_tokens_decoder": {"9" * 40: {"content": "<a>"}}}, "an id in added_tokens_decoder makes no sense"),
         ({"added_tokens_decoder": {"99999999": {"content": "<a>"}}}, "makes no sense; got 99999999"),
@@ -163,10 +176,7 @@ def test_what_is_not_added_is_said(key, says, description, tmp_path, spell, capl
         ({"added_tokens_decoder": {"320": {"content": "a" * 1025}}}, "an added token is absurdly long"),
         ({"added_tokens_decoder": {"1": {"content": "<a>"}}}, "share an id; got 1 for"),
         ({"added_tokens_decoder": {"320": {"content": "!"}}}, "an added token has two ids; got 320 and 1 for '!'"),
-        (
-            {"added_tokens_decoder": {"320": {"content": "<a>"}, "321": {"content": "<a>"}}},
-            "has two ids; got 320 and 321",
-        ),
+        ({"added_tokens_decoder": {"320": {"content": "<a>"}, "321": {"content": "<a>"}}}, "two ids; got 320 and 321"),
         ({"added_tokens_decoder": {"320": {"content": "<a>"}, "0320": {"content": "<b>"}}}, "share an id; got 320"),
         ({"additional_special_tokens": "<a>"}, "additional_special_tokens is of the wrong JSON type"),
         ({"additional_special_tokens": [7]}, "additional_special_tokens is of the wrong JSON type"),
