@@ -155,7 +155,7 @@ def test_a_model_is_opened_once(monkeypatch, run, command):
     assert opened == ["open_checkpoint", "find_tokenizer"]
 
 
-@pytest.mark.parametrize("given", [b"Once upon", b"Once upon\n", b"Once upon\r\n"])
+@pytest.mark.parametrize("given", [b"Once upon", b"Once upon\n", b"Once upon\r\n", b"\xef\xbb\xbfOnce upon\r\n"])
 @pytest.mark.parametrize("dash", [[], ["-"]])
 def test_the_prompt_can_come_from_standard_input(run, path, monkeypatch, given, dash):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
@@ -169,6 +169,11 @@ def test_the_prompt_can_come_from_a_file(run, path, tmp_path):
     assert run("generate", "-m", path, "-f", story, "--echo", "-n", 1).out.startswith("It was")
     both = run("generate", "-m", path, "-f", story, "more")
     assert (both.code, both.out) == (1, "") and "given twice" in both.err
+    story.write_bytes(b"\xef\xbb\xbfIt was\n")  # with a byte-order mark
+    assert run("generate", "-m", path, "-f", story, "--echo", "-n", 1).out.startswith("It was")
+    assert "far too long for a prompt" in run("generate", "-m", path, "-f", "/dev/zero").err
+    story.write_bytes("It was".encode("utf-16"))
+    assert "is not UTF-8 text; got byte 0; save it as UTF-8" in run("generate", "-m", path, "-f", story).err
     story.write_bytes(b"ab\xff")
     assert f"{story}: is not UTF-8 text; got byte 2" in run("generate", "-m", path, "-f", story).err
     assert "cannot be read (No such file" in run("generate", "-m", path, "-f", tmp_path / "absent").err

@@ -149,6 +149,16 @@ def test_prompts_that_end_at_once_make_room_too():
     assert [(one.ids, one.finish_reason) for one in got] == [([0], "stop")] * n
 
 
+@pytest.mark.parametrize("end", [9, 4, 7, 0])
+def test_any_of_several_ids_ends_a_text(end):
+    config = tiny_config(eos_id=9, further_eos_ids=(4, 7), n_ctx=24)
+    model = model_of(Scripted([2, end, 3, 3], config), Letters(eos_id=0))
+    (got,) = run(model, ["a"], temperature=0, max_new_tokens=3)
+    assert (got.ids, got.finish_reason) == ([2, end], "stop")
+    (got,) = run(model, ["a"], temperature=0, max_new_tokens=3, ignore_eos=True)
+    assert (got.ids, got.finish_reason) == ([2, end, 3], "length")
+
+
 def test_end_of_text_ends_and_can_be_ignored():
     ended = scripted("abc", max_new_tokens=5)
     assert (ended.text, ended.finish_reason, ended.ids) == ("abc", "stop", [1, 2, 3, 0])
@@ -275,6 +285,12 @@ def test_ids_in_a_gap_of_the_vocabulary_are_never_drawn():
         (got,) = run(model_of(engine, letters), ["a"], max_new_tokens=1, logprobs=50, **params)
         assert letters.exists[got.ids[0]]
         assert set(got.top_logprobs[0]) == set(np.flatnonzero(letters.exists))
+
+
+def test_an_empty_prompt_starts_from_no_id_beyond_the_head():
+    config = tiny_config(eos_id=None, bos_id=None, n_ctx=24)
+    with pytest.raises(GenerationError, match="the prompt is empty"):
+        run(model_of(Scripted([2, 2], config), Letters(eos_id=config.n_vocab)), [""], max_new_tokens=1)
 
 
 def test_a_full_context_ends_with_length():

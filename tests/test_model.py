@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import re
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 import refgpt
+from refgpt._load import open_model
 from refgpt.checkpoints import open_checkpoint
+from refgpt.conversion import convert
 from refgpt.kernels import force_isa, list_kernels
 from refgpt.numbers.casting import kept_leaf
 from refgpt.spec import forward, tap_names
@@ -364,3 +367,96 @@ def test_bytes_are_not_taken_for_ids(path):
     for prompt in (b"\x05", bytearray(b"\x05"), [b"\x05"]):
         with pytest.raises(refgpt.GenerationError, match=r"got bytes|got bytearray"):
             model.generate(prompt)
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """A model whose tokenizer has one token beyond the last row of the head, behind a gap."""
+    config = tiny_config(eos_id=0, bos_id=0, n_vocab=70)
+    path = write_tokenizer(write_model(tmp_path / "wide", config, random_params(config, seed=2)))
+    (path / "added_tokens.json").write_text(json.dumps({"<fits>": 69, "<wide>": 75}))
+    return path
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tokens_without_a_row_are_never_drawn_and_refused_in_a_text(wide, backend, caplog):
+    model = refgpt.load(wide, backend=backend)
+    assert "added_tokens.json: 1 of the tokens have an id beyond the model's 70 rows" in caplog.text
+    for params in ({"temperature": 0}, {"seed": 1, "temperature": 5.0, "logprobs": 80}, {"seed": 2, "top_k": 69}):
+        got = model.generate(["ab<fits>", ""], max_new_tokens=9, ignore_eos=True, repetition_penalty=1.5, **params)
+        assert all(model.tokenizer.exists[n] and n < 70 for one in got for n in one.ids)
+    refused = [
+        lambda: model.generate("a<wide>", max_new_tokens=1),
+        lambda: list(model.stream("a<wide>", max_new_tokens=1)),
+        lambda: model.score("a", ["b<wide>"]),
+        lambda: model.classify("a<wide>", ["b", "c"], "{text} {label}"),
+        lambda: model.trace("<wide>"),
+    ]
+    for use in refused:
+        with pytest.raises(refgpt.RefgptError, match="no row for a token of this text; got '<wide>', which has"):
+            use()
+    with pytest.raises(refgpt.RefgptError, match="does not exist in this vocabulary"):
+        model.generate([3, 75], max_new_tokens=1)
+
+
+def test_the_tokenizer_of_another_model_is_refused(wide):
+    (wide / "added_tokens.json").unlink()
+    vocab = json.loads((wide / "vocab.json").read_text())
+    (wide / "vocab.json").write_text(json.dumps({token: n + 70 for token, n in vocab.items()}))
+    with pytest.raises(refgpt.RefgptError, match="the model has no row for any token"):
+        refgpt.load(wide)
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "want"),
+    [
+        ([7, 9, 7], None, (7, 9)),
+        ([7], None, (7,)),
+        ([], None, ()),
+        (7, {}, (7,)),
+        (7, {"eos_token_id": None}, (7,)),
+        (7, {"eos_token_id": 9}, (9,)),
+        (7, {"eos_token_id": [9, 3]}, (9, 3)),
+        (None, {"eos_token_id": [9, 3]}, (9, 3)),
+        ([7, 9], {"eos_token_id": 3}, (3,)),
+        (7, {"eos_token_id": []}, ()),
+        (7, {"eos_token_id": [0]}, (0,)),
+        ([500, 9], None, (9,)),
+        (7, {"eos_token_id": [9, 500]}, (9,)),
+    ],
+)
+@pytest.mark.parametrize("to", ["as it is", "refgpt", "hf", "gguf", "gguf, then hf"])
+def test_the_ids_that_end_a_text_come_from_both_files_and_are_carried_along(config, generation, want, to, tmp_path):
+    path = write_model(tmp_path / "a", CONFIG, PARAMS)
+    raw = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(raw | {"eos_token_id": config}))
+    if generation is not None:
+        (path / "generation_config.json").write_text(json.dumps({"bos_token_id": 5, **generation}))
+    for n, target in enumerate([] if to == "as it is" else to.split(", then ")):
+        convert(*open_model(path), tmp_path / str(n), target)
+        path = tmp_path / str(n)
+    found = open_checkpoint(path).config
+    assert found.eos_ids == want and found.bos_id == (0 if generation is None else 5)
+
+
+@pytest.mark.parametrize(
+    ("generation", "words"),
+    [
+        ("[]", "not an object"),
+        ('{"eos_token_id": "7"}', "eos_id: cannot be used; got '7'"),
+        ('{"eos_token_id": -1}', "eos_id: cannot be used; got -1"),
+        ('{"eos_token_id": [7, true]}', "eos_id: cannot be used; got True"),
+        ('{"bos_token_id": 1.5}', "bos_id: cannot be used; got 1.5"),
+        (json.dumps({"eos_token_id": [1] * 65}), "eos_token_id is absurdly long; got 65 ids"),
+    ],
+)
+def test_a_spoilt_generation_config(generation, words, tmp_path):
+    path = write_model(tmp_path / "a", CONFIG, PARAMS)
+    (path / "generation_config.json").write_text(generation)
+    with pytest.raises(refgpt.RefgptError, match=words) as caught:
+        open_checkpoint(path)
+    assert "generation_config.json" in str(caught.value)
+    (path / "generation_config.json").unlink()
+    (path / "generation_config.json").symlink_to("gone")
+    with pytest.raises(refgpt.RefgptError, match=r"generation_config\.json: is a link that leads nowhere"):
+        open_checkpoint(path)

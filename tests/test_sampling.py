@@ -162,3 +162,27 @@ def test_the_nucleus_is_large_enough_and_no_larger(values, top_p, top_k):
     assert set(ids) <= set(among) and weights.max() == mass.max()  # logits that differ may weigh the same
     assert kept >= top_p - 1e-12
     assert len(ids) == 1 or kept - weights.min() / mass.sum() < top_p + 1e-12
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, {"top_k": 2}, {"top_p": 0.5}, {"repetition_penalty": 2.0}, {}])
+def test_a_vocabulary_larger_than_the_head_with_gaps_on_both_sides(params):
+    """As a mask that is longer than the logits, all of whose further ids are gaps but one."""
+    exists = np.array([True, False, True, False, True, False, False, True])
+    sampler = Sampler(SamplingParams(seed=1, logprobs=8, presence_penalty=0.5, **params), [4, 7], exists)
+    for _ in range(20):
+        choice = sampler.choose(ROW)
+        assert choice.id in (0, 2, 4) and set(choice.top_logprobs) == {0, 2, 4}
+    same = Sampler(SamplingParams(seed=1, **params), [4], exists[:5])
+    assert all(
+        map(
+            np.array_equal,
+            Sampler(SamplingParams(seed=1, **params), [4, 7], exists).candidates(ROW),
+            same.candidates(ROW),
+        )
+    )
+
+
+@pytest.mark.parametrize("exists", [np.zeros(0, bool), np.zeros(5, bool), np.arange(9) > 6, np.zeros(3, bool)])
+def test_nothing_can_be_drawn_where_no_row_has_a_token(exists):
+    with pytest.raises(GenerationError, match="no row of the model's head has a token"):
+        Sampler(SamplingParams(), exists=exists).choose(ROW)

@@ -33,9 +33,9 @@ from refgpt.checkpoints.layouts.gguf import (
     NO_EOS,
     QUANTISATION,
     SENTENCEPIECE,
-    SENTENCEPIECE_SETTINGS,
     TOKENIZER,
     TOKENIZER_JSON,
+    TOKENIZER_SETTINGS,
     UNUSED,
     tensor_name,
 )
@@ -154,6 +154,7 @@ def tokenizer_metadata(tokenizer: Tokenizer | None, source: Checkpoint) -> dict[
     from refgpt.tokenizers.sentencepiece_model import SentencePieceTokenizer
 
     files = tokenizer.files()
+    own_eos = None if tokenizer.eos_id == source.config.eos_id else tokenizer.eos_id
     if isinstance(tokenizer, SentencePieceTokenizer):
         pieces, scores, kinds = zip(*tokenizer.pieces(), strict=True)
         whole = {
@@ -164,7 +165,9 @@ def tokenizer_metadata(tokenizer: Tokenizer | None, source: Checkpoint) -> dict[
             SENTENCEPIECE: np.frombuffer(files["tokenizer.model"], np.uint8),
         }
         if tokenizer.added_tokens:
-            whole[SENTENCEPIECE_SETTINGS] = files["tokenizer_config.json"].decode()
+            whole[TOKENIZER_SETTINGS] = files["tokenizer_config.json"].decode()
+        elif own_eos is not None:
+            whole[TOKENIZER_SETTINGS] = files["special_tokens_map.json"].decode()
         return whole
     added = tokenizer.added if isinstance(tokenizer, ByteLevelBPE) else {}
     tokens, types = [], []
@@ -180,6 +183,8 @@ def tokenizer_metadata(tokenizer: Tokenizer | None, source: Checkpoint) -> dict[
     }
     if isinstance(tokenizer, ByteLevelBPE):
         found |= {TOKENIZER + "merges": tokenizer.merges, TOKENIZER_JSON: files["tokenizer.json"].decode()}
+        if own_eos is not None:
+            found[TOKENIZER_SETTINGS] = files["special_tokens_map.json"].decode()
     return found
 
 

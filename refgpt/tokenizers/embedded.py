@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from refgpt._common.errors import TokenizerError
@@ -81,12 +80,12 @@ def _of_files(vocabulary: Vocabulary) -> Tokenizer:
                 fix=FRESH_COPY,
             )
     settings = Settings(eos=(eos,))
+    if (config := vocabulary.files.get(TOKENIZER_CONFIG)) is not None:
+        said = settings_of(parse_json(config, f"{path}, {TOKENIZER_CONFIG}", TokenizerError), path)
+        settings = Settings(added=said.added, eos=(*said.eos, eos))
     if "tokenizer.json" in vocabulary.files:
         description = parse_json(vocabulary.files["tokenizer.json"], f"{path}, tokenizer.json", TokenizerError)
         return ByteLevelBPE(description, path, f"tokenizer.json in {path.name}", settings)
-    if (config := vocabulary.files.get(TOKENIZER_CONFIG)) is not None:
-        said = parse_json(config, f"{path}, {TOKENIZER_CONFIG}", TokenizerError)
-        settings = replace(settings, added=settings_of(said, path).added)
     from refgpt.tokenizers.sentencepiece_model import SentencePieceTokenizer
 
     return SentencePieceTokenizer(

@@ -379,3 +379,37 @@ def test_gguf_written_is_gguf_of_the_tests(tmp_path):
     assert {tensor.name: tensor.data.tobytes() for tensor in mine} == {
         tensor.name: tensor.data.tobytes() for tensor in theirs
     }
+
+
+def test_the_end_that_a_tokenizer_names_is_carried_along(tmp_path):
+    """Where the model's configuration has another."""
+    for kind in ("bpe", "sentencepiece"):
+        (place := tmp_path / kind).mkdir()
+        config = replace(CONFIG, n_vocab=4100, eos_id=9)
+        start = write_model(place / "a", config, random_params(config, 1))
+        write_tokenizer(start)
+        (start / "special_tokens_map.json").write_text(json.dumps({"eos_token": "a"}))
+        if kind == "sentencepiece":
+            (start / "vocab.json").unlink()
+            (start / "merges.txt").unlink()
+            (start / "tokenizer.model").write_bytes((refgpt.default_model_path() / "tokenizer.model").read_bytes())
+        want = open_model(start)[1]
+        assert want.eos_id not in (None, 9) and want.decode([want.eos_id]) == "a"
+        for path in (middle := converted(start, "gguf", place / "b"), converted(middle, "hf", place / "c")):
+            assert_same_tokenizer(path, want)
+
+
+def test_tokens_added_to_a_sentencepiece_model_are_carried_along(tmp_path):
+    start = tmp_path / "a"
+    config = replace(CONFIG, n_vocab=4100)
+    write_model(start, config, random_params(config, 1))
+    (start / "tokenizer.model").write_bytes((refgpt.default_model_path() / "tokenizer.model").read_bytes())
+    entries = {"4096": {"content": "<|user|>", "lstrip": True, "special": True}, "4098": {"content": "two words"}}
+    settings = {"eos_token": "two words", "added_tokens_decoder": entries}
+    (start / "tokenizer_config.json").write_text(json.dumps(settings))
+    want = open_model(start)[1]
+    assert want.eos_id == 4098 and want.encode("a <|user|>")[-1] == 4096 and len(want.encode("a <|user|>")) == 2
+    middle = converted(start, "gguf", tmp_path / "b")
+    for path in (middle, converted(middle, "hf", tmp_path / "c"), converted(start, "hf", tmp_path / "d")):
+        assert_same_tokenizer(path, want)
+        assert open_model(path)[1].encode("a <|user|>") == want.encode("a <|user|>")

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import signal
+import threading
 import tracemalloc
 
 import pytest
@@ -329,6 +331,32 @@ def test_a_panic_or_any_other_fault_of_a_library_is_one_error(directory, monkeyp
     path = directory("tokenizer.model") / "tokenizer.model"
     monkeypatch.setattr(sentencepiece, "SentencePieceProcessor", panic)
     refused(path, "the sentencepiece library refuses this model; got index out of range")
+
+
+class Late(Exception):
+    """What a program of the user's raises."""
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError("late"), Late("late"), KeyboardInterrupt(), RuntimeError("late")], ids=repr
+)
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
+def test_what_a_signal_handler_raises_comes_out_as_it_is(error, name, directory):
+    """While the library encodes: the signal is sent before, and handled when Python is next at work."""
+    tokenizer = load_tokenizer(directory(name))
+
+    def handler(*_):
+        raise error
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    try:
+        with pytest.raises(type(error)) as caught:
+            while True:
+                tokenizer.encode("the old toad " * 1000)
+        assert caught.value is error
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def spoil(data: bytes, seed: int) -> bytes:

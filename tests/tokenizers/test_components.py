@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from small_tokenizers import SENTENCES, write_json
 
 from refgpt._common.errors import TokenizerError
 from refgpt.tokenizers import load_tokenizer
 from refgpt.tokenizers.byte_level_bpe import ByteLevelBPE
 from refgpt.tokenizers.components import fault_of_regex
 from refgpt.tokenizers.sentencepiece_model import SentencePieceTokenizer
+from tests.helpers.small_tokenizers import SENTENCES, write_json
 
 
 def replace(pattern, content):

@@ -3,10 +3,10 @@
 import shutil
 
 import pytest
-from small_tokenizers import write_json, write_pair
 
 from refgpt._common.errors import TokenizerError
 from refgpt.tokenizers import load_tokenizer
+from tests.helpers.small_tokenizers import write_json, write_pair
 
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 GPT2 = {"tokenizer_class": "GPT2Tokenizer"}

@@ -80,9 +80,10 @@ BLOCK_LEAVES = {
 }
 
 TOKENIZER = "tokenizer.ggml."
-#: A tokenizer.json as it is, and (under names of this package's own) a tokenizer.model with what completes it.
+#: A tokenizer.json as it is, and (under names of this package's own) a tokenizer.model, and the tokenizer_config.json
+#: that completes either.
 TOKENIZER_JSON, SENTENCEPIECE = "tokenizer.huggingface.json", "refgpt.tokenizer.model"
-SENTENCEPIECE_SETTINGS = "refgpt.tokenizer.config"
+TOKENIZER_SETTINGS = "refgpt.tokenizer.config"
 #: Types of tokens that are looked for in a text before anything else: control and user-defined; 5 is unused.
 SPECIAL_TYPES, UNUSED = (3, 4), 5
 PRINTABLE = range(0x21, 0x7F)
@@ -216,7 +217,7 @@ def read_vocabulary(metadata: Mapping[str, Any], config: Config, path: Path) -> 
         for key, name in (
             (TOKENIZER_JSON, "tokenizer.json"),
             (SENTENCEPIECE, "tokenizer.model"),
-            (SENTENCEPIECE_SETTINGS, "tokenizer_config.json"),
+            (TOKENIZER_SETTINGS, "tokenizer_config.json"),
         )
         if key in metadata
     }
