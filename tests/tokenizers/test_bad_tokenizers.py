@@ -349,9 +349,9 @@ def test_what_a_signal_handler_raises_comes_out_as_it_is(error, name, directory)
         raise error
 
     before = signal.signal(signal.SIGUSR1, handler)
-    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
     try:
         with pytest.raises(type(error)) as caught:
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
             while True:
                 tokenizer.encode("the old toad " * 1000)
         assert caught.value is error
