@@ -15,7 +15,18 @@ from setuptools.command.build_ext import build_ext
 
 CSRC = Path("csrc")
 # No contraction but the written one, and nothing that changes what a float is: the bits are a promise.
-FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+FLAGS = ["-std=gnu11", "-O3", "-fno-fast-math", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+#: Flags of the environment, or of the Python that builds, that would change the bits of results, or which processors
+#: run them. They are taken out rather than overruled: at the link, -ffast-math alone makes the whole process flush
+#: subnormals to 0.
+UNWANTED = re.compile(
+    r"""-Ofast | --optimi[sz]e=fast | -f(no-)?(fast|unsafe|associative|reciprocal|finite|trapping|rounding)-math\S*
+        | -funsafe-math-optimizations | -ffinite-math-only | -fno-signed-zeros | -fno-honor-(nans|infinities)
+        | -fapprox-func | -fsingle-precision-constant | -fcx-\S+
+        | -f(fp-model|fp-contract|fp-eval-method|excess-precision|denormal-fp-math)\S*
+        | -m(arch|cpu|fpmath|fpu)=\S+ | -m(daz-ftz|pc32|pc64|pc80) | -m(recip|fma|avx|f16c|sse4|ssse3)\S*""",
+    re.VERBOSE,
+)
 X86_ISAS = {"avx2": ["-mavx2", "-mfma", "-mf16c"]}
 X86_ISAS["avx512"] = [*X86_ISAS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 X86_ISAS["avx512vnni"] = [*X86_ISAS["avx512"], "-mavx512vnni"]
@@ -37,6 +48,12 @@ def isa_flags() -> dict[str, list[str]]:
     return {"scalar": [], **ISAS.get(target()[0], {})}
 
 
+def without_unwanted(words: list[str]) -> tuple[list[str], list[str]]:
+    """A command's words without the ``UNWANTED`` flags, and those flags."""
+    dropped = [word for word in words if UNWANTED.fullmatch(word)]
+    return [word for word in words if word not in dropped], dropped
+
+
 def declarations() -> str:
     """The header without its include guard: of the preprocessor's lines cffi reads plain constants only."""
     lines = (CSRC / "refgpt_kernels.h").read_text(encoding="utf-8").splitlines()
@@ -46,10 +63,26 @@ def declarations() -> str:
 class BuildKernels(build_ext):
     """Compile the wrapper and one object an instruction set, then link them into one module.
 
-    ``REFGPT_CFLAGS`` is added to the flags of every file and of the link (sanitizers).
+    ``REFGPT_CFLAGS`` is added to the flags of every file and of the link (sanitizers). CFLAGS, CPPFLAGS, LDFLAGS and CC
+    count as they do for every extension, but for the flags that would change the bits of results (``UNWANTED``).
     """
 
+    def drop_unwanted_flags(self) -> None:
+        """Take them out of the compiler's commands, into which setuptools has put what the environment says."""
+        dropped: dict[str, None] = {}
+        for name in self.compiler.executables:
+            words = getattr(self.compiler, name, None)
+            if isinstance(words, list):
+                kept, unwanted = without_unwanted(words)
+                setattr(self.compiler, name, kept)
+                dropped |= dict.fromkeys(unwanted)
+        for flag in dropped:
+            given = [name for name, value in sorted(os.environ.items()) if flag in value.split()]
+            where = ", ".join(given) or "Python's own build flags"
+            self.warn(f"left out {flag} (in {where}): it would change the results, or the processors that can run them")
+
     def build_extension(self, ext: Extension) -> None:
+        self.drop_unwanted_flags()
         temp = Path(self.build_temp)
         temp.mkdir(parents=True, exist_ok=True)
         ffi = FFI()
@@ -58,11 +91,11 @@ class BuildKernels(build_ext):
         wrapper = temp / f"{ext.name}.c"
         ffi.emit_c_code(str(wrapper))
 
-        extra = [*target()[1], *os.environ.get("REFGPT_CFLAGS", "").split()]
+        extra = [*target()[1], *without_unwanted(os.environ.get("REFGPT_CFLAGS", "").split())[0]]
         ext.include_dirs.append(str(CSRC))
         ext.sources = [*ext.sources, str(wrapper)]
         ext.extra_compile_args = [*FLAGS, *extra]
-        ext.extra_link_args = [*extra, "-pthread"]
+        ext.extra_link_args = ["-O3", "-fno-fast-math", *extra, "-pthread"]  # the last of their kind, here too
         for isa, flags in isa_flags().items():
             ext.extra_objects += self.compiler.compile(
                 [str(CSRC / f"{isa}.c")],

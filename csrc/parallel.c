@@ -77,6 +77,7 @@ static uint64_t wait_for_job(uint64_t seen) {
 }
 
 static void *work(void *worker) {
+    refgpt_default_float_state(); /* not that of the thread which happened to start this one */
     for (uint64_t seen = 0;;) {
         seen = wait_for_job(seen);
         atomic_fetch_add(&n_inside, 1); /* from here the caller waits for us; so look again whether it still wants us */
@@ -114,8 +115,7 @@ static void start_workers(int64_t n_wanted) {
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-void refgpt_run(refgpt_kernel kernel, const void *args, int64_t n_items, int64_t grain, int64_t n_threads) {
-    if (n_items <= 0) return;
+static void run(refgpt_kernel kernel, const void *args, int64_t n_items, int64_t grain, int64_t n_threads) {
     const int64_t most_pieces = (n_items + grain - 1) / grain;
     if (n_threads > most_pieces) n_threads = most_pieces;
     if (n_threads > MOST_WORKERS + 1) n_threads = MOST_WORKERS + 1;
@@ -139,6 +139,13 @@ void refgpt_run(refgpt_kernel kernel, const void *args, int64_t n_items, int64_t
         else sched_yield();
     }
     pthread_mutex_unlock(&caller_lock);
+}
+
+void refgpt_run(refgpt_kernel kernel, const void *args, int64_t n_items, int64_t grain, int64_t n_threads) {
+    if (n_items <= 0) return;
+    const uint64_t callers = refgpt_default_float_state();
+    run(kernel, args, n_items, grain, n_threads);
+    refgpt_set_float_state(callers);
 }
 
 void refgpt_run_steps(const refgpt_step *steps, int64_t n_steps, int64_t n_threads) {

@@ -34,7 +34,7 @@
 #include <stdint.h>
 
 /* Changes whenever a struct or a contract below changes; the binding refuses another number. */
-#define REFGPT_ABI 4
+#define REFGPT_ABI 5
 #define REFGPT_LANES 16     /* rows side by side in a panel */
 #define REFGPT_CHUNK 32     /* terms of a partial sum */
 #define REFGPT_FEW_ROWS 8   /* that linear takes as they are; the most rows of a query tile */
@@ -98,7 +98,8 @@ typedef struct {
     int64_t n_rows, n_keys, n_head, d_head, capacity; /* capacity is a multiple of 16 */
 } refgpt_attention_args;
 
-/* Puts keys and values at their positions in the cache, rounded to its dtype (nearest even). Items: rows. */
+/* Puts keys and values at their positions in the cache, rounded to its dtype (nearest even); what is too large for float16 becomes
+ * NaN. Items: rows. */
 typedef struct {
     const float *k, *v; /* [t, n_head, d_head] */
     void *k_cache, *v_cache;
@@ -115,7 +116,7 @@ typedef struct {
 } refgpt_softmax_args;
 
 /* y = fma((x - mean) * (1 / sqrt(variance + eps)), w, b); mean and then variance (of x - mean, squares by fma) are striped
- * sums divided by n. x may be y. Items: rows. */
+ * sums divided by n. A row whose variance overflows becomes NaN. x may be y. Items: rows. */
 typedef struct {
     const float *x; /* [n_rows, n] */
     const float *w; /* [n] */
@@ -201,7 +202,8 @@ const char *refgpt_isa_obstacle(const char *isa);
 
 /* Run a kernel over items [0, n_items) on at most n_threads threads, in pieces of whole multiples of `grain` (but the last). Blocks
  * until done.
- * Workers are numbered 0 .. n_threads - 1; the caller is 0, and works alone while another thread's call has the workers. */
+ * Workers are numbered 0 .. n_threads - 1; the caller is 0, and works alone while another thread's call has the workers. Kernels
+ * run under the default floating-point state, whatever the caller's is; that is as it was afterwards. */
 void refgpt_run(refgpt_kernel kernel, const void *args, int64_t n_items, int64_t grain, int64_t n_threads);
 
 /* Such a call, written down. */
@@ -213,5 +215,22 @@ typedef struct {
 
 /* Run steps one after another, each when all items of the one before are done. */
 void refgpt_run_steps(const refgpt_step *steps, int64_t n_steps, int64_t n_threads);
+
+/* Numbers that a recorded step reads as indices: index[i] is to be in [least, stop) for i in [0, n). */
+typedef struct {
+    const int64_t *index;
+    int64_t n, least, stop;
+} refgpt_range;
+
+/* The first range that holds a number outside, or -1 if none does. */
+int64_t refgpt_outside(const refgpt_range *ranges, int64_t n_ranges);
+
+/* Whether tiles are rows 0 .. n_rows - 1, each once and in order, at most REFGPT_FEW_ROWS a tile, of slots [0, n_slots). */
+int refgpt_tiles_fit(const refgpt_query_tile *tiles, int64_t n_tiles, int64_t n_rows, int64_t n_slots);
+
+/* Give the calling thread the default floating-point state (to nearest, nothing flushed to 0, no exception traps), and return
+ * the state that it had; give it that one back. */
+uint64_t refgpt_default_float_state(void);
+void refgpt_set_float_state(uint64_t state);
 
 #endif

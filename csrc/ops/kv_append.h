@@ -1,9 +1,15 @@
 /* Keys and values into the cache. Both are stored as panels, keys with keys as lanes (scores are sums over d_head), values
  * with dimensions as lanes (z is a sum over keys), so that attention is two linear layers. Bound by the keys' scattered stores. */
 
+/* What is too large for float16 becomes NaN: an infinite key may have the score -infinity, and vanish without a trace. */
 ALWAYS_INLINE void store_stored(void *p, v16 a, enum dtype dtype) {
     if (dtype == F32) v16_store(p, a);
-    else v16_store_f16(p, a);
+    else {
+        uint16_t halves[LANES];
+        v16_store_f16(halves, a);
+        const v16 strange = v16_mul(v16_load_f16(halves), v16_set1(0.0f)); /* a zero of a's sign, or NaN */
+        v16_store_f16(p, v16_add(a, strange));
+    }
 }
 
 ALWAYS_INLINE void kv_append(const refgpt_kv_append_args *a, int64_t begin, int64_t end, enum dtype dtype) {

@@ -37,7 +37,8 @@ native)
     ;;
 pool)
     for how in thread address,undefined; do
-        "${CC:-cc}" $flags -Werror -g -O1 -fsanitize=$how "$csrc/testing/pool_driver.c" "$csrc/parallel.c" -pthread -o "$out/pool"
+        "${CC:-cc}" $flags -Werror -g -O1 -fsanitize=$how "$csrc/testing/pool_driver.c" "$csrc/parallel.c" \
+            "$csrc/float_state.c" -pthread -lm -o "$out/pool"
         "$out/pool" $([ $how = thread ] || echo fork)
     done
     exit
@@ -56,7 +57,7 @@ neon)
     ;;
 esac
 shift
-for file in dispatch cpu parallel testing/rows_driver; do
+for file in dispatch cpu float_state indices parallel testing/rows_driver; do
     build "$cc" "$(basename $file)" $sanitize "$csrc/$file.c"
 done
 "$cc" $sanitize "$out"/*.o -lm -o "$out/driver"

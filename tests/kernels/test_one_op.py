@@ -238,7 +238,7 @@ def edges_of_float16() -> np.ndarray:
 
 
 @each("kv_append_f16")
-def test_keys_and_values_are_rounded_to_float16_as_numpy_rounds(kernel):
+def test_keys_and_values_are_rounded_to_float16_as_numpy_rounds_and_nan_where_it_overflows(kernel):
     x = edges_of_float16()
     d_head = 1024
     x = np.resize(x, (-(-len(x) // d_head), 1, d_head))
@@ -249,10 +249,27 @@ def test_keys_and_values_are_rounded_to_float16_as_numpy_rounds(kernel):
     kv_append(x, x, k_cache, v_cache, at, np.zeros(n, np.int64), kernel=kernel)
     with np.errstate(over="ignore"):
         want = x[:, 0].astype(np.float16)
-    assert_same_bits(k_cache[0, 0, at // 16, :, at % 16], want)
-    assert_same_bits(v_cache[0, 0, :, at].reshape(n, d_head), want)
-    assert np.isinf(want).any()
+    overflowed = np.isinf(want)
+    got_k, got_v = k_cache[0, 0, at // 16, :, at % 16], v_cache[0, 0, :, at].reshape(n, d_head)
+    assert overflowed.any()
+    assert np.isnan(got_k[overflowed]).all() and np.isnan(got_v[overflowed]).all()
+    got_k, got_v, want = (np.where(overflowed, np.float16(0), values) for values in (got_k, got_v, want))
+    assert_same_bits(got_k, want)
+    assert_same_bits(got_v, want)
     assert ((want != 0) & (np.abs(want) < 2.0**-14)).any()
+
+
+@each("layer_norm")
+@pytest.mark.parametrize("largest", [2e19, 3e38, -3e38])
+@pytest.mark.parametrize("n", [7, 16, 75])
+def test_a_variance_that_overflows_is_not_passed_over(kernel, largest, n):
+    x = np.stack([np.linspace(-1, 1, n), np.linspace(-1, 1, n)]).astype(np.float32)
+    x[0, n // 2] = largest
+    y = layer_norm(x, np.ones(n, np.float32), np.ones(n, np.float32), 1e-5, kernel=kernel)
+    with np.errstate(over="ignore", invalid="ignore"):
+        want = spec.layer_norm(x, np.ones(n, np.float32), np.ones(n, np.float32), 1e-5)
+    assert np.isnan(want[0]).all() and np.isnan(y[0]).all()
+    assert np.isfinite(want[1]).all() and np.isfinite(y[1]).all()
 
 
 @each("kv_append")

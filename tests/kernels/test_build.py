@@ -1,0 +1,146 @@
+"""Flags of the environment that would change the bits of results reach neither the compiler nor the link."""
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMPILER = shutil.which(os.environ.get("CC", "cc").split()[0])
+
+UNWANTED = [
+    "-ffast-math",
+    "-Ofast",
+    "-funsafe-math-optimizations",
+    "-ffinite-math-only",
+    "-fassociative-math",
+    "-freciprocal-math",
+    "-fno-signed-zeros",
+    "-fno-trapping-math",
+    "-fno-honor-nans",
+    "-ffp-contract=fast",
+    "-ffp-model=fast",
+    "-fsingle-precision-constant",
+    "-march=native",
+    "-march=x86-64-v3",
+    "-mcpu=native",
+    "-mfma",
+    "-mavx2",
+    "-mfpmath=387",
+    "-mdaz-ftz",
+    "-mrecip",
+    "--optimize=fast",
+    "-fdenormal-fp-math=preserve-sign",
+]
+WANTED = [
+    "cc",
+    "-O2",
+    "-Os",
+    "-g",
+    "-fPIC",
+    "-Wall",
+    "-fwrapv",
+    "-mtune=native",
+    "-flto",
+    "-fsanitize=address",
+    "-DNDEBUG",
+    "-ffp-exception-behavior=maytrap",
+    "-fno-fast",
+    "-arch",
+    "arm64",
+    "-mmacosx-version-min=11.0",
+    "-msse2",
+    "-pthread",
+    "-Wl,-rpath,/opt/-ffast-math",
+    "-fno-math-errno",
+    "-shared",
+    "-mbranch-protection=standard",
+    "-m64",
+]
+
+
+def build(monkeypatch):
+    pytest.importorskip("setuptools")
+    monkeypatch.chdir(ROOT)
+    return runpy.run_path(str(ROOT / "csrc" / "build.py"))
+
+
+def test_flags_that_change_bits_are_told_from_those_that_do_not(monkeypatch):
+    kept, dropped = build(monkeypatch)["without_unwanted"]([*WANTED, *UNWANTED])
+    assert kept == WANTED
+    assert dropped == UNWANTED
+
+
+# Writes down its arguments, and makes what it was asked for.
+FAKE = """#!/bin/sh
+echo "$0 $*" >> "$COMMANDS"
+while [ $# -gt 0 ]; do
+    if [ "$1" = -o ]; then : > "$2"; fi
+    shift
+done
+"""
+
+ENVIRONMENTS = {
+    "CFLAGS": {"CFLAGS": "-O2 -ffast-math -march=native -DKEPT"},
+    "LDFLAGS": {"LDFLAGS": "-Wl,-O1 -ffast-math -DKEPT"},
+    "CPPFLAGS": {"CPPFLAGS": "-funsafe-math-optimizations -DKEPT"},
+    "CC": {"CC": "{fake} -Ofast -mfma -DKEPT"},
+    "LDSHARED": {"LDSHARED": "{fake} -shared -Ofast -DKEPT"},
+    "REFGPT_CFLAGS": {"REFGPT_CFLAGS": "-ffast-math -DKEPT"},
+}
+
+
+@pytest.mark.parametrize("where", ENVIRONMENTS)
+def test_no_command_of_a_build_has_them(where, tmp_path, monkeypatch):
+    build(monkeypatch)
+    fake, commands = tmp_path / "fake-cc", tmp_path / "commands"
+    fake.write_text(FAKE)
+    fake.chmod(0o755)
+    given = {"CC": "{fake}"} | ENVIRONMENTS[where]
+    environment = {name: value for name, value in os.environ.items() if name not in ("CFLAGS", "LDFLAGS", "CPPFLAGS")}
+    environment |= {name: value.format(fake=fake) for name, value in given.items()} | {"COMMANDS": str(commands)}
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import setuptools; setuptools.setup()",
+            "build_ext",
+            "--build-temp",
+            str(tmp_path / "temp"),
+            "--build-lib",
+            str(tmp_path / "lib"),
+        ],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    lines = commands.read_text().splitlines()
+    links = [line for line in lines if " -c " not in line]
+    assert len(lines) > 5 and len(links) == 1
+    assert any("-DKEPT" in line for line in lines)
+    words = {word for line in lines for word in line.split()}
+    unwanted = {"-ffast-math", "-Ofast", "-funsafe-math-optimizations", "-march=native"}
+    assert not words & unwanted
+    assert all("-mfma" not in line for line in lines if "avx" not in line)
+    assert all("-ffp-contract=off" in line and "-fno-fast-math" in line for line in lines if line not in links)
+    if where != "REFGPT_CFLAGS":
+        assert f"(in {where}" in run.stdout + run.stderr  # the builder is told
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+@pytest.mark.parametrize("flag", ["-ffast-math", "-ffinite-math-only", "-O3 -ffast-math"])
+def test_what_reaches_the_compiler_otherwise_does_not_compile(flag):
+    run = subprocess.run(
+        [COMPILER, "-std=gnu11", *flag.split(), "-fsyntax-only", f"-I{ROOT / 'csrc'}", str(ROOT / "csrc" / "scalar.c")],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode != 0
+    assert "CFLAGS" in run.stderr
