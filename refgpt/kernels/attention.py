@@ -10,6 +10,8 @@ from refgpt.kernels.calling import (
     SMALLEST_PIECE,
     Program,
     arguments,
+    check_apart,
+    check_array,
     check_shape,
     check_whole,
     check_within,
@@ -18,9 +20,12 @@ from refgpt.kernels.calling import (
     indices,
     output,
     run,
+    table_row,
+    tile_pointer,
+    uncovered,
 )
-from refgpt.kernels.native import FEW_ROWS, ffi
-from refgpt.kernels.registry import Kernel, active
+from refgpt.kernels.native import FEW_ROWS, ffi, lib
+from refgpt.kernels.registry import Kernel
 from refgpt.kernels.threads import check_threads
 from refgpt.numbers.panels import LANES, n_panels
 
@@ -53,8 +58,10 @@ def kv_append(
     n_slots, capacity, dtype = _cache(k_cache, v_cache, n_head, d_head, written=True)
     check_shape("positions", positions, (n_rows,))
     check_shape("slots", slots, (n_rows,))
-    check_within("positions", positions, 0, capacity)
-    check_within("slots", slots, 0, n_slots)
+    check_within("positions", positions, 0, capacity, program)
+    check_within("slots", slots, 0, n_slots, program)
+    check_apart("k_cache", k_cache, k, v, v_cache, positions, slots)
+    check_apart("v_cache", v_cache, k, v, positions, slots)
     args = arguments(
         "kv_append",
         k=floats("k", k, k.shape),
@@ -67,7 +74,7 @@ def kv_append(
         d_head=d_head,
         capacity=capacity,
     )
-    run(kernel or active(f"kv_append_{dtype}"), args, n_rows, 16, threads, program)
+    run(table_row(f"kv_append_{dtype}", kernel), args, n_rows, 16, threads, program)
 
 
 def query_tiles(slots: np.ndarray) -> np.ndarray:
@@ -113,13 +120,20 @@ def attention(
     n_threads = check_threads(threads)
     check_shape("n_visible", n_visible, (n_rows,))
     n_keys = capacity if pattern is None else check_shape("pattern", pattern, (n_head, n_rows, None))[2]
-    check_within("n_visible", n_visible, 1, min(capacity, n_keys) + 1)
-    _check_tiles(tiles, n_rows, n_slots)
+    check_within("n_visible", n_visible, 1, min(capacity, n_keys) + 1, program)
+    _check_tiles(tiles, n_rows, n_slots, program)
     if scratch is None:
         scratch = np.empty((n_threads, FEW_ROWS, capacity), np.float32)
-    elif scratch.shape[0] < n_threads or scratch.shape[1:] != (FEW_ROWS, capacity):
+    elif check_shape("scratch", scratch, (None, FEW_ROWS, capacity))[0] < n_threads:
         raise KernelError("wrong shape", where="scratch", got=scratch.shape, wanted=(n_threads, FEW_ROWS, capacity))
+    if program is not None:
+        program.limit_threads(len(scratch))
     z = output(out, q.shape)
+    read = (q, k_cache, v_cache, tiles, n_visible)
+    check_apart("out", z, *read, pattern, scratch)
+    check_apart("scratch", scratch, *read, pattern)
+    if pattern is not None:
+        check_apart("pattern", pattern, *read)
     args = arguments(
         "attention",
         q=floats("q", q, q.shape),
@@ -128,7 +142,7 @@ def attention(
         z=floats("out", z, q.shape),
         pattern=ffi.NULL if pattern is None else floats("pattern", pattern, pattern.shape, written=True),
         scratch=floats("scratch", scratch, scratch.shape, written=True),
-        tiles=ffi.from_buffer("refgpt_query_tile[]", tiles),
+        tiles=tile_pointer(tiles),
         n_visible=indices("n_visible", n_visible),
         n_rows=n_rows,
         n_keys=n_keys,
@@ -137,19 +151,20 @@ def attention(
         capacity=capacity,
     )
     grain = max(1, SMALLEST_PIECE // max(1, 2 * capacity * d_head))
-    run(kernel or active(f"attention_{dtype}"), args, len(tiles) * n_head, grain, n_threads, program)
+    run(table_row(f"attention_{dtype}", kernel), args, len(tiles) * n_head, grain, n_threads, program)
     return z
 
 
-def _check_tiles(tiles: np.ndarray, n_rows: int, n_slots: int) -> None:
-    """Refuse tiles that are not each row once, in order: in C they would reach beyond an array."""
-    row, fits = 0, tiles.dtype == QUERY_TILE and tiles.ndim == 1
-    for first_row, height, slot in tiles.tolist() if fits else ():
-        fits = fits and first_row == row and 1 <= height <= FEW_ROWS and 0 <= slot < n_slots
-        row += height
-    if not fits or row != n_rows:
-        raise KernelError("the tiles do not cover the rows", where="tiles", fix="make them with query_tiles")
-    check_whole("tiles", tiles)
+def _check_tiles(tiles: np.ndarray, n_rows: int, n_slots: int, program: Program | None) -> None:
+    """Refuse tiles that are not each row once, in order, now and whenever the program runs: in C they would reach
+    beyond an array."""
+    check_array("tiles", tiles)
+    if tiles.dtype != QUERY_TILE or tiles.ndim != 1:
+        raise uncovered()
+    if not lib.refgpt_tiles_fit(tile_pointer(tiles), len(tiles), n_rows, n_slots):
+        raise uncovered()
+    if program is not None:
+        program.watch_tiles(tiles, n_rows, n_slots)
 
 
 def _cache(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from refgpt._common.errors import KernelError
 from refgpt.kernels.native import ffi, lib
-from refgpt.kernels.registry import Kernel
-from refgpt.kernels.threads import check_threads
+from refgpt.kernels.registry import Kernel, active
+from refgpt.kernels.threads import MOST_THREADS, check_threads
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.panels import Panels
 
@@ -24,24 +25,63 @@ class Program:
     """Calls that are recorded once and then made again and again, all of them in one crossing into C.
 
     Give it to functions of this package as ``program=``: they check their arguments as ever and add their call, without
-    making it. What the arrays hold when the program runs is what counts; the arrays themselves, their shapes and the
-    checks of their values are those of the recording.
+    making it. What the arrays hold when the program runs is what counts; the arrays themselves and their shapes are
+    those of the recording. Indices are checked again before each run, since in C they reach into other arrays; nobody
+    may change them while it runs.
     """
 
     def __init__(self) -> None:
         self._calls: list[tuple[Kernel, Any, Any, int, int]] = []
         self._steps: Any = None
+        self._ranges: dict[tuple[int, int, int, int], tuple[str, np.ndarray, Any]] = {}
+        self._tiles: dict[tuple[int, int, int, int], tuple[np.ndarray, Any]] = {}
+        self._c_ranges: Any = None
+        self._most_threads = MOST_THREADS
 
     def add(self, kernel: Kernel, struct: Any, values: Any, n_items: int, grain: int) -> None:
         """Another call, at the end. ``values`` are the struct's pointers, which keep its arrays alive."""
         self._calls.append((kernel, struct, values, n_items, grain))
         self._steps = None
 
+    def watch(self, name: str, index: np.ndarray, least: int, stop: int) -> None:
+        """Refuse to run while a number of ``index`` (int64) is outside ``least`` .. ``stop - 1``."""
+        self._ranges[index.ctypes.data, index.size, least, stop] = name, index, indices(name, index)
+        self._c_ranges = None
+
+    def watch_tiles(self, tiles: np.ndarray, n_rows: int, n_slots: int) -> None:
+        """Refuse to run while these tiles do not cover the rows."""
+        self._tiles[tiles.ctypes.data, tiles.size, n_rows, n_slots] = tiles, tile_pointer(tiles)
+
+    def limit_threads(self, most: int) -> None:
+        """Refuse to run on more threads: a call has room for so many."""
+        self._most_threads = min(self._most_threads, most)
+
     def run(self, threads: int) -> None:
-        """Make the calls, one after another, each on ``threads`` threads."""
+        """Make the calls, one after another, each on ``threads`` threads.
+
+        Raises
+        ------
+        KernelError
+            If an index has come to lie outside its array, or the calls have no room for so many threads.
+        """
+        if check_threads(threads) > self._most_threads:
+            raise KernelError("recorded for fewer threads", where="threads", got=threads, wanted=self._most_threads)
+        self._check_indices()
         if self._steps is None:
             self._steps = ffi.new("refgpt_step[]", [(k.run, s, n, grain) for k, s, _, n, grain in self._calls])
         lib.refgpt_run_steps(self._steps, len(self._calls), threads)
+
+    def _check_indices(self) -> None:
+        if self._c_ranges is None:
+            ranges = [(data, n, least, stop) for (_, n, least, stop), (*_, data) in self._ranges.items()]
+            self._c_ranges = ffi.new("refgpt_range[]", ranges)
+        outside = lib.refgpt_outside(self._c_ranges, len(self._ranges))
+        if outside >= 0:
+            (_, _, least, stop), (name, index, _) = list(self._ranges.items())[outside]
+            raise _outside(name, index, least, stop)
+        for (_, n, n_rows, n_slots), (_, data) in self._tiles.items():
+            if not lib.refgpt_tiles_fit(data, n, n_rows, n_slots):
+                raise uncovered()
 
 
 Arguments = tuple[Any, dict[str, Any]]
@@ -58,6 +98,8 @@ def run(
     """Call a kernel for all of its items, in pieces of whole multiples of ``grain``; or add the call to a program."""
     if kernel.obstacle:
         raise KernelError(f"{kernel} cannot run here", got=kernel.obstacle)
+    if program is not None and not isinstance(program, Program):
+        raise KernelError("not a program", where="program", got=type(program).__name__)
     struct, values = args
     if program is None:
         lib.refgpt_run(kernel.run, struct, n_items, grain, check_threads(threads))
@@ -65,8 +107,36 @@ def run(
         program.add(kernel, struct, values, n_items, grain)
 
 
+def table_row(op: str, kernel: Kernel | None) -> Kernel:
+    """The row of the table to call for an op: the one that was asked for, or else the active one."""
+    if kernel is None:
+        return active(op)
+    if not isinstance(kernel, Kernel) or kernel.op != op:  # it would take the arguments for those of another op
+        raise KernelError("not a kernel of this op", where="kernel", got=str(kernel)[:80], wanted=op)
+    return kernel
+
+
+def check_array(name: str, array: np.ndarray) -> None:
+    """Refuse what is no array at all."""
+    if not isinstance(array, np.ndarray):
+        raise KernelError("not an array", where=name, got=type(array).__name__, wanted="numpy.ndarray")
+
+
+def check_panels(name: str, panels: object) -> Panels:
+    """Refuse what is not ``Panels``; those that exist are as they say."""
+    if not isinstance(panels, Panels):
+        raise KernelError(
+            "not packed into panels",
+            where=name,
+            got=type(panels).__name__,
+            fix="pack it with refgpt.kernels.pack or quantise",
+        )
+    return panels
+
+
 def check_shape(name: str, array: np.ndarray, wanted: tuple[int | None, ...]) -> tuple[int, ...]:
     """The array's shape, after comparing it with the one wanted (None: any size)."""
+    check_array(name, array)
     shape = array.shape
     fits = len(shape) == len(wanted)
     for size, want in zip(shape, wanted, strict=False):  # a loop: this runs a hundred times a token
@@ -76,7 +146,26 @@ def check_shape(name: str, array: np.ndarray, wanted: tuple[int | None, ...]) ->
     return shape
 
 
+def check_apart(name: str, written: np.ndarray, *others: np.ndarray | None, over: Iterable[np.ndarray] = ()) -> None:
+    """Refuse an output that overlaps other arrays of its call.
+
+    Parameters
+    ----------
+    written : ndarray
+        The output. All arrays lie in one piece each.
+    over : iterable of ndarray
+        Inputs of its shape that it may take the place of: but exactly.
+    """
+    for other in others:
+        if other is not None and np.may_share_memory(written, other):
+            raise KernelError("overlaps another array of the call", where=name, fix="pass an array of its own")
+    for other in over:
+        if other is not written and np.may_share_memory(written, other) and other.ctypes.data != written.ctypes.data:
+            raise KernelError("overlaps a part of an input", where=name, fix="pass the input itself or another array")
+
+
 def floats(name: str, array: np.ndarray, shape: tuple[int, ...], written: bool = False) -> Any:
+    check_array(name, array)
     if array.dtype != F32 or array.shape != shape:
         raise KernelError(
             "not a float32 array of this shape", where=name, got=f"{array.dtype} {array.shape}", wanted=shape
@@ -85,21 +174,34 @@ def floats(name: str, array: np.ndarray, shape: tuple[int, ...], written: bool =
 
 
 def indices(name: str, array: np.ndarray) -> Any:
+    check_array(name, array)
     if array.dtype != I64:
         raise KernelError("not an int64 array", where=name, got=array.dtype)
     return ffi.from_buffer("int64_t[]", check_whole(name, array))
 
 
-def check_within(name: str, index: np.ndarray, least: int, stop: int) -> None:
-    """Refuse an index outside ``least`` .. ``stop - 1``: in C it would reach beyond an array."""
+def check_within(name: str, index: np.ndarray, least: int, stop: int, program: Program | None = None) -> None:
+    """Refuse an index outside ``least`` .. ``stop - 1``, now and whenever the program runs: in C it would reach beyond
+    an array."""
+    check_array(name, index)
     # As unsigned numbers those below ``least`` are the largest: one pass finds both kinds.
     if index.dtype != I64 or (index.size and int((index - least).view(np.uint64).max()) >= stop - least):
-        raise KernelError(
-            "an index is out of range",
-            where=name,
-            got=f"{index.dtype} {index.min()} .. {index.max()}",
-            wanted=f"int64 {least} .. {stop - 1}",
-        )
+        raise _outside(name, index, least, stop)
+    if program is not None:
+        program.watch(name, index, least, stop)
+
+
+def _outside(name: str, index: np.ndarray, least: int, stop: int) -> KernelError:
+    got = f"{index.dtype} {index.min()} .. {index.max()}" if index.size else f"{index.dtype} {index.shape}"
+    return KernelError("an index is out of range", where=name, got=got, wanted=f"int64 {least} .. {stop - 1}")
+
+
+def tile_pointer(tiles: np.ndarray) -> Any:
+    return ffi.from_buffer("refgpt_query_tile[]", check_whole("tiles", tiles))
+
+
+def uncovered() -> KernelError:
+    return KernelError("the tiles do not cover the rows", where="tiles", fix="make them with query_tiles")
 
 
 def check_whole(name: str, array: np.ndarray, written: bool = False, anywhere: bool = False) -> np.ndarray:
@@ -113,6 +215,7 @@ def check_whole(name: str, array: np.ndarray, written: bool = False, anywhere: b
 
 
 def float_kind(name: str, array: np.ndarray) -> str:
+    check_array(name, array)
     if array.dtype not in DTYPE_NAMES:
         raise KernelError(
             "not a dtype that weights are kept in", where=name, got=array.dtype, wanted=" ".join(DTYPE_NAMES.values())
@@ -123,6 +226,7 @@ def float_kind(name: str, array: np.ndarray) -> str:
 def output(out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     if out is None:
         return np.empty(shape, np.float32)
+    check_array("out", out)
     if not out.flags.writeable:
         raise KernelError("not writable", where="out")
     return out
@@ -132,6 +236,7 @@ def output_panels(out: Panels | None, kind: str, shape: tuple[int, int]) -> Pane
     """Where a packed matrix [n_out, n_in] goes: ``out``, if it is of this kind and shape, or new panels."""
     if out is None:
         return Panels.zeros(kind, *shape)
+    check_panels("out", out)
     if (out.kind, out.shape) != (kind, shape):
         raise KernelError(
             "other panels than the matrix", where="out", got=f"{out.kind} {out.shape}", wanted=f"{kind} {shape}"

@@ -12,6 +12,9 @@ from refgpt.kernels.calling import (
     SMALLEST_PIECE,
     Program,
     arguments,
+    check_apart,
+    check_array,
+    check_panels,
     check_shape,
     check_whole,
     float_kind,
@@ -19,9 +22,10 @@ from refgpt.kernels.calling import (
     output,
     output_panels,
     run,
+    table_row,
 )
 from refgpt.kernels.native import FEW_ROWS, ROW_GROUP, ffi
-from refgpt.kernels.registry import Kernel, active
+from refgpt.kernels.registry import Kernel
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.panels import BLOCK, FLOATS, LANES, Panels, aligned_zeros, n_blocks, n_panels, panel_shape
 
@@ -80,6 +84,7 @@ class LinearInput:
         room, self._scratch = self._scratch, None
         if room is None:
             return aligned_zeros((n_bytes,), np.dtype(np.uint8))
+        check_array("scratch", room)
         if room.dtype != np.uint8 or room.ndim != 1 or room.size < n_bytes:
             raise KernelError(
                 "too small or not of bytes",
@@ -109,11 +114,11 @@ def linear(
 
     Weights of 8 and 4 bits meet rows that are rounded to 8 bits on the way.
     """
-    if not isinstance(w, Panels):
-        raise KernelError("not packed", where="w", got=type(w).__name__, wanted="Panels", fix="pack it first: see pack")
+    w = check_panels("w", w)
     rows = x if isinstance(x, LinearInput) else LinearInput(x, threads=threads, program=program)
     n_rows, n_in = check_shape("x", rows.x, (None, w.n_in))
     y = output(out, (n_rows, w.n_out))
+    check_apart("out", y, rows.x, w.data, bias)
     same = {
         "w": ffi.from_buffer(check_whole("w", w.data)),
         "bias": ffi.NULL if bias is None else floats("bias", bias, (w.n_out,)),
@@ -124,14 +129,16 @@ def linear(
     }
     if w.kind in FLOATS:
         panels = rows.panels()
+        check_apart("out", y, None if panels is None else panels.data)
         packed = ffi.NULL if panels is None else ffi.from_buffer("float[]", panels.data)
         args = arguments("linear", x=floats("x", rows.x, (n_rows, n_in)), x_panels=packed, **same)
     else:
+        check_apart("out", y, rows.quantised())
         args = arguments("linear_quantised", x=ffi.from_buffer("char[]", rows.quantised()), **same)
     # Pieces are large enough to be worth waking a thread for; of floats, whole groups of panels (4 or 3 side by side).
     group, smallest = (4 if n_rows == 1 else 3, SMALLEST_PIECE) if w.kind in FLOATS else (1, SMALLEST_QUANTISED_PIECE)
     grain = group * max(1, smallest // max(1, n_rows * n_in * LANES * group))
-    run(kernel or active(f"linear_{w.kind}"), args, n_panels(w.n_out), grain, threads, program)
+    run(table_row(f"linear_{w.kind}", kernel), args, n_panels(w.n_out), grain, threads, program)
     return y
 
 
@@ -147,12 +154,14 @@ def quantise_rows(
     n_rows, n_in = check_shape("x", x, (None, None))
     n_bytes = n_rows * n_blocks(n_in) * RECORD
     y = np.empty(n_bytes, np.uint8) if out is None else out
+    check_array("out", y)
     if y.dtype != np.uint8 or y.shape != (n_bytes,):
         raise KernelError("not so many bytes", where="out", got=f"{y.dtype} {y.shape}", wanted=f"uint8 ({n_bytes},)")
+    check_apart("out", y, x)
     records = ffi.from_buffer("char[]", check_whole("out", y, written=True))
     args = arguments("quantise_rows", x=floats("x", x, (n_rows, n_in)), y=records, n_rows=n_rows, n_in=n_in)
     n_items = -(-n_rows // ROW_GROUP) * n_blocks(n_in)
-    run(kernel or active("quantise_rows"), args, n_items, 128, threads, program)
+    run(table_row("quantise_rows", kernel), args, n_items, 128, threads, program)
     return y
 
 
@@ -172,7 +181,8 @@ def pack(
     n_out, n_in = check_shape("w", w, (None, None))
     kind = float_kind("w", w)
     out = output_panels(out, kind, (n_out, n_in))
+    check_apart("out", out.data, w)
     matrix, panels = check_whole("w", w, anywhere=True), check_whole("out", out.data, written=True)
     args = arguments("pack", w=ffi.from_buffer(matrix), panels=ffi.from_buffer(panels), n_in=n_in, n_out=n_out)
-    run(kernel or active(f"pack_b{w.dtype.itemsize}"), args, n_panels(n_out), 4, threads, program)
+    run(table_row(f"pack_b{w.dtype.itemsize}", kernel), args, n_panels(n_out), 4, threads, program)
     return out

@@ -14,6 +14,7 @@ from refgpt._common.errors import KernelError
 from refgpt.kernels.calling import (
     Program,
     arguments,
+    check_apart,
     check_shape,
     check_whole,
     check_within,
@@ -22,9 +23,10 @@ from refgpt.kernels.calling import (
     indices,
     output,
     run,
+    table_row,
 )
 from refgpt.kernels.native import ffi
-from refgpt.kernels.registry import Kernel, active
+from refgpt.kernels.registry import Kernel
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.panels import Panels
 
@@ -47,8 +49,9 @@ def embedding(
     (n_rows,) = check_shape("ids", ids, (None,))
     n_vocab, n = table.shape if isinstance(table, Panels) else check_shape("table", table, (None, None))
     kind, stored = (table.kind, table.data) if isinstance(table, Panels) else (float_kind("table", table), table)
-    check_within("ids", ids, 0, n_vocab)
+    check_within("ids", ids, 0, n_vocab, program)
     y = output(out, (n_rows, n))
+    check_apart("out", y, stored, ids)
     args = arguments(
         "embedding",
         table=ffi.from_buffer(check_whole("table", stored)),
@@ -56,7 +59,7 @@ def embedding(
         y=floats("out", y, (n_rows, n)),
         n=n,
     )
-    run(kernel or active(f"embedding_{kind}"), args, n_rows, 16, threads, program)
+    run(table_row(f"embedding_{kind}", kernel), args, n_rows, 16, threads, program)
     return y
 
 
@@ -73,7 +76,10 @@ def layer_norm(
 ) -> np.ndarray:
     """LayerNorm of the rows of x [t, c] with weight w [c] and bias b [c]; out may be x."""
     n_rows, n = check_shape("x", x, (None, None))
+    if not isinstance(eps, float | int | np.floating):
+        raise KernelError("not a number", where="eps", got=type(eps).__name__)
     y = output(out, x.shape)
+    check_apart("out", y, w, b, over=(x,))
     args = arguments(
         "layer_norm",
         x=floats("x", x, x.shape),
@@ -83,7 +89,7 @@ def layer_norm(
         n=n,
         eps=eps,
     )
-    run(kernel or active("layer_norm"), args, n_rows, 4, threads, program)
+    run(table_row("layer_norm", kernel), args, n_rows, 4, threads, program)
     return y
 
 
@@ -92,8 +98,9 @@ def _rowwise(
 ) -> np.ndarray:
     n_rows, n = check_shape("x", x, (None, None))
     y = output(out, x.shape)
+    check_apart("out", y, over=(x,))
     args = arguments(op, x=floats("x", x, x.shape), y=floats("out", y, x.shape), n=n)
-    run(kernel or active(op), args, n_rows, 4, threads, program)
+    run(table_row(op, kernel), args, n_rows, 4, threads, program)
     return y
 
 
@@ -134,6 +141,7 @@ def residual(
     """The residual stream x [t, c] and what a block's two branches add to it: ``x + a + b``; out may be any of them."""
     n_rows, n = check_shape("x", x, (None, None))
     y = output(out, x.shape)
+    check_apart("out", y, over=(x, a, b))
     args = arguments(
         "residual",
         x=floats("x", x, x.shape),
@@ -142,7 +150,7 @@ def residual(
         y=floats("out", y, x.shape),
         n=n,
     )
-    run(kernel or active("residual"), args, n_rows, 4, threads, program)
+    run(table_row("residual", kernel), args, n_rows, 4, threads, program)
     return y
 
 
@@ -151,7 +159,7 @@ def row_sum(x: np.ndarray, *, threads: int | None = None, kernel: Kernel | None 
     n_rows, n = check_shape("x", x, (None, None))
     y = np.empty(n_rows, np.float32)
     run(
-        kernel or active("row_sum"),
+        table_row("row_sum", kernel),
         arguments("row_sum", x=floats("x", x, x.shape), y=floats("y", y, y.shape), n=n),
         n_rows,
         1,
@@ -182,8 +190,9 @@ def rotary(
             "the rotated dimensions do not fit the head", where="cos", got=d_rotary, wanted=f"even, at most {d_head}"
         )
     check_shape("positions", positions, (n_rows,))
-    check_within("positions", positions, 0, n_ctx)
+    check_within("positions", positions, 0, n_ctx, program)
     y = output(out, x.shape)
+    check_apart("out", y, cos, sin, positions, over=(x,))
     args = arguments(
         "rotary",
         x=floats("x", x, x.shape),
@@ -195,5 +204,5 @@ def rotary(
         d_head=d_head,
         d_rotary=d_rotary,
     )
-    run(kernel or active("rotary"), args, n_rows, 16, threads, program)
+    run(table_row("rotary", kernel), args, n_rows, 16, threads, program)
     return y

@@ -7,12 +7,24 @@ from __future__ import annotations
 
 import numpy as np
 
+from refgpt._common.arguments import whole_number
 from refgpt._common.errors import KernelError
 from refgpt._common.wording import shown
-from refgpt.kernels.calling import Program, arguments, check_shape, check_whole, float_kind, output_panels, run
+from refgpt.kernels.calling import (
+    Program,
+    arguments,
+    check_apart,
+    check_array,
+    check_shape,
+    check_whole,
+    float_kind,
+    output_panels,
+    run,
+    table_row,
+)
 from refgpt.kernels.linear import pack
 from refgpt.kernels.native import ffi
-from refgpt.kernels.registry import Kernel, active
+from refgpt.kernels.registry import Kernel
 from refgpt.numbers.checksums import PIECE_WORDS
 from refgpt.numbers.panels import BLOCK_BYTES, Panels, n_panels
 
@@ -40,11 +52,12 @@ def quantise(
     if kind not in BLOCK_BYTES:
         raise KernelError("cannot be used", where="kind", got=shown(kind), wanted=" or ".join(BLOCK_BYTES))
     out = output_panels(out, kind, (n_out, n_in))
+    check_apart("out", out.data, w)
     matrix, panels = check_whole("w", w, anywhere=True), check_whole("out", out.data, written=True)
     args = arguments(
         "quantise", w=ffi.from_buffer(matrix), panels=ffi.from_buffer(panels), n_in=n_in, n_out=n_out, dtype=dtype
     )
-    run(kernel or active(f"quantise_{kind}"), args, n_panels(n_out), 1, threads, program)
+    run(table_row(f"quantise_{kind}", kernel), args, n_panels(n_out), 1, threads, program)
     return out
 
 
@@ -72,10 +85,11 @@ def digests(
     (n_words,) = check_shape("words", words, (None,))
     if words.dtype != np.uint32 or not words.dtype.isnative:
         raise KernelError("not words", where="words", got=words.dtype, wanted="uint32")
-    if piece_words < 1:
-        raise KernelError("cannot be used", where="piece_words", got=piece_words, wanted="1 at least")
+    piece_words = whole_number("piece_words", piece_words, 1, (1 << 63) - 1, KernelError)
     n_pieces = -(-n_words // piece_words)
     out = np.empty(n_pieces, np.uint64) if out is None else out
+    check_array("out", out)
+    check_apart("out", out, words)
     if out.dtype != np.uint64 or out.shape != (n_pieces,):
         raise KernelError("unusable", where="out", got=f"{out.dtype} {out.shape}", wanted=f"uint64 {(n_pieces,)}")
     args = arguments(
@@ -85,5 +99,5 @@ def digests(
         n_words=n_words,
         piece_words=piece_words,
     )
-    run(kernel or active("digests"), args, n_pieces, 16, threads, program)
+    run(table_row("digests", kernel), args, n_pieces, 16, threads, program)
     return out

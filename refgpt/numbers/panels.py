@@ -23,6 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refgpt._common.arguments import one_of, whole_number
+from refgpt._common.errors import KernelError
 from refgpt.numbers.dtypes import STORED_DTYPES
 from refgpt.numbers.encoded import Encoded
 
@@ -87,6 +89,22 @@ class Panels(Encoded):
     kind: str
     place: str = "packed"
 
+    def __post_init__(self) -> None:
+        """Refuse a description that the data does not bear out: kernels take it at its word."""
+        one_of(f"{self.place}: kind", self.kind, KINDS, KernelError)
+        n_out = whole_number(f"{self.place}: n_out", self.n_out, 0, None, KernelError)
+        n_in = whole_number(f"{self.place}: n_in", self.n_in, 0, None, KernelError)
+        shape, dtype = panel_shape(self.kind, n_out, n_in), panel_dtype(self.kind)
+        if not isinstance(self.data, np.ndarray):
+            raise KernelError("not an array", where=self.place, got=type(self.data).__name__)
+        if self.data.shape != shape or self.data.dtype != dtype:
+            raise KernelError(
+                "the data is not of this matrix",
+                where=self.place,
+                got=f"{self.data.dtype} {self.data.shape}",
+                wanted=f"{dtype} {shape}",
+            )
+
     @classmethod
     def zeros(cls, kind: str, n_out: int, n_in: int, place: str = "packed") -> Panels:
         """Room for a matrix."""
@@ -115,7 +133,13 @@ class Panels(Encoded):
 
     def part(self, first: int, last: int) -> Panels:
         """The rows ``first`` to ``last`` of the same memory; ``first`` begins a panel."""
-        assert first % LANES == 0
+        if first % LANES or not 0 <= first <= last <= self.n_out:
+            raise KernelError(
+                "not rows of this matrix",
+                where=self.place,
+                got=f"{first} to {last}",
+                wanted=f"0 to {self.n_out}, from a multiple of {LANES}",
+            )
         return Panels(self.data[first // LANES : n_panels(last)], last - first, self.n_in, self.kind, self.place)
 
     def rows(self, start: int, stop: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 
 from refgpt._common.errors import KernelError
 from refgpt.kernels import (
+    active,
     attention,
     check_threads,
     digests,
@@ -200,6 +201,16 @@ FAULTS = [
     *((op, name, "with -1", lambda x: np.append(indices(-1), x[1:])) for op, name in INDEX_ARRAYS),
     *((op, name, "with 33", lambda x: np.append(x[:-1], indices(33))) for op, name in INDEX_ARRAYS),
     *((op, name, "with 2^40", lambda x: np.append(x[:-1], indices(1 << 40))) for op, name in INDEX_ARRAYS),
+    *((op, name, "as a list", lambda x: x.tolist()) for op, name in FLOAT_ARRAYS + STORED_ARRAYS + INDEX_ARRAYS),
+    *((op, name, "of another kind of thing", lambda x: "x") for op, name in FLOAT_ARRAYS + INDEX_ARRAYS),
+    ("attention", "tiles", "as a list", lambda x: x.tolist()),
+    ("quantise_rows", "out", "as bytes", lambda x: bytearray(x)),
+    ("digests", "words", "as bytes", lambda x: x.tobytes()),
+    ("digests", "out", "as a list", lambda x: x.tolist()),
+    ("digests", "piece_words", "of half a word", lambda x: 0.5),
+    ("digests", "piece_words", "beyond 64 bits", lambda x: 1 << 70),
+    ("layer_norm", "eps", "as a text", lambda x: "1e-5"),
+    ("linear", "w", "that were never packed", lambda x: floats(F, C)),
     ("quantise_rows", "out", "short", lambda x: x[1:]),
     ("quantise_rows", "out", "long", lambda x: np.append(x, x[:1])),
     ("quantise_rows", "out", "of floats", lambda x: x.view(np.float32)),
@@ -251,11 +262,75 @@ def test_the_arguments_are_good_to_begin_with(op):
 def test_a_faulty_argument_is_named_and_nothing_is_written(op, name, what, change):
     arguments = GOOD[op]()
     arguments[name] = change(arguments[name])
-    outputs = {key: arguments[key] for key in WRITTEN if key in arguments}
+    outputs = {key: arguments[key] for key in WRITTEN if isinstance(arguments.get(key), np.ndarray)}
     before = {key: value.tobytes() for key, value in outputs.items()}
     with pytest.raises(KernelError):
         call(op, arguments)
     assert before == {key: value.tobytes() for key, value in outputs.items()}
+
+
+# Each output with the inputs that it may take the place of, and those it may not touch.
+OVERLAPS = {
+    ("linear", "out"): ((), ("x", "bias")),
+    ("embedding", "out"): ((), ("table",)),
+    ("layer_norm", "out"): (("x",), ("w", "b")),
+    ("gelu", "out"): (("x",), ()),
+    ("softmax", "out"): (("x",), ()),
+    ("residual", "out"): (("x", "a", "b"), ()),
+    ("rotary", "out"): (("x",), ("cos", "sin")),
+    ("kv_append", "k_cache"): ((), ("k", "v", "v_cache")),
+    ("kv_append", "v_cache"): ((), ("k", "v")),
+    ("attention", "out"): ((), ("q", "k_cache", "v_cache", "pattern", "scratch")),
+    ("attention", "pattern"): ((), ("q", "k_cache", "v_cache", "scratch")),
+    ("attention", "scratch"): ((), ("q", "k_cache", "v_cache")),
+}
+ALL_OVERLAPS = [(op, out, name, name in over) for (op, out), (over, apart) in OVERLAPS.items() for name in over + apart]
+
+
+def overlapping(arguments: dict, first: str, second: str, shift: int) -> None:
+    """Move two of the arguments into one buffer, the second ``shift`` numbers after the first."""
+    a, b = arguments[first], arguments[second]
+    buffer = np.ones(max(a.size, b.size + shift), np.float32)
+    arguments[first], arguments[second] = buffer[: a.size].reshape(a.shape), buffer[shift:][: b.size].reshape(b.shape)
+
+
+@pytest.mark.parametrize(("op", "out", "name", "in_place"), ALL_OVERLAPS)
+@pytest.mark.parametrize("shift", [0, 1, 4])
+def test_an_output_overlaps_no_input_unless_it_is_that_input(op, out, name, in_place, shift):
+    arguments = GOOD[op]()
+    overlapping(arguments, out, name, shift)
+    if in_place and shift == 0:
+        call(op, arguments)
+        return
+    with pytest.raises(KernelError, match=f"{out}|{name}"):
+        call(op, arguments)
+
+
+def test_packed_outputs_overlap_no_input():
+    panels, words = pack(floats(F, C)), np.ones(8, np.uint32)
+    with pytest.raises(KernelError, match="out"):
+        pack(panels.data.reshape(-1)[: F * C].reshape(F, C), panels)
+    with pytest.raises(KernelError, match="out"):
+        digests(words, 4, words[:4].view(np.uint64))
+    rows = floats(4, 32)
+    with pytest.raises(KernelError, match="out"):
+        quantise_rows(rows, rows.reshape(-1).view(np.uint8)[: 4 * 40])
+    ids = np.zeros(2, np.int64)
+    with pytest.raises(KernelError, match="out"):
+        embedding(floats(2, 2), ids, ids.view(np.float32).reshape(2, 2))
+
+
+@pytest.mark.parametrize("op", GOOD)
+def test_a_kernel_of_another_op_is_refused(op):
+    other = active("row_sum" if op != "row_sum" else "gelu")
+    for wrong in (other, "scalar", 1):
+        with pytest.raises(KernelError, match="kernel"):
+            OPS[op](**GOOD[op](), kernel=wrong)
+
+
+def test_what_is_no_program_is_refused():
+    with pytest.raises(KernelError, match="program"):
+        gelu(floats(N, C), program=[])
 
 
 def test_a_tile_of_nine_rows_is_refused():
