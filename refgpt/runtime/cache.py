@@ -9,7 +9,7 @@ import numpy as np
 from refgpt._common.errors import GenerationError
 from refgpt.kernels import kv_shapes
 from refgpt.numbers.dtypes import STORED_DTYPES
-from refgpt.numbers.panels import aligned_zeros
+from refgpt.numbers.panels import LANES, aligned_zeros
 from refgpt.spec.config import AnyConfig
 
 
@@ -48,6 +48,31 @@ class KVCache:
         self.lengths = np.zeros(n_slots, np.int64)
         self.prefix_lens = np.zeros(n_slots, np.int64)
         self.capacity = capacity
+
+    def check_overflow(self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> None:
+        """Explain logits that are NaN, if it is because the keys or values of these rows were too large for float16.
+
+        Such a number is NaN in the cache, which reaches every logit of the rows that see it.
+
+        Raises
+        ------
+        GenerationError
+        """
+        if self.k.dtype != np.float16 or not np.isnan(logits[:, :1]).any():
+            return
+        for layer, (k, v) in enumerate(zip(self.k, self.v, strict=True)):
+            keys = np.isnan(k[slots, :, positions // LANES, :, positions % LANES]).reshape(len(slots), -1)  # [t, h x d]
+            lanes = v[slots, :, :, positions, :].reshape(len(slots), v.shape[1], -1)  # [t, h, whole panels of d]
+            values = np.isnan(lanes[..., : k.shape[-2]]).reshape(len(slots), -1)
+            lost = keys.any(1) | values.any(1)
+            if (lost & ~(keys.all(1) & values.all(1))).any():  # a row that came as NaN is NaN throughout
+                raise GenerationError(
+                    "keys or values are too large for float16, in which they are kept",
+                    where=f"blocks.{layer}",
+                    fix="load with kv_dtype='f32' (--kv-dtype f32)",
+                )
+            if lost.any():
+                return
 
     @property
     def padded_capacity(self) -> int:

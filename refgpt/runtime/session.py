@@ -117,7 +117,10 @@ class Runtime:
         batch = Batch.of(tokens, np.zeros(n, np.int64), np.arange(n, dtype=np.int64), prefix_len)
         cache = KVCache(self.config, 1, n, self.kv_dtype)
         buffers = Buffers.of(self.config, n, cache.padded_capacity, self.threads)
-        return self.family.forward(self.params, self.config, batch, cache, self.tables(n), buffers, tap=tap)
+        logits = self.family.forward(self.params, self.config, batch, cache, self.tables(n), buffers, tap=tap)
+        if tap is no_tap:  # who looks inside is shown the fault where it is
+            cache.check_overflow(logits, batch.slots, batch.positions)
+        return logits
 
     def tables(self, n_positions: int) -> Any:
         """What the family looks up by position, for ``n_positions`` or more.
@@ -216,14 +219,17 @@ class RuntimeSession:
         if n > self._buffers.n_rows:
             self._buffers = self._new_buffers(n)
             self._recorded.clear()
-        if n > MOST_ROWS:
-            return self._compute(batch, wanted)
-        kind = n, len(batch.tiles), wanted.start, forced_isa()
+        logits = self._compute(batch, wanted) if n > MOST_ROWS else self._recorded_pass(batch, wanted).run(batch)
+        self.cache.check_overflow(logits, batch.slots, batch.positions)
+        return logits
+
+    def _recorded_pass(self, batch: Batch, wanted: slice) -> RecordedPass:
+        kind = len(batch.ids), len(batch.tiles), wanted.start, forced_isa()
         if kind not in self._recorded:
             self._recorded[kind] = RecordedPass(
                 lambda batch, program: self._compute(batch, wanted, program), batch, self._runtime.threads
             )
-        return self._recorded[kind].run(batch)
+        return self._recorded[kind]
 
     def _compute(self, batch: Batch, wanted: slice, program: Program | None = None) -> np.ndarray:
         engine = self._runtime

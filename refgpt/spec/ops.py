@@ -28,10 +28,12 @@ def linear(x: np.ndarray, w: Leaf, b: np.ndarray | None = None) -> np.ndarray:
 def layer_norm(x: np.ndarray, w: np.ndarray, b: np.ndarray, eps: float) -> np.ndarray:
     """Each row shifted to mean 0, scaled to variance 1, then given a learnt scale and shift. x [t, c] -> [t, c].
 
-    The variance is the mean square (over c, not c - 1), and ``eps`` is added to it before the root.
+    The variance is the mean square (over c, not c - 1), and ``eps`` is added to it before the root. A row whose
+    variance overflows becomes NaN: divided by an infinite root it would be 0, as if it were an ordinary number.
     """
     centred = x - x.mean(axis=-1, keepdims=True)  # [t, c]
     variance = (centred * centred).mean(axis=-1, keepdims=True)  # [t, 1]
+    variance = np.where(np.isinf(variance), np.nan, variance)
     return centred / np.sqrt(variance + eps) * widen(w, x.dtype) + widen(b, x.dtype)  # [t, c]
 
 
