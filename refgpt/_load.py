@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike
 
 from refgpt._common.arguments import flag, one_of, path_of, whole_number
 from refgpt._common.errors import RefgptError
+from refgpt._common.float_state import default_float_state
 from refgpt._common.progress import Progress
 from refgpt._common.wording import shown
 from refgpt._model import Model
@@ -122,6 +123,7 @@ def check_options(backend: str, dtype: str | None, threads: int | None, kv_dtype
         whole_number("threads", threads, 1, None, RefgptError)
 
 
+@default_float_state()
 def start(
     checkpoint: Checkpoint,
     tokenizer: Tokenizer | None,
@@ -197,6 +199,7 @@ def _say_mask(checkpoint: Checkpoint, asked: bool) -> None:
     log.log(level, "%s mask: %s (%s)", checkpoint.mask, what, checkpoint.mask_source)
 
 
+@default_float_state()
 def open_model(
     path: str | os.PathLike[str] | None = None,
     mask: str = "auto",

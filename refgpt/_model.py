@@ -157,9 +157,14 @@ class Model:
 
         Parameters and errors are those of that function. ``report.first_broken`` is None if all are within their
         bounds. The C kernels are; the NumPy backend in float32 is not at "mlp_post", where its ``1 + tanh`` loses
-        digits.
+        digits. Kernels whose bits are not the promised ones, whatever the bounds say, are a KernelError.
         """
         from refgpt.tracing import verify
+
+        if self.backend == "c":
+            from refgpt.kernels import check_bits
+
+            check_bits()
 
         return verify(self.engine, self.params(), ids, prefix_len, progress=progress, on_tap=on_tap)
 

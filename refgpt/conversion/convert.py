@@ -7,6 +7,7 @@ from typing import Protocol
 
 from refgpt._common.arguments import one_of, path_of
 from refgpt._common.errors import CheckpointError
+from refgpt._common.float_state import default_float_state
 from refgpt._common.progress import Progress
 from refgpt.checkpoints import Checkpoint, check_unchanged, verify_checksums
 from refgpt.conversion import gguf, huggingface, packed
@@ -62,6 +63,7 @@ class Target(Protocol):
 TARGETS: dict[str, Target] = {"refgpt": packed, "hf": huggingface, "gguf": gguf}
 
 
+@default_float_state()
 def convert(
     source: Checkpoint,
     tokenizer: Tokenizer | None,

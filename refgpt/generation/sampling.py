@@ -19,6 +19,7 @@ import numpy as np
 
 from refgpt._common.arguments import keep_whole
 from refgpt._common.errors import GenerationError
+from refgpt._common.float_state import default_float_state
 from refgpt._common.wording import shown
 
 
@@ -123,6 +124,7 @@ class Sampler:
         self._counts: dict[int, int] = {}
         self._bits = np.random.PCG64(np.random.SeedSequence(params.seed))
 
+    @default_float_state()
     def choose(self, logits: np.ndarray) -> Choice:
         """Draw the next token and remember it.
 
@@ -158,6 +160,7 @@ class Sampler:
         likeliest = likely[np.argsort(-logits[likely], kind="stable")][:n]
         return Choice(chosen, float(logprobs[chosen]), {int(i): float(logprobs[i]) for i in likeliest})
 
+    @default_float_state()
     def candidates(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What may be drawn next.
 
@@ -259,6 +262,7 @@ def check_logits(logits: np.ndarray) -> None:
         )
 
 
+@default_float_state()
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Log-probabilities over the last axis in float64."""
     shifted: np.ndarray = logits.astype(np.float64) - logits.max(-1, keepdims=True)

@@ -7,6 +7,7 @@ from refgpt.kernels.native import CHUNK, FEW_ROWS
 from refgpt.kernels.ops import embedding, gelu, layer_norm, residual, rotary, row_sum, softmax
 from refgpt.kernels.quantising import digests, quantise, store
 from refgpt.kernels.registry import Kernel, active, force_isa, forced_isa, list_kernels
+from refgpt.kernels.selfcheck import check_bits, wrong_kernels
 from refgpt.kernels.threads import check_threads
 
 Activations = LinearInput  # its former name
@@ -20,6 +21,7 @@ __all__ = [
     "Program",
     "active",
     "attention",
+    "check_bits",
     "check_threads",
     "digests",
     "embedding",
@@ -41,4 +43,5 @@ __all__ = [
     "scratch_bytes",
     "softmax",
     "store",
+    "wrong_kernels",
 ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refgpt._common.float_state import default_float_state
 from refgpt._common.progress import Progress
 from refgpt.numbers.casting import cast
 from refgpt.numbers.dtypes import STORED_DTYPES, dtype_name
@@ -88,6 +89,7 @@ def lies_in_rows(name: str, kind: str) -> bool:
     return name == "wte" and kind in FLOATS
 
 
+@default_float_state()
 def pack_params(
     params: Tree, dtype: str | None, fill: Fill, progress: Progress | None = None, copy: bool = False
 ) -> Tree:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from refgpt._common.errors import CheckpointError
+from refgpt._common.float_state import default_float_state
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import widen
 from refgpt.numbers.panels import BLOCK, BLOCK_BYTES, LANES, Panels, n_blocks, n_panels
@@ -61,6 +62,7 @@ def check_range(where: str, rows: np.ndarray, kind: str) -> None:
         )
 
 
+@default_float_state()
 def quantise(w: np.ndarray, kind: str, out: Panels | None = None) -> Panels:
     """A matrix in 8 or 4 bits.
 

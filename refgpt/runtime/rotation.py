@@ -11,7 +11,10 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 
+from refgpt._common.float_state import default_float_state
 
+
+@default_float_state()
 def rotary_tables(d_rotary: int, n_positions: int) -> tuple[np.ndarray, np.ndarray]:
     """Tables of ``refgpt.kernels.rotary``, for angles of position * 10000^(-2i / d_rotary).
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import DTypeLike
 
+from refgpt._common.float_state import default_float_state
 from refgpt.numbers.casting import kept_leaf
 from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.finite import check_finite
@@ -22,6 +23,7 @@ from refgpt.spec.ids import check_cut, check_ids, check_prefix
 from refgpt.spec.taps import Tap, no_tap
 
 
+@default_float_state()
 def kept_params(params: Tree, dtype: str | None, copy: bool = False) -> Tree:
     """Weights as the spec computes with them, checked leaf by leaf.
 
@@ -78,6 +80,7 @@ class SpecEngine:
         self.config = config
         self.dtype = np.dtype(dtype)
 
+    @default_float_state()
     def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
         """See ``Engine.logits``; [t, v] in the engine's dtype."""
         for file in self._files:

@@ -16,6 +16,7 @@ import numpy as np
 
 from refgpt._common.arguments import flag, function_of, instance_of, whole_number
 from refgpt._common.errors import RefgptError
+from refgpt._common.float_state import default_float_state
 from refgpt._common.progress import counted
 from refgpt.numbers.tree import ParamTree
 from refgpt.runtime.engine import Engine
@@ -123,6 +124,7 @@ def verify_bytes(engine: Engine, n: int) -> int:
     return sum(kept.values()) + 8 * (COPIES_OF_ACTIVATION * largest + COPIES_OF_MATRIX * matrix)
 
 
+@default_float_state()
 def verify(
     engine: Engine,
     params: ParamTree,

@@ -1,0 +1,157 @@
+"""Whether the kernels that run here compute the promised bits: a small call an op, its digest beside the recorded one.
+
+The order of every sum is written down, and so the bits are the same with any instruction set, compiler and machine: but
+not if somebody has compiled them with flags that let the compiler reorder or contract.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from refgpt._common.errors import KernelError
+from refgpt.kernels.attention import attention, kv_append, kv_shapes, query_tiles
+from refgpt.kernels.linear import linear, pack, quantise_rows
+from refgpt.kernels.ops import embedding, gelu, layer_norm, residual, rotary, row_sum, softmax
+from refgpt.kernels.quantising import digests, quantise
+from refgpt.kernels.registry import Kernel, list_kernels
+from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.panels import FLOATS, Panels, panel_shape
+
+#: Of the bytes that ``_outputs`` gives for each op.
+PROMISED = {
+    "linear_f32": "2f8381999bb4b5a9",
+    "linear_f16": "ae970ac365839b30",
+    "linear_bf16": "8831cafb419cfb1d",
+    "linear_q8": "2d1450b470a850cd",
+    "linear_q4": "4c3d07c262edcfc8",
+    "quantise_rows": "d625f9e213dc92ee",
+    "attention_f32": "34d5115c9b79ece0",
+    "attention_f16": "193ffa77df5f8154",
+    "kv_append_f32": "c888ba78e7be6104",
+    "kv_append_f16": "10691489aa9fb35e",
+    "softmax": "0d4b53ca24d98a30",
+    "layer_norm": "8e62e19c676e010c",
+    "gelu": "aa8aaf2d98bcd7e4",
+    "rotary": "c0cb523f820f195e",
+    "residual": "aad142adfaa6a15c",
+    "embedding_f32": "9585580ac1038219",
+    "embedding_f16": "b044efc4c82c3cce",
+    "embedding_bf16": "53b6ac347150d675",
+    "embedding_q8": "1c0983f52803f24e",
+    "pack_b2": "a87ee087243d1001",
+    "pack_b4": "fa686ca3a53f698f",
+    "row_sum": "2d1ba335ae213e05",
+    "quantise_q8": "4c60e43204110360",
+    "quantise_q4": "ff7ce61c8eac6774",
+    "digests": "1f3ecde8efa189e6",
+}
+
+
+def wrong_kernels(kernels: Iterable[Kernel] | None = None) -> list[Kernel]:
+    """Those among some kernels (by default the active ones) whose bits are not the promised ones."""
+    rows = [kernel for kernel in list_kernels() if kernel.active] if kernels is None else kernels
+    return [kernel for kernel in rows if digest(kernel) != PROMISED[kernel.op]]
+
+
+def check_bits() -> None:
+    """Refuse to go on with kernels that do not compute what they promise.
+
+    Raises
+    ------
+    KernelError
+        Naming them.
+    """
+    wrong = wrong_kernels()
+    if wrong:
+        raise KernelError(
+            "these kernels do not compute the promised bits",
+            where=", ".join(map(str, wrong)),
+            fix="install refgpt again, without flags such as -ffast-math in CFLAGS",
+        )
+
+
+def digest(kernel: Kernel) -> str:
+    """Of everything that a kernel computes from fixed numbers."""
+    total = hashlib.sha256()
+    for output in _outputs(kernel):
+        total.update(output.tobytes())
+    return total.hexdigest()[:16]
+
+
+def _outputs(kernel: Kernel) -> Iterator[np.ndarray]:
+    """What the kernel computes: sums of several chunks and of a rest, few rows and many, whole panels and parts."""
+    op, kind = kernel.op, kernel.op.rpartition("_")[2]
+    x, wide = _numbers(1, 20, 75), _numbers(2, 20, 75) * np.float32(30)
+    positions, slots = np.arange(20, dtype=np.int64), np.repeat(np.arange(2, dtype=np.int64), 10)
+    if op.startswith("linear"):
+        w = pack(_stored(3, kind, 40, 75)) if kind in FLOATS else _quantised(3, kind, 40, 75)
+        for n_rows in (1, 3, 20):
+            yield linear(x[:n_rows], w, _numbers(4, 40), kernel=kernel, threads=1)
+    elif op == "quantise_rows":
+        yield quantise_rows(wide, kernel=kernel, threads=1)
+    elif op.startswith(("attention", "kv_append")):
+        dtype = np.float16 if kind == "f16" else np.float32
+        k_cache, v_cache = (np.zeros((2, *shape), dtype) for shape in kv_shapes(3, 25, 20))
+        q, k, v = (_numbers(seed, 20, 3, 25) * np.float32(3) for seed in (5, 6, 7))
+        if op.startswith("kv_append"):
+            kv_append(k, v, k_cache, v_cache, positions, slots, kernel=kernel, threads=1)
+            yield from (k_cache, v_cache)
+        else:
+            k_cache[:], v_cache[:] = _numbers(6, *k_cache.shape), _numbers(7, *v_cache.shape)
+            yield attention(q, k_cache, v_cache, query_tiles(slots), positions + 1, kernel=kernel, threads=1)
+    elif op == "softmax":
+        yield softmax(wide, kernel=kernel, threads=1)
+    elif op == "gelu":
+        yield gelu(wide, kernel=kernel, threads=1)
+    elif op == "layer_norm":
+        yield layer_norm(wide, x[0], x[1], 1e-5, kernel=kernel, threads=1)
+    elif op == "residual":
+        yield residual(x, wide, x[::-1].copy(), kernel=kernel, threads=1)
+    elif op == "rotary":
+        cos, sin = _numbers(8, 20, 18), _numbers(9, 20, 18)
+        yield rotary(_numbers(5, 20, 3, 25), cos, sin, positions, kernel=kernel, threads=1)
+    elif op == "row_sum":
+        yield row_sum(x, kernel=kernel, threads=1)
+    elif op.startswith("embedding"):
+        table = _stored(3, kind, 40, 75) if kind in FLOATS else _quantised(3, kind, 40, 75)
+        yield embedding(table, positions * 2, kernel=kernel, threads=1)
+    elif op.startswith("pack"):
+        yield pack(_stored(3, "f32" if op == "pack_b4" else "f16", 40, 75), kernel=kernel, threads=1).data
+    elif op.startswith("quantise"):
+        yield quantise(_numbers(3, 40, 75), kind, kernel=kernel, threads=1).data
+    else:
+        yield digests(x.reshape(-1).view(np.uint32), 200, kernel=kernel, threads=1)
+
+
+def _bits(seed: int, *shape: int) -> np.ndarray:
+    """Fixed numbers below 2^24 that look random: integer arithmetic only, which no library changes."""
+    x = np.arange(int(np.prod(shape)), dtype=np.uint64) + np.uint64(seed << 32)
+    for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
+        x = (x ^ x >> np.uint64(30)) * np.uint64(factor)
+    return (x >> np.uint64(40)).astype(np.int32).reshape(shape)
+
+
+def _numbers(seed: int, *shape: int) -> np.ndarray:
+    """float32 in -1 .. 1, exact."""
+    return ((_bits(seed, *shape) - (1 << 23)) * 2.0**-23).astype(np.float32)
+
+
+def _stored(seed: int, kind: str, *shape: int) -> np.ndarray:
+    """The same in a dtype that weights are stored in."""
+    x = _numbers(seed, *shape)
+    if kind == "bf16":
+        return (x.view(np.uint32) >> np.uint32(16)).astype(np.uint16).view(BFLOAT16)
+    return x.astype(np.float16) if kind == "f16" else x
+
+
+def _quantised(seed: int, kind: str, n_out: int, n_in: int) -> Panels:
+    """Any integers with any scales."""
+    shape = panel_shape(kind, n_out, n_in)
+    data = _bits(seed, *shape).astype(np.uint8)
+    data[..., -32:] = _stored(seed + 1, "f16", *shape[:2], 16).view(np.uint8)
+    panels = Panels.zeros(kind, n_out, n_in)
+    panels.data[...] = data
+    return panels
