@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 COMPILER = shutil.which(os.environ.get("CC", "cc").split()[0])
 
 UNWANTED = [
