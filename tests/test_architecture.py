@@ -42,8 +42,8 @@ INNER_FLOORS = {
     "numbers": [
         {"dtypes", "encoded", "checksums"},
         {"leaves", "finite"},
-        {"casting", "mapped", "panels"},
-        {"tree", "quantisation"},
+        {"casting", "panels"},
+        {"mapped", "tree", "quantisation"},
         {"packing"},
     ],
     "spec": [{"config", "masks", "ops", "positions", "taps"}, {"ids"}, {"gptj"}, {"families"}, {"bounds"}],
@@ -66,7 +66,7 @@ INNER_FLOORS = {
 
 #: Rooms that a package from elsewhere may enter; NumPy may go anywhere, anything else nowhere.
 GUESTS = {
-    "_refgpt_kernels": {"kernels", "float_state"},
+    "_refgpt_kernels": {"kernels", "_common"},
     "tokenizers": {"tokenizers"},
     "sentencepiece": {"tokenizers"},
     "tqdm": {"_common", "cli"},

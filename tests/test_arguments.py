@@ -208,7 +208,7 @@ def test_what_cannot_be_used_is_refused_in_a_few_words(call) -> None:
     ],
 )
 def test_a_number_too_large_to_be_printed_is_refused_all_the_same(call) -> None:
-    with pytest.raises(RefgptError, match="too large to be printed"):
+    with pytest.raises(RefgptError, match="about 5,000 digits"):
         call()
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.work import HANGS
+
 ROOT = Path(__file__).parents[1]
 COMPILER = shutil.which(os.environ.get("CC", "cc").split()[0])
 
@@ -118,7 +120,7 @@ def test_no_command_of_a_build_has_them(where, tmp_path, monkeypatch):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGS,
     )
     assert run.returncode == 0, run.stderr
     lines = commands.read_text().splitlines()

@@ -21,6 +21,7 @@ from refgpt.cli.dialogue import TEMPLATES, Dialogue, fitting
 from refgpt.generation.params import GenerationParams
 from tests.helpers.model_files import write_model
 from tests.helpers.tiny import random_params, tiny_config
+from tests.helpers.work import HANGS
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)
 
@@ -218,7 +219,7 @@ def test_in_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_ends():
             os.write(mine, b"/help\n")
             read_until(mine, "Ctrl-C stops an answer", "> ")
             os.write(mine, b"\x04")
-            assert process.wait(120) == 0
+            assert process.wait(HANGS) == 0
         finally:
             process.kill()
             os.close(mine)

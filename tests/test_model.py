@@ -458,5 +458,5 @@ def test_a_spoilt_generation_config(generation, words, tmp_path):
     assert "generation_config.json" in str(caught.value)
     (path / "generation_config.json").unlink()
     (path / "generation_config.json").symlink_to("gone")
-    with pytest.raises(refgpt.RefgptError, match=r"generation_config\.json: is a link that leads nowhere"):
+    with pytest.raises(refgpt.RefgptError, match=r"generation_config\.json: this is a link that leads nowhere"):
         open_checkpoint(path)

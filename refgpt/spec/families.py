@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
+from refgpt._common.errors import RefgptError
+from refgpt._common.wording import shown
 from refgpt.numbers.tree import ParamTree
 from refgpt.spec import gptj
 from refgpt.spec.config import AnyConfig
@@ -57,8 +59,17 @@ FAMILIES: dict[str, Family] = {gptj.Config.model_type: gptj}
 
 
 def family_of(config: AnyConfig) -> Family:
-    """The module that specifies the family of a configuration."""
-    return FAMILIES[config.model_type]
+    """The module that specifies the family of a configuration.
+
+    Raises
+    ------
+    RefgptError
+        If it is not the configuration of a family.
+    """
+    family = FAMILIES.get(getattr(config, "model_type", ""))
+    if family is None:
+        raise RefgptError("cannot be used", where="config", got=shown(config), wanted="the Config of a family")
+    return family
 
 
 def forward(
@@ -113,6 +124,7 @@ def tap_names(config: AnyConfig) -> list[str]:
 
 def tap_shapes(config: AnyConfig, n: int) -> dict[str, tuple[int, ...]]:
     """Every activation's shape for a text of ``n`` tokens, in the order of the forward pass."""
+    names = tap_names(config)
     sizes = {"t": n, "s": n, "h": config.n_head, "d": config.d_head}
     sizes |= {"c": config.d_model, "f": config.d_ff, "v": config.n_vocab}
-    return {name: tuple(sizes[axis] for axis in tap_axes(name)) for name in tap_names(config)}
+    return {name: tuple(sizes[axis] for axis in tap_axes(name)) for name in names}

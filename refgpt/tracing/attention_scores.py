@@ -18,9 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refgpt._common.arguments import instance_of, whole_number
+from refgpt._common.arguments import whole_number
 from refgpt._common.errors import GenerationError, RefgptError
 from refgpt._common.wording import shown
+from refgpt.spec import family_of
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.ids import check_flat
 from refgpt.tracing.recording import visit
@@ -109,7 +110,7 @@ def repeated_ids(config: AnyConfig, n: int, seed: int = 0) -> np.ndarray:
     GenerationError
         If it does not fit into the model's context.
     """
-    instance_of("config", config, AnyConfig, GenerationError)
+    family_of(config)
     start = [] if config.bos_id is None else [config.bos_id]
     n = whole_number("n", n, 1, (config.n_ctx - len(start)) // 2, GenerationError)
     seed = whole_number("seed", seed, 0, None, GenerationError)

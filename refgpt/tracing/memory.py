@@ -8,7 +8,7 @@ from math import prod
 
 import numpy as np
 
-from refgpt._common.arguments import instance_of, whole_number
+from refgpt._common.arguments import whole_number
 from refgpt._common.errors import RefgptError
 from refgpt._common.memory import machine_memory
 from refgpt._common.wording import size
@@ -55,7 +55,6 @@ def trace_bytes(
     dict of str to int
         Bytes of each activation.
     """
-    instance_of("config", config, AnyConfig, RefgptError)
     n = whole_number("n", n, 1, None, RefgptError)
     kept = n if n_kept is None else whole_number("n_kept", n_kept, 0, None, RefgptError)
     itemsize = whole_number("itemsize", itemsize, 1, None, RefgptError)

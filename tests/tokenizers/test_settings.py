@@ -291,7 +291,7 @@ def test_a_link_that_leads_nowhere_is_not_absent(name, description, tmp_path):
         write_pair(tmp_path, description)
     (tmp_path / name).unlink(missing_ok=True)
     (tmp_path / name).symlink_to(tmp_path / "gone")
-    with pytest.raises(TokenizerError, match=f"{name}: is a link that leads nowhere"):
+    with pytest.raises(TokenizerError, match=f"{name}: this is a link that leads nowhere"):
         load_tokenizer(tmp_path)
 
 

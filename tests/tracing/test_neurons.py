@@ -169,7 +169,7 @@ def test_more_than_memory_holds_is_refused(monkeypatch):
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DataError, match=r"pipe: is no regular file"):
+    with pytest.raises(DataError, match=r"pipe: is not a file; got a named pipe"):
         top_activations(MODEL, tmp_path / "pipe", 0)
 
 
