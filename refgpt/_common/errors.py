@@ -8,7 +8,7 @@ from refgpt._common.wording import told
 
 
 class RefgptError(ValueError):
-    """Base of every error that a file, an argument or a prompt can cause: all of them are ``ValueError``s.
+    """Base of every error that a file, an argument or a prompt can cause: each is also a ``ValueError``.
 
     That of a file which is not there is also a ``FileNotFoundError`` (see ``missing``).
 
