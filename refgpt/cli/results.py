@@ -23,6 +23,7 @@ from errno import EACCES, EISDIR
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TextIO
 
+from refgpt._common.arguments import path_of
 from refgpt._common.errors import DataError
 from refgpt._common.partial_files import lock_partial, partial_name, sync
 from refgpt._common.wording import displayable
@@ -46,8 +47,11 @@ def check_suffix(path: str | None, *suffixes: str) -> str | None:
 
     A device or a pipe may have any name; it is given what the first of them means.
     """
-    if path is None or Path(path).suffix in suffixes:
-        return None if path is None else Path(path).suffix
+    if path is None:
+        return None
+    suffix = path_of("output", path, DataError).suffix
+    if suffix in suffixes:
+        return suffix
     if _stream_of(path) is not None or _is_special(path):
         return suffixes[0]
     raise DataError("cannot be written", where="--output", got=path, wanted=f"a name in {' or '.join(suffixes)}")
