@@ -117,8 +117,8 @@ class Tokenizer(ABC):
             token = self.token_bytes(token_id).decode("utf-8", "replace")
             got, wanted = f"{shown(token)}, which has the id {token_id}", f"ids below {self.n_rows}"
             fix = "leave it out: the tokenizer's files name more tokens than the model has"
-            what = "the model has no row for a token of this text"
-            raise TokenizerError(what, where="encode", got=got, wanted=wanted, fix=fix)
+            what = "the model has no row for one of its tokens"
+            raise TokenizerError(what, where="the text", got=got, wanted=wanted, fix=fix)
         return ids
 
     @abstractmethod
