@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike
 
-from refgpt._common.arguments import flag, one_of, path_of, whole_number
+from refgpt._common.arguments import flag, function_of, one_of, path_of, whole_number
 from refgpt._common.errors import RefgptError
 from refgpt._common.float_state import default_float_state
 from refgpt._common.progress import Progress
@@ -98,7 +98,8 @@ def load(
     """
     kept_in, cached_in = known_dtype(dtype), known_dtype(kv_dtype)
     check_options(backend, kept_in, threads, cached_in)
-    flag("verify", verify, RefgptError)
+    for name, value in (("verify", verify), ("copy", copy)):
+        flag(name, value, RefgptError)
     checkpoint, tokenizer = open_model(path, mask, progress, revision)
     return start(checkpoint, tokenizer, backend, kept_in, mask, threads, cached_in, progress, verify, copy)
 
@@ -158,7 +159,8 @@ def start(
         If an argument or a weight (NaN, infinity) cannot be used.
     """
     check_options(backend, dtype, threads, kv_dtype)
-    verify = flag("verify", verify, RefgptError)
+    verify, copy = flag("verify", verify, RefgptError), flag("copy", copy, RefgptError)
+    _check_progress(progress)
     _say_mask(checkpoint, asked=asked_mask != "auto")
     engine: Engine
     if backend == "c":
@@ -211,6 +213,7 @@ def open_model(
 
     Parameters, and the errors that need no numbers, are those of ``load``.
     """
+    _check_progress(progress)
     path = _files_of(path, revision)
     checkpoint = open_checkpoint(path, mask, progress)
     vocabulary, directory = checkpoint.vocabulary, checkpoint.directory
@@ -220,8 +223,17 @@ def open_model(
     return checkpoint, tokenizer
 
 
+def _check_progress(progress: Progress | None) -> None:
+    if progress is not None:
+        function_of("progress", progress, RefgptError)
+
+
 def _files_of(path: str | os.PathLike[str] | None, revision: str | None) -> Path:
     if path is not None and hub.is_name(path):
+        if revision is not None and not (isinstance(revision, str) and revision):
+            raise RefgptError(
+                "cannot be used", where="revision", got=shown(revision), wanted="a branch, a tag or a commit"
+            )
         return hub.fetch(str(path), revision)
     if revision is not None:
         raise RefgptError(

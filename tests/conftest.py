@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -13,6 +14,11 @@ from hypothesis import HealthCheck, settings
 # Hypothesis gives up on a machine that is slow, or busy: it counts seconds.
 settings.register_profile("refgpt", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("refgpt")
+
+
+# Whoever starts the suite with nohup, or in the background of a script, has it ignore Ctrl-C, and its children with it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

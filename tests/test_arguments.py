@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import refgpt
-from refgpt import ModelConfig, evaluation, plotting, tracing
+from refgpt import ModelConfig, evaluation, kernels, plotting, spec, tracing
 from refgpt._common.arguments import collected, flag, whole_number
 from refgpt._common.errors import GenerationError, RefgptError
 from refgpt.evaluation import RaftSettings, Template
@@ -28,6 +28,7 @@ IDS = [1, 2, 3, 2]
 TRACE = tracing.record(ENGINE, IDS, names="blocks.0.*")
 PATTERN = TRACE["blocks.0.pattern"]
 GOLD = np.array([0, 1, 1])
+ROWS = np.ones((2, 32), np.float32)
 
 
 class Index:
@@ -179,6 +180,41 @@ WRONG = {
     "parts of a number": lambda: plotting.error_lines(tracing.compare(ENGINE, ENGINE, IDS), parts=5),
     "labels of a number": lambda: plotting.token_lines(np.ones(3), 5),
     "verify of an array": lambda: refgpt.load(verify=np.zeros(2)),
+    "copy of a number": lambda: refgpt.load(copy=1),
+    "copy of an array": lambda: refgpt.load(copy=np.zeros(2)),
+    "progress of a number for load": lambda: refgpt.load(progress=5),
+    "no path": lambda: refgpt.load(""),
+    "a revision without letters": lambda: refgpt.load("nobody/nothing", revision=""),
+    "a revision of a number": lambda: refgpt.load("nobody/nothing", revision=5),
+    "no tasks": lambda: evaluation.read_raft(".", []),
+    "resamples without end": lambda: evaluation.estimate((len, 2), n_resamples=2**70),
+    "activations of many digits": lambda: tracing.top_activations(refgpt.load(), ["a"], 0, k=MANY_DIGITS),
+    "a colour map of a number": lambda: plotting.head_map(np.ones((2, 2)), cmap=0),
+    "a colour map of an array": lambda: plotting.head_map(np.ones((2, 2)), cmap=np.zeros(2)),
+    "a colour map of no name": lambda: plotting.attention_map(PATTERN[0], cmap=""),
+    "a label of nothing": lambda: plotting.readable(None),
+    "a label of no letters": lambda: plotting.readable("a", None),
+    "a dtype of a number": lambda: spec.forward(PARAMS, CONFIG, IDS, dtype=5),
+    "a dtype of whole numbers": lambda: spec.forward(PARAMS, CONFIG, IDS, dtype=np.int32),
+    "a dtype of a surrogate": lambda: spec.forward(PARAMS, CONFIG, IDS, dtype="\ud800"),
+    "a tap of a number": lambda: spec.forward(PARAMS, CONFIG, IDS, tap=5),
+    "axes of no activation": lambda: spec.tap_axes("nope"),
+    "axes of a number": lambda: spec.tap_axes(5),
+    "no op": lambda: kernels.active("nope"),
+    "an op of a list": lambda: kernels.active(["gelu"]),
+    "a kernel of many digits": lambda: kernels.gelu(ROWS, kernel=MANY_DIGITS),
+    "an epsilon of many digits": lambda: kernels.layer_norm(ROWS, ROWS[0], ROWS[0], MANY_DIGITS),
+    "a ragged weight": lambda: kernels.layer_norm(ROWS, [[1], [1, 2]], ROWS[0], 1e-5),
+    "a ragged summand": lambda: kernels.residual(ROWS, [[1], [1, 2]], ROWS),
+    "a kind of a list": lambda: kernels.quantise(ROWS, ["q8"]),
+    "panels of a number": lambda: kernels.store(ROWS, 5),
+    "room of a text": lambda: kernels.kv_shapes(1, "8", 5),
+    "scratch of fractions": lambda: kernels.scratch_bytes(1.5, 8),
+    "slots of a list": lambda: kernels.query_tiles([0, 0]),
+    "slots of texts": lambda: kernels.query_tiles(np.array(["a"])),
+    "ids of texts": lambda: kernels.embedding(ROWS, np.array(["a"])),
+    "ids of objects": lambda: kernels.embedding(ROWS, np.array([None, 1])),
+    "a head of a text": lambda: refgpt.load().tokenizer.fit("5"),
     "ignore_eos of a number": lambda: GenerationParams(ignore_eos=1),
 }
 

@@ -176,7 +176,7 @@ def test_the_prompt_can_come_from_a_file(run, path, tmp_path):
     assert "is not UTF-8 text; got byte 0; save it as UTF-8" in run("generate", "-m", path, "-f", story).err
     story.write_bytes(b"ab\xff")
     assert f"{story}: is not UTF-8 text; got byte 2" in run("generate", "-m", path, "-f", story).err
-    assert "cannot be read (No such file" in run("generate", "-m", path, "-f", tmp_path / "absent").err
+    assert "there is no such file" in run("generate", "-m", path, "-f", tmp_path / "absent").err
 
 
 def test_without_a_prompt_at_a_terminal(run, path, monkeypatch):

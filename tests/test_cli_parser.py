@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import logging
+import re
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+import refgpt
 from refgpt import cli
 from refgpt._common.errors import DataError, GenerationError, RefgptError
-from refgpt.cli.flags import in_flags
+from refgpt.cli.flags import BOTH, in_flags
 from refgpt.cli.parser import CommandParser
 from tests.helpers.model_files import write_model, write_tokenizer
 from tests.helpers.tiny import random_params, tiny_config
@@ -40,6 +44,54 @@ def refused(capsys):
         return got.err
 
     return refused
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["bench", "-p", "x,1"], "got 'x,1'; wanted whole numbers with commas between"),
+        (["bench", "-r", "9" * 5000], "wanted a whole number"),
+        (["generate", "a", "-n", "1e3"], "got '1e3'; wanted a whole number"),
+        (["generate", "a", "--temperature", "warm"], "got 'warm'; wanted a number"),
+    ],
+)
+def test_no_number_is_refused_in_the_words_of_python(refused, arguments, said):
+    text = refused(*arguments)
+    assert said in text and not re.search(r"invalid|\bint\b|float|_numbers", text)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["raft", ".", "--tasks", "nope"], "--tasks: there is no such task; got nope"),
+        (["raft", ".", "--tasks", ""], "--tasks: name no task"),
+        (["classify", "{csv}", "--labels", "a\nb,c"], "--labels: cannot be read"),
+        (["classify", "{csv}", "--labels", "a," + "b" * 200_000], "--labels: cannot be read"),
+        (["classify", "{csv}", "--labels", "a,b", "-o", "x\0.csv"], "--output: cannot be used"),
+        (["inspect", "a", "-o", "x\0.html"], "--output: cannot be used"),
+        (["generate", "-f", "x\0"], "--file: cannot be used"),
+        (["generate", "\udcff"], "the text: holds a lone surrogate"),
+        (["info", ""], "path: cannot be used; got ''"),
+        (["generate", "a", "-m", "{odd}"], "say which mask is right with --mask causal or --mask prefix"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_the_words_of_the_command_line(run, tmp_path, path, arguments, said):
+    (csv := tmp_path / "x.csv").write_text("text\nhello\n")
+    odd = write_model(tmp_path / "odd", CONFIG, random_params(CONFIG, 2, "f16"))
+    (odd / "config.json").write_text(json.dumps(json.loads((odd / "config.json").read_text()) | {"refgpt_mask": "odd"}))
+    got = run(*(argument.format(csv=csv, odd=odd) for argument in arguments))
+    assert got.code == 1 and said in got.err and len(got.err) < 1000
+
+
+def test_advice_that_names_a_keyword_names_its_option_too():
+    """And then the command line names the option alone: see ``refgpt.cli.flags``."""
+    keyword = re.compile(r"\b(?:dtype|kv_dtype|backend|mask|copy|truncate|threads|revision)=['\"]?\w+")
+    for file in Path(refgpt.__file__).parent.rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone:
+                assert not keyword.search(BOTH.sub("", node.value)), f"{file}: {node.value}"
 
 
 def test_alone_it_prints_its_help(run):
@@ -109,7 +161,7 @@ def test_two_dashes_can_be_a_value(option):
 
 def test_two_dashes_are_checked_like_any_value(refused):
     assert "there is no --; choose from c, numpy" in refused("generate", "hi", "--backend=--")
-    assert "invalid int value: '--'" in refused("generate", "hi", "-n=--".replace("=", ""))
+    assert "got '--'; wanted a whole number" in refused("generate", "hi", "-n=--".replace("=", ""))
 
 
 def test_two_dashes_end_the_options():

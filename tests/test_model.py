@@ -393,7 +393,7 @@ def test_tokens_without_a_row_are_never_drawn_and_refused_in_a_text(wide, backen
         lambda: model.trace("<wide>"),
     ]
     for use in refused:
-        with pytest.raises(refgpt.RefgptError, match="no row for a token of this text; got '<wide>', which has"):
+        with pytest.raises(refgpt.RefgptError, match="no row for one of its tokens; got '<wide>', which has"):
             use()
     with pytest.raises(refgpt.RefgptError, match="does not exist in this vocabulary"):
         model.generate([3, 75], max_new_tokens=1)

@@ -34,7 +34,7 @@ def test_nan_is_called_that():
 def test_paths():
     for value in ("a/b", Path("a/b")):
         assert path_of("path", value, ConfigError) == Path("a/b")
-    for value in (123, None, b"a/b", ["a"]):
+    for value in (123, None, b"a/b", ["a"], "", "a\0b", "\ud800"):
         with pytest.raises(ConfigError, match=r"^path: cannot be used; got .*; wanted a path$"):
             path_of("path", value, ConfigError)
 

@@ -101,14 +101,28 @@ def collected(name: str, value: Any, wanted: str, error: type[RefgptError]) -> l
     raise error("cannot be used", where=name, got=shown(value), wanted=wanted)
 
 
+def floating_dtype(name: str, value: Any, error: type[RefgptError]) -> np.dtype:
+    """A dtype of floating-point numbers, by whatever name NumPy knows it; anything else is refused."""
+    try:
+        dtype = np.dtype(value)
+    except Exception:  # NumPy raises several kinds
+        dtype = None
+    if dtype is None or not np.issubdtype(dtype, np.floating):
+        raise error("cannot be used", where=name, got=shown(value), wanted="a floating-point dtype")
+    return dtype
+
+
 def path_of(name: str, value: Any, error: type[RefgptError]) -> Path:
-    """A path, from a text or whatever else stands for one; anything else is refused with ``name`` as its ``where``."""
+    """A path, from a text or whatever else stands for one; anything else is refused with ``name`` as its ``where``.
+
+    So is an empty text: for Python it is the current directory, but who gives one has most often lost a name.
+    """
     try:
         path = Path(value)
         raw = os.fsencode(path)
     except (TypeError, UnicodeEncodeError):
         raw = b"\0"
-    if b"\0" in raw:  # which no file's name has
+    if b"\0" in raw or (isinstance(value, str) and not value):  # no file's name has a NUL
         raise error("cannot be used", where=name, got=shown(value), wanted="a path")
     return path
 

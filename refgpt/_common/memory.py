@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import resource
 from pathlib import Path
 
 from refgpt._common.control_groups import PROCESS, memory_limits
+from refgpt._common.errors import RefgptError
+from refgpt._common.wording import size
+
+log = logging.getLogger("refgpt")
 
 MEMINFO = Path("/proc/meminfo")
 
@@ -24,17 +29,60 @@ def machine_memory() -> tuple[int | None, int | None]:
     return min(totals, default=None), min(frees, default=None)
 
 
+def obtainable_memory() -> int | None:
+    """Bytes that this process can get at the very most, by swapping too; None where unknown.
+
+    What control groups and the process's limits leave is a wall. Other programs may give way.
+    """
+    total, _ = _physical()
+    frees = [free for _, free in [*memory_limits(), *_own_limits()]]
+    return min(frees if total is None else [*frees, total + (_from_meminfo("SwapTotal") or 0)], default=None)
+
+
+def check_obtainable(n_bytes: int, what: str, fix: str, error: type[RefgptError]) -> None:
+    """Refuse to plan what this process cannot get, and say aloud what it can only get by swapping.
+
+    Parameters
+    ----------
+    n_bytes : int
+        What it takes.
+    what : str
+        What takes it, as the subject of "take".
+    fix : str
+        How to take less.
+    error : type of RefgptError
+        What to raise.
+    """
+    most, (_, free) = obtainable_memory(), machine_memory()
+    if most is not None and n_bytes > most:
+        raise error(
+            f"{what} take more memory than this process can have",
+            got=size(n_bytes),
+            wanted=f"at most {size(most)}",
+            fix=fix,
+        )
+    if free is not None and n_bytes > free:
+        log.warning("%s take %s, of which %s can be had without swapping; %s", what, size(n_bytes), size(free), fix)
+
+
 def _physical() -> tuple[int | None, int | None]:
     """The machine's memory, and what of it can be had, which Linux alone tells."""
-    try:
-        kilobytes = dict(re.findall(r"(\w+): +(\d+) kB", MEMINFO.read_text()))
-        return 1024 * int(kilobytes["MemTotal"]), 1024 * int(kilobytes["MemAvailable"])
-    except (OSError, KeyError):
-        pass
+    total, available = _from_meminfo("MemTotal"), _from_meminfo("MemAvailable")
+    if total is not None and available is not None:
+        return total, available
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None
     except (AttributeError, ValueError, OSError):  # not on every system, nor every name
         return None, None
+
+
+def _from_meminfo(name: str) -> int | None:
+    """A number of Linux's table, in bytes; None where there is none."""
+    try:
+        found = re.search(rf"^{name}: +(\d+) kB", MEMINFO.read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return None if found is None else 1024 * int(found[1])
 
 
 def _own_limits() -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ import logging
 import re
 import reprlib
 from collections.abc import Iterable
+from math import inf
 from pathlib import Path
 from unicodedata import category
 
@@ -112,7 +113,10 @@ def tensor_at(path: Path, name: str) -> str:
 
 def size(n_bytes: float) -> str:
     """Bytes in decimal units, three digits."""
-    n_bytes = float(n_bytes)  # NumPy's narrow numbers overflow
+    try:
+        n_bytes = float(n_bytes)  # NumPy's narrow numbers overflow
+    except OverflowError:
+        n_bytes = inf
     units = ["B", "kB", "MB", "GB", "TB"]
     while n_bytes >= 999.5 and len(units) > 1:
         n_bytes /= 1000

@@ -20,7 +20,7 @@ from refgpt.numbers.mapped import release
 
 ROWS = 256  # of a mask, compared in one go
 MASKS = ("auto", "causal", "prefix")
-FIX = 'say which mask is right with mask="causal" or mask="prefix"'
+FIX = "say which mask is right with mask='causal' or mask='prefix' (--mask causal or --mask prefix)"
 GPT_JT = re.compile(r"gpt[-_]?jt", re.IGNORECASE)
 
 #: The source of a mask that was asked for, and of one that nothing in the files speaks of.

@@ -17,6 +17,7 @@ from refgpt.cli.flags import in_flags
 from refgpt.cli.options import add_verbosity
 from refgpt.cli.parser import CommandParser
 from refgpt.cli.printing import print_line
+from refgpt.cli.signals import signals_raised
 
 COMMANDS = (generate, chat, classify, demo, raft, convert, info, verify, kernels, inspect, bench, completion)
 
@@ -55,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     level_before = logger.level
     logger.setLevel(arguments.log_level)
     try:
-        code: int = arguments.run(arguments)
-        sys.stdout.flush()
+        with signals_raised():
+            code: int = arguments.run(arguments)
+            sys.stdout.flush()
         return code
     except RefgptError as error:
         logger.debug("where the error was found:", exc_info=True)

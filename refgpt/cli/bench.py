@@ -6,7 +6,7 @@ import argparse
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from refgpt._common.wording import size
+from refgpt._common.wording import shown, size
 from refgpt._load import DTYPES
 from refgpt.cli.json_output import print_json
 from refgpt.cli.loading import load_model
@@ -60,7 +60,10 @@ def add_to(commands: Commands) -> None:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",") if part]
+    try:
+        return [int(part) for part in text.split(",") if part]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {shown(text)}; wanted whole numbers with commas between") from None
 
 
 def _bench(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 
 from refgpt._common.errors import GenerationError, RefgptError
+from refgpt._common.small_files import reading
 from refgpt._common.wording import listed
 from refgpt.cli.dialogue import TEMPLATES, ChatTemplate, Dialogue
 from refgpt.cli.loading import load_for
@@ -132,14 +133,13 @@ def _piped_lines() -> Iterator[str]:
         n += 1
         where = f"standard input, line {n}"
         try:
-            raw = read(MOST_BYTES + 1)
+            with reading(where, GenerationError):
+                raw = read(MOST_BYTES + 1)
+            if len(raw) > MOST_BYTES:
+                raise GenerationError("the line is too long", where=where, wanted=f"at most {MOST_BYTES} bytes")
             line = raw.decode("utf-8-sig" if n == 1 else "utf-8").strip()
         except UnicodeDecodeError as error:
             raise GenerationError("is not UTF-8 text", where=where, got=f"byte {error.start}") from None
-        except OSError as error:
-            raise GenerationError(f"cannot be read ({error.strerror})", where=where) from None
-        if len(raw) > MOST_BYTES:
-            raise GenerationError("the line is too long", where=where, wanted=f"at most {MOST_BYTES} bytes")
         if not raw:
             return
         if line:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from refgpt._common.errors import DataError
 from refgpt._common.progress import counted
+from refgpt._common.wording import shown
 from refgpt.cli.loading import load_model, watched
 from refgpt.cli.options import Commands, add_command, add_running_arguments, unescaped
 from refgpt.cli.printing import print_line
@@ -65,7 +66,7 @@ def add_to(commands: Commands) -> None:
 
 def _classify(arguments: argparse.Namespace) -> int:
     table = read_csv(arguments.file)
-    labels = check_labels([label.strip() for label in next(csv.reader([arguments.labels], skipinitialspace=True))])
+    labels = check_labels(_labels(arguments.labels))
     template = Template.parse(unescaped(arguments.template), labels)
     table.column(arguments.text_column)
     gold = None if arguments.label_column is None else table.labels(arguments.label_column, labels)
@@ -92,6 +93,14 @@ def _classify(arguments: argparse.Namespace) -> int:
         for name, metric in {"accuracy": accuracy, "macro-F1": macro_f1}.items():
             print_line(f"{name:<10}{estimate(mean_over_trials(metric, given, guessed))}", summary)
     return 0
+
+
+def _labels(text: str) -> list[str]:
+    """Labels with commas between, as a line of CSV has them."""
+    try:
+        return [label.strip() for label in next(csv.reader([text], skipinitialspace=True))]
+    except csv.Error as error:
+        raise DataError(f"cannot be read ({error})", where="--labels", got=shown(text)) from None
 
 
 def _examples(arguments: argparse.Namespace, labels: Sequence[str]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ import re
 from refgpt._common.errors import RefgptError
 
 #: What the library advises to both: "dtype='f32' (--dtype f32)".
-BOTH = re.compile(r"[a-z_]+=\S+(?: and [a-z_]+=\S+)* \((--[^)]*)\)")
+BOTH = re.compile(r"[a-z_]+=\S+(?: (?:and|or) [a-z_]+=\S+)* \((--[^)]*)\)")
 
 
 def in_flags(error: RefgptError, arguments: argparse.Namespace) -> RefgptError:

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from refgpt._common.memory import machine_memory
-from refgpt._common.wording import size
+from refgpt._common.wording import shortened, size
 from refgpt._load import open_model
 from refgpt.checkpoints import Checkpoint, TensorInfo
 from refgpt.cli.json_output import print_json
@@ -27,6 +27,8 @@ PUBLISHED = {
 }
 #: More are counted, not named.
 MOST_FILES = 6
+#: Characters of a tensor's name: all names are given the room of the longest.
+LONGEST_NAME = 120
 
 EXAMPLES = """examples:
   refgpt info                               the included model
@@ -135,7 +137,7 @@ def _tensor_lines(tensors: Sequence[TensorInfo], each: bool) -> Iterator[str]:
 
     def kind(tensor: TensorInfo) -> tuple[str, str, tuple[int, ...]]:
         name = tensor.name if each else re.sub(r"\b(h\.|blk\.|layer_)\d+([./])", r"\1*\2", tensor.name)
-        return name, tensor.dtype, tensor.shape
+        return shortened(name, LONGEST_NAME), tensor.dtype, tensor.shape
 
     width = max([40, *(len(kind(tensor)[0]) for tensor in tensors)])
     for (name, dtype, shape), same in groupby(sorted(tensors, key=kind), kind):

@@ -38,6 +38,7 @@ def load_model(arguments: argparse.Namespace, backend: str) -> Model:
             kv_dtype=arguments.kv_dtype,
             progress=progress,
             revision=arguments.revision,
+            copy=arguments.copy,
         )
 
 
@@ -51,7 +52,10 @@ def load_for(arguments: argparse.Namespace, encode: Callable[[AnyConfig, Tokeniz
     with progress_bar() as progress:
         checkpoint, tokenizer = open_model(arguments.model, arguments.mask, progress, arguments.revision)
         encoded = encode(checkpoint.config, tokenizer)
-        return start(checkpoint, tokenizer, backend, dtype, arguments.mask, threads, kv_dtype, progress), encoded
+        model = start(
+            checkpoint, tokenizer, backend, dtype, arguments.mask, threads, kv_dtype, progress, copy=arguments.copy
+        )
+        return model, encoded
 
 
 def print_continuation(arguments: argparse.Namespace, prompt: str, params: GenerationParams, echo: bool) -> None:

@@ -116,6 +116,11 @@ def add_loading_arguments(group: argparse._ActionsContainer, dtypes: Sequence[st
         choices=KV_DTYPES,
         help="what to keep the attention cache in (default: f16 with q8 and q4, else f32)",
     )
+    add(
+        "--copy",
+        action="store_true",
+        help="copy into memory also what could be read from the files as they lie: they may then be written to",
+    )
     add_revision(group)
     add("-t", "--threads", type=int, metavar="N", help="threads to use (default: one per core)")
 

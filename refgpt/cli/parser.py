@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from refgpt._common.wording import listed, told
+from refgpt._common.wording import listed, shown, told
+
+#: What options want, by what makes it of a text.
+NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number"}
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -58,6 +61,15 @@ class CommandParser(argparse.ArgumentParser):
             hint = did_you_mean(str(value), choices)
             message = f"there is no {listed([str(value)])}; choose from {', '.join(choices)}{hint}"
             raise argparse.ArgumentError(action, message) from None
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError:
+            wanted = NUMBERS.get(action.type)
+            if wanted is None:
+                raise
+            raise argparse.ArgumentError(action, f"got {shown(arg_string)}; wanted {wanted}") from None
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         if action.option_strings and action.nargs is None and arg_strings == ["--"]:

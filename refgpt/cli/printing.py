@@ -10,12 +10,15 @@ from __future__ import annotations
 import sys
 from typing import TextIO
 
-from refgpt._common.wording import displayable, printable
+from refgpt._common.wording import displayable, printable, shortened
+
+#: Characters of a line: a file may say what is as long as it likes.
+LONGEST_LINE = 4000
 
 
 def print_line(text: str = "", file: TextIO | None = None) -> None:
-    """Print a line of a report, at once. By default on standard output."""
-    print(printable(text), file=file or sys.stdout, flush=True)
+    """Print a line of a report, at once, and of a very long one the ends. By default on standard output."""
+    print(printable(shortened(text, LONGEST_LINE)), file=file or sys.stdout, flush=True)
 
 
 def print_text(text: str, file: TextIO | None = None) -> None:

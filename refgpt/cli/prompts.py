@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
+from refgpt._common.arguments import path_of
 from refgpt._common.errors import GenerationError
+from refgpt._common.small_files import reading
 from refgpt._common.wording import size
 
 #: Of a prompt: hundreds of times what fills the longest context of the family.
@@ -30,12 +33,9 @@ def read_prompt(arguments: argparse.Namespace, example: str) -> str:
     if arguments.file is None and (sys.stdin is None or (arguments.prompt is None and sys.stdin.isatty())):
         raise GenerationError("there is no prompt", fix=f"try: {example}")
     where = "standard input" if arguments.file is None else arguments.file
-    try:
-        raw = _read(arguments.file)
-    except OSError as error:
-        if error.errno is None:  # not the system's, but what a signal handler raised
-            raise
-        raise GenerationError(f"cannot be read ({error.strerror})", where=where) from None
+    path = None if arguments.file is None else path_of("file", arguments.file, GenerationError)
+    with reading(where, GenerationError):
+        raw = _read(path)
     if len(raw) > LARGEST_PROMPT:
         fix = "check that this is the right file"
         raise GenerationError("is far too long for a prompt", where=where, got=f"over {size(LARGEST_PROMPT)}", fix=fix)
@@ -46,7 +46,7 @@ def read_prompt(arguments: argparse.Namespace, example: str) -> str:
         raise GenerationError("is not UTF-8 text", where=where, got=got, fix="save it as UTF-8") from None
 
 
-def _read(path: str | None) -> bytes:
+def _read(path: Path | None) -> bytes:
     """A file, or standard input, as far as it may be a prompt and one byte further."""
     if path is None:
         return sys.stdin.buffer.read(LARGEST_PROMPT + 1)

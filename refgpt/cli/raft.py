@@ -28,7 +28,13 @@ def add_to(commands: Commands) -> None:
     )
     add = raft.add_argument
     add("folder", metavar="FOLDER", help="the tasks' files: TASK/train.csv or TASK.csv; nothing is fetched")
-    add("--tasks", metavar="A,B,..", help="which of the eleven (default: those that are there)")
+    add(
+        "--tasks",
+        dest="names",
+        type=_names,
+        metavar="A,B,..",
+        help="which of the eleven (default: those that are there)",
+    )
     add(
         "--method",
         choices=METHODS,
@@ -43,11 +49,15 @@ def add_to(commands: Commands) -> None:
     add_running_arguments(raft)
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _raft(arguments: argparse.Namespace) -> int:
     settings = RaftSettings(
         arguments.method, arguments.n_shots, arguments.n_trials, arguments.n_rows, arguments.normalise
     )
-    tasks = read_raft(arguments.folder, [name.strip() for name in (arguments.tasks or "").split(",") if name.strip()])
+    tasks = read_raft(arguments.folder, arguments.names)
     check_suffix(arguments.output, ".jsonl")
     with open_output(arguments.output, files_read(arguments.folder, arguments.output)) as output:
         model, results = load_model(arguments, arguments.backend), []

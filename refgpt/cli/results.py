@@ -13,16 +13,15 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import stat
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from errno import EACCES, EISDIR
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
+from refgpt._common.arguments import path_of
 from refgpt._common.errors import DataError
 from refgpt._common.partial_files import lock_partial, partial_name, sync
 from refgpt._common.wording import displayable
@@ -46,8 +45,11 @@ def check_suffix(path: str | None, *suffixes: str) -> str | None:
 
     A device or a pipe may have any name; it is given what the first of them means.
     """
-    if path is None or Path(path).suffix in suffixes:
-        return None if path is None else Path(path).suffix
+    if path is None:
+        return None
+    suffix = path_of("output", path, DataError).suffix
+    if suffix in suffixes:
+        return suffix
     if _stream_of(path) is not None or _is_special(path):
         return suffixes[0]
     raise DataError("cannot be written", where="--output", got=path, wanted=f"a name in {' or '.join(suffixes)}")
@@ -84,7 +86,7 @@ def open_output(path: str | None, inputs: Iterable[str | os.PathLike[str]] = (),
             yield Stream(file)
     else:
         refuse_inputs(path, inputs)
-        with _signals_raised(), _replacing(path, keep) as partial:
+        with _replacing(path, keep) as partial:
             yield partial
 
 
@@ -206,26 +208,6 @@ def _errors_of(path: str | Path) -> Iterator[None]:
         if error.errno is None:  # raised by a signal's handler: none of ours
             raise
         raise DataError(f"cannot be written ({error.strerror})", where=path) from None
-
-
-@contextmanager
-def _signals_raised() -> Iterator[None]:
-    """While this lasts, signals that ask the process to end raise SystemExit, so that nothing is left half done."""
-
-    def end(number: int, frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    changed = []
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, end)
-                changed.append(number)
-    try:
-        yield
-    finally:
-        for number in changed:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _is_special(path: str) -> bool:

@@ -12,6 +12,7 @@ from refgpt.cli.json_output import print_json, verify_record
 from refgpt.cli.loading import WORTH_A_BAR, load_model, watched
 from refgpt.cli.options import Commands, add_command, add_json, add_loading_arguments, add_model
 from refgpt.cli.printing import print_line
+from refgpt.generation.prompts import prompt_ids
 from refgpt.tracing import Report, verify_bytes
 
 EXAMPLES = """exit status:
@@ -41,7 +42,8 @@ def _verify(arguments: argparse.Namespace) -> int:
             raise GenerationError("is text, and this model has no tokenizer", where="--prompt", fix="leave it out")
         ids = [i * 7919 % model.config.n_vocab for i in range(min(16, model.config.n_ctx))]
     else:
-        ids = model.tokenizer.encode(arguments.prompt or "Once upon a time there was a")
+        text = "Once upon a time there was a" if arguments.prompt is None else arguments.prompt
+        ids = prompt_ids(text, model.config, model.tokenizer)
     prefix_len = len(ids) // 2 if model.mask == "prefix" else 0
     if arguments.json:
         report = model.verify(ids, prefix_len)

@@ -11,6 +11,9 @@ from refgpt._common.arguments import collected, whole_number
 from refgpt._common.errors import DataError
 from refgpt._common.wording import shown
 
+#: Resamples that an interval may be taken from: a thousand times what it needs.
+MOST_RESAMPLES = 1_000_000
+
 Metric = Callable[[np.ndarray, np.ndarray], float]
 Sample = tuple[Callable[[np.ndarray], float], int]
 
@@ -143,7 +146,7 @@ def estimate(*samples: Sample, seed: int = 0, n_resamples: int = 1000) -> Estima
         If there is no sample, one is no such pair or has no rows, or a number cannot be used.
     """
     seed = whole_number("seed", seed, 0, None, DataError)
-    n_resamples = whole_number("n_resamples", n_resamples, 1, None, DataError)
+    n_resamples = whole_number("n_resamples", n_resamples, 1, MOST_RESAMPLES, DataError)
     if not samples:
         raise DataError("there is nothing to estimate from", where="samples", wanted="one or more")
     samples = tuple(_sample(one) for one in samples)

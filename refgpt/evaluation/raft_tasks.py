@@ -111,6 +111,8 @@ def _read_tasks(folder: Path, names: Sequence[str] | None) -> list[RaftTask]:
         raise DataError("is not a directory", where=folder, wanted="a folder of RAFT's tasks")
     if names is not None:
         names = collected("names", names, "a list of names of tasks", DataError)
+        if not names:
+            raise DataError("name no task", where="names", fix="leave them out for all tasks")
     if unknown := [name for name in names or () if not isinstance(name, str) or name not in FIELDS]:
         raise DataError(
             "there is no such task", where="names", got=listed(map(str, unknown)), wanted=f"of {listed(FIELDS)}"

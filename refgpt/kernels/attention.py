@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from refgpt._common.arguments import whole_number
 from refgpt._common.errors import KernelError
 from refgpt.kernels.calling import (
     I64,
@@ -34,6 +35,8 @@ QUERY_TILE = np.dtype([("first_row", I64), ("n_rows", I64), ("slot", I64)])
 
 def kv_shapes(n_head: int, d_head: int, capacity: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of one sequence's key and value panels for ``capacity`` positions (rounded up to whole panels)."""
+    named = {"n_head": n_head, "d_head": d_head, "capacity": capacity}
+    n_head, d_head, capacity = (whole_number(name, n, 0, None, KernelError) for name, n in named.items())
     panels = n_panels(capacity)
     return (n_head, panels, d_head, LANES), (n_head, n_panels(d_head), panels * LANES, LANES)
 
@@ -79,6 +82,8 @@ def kv_append(
 
 def query_tiles(slots: np.ndarray) -> np.ndarray:
     """Cut rows whose sequences are ``slots`` [t] into tiles of neighbours of one sequence, for ``attention``."""
+    check_shape("slots", slots, (None,))
+    check_within("slots", slots, 0, 1 << 62)
     tiles: list[tuple[int, int, int]] = []
     for row, slot in enumerate(slots.tolist()):
         if tiles and tiles[-1][2] == slot and tiles[-1][1] < FEW_ROWS:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from refgpt._common.errors import KernelError
+from refgpt._common.wording import shown
 from refgpt.kernels.native import ffi, lib
 from refgpt.kernels.registry import Kernel, active
 from refgpt.kernels.threads import MOST_THREADS, check_threads
@@ -112,7 +113,8 @@ def table_row(op: str, kernel: Kernel | None) -> Kernel:
     if kernel is None:
         return active(op)
     if not isinstance(kernel, Kernel) or kernel.op != op:  # it would take the arguments for those of another op
-        raise KernelError("not a kernel of this op", where="kernel", got=str(kernel)[:80], wanted=op)
+        got = str(kernel) if isinstance(kernel, Kernel) else shown(kernel)
+        raise KernelError("not a kernel of this op", where="kernel", got=got, wanted=op)
     return kernel
 
 
@@ -157,10 +159,12 @@ def check_apart(name: str, written: np.ndarray, *others: np.ndarray | None, over
         Inputs of its shape that it may take the place of: but exactly.
     """
     for other in others:
-        if other is not None and np.may_share_memory(written, other):
+        if isinstance(other, np.ndarray) and np.may_share_memory(written, other):  # what is no array, others refuse
             raise KernelError("overlaps another array of the call", where=name, fix="pass an array of its own")
     for other in over:
-        if other is not written and np.may_share_memory(written, other) and other.ctypes.data != written.ctypes.data:
+        if not isinstance(other, np.ndarray) or other is written:
+            continue
+        if np.may_share_memory(written, other) and other.ctypes.data != written.ctypes.data:
             raise KernelError("overlaps a part of an input", where=name, fix="pass the input itself or another array")
 
 
@@ -192,7 +196,8 @@ def check_within(name: str, index: np.ndarray, least: int, stop: int, program: P
 
 
 def _outside(name: str, index: np.ndarray, least: int, stop: int) -> KernelError:
-    got = f"{index.dtype} {index.min()} .. {index.max()}" if index.size else f"{index.dtype} {index.shape}"
+    numbers = index.size and index.dtype == I64
+    got = f"{index.dtype} {index.min()} .. {index.max()}" if numbers else f"{index.dtype} {index.shape}"
     return KernelError("an index is out of range", where=name, got=got, wanted=f"int64 {least} .. {stop - 1}")
 
 

@@ -6,6 +6,7 @@ from math import prod
 
 import numpy as np
 
+from refgpt._common.arguments import whole_number
 from refgpt._common.errors import KernelError
 from refgpt.kernels.calling import (
     F32,
@@ -97,6 +98,7 @@ class LinearInput:
 
 def scratch_bytes(n_rows: int, n_in: int) -> int:
     """Bytes that any form of ``n_rows`` rows of up to ``n_in`` inputs may take."""
+    n_rows, n_in = (whole_number(name, n, 0, None, KernelError) for name, n in (("n_rows", n_rows), ("n_in", n_in)))
     return max(4 * prod(panel_shape("f32", n_rows, n_in)), n_rows * n_blocks(n_in) * RECORD)
 
 

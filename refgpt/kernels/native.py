@@ -6,7 +6,9 @@ try:
     from _refgpt_kernels import ffi, lib
 except ImportError as error:  # a checkout that was never built
     raise KernelError(
-        "the C kernels are not built", got=error, fix='run "python -m pip install ." or use backend="numpy"'
+        "the C kernels are not built",
+        got=error,
+        fix="run 'python -m pip install .' or use backend='numpy' (--backend numpy)",
     ) from None
 
 ABI = 5

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from refgpt._common.errors import KernelError
+from refgpt._common.wording import shown
 from refgpt.kernels.calling import (
     Program,
     arguments,
@@ -29,6 +30,8 @@ from refgpt.kernels.native import ffi
 from refgpt.kernels.registry import Kernel
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.panels import Panels
+
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 
 def embedding(
@@ -76,8 +79,8 @@ def layer_norm(
 ) -> np.ndarray:
     """LayerNorm of the rows of x [t, c] with weight w [c] and bias b [c]; out may be x."""
     n_rows, n = check_shape("x", x, (None, None))
-    if not isinstance(eps, float | int | np.floating):
-        raise KernelError("not a number", where="eps", got=type(eps).__name__)
+    if not isinstance(eps, float | int | np.floating) or not abs(eps) <= LARGEST_FLOAT:
+        raise KernelError("cannot be used", where="eps", got=shown(eps), wanted="a number of float32")
     y = output(out, x.shape)
     check_apart("out", y, w, b, over=(x,))
     args = arguments(

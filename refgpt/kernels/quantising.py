@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from refgpt._common.arguments import whole_number
+from refgpt._common.arguments import one_of, whole_number
 from refgpt._common.errors import KernelError
-from refgpt._common.wording import shown
 from refgpt.kernels.calling import (
     Program,
     arguments,
     check_apart,
     check_array,
+    check_panels,
     check_shape,
     check_whole,
     float_kind,
@@ -49,8 +49,7 @@ def quantise(
     """
     n_out, n_in = check_shape("w", w, (None, None))
     dtype = DTYPE_NUMBERS[float_kind("w", w)]
-    if kind not in BLOCK_BYTES:
-        raise KernelError("cannot be used", where="kind", got=shown(kind), wanted=" or ".join(BLOCK_BYTES))
+    one_of("kind", kind, tuple(BLOCK_BYTES), KernelError)
     out = output_panels(out, kind, (n_out, n_in))
     check_apart("out", out.data, w)
     matrix, panels = check_whole("w", w, anywhere=True), check_whole("out", out.data, written=True)
@@ -66,7 +65,7 @@ def store(rows: np.ndarray, out: Panels, *, threads: int | None = None) -> None:
 
     See ``pack`` and ``quantise``.
     """
-    if out.kind in BLOCK_BYTES:
+    if check_panels("out", out).kind in BLOCK_BYTES:
         quantise(rows, out.kind, out, threads=threads)
     else:
         pack(rows, out, threads=threads)

@@ -84,13 +84,18 @@ def active(op: str) -> Kernel:
     Raises
     ------
     KernelError
-        If the forced instruction set does not exist or cannot run here.
+        If there is no such op, or the forced instruction set does not exist or cannot run here.
     """
-    return _active(op, forced_isa())
+    isa = forced_isa()
+    if not isinstance(op, str) or not isinstance(isa, str | None):
+        raise KernelError("is no name", where="op", got=shown(op))
+    return _active(op, isa)
 
 
 @cache
 def _active(op: str, isa: str | None) -> Kernel:
+    if (op, "scalar") not in _by_name():
+        raise KernelError("there is no such op", got=shown(op), wanted=" ".join(sorted({op for op, _ in _by_name()})))
     if isa is None:
         return next(k for k in (_by_name()[op, isa] for isa in PREFERENCE) if k.obstacle is None)
     if isa not in PREFERENCE:

@@ -54,11 +54,15 @@ def kept_leaf(name: str, leaf: Leaf, dtype: str | None) -> Leaf:
     CheckpointError
         If the leaf holds a number that float16, or float32, cannot; ``name`` is its ``where``.
     """
+    other = other_dtype(leaf, dtype)
+    return leaf if other is None else cast(name, _decoded(leaf), other)
+
+
+def other_dtype(leaf: Leaf, dtype: str | None) -> str | None:
+    """What ``kept_leaf`` casts a leaf to; None if it leaves it as it is."""
     if dtype == "f16" and leaf.ndim == 2 and leaf.dtype != np.float16:
-        return cast(name, _decoded(leaf), "f16")
-    if dtype != "f64" and leaf.dtype == STORED_DTYPES["f64"]:
-        return cast(name, _decoded(leaf), "f32")
-    return leaf
+        return "f16"
+    return "f32" if dtype != "f64" and leaf.dtype == STORED_DTYPES["f64"] else None
 
 
 def _decoded(leaf: Leaf) -> np.ndarray:

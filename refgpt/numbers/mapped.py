@@ -67,7 +67,7 @@ class MappedFile(mmap.mmap):
                 where=self.path,
                 got=f"{now.st_size} bytes",
                 wanted=f"the {self.found.st_size} bytes that were opened",
-                fix="load the model again; replace its files by renaming new ones, or load it with copy=True",
+                fix="load the model again; replace its files by renaming new ones, or load it with copy=True (--copy)",
             )
 
 

@@ -7,21 +7,30 @@ second copy of a large matrix. The pages of the file that a leaf occupied are gi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
+from refgpt._common.errors import CheckpointError
 from refgpt._common.float_state import default_float_state
+from refgpt._common.memory import check_obtainable
 from refgpt._common.progress import Progress
 from refgpt.numbers.casting import cast
 from refgpt.numbers.dtypes import STORED_DTYPES, dtype_name
 from refgpt.numbers.finite import check_finite
 from refgpt.numbers.leaves import Leaf, StoredRows, row_slices
-from refgpt.numbers.mapped import check_unchanged, in_memory, place_of, release
-from refgpt.numbers.panels import BLOCK_BYTES, FLOATS, Panels, aligned_zeros
+from refgpt.numbers.mapped import check_unchanged, files_of, in_memory, place_of, release
+from refgpt.numbers.panels import BLOCK_BYTES, FLOATS, Panels, aligned_zeros, panel_dtype, panel_shape
 from refgpt.numbers.quantisation import check_range
 from refgpt.numbers.tree import Tree
+
+#: What to do about weights that take too much memory.
+SMALLER = (
+    "load with dtype='q8' or dtype='q4' (--dtype q8 or --dtype q4), or let refgpt convert write them in the packed format, "
+    "which is read where it lies"
+)
 
 #: Puts rows into panels: in floats as they are, in 8 and 4 bits quantised.
 Fill = Callable[[np.ndarray, Panels], object]
@@ -45,6 +54,12 @@ class Kept:
     def holds(self, leaf: StoredRows | Panels) -> bool:
         """Whether a matrix is kept so already."""
         return leaf.encoding == self.kind and isinstance(leaf, Panels) == (self.layout == "panels")
+
+    def n_bytes(self, shape: tuple[int, ...]) -> int:
+        """What a leaf of this shape takes so."""
+        if self.layout == "panels":
+            return prod(panel_shape(self.kind, shape[0], shape[1])) * panel_dtype(self.kind).itemsize
+        return prod(shape) * STORED_DTYPES[self.kind].itemsize
 
     def zeros(self, shape: tuple[int, ...], place: str) -> np.ndarray | Panels:
         """Memory for a leaf, or some rows of it."""
@@ -107,8 +122,10 @@ def pack_params(
     Raises
     ------
     CheckpointError
-        Naming the first leaf that holds NaN, infinity or what ``dtype`` cannot.
+        Before any leaf is read, if all of them take more memory than this process can have; or naming the first leaf
+        that holds NaN, infinity or what ``dtype`` cannot.
     """
+    check_room(packed_bytes(name, leaf, dtype, copy) for name, leaf in params.items())
     n_total, n_done = params.nbytes, 0
 
     def packed(name: str, leaf: Leaf) -> Leaf:
@@ -123,6 +140,24 @@ def pack_params(
         return kept
 
     return params.map(packed)
+
+
+def packed_bytes(name: str, leaf: Leaf, dtype: str | None, copy: bool) -> int:
+    """What ``pack_params`` allocates for a leaf: nothing for what stays in its file."""
+    kept = plan(name, leaf, dtype)
+    if isinstance(leaf, StoredRows | Panels) and kept.holds(leaf):
+        return copied_bytes(leaf) if copy else 0
+    return kept.n_bytes(leaf.shape)
+
+
+def copied_bytes(leaf: Leaf) -> int:
+    """What ``in_memory`` allocates for a leaf."""
+    return leaf.nbytes if files_of([leaf]) else 0
+
+
+def check_room(n_bytes: Iterable[int]) -> None:
+    """Refuse weights that take more memory than this process can have, given what is allocated for each leaf."""
+    check_obtainable(sum(n_bytes), "the weights", SMALLER, CheckpointError)
 
 
 def pack_leaf(name: str, leaf: Leaf, kept: Kept, fill: Fill) -> np.ndarray | Panels:

@@ -13,6 +13,7 @@ import numpy as np
 
 from refgpt._common.arguments import flag
 from refgpt._common.errors import RefgptError
+from refgpt._common.wording import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -164,7 +165,7 @@ def heat(
     """
     image = ax.imshow(
         np.ma.masked_invalid(values),
-        cmap=SEQUENTIAL if cmap is None else cmap,
+        cmap=_colour_map(cmap),
         interpolation="nearest",
         origin="lower" if upwards else "upper",
         aspect="equal" if square else "auto",
@@ -174,6 +175,19 @@ def heat(
     if bar is not None:
         ax.figure.colorbar(image, ax=ax, label=bar, aspect=30)
     return image
+
+
+def _colour_map(value: Any) -> Any:
+    from matplotlib import colormaps
+    from matplotlib.colors import Colormap
+
+    if value is None:
+        return SEQUENTIAL
+    if isinstance(value, Colormap) or (isinstance(value, str) and value in colormaps):
+        return value
+    raise RefgptError(
+        "cannot be used", where="cmap", got=shown(value), wanted="a colour map of matplotlib or its name, as 'viridis'"
+    )
 
 
 def about_zero(values: np.ndarray) -> dict[str, float]:

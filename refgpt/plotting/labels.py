@@ -13,7 +13,7 @@ from refgpt._common.arguments import collected, whole_number
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import VISIBLE_BLANKS
 from refgpt.plotting.canvas import Room, ink, library
-from refgpt.plotting.checks import texts, tokenizer_or_none
+from refgpt.plotting.checks import texts, title, tokenizer_or_none
 from refgpt.spec.config import LARGEST as LARGEST_SHAPE
 from refgpt.tokenizers import Tokenizer
 
@@ -36,6 +36,7 @@ def readable(text: str, most: int = MOST_CHARACTERS) -> str:
 
     A label stays as it is.
     """
+    text, most = title("text", text), whole_number("most", most, 1, None, RefgptError)
     shown = "".join(VISIBLE_BLANKS.get(c) or (c if c.isprintable() else f"\\x{ord(c):02x}") for c in text)
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 

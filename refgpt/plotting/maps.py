@@ -62,8 +62,9 @@ def head_map(
     n_layer, n_head = scores.shape
     ax, room = cells(ax, n_head, n_layer, Room(30, 22), bar=bar)
     signed = bool((scores < 0).any()) if signed is None else flag("signed", signed, RefgptError)
-    limits, usual = (about_zero(scores), DIVERGING) if signed else (up_from_zero(scores), None)
-    image = heat(ax, scores, upwards=True, bar=label if bar else None, cmap=cmap or usual, limits=limits)
+    limits = about_zero(scores) if signed else up_from_zero(scores)
+    cmap = DIVERGING if cmap is None and signed else cmap
+    image = heat(ax, scores, upwards=True, bar=label if bar else None, cmap=cmap, limits=limits)
     write_cells(ax, image, scores, [[_brief(x) for x in row] for row in scores], room)
     label_columns(ax, list(map(str, range(n_head))), room.width)
     label_rows(ax, list(map(str, range(n_layer))), room.height)
@@ -187,7 +188,7 @@ def causal_map(
         recovered,
         upwards=True,
         bar="brought back" if bar else None,
-        cmap=cmap or DIVERGING,
+        cmap=DIVERGING if cmap is None else cmap,
         limits=about_zero(recovered),
     )
     write_cells(ax, image, recovered, [[_brief(x) for x in row] for row in recovered], room)

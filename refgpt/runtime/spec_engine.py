@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from refgpt._common.float_state import default_float_state
-from refgpt.numbers.casting import kept_leaf
+from refgpt.numbers.casting import kept_leaf, other_dtype
 from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.finite import check_finite
 from refgpt.numbers.leaves import Leaf, row_slices
 from refgpt.numbers.mapped import check_unchanged, files_of, in_memory, place_of, release
-from refgpt.numbers.packing import Kept, kept_kind, pack_leaf
+from refgpt.numbers.packing import Kept, check_room, copied_bytes, kept_kind, pack_leaf
 from refgpt.numbers.panels import BLOCK_BYTES, Panels
 from refgpt.numbers.quantisation import store
 from refgpt.numbers.tree import ParamTree, Tree
@@ -39,8 +39,11 @@ def kept_params(params: Tree, dtype: str | None, copy: bool = False) -> Tree:
     Raises
     ------
     CheckpointError
-        Naming the first leaf that holds NaN, infinity or what ``dtype`` cannot.
+        Before any leaf is read, if all of them take more memory than this process can have; or naming the first leaf
+        that holds NaN, infinity or what ``dtype`` cannot.
     """
+
+    check_room(_kept_bytes(name, leaf, dtype, copy) for name, leaf in params.items())
 
     def kept(name: str, leaf: Leaf) -> Leaf:
         check_unchanged(leaf)
@@ -57,6 +60,18 @@ def kept_params(params: Tree, dtype: str | None, copy: bool = False) -> Tree:
         return found
 
     return params.map(kept)
+
+
+def _kept_bytes(name: str, leaf: Leaf, dtype: str | None, copy: bool) -> int:
+    """What ``kept_params`` allocates for a leaf: nothing for what stays in its file."""
+    kind = kept_kind(name, dtype)
+    stays = isinstance(leaf, Panels) and kind in (None, leaf.kind)
+    if not stays and leaf.ndim == 2 and kind in BLOCK_BYTES:
+        return Kept(kind, "panels").n_bytes(leaf.shape)
+    other = None if stays else other_dtype(leaf, dtype)
+    if other is not None:
+        return Kept(other, "rows").n_bytes(leaf.shape)
+    return copied_bytes(leaf) if copy else 0
 
 
 class SpecEngine:

@@ -86,5 +86,5 @@ def check_config(config: AnyConfig) -> None:
     further = config.further_eos_ids
     if not isinstance(further, tuple):
         raise ConfigError("cannot be used", where="further_eos_ids", got=shown(further), wanted="a tuple")
-    for token_id in further:
-        whole_number("further_eos_ids", token_id, 0, config.n_vocab - 1, ConfigError)
+    ids = tuple(whole_number("further_eos_ids", n, 0, config.n_vocab - 1, ConfigError) for n in further)
+    object.__setattr__(config, "further_eos_ids", ids)

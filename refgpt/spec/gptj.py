@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from refgpt._common.arguments import keep_whole
+from refgpt._common.arguments import floating_dtype, keep_whole
 from refgpt._common.errors import ConfigError, RefgptError
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.tree import ParamTree
@@ -220,8 +220,7 @@ def forward(
     RefgptError
         If ``dtype`` is not a floating dtype, or a tap returns something of another shape.
     """
-    if not np.issubdtype(np.dtype(dtype), np.floating):
-        raise RefgptError("the spec computes with floating-point numbers", where="dtype", got=np.dtype(dtype))
+    dtype = floating_dtype("dtype", dtype, RefgptError)
     ids = check_ids(ids, config)
     prefix_len = check_prefix(prefix_len, len(ids))
     tap = checked(tap, dtype)

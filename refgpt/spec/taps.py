@@ -12,7 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
+from refgpt._common.arguments import function_of
 from refgpt._common.errors import RefgptError
+from refgpt._common.wording import listed, shown
 
 Tap = Callable[[str, np.ndarray], np.ndarray]
 
@@ -52,8 +54,11 @@ class TapNames(NamedTuple):
 
 
 def tap_axes(name: str) -> str:
-    """One letter of ``TAP_AXES`` for each axis of an activation."""
-    return TAP_AXES[name.rpartition(".")[2]]
+    """One letter of ``TAP_AXES`` for each axis of an activation; a RefgptError if there is none of this name."""
+    axes = TAP_AXES.get(name.rpartition(".")[2]) if isinstance(name, str) else None
+    if axes is None:
+        raise RefgptError("there is no such activation", where="name", got=shown(name), wanted=listed(TAP_AXES))
+    return axes
 
 
 def no_tap(name: str, value: np.ndarray) -> np.ndarray:
@@ -74,6 +79,8 @@ def checked(tap: Tap, dtype: DTypeLike) -> Tap:
     RefgptError
         Naming the activation for which ``tap`` returned something else (a forgotten ``return`` gives None).
     """
+
+    function_of("tap", tap, RefgptError)
 
     def ask(name: str, value: np.ndarray) -> np.ndarray:
         answer = tap(name, value)

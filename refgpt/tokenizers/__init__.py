@@ -25,8 +25,9 @@ from refgpt._common.arguments import path_of
 from refgpt._common.errors import TokenizerError
 from refgpt._common.file_names import SENTENCEPIECE
 from refgpt._common.file_names import TOKENIZER_FORMS as FORMS
+from refgpt._common.small_files import check_plain, is_there, reading
 from refgpt.tokenizers.base import StreamDecoder, Tokenizer
-from refgpt.tokenizers.files import OtherKind, unreadable_named
+from refgpt.tokenizers.files import OtherKind
 from refgpt.tokenizers.vocabulary import Vocabulary
 
 __all__ = ["StreamDecoder", "Tokenizer", "find_tokenizer", "load_tokenizer", "tokenizer_of"]
@@ -53,7 +54,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         If there is none, or its files are damaged or of another kind.
     """
     path = path_of("path", path, TokenizerError)
-    with unreadable_named(path):
+    with reading(path, TokenizerError):
         is_directory = path.is_dir()
     if not is_directory:
         return _load_file(path)
@@ -77,8 +78,8 @@ def find_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer | None:
         If the files are damaged or of another kind, or only one of two files is there.
     """
     directory = path_of("directory", directory, TokenizerError)
-    with unreadable_named(directory):  # a link that leads nowhere is there, and an error
-        there = [[name for name in form if _is_there(directory / name)] for form in FORMS]
+    with reading(directory, TokenizerError):  # a link that leads nowhere is there, and an error
+        there = [[name for name in form if is_there(directory / name)] for form in FORMS]
     whole = [names for names, form in zip(there, FORMS, strict=True) if len(names) == len(form)]
     best = next(filter(None, whole + there), None)  # half a pair only if nothing is whole: it then names its other half
     if best is None:
@@ -86,18 +87,9 @@ def find_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer | None:
     try:
         return _load_file(directory / best[0])
     except OtherKind:
-        if not _is_there(directory / SENTENCEPIECE):
+        if not is_there(directory / SENTENCEPIECE):
             raise
         return _load_file(directory / SENTENCEPIECE)
-
-
-def _is_there(path: Path) -> bool:
-    """Whether there is anything of this name; ``OSError`` if that cannot be told."""
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
 
 
 def tokenizer_of(vocabulary: Vocabulary, directory: Path) -> Tokenizer:
@@ -128,6 +120,5 @@ def _load_file(path: Path) -> Tokenizer:
         from refgpt.tokenizers.sentencepiece_model import load_model
 
         return load_model(path)
-    with unreadable_named(path):
-        what = "not a tokenizer's file" if path.exists() else "there is no such file"
-    raise TokenizerError(what, where=path, wanted=ACCEPTED)
+    check_plain(path, TokenizerError)
+    raise TokenizerError("not a tokenizer's file", where=path, wanted=ACCEPTED)

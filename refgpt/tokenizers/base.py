@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+from refgpt._common.arguments import whole_number
 from refgpt._common.errors import TokenizerError
 from refgpt._common.wording import shown
 
@@ -68,6 +69,7 @@ class Tokenizer(ABC):
         TokenizerError
             If no token has a row: it is the tokenizer of another model.
         """
+        n_rows = whole_number("n_rows", n_rows, 0, None, TokenizerError)
         without = len(self._tokens) - int(self.exists[:n_rows].sum())
         fix = "use the tokenizer that came with the model"
         if without and without == len(self._tokens):
@@ -107,16 +109,16 @@ class Tokenizer(ABC):
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             got = f"{text[error.start]!r} at position {error.start}"
-            fix = 'clean it, for example with text.encode("utf-8", "replace").decode()'
-            raise TokenizerError("the text holds a lone surrogate", where="encode", got=got, fix=fix) from None
+            fix = "it was no UTF-8 where it came from: write it as UTF-8 there, or leave the character out"
+            raise TokenizerError("holds a lone surrogate", where="the text", got=got, fix=fix) from None
         ids = self._encode(text)
         if self.n_rows is not None and max(ids, default=-1) >= self.n_rows:
             token_id = next(n for n in ids if n >= self.n_rows)
             token = self.token_bytes(token_id).decode("utf-8", "replace")
             got, wanted = f"{shown(token)}, which has the id {token_id}", f"ids below {self.n_rows}"
             fix = "leave it out: the tokenizer's files name more tokens than the model has"
-            what = "the model has no row for a token of this text"
-            raise TokenizerError(what, where="encode", got=got, wanted=wanted, fix=fix)
+            what = "the model has no row for one of its tokens"
+            raise TokenizerError(what, where="the text", got=got, wanted=wanted, fix=fix)
         return ids
 
     @abstractmethod

@@ -138,13 +138,13 @@ class ByteLevelBPE(Tokenizer):
         return any(step["type"] == "ByteLevel" and step.get("add_prefix_space") is True for step in steps)
 
     def _encode(self, text: str) -> list[int]:
-        with faults_named("the tokenizers library cannot encode this text", "encode"):
+        with faults_named("the tokenizers library cannot encode this text", "the text"):
             encoding = self._library.encode(text, add_special_tokens=False)
             ids = encoding.ids
         if self._missing_id in ids:
             start, end = encoding.offsets[ids.index(self._missing_id)]
             got = f"{text[start:end]!r} at position {start}"
-            raise TokenizerError("no token spells this character", where="encode", got=got, fix="leave it out")
+            raise TokenizerError("no token spells this character", where="the text", got=got, fix="leave it out")
         return ids
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from refgpt._common.errors import TokenizerError
 from refgpt._common.file_names import TOKENIZER_CONFIG
-from refgpt._common.small_files import parse_json
+from refgpt._common.small_files import is_there, parse_json, reading
 from refgpt._common.wording import FRESH_COPY, shown
 from refgpt.tokenizers.base import Tokenizer
 from refgpt.tokenizers.byte_level_bpe import BYTE_LEVEL, ByteLevelBPE, bytes_of_token, letters_of_bytes, read_merges
@@ -47,7 +46,9 @@ def embedded_tokenizer(
     if vocabulary.files:
         return _of_files(vocabulary)
     merges, source = vocabulary.merges, f"the vocabulary and merges in {vocabulary.path.name}"
-    if merges is None and os.path.lexists(directory / MERGES):
+    with reading(directory, TokenizerError):
+        has_merges = merges is None and is_there(directory / MERGES)
+    if has_merges:
         merges = tuple(read_merges(directory / MERGES))
         source = f"the vocabulary in {vocabulary.path.name} and {MERGES}"
     tokens = _tokens(vocabulary)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from refgpt._common import small_files
-from refgpt._common.errors import TokenizerError
+from refgpt._common.errors import TokenizerError, is_foreign
 from refgpt._common.wording import FRESH_COPY
 
 #: Of a vocabulary, merges or model: GPT-JT's tokenizer.json, the largest of the family, has 2.1 MB.
@@ -18,7 +18,7 @@ MOST_BYTES_OF_SETTINGS = small_files.LARGEST_JSON
 
 
 #: Whose code may raise what is a fault of a file or a text; the json module is what hands files on.
-LIBRARIES = ("refgpt", "tokenizers", "sentencepiece", "json")
+LIBRARIES = ("tokenizers", "sentencepiece", "json")
 
 
 class OtherKind(TokenizerError):
@@ -57,20 +57,6 @@ def expect(value: Any, kind: type[dict] | type[list] | type[str], what: str, whe
 
 
 @contextmanager
-def unreadable_named(path: Path) -> Iterator[None]:
-    """Turn the refusal of the operating system to look at a path into a ``TokenizerError``."""
-    try:
-        yield
-    except TimeoutError:  # of a signal handler
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise TokenizerError(
-            f"cannot be looked at ({reason})", where=path, fix="check the path and its permissions"
-        ) from error
-
-
-@contextmanager
 def faults_named(what: str, where: object) -> Iterator[None]:
     """Turn whatever a library raises into a ``TokenizerError``.
 
@@ -88,14 +74,10 @@ def faults_named(what: str, where: object) -> Iterator[None]:
 
 
 def _is_the_librarys(error: BaseException) -> bool:
-    """Whether a library has raised this: a panic, or one of Python's own kinds from the library's code or its C code.
+    """Whether a library has raised this: a panic, or one of Python's own kinds while nobody else's code ran.
 
-    C code leaves no frame, so the innermost one is then of this package.
+    What another thread throws into this one leaves no frame of its own, but is seldom of Python's own kinds.
     """
     if type(error).__name__.startswith("Panic"):
         return True
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
-    return type(error).__module__ == "builtins" and module.partition(".")[0] in LIBRARIES
+    return type(error).__module__ == "builtins" and not is_foreign(error, *LIBRARIES)

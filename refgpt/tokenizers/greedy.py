@@ -66,7 +66,7 @@ class GreedyTokenizer(Tokenizer):
     def _of_words(self, text: str) -> list[int]:
         if not text:
             return []
-        with faults_named("the tokenizers library cannot split this text", "encode"):
+        with faults_named("the tokenizers library cannot split this text", "the text"):
             words = self._words.pre_tokenize_str(text)
         return [token_id for _, (start, end) in words for token_id in self._of_word(text[start:end].encode())]
 
@@ -77,7 +77,7 @@ class GreedyTokenizer(Tokenizer):
             end = next((end for end in ends if word[at:end] in self._ids), None)
             if end is None:
                 raise TokenizerError(
-                    "no token spells this", where="encode", got=repr(word[at:][:16]), fix="leave it out"
+                    "no token spells this", where="the text", got=repr(word[at:][:16]), fix="leave it out"
                 )
             ids.append(self._ids[word[at:end]])
             at = end

@@ -150,7 +150,7 @@ class SentencePieceTokenizer(Tokenizer):
         return text.encode()
 
     def _encode(self, text: str) -> list[int]:
-        with faults_named("the sentencepiece library cannot encode this text", "encode"):
+        with faults_named("the sentencepiece library cannot encode this text", "the text"):
             if self._finder is None:
                 return list(self._library.encode(text, out_type=int))
             ids: list[int] = []

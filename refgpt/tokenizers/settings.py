@@ -18,7 +18,6 @@ that they do. Where transformers 5.24 and its predecessors differ, it is the for
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 
 from refgpt._common.errors import TokenizerError
 from refgpt._common.file_names import ADDED_TOKENS, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG
+from refgpt._common.small_files import is_there, reading
 from refgpt._common.wording import FRESH_COPY, shown
 from refgpt.spec.config import LARGEST
 from refgpt.tokenizers.files import expect, read_settings
@@ -154,7 +154,8 @@ def _keys_of_lists(config: dict[str, Any], special_map: dict[str, Any]) -> tuple
 
 def _read(path: Path) -> dict[str, Any] | None:
     """A file of settings; None if it is absent, which a link that leads nowhere is not."""
-    return read_settings(path) if os.path.lexists(path) else None
+    with reading(path, TokenizerError):
+        return read_settings(path) if is_there(path) else None
 
 
 def warn_of_ignored(directory: Path, settings: Settings, names: Container[str], adds: bool) -> None:

@@ -20,7 +20,7 @@ from refgpt._common.arguments import flag, one_of, path_of, whole_number
 from refgpt._common.errors import DataError, GenerationError
 from refgpt._common.progress import counted
 from refgpt._common.small_files import open_file
-from refgpt._common.wording import shown
+from refgpt._common.wording import shown, told
 from refgpt.tokenizers import Tokenizer
 from refgpt.tracing.memory import check_fits
 from refgpt.tracing.places import Indices, find_indices
@@ -152,7 +152,7 @@ class _Best:
         width = BEFORE + 1 + AFTER
         check_fits(
             n * (2 * k * (4 + 8 + 4 * width) + window * 24),
-            f"{k} activations of {n} neurons with contexts",
+            f"{told(k)} activations of {n} neurons with contexts",
             "ask for fewer neurons or a smaller k",
         )
         self.values = np.full((n, k), -np.inf, np.float32)

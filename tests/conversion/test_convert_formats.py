@@ -181,6 +181,23 @@ def test_a_killed_run_leaves_no_destination(tmp_path, to):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_run_that_is_asked_to_end_leaves_nothing(tmp_path, number):
+    """It asks itself, once weights have begun to appear."""
+    config = tiny_config()
+    write_model(tmp_path / "source", config, random_params(config, 1, "f16"))
+    program = (
+        "import os, sys\n"
+        "from refgpt import cli\n"
+        "from refgpt.conversion import packed\n"
+        "packed.checksum = lambda _: os.kill(os.getpid(), int(sys.argv[1]))\n"
+        "sys.exit(cli.main(['convert', *sys.argv[2:]]))\n"
+    )
+    command = [sys.executable, "-c", program, str(int(number)), str(tmp_path / "source"), str(tmp_path / "out")]
+    assert subprocess.run(command, timeout=HANGS).returncode == 128 + number
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def written(directory: Path) -> bool:
     """Whether weights have begun to appear in what is not the destination yet."""
     found = [path for path in directory.glob(".*/*") if path.suffix in (".gguf", ".safetensors")]

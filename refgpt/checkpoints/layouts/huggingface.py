@@ -6,7 +6,6 @@ or a new family is one new entry, whatever the other table holds.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -139,7 +138,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Any]:
 
 def _with_generation_ids(family: Any, config: Config, path: Path) -> Config:
     """The configuration with the ids that begin and end a text as a generation_config.json has them, if it has them."""
-    if not os.path.lexists(path):
+    if not is_there(path):
         return config
     said = {key: value for key, value in read_json(path, ConfigError).items() if value is not None}
     try:

@@ -30,7 +30,6 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ from refgpt.checkpoints.mask import find_mask
 from refgpt.numbers.dtypes import STORED_DTYPES
 from refgpt.numbers.leaves import Leaf, StoredRows, widen
 from refgpt.numbers.mapped import MappedFile, map_file
-from refgpt.numbers.packing import lies_in_rows
+from refgpt.numbers.packing import Kept, lies_in_rows
 from refgpt.numbers.panels import KINDS, Panels, panel_dtype, panel_shape
 from refgpt.spec.gptj import Config, Params, leaf_shapes
 
@@ -70,10 +69,7 @@ class Stored:
     @property
     def n_bytes(self) -> int:
         """Without the zeros at its end."""
-        if self.layout == "rows":
-            return prod(self.shape) * STORED_DTYPES[self.kind].itemsize
-        n_out, n_in = self.shape
-        return prod(panel_shape(self.kind, n_out, n_in)) * panel_dtype(self.kind).itemsize
+        return Kept(self.kind, self.layout).n_bytes(self.shape)
 
     @property
     def n_padded(self) -> int:
