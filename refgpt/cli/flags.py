@@ -1,4 +1,4 @@
-"""Errors of the library in the words of the command line: options where Python has keywords."""
+"""Rewords errors of the library for the command line: options instead of Python's keywords."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 
 from refgpt._common.errors import RefgptError
 
-#: What the library advises to both: "dtype='f32' (--dtype f32)".
+#: Advice of the library that names both forms: "dtype='f32' (--dtype f32)".
 BOTH = re.compile(r"[a-z_]+=\S+(?: and [a-z_]+=\S+)* \((--[^)]*)\)")
 
 
 def in_flags(error: RefgptError, arguments: argparse.Namespace) -> RefgptError:
-    """The same error, naming the options of the command that was given instead of the keywords of Python.
+    """The same error, naming the command's options instead of Python's keywords.
 
-    A place that is called like a keyword but was itself an argument, as a file "seed" would be, stays as it is.
+    An argument that happens to equal a keyword, such as a file named "seed", is left unchanged.
     """
     where = error.where
     if isinstance(where, str) and where not in vars(arguments).values():
