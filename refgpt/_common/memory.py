@@ -1,4 +1,4 @@
-"""How much memory there is for this process: what the machine has, or what of it the process is allowed."""
+"""Memory available to this process: the machine's memory, within the limits on the process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MEMINFO = Path("/proc/meminfo")
 
 
 def machine_memory() -> tuple[int | None, int | None]:
-    """Bytes that there are, and those that can be had now without swapping; None where unknown.
+    """Total memory and the part available now without swapping, in bytes; None where unknown.
 
     Neither is more than the control groups (of a container or a job) and the process's limits (``ulimit -v``) allow.
     """
@@ -25,7 +25,7 @@ def machine_memory() -> tuple[int | None, int | None]:
 
 
 def _physical() -> tuple[int | None, int | None]:
-    """The machine's memory, and what of it can be had, which Linux alone tells."""
+    """The machine's memory and the available part, which only Linux reports."""
     try:
         kilobytes = dict(re.findall(r"(\w+): +(\d+) kB", MEMINFO.read_text()))
         return 1024 * int(kilobytes["MemTotal"]), 1024 * int(kilobytes["MemAvailable"])
@@ -33,12 +33,12 @@ def _physical() -> tuple[int | None, int | None]:
         pass
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None
-    except (AttributeError, ValueError, OSError):  # not on every system, nor every name
+    except (AttributeError, ValueError, OSError):  # not available on every system
         return None, None
 
 
 def _own_limits() -> list[tuple[int, int]]:
-    """Limits on the process's addresses and data, and what of each is not in use."""
+    """Limits on the process's address space and data, each with its unused part."""
     try:
         sizes = [int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in (PROCESS / "statm").read_text().split()]
         used = {resource.RLIMIT_AS: sizes[0], resource.RLIMIT_DATA: sizes[5]}
