@@ -117,7 +117,7 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_went():
 def test_a_question_that_is_too_long_changes_nothing():
     dialogue = Dialogue(Told(["a"]), TEMPLATES["base"], GenerationParams())
     dialogue.ask("Hi", lambda _: None)
-    with pytest.raises(GenerationError, match="leaves no room"):
+    with pytest.raises(GenerationError, match="no token of the context remains"):
         dialogue.ask("x" * 400, lambda _: None)
     assert dialogue.turns == [("Hi", "a")]
 
