@@ -11,27 +11,27 @@ from refgpt._common import small_files
 from refgpt._common.errors import TokenizerError
 from refgpt._common.wording import FRESH_COPY
 
-#: Of a vocabulary, merges or model: GPT-JT's tokenizer.json, the largest of the family, has 2.1 MB.
+#: Size limit for a vocabulary, merges or model. The largest known, GPT-JT's tokenizer.json, has 2.1 MB.
 MOST_BYTES = 8 << 20
-#: Of what only names or adds some tokens.
+#: Size limit for files that only name or add some tokens.
 MOST_BYTES_OF_SETTINGS = small_files.LARGEST_JSON
 
 
-#: Whose code may raise what is a fault of a file or a text; the json module is what hands files on.
+#: Libraries whose exceptions are due to a file or a text; the json module passes files on to them.
 LIBRARIES = ("refgpt", "tokenizers", "sentencepiece", "json")
 
 
 class OtherKind(TokenizerError):
-    """The file is a tokenizer's, but of a kind that is not read; another file beside it may do."""
+    """The file is a tokenizer of an unsupported kind; another file beside it may be usable."""
 
 
 def read_bytes(path: Path) -> bytes:
-    """A whole file; ``TokenizerError`` if that cannot be, see ``refgpt._common.small_files``."""
+    """Read a whole file. Raises a ``TokenizerError``; see ``refgpt._common.small_files``."""
     return small_files.read_bytes(path, TokenizerError, MOST_BYTES)
 
 
 def read_text(path: Path) -> str:
-    """A whole file of UTF-8, without a byte-order mark; ``TokenizerError`` if it is anything else."""
+    """Read a whole UTF-8 file without its byte-order mark. Raises a ``TokenizerError``."""
     try:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -39,17 +39,17 @@ def read_text(path: Path) -> str:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object; ``TokenizerError`` if the file is anything else, see ``refgpt._common.small_files``."""
+    """Read a JSON object. Raises a ``TokenizerError``; see ``refgpt._common.small_files``."""
     return small_files.read_json(path, TokenizerError, MOST_BYTES)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The same of a file that is small beside a vocabulary."""
+    """Like ``read_json_object``, for files that are much smaller than a vocabulary."""
     return small_files.read_json(path, TokenizerError, MOST_BYTES_OF_SETTINGS)
 
 
 def expect(value: Any, kind: type[dict] | type[list] | type[str], what: str, where: Path) -> Any:
-    """``value``, if it is of the JSON type wanted; ``TokenizerError`` if not."""
+    """Return ``value`` if it has the wanted JSON type, otherwise raise a ``TokenizerError``."""
     if not isinstance(value, kind):
         got, wanted = type(value).__name__, kind.__name__
         raise TokenizerError(f"{what} is of the wrong JSON type", where=where, got=got, wanted=wanted, fix=FRESH_COPY)
@@ -58,10 +58,10 @@ def expect(value: Any, kind: type[dict] | type[list] | type[str], what: str, whe
 
 @contextmanager
 def unreadable_named(path: Path) -> Iterator[None]:
-    """Turn the refusal of the operating system to look at a path into a ``TokenizerError``."""
+    """Turn the operating system's errors about a path into a ``TokenizerError``."""
     try:
         yield
-    except TimeoutError:  # of a signal handler
+    except TimeoutError:  # raised by a signal handler
         raise
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -72,10 +72,10 @@ def unreadable_named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def faults_named(what: str, where: object) -> Iterator[None]:
-    """Turn whatever a library raises into a ``TokenizerError``.
+    """Turn a library's exceptions into a ``TokenizerError``.
 
-    A panic in Rust code arrives as a child of ``BaseException``, so ``except Exception`` would let it through. What
-    comes from elsewhere while the library works, such as a signal handler's TimeoutError, stays what it is.
+    A panic in Rust code arrives as a subclass of ``BaseException``, so ``except Exception`` would not catch it.
+    Exceptions from elsewhere, such as a signal handler's TimeoutError, pass unchanged.
     """
     try:
         yield
@@ -88,9 +88,9 @@ def faults_named(what: str, where: object) -> Iterator[None]:
 
 
 def _is_the_librarys(error: BaseException) -> bool:
-    """Whether a library has raised this: a panic, or one of Python's own kinds from the library's code or its C code.
+    """Whether a library raised this: a panic, or a built-in exception from the library's Python or C code.
 
-    C code leaves no frame, so the innermost one is then of this package.
+    C code leaves no frame, so the innermost frame then belongs to this package.
     """
     if type(error).__name__.startswith("Panic"):
         return True
