@@ -1,4 +1,4 @@
-"""GPT-J to read and to run: a forward pass in plain NumPy, and C kernels that are held to it.
+"""GPT-J, readable and fast: a forward pass in plain NumPy, and C kernels that are tested against it.
 
 import refgpt
 model = refgpt.load()
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from refgpt.evaluation import Classification
 
 _moved.install()
-logging.getLogger("refgpt").addFilter(PrintableRecords())  # paths and names of files stand in what is logged
+logging.getLogger("refgpt").addFilter(PrintableRecords())  # log messages contain file names
 
 try:
     __version__ = version("refgpt")
@@ -57,7 +57,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Classification":  # of a room that is loaded where it is used
+    if name == "Classification":  # its package is imported on first use
         from refgpt.evaluation import Classification
 
         return Classification

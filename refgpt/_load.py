@@ -1,4 +1,4 @@
-"""Loading a model: from a path or a name to a ``Model``, ready to run."""
+"""Loading: turns a path or a name into a ``Model``, ready to run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from refgpt.tokenizers import Tokenizer, find_tokenizer, tokenizer_of
 
 log = logging.getLogger("refgpt")
 
-#: What each backend can keep weights in; None is as stored.
+#: The dtypes in which each backend can keep weights; None means as stored.
 DTYPES = {"c": PACKED_DTYPES, "numpy": (*PACKED_DTYPES, "f64")}
 
 
@@ -47,34 +47,35 @@ def load(
     Parameters
     ----------
     path : path-like or None
-        A directory or file in any format that is read: Hugging Face's, Mesh Transformer JAX's, ggml, GGUF,
-        CTranslate2's or refgpt's own; or, if there is no such path, a name on the Hugging Face hub such as
-        "EleutherAI/gpt-j-6b". None: the default model.
+        A directory or file in any supported format: Hugging Face, Mesh Transformer JAX, ggml, GGUF, CTranslate2 or
+        refgpt's own; or, if there is no such path, a name on the Hugging Face hub such as "EleutherAI/gpt-j-6b". None
+        loads the default model.
     backend : "c" or "numpy"
-        The C kernels, or the spec itself: slow, readable, and what the kernels are tested against.
+        The C kernels, or the spec, which is slow and readable; the kernels are tested against it.
     dtype : None, "f32", "f16", "q8", "q4" or "f64"
-        What the matrices are kept in; None as stored. "q8" and "q4" are 8.5 and 4.5 bits a weight, but for the
-        embeddings, which have 8.5 in either. Both backends compute in float32, whatever they are kept in; only that
-        the C backend rounds what meets quantised matrices to 8 bits. "f64", for the NumPy backend alone, is float64
-        throughout. Names of other programs ("float16", "fp16", "int8") and NumPy's dtypes are understood too.
+        The dtype of the matrices in memory; None keeps the stored one. "q8" and "q4" take 8.5 and 4.5 bits per weight
+        (the embeddings take 8.5 with both). Both backends compute in float32, with one exception: the C backend rounds
+        activations to 8 bits before it multiplies them with quantised matrices. "f64", for the NumPy backend only, uses
+        float64 throughout. Other programs' names ("float16", "fp16", "int8") and NumPy's dtypes are accepted too.
     mask : "auto", "causal" or "prefix"
-        "prefix" lets a prompt's tokens all see each other, as GPT-JT was trained; "auto" does what the files say.
+        "prefix" lets all tokens of a prompt see each other, as in GPT-JT's training; "auto" uses the mask found in the
+        files.
     threads : int or None
-        Of the C backend; None: one per core. (The NumPy backend has those of its BLAS.)
+        Number of threads of the C backend; None means one per core. (The NumPy backend uses those of its BLAS.)
     kv_dtype : None, "f32" or "f16"
-        What the C backend's cache keeps keys and values in; None is "f16" beside weights of 8 or 4 bits, and else
-        "f32". (The NumPy backend has no cache.)
+        Dtype of the C backend's attention cache; None means "f16" with weights of 8 or 4 bits, otherwise "f32". (The
+        NumPy backend has no cache.)
     progress : callable or None
-        Called as ``progress(n_bytes_done, n_bytes_total)`` while an archive is unpacked, and from nothing again while
-        the C backend packs the weights.
+        Called as ``progress(n_bytes_done, n_bytes_total)`` while an archive is unpacked, and again, starting at 0,
+        while the C backend packs the weights.
     verify : bool
-        Whether to compare the checksums of a model in the packed format with its bytes and to look for NaN in them,
-        which reads all of them.
+        Whether to check the checksums of a model in the packed format and to look for NaN in it, which reads the whole
+        file.
     revision : str or None
-        Of a model on the hub: a branch, a tag or a commit; None is the main branch.
+        A branch, tag or commit of a model on the hub; None means the main branch.
     copy : bool
-        Whether to copy into memory also those weights that could be read where they lie in their files: of a model in
-        the packed format, and of any model with the NumPy backend. See the notes.
+        Whether to copy weights into memory that could otherwise be used directly from the mapped file: those of the
+        packed format, and all weights with the NumPy backend. See the notes.
 
     Returns
     -------
@@ -83,18 +84,18 @@ def load(
     Raises
     ------
     RefgptError
-        If an argument, a file or a weight (NaN, infinity) cannot be used. One that is a ``FileNotFoundError`` too if a
-        file is not there.
+        If an argument, a file or a weight (NaN, infinity) cannot be used. If a file is missing, the error is also a
+        ``FileNotFoundError``.
 
     Notes
     -----
     Files of weights are mapped, not read: processes share their memory, and a model in the packed format is ready at
-    once. So the files have to stay as they are while they are in use. Replace a file by renaming a new one to its name,
-    as ``mv`` and ``refgpt convert`` do; do not write into it, as ``cp`` onto it, ``rsync --inplace`` and a download
-    that starts again do. Before each leaf is loaded and before each pass of the model its files are asked for their
-    size and time: if one was written to, the model refuses to go on with a ``CheckpointError``. What is cut short in
-    the middle of a pass cannot be caught, and the system ends the process with SIGBUS. With ``copy=True`` that can only
-    happen during ``load`` (and where ``params`` and ``verify`` read the files anew).
+    once. Therefore the files must not change while they are in use. Replace a file by renaming a new one to its name,
+    as ``mv`` and ``refgpt convert`` do; do not write into it, as ``cp`` onto it, ``rsync --inplace`` and a restarted
+    download do. Before each leaf is loaded and before each pass, the sizes and modification times of the files are
+    checked: if a file has changed, the model raises a ``CheckpointError``. A file that is truncated in the middle of a
+    pass cannot be caught: the system ends the process with SIGBUS. With ``copy=True`` this can only happen during
+    ``load`` (and when ``params`` and ``verify`` read the files again).
     """
     kept_in, cached_in = known_dtype(dtype), known_dtype(kv_dtype)
     check_options(backend, kept_in, threads, cached_in)
@@ -105,9 +106,9 @@ def load(
 
 
 def check_options(backend: str, dtype: str | None, threads: int | None, kv_dtype: KVDtype | None) -> None:
-    """Refuse what ``start`` cannot use: for before the files are opened, which may take long.
+    """Refuse options that ``start`` cannot use. Called before the files are opened, which may take long.
 
-    Parameters and errors are those of ``load``, with dtypes by the names that ``known_dtype`` gives them.
+    Parameters and errors are those of ``load``; dtypes must have the names that ``known_dtype`` returns.
     """
     one_of("backend", backend, tuple(DTYPES), RefgptError)
     if isinstance(dtype, str) and dtype == "bf16":
@@ -120,7 +121,7 @@ def check_options(backend: str, dtype: str | None, threads: int | None, kv_dtype
         )
     one_of("dtype", dtype, DTYPES[backend], RefgptError)
     one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), RefgptError)
-    if threads is not None:  # a mistake is one for either backend
+    if threads is not None:  # checked for both backends
         whole_number("threads", threads, 1, None, RefgptError)
 
 
@@ -137,7 +138,7 @@ def start(
     verify: bool = True,
     copy: bool = False,
 ) -> Model:
-    """Make a model of files that are open: what ``load`` ends with, and what reads the weights' numbers.
+    """Make a model from opened files. This is the second half of ``load``, which reads the weights.
 
     Parameters
     ----------
@@ -145,7 +146,7 @@ def start(
     tokenizer : Tokenizer or None
         Both as ``open_model`` gives them.
     asked_mask : "auto", "causal" or "prefix"
-        The ``mask`` that ``open_model`` was given. It only decides how loudly the checkpoint's is told.
+        The ``mask`` that ``open_model`` was given. It only decides the log level at which the mask is reported.
     backend, dtype, threads, kv_dtype, progress, verify, copy
         See ``load``.
 
@@ -188,10 +189,10 @@ def start(
 
 
 def _say_mask(checkpoint: Checkpoint, asked: bool) -> None:
-    """Say which mask it is and how that is known.
+    """Log which mask is used and where it was found.
 
-    GPT-JT's is news when it was found, and shown even where no logging is set up. GPT-J's is taken for granted where
-    it was asked for or nothing speaks of another.
+    GPT-JT's mask is a warning if it was found in the files, so it is shown even if no logging is set up. GPT-J's mask
+    is only a debug message if it was asked for, or if the files do not mention a mask.
     """
     if checkpoint.mask == "prefix":
         what, level = "all tokens of a prompt see each other", logging.INFO if asked else logging.WARNING
@@ -208,8 +209,8 @@ def open_model(
     progress: Progress | None = None,
     revision: str | None = None,
 ) -> tuple[Checkpoint, Tokenizer | None]:
-    """A model's files without its weights' numbers: what ``load`` begins with, in well under a second, but for archives
-    and what has to be fetched first.
+    """Open a model's files without reading the weights. This is the first half of ``load``; it takes well under a
+    second, except for archives and models that must be downloaded.
 
     Parameters, and the errors that need no numbers, are those of ``load``.
     """
@@ -256,7 +257,7 @@ def _files_of(path: str | os.PathLike[str] | None, revision: str | None) -> Path
 
 
 def default_model_path() -> Path:
-    """Where the default model is: inside the installed package, or beside it in a checkout."""
+    """The path of the default model: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
     packaged = package / "default_model"
     return packaged if packaged.is_dir() else package.parent / "weights" / "default"

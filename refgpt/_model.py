@@ -1,4 +1,4 @@
-"""A loaded model: the one object that most users need."""
+"""A loaded model, the one object that most users need."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Model:
     checkpoint : Checkpoint
         The files it came from.
     tokenizer : Tokenizer or None
-        None if there was none beside the weights: the model then takes and gives ids.
+        None if there is none beside the weights: the model then takes and returns token ids.
     backend : str
         "c" or "numpy".
     dtype : str or None
-        What the weights are kept in; None is as stored.
+        The dtype of the weights in memory; None means as stored.
     """
 
     engine: Engine
@@ -58,27 +58,27 @@ class Model:
 
     @property
     def kv_dtype(self) -> KVDtype:
-        """What the engine's cache keeps keys and values in: "f32" or "f16"."""
+        """Dtype of the engine's attention cache: "f32" or "f16"."""
         return self.engine.kv_dtype
 
     @property
     def mask(self) -> str:
-        """ "causal", or "prefix" when a prompt's tokens all see each other (GPT-JT)."""
+        """ "causal", or "prefix" if all tokens of a prompt see each other (GPT-JT)."""
         return self.checkpoint.mask
 
     @property
     def mask_source(self) -> str:
-        """How the mask is known."""
+        """Where the mask was found."""
         return self.checkpoint.mask_source
 
     def params(self) -> ParamTree:
         """The weights as the engine keeps them: the stored ones, rounded or quantised if ``dtype`` asked for it.
 
-        Matrices may be ``refgpt.numbers.panels.Panels``; ``refgpt.numbers.leaves.widen`` makes arrays of them.
+        Matrices may be ``refgpt.numbers.panels.Panels``; ``refgpt.numbers.leaves.widen`` converts them to arrays.
         """
-        if self.dtype in BLOCK_BYTES:  # what quantising made of them would take long to make again
+        if self.dtype in BLOCK_BYTES:  # quantising again would take long
             return self.engine.kept()
-        # Not as the engine has packed them: ``verify`` would never see a fault of the packing.
+        # Do not return the engine's packed weights: ``verify`` would then miss faults of the packing.
         check_unchanged(*(leaf for _, leaf in self.checkpoint.params.items()))
         return self.checkpoint.params.kept_as(self.dtype)
 
@@ -94,13 +94,13 @@ class Model:
         Returns
         -------
         ndarray [t, n_vocab]
-            float32, or float64 for the NumPy backend with dtype "f64". All rows of the head, also those
-            for which the tokenizer has no token.
+            float32, or float64 for the NumPy backend with dtype "f64". Includes rows of the head for which the
+            tokenizer has no token.
 
         Raises
         ------
         GenerationError
-            If the ids do not exist or are too many.
+            If an id does not exist or there are too many ids.
         """
         return self.engine.logits(ids, prefix_len)
 
@@ -113,7 +113,7 @@ class Model:
         positions: Indices = None,
         patch: Patches | None = None,
     ) -> dict[str, np.ndarray]:
-        """Named activations of one forward pass: those that are asked for, and nothing beyond them is kept.
+        """Named activations of one forward pass. Only the requested activations are kept.
 
         Parameters
         ----------
@@ -122,13 +122,13 @@ class Model:
         prefix_len : int
             So many leading positions see one another; 0 is the causal mask, whatever ``mask`` is.
         names : str or collection of str, optional
-            Which ones: names of ``refgpt.spec.tap_names(config)``, or patterns such as "blocks.*.pattern"; by default
-            all of them.
+            Names of ``refgpt.spec.tap_names(config)``, or patterns such as "blocks.*.pattern"; by default all
+            activations.
         positions : int, slice or sequence of int, optional
-            Which rows of each to keep, by default all: of "pattern" [h, t, s] queries, of all others those of axis 0.
+            Rows of each activation to keep, by default all: queries for "pattern" [h, t, s], otherwise axis 0.
         patch : mapping, or sequence of mappings, optional
-            What to replace on the way: from names or patterns to a function, an array, or what
-            ``refgpt.tracing.zero_heads`` and its like make.
+            Replacements: maps names or patterns to a function, an array, or the result of ``refgpt.tracing.zero_heads``
+            and similar functions.
 
         Returns
         -------
@@ -138,8 +138,8 @@ class Model:
         Raises
         ------
         RefgptError
-            If an argument cannot be used, or the trace would take more memory than there is: then it says how much, and
-            what to narrow. Before anything is computed.
+            If an argument cannot be used, or the trace needs more memory than there is; the error then says how much,
+            and which argument to narrow. Raised before anything is computed.
         """
         from refgpt.tracing import record
 
@@ -153,11 +153,12 @@ class Model:
         progress: bool = False,
         on_tap: Callable[[TapResult], object] | None = None,
     ) -> Report:
-        """Hold every activation of one forward pass to the float64 spec: see ``refgpt.tracing.verify``.
+        """Compare every activation of one forward pass with the float64 spec: see ``refgpt.tracing.verify``.
 
-        Parameters and errors are those of that function. ``report.first_broken`` is None if all are within their
-        bounds. The C kernels are; the NumPy backend in float32 is not at "mlp_post", where its ``1 + tanh`` loses
-        digits. Kernels whose bits are not the promised ones, whatever the bounds say, are a KernelError.
+        Parameters and errors are those of that function. ``report.first_broken`` is None if all activations are within
+        their bounds. This holds for the C kernels; the NumPy backend in float32 exceeds the bound at "mlp_post", where
+        its ``1 + tanh`` loses digits. Kernels that do not compute the promised bits raise a KernelError, even if they
+        are within the bounds.
         """
         from refgpt.tracing import verify
 
@@ -184,21 +185,21 @@ class Model:
         prompt : str, list of int, or list of either
             A text or its ids. An empty one starts from the model's beginning-of-text token.
         params : GenerationParams, optional
-            How to continue it; by default with max_new_tokens 128 and draws from the model's own distribution.
+            Generation parameters; the default is 128 new tokens sampled from the model's own distribution.
         **changes
-            Any field of ``GenerationParams``, instead of the one in ``params``: max_new_tokens, temperature, top_k,
+            Any field of ``GenerationParams``; overrides the one in ``params``: max_new_tokens, temperature, top_k,
             top_p, repetition_penalty, presence_penalty, frequency_penalty, seed, stop, logprobs, ignore_eos,
             speculate, truncate.
 
         Returns
         -------
         Generation, or a list of them for a list of prompts
-            With a seed, a prompt's continuation is the same alone and in any company.
+            With a seed, a prompt's continuation does not depend on the other prompts in the list.
 
         Raises
         ------
         GenerationError
-            If a prompt or parameter cannot be used; before anything is computed.
+            If a prompt or parameter cannot be used. Raised before anything is computed.
         """
         settings = GenerationParams.of(params, changes)
         batch = is_batch(prompt)
@@ -209,20 +210,20 @@ class Model:
     def stream(self, prompt: Prompt, params: GenerationParams | None = None, **changes: Any) -> Iterator[str]:
         """Continue one prompt, piece by piece.
 
-        Parameters are those of ``generate``, but for one prompt only. A model without a tokenizer has no text to
-        stream: use ``generate``.
+        Parameters are those of ``generate``, but there is only one prompt. A model without a tokenizer cannot stream
+        text: use ``generate``.
 
         Returns
         -------
         iterator of str
-            Each piece as soon as it is certain: whole characters, and nothing of a stop string. Joined they are the
-            ``text`` that ``generate`` gives for the same seed. If Ctrl-C interrupts the model, what was held back
-            because it might have become a stop string comes before the ``KeyboardInterrupt``.
+            Each piece is yielded as soon as it is certain: whole characters, and no part of a stop string. Joined, the
+            pieces equal the ``text`` that ``generate`` returns for the same seed. If Ctrl-C interrupts the model, text
+            that was held back as a possible beginning of a stop string is yielded before the ``KeyboardInterrupt``.
 
         Raises
         ------
         GenerationError
-            If the prompt or a parameter cannot be used; at the call, not at the first piece.
+            If the prompt or a parameter cannot be used. Raised by the call, not at the first piece.
         """
         settings = GenerationParams.of(params, changes)
         if is_batch(prompt):
@@ -238,31 +239,31 @@ class Model:
         return stream_text(self, encode_prompt(prompt, self.config, self.tokenizer, settings), settings)
 
     def score(self, prompt: Prompt | np.ndarray, continuations: Sequence[Prompt] | np.ndarray) -> list[np.ndarray]:
-        """Log-probabilities of texts that may follow a prompt.
+        """Log-probabilities of given continuations of a prompt.
 
         Parameters
         ----------
         prompt : str or list of int
             A text or its ids. An empty one is the model's beginning-of-text token.
         continuations : list of str or of list of int
-            Each is weighed by itself, right after the prompt. Begin a text with the space that would stand there, and
-            end the prompt without one: "The sky is", [" blue", " green"]. After a prompt that is text a continuation
-            gets the ids that it has within the whole text; where it has none of its own, because a token would span the
-            seam, and after a prompt of ids, it is encoded by itself.
+            Each is scored separately, directly after the prompt. Begin a continuation with its space, and end the
+            prompt without one: "The sky is", [" blue", " green"]. If the prompt is text, the prompt and the
+            continuation are encoded together and the continuation gets its part of the ids. It is encoded separately if
+            a token would span the boundary, or if the prompt is given as ids.
 
         Returns
         -------
         list of ndarray [t], float64
-            For each continuation one natural logarithm a token, given the prompt and the tokens before it: their sum is
-            the log-probability of the continuation. Probabilities are the model's own, over all rows of its head, also
-            those for which the tokenizer has no token. With the prefix mask the prompt sees itself both ways, and
-            the continuations stay causal.
+            For each continuation, one natural logarithm per token, given the prompt and the tokens before it. Their sum
+            is the log-probability of the continuation. Probabilities are the model's own, over all rows of its head,
+            including rows for which the tokenizer has no token. With the prefix mask all tokens of the prompt see each
+            other, and the continuations are causal.
 
         Raises
         ------
         GenerationError
-            If the prompt or a continuation cannot be used, or they are longer together than the model's context; before
-            anything is computed.
+            If the prompt or a continuation cannot be used, or together they are longer than the model's context. Raised
+            before anything is computed.
         """
         return score(self, *encode_continuations(prompt, continuations, self.config, self.tokenizer))
 
@@ -274,19 +275,20 @@ class Model:
         examples: Sequence[tuple[str, str]] = (),
         normalise: str = "sum",
     ) -> Classification:
-        """Which of some labels fits a text best: the one that the model is likeliest to write after it.
+        """Choose the label that fits a text best: the one that the model is most likely to generate after it.
 
         Parameters
         ----------
         text : str
         labels : sequence of str
-            Two or more, of one line each. None should begin another.
+            Two or more labels of one line each. No label should be the beginning of another.
         template : str, optional
-            How text and label are put into words, by default ``refgpt.evaluation.DEFAULT_TEMPLATE``. ``{text}`` is the text; ``{label}``, after it, is where the label
-            stands, by default at the end; ``{labels}`` becomes a numbered list of them. What comes before the last
-            blank line before ``{text}`` stands once, the rest again for each example.
+            The prompt format, by default ``refgpt.evaluation.DEFAULT_TEMPLATE``. ``{text}`` is replaced by the text;
+            ``{label}``, after it, marks the place of the label, by default the end; ``{labels}`` becomes a numbered
+            list of the labels. The part before the last blank line before ``{text}`` is used once; the rest is repeated
+            for each example.
         examples : sequence of (text, label)
-            Shown before the text, in this order.
+            Examples that are shown before the text, in this order.
         normalise : "sum", "mean" or "pmi"
             What a label scores: the log-likelihood of its tokens; that, divided by their number; or that, less the
             log-likelihood of the label where no text stands before it. See ``refgpt.evaluation.Classifier``, which is
@@ -300,7 +302,8 @@ class Model:
         Raises
         ------
         GenerationError
-            If an argument cannot be used, or the prompt is too long for the context; before anything is computed.
+            If an argument cannot be used, or the prompt is too long for the context. Raised before anything is
+            computed.
         """
         from refgpt.evaluation import DEFAULT_TEMPLATE, Classifier
 

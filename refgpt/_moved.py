@@ -1,4 +1,4 @@
-"""Modules that have moved: their former names can still be imported, and give what was there."""
+"""Former module names: they can still be imported, and lead to the modules that have replaced them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-#: By former name, where its names are now: the first of these modules that has a name gives it.
+#: For each former module, the modules that hold its names now; they are searched in this order.
 MOVED = {
     "arguments": ("_common.arguments",),
     "benchmarking": ("evaluation.speed",),
@@ -46,14 +46,14 @@ MOVED = {
     "vocabulary": ("tokenizers.vocabulary",),
     "wording": ("_common.wording",),
 }
-#: Names that changed with their module.
+#: Names that changed when their module moved.
 RENAMED = {"params.check": "checkpoints.checkpoint.check_params"}
 
 PACKAGE = __package__ or "refgpt"
 
 
 class _Former(ModuleType):
-    """A module under its former name, which looks its names up where they are now."""
+    """A module under its former name. It looks names up in the modules that replaced it."""
 
     def __getattr__(self, name: str) -> Any:
         former = self.__name__.removeprefix(f"{PACKAGE}.")
@@ -68,7 +68,7 @@ class _Former(ModuleType):
 
 
 class Finder(MetaPathFinder, Loader):
-    """Finds modules by their former names, once nothing else has."""
+    """Finds modules by their former names, after all other finders have failed."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """See ``importlib.abc.MetaPathFinder``."""
@@ -76,14 +76,14 @@ class Finder(MetaPathFinder, Loader):
         return ModuleSpec(name, self) if package == PACKAGE and former in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """A module that looks its names up where they are now."""
+        """A module that looks names up in the modules that replaced it."""
         return _Former(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing is left to run."""
+        """Do nothing: the module has no code of its own."""
 
 
 def install() -> None:
-    """Let former names be imported from now on."""
+    """Make former names importable."""
     if not any(isinstance(finder, Finder) for finder in sys.meta_path):
         sys.meta_path.append(Finder())

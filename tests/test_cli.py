@@ -263,7 +263,7 @@ def test_info(run, path, prefix_path):
     assert "transformer.h.1.attn.q_proj.weight" in run("info", path, "--tensors").out
     other = run("info", prefix_path).out
     source = refgpt.load(prefix_path, backend="numpy").mask_source
-    assert f"prefix ({source})" in other and "none: the model takes and gives ids" in other
+    assert f"prefix ({source})" in other and "none: the model takes and returns token ids" in other
 
 
 def test_info_of_nothing(run, tmp_path):
@@ -295,7 +295,7 @@ def test_verify_names_a_broken_activation_and_exits_with_1(run, path, monkeypatc
 
 def test_verify_of_text_without_a_tokenizer(run, prefix_path):
     got = run("verify", prefix_path, "--prompt", "hi")
-    assert got.code == 1 and "--prompt: is text, and this model has no tokenizer" in got.err
+    assert got.code == 1 and "--prompt: is a text, but this model has no tokenizer" in got.err
 
 
 def test_kernels_is_a_table_of_ops_and_instruction_sets(run):

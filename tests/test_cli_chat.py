@@ -117,7 +117,7 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_went():
 def test_a_question_that_is_too_long_changes_nothing():
     dialogue = Dialogue(Told(["a"]), TEMPLATES["base"], GenerationParams())
     dialogue.ask("Hi", lambda _: None)
-    with pytest.raises(GenerationError, match="leaves no room"):
+    with pytest.raises(GenerationError, match="no token of the context remains"):
         dialogue.ask("x" * 400, lambda _: None)
     assert dialogue.turns == [("Hi", "a")]
 
@@ -164,7 +164,7 @@ def test_commands_are_obeyed(pipe, monkeypatch):
     [
         (b"ok\nab\xff\n", "standard input, line 2: is not UTF-8 text; got byte 2"),
         (b"x" * (MOST_BYTES + 5), "standard input, line 1: the line is too long"),
-        (b"long " * 900, "leaves no room in the model's context"),
+        (b"long " * 900, "is too long: no token of the context remains"),
     ],
 )
 def test_what_cannot_be_used_ends_a_pipe(pipe, raw, said):
@@ -215,7 +215,7 @@ def test_in_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_ends():
             process.send_signal(signal.SIGINT)
             read_until(mine, "\r\n> ")
             os.write(mine, b"word " * 600 + b"\n")
-            read_until(mine, "leaves no room in the model's context", "> ")
+            read_until(mine, "is too long: no token of the context remains", "> ")
             os.write(mine, b"/help\n")
             read_until(mine, "Ctrl-C stops an answer", "> ")
             os.write(mine, b"\x04")

@@ -82,7 +82,7 @@ def test_what_was_written_can_be_classified_again_but_for_its_columns(run, table
     first, second = tmp_path / "first.csv", tmp_path / "second.csv"
     assert run("classify", table, "--labels", "glad,sad", "-o", first).code == 0
     got = run("classify", first, "--labels", "glad,sad", "-o", second)
-    assert got.code == 1 and "first.csv: has a column of a name that results get; got predicted" in got.err
+    assert got.code == 1 and "first.csv: has a column with the name of a result column; got predicted" in got.err
     first.write_text(first.read_text().replace("predicted,p(glad),p(sad)", "a,b,c"))
     assert run("classify", first, "--labels", "glad,sad", "-o", second).code == 0
     one, two = (list(csv.reader(io.StringIO(path.read_text()))) for path in (first, second))
@@ -122,7 +122,7 @@ def test_mistakes_are_found_before_the_weights_are_read(run, table, no_weights, 
 
 def test_the_table_is_not_written_over(run, table, no_weights):
     got = run("classify", table, "--labels", "glad,sad", "-o", table.parent / "." / "table.csv")
-    assert got.code == 1 and "--output: is the file that is read" in got.err and table.read_text() == TABLE
+    assert got.code == 1 and "--output: is also an input of this run" in got.err and table.read_text() == TABLE
 
 
 def test_a_text_that_is_too_long_is_named_before_any_is_computed(run, table, tmp_path):

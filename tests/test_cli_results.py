@@ -260,7 +260,7 @@ def test_what_is_read_is_not_written_over(run, table, tmp_path, how, read):
         "-o",
         out,
     )
-    assert got.code == 1 and "--output: is the file that is read" in got.err
+    assert got.code == 1 and "--output: is also an input of this run" in got.err
     assert victim.read_bytes() == before
     assert (tmp_path / "out.csv.partial").exists() == (how == "partial")
 
@@ -269,7 +269,7 @@ def test_a_prompt_is_not_written_over(run, tmp_path):
     page = tmp_path / "page.html"
     page.write_text("Once upon a time")
     got = run("inspect", "-f", page, "-o", page, "--no-verify")
-    assert got.code == 1 and "is the file that is read" in got.err and page.read_text() == "Once upon a time"
+    assert got.code == 1 and "is also an input of this run" in got.err and page.read_text() == "Once upon a time"
 
 
 def test_results_of_an_earlier_run_are_replaced_wherever_they_lie(run, table, tmp_path, monkeypatch):

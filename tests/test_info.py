@@ -97,13 +97,13 @@ def test_memory_present(tmp_path, info, monkeypatch):
     monkeypatch.setattr(memory, "MEMINFO", meminfo)
     monkeypatch.setattr(control_groups, "PROCESS", tmp_path)  # no group is told of there
     meminfo.write_text("MemTotal:       24640312 kB\nMemFree: 1 kB\nMemAvailable:   17400000 kB\n")
-    assert "\n            present 25.2 GB, of which 17.8 GB can be had" in info(tmp_path)[0]["all"]
+    assert "\n            present 25.2 GB, 17.8 GB of it available" in info(tmp_path)[0]["all"]
     (tmp_path / "cgroup").write_text("0::/job\n")
     (tmp_path / "mountinfo").write_text(f"31 1 0:1 / {tmp_path} rw - cgroup2 none rw\n")
     (tmp_path / "job").mkdir()
     for name, number in {"max": 8_000_000_000, "current": 3_000_000_000}.items():
         (tmp_path / "job" / f"memory.{name}").write_text(f"{number}\n")
-    assert "\n            present 8 GB, of which 5 GB can be had" in info(tmp_path)[0]["all"]
+    assert "\n            present 8 GB, 5 GB of it available" in info(tmp_path)[0]["all"]
     (tmp_path / "cgroup").unlink()
     meminfo.unlink()
     assert re.search(r"\n {12}present [\d.]+ GB$", info(tmp_path)[0]["all"])

@@ -1,1 +1,1 @@
-"""What every room uses: errors, checks of arguments, small files, words for messages, memory, progress."""
+"""Shared by all packages: errors, checks of arguments, small files, wording of messages, memory, progress."""

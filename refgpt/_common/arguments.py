@@ -1,4 +1,4 @@
-"""Checks of single values, worded alike wherever a value comes from."""
+"""Checks of single arguments, with the same wording everywhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def whole_number(name: str, value: Any, least: int, most: int | None, error: typ
     name : str
         What to call it.
     value : object
-        A Python or NumPy integer will do; True and 1.0 will not.
+        A Python or NumPy integer is accepted; True and 1.0 are not.
     least, most : int
         The limits; ``most`` may be None for no limit.
     error : type of RefgptError
@@ -32,7 +32,7 @@ def whole_number(name: str, value: Any, least: int, most: int | None, error: typ
     Returns
     -------
     int
-        Python's own, whatever ``value`` is: callers compute with it, and not with ``value``.
+        A Python int, whatever the type of ``value``. Callers compute with it, not with ``value``.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def whole_number(name: str, value: Any, least: int, most: int | None, error: typ
     """
     try:
         number = operator.index(value)
-    except (TypeError, ValueError, OverflowError):  # the latter two from the __index__ of another library
+    except (TypeError, ValueError, OverflowError):  # the latter two come from __index__ of other libraries
         number = None
     if number is not None and not isinstance(value, bool) and least <= number and (most is None or number <= most):
         return number
@@ -67,28 +67,28 @@ def flag(name: str, value: Any, error: type[RefgptError]) -> bool:
 
 
 def function_of(name: str, value: Any, error: type[RefgptError]) -> None:
-    """Refuse, with ``name`` as the error's ``where``, what cannot be called."""
+    """Refuse a value that cannot be called; ``name`` is the error's ``where``."""
     if not callable(value):
         raise error("cannot be used", where=name, got=shown(value), wanted="a function")
 
 
 def instance_of(name: str, value: Any, kind: type, error: type[RefgptError]) -> None:
-    """Refuse, with ``name`` as the error's ``where``, what is no ``kind``."""
+    """Refuse a value that is not a ``kind``; ``name`` is the error's ``where``."""
     if not isinstance(value, kind):
         raise error("cannot be used", where=name, got=shown(value), wanted=f"a {kind.__name__}")
 
 
 def collected(name: str, value: Any, wanted: str, error: type[RefgptError]) -> list[Any]:
-    """The members of a collection, or of another finite thing that can be iterated over once.
+    """The members of a collection or another finite iterable, as a list.
 
     Parameters
     ----------
     name : str
         What to call it.
     value : object
-        A text, bytes or a mapping is one thing and no collection here, nor is an array without axes.
+        A text, bytes, a mapping and an array without axes do not count as collections.
     wanted : str
-        For the error: what would have been right.
+        What would have been accepted, for the error.
     error : type of RefgptError
         What to raise, with ``name`` as its ``where``.
     """
@@ -96,7 +96,7 @@ def collected(name: str, value: Any, wanted: str, error: type[RefgptError]) -> l
     if not single and isinstance(value, Iterable):
         try:
             return list(value)
-        except TypeError:  # an array without axes says that it can be iterated over
+        except TypeError:  # an array without axes has __iter__ but cannot be iterated over
             pass
     raise error("cannot be used", where=name, got=shown(value), wanted=wanted)
 
@@ -128,6 +128,6 @@ def path_of(name: str, value: Any, error: type[RefgptError]) -> Path:
 
 
 def one_of(name: str, value: object, choices: Sequence[str | None], error: type[RefgptError]) -> None:
-    """Refuse, with ``name`` as the error's ``where``, what is none of the choices (and need not be a text)."""
+    """Refuse a value that is not one of the choices (it may be of any type); ``name`` is the error's ``where``."""
     if not isinstance(value, str | None) or value not in choices:
         raise error("cannot be used", where=name, got=shown(value), wanted=", ".join(map(repr, choices)))

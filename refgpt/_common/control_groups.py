@@ -1,7 +1,7 @@
-"""What the container grants: the processor time and the memory that Linux's control groups leave to this process.
+"""Limits of the container: the processor time and memory that Linux's control groups allow this process.
 
-A group may have a limit, and so may each group above it; all of them hold. There are two versions of the files that say
-so, which can be mounted anywhere, and side by side.
+A group and each group above it may have a limit, and all of them apply. The files exist in two versions, which can be
+mounted anywhere, also both at once.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-#: Where the system tells a process of its groups, and where their files usually are.
+#: The file that lists a process's groups, and the usual place of the groups' files.
 PROCESS = Path("/proc/self")
 USUAL = Path("/sys/fs/cgroup")
-#: Bytes: how version 1 says that there is no limit, or more.
+#: In version 1, this many bytes or more mean that there is no limit.
 UNLIMITED = 1 << 60
 
 
@@ -24,9 +24,9 @@ class MemoryLimit(NamedTuple):
     Attributes
     ----------
     most : int
-        What the processes of the group may use together.
+        Total memory that the processes of the group may use.
     free : int
-        What of it is not in use. Copies of files, which the system drops when memory is wanted, count as free.
+        The unused part. The page cache, which the system drops when memory is needed, counts as free.
     """
 
     most: int
@@ -34,7 +34,7 @@ class MemoryLimit(NamedTuple):
 
 
 def processors() -> float | None:
-    """How many processors' time is granted; None if there is no limit."""
+    """The allowed processor time, as a number of processors; None if there is no limit."""
     quotas = []
     for version, group in _groups("cpu"):
         if version == 2:
@@ -47,7 +47,7 @@ def processors() -> float | None:
 
 
 def memory_limits() -> list[MemoryLimit]:
-    """The limits of memory on this process's group and on those above it."""
+    """The memory limits of this process's group and of the groups above it."""
     limits = []
     for version, group in _groups("memory"):
         if version == 2:
@@ -65,7 +65,7 @@ def memory_limits() -> list[MemoryLimit]:
 
 
 def _groups(controller: str) -> Iterator[tuple[int, Path]]:
-    """The versions and directories of this process's group of a controller, and of all groups above it that show."""
+    """Version and directory of this process's group for a controller, and of all visible groups above it."""
     mounts = list(_mounts(controller))
     for line in (_read(PROCESS / "cgroup") or "").splitlines():
         number, _, rest = line.partition(":")
@@ -84,7 +84,7 @@ def _groups(controller: str) -> Iterator[tuple[int, Path]]:
 
 
 def _mounts(controller: str) -> Iterator[tuple[int, Path, str]]:
-    """Version, mount point and what of the tree of groups is mounted there."""
+    """Version, mount point, and the part of the tree of groups that is mounted there."""
     for line in (_read(PROCESS / "mountinfo") or "").splitlines():
         fields, _, kind = line.partition(" - ")
         known, (filesystem, *_, options) = fields.split(" "), [*kind.split(" "), ""][:3]
@@ -98,13 +98,14 @@ def _mounts(controller: str) -> Iterator[tuple[int, Path, str]]:
 
 
 def _below(point: Path, root: str, own: str) -> tuple[Path, tuple[str, ...]]:
-    """Where a group lies under a mount of ``root``: the mount point itself if it is not below, as in a container."""
+    """Directory of a group under a mount of ``root``; the mount point itself if the group is outside, as in a
+    container."""
     top, parts = _parts(root), _parts(own)
     return point, parts[len(top) :] if parts[: len(top)] == top else ()
 
 
 def _parts(group: str) -> tuple[str, ...]:
-    """The names in a group's path; none of a group outside of what a container sees, which begins with ".."."""
+    """The names in a group's path. Empty for a group outside the container's view, whose path begins with ".."."""
     parts = tuple(part for part in group.split("/") if part)
     return () if ".." in parts else parts
 

@@ -1,4 +1,4 @@
-"""The errors that input can cause. Each says what is wrong, where, what was got and wanted, and what to do."""
+"""The errors that input can cause. Each says what is wrong, where, what was given and expected, and how to fix it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from refgpt._common.wording import told
 class RefgptError(ValueError):
     """Base of every error that a file, an argument or a prompt can cause: each is also a ``ValueError``.
 
-    That of a file which is not there is also a ``FileNotFoundError`` (see ``missing``).
+    The error for a missing file is also a ``FileNotFoundError`` (see ``missing``).
 
-    Its message is one line that any terminal can show: long values are cut, control characters escaped. The attributes
-    are what was given.
+    The message is one line that any terminal can show: long values are shortened, control characters escaped. The
+    attributes keep the original values.
 
     Parameters
     ----------
     what : str
         The fault in one sentence, without a full stop.
     where : object, optional
-        The file, tensor or argument that carries it.
+        The file, tensor or argument at fault.
     got, wanted : object, optional
         The offending value and what would have been accepted.
     fix : str, optional
@@ -41,7 +41,7 @@ class RefgptError(ValueError):
         super().__init__("; ".join(parts))
 
     def within(self, place: object) -> RefgptError:
-        """The same error, at a larger place that holds its own."""
+        """The same error with ``place`` put before its own ``where``."""
         where = place if self.where is None else f"{told(place)}, {told(self.where)}"
         return type(self)(self.what, where=where, got=self.got, wanted=self.wanted, fix=self.fix)
 
@@ -54,11 +54,11 @@ def _rebuild(cls: type[RefgptError], what: str, where: object, got: object, want
 
 
 class ConfigError(RefgptError):
-    """A model's configuration makes no sense or describes something that is not supported."""
+    """A model's configuration is inconsistent or not supported."""
 
 
 class CheckpointError(RefgptError):
-    """A file of weights is missing, damaged, misshapen or asks for more than tensors."""
+    """A file of weights is missing, damaged, has the wrong shapes, or contains more than tensors."""
 
 
 class TokenizerError(RefgptError):
@@ -70,48 +70,48 @@ class GenerationError(RefgptError):
 
 
 class DataError(RefgptError):
-    """A table of texts or labels is missing, damaged or lacks what is asked of it."""
+    """A table of texts or labels is missing, damaged or incomplete."""
 
 
 class KernelError(RefgptError):
-    """A kernel was called with unusable arrays, or the demanded instruction set cannot run here."""
+    """A kernel was called with unusable arrays, or the forced instruction set cannot run on this machine."""
 
 
 class MissingConfig(ConfigError, FileNotFoundError):
-    """A model's configuration is not there."""
+    """A model's configuration file does not exist."""
 
 
 class MissingCheckpoint(CheckpointError, FileNotFoundError):
-    """A file of weights is not there."""
+    """A file of weights does not exist."""
 
 
 class MissingPrompt(GenerationError, FileNotFoundError):
-    """A file of prompts is not there."""
+    """A prompt's file does not exist."""
 
 
 class MissingTokenizer(TokenizerError, FileNotFoundError):
-    """A tokenizer's file is not there."""
+    """A tokenizer's file does not exist."""
 
 
 class MissingData(DataError, FileNotFoundError):
-    """A table is not there."""
+    """A table's file does not exist."""
 
 
 def missing(error: type[RefgptError]) -> type[RefgptError]:
-    """The same kind of error, but for a file that is not there: it is also a ``FileNotFoundError``, without errno."""
+    """The variant of an error class for a missing file. It is also a ``FileNotFoundError``, without errno."""
     kinds = (MissingConfig, MissingCheckpoint, MissingPrompt, MissingTokenizer, MissingData)
     return next((kind for kind in kinds if kind.__bases__[0] is error), error)
 
 
 def is_foreign(fault: BaseException, *libraries: str) -> bool:
-    """Whether an exception comes from neither this package nor the libraries: from a signal handler, or a callback.
+    """Whether an exception comes from outside this package and the libraries: from a signal handler or a callback.
 
-    What a caller's code raises while a library is at work is not the library's word on a file.
+    An exception that a caller's code raises while a library works says nothing about the file.
 
     Parameters
     ----------
     libraries : str
-        Names of modules, without what is within them.
+        Names of top-level modules.
     """
     frames = [frame for frame, _ in walk_tb(fault.__traceback__)]
     modules = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames}

@@ -1,18 +1,18 @@
-"""What a model's files are called in a directory as Hugging Face lays it out, and those of its tokenizer."""
+"""Names of the files in a Hugging Face model directory, including its tokenizer's."""
 
 from __future__ import annotations
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
-#: Ends the name of an index, which stands for the shards that it lists.
+#: Suffix of the name of an index, a file that lists the shards.
 INDEX = ".index.json"
-#: Weights, best first.
+#: Files of weights, in order of preference.
 WEIGHTS = ("model.safetensors", "model.safetensors" + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX)
 
 SENTENCEPIECE = "tokenizer.model"
-#: Files that make a tokenizer together, in the order in which they are preferred.
+#: Groups of files that together make a tokenizer, in order of preference.
 TOKENIZER_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), (SENTENCEPIECE,))
-#: What completes a tokenizer, and says what its tokens are for.
+#: Files that complete a tokenizer, and give its tokens their roles.
 ADDED_TOKENS, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG = (
     "added_tokens.json",
     "special_tokens_map.json",

@@ -1,8 +1,8 @@
-"""The floating-point state that results are promised for: rounded to nearest, subnormals kept, no exception traps.
+"""The floating-point state that all results assume: round to nearest, keep subnormals, no exception traps.
 
-Another library in the process may have changed it (a rounding mode, flush-to-zero), and a thread inherits it from the
-one that made it. The C kernels set it for themselves. NumPy and Python compute under whatever it is, so that loading,
-converting or sampling under another rounding would give other numbers, and a wrong model for as long as it lives.
+Another library in the process may have changed it (rounding mode, flush-to-zero), and a thread inherits it from the
+thread that created it. The C kernels set the state themselves. NumPy and Python compute under the current state, so
+loading, converting or sampling under another rounding mode would give different numbers, and a model that stays wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 @cache
 def _library() -> Any:
-    """The compiled extension; None where it was never built, or is older than this function."""
+    """The compiled extension; None if it was never built, or is too old to have this function."""
     try:
         from _refgpt_kernels import lib
     except ImportError:
@@ -25,11 +25,11 @@ def _library() -> Any:
 
 @contextmanager
 def default_float_state() -> Iterator[None]:
-    """Within the block, or a function that it decorates, this thread computes under the default state.
+    """Let this thread compute under the default state within a block or a decorated function.
 
-    The state that it had comes back afterwards. Not for generators: between two of their values their caller runs.
-    Only this thread is meant: the threads in which a BLAS library multiplies matrices keep the state they were made
-    with. Without the compiled extension, where only the NumPy model runs, nothing is changed.
+    The previous state is restored afterwards. Do not use it in generators: their callers run between two values. It
+    affects only this thread: the threads of a BLAS library keep the state they were created with. Without the compiled
+    extension, where only the NumPy model runs, it does nothing.
     """
     lib = _library()
     if lib is None:

@@ -1,4 +1,4 @@
-"""How much memory there is for this process: what the machine has, or what of it the process is allowed."""
+"""Memory available to this process: the machine's memory, within the limits on the process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEMINFO = Path("/proc/meminfo")
 
 
 def machine_memory() -> tuple[int | None, int | None]:
-    """Bytes that there are, and those that can be had now without swapping; None where unknown.
+    """Total memory and the part available now without swapping, in bytes; None where unknown.
 
     Neither is more than the control groups (of a container or a job) and the process's limits (``ulimit -v``) allow.
     """
@@ -72,7 +72,7 @@ def _physical() -> tuple[int | None, int | None]:
         return total, available
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None
-    except (AttributeError, ValueError, OSError):  # not on every system, nor every name
+    except (AttributeError, ValueError, OSError):  # not available on every system
         return None, None
 
 
@@ -86,7 +86,7 @@ def _from_meminfo(name: str) -> int | None:
 
 
 def _own_limits() -> list[tuple[int, int]]:
-    """Limits on the process's addresses and data, and what of each is not in use."""
+    """Limits on the process's address space and data, each with its unused part."""
     try:
         sizes = [int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in (PROCESS / "statm").read_text().split()]
         used = {resource.RLIMIT_AS: sizes[0], resource.RLIMIT_DATA: sizes[5]}

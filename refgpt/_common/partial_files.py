@@ -1,9 +1,9 @@
-"""Files and directories that take their names when they are whole.
+"""Files and directories that get their final names when they are complete.
 
-What is written has a name of its own beside its destination, ending in ".partial", and is renamed at the end. A
-destination has one such name, so that what killed processes leave does not accumulate: the next one with the same
-destination takes it over. A lock, which the system drops with the process that holds it, tells that from a process
-that is still at work.
+Output is first written beside its destination under a name that ends in ".partial", and renamed at the end. Each
+destination has one such name, so that the remains of killed processes do not accumulate: the next process with the same
+destination takes over the name. A lock shows whether a process is still writing; the system releases it when that
+process ends.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ import fcntl
 import os
 from pathlib import Path
 
-#: Bytes of the longest name that most file systems have, less what is added.
+#: Longest name on most file systems in bytes, less the suffix.
 LONGEST_NAME = 255 - len("..partial")
 
 
 def partial_name(destination: Path, hidden: bool = False) -> Path:
-    """What is written under until it is whole, beside the destination."""
+    """The name beside the destination that is used until the output is complete."""
     name = os.fsdecode(os.fsencode(destination.name)[:LONGEST_NAME])
     return destination.with_name(f"{'.' if hidden else ''}{name}.partial")
 
 
 def lock_partial(partial: Path, directory: bool = False) -> int:
-    """Make a file or a directory if it is not there, and lock it.
+    """Create a file or a directory if it does not exist, and lock it.
 
     Returns
     -------
     int
-        The descriptor that holds the lock, to be closed after the renaming; of a file it can be written to.
+        The descriptor that holds the lock. Close it after renaming. A file's descriptor is open for writing.
 
     Raises
     ------
     BlockingIOError
         If another process holds the lock.
     OSError
-        If it cannot be made, or something else has its name.
+        If it cannot be created, or something else has its name.
     """
     while True:
         if directory:
@@ -50,7 +50,7 @@ def lock_partial(partial: Path, directory: bool = False) -> int:
         except BaseException:
             os.close(lock)
             raise
-        os.close(lock)  # the other process has just finished: that was its own
+        os.close(lock)  # the other process has just finished and renamed its file
 
 
 def sync(path: Path) -> None:

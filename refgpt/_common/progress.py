@@ -1,4 +1,4 @@
-"""A progress bar for what is counted."""
+"""Progress bars."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-#: Called with the bytes that are loaded or written, and the bytes in all.
+#: Called with the number of bytes done and the total number of bytes.
 Progress = Callable[[int, int], None]
 
 
 @contextmanager
 def counted(shown: bool, n: int | None, unit: str, what: str, leave: bool = True) -> Iterator[Callable[..., object]]:
-    """A bar on standard error, and what to call with the number of steps done since the last call, by default one.
+    """Show a bar on standard error, and yield a function to call with the number of steps just done (default 1).
 
-    Without ``n`` it only counts. Without ``leave`` the bar goes when all is done.
+    Without ``n`` it only counts. Without ``leave`` the bar disappears at the end.
     """
     if not shown:
         yield lambda n_new=1: None

@@ -1,6 +1,7 @@
-"""Files opened for reading; and the small ones beside the weights: bounded in size, and JSON read without charity.
+"""Opening files for reading, and reading the small files beside the weights: size limits and strict JSON.
 
-What two parsers could read differently is refused, because damage in these files shows only as odd numbers or odd text.
+JSON that two parsers could read differently is refused, because damage in these files would otherwise only show as odd
+numbers or odd text.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from typing import Any, BinaryIO, NoReturn
 from refgpt._common.errors import RefgptError, missing
 from refgpt._common.wording import FRESH_COPY, shown
 
-#: Of configurations, indices of shards and the like: twenty-five times what a 6B model needs.
+#: Size limit for configurations, indices of shards and similar files: twenty-five times what a 6B model needs.
 LARGEST_JSON = 1 << 20
 MOST_DIGITS = 40
-#: What one file may consist of, counted before parsing by the marks before and between values: an empty list is two
-#: bytes there and many more in memory, and so is a number. A vocabulary of 200,000 tokens with as many merges, each of
-#: them a list, has a million of these marks; GPT-2's has 200,000.
+#: Limit on the number of values in one file. They are counted before parsing, by the marks before and between values,
+#: because an empty list or a number takes far more memory than bytes in the file. A vocabulary of 200,000 tokens with
+#: as many merges, each of them a list, has a million of these marks; GPT-2's has 200,000.
 MOST_ITEMS = 1 << 20
 MARKS = b"[{,:"
 
-#: What is no plain file.
+#: Kinds of files that are not plain files.
 KINDS = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -39,15 +40,15 @@ KINDS = (
 
 @contextmanager
 def reading(where: object, error: type[RefgptError]) -> Iterator[None]:
-    """Turn what the operating system refuses within the block into one of our errors.
+    """Turn the operating system's errors within the block into one of our errors.
 
-    Only what a system call has refused has an ``errno``: what a signal handler raises (a ``TimeoutError`` is an
-    ``OSError``) and our own errors of missing files have none, and pass as they are.
+    Only errors of system calls have an ``errno``. Exceptions from a signal handler (a ``TimeoutError`` is an
+    ``OSError``) and our own errors for missing files have none and pass unchanged.
 
     Raises
     ------
     RefgptError
-        Of the type asked for, and a ``FileNotFoundError`` too if that is what it was.
+        Of the type asked for; also a ``FileNotFoundError`` if the file is missing.
     """
     try:
         yield
@@ -62,9 +63,9 @@ def reading(where: object, error: type[RefgptError]) -> Iterator[None]:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a directory has an entry of this name, be it a link that leads nowhere: opening that says so.
+    """Whether a directory has an entry of this name. A dangling link counts: opening it raises a clear error.
 
-    To be asked within ``reading``: where the directory may not be looked into, this raises.
+    Call it within ``reading``: it raises if the directory is not readable.
     """
     try:
         path.lstat()
@@ -74,17 +75,17 @@ def is_there(path: Path) -> bool:
 
 
 def open_file(path: Path, error: type[RefgptError]) -> BinaryIO:
-    """Open a plain file for reading, and nothing else: pipes and devices could keep the reader waiting for ever.
+    """Open a plain file for reading. Pipes and devices are refused, because reading them could block for ever.
 
     Raises
     ------
     RefgptError
-        Of the type asked for, if there is no such file (then also a ``FileNotFoundError``), it is no plain file or a
-        link that leads nowhere, or the system refuses it.
+        Of the type asked for, if the file does not exist (then also a ``FileNotFoundError``), is not a plain file, is a
+        dangling link, or cannot be opened.
     """
     with reading(path, error):
         check_plain(path, error)
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # should it have become a pipe
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # in case it has become a pipe
         try:
             _check_mode(os.fstat(descriptor).st_mode, path, error)
             return os.fdopen(descriptor, "rb")
@@ -94,7 +95,7 @@ def open_file(path: Path, error: type[RefgptError]) -> BinaryIO:
 
 
 def check_plain(path: Path, error: type[RefgptError], directory: bool = False) -> None:
-    """Refuse a path at which there is no plain file (nor, if that will do, a directory). Raises as ``open_file``."""
+    """Refuse a path that is not a plain file (or, with ``directory``, a directory). Raises like ``open_file``."""
     with reading(path, error):
         try:
             mode = path.stat().st_mode
@@ -126,19 +127,20 @@ def read_bytes(path: Path, error: type[RefgptError], most_bytes: int) -> bytes:
     error : type of RefgptError
         What to raise.
     most_bytes : int
-        Far above what such a file can need.
+        Size limit, far above what such a file needs.
 
     Raises
     ------
     RefgptError
-        Of the type asked for, if the file is missing, no plain file, unreadable, empty or larger than ``most_bytes``.
+        Of the type asked for, if the file is missing, not a plain file, unreadable, empty or larger than
+        ``most_bytes``.
     """
     with reading(path, error), open_file(path, error) as file:
         n_bytes = os.fstat(file.fileno()).st_size
         raw = file.read(most_bytes + 1) if n_bytes <= most_bytes else b""
     if max(n_bytes, len(raw)) > most_bytes:
         raise error(
-            "the file is far too large for what it should say",
+            "the file is far too large for its purpose",
             where=path,
             got=f"{n_bytes} bytes",
             wanted=f"at most {most_bytes}",
@@ -150,7 +152,7 @@ def read_bytes(path: Path, error: type[RefgptError], most_bytes: int) -> bytes:
 
 
 def read_json(path: Path, error: type[RefgptError], most_bytes: int = LARGEST_JSON) -> dict[str, Any]:
-    """Read a JSON file that holds one object: ``read_bytes`` and ``parse_json``."""
+    """Read a JSON file that holds one object. Combines ``read_bytes`` and ``parse_json``."""
     return parse_json(read_bytes(path, error, most_bytes), path, error)
 
 
@@ -169,8 +171,8 @@ def parse_json(raw: bytes, where: object, error: type[RefgptError]) -> dict[str,
     Raises
     ------
     RefgptError
-        Of the type asked for: bytes that are not UTF-8, a byte-order mark, a duplicate key, NaN or infinity, a number
-        of absurd length, nesting too deep, far too many values, anything but one object.
+        Of the type asked for, if there are bytes that are not UTF-8, a byte-order mark, a duplicate key, NaN or
+        infinity, an absurdly long number, too deep nesting, far too many values, or anything but one object.
     """
 
     def refuse(what: str, got: str | None = None) -> NoReturn:

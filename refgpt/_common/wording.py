@@ -1,8 +1,8 @@
-"""How things are worded, and the gate for all that is printed.
+"""Wording of messages, and escaping of everything that is printed.
 
-What a file, an argument or a model says may be as long as it likes and hold characters that a terminal obeys instead of
-showing: escape sequences, bells, new lines, and those that turn the direction of the text around them. Errors, the log
-and the lines that commands print pass through ``printable``; text that a model writes passes through ``displayable``.
+Text from a file, an argument or a model can have any length and contain characters that a terminal interprets instead
+of showing: escape sequences, bells, new lines, and characters that change the direction of text. Errors, log messages
+and lines that commands print pass through ``printable``; generated text passes through ``displayable``.
 """
 
 from __future__ import annotations
@@ -16,55 +16,55 @@ from pathlib import Path
 from unicodedata import category
 
 MOST_LISTED = 40
-#: Characters of one part of a message.
+#: Most characters of one part of a message.
 MOST_TEXT = 900
-#: Items of a collection that are written out in a message; of a larger one only the first are.
+#: Most items of a collection that a message lists; a larger collection is cut after these.
 MOST_ITEMS = 100
-#: Bits of the largest whole number that is written out. (Python itself writes no more than some thousands of digits.)
+#: Largest whole number, in bits, that is printed in full. (Python itself refuses more than some thousands of digits.)
 MOST_BITS = 2000
 
-#: What stands for a blank where it must be seen.
+#: Shown instead of a blank where it must be visible.
 VISIBLE_BLANKS = {" ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥"}
-#: The way out of a file that is not what its author wrote.
+#: Advice for a damaged file.
 FRESH_COPY = "the file is damaged or its download was cut short: fetch it again from where the model came from"
 
-#: What a terminal obeys in running text: controls other than the new line and the tab, and what turns directions.
+#: Characters of running text that a terminal interprets: controls except new line and tab, and direction marks.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """A text for one line: whatever does not show, or would be obeyed, is escaped as Python does; spaces stay."""
+    """A text for one line: invisible and control characters are escaped as in Python; spaces stay."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or category(c) == "Zs" else _escaped(c) for c in text)
 
 
 def displayable(text: str) -> str:
-    """Running text for a terminal: new lines, tabs and all that shows stay, what the terminal would obey is escaped."""
+    """Running text for a terminal: new lines, tabs and visible characters stay; control characters are escaped."""
     return _OBEYED.sub(lambda found: _escaped(found[0]), text)
 
 
 def shortened(text: str, most: int = MOST_TEXT) -> str:
-    """A text of ``most`` characters or little more: of a longer one the beginning and the end."""
+    """A text shortened to about ``most`` characters: its beginning and its end."""
     if len(text) <= most:
         return text
     return f"{text[: most // 2]} [{len(text) - 2 * (most // 2):,} characters left out] {text[-(most // 2) :]}"
 
 
 def told(value: object) -> str:
-    """Any value as a part of a message: ``str`` of it, short, on one line, and printable."""
+    """Any value as part of a message: its ``str``, short, on one line, and printable."""
     try:
         if isinstance(value, list | tuple | set | frozenset | dict | bytes | bytearray) and len(value) > MOST_ITEMS:
             text = shown(value)
         else:
             text = str(value)
-    except Exception:  # a number of too many digits, or somebody's class that cannot say what it is
+    except Exception:  # a number with too many digits, or a class whose __str__ fails
         text = shown(value)
     return shortened(printable(shortened(text)))
 
 
 class _Short(reprlib.Repr):
-    """``repr`` of the first items and of both ends of what is long."""
+    """``repr`` that shows the first items of collections and both ends of long texts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,15 +80,15 @@ _short = _Short()
 
 
 def shown(value: object) -> str:
-    """``repr``, cut to a readable length; the name of the type where there is none."""
+    """``repr``, shortened to a readable length; the name of the type if ``repr`` fails."""
     try:
         return printable(shortened(_short.repr(value)))
-    except Exception:  # somebody's class
+    except Exception:  # a class whose __repr__ fails
         return f"<{printable(shortened(type(value).__name__, 120))}>"
 
 
 class PrintableRecords(logging.Filter):
-    """Makes what is logged printable, whoever handles it."""
+    """Makes log messages printable, for every handler."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = told(record.getMessage()), None
@@ -100,14 +100,14 @@ def _escaped(character: str) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names, comma-separated; beyond the first forty only their number is given."""
+    """Names, separated by commas; after the first forty, only the number of the others is given."""
     names = list(names)
     text = ", ".join(name if name.isprintable() and len(name) <= 120 else shown(name) for name in names[:MOST_LISTED])
     return text if len(names) <= MOST_LISTED else f"{text} and {len(names) - MOST_LISTED} more"
 
 
 def tensor_at(path: Path, name: str) -> str:
-    """The place of a fault that sits in one tensor."""
+    """The ``where`` of an error in one tensor."""
     return f"{path}, tensor {shown(name)}"
 
 

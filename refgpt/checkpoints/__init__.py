@@ -1,4 +1,4 @@
-"""Checkpoints as people have them: files -> configuration and memory-mapped parameters."""
+"""Reading checkpoints: from files to a configuration and memory-mapped parameters."""
 
 from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo, check_params, verify_checksums
 from refgpt.checkpoints.mask import MASKS, NOTHING_SAID

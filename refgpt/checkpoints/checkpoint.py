@@ -1,4 +1,4 @@
-"""What opening a checkpoint gives, whatever its layout."""
+"""The result of opening a checkpoint in any layout."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ class TensorInfo:
 
     @classmethod
     def of(cls, name: str, leaf: Leaf, file: Path) -> TensorInfo:
-        """What there is to say of an array or an encoded matrix that lies in ``file``."""
+        """Describe an array or an encoded matrix in ``file``."""
         dtype = leaf.encoding if isinstance(leaf, Encoded) else dtype_name(leaf.dtype) or str(leaf.dtype)
         return cls(name, dtype, leaf.shape, leaf.nbytes, file)
 
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """Bytes of a file that have a checksum (``refgpt.numbers.checksums``), and that are used as they lie there."""
+    """Bytes of a file that have a checksum (``refgpt.numbers.checksums``) and are used directly from the file."""
 
     words: np.ndarray  # [n], uint32
-    numbers: np.ndarray  # the floats among them
+    numbers: np.ndarray  # the floats in these bytes
     checksum: str
     place: str
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """An opened checkpoint: everything is known about it, and no weight has been read.
+    """An opened checkpoint. Everything is known about it, but no weight has been read.
 
     Attributes
     ----------
     path : Path
         The directory or file that was opened.
     format : str
-        What the files are, for the reader: "Hugging Face, safetensors".
+        Description of the files, for display: "Hugging Face, safetensors".
     family : str
         The architecture, by its model_type.
     config : Config
@@ -66,17 +66,17 @@ class Checkpoint:
     params : Params
         The weights as stored: read-only views into mapped files, possibly unaligned or strided, or encoded matrices.
     mask : {"causal", "prefix"}
-        Whether a prompt sees itself in one direction or in both.
+        The attention mask; with "prefix" all tokens of a prompt see each other.
     mask_source : str
-        How that is known, as a sentence for the reader.
+        Where the mask was found, as a sentence for display.
     tensors : tuple of TensorInfo
-        Every tensor in the files, buffers too.
+        Every tensor in the files, including buffers.
     vocabulary : Vocabulary or None
-        What the files of weights themselves say about the tokenizer.
+        The tokenizer data in the files of weights.
     checked : tuple of Checked
-        Where the files hold checksums of the weights: what is still to be compared (``verify_checksums``).
+        If the files have checksums of the weights: the bytes to check (``verify_checksums``).
     config_file : Path or None
-        A config.json in transformers' words that came with the weights, which may say more than ``config``.
+        A config.json in transformers' format that came with the weights; it may have more entries than ``config``.
     """
 
     path: Path
@@ -93,12 +93,12 @@ class Checkpoint:
 
     @property
     def directory(self) -> Path:
-        """Where the files are that belong to the weights: the tokenizer's, for one."""
+        """The directory of the files that belong to the weights, such as the tokenizer's."""
         return self.path if self.path.is_dir() else self.path.parent
 
 
 def verify_checksums(checkpoint: Checkpoint, digests: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Compare the checksums that the files hold with their bytes, all of which are read, and look for NaN in them.
+    """Read all bytes that have a checksum, compare them with it, and look for NaN in them.
 
     Parameters
     ----------
@@ -108,8 +108,8 @@ def verify_checksums(checkpoint: Checkpoint, digests: Callable[[np.ndarray], np.
     Raises
     ------
     CheckpointError
-        Naming the first tensor that is not what was written, or holds NaN or infinity: what is used as it lies in the
-        file is not looked at again.
+        Names the first tensor that was changed since it was written, or holds NaN or infinity. This is the only check
+        for weights that are used directly from the file.
     """
     for part in checkpoint.checked:
         check_unchanged(part.words)
@@ -132,18 +132,18 @@ def check_params(
     where: object = None,
     fix: str = "use the config.json that came with these weights",
 ) -> None:
-    """Compare every leaf with the configuration.
+    """Check the shape and dtype of every leaf against the configuration.
 
     Parameters
     ----------
     params : Params
     config : Config
     names : mapping of str to str, optional
-        What the reader knows each leaf as; by default what ``Params.items`` calls it.
+        Name of each leaf in the error; by default its name in ``Params.items``.
     where : object, optional
         Where the weights come from, for the error.
     fix : str, optional
-        The way out.
+        Advice for the error.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""Models by their names on the Hugging Face hub, "EleutherAI/gpt-j-6b": fetched once, then taken from the cache.
+"""Models by their names on the Hugging Face hub, such as "EleutherAI/gpt-j-6b": downloaded once, then cached.
 
 Only a model's own files are fetched: its configuration, its tokenizer and one set of weights, safetensors before
-PyTorch's. Nothing in them is executed: they are read as any other files are. The huggingface_hub library does the
-transfer, keeps the cache, and heeds HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE.
+PyTorch's. Nothing in them is executed: they are read like any other files. The huggingface_hub library downloads them,
+manages the cache, and obeys HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from refgpt._common.file_names import CONFIG, GENERATION_CONFIG, INDEX, TOKENIZE
 from refgpt._common.small_files import read_bytes, read_json
 from refgpt._common.wording import listed, shown
 
-LONGEST_NOTE = 1024  # of a commit
-#: An organisation or a person, and a model; what else has a slash is a path.
+LONGEST_NOTE = 1024  # bytes of a file that holds a commit's id
+#: An organisation or person, a slash, and a model. Any other text with a slash is a path.
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-#: What people call GPT-J and GPT-JT: no names on the hub.
+#: Common names of GPT-J and GPT-JT that are not names on the hub.
 NICKNAME = re.compile(r"gpt[-_ ]?jt?([-_ ]?6b)?([-_ ]?v1)?", re.IGNORECASE)
 WELL_KNOWN = "GPT-J is EleutherAI/gpt-j-6b on the hub, and GPT-JT is togethercomputer/GPT-JT-6B-v1"
-#: The library, and those by which it speaks to the hub.
+#: The library, and the libraries that it uses to connect to the hub.
 LIBRARIES = (
     "huggingface_hub",
     "hf_xet",
@@ -49,25 +49,25 @@ def is_name(text: str | os.PathLike[str]) -> bool:
 
 
 def is_nickname(text: str | os.PathLike[str]) -> bool:
-    """Whether this is how people call GPT-J or GPT-JT, "gpt-j" for one, and no such path exists."""
+    """Whether this is a common name of GPT-J or GPT-JT, such as "gpt-j", and no such path exists."""
     return isinstance(text, str) and NICKNAME.fullmatch(text) is not None and not Path(text).exists()
 
 
 def fetch(name: str, revision: str | None = None) -> Path:
-    """The directory in the cache that holds a model, after what is missing there has been fetched.
+    """Download the missing files of a model, and return its directory in the cache.
 
     Parameters
     ----------
     name : str
-        Of the model, see ``is_name``.
+        The model's name, see ``is_name``.
     revision : str, optional
         A branch, a tag or a commit; by default the main branch.
 
     Raises
     ------
     RefgptError
-        If there is no such model or revision, it has no weights that are read, or the hub cannot be reached and the
-        cache does not have the whole of it.
+        If the model or revision does not exist, has no weights in a supported format, or the hub cannot be reached and
+        the cache does not hold the complete model.
     """
     hub = _library(name)
     where = name if revision is None else f"{name}, revision {revision}"
@@ -91,12 +91,12 @@ def fetch(name: str, revision: str | None = None) -> Path:
             raise _error(hub, fault, f"{where}, {file}") from fault
 
     path = _fetch_files(where, [sibling.rfilename for sibling in info.siblings or ()], get)
-    get(path.name, revision)  # all is there: now the cache may note what the revision's name stands for
+    get(path.name, revision)  # the files are complete, so the cache may record the revision's commit
     return path.parent
 
 
 def _fetch_files(where: str, there: Sequence[str], get: Callable[[str], Path]) -> Path:
-    """Fetch what a model consists of; returns the path of one of its files."""
+    """Fetch all files of a model; returns the path of one of them."""
     weights = next((file for file in WEIGHTS if file in there), None)
     if weights is None:
         single = [file for file in there if file.endswith(".gguf") and "/" not in file]
@@ -148,7 +148,7 @@ def _library(name: str) -> Any:
 
 
 def _cached(hub: Any, name: str, revision: str | None) -> Path | None:
-    """The snapshot in the cache that the revision's name, or the commit, stands for, if it is a whole model."""
+    """The snapshot in the cache for this revision or commit, if it is complete."""
     cache = Path(hub.constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
     note = cache / "refs" / (revision or "main")
     commit = revision
@@ -159,7 +159,8 @@ def _cached(hub: Any, name: str, revision: str | None) -> Path | None:
 
 
 def _is_whole(snapshot: Path) -> bool:
-    """Whether there are weights, all of them: other programs fetch a tokenizer alone, and a run may have been cut."""
+    """Whether all weights are there: other programs may have fetched only a tokenizer, or a download was
+    interrupted."""
     there = [file.name for file in snapshot.iterdir() if file.is_file()]
     weights = next((file for file in WEIGHTS if file in there), None)
     if weights is None:
@@ -171,14 +172,14 @@ def _is_whole(snapshot: Path) -> bool:
 
 
 def _is_its_own(fault: Exception) -> bool:
-    """Whether the library has raised this, and not a signal handler while it was at work."""
+    """Whether the library raised this, not a signal handler that ran meanwhile."""
     refused = isinstance(fault, OSError) and fault.errno is not None  # by the system
     its_own = type(fault).__module__.partition(".")[0] in LIBRARIES
     return refused or its_own or not is_foreign(fault, *LIBRARIES, *sys.stdlib_module_names)
 
 
 def _is_refusal(hub: Any, fault: Exception) -> bool:
-    """Whether the hub has answered, and with a no."""
+    """Whether the hub answered with a refusal."""
     return isinstance(fault, hub.errors.RepositoryNotFoundError | hub.errors.RevisionNotFoundError)
 
 

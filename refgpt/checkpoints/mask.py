@@ -1,6 +1,7 @@
-"""Which mask a checkpoint was trained with: GPT-J's causal one, or GPT-JT's, whose prompt sees itself both ways.
+"""Finds the mask that a checkpoint was trained with: GPT-J's causal mask, or GPT-JT's, where all prompt tokens see each
+other.
 
-The two differ in nothing but the buffers ``attn.bias``: lower triangular in GPT-J, all ones in GPT-JT
+The checkpoints differ only in the buffers ``attn.bias``: lower triangular in GPT-J, all ones in GPT-JT
 (https://huggingface.co/togethercomputer/GPT-JT-6B-v1/discussions/1). Runtimes that build the mask themselves
 lose it silently.
 """
@@ -18,12 +19,12 @@ from refgpt._common.wording import listed, shown
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.mapped import release
 
-ROWS = 256  # of a mask, compared in one go
+ROWS = 256  # rows of a mask that are compared at a time
 MASKS = ("auto", "causal", "prefix")
 FIX = "say which mask is right with mask='causal' or mask='prefix' (--mask causal or --mask prefix)"
 GPT_JT = re.compile(r"gpt[-_]?jt", re.IGNORECASE)
 
-#: The source of a mask that was asked for, and of one that nothing in the files speaks of.
+#: The source of a mask that was asked for, and of a mask that the files do not mention.
 ASKED_FOR = "it was asked for"
 NOTHING_SAID = "no attn.bias is stored; causal is GPT-J's mask"
 
@@ -37,22 +38,22 @@ def find_mask(
     key: str = "",
     stated: object = None,
 ) -> tuple[str, str]:
-    """The mask that was asked for, or the one that the buffers describe, else a key states, else a name suggests.
+    """The mask that was asked for, otherwise the one that buffers, a key, or the model's name indicate, in this order.
 
     Parameters
     ----------
     asked : {"auto", "causal", "prefix"}
-        Only "auto" looks at anything else.
+        With "auto" the other arguments decide.
     buffers : mapping
-        Tensors named "h.<layer>.attn.bias", [..., n, n], of any dtype; others, and other shapes, are passed over.
+        Tensors named "h.<layer>.attn.bias", [..., n, n], of any dtype; other names and shapes are ignored.
     n_ctx : int
-        Positions beyond it cannot occur and are not looked at.
+        Later positions cannot occur and are ignored.
     names : tuple of str
-        What the model is called; decides only if nothing else speaks.
+        Names of the model; used only if nothing else indicates a mask.
     path : Path
         For errors.
     key : str, optional
-        This package's own, and where it stands.
+        Name of this package's own key, and its file.
     stated : object, optional
         Its value; None if it is absent.
 
@@ -60,14 +61,14 @@ def find_mask(
     -------
     mask : {"causal", "prefix"}
     source : str
-        How it is known, as a sentence.
+        Where the mask was found, as a sentence.
 
     Raises
     ------
     CheckpointError
         If the layers disagree, or a buffer shows another pattern.
     ConfigError
-        If the key states no mask that is known.
+        If the key states an unknown mask.
     """
     if asked != "auto":
         return asked, ASKED_FOR
@@ -91,7 +92,8 @@ def find_mask(
     if patterns == {"prefix"}:
         return "prefix", f"attn.bias is all ones in every layer that stores it ({len(found)}), as in GPT-JT"
     if patterns == {"causal"}:
-        though = f", though the model is called {called}" if called else ""  # a fine-tune may have gone back to causal
+        # a fine-tuned model may have returned to causal
+        though = f", though the model is called {called}" if called else ""
         return "causal", f"attn.bias is lower triangular in every layer that stores it ({len(found)}){though}"
     if isinstance(stated, str):
         return stated, f"the key {key} says so"
@@ -101,7 +103,7 @@ def find_mask(
 
 
 def names_of(path: Path) -> tuple[str, ...]:
-    """What a model is called: its file, its directory, the folder of a download cache around a snapshot."""
+    """Names of a model: its file, its directory, and the folder of a download cache around a snapshot."""
     whole = path.resolve()
     here = whole if path.is_dir() else whole.parent
     own = () if path.is_dir() else (whole.stem,)
@@ -109,7 +111,7 @@ def names_of(path: Path) -> tuple[str, ...]:
 
 
 def _corner(buffer: np.ndarray, n_ctx: int) -> np.ndarray | None:
-    """The first ``n_ctx`` rows and columns of a stored mask; None if it is no square matrix."""
+    """The first ``n_ctx`` rows and columns of a stored mask; None if it is not a square matrix."""
     n = buffer.shape[-1] if buffer.ndim >= 2 else 0
     if n == 0 or buffer.shape[-2] != n or buffer.size != n * n:
         return None

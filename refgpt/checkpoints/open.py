@@ -1,4 +1,4 @@
-"""Which layout is at a path, and opening it."""
+"""Finds the layout at a path, and opens it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from refgpt.checkpoints.mask import MASKS
 
 
 class Layout(Protocol):
-    """A way in which the files of a model lie: a module with these two functions."""
+    """An arrangement of a model's files: a module with these two functions."""
 
     def is_at(self, path: Path) -> bool:
-        """Whether an existing file or directory is of this layout, by names and first bytes."""
+        """Whether an existing file or directory has this layout, judged by names and first bytes."""
         ...
 
     def open_at(self, path: Path, mask: str, progress: Progress | None) -> Checkpoint:
@@ -28,7 +28,7 @@ class Layout(Protocol):
 def layouts() -> tuple[Layout, ...]:
     """All layouts, imported when a model is first opened.
 
-    The first that says it is there counts. The last says so of every path, and in its errors what could have been there.
+    The first whose ``is_at`` is true is used. The last one accepts every path; its errors list the supported files.
     """
     from refgpt.checkpoints.layouts import ctranslate2, ggml, gguf, huggingface, mesh, packed
 
@@ -45,9 +45,9 @@ def open_checkpoint(path: str | Path, mask: str = "auto", progress: Progress | N
         beside it; a directory in the packed format; a ggml or GGUF file, or a directory with one of them; a directory
         or an archive (.tar.zst) of Mesh Transformer JAX, with params.json in or beside it; a directory of CTranslate2.
     mask : {"auto", "causal", "prefix"}
-        "auto" looks at the buffers ``attn.bias``, else at a key that ``convert`` has written, else at the model's name.
+        "auto" uses the buffers ``attn.bias``, otherwise a key that ``convert`` has written, otherwise the model's name.
     progress : callable, optional
-        Called as ``progress(bytes done, bytes in all)`` where opening takes long, as of an archive.
+        Called as ``progress(bytes done, total bytes)`` if opening takes long, for example for an archive.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def open_checkpoint(path: str | Path, mask: str = "auto", progress: Progress | N
     Raises
     ------
     CheckpointError
-        If weights are missing, damaged or misshapen, or ask for more than tensors.
+        If weights are missing, damaged, of wrong shapes, or contain more than tensors.
     ConfigError
         If the configuration is damaged, makes no sense or describes a model that is not supported, or ``mask`` is
         unknown.

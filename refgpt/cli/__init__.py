@@ -1,4 +1,4 @@
-"""The command ``refgpt``: a shell over the library, no maths. One module a command, named as the command."""
+"""The command ``refgpt``: a thin shell over the library. Each command has one module, named after it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from refgpt.cli.signals import signals_raised
 COMMANDS = (generate, chat, classify, demo, raft, convert, info, verify, kernels, inspect, bench, completion)
 
 EXAMPLES = """examples:
-  refgpt generate "Once upon a time"       a tale by the included model
-  refgpt info -m ~/gpt-j-6b                what a model's files are and how much memory it takes
-  refgpt COMMAND --help                    what a command can do, with examples
+    refgpt generate "Once upon a time"       write a tale with the included model
+  refgpt info -m ~/gpt-j-6b                describe a model's files and the memory it needs
+    refgpt COMMAND --help                    the options of a command, with examples
 """
 
 
@@ -39,16 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 when an input or the output cannot be used, or ``verify`` found a broken bound; 130 after Ctrl-C. (Usage
-        that cannot be understood ends the process with 2, as argparse does.)
+        0; 1 if an input or the output cannot be used, or ``verify`` found a broken bound; 130 after Ctrl-C. (Wrong
+        usage ends the process with 2, as argparse does.)
     """
-    if sys.stderr is None:  # closed: there is nobody to complain to
+    if sys.stderr is None:  # closed: messages cannot be shown
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - it stays open, as it would have
     arguments = build_parser().parse_args(argv)
     if sys.stdout is None:
         return _refused("standard output is closed")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without the character still shows the rest
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character still shows the rest
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("refgpt: %(message)s"))
     logger = logging.getLogger("refgpt")
@@ -69,11 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError:  # in a pipeline, Ctrl-C reaches the reader too
             _forget_output()
         return 130
-    except BrokenPipeError:  # the reader has seen enough
+    except BrokenPipeError:  # the reader closed the pipe
         _forget_output()
         return 0
     except OSError as error:
-        if error.errno is None:  # not the system's: a TimeoutError of somebody's signal handler, for one
+        if error.errno is None:  # not from the system: for example a TimeoutError raised by a signal handler
             raise
         if error.filename is not None:
             return _refused(f"{shown(str(error.filename))}: {error.strerror}")
@@ -90,7 +90,7 @@ def _refused(why: object) -> int:
 
 
 def _forget_output() -> None:
-    """Let what could not be written go nowhere, or the interpreter would complain of it when it exits."""
+    """Discard unwritten output. Otherwise the interpreter would report it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   refgpt bench                                       the included model
-  refgpt bench -m ~/gpt-j-6b --dtype q4              prompts of 512 tokens and 128 new ones, as llama-bench has it
+  refgpt bench -m ~/gpt-j-6b --dtype q4              prompts of 512 tokens and 128 new ones, as in llama-bench
   refgpt bench -m ~/gpt-j-6b-q4 -p 32,512 -n 64 -d 0,1024 -r 3
 """
 
 
 def add_to(commands: Commands) -> None:
     """Declare ``bench``."""
-    help = "time prompts and new tokens, beside how fast this machine reads memory"
+    help = "measure the speed of prompts and new tokens, and compare it with memory bandwidth"
     bench = add_command(commands, "bench", _bench, help, EXAMPLES)
     add = bench.add_argument
     add_model(bench, positional=True)
@@ -35,7 +35,7 @@ def add_to(commands: Commands) -> None:
         dest="prompts",
         type=_numbers,
         metavar="N,..",
-        help="tokens of a prompt (default: 512, or the context)",
+        help="prompt lengths in tokens (default: 512, at most the context)",
     )
     add(
         "-n",
@@ -43,7 +43,7 @@ def add_to(commands: Commands) -> None:
         dest="writes",
         type=_numbers,
         metavar="N,..",
-        help="new tokens (default: 128, or what the context leaves)",
+        help="numbers of new tokens (default: 128, at most what fits in the context)",
     )
     add(
         "-d",
@@ -52,9 +52,9 @@ def add_to(commands: Commands) -> None:
         type=_numbers,
         default=[0],
         metavar="N,..",
-        help="tokens in the context before new ones are written (default: 0)",
+        help="tokens in the context before new ones are generated (default: 0)",
     )
-    add("-r", "--repetitions", type=int, default=5, metavar="N", help="counted runs of each test (default: 5)")
+    add("-r", "--repetitions", type=int, default=5, metavar="N", help="measured runs of each test (default: 5)")
     add_json(bench)
     add_loading_arguments(bench, DTYPES["c"])
 
@@ -106,7 +106,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _record(row: Measurement) -> dict[str, Any]:
-    reads = row.n_read > 0  # a prompt is bound by arithmetic, not by reading
+    reads = row.n_read > 0  # a prompt is limited by arithmetic, not by memory
     return {
         "test": row.test,
         "tokens_per_second": row.rate,

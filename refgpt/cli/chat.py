@@ -36,19 +36,23 @@ HELP = """/reset   forget the conversation so far
 /quit    end, as Ctrl-D does; Ctrl-C stops an answer"""
 COMMANDS = ("/reset", "/help", "/quit")
 
-#: Bytes of one line of standard input; a context holds far less.
+#: Most bytes of one line of standard input; a context holds far fewer.
 MOST_BYTES = 1 << 20
 
 
 def add_to(commands: Commands) -> None:
     """Declare ``chat``."""
     templates = "\n".join(f"  {name:<11} {template.about}" for name, template in TEMPLATES.items())
-    help = "talk with a model: each line is a question, and /help lists the commands"
+    help = "hold a conversation with a model: each line is a question; /help lists the commands"
     chat = add_command(commands, "chat", _chat, help, EXAMPLES.format(templates=templates))
     add = chat.add_argument
-    add("--template", choices=TEMPLATES, default="base", help="format of the prompt, see below (default: base)")
-    add("--character", metavar="NAME", help="who answers, for the template pygmalion (default: Assistant)")
-    add("--persona", metavar="TEXT", help="a few sentences about the character, for the template pygmalion")
+    add("--template", choices=TEMPLATES, default="base", help="prompt format (see below; default: base)")
+    add(
+        "--character",
+        metavar="NAME",
+        help="name of the character that answers, with --template pygmalion (default: Assistant)",
+    )
+    add("--persona", metavar="TEXT", help="a few sentences that describe the character, with --template pygmalion")
     add_sampling_arguments(chat)
     add_running_arguments(chat)
 
@@ -92,14 +96,14 @@ def _template(arguments: argparse.Namespace) -> ChatTemplate:
 def _check_tokenizer(config: AnyConfig, tokenizer: Tokenizer | None) -> None:
     if tokenizer is None:
         raise GenerationError(
-            "this model has no tokenizer, and a conversation is text",
+            "this model has no tokenizer, but chat needs one",
             where="--model",
             fix="put the tokenizer's files beside the weights",
         )
 
 
 def _obey(line: str, dialogue: Dialogue) -> None:
-    """Run a command of the conversation."""
+    """Run a command such as /reset."""
     if line == "/reset":
         dialogue.reset()
     elif line == "/help":
@@ -109,9 +113,9 @@ def _obey(line: str, dialogue: Dialogue) -> None:
 
 
 def _typed_lines() -> Iterator[str]:
-    """What somebody types, line by line, until Ctrl-D. Ctrl-C discards the line."""
+    """Yield the typed lines until Ctrl-D. Ctrl-C discards a line."""
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 - gives input() its keys and its history
+        import readline  # noqa: F401 - gives input() line editing and history
     while True:
         try:
             line = input("> ").strip()
@@ -126,7 +130,7 @@ def _typed_lines() -> Iterator[str]:
 
 
 def _piped_lines() -> Iterator[str]:
-    """Lines of standard input, without those that are blank."""
+    """Yield the lines of standard input that are not blank."""
     read = sys.stdin.buffer.readline
     n = 0
     while True:

@@ -42,17 +42,26 @@ def add_to(commands: Commands) -> None:
     """Declare ``classify``."""
     classify = add_command(commands, "classify", _classify, "label the texts of a CSV file", EXAMPLES)
     add = classify.add_argument
-    add("file", metavar="FILE", help="CSV in UTF-8 whose first line names the columns")
-    add("--labels", required=True, metavar="A,B,..", help="what to choose from; one with a comma in double quotes")
+    add("file", metavar="FILE", help="CSV file in UTF-8 whose first line names the columns")
+    add(
+        "--labels",
+        required=True,
+        metavar="A,B,..",
+        help="the labels; put double quotes around one that contains a comma",
+    )
     add("--text-column", default="text", metavar="NAME", help="the column of texts (default: text)")
-    add("--label-column", metavar="NAME", help="the column of right labels, if there is one: tells how many are found")
+    add("--label-column", metavar="NAME", help="the column of correct labels, if there is one: prints the accuracy")
     add(
         "--template",
         default=DEFAULT_TEMPLATE,
         metavar="TEXT",
-        help=r"how text and label are put into words; \n is a new line (default: %(default)r)",
+        help=r"prompt format for a text and a label; \n is a new line (default: %(default)r)",
     )
-    add("--examples", metavar="FILE", help="CSV with the same columns: its rows are shown before each text")
+    add(
+        "--examples",
+        metavar="FILE",
+        help="CSV file with the same columns, whose rows are shown as examples before each text",
+    )
     add(
         "--normalise",
         choices=NORMALISATIONS,
@@ -81,7 +90,7 @@ def _classify(arguments: argparse.Namespace) -> int:
         classifier = Classifier(model, labels, template, examples, arguments.normalise)
         results = classify_column(classifier, table, arguments.text_column)
         predicted = []
-        shown = arguments.output is not None or not sys.stdout.isatty()  # a bar between the rows would tear them
+        shown = arguments.output is not None or not sys.stdout.isatty()  # a bar would break up the rows
         with counted(shown and watched(), len(table.rows), "row", "classifying", leave=False) as one_more:
             for row, result in zip(table.rows, results, strict=True):
                 write(row, result)
@@ -104,7 +113,7 @@ def _labels(text: str) -> list[str]:
 
 
 def _examples(arguments: argparse.Namespace, labels: Sequence[str]) -> list[tuple[str, str]]:
-    """Texts and labels to show, from a file of the same columns."""
+    """Examples (text, label) from a file with the same columns."""
     if arguments.label_column is None:
         raise DataError("needs the column of labels", where="--examples", fix="name it with --label-column")
     table = read_csv(arguments.examples)
@@ -116,18 +125,20 @@ Write = Callable[[dict[str, str], Classification], None]
 
 
 def _writer(path: str | None, table: Table, labels: Sequence[str]) -> Callable[[Output], Write]:
-    """What makes of an output a function that writes a row of the table with what was found."""
+    """Return a function that turns an output into a writer of result rows, by the kind of file."""
     as_json = check_suffix(path, ".csv", ".jsonl") == ".jsonl"
     added = ["predicted", *(["probabilities", "scores"] if as_json else [f"p({label})" for label in labels])]
     if taken := [name for name in added if name in table.columns]:
-        raise DataError("has a column of a name that results get", where=table.path, got=taken[0], fix="rename it")
+        raise DataError(
+            "has a column with the name of a result column", where=table.path, got=taken[0], fix="rename it"
+        )
 
     def csv_rows(output: Output) -> Write:
         rows = csv.writer(output, lineterminator="\n")
         header = [[*table.columns, *added]]
 
         def write(row: dict[str, str], found: Classification) -> None:
-            if header:  # with the first row: it is no result by itself
+            if header:  # written with the first row: a header alone is not a result
                 rows.writerow(header.pop())
             rows.writerow([*row.values(), found.label, *(f"{p:.6g}" for p in found.probabilities.values())])
 

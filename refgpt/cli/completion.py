@@ -1,4 +1,4 @@
-"""``refgpt completion``: a script for the shell, made of what the parser knows."""
+"""``refgpt completion``: a shell script generated from the parser."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ complete -o default -F _refgpt refgpt
 
 def add_to(commands: Commands) -> None:
     """Declare ``completion``."""
-    help = "print a script with which a shell completes refgpt's commands and options"
+    help = "print a script for shell completion of refgpt's commands and options"
     completion = add_command(commands, "completion", _completion, help, EXAMPLES)
     completion.add_argument("shell", choices=SCRIPTS, help="which shell")
     completion.set_defaults(commands=commands)
@@ -52,7 +52,7 @@ def _bash(commands: Commands) -> str:
         words = [choice for action in _positionals(parser) for choice in _choices(action)]
         options.append(f"        {name}) options='{' '.join(long)}' words='{' '.join(words)}' ;;")
         for action in _options(parser):
-            if action.nargs != 0:  # it takes a value: one of its choices, or else perhaps a file
+            if action.nargs != 0:  # it takes a value: one of its choices, otherwise perhaps a file
                 patterns = "|".join(f"'{name} {string}'" for string in action.option_strings)
                 values.append(f"    {patterns}) words='{' '.join(_choices(action))}' ;;")
     return BASH.format(values="\n".join(values), options="\n".join(options))

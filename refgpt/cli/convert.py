@@ -18,8 +18,8 @@ EXAMPLES = """examples:
   refgpt convert ~/gpt-j-6b ~/gpt-j-6b-q4 --dtype q4      4.5 bits a weight; loads at once
   refgpt convert gpt-j.gguf ~/gpt-j-hf --to hf            for other programs
 """
-TARGETS_HELP = """refgpt: the packed format, which is mapped instead of loaded (default); hf: a directory as
-Hugging Face has it; gguf: a directory with model.gguf"""
+TARGETS_HELP = """refgpt: the packed format, which is mapped instead of loaded (default);
+hf: a Hugging Face directory; gguf: a directory with model.gguf"""
 
 
 def add_to(commands: Commands) -> None:
@@ -27,7 +27,7 @@ def add_to(commands: Commands) -> None:
     command = add_command(commands, "convert", _convert, "write a model in another format", EXAMPLES)
     add = command.add_argument
     add("source", metavar="SOURCE", help="directory or file of a model, or its name on the Hugging Face hub")
-    add("destination", nargs="?", metavar="DESTINATION", help="directory to make; it appears when it is whole")
+    add("destination", nargs="?", metavar="DESTINATION", help="directory to create; it appears when it is complete")
     add("-m", "--model", metavar="MODEL", help="the source, instead of SOURCE: convert -m MODEL DESTINATION")
     add("--to", choices=TARGETS, default="refgpt", help=TARGETS_HELP)
     dtypes = dict.fromkeys(dtype for target in TARGETS.values() for dtype in target.DTYPES if dtype)
@@ -35,13 +35,13 @@ def add_to(commands: Commands) -> None:
         "--dtype",
         type=known_dtype,
         choices=dtypes,
-        help="what matrices become (default: as stored); q8 and q4 are for refgpt only",
+        help="dtype of the matrices (default: as stored); q8 and q4 need --to refgpt",
     )
     add(
         "--mask",
         choices=MASKS,
         default="auto",
-        help="what to write down as the model's mask (default: what the files say)",
+        help="mask to record for the model (default: the mask that the files state)",
     )
     add_revision(command)
 
@@ -51,7 +51,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     if len(sources) != 2:
         arguments.parser.error("give a source and a destination" if len(sources) < 2 else "the source is given twice")
     source_path, destination = sources[0], Path(sources[1])
-    check_free(destination)  # before an archive is unpacked
+    check_free(destination)  # check before an archive is unpacked
     with progress_bar() as progress:
         source, tokenizer = open_model(source_path, arguments.mask, progress, arguments.revision)
     with progress_bar("converting") as progress:

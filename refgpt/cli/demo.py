@@ -19,14 +19,14 @@ def add_to(commands: Commands) -> None:
     """Declare ``demo``."""
     demo = add_command(commands, "demo", _demo, "show one of the four demonstrations of GPT-JT", EXAMPLES)
     demo.add_argument("name", choices=DEMOS, help="; ".join(f"{name}: {shown.about}" for name, shown in DEMOS.items()))
-    demo.add_argument("text", nargs="?", metavar="TEXT", help="ask about another text than the demonstration's own")
+    demo.add_argument("text", nargs="?", metavar="TEXT", help="text to use instead of the demonstration's own")
     demo.add_argument(
         "-n",
         "--max-new-tokens",
         type=int,
         default=DEMO_SETTINGS.max_new_tokens,
         metavar="N",
-        help="write at most N tokens (default: %(default)s)",
+        help="generate at most N tokens (default: %(default)s)",
     )
     add_running_arguments(demo)
 

@@ -1,4 +1,4 @@
-"""A conversation with a model: how its turns are put into one prompt, and which of them still fit."""
+"""A conversation with a model: formats its turns as one prompt and drops old turns that no longer fit."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class ChatTemplate:
     about : str
         Which models use it.
     opening : str
-        Stands once, before the first turn.
+        The text before the first turn.
     before, between, after : str
-        What stands before a question, between it and its answer, and after the answer.
+        The text before a question, between question and answer, and after the answer.
     stop : tuple of str
         An answer ends before any of these.
     """
@@ -36,13 +36,13 @@ class ChatTemplate:
     stop: tuple[str, ...]
 
     def prompt(self, turns: Sequence[tuple[str, str]], question: str) -> str:
-        """The turns so far, each a question and its answer, and a question that waits for one."""
+        """Format the turns so far, each a question and its answer, and the new question."""
         gap = "" if self.between.endswith("\n") else " "
         told = [f"{self.before}{asked}{self.between}{gap}{answer}{self.after}" for asked, answer in turns]
         return f"{self.opening}{''.join(told)}{self.before}{question}{self.between}"
 
     def with_character(self, name: str, persona: str) -> ChatTemplate:
-        """The same with "{character}" and "{persona}" filled in."""
+        """The same template with "{character}" and "{persona}" filled in."""
 
         def fill(text: str) -> str:
             return text.replace("{character}", name).replace("{persona}", persona)
@@ -87,7 +87,7 @@ TEMPLATES: Mapping[str, ChatTemplate] = MappingProxyType(
 
 
 class Dialogue:
-    """A model, a template, and the turns so far.
+    """A conversation: a model, a template, and the turns so far.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class Dialogue:
         With a tokenizer.
     template : ChatTemplate
     params : GenerationParams
-        How to answer, the template's stop strings included.
+        Sampling parameters of the answers, including the template's stop strings.
     """
 
     def __init__(self, model: Model, template: ChatTemplate, params: GenerationParams) -> None:
@@ -103,20 +103,20 @@ class Dialogue:
         self._model, self._template, self._params = model, template, params
 
     def ask(self, question: str, write: Callable[[str], object]) -> None:
-        """Have a question answered.
+        """Let the model answer a question.
 
         Parameters
         ----------
         question : str
         write : callable
-            Is given the answer piece by piece, without spaces and blank lines around it.
+            Called with the pieces of the answer, without surrounding spaces and blank lines.
 
         Raises
         ------
         GenerationError
             If the question alone is too long for the context. The turns stay as they were.
         KeyboardInterrupt
-            If Ctrl-C ends the answer; what was said of it stays among the turns.
+            If Ctrl-C ends the answer; the part that was written stays among the turns.
         """
         config, tokenizer = self._model.config, self._model.tokenizer
         assert tokenizer is not None
@@ -125,9 +125,9 @@ class Dialogue:
         ids = tokenizer.encode(prompt)
         if len(ids) >= config.n_ctx:
             raise GenerationError(
-                "leaves no room in the model's context for an answer",
+                "is too long: no token of the context remains for an answer",
                 where="the question",
-                got=f"{len(ids)} tokens with what the template adds",
+                got=f"{len(ids)} tokens, including the template's",
                 wanted=f"at most {config.n_ctx - 1}",
                 fix="ask in fewer words",
             )
@@ -137,7 +137,7 @@ class Dialogue:
             for piece in pieces:
                 text = waiting + piece
                 text = text if said else text.lstrip()
-                certain = text.rstrip()  # blanks are held back until something follows them
+                certain = text.rstrip()  # trailing blanks are held back until more text follows
                 waiting = text[len(certain) :]
                 if certain:
                     said += certain
@@ -153,7 +153,7 @@ class Dialogue:
 def fitting(
     template: ChatTemplate, turns: Sequence[tuple[str, str]], question: str, tokenizer: Tokenizer, n_tokens: int
 ) -> tuple[list[tuple[str, str]], str]:
-    """The latest turns whose prompt has at most so many tokens, and that prompt. The question itself always stays."""
+    """The latest turns whose prompt fits into ``most`` tokens, and that prompt. The question itself always stays."""
     kept = list(turns)
     while True:
         prompt = template.prompt(kept, question)

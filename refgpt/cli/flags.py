@@ -1,4 +1,4 @@
-"""Errors of the library in the words of the command line: options where Python has keywords."""
+"""Rewords errors of the library for the command line: options instead of Python's keywords."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ BOTH = re.compile(r"[a-z_]+=\S+(?: (?:and|or) [a-z_]+=\S+)* \((--[^)]*)\)")
 
 
 def in_flags(error: RefgptError, arguments: argparse.Namespace) -> RefgptError:
-    """The same error, naming the options of the command that was given instead of the keywords of Python.
+    """The same error, naming the command's options instead of Python's keywords.
 
-    A place that is called like a keyword but was itself an argument, as a file "seed" would be, stays as it is.
+    An argument that happens to equal a keyword, such as a file named "seed", is left unchanged.
     """
     where = error.where
     if isinstance(where, str) and where not in vars(arguments).values():

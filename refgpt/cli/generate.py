@@ -12,7 +12,7 @@ from refgpt.cli.sampling import add_sampling_arguments, sampling_of
 EXAMPLES = """examples:
   refgpt generate "Once upon a time"
   refgpt generate "Once upon a time" --temperature 0 -n 50        always the most likely token
-  refgpt generate "The recipe:" --top-k 40 --seed 7 --stop "\\n"   the same text every time, one line of it
+  refgpt generate "The recipe:" --top-k 40 --seed 7 --stop "\\n"   the same text every time, up to the end of a line
   refgpt generate -m ~/gpt-j-6b -f story.txt --truncate left      a model and a prompt of your own
   echo "Dear diary," | refgpt generate > diary.txt
 """
@@ -24,7 +24,7 @@ def add_to(commands: Commands) -> None:
     add_prompt_arguments(generate, "text to continue")
     generate.add_argument("--echo", action="store_true", help="print the prompt before its continuation")
     generate.add_argument(
-        "--truncate", choices=["left"], help="drop the beginning of a prompt that is too long, instead of an error"
+        "--truncate", choices=["left"], help="if the prompt is too long, drop its beginning instead of raising an error"
     )
     add_sampling_arguments(generate)
     add_running_arguments(generate)
@@ -32,6 +32,6 @@ def add_to(commands: Commands) -> None:
 
 def _generate(arguments: argparse.Namespace) -> int:
     prompt = read_prompt(arguments, 'refgpt generate "Once upon a time"')
-    params = sampling_of(arguments, truncate=arguments.truncate)  # a mistake is found before the weights are read
+    params = sampling_of(arguments, truncate=arguments.truncate)  # refuse bad options before the weights are read
     print_continuation(arguments, prompt, params, arguments.echo)
     return 0

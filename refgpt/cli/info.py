@@ -20,12 +20,12 @@ from refgpt.cli.printing import print_line
 from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers import Tokenizer
 
-#: Of the model with so many parameters.
+#: Notes on published parameter counts, by number of parameters.
 PUBLISHED = {
-    6_050_882_784: " (published as 6,053,381,344: trained on 8 devices, which each had a copy of the LayerNorms, "
+    6_050_882_784: " (published as 6,053,381,344: trained on 8 devices, each of which had a copy of the LayerNorms, "
     "the biases of mlp.fc_out and a bias of the embeddings)"
 }
-#: More are counted, not named.
+#: Up to this many files are named; more are only counted.
 MOST_FILES = 6
 #: Characters of a tensor's name: all names are given the room of the longest.
 LONGEST_NAME = 120
@@ -39,7 +39,7 @@ EXAMPLES = """examples:
 
 def add_to(commands: Commands) -> None:
     """Declare ``info``."""
-    info = add_command(commands, "info", _info, "say what a model's files are and how much memory it takes", EXAMPLES)
+    info = add_command(commands, "info", _info, "describe a model's files and the memory it needs", EXAMPLES)
     add_model(info, positional=True)
     info.add_argument("--tensors", action="store_true", help="list every tensor")
     add_json(info)
@@ -65,7 +65,7 @@ def _info(arguments: argparse.Namespace) -> int:
         ("files", _files(checkpoint)),
         ("tensors", f"{len(checkpoint.tensors)}: " + ", ".join(f"{n} {dtype}" for dtype, n in dtypes.most_common())),
         ("mask", f"{checkpoint.mask} ({checkpoint.mask_source})"),
-        ("tokenizer", tokenizer.describe() if tokenizer else "none: the model takes and gives ids"),
+        ("tokenizer", tokenizer.describe() if tokenizer else "none: the model takes and returns token ids"),
         ("memory", f"weights {size(checkpoint.params.nbytes)} as stored, {_sizes(n_items)}"),
         ("", f"attention cache of a full context ({config.n_ctx} tokens) {_sizes(n_cached)}"),
         ("", _memory_present()),
@@ -80,7 +80,7 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _record(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The same for programs, in bytes."""
+    """The same information for ``--json``; sizes are in bytes."""
     config, (total, available) = checkpoint.config, machine_memory()
     n_items, n_cached = checkpoint.params.size, _n_cached(config)
     files = sorted({tensor.file for tensor in checkpoint.tensors})
@@ -116,15 +116,15 @@ def _n_cached(config: AnyConfig) -> int:
 
 
 def _memory_present() -> str:
-    """How much memory the machine has and, where the system says so, how much can be had; "" if unknown."""
+    """The machine's memory and, where the system reports it, the available part; "" if unknown."""
     total, available = machine_memory()
     if total is None:
         return ""
-    return f"present {size(total)}" + ("" if available is None else f", of which {size(available)} can be had")
+    return f"present {size(total)}" + ("" if available is None else f", {size(available)} of it available")
 
 
 def _files(checkpoint: Checkpoint) -> str:
-    """Each file with its size, or how many there are."""
+    """The files with their sizes, or their number and total size."""
     sizes = {file: file.stat().st_size for file in sorted({tensor.file for tensor in checkpoint.tensors})}
     if len(sizes) <= MOST_FILES:
         return ", ".join(f"{file.name} ({size(n_bytes)})" for file, n_bytes in sizes.items())
@@ -133,7 +133,7 @@ def _files(checkpoint: Checkpoint) -> str:
 
 
 def _tensor_lines(tensors: Sequence[TensorInfo], each: bool) -> Iterator[str]:
-    """One line a tensor, or one for those that differ by the number of their layer alone."""
+    """One line per tensor, or one line for all tensors that differ only in their layer number."""
 
     def kind(tensor: TensorInfo) -> tuple[str, str, tuple[int, ...]]:
         name = tensor.name if each else re.sub(r"\b(h\.|blk\.|layer_)\d+([./])", r"\1*\2", tensor.name)

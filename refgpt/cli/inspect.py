@@ -31,17 +31,17 @@ def add_to(commands: Commands) -> None:
     """Declare ``inspect``."""
     help = "write a page (one HTML file) that shows what a model does with a prompt"
     inspect = add_command(commands, "inspect", _inspect, help, EXAMPLES)
-    add_prompt_arguments(inspect, "text to look at")
+    add_prompt_arguments(inspect, "text to inspect")
     inspect.add_argument(
-        "-o", "--output", metavar="FILE", help="the page, a name in .html; it is replaced if it is there"
+        "-o", "--output", metavar="FILE", help="file to write, a name that ends in .html; an existing file is replaced"
     )
     inspect.add_argument(
         "--no-verify",
         dest="verify",
         action="store_false",
-        help="leave out the comparison with the float64 spec, which takes longest",
+        help="skip the comparison with the float64 spec, which takes longest",
     )
-    add_json(inspect, "print the page's figures as one JSON object; -o may then be left out")
+    add_json(inspect, "print the page's figures as one JSON object; -o is then optional")
     add_running_arguments(inspect)
 
 

@@ -1,4 +1,4 @@
-"""What ``--json`` prints: one object on standard output."""
+"""The output of ``--json``: one object on standard output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def print_json(result: Mapping[str, Any]) -> None:
 
 
 def verify_record(report: Report) -> dict[str, Any]:
-    """What a comparison with the spec found, by the keys that ``verify`` and ``inspect`` share."""
+    """The result of a comparison with the spec, with the keys that ``verify`` and ``inspect`` share."""
     first = report.first_broken
     return {
         "ok": first is None,

@@ -10,14 +10,14 @@ from refgpt.cli.printing import print_line
 
 EXAMPLES = """examples:
   refgpt kernels
-  REFGPT_ISA=avx2 refgpt kernels      what runs when one instruction set is forced
+  REFGPT_ISA=avx2 refgpt kernels      force one instruction set
   refgpt kernels --json
 """
 
 
 def add_to(commands: Commands) -> None:
     """Declare ``kernels``."""
-    help = "list the C kernels, and which instruction set each uses on this machine"
+    help = "list the C kernels and the instruction set that each uses on this machine"
     add_json(add_command(commands, "kernels", _kernels, help, EXAMPLES))
 
 

@@ -1,4 +1,4 @@
-"""Loading a model for a command, with a progress bar where somebody watches."""
+"""Loads a model for a command, with a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ log = logging.getLogger("refgpt")
 
 T = TypeVar("T")
 
-#: Loading fewer bytes than this takes about a second: not worth a progress bar.
+#: Below this many bytes, loading takes about a second and needs no progress bar.
 WORTH_A_BAR = 500_000_000
 
 
 def load_model(arguments: argparse.Namespace, backend: str) -> Model:
-    """The model that the arguments ask for."""
+    """Load the model that the arguments name."""
     with progress_bar() as progress:
         return load(
             arguments.model,
@@ -43,9 +43,9 @@ def load_model(arguments: argparse.Namespace, backend: str) -> Model:
 
 
 def load_for(arguments: argparse.Namespace, encode: Callable[[AnyConfig, Tokenizer | None], T]) -> tuple[Model, T]:
-    """The model that the arguments ask for, and what ``encode`` makes of a prompt.
+    """Load the model that the arguments name, and encode a prompt with ``encode``.
 
-    A prompt that cannot be used is so refused before the weights are read.
+    The prompt is encoded first, so that a bad one is refused before the weights are read.
     """
     backend, dtype, threads, kv_dtype = arguments.backend, arguments.dtype, arguments.threads, arguments.kv_dtype
     check_options(backend, dtype, threads, kv_dtype)
@@ -59,7 +59,7 @@ def load_for(arguments: argparse.Namespace, encode: Callable[[AnyConfig, Tokeniz
 
 
 def print_continuation(arguments: argparse.Namespace, prompt: str, params: GenerationParams, echo: bool) -> None:
-    """Print what the model that the arguments ask for writes after a prompt, and the prompt before it if ``echo``."""
+    """Load the model and print its continuation of a prompt, after the prompt itself if ``echo``."""
     model, ids = load_for(arguments, lambda config, tokenizer: encode_prompt(prompt, config, tokenizer, params))
     pieces = model.stream(ids, params)
     if echo:
@@ -70,13 +70,13 @@ def print_continuation(arguments: argparse.Namespace, prompt: str, params: Gener
 
 
 def watched() -> bool:
-    """Whether somebody watches standard error, where bars are shown, and has not asked for quiet."""
+    """Whether progress bars are shown: standard error is a terminal and -q was not given."""
     return sys.stderr.isatty() and log.isEnabledFor(logging.WARNING)
 
 
 @contextmanager
 def progress_bar(what: str = "loading") -> Iterator[Progress | None]:
-    """A bar on standard error while much is loaded or written; nothing when nobody watches."""
+    """Show a bar on standard error while many bytes are loaded or written, if ``watched()``."""
     if not watched():
         yield None
         return
@@ -89,7 +89,7 @@ def progress_bar(what: str = "loading") -> Iterator[Progress | None]:
             if not bars and n_total >= WORTH_A_BAR:
                 bars.append(stack.enter_context(tqdm(desc=what, unit="B", unit_scale=True, leave=False, total=n_total)))
             for bar in bars:
-                if bar.total != n_total:  # an archive is unpacked, now its weights are packed
+                if bar.total != n_total:  # an archive has been unpacked and its weights are packed next
                     bar.reset(n_total)
                 bar.update(n_done - bar.n)
 

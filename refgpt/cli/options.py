@@ -1,4 +1,4 @@
-"""Parts that the commands share: how one is declared, and the options about a model."""
+"""Parts that the commands share: declaring a command, and the options about a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from refgpt.numbers.dtypes import KV_DTYPES, known_dtype
 Commands = argparse._SubParsersAction
 Run = Callable[[argparse.Namespace], int]
 
-MODEL_HELP = "directory or file of a model, or its name on the Hugging Face hub (default: the small one included)"
+MODEL_HELP = "a model's directory or file, or its name on the Hugging Face hub (default: the included small model)"
 
 
 def add_command(commands: Commands, name: str, run: Run, help: str, examples: str) -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ def add_command(commands: Commands, name: str, run: Run, help: str, examples: st
 
 
 def add_verbosity(parser: argparse.ArgumentParser, default: Any) -> None:
-    """Declare how much is said on standard error: by the program and, after its name, by each command."""
+    """Declare -q and -v, for the program and for each command."""
     add = parser.add_argument
     add(
         "-q",
@@ -41,7 +41,7 @@ def add_verbosity(parser: argparse.ArgumentParser, default: Any) -> None:
         action="store_const",
         const=logging.ERROR,
         default=default,
-        help="say nothing but errors on standard error, and show no progress bars",
+        help="print only errors on standard error, and no progress bars",
     )
     add(
         "-v",
@@ -50,12 +50,12 @@ def add_verbosity(parser: argparse.ArgumentParser, default: Any) -> None:
         action="store_const",
         const=logging.DEBUG,
         default=default,
-        help="say more on standard error, and show where in the code an error was found",
+        help="print more on standard error, with a traceback for an error",
     )
 
 
 class StoreModel(argparse.Action):
-    """Keeps the model, which can be given with -m or, where a command has such an argument, without."""
+    """Stores the model, which can be given with -m or, for some commands, as a positional argument."""
 
     def __call__(
         self,
@@ -64,7 +64,7 @@ class StoreModel(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        if values is None:  # the argument is absent: perhaps there was -m
+        if values is None:  # the positional argument is absent; -m may have been given
             return
         if getattr(namespace, "model", None) is not None:
             raise argparse.ArgumentError(self, "the model is given twice")
@@ -72,7 +72,7 @@ class StoreModel(argparse.Action):
 
 
 def add_model(parser: argparse.ArgumentParser, positional: bool = False) -> None:
-    """Declare the model: -m and, for a command whose subject it is, an argument without a name."""
+    """Declare the model: -m and, if ``positional``, a positional argument too."""
     if positional:
         parser.add_argument("model", nargs="?", action=StoreModel, metavar="MODEL", help=MODEL_HELP)
         parser.add_argument("-m", "--model", action=StoreModel, metavar="MODEL", help="the same as MODEL")
@@ -81,40 +81,43 @@ def add_model(parser: argparse.ArgumentParser, positional: bool = False) -> None
 
 
 def add_json(parser: argparse.ArgumentParser, help: str = "print one JSON object") -> None:
-    """Declare that the result can be printed for programs."""
+    """Declare --json."""
     parser.add_argument("--json", action="store_true", help=help)
 
 
 def add_running_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the model and how to run it, for a command that runs it on either backend."""
+    """Declare the model and the options for running it, for a command that supports both backends."""
     add_model(parser)
-    running = parser.add_argument_group("how to run")
+    running = parser.add_argument_group("running")
     running.add_argument(
-        "--backend", choices=DTYPES, default="c", help="C kernels, or the slow, readable NumPy, which can do f64"
+        "--backend",
+        choices=DTYPES,
+        default="c",
+        help="c: the C kernels; numpy: the slow, readable spec, which supports f64 (default: c)",
     )
     add_loading_arguments(running, DTYPES["numpy"])
 
 
 def add_loading_arguments(group: argparse._ActionsContainer, dtypes: Sequence[str | None]) -> None:
-    """Declare what ``load_model`` reads of the arguments beside the path and the backend."""
+    """Declare the arguments that ``load_model`` reads, except the path and the backend."""
     add = group.add_argument
     add(
         "--mask",
         choices=MASKS,
         default="auto",
-        help="prefix: all tokens of a prompt see each other, as in GPT-JT (default: what the files say)",
+        help="attention mask; prefix: all tokens of a prompt see each other, as in GPT-JT (default: as the files say)",
     )
     add(
         "--dtype",
         type=known_dtype,
         choices=[dtype for dtype in dtypes if dtype],
-        help="what to keep the weights in (default: as stored)",
+        help="dtype of the weights in memory (default: as stored)",
     )
     add(
         "--kv-dtype",
         type=known_dtype,
         choices=KV_DTYPES,
-        help="what to keep the attention cache in (default: f16 with q8 and q4, else f32)",
+        help="dtype of the attention cache (default: f16 with q8 and q4, otherwise f32)",
     )
     add(
         "--copy",
@@ -122,18 +125,18 @@ def add_loading_arguments(group: argparse._ActionsContainer, dtypes: Sequence[st
         help="copy into memory also what could be read from the files as they lie: they may then be written to",
     )
     add_revision(group)
-    add("-t", "--threads", type=int, metavar="N", help="threads to use (default: one per core)")
+    add("-t", "--threads", type=int, metavar="N", help="number of threads (default: one per core)")
 
 
 def add_revision(group: argparse._ActionsContainer) -> None:
-    """Declare which version of a model on the hub is meant."""
+    """Declare the option that selects a version of a model on the hub."""
     group.add_argument(
         "--revision",
         metavar="REVISION",
-        help="of a model on the hub: a branch, tag or commit (default: the main branch)",
+        help="branch, tag or commit of a model on the hub (default: the main branch)",
     )
 
 
 def unescaped(text: str) -> str:
-    r"""A text of the command line with its \n as new lines."""
+    r"""A text of the command line with each \n turned into a new line."""
     return text.replace("\\n", "\n")

@@ -1,4 +1,4 @@
-"""The parser of ``refgpt`` and of its commands: argparse's, with suggestions for what was mistyped."""
+"""The parser of ``refgpt`` and of its commands: argparse with suggestions for mistyped words."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number"}
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An ``argparse.ArgumentParser`` that says which option or choice was probably meant, with its own usage."""
+    """An ``argparse.ArgumentParser`` that suggests the option or choice that was probably meant, with the command's own
+    usage."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """As argparse does, but what is left over is this command's error, not that of the whole program."""
+        """As in argparse, but left-over arguments are an error of this command, not of the whole program."""
         namespace, left = super().parse_known_args(args, namespace)
         for action in self._get_positional_actions():
-            # argparse takes an optional positional for absent when options stand between it and the one before.
+            # argparse treats an optional positional as absent if options stand between it and the one before.
             absent = action.nargs == "?" and getattr(namespace, action.dest, None) == action.default
             if absent and left and not _is_option(left[0]):
                 action(self, namespace, left.pop(0), None)
@@ -33,7 +34,7 @@ class CommandParser(argparse.ArgumentParser):
         return [string for action in self._actions for string in action.option_strings]
 
     def flags(self) -> dict[str, str]:
-        """The long form of each option by the name under which its value is kept."""
+        """The long form of each option, keyed by the attribute that holds its value."""
         return {
             action.dest: next((s for s in action.option_strings if s.startswith("--")), action.option_strings[0])
             for action in self._actions
@@ -73,7 +74,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         if action.option_strings and action.nargs is None and arg_strings == ["--"]:
-            # As in --labels=--: before Python 3.13 argparse drops it and then fails on there being no value.
+            # For example --labels=--: before Python 3.13, argparse drops the value and then fails because there is
+            # none.
             value = self._get_value(action, "--")
             self._check_value(action, value)
             return value
@@ -81,7 +83,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' if something that is known resembles the name, else nothing."""
+    """'; did you mean ...?' if a known name resembles this one, otherwise ''."""
     close = get_close_matches(name[:100].lower(), list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 

@@ -1,8 +1,8 @@
-"""What commands print: the one way to a terminal.
+"""Printing: all output of commands goes through this module.
 
-The lines of a report name files and quote what they say: every character in them that is no plain text is escaped,
-wherever they go. Text that a model writes, and tables of results, are what was asked for: a pipe or a file gets them
-as they are, and only on a terminal, which would obey them, control characters are escaped. New lines and tabs stay.
+Lines of a report name files and quote their contents, so control characters in them are always escaped. Generated text
+and tables of results are the output proper: a pipe or a file gets them unchanged, and only on a terminal, which would
+interpret control characters, these are escaped. New lines and tabs stay.
 """
 
 from __future__ import annotations
@@ -22,6 +22,6 @@ def print_line(text: str = "", file: TextIO | None = None) -> None:
 
 
 def print_text(text: str, file: TextIO | None = None) -> None:
-    """Print running text, at once and without a new line after it. By default on standard output."""
+    """Print running text without a new line after it, and flush it. The default is standard output."""
     file = file or sys.stdout
     print(displayable(text) if file.isatty() else text, end="", file=file, flush=True)

@@ -11,23 +11,23 @@ from refgpt._common.errors import GenerationError
 from refgpt._common.small_files import reading
 from refgpt._common.wording import size
 
-#: Of a prompt: hundreds of times what fills the longest context of the family.
+#: Most bytes of a prompt: hundreds of times more than the longest context needs.
 LARGEST_PROMPT = 1 << 24
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser, help: str) -> None:
-    """Declare what ``read_prompt`` reads of the arguments."""
+    """Declare the arguments that ``read_prompt`` reads."""
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help=f"{help}; - reads standard input")
     parser.add_argument("-f", "--file", metavar="FILE", help="read the prompt from a file")
 
 
 def read_prompt(arguments: argparse.Namespace, example: str) -> str:
-    """The prompt argument, or that of a file or of standard input, less the newline that ends it and a byte-order mark.
+    """The prompt from the argument, a file or standard input, without its final newline and a byte-order mark.
 
-    ``example`` is a command that has one, for who gave none.
+    ``example`` is a command with a prompt, shown in the error if none was given.
     """
     if arguments.file is not None and arguments.prompt is not None:
-        raise GenerationError("given twice, as an argument and as a file", where="prompt", fix="leave one out")
+        raise GenerationError("was given twice, as an argument and as a file", where="prompt", fix="leave one out")
     if arguments.file is None and arguments.prompt not in (None, "-"):
         return str(arguments.prompt)
     if arguments.file is None and (sys.stdin is None or (arguments.prompt is None and sys.stdin.isatty())):
@@ -47,7 +47,7 @@ def read_prompt(arguments: argparse.Namespace, example: str) -> str:
 
 
 def _read(path: Path | None) -> bytes:
-    """A file, or standard input, as far as it may be a prompt and one byte further."""
+    """Read a file or standard input, up to one byte more than a prompt may have."""
     if path is None:
         return sys.stdin.buffer.read(LARGEST_PROMPT + 1)
     with open(path, "rb") as file:

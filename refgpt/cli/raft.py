@@ -24,27 +24,51 @@ EXAMPLES = """examples:
 def add_to(commands: Commands) -> None:
     """Declare ``raft``."""
     raft = add_command(
-        commands, "raft", _raft, "measure a model on RAFT, few-shot classification, as HELM does", EXAMPLES
+        commands, "raft", _raft, "measure a model on RAFT (few-shot classification) with HELM's method", EXAMPLES
     )
     add = raft.add_argument
-    add("folder", metavar="FOLDER", help="the tasks' files: TASK/train.csv or TASK.csv; nothing is fetched")
+    add(
+        "folder",
+        metavar="FOLDER",
+        help="folder with the tasks' files, TASK/train.csv or TASK.csv; nothing is downloaded",
+    )
     add(
         "--tasks",
         dest="names",
         type=_names,
         metavar="A,B,..",
-        help="which of the eleven (default: those that are there)",
+        help="tasks to run, of the eleven (default: those in the folder)",
     )
     add(
         "--method",
         choices=METHODS,
         default="generate",
-        help="generate: what is written must be the label; likelihood: take the likeliest label (default: generate)",
+        help="generate: the generated text must equal the label; "
+        "likelihood: choose the most likely label (default: generate)",
     )
-    add("--normalise", choices=NORMALISATIONS, default="sum", help="for likelihood, as in classify (default: sum)")
-    add("--shots", dest="n_shots", type=int, default=5, metavar="N", help="examples before each row (default: 5)")
-    add("--trials", dest="n_trials", type=int, default=3, metavar="N", help="draws of examples (default: 3)")
-    add("--rows", dest="n_rows", type=int, metavar="N", help="ask only the first N rows of each task (default: all)")
+    add(
+        "--normalise",
+        choices=NORMALISATIONS,
+        default="sum",
+        help="score of a label with --method likelihood, as in classify (default: sum)",
+    )
+    add(
+        "--shots",
+        dest="n_shots",
+        type=int,
+        default=5,
+        metavar="N",
+        help="number of examples before each row (default: 5)",
+    )
+    add(
+        "--trials",
+        dest="n_trials",
+        type=int,
+        default=3,
+        metavar="N",
+        help="number of runs, each with other examples (default: 3)",
+    )
+    add("--rows", dest="n_rows", type=int, metavar="N", help="use only the first N rows of each task (default: all)")
     add("-o", "--output", metavar="FILE", help="write every answer to a .jsonl file")
     add_running_arguments(raft)
 

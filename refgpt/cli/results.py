@@ -1,11 +1,10 @@
-"""Where results go: the one way in which commands write files.
+"""Writing results: all commands write their files through this module.
 
-A file keeps what it holds until there is something whole to put in its place. Results are written beside it, under its
-name with ".partial" added, and take the name when all are there and on the disk. When a run is interrupted, the lines
-that it has written are kept: under the name if nothing else has it, otherwise as the partial file. A run that is killed
-outright leaves its partial file. The next run with the same output writes over it, once it has something to write.
-
-Devices, pipes and the file that standard output already is are written into.
+An existing file keeps its contents until the new results are complete. Results are written beside it, under its name
+plus ".partial", and renamed when all of them are on the disk. If a run is interrupted, the finished lines are kept:
+under the final name if no file has it, otherwise in the partial file. A run that is killed leaves its partial file. The
+next run with the same output overwrites it, once it has results to write. Devices, pipes and the file that standard
+output is redirected to are written to directly.
 """
 
 from __future__ import annotations
@@ -30,20 +29,20 @@ log = logging.getLogger("refgpt")
 
 
 class Output(Protocol):
-    """What results are written to, a whole line or more at once."""
+    """A destination for results. Each write is one or more whole lines."""
 
     @property
     def path(self) -> Path | None:
-        """The file that it becomes; None for a stream."""
+        """The path of the finished file; None for a stream."""
 
     def write(self, text: str, /) -> object:
-        """Hand it to the system at once."""
+        """Write the text without buffering it."""
 
 
 def check_suffix(path: str | None, *suffixes: str) -> str | None:
-    """The kind of a file by its name, None for none; a DataError if it is none of ``suffixes``.
+    """The suffix of a file's name, None without a path. Raises a DataError if it is not in ``suffixes``.
 
-    A device or a pipe may have any name; it is given what the first of them means.
+    A device or a pipe may have any name; the first suffix then decides the format.
     """
     if path is None:
         return None
@@ -57,21 +56,22 @@ def check_suffix(path: str | None, *suffixes: str) -> str | None:
 
 @contextmanager
 def open_output(path: str | None, inputs: Iterable[str | os.PathLike[str]] = (), keep: bool = True) -> Iterator[Output]:
-    """Standard output, or a file to write to that takes its name when the block ends without an error.
+    """Open standard output, or a file that gets its name when the block ends without an error.
 
     Parameters
     ----------
     path : str or None
         None is standard output.
     inputs : iterable of path
-        Files that the run reads, which it must not write over.
+        Files that the run reads; it must not overwrite them.
     keep : bool
-        Whether what was written before an error is of use.
+        Whether to keep the lines written before an error.
 
     Raises
     ------
     DataError
-        If it cannot be written, before anything is computed; if it is an input, or another run is writing it.
+        If the file cannot be written, is an input, or is being written by another run. Raised before anything is
+        computed.
     """
     if path is None:
         yield Stream(sys.stdout)
@@ -91,20 +91,20 @@ def open_output(path: str | None, inputs: Iterable[str | os.PathLike[str]] = (),
 
 
 def refuse_inputs(path: str, inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Refuse to write over a file that is read, whatever name it is given by, or over it as a partial file."""
+    """Refuse an output that is also an input, under any name, or whose partial file is an input."""
     whole = Path(os.path.realpath(path))
     for own in (whole, partial_name(whole)):
         for read in inputs if own.exists() else ():
             if os.path.exists(read) and os.path.samefile(own, read):
-                raise DataError("is the file that is read", where="--output", got=path, fix="write to another")
+                raise DataError("is also an input of this run", where="--output", got=path, fix="write to another")
 
 
 def files_read(place: str | os.PathLike[str], output: str | None) -> list[Path]:
-    """What a run may read of a directory, or of a file and those beside it, but for results of earlier runs.
+    """The files that a run may read: those in a directory, or a file and those beside it, except earlier results.
 
-    Results are told by their names, which end as that of ``output``.
+    Earlier results are recognised by the suffix of ``output``.
     """
-    if output is None or not os.path.exists(place):  # nothing is written, or the place is on the hub
+    if output is None or not os.path.exists(place):  # no output, or the model is on the hub
         return []
     place = Path(place)
     patterns, top = (("*", "*/*"), place) if place.is_dir() else (("*",), place.parent)
@@ -113,7 +113,7 @@ def files_read(place: str | os.PathLike[str], output: str | None) -> list[Path]:
 
 
 def json_line(output: Output) -> Callable[[dict[str, Any]], None]:
-    """Writes records, at once: one JSON object a line."""
+    """Return a function that writes each record as one line of JSON."""
 
     def write(record: dict[str, Any]) -> None:
         output.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -122,7 +122,7 @@ def json_line(output: Output) -> Callable[[dict[str, Any]], None]:
 
 
 class Stream:
-    """Standard output, a device or a pipe. A terminal gets nothing that it would obey."""
+    """Standard output, a device or a pipe. Control characters are escaped on a terminal."""
 
     path: Path | None = None
 
@@ -130,20 +130,20 @@ class Stream:
         self.file, self.is_terminal = file, file.isatty()
 
     def write(self, text: str, /) -> None:
-        """Hand it on at once."""
+        """Write and flush the text."""
         self.file.write(displayable(text) if self.is_terminal else text)
         self.file.flush()
 
 
 class PartialFile:
-    """A file that is not whole yet. What was there under its own name stays until the first text is written."""
+    """An unfinished file. An earlier partial file is kept until the first text is written."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path: Path | None = path
         self._descriptor, self.n_bytes, self.n_texts = descriptor, 0, 0
 
     def write(self, text: str, /) -> None:
-        """Write all of a text, or as good as nothing of it: ``end`` cuts off what has no end."""
+        """Write a whole text. If that fails halfway, ``end`` cuts off the incomplete part."""
         raw = memoryview(text.encode("utf-8", "backslashreplace"))
         if not self.n_texts:
             self.end()
@@ -155,7 +155,7 @@ class PartialFile:
         self.n_texts += 1
 
     def end(self) -> None:
-        """Leave nothing but whole texts, on the disk."""
+        """Cut off an incomplete text, and wait until the rest is on the disk."""
         os.ftruncate(self._descriptor, self.n_bytes)
         os.lseek(self._descriptor, self.n_bytes, os.SEEK_SET)
         os.fsync(self._descriptor)
@@ -163,7 +163,7 @@ class PartialFile:
 
 @contextmanager
 def _replacing(path: str, keep: bool) -> Iterator[PartialFile]:
-    """A file beside another, which takes its name at the end."""
+    """Write a partial file, and rename it to ``path`` at the end."""
     whole = Path(os.path.realpath(path))
     partial = partial_name(whole)
     with _errors_of(path):
@@ -190,7 +190,9 @@ def _replacing(path: str, keep: bool) -> Iterator[PartialFile]:
                 output.end()
                 kept = partial if whole.exists() else partial.rename(whole)
                 log.warning("%s has the %d lines that were written before this ended", kept, output.n_texts)
-            elif output.n_texts or status.st_size == 0:  # what a killed run left is not thrown away for nothing
+            elif (
+                output.n_texts or status.st_size == 0
+            ):  # keep the partial file of a killed run if this run wrote nothing
                 partial.unlink(missing_ok=True)
             raise
     finally:
@@ -199,28 +201,28 @@ def _replacing(path: str, keep: bool) -> Iterator[PartialFile]:
 
 @contextmanager
 def _errors_of(path: str | Path) -> Iterator[None]:
-    """What the system says of a file becomes an error that names it."""
+    """Turn the system's errors into a DataError that names the file."""
     try:
         yield
     except BlockingIOError:
         raise DataError("another run is writing it", where=path, fix="wait for it, or name another file") from None
     except OSError as error:
-        if error.errno is None:  # raised by a signal's handler: none of ours
+        if error.errno is None:  # raised by a signal handler, so not ours
             raise
         raise DataError(f"cannot be written ({error.strerror})", where=path) from None
 
 
 def _is_special(path: str) -> bool:
-    """Whether something is there that is neither a plain file nor a directory."""
+    """Whether the path exists and is neither a plain file nor a directory."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def _stream_of(path: str) -> TextIO | None:
-    """The standard stream that has this very file, if one has."""
+    """The standard stream that is open on this same file, if any."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None and os.path.samestat(os.stat(path), os.fstat(stream.fileno())):
                 return stream
-        except (OSError, ValueError):  # nothing is there; or a stream that is no file, as in a notebook
+        except (OSError, ValueError):  # the path does not exist, or the stream is not a file, as in a notebook
             pass
     return None

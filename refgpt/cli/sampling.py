@@ -1,4 +1,4 @@
-"""What to write: the options of ``generate`` and ``chat`` that make a ``GenerationParams``."""
+"""Sampling options of ``generate`` and ``chat``, and the ``GenerationParams`` made from them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from refgpt.generation.params import GenerationParams
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what ``sampling_of`` reads of the arguments."""
-    add = parser.add_argument_group("what to write").add_argument
-    add("-n", "--max-new-tokens", type=int, default=128, metavar="N", help="write at most N tokens (default: 128)")
+    """Declare the arguments that ``sampling_of`` reads."""
+    add = parser.add_argument_group("sampling").add_argument
+    add("-n", "--max-new-tokens", type=int, default=128, metavar="N", help="generate at most N tokens (default: 128)")
     add(
         "--temperature",
         "--temp",
@@ -27,7 +27,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.9,
         metavar="P",
-        help="choose among the most likely tokens that have probability P together (default: 0.9)",
+        help="choose among the most likely tokens whose probabilities add up to P (default: 0.9)",
     )
     add(
         "--repetition-penalty",
@@ -42,7 +42,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="X",
-        help="above 0: penalise tokens that were generated before, however often (default: 0)",
+        help="above 0: penalise tokens that were generated before, however often they were (default: 0)",
     )
     add(
         "--frequency-penalty",
@@ -51,28 +51,40 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="above 0: penalise tokens in proportion to how often they were generated (default: 0)",
     )
-    add("--seed", type=int, metavar="N", help="the same number gives the same text again (default: a new one)")
-    add("--stop", action="append", metavar="TEXT", help=r"end before this text; can be repeated; \n is a new line")
+    add(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="random seed; the same seed gives the same text (default: a new one each time)",
+    )
+    add(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help=r"stop before this text; "
+        r"can be given several times; \n is a new line",
+    )
     add(
         "--speculate",
         type=int,
         default=7,
         metavar="N",
-        help="draft up to N tokens by copying from earlier in the text, and check them together: faster where a text "
-        "repeats itself, and the same text (default: 7; 0: off)",
+        help="draft up to N tokens by copying from earlier in the text, "
+        "and check them in one pass: faster where a text "
+        "repeats itself, with the same result (default: 7; 0: off)",
     )
-    add("--ignore-eos", action="store_true", help="go on after the model has ended its text")
+    add("--ignore-eos", action="store_true", help="continue after the model's end-of-text token")
 
 
 def sampling_of(
     arguments: argparse.Namespace, stop: Sequence[str] = (), truncate: str | None = None
 ) -> GenerationParams:
-    """The parameters that the arguments ask for, with more stop strings before theirs.
+    """The generation parameters given by the arguments, with extra stop strings put before theirs.
 
     Raises
     ------
     GenerationError
-        Naming the first that cannot be used.
+        Names the first option that cannot be used.
     """
     return GenerationParams(
         max_new_tokens=arguments.max_new_tokens,

@@ -16,7 +16,7 @@ from refgpt.generation.prompts import prompt_ids
 from refgpt.tracing import Report, verify_bytes
 
 EXAMPLES = """exit status:
-  1 if an activation is further off than float32 rounding can explain, else 0
+  1 if an activation differs by more than float32 rounding can explain, otherwise 0
 
 examples:
   refgpt verify                                            the included model
@@ -27,7 +27,7 @@ examples:
 
 def add_to(commands: Commands) -> None:
     """Declare ``verify``."""
-    help = "compare the C kernels with the NumPy spec on a model's own weights"
+    help = "compare the C kernels with the NumPy spec on a model's weights"
     verify = add_command(commands, "verify", _verify, help, EXAMPLES)
     add_model(verify, positional=True)
     verify.add_argument("--prompt", metavar="TEXT", help="text to run (default: a few words)")
@@ -39,7 +39,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     model = load_model(arguments, "c")
     if model.tokenizer is None:
         if arguments.prompt is not None:
-            raise GenerationError("is text, and this model has no tokenizer", where="--prompt", fix="leave it out")
+            raise GenerationError("is a text, but this model has no tokenizer", where="--prompt", fix="leave it out")
         ids = [i * 7919 % model.config.n_vocab for i in range(min(16, model.config.n_ctx))]
     else:
         text = "Once upon a time there was a" if arguments.prompt is None else arguments.prompt

@@ -1,4 +1,4 @@
-"""From any checkpoint that is read to any format that is written: whole, or not at all."""
+"""Converts any readable checkpoint to any writable format. The result is complete, or nothing is left behind."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from refgpt.tokenizers import Tokenizer
 
 
 class Target(Protocol):
-    """A format that is written: a module."""
+    """The interface of a module that writes a format."""
 
     @property
     def DTYPES(self) -> tuple[str | None, ...]:
-        """What it can give matrices; None is what they are stored in."""
+        """The dtypes it supports for matrices; None means as stored."""
         ...
 
     def n_bytes(self, source: Checkpoint, dtype: str | None) -> int:
-        """How large the weights become."""
+        """Size of the written weights in bytes."""
         ...
 
     def write(
@@ -38,7 +38,7 @@ class Target(Protocol):
         directory: Path,
         progress: Progress | None,
     ) -> None:
-        """Fill an empty directory, in the memory of some rows.
+        """Write the model into an empty directory, some rows at a time.
 
         Parameters
         ----------
@@ -46,9 +46,7 @@ class Target(Protocol):
         tokenizer : Tokenizer or None
             The one that was opened with it.
         dtype : str or None
-            What matrices become, one of ``DTYPES``; None is as stored.
-        directory : Path
-            Exists and is empty.
+            The dtype of matrices, one of ``DTYPES``; None means as stored. directory : Path Exists and is empty.
         progress : callable or None
             Called with the bytes that are written, and all.
 
@@ -72,7 +70,7 @@ def convert(
     dtype: str | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write an opened checkpoint in another format. Memory holds some rows of it at a time; all processors work.
+    """Write an opened checkpoint in another format. Only some rows are in memory at a time; all processors are used.
 
     Parameters
     ----------
@@ -80,24 +78,24 @@ def convert(
     tokenizer : Tokenizer or None
         The one that was opened with it.
     destination : str or Path
-        A directory that is not there yet, or is empty. It appears when it is whole and on the disk.
+        A directory that does not exist or is empty. It appears when it is complete and on the disk.
     to : "refgpt", "hf" or "gguf"
         The packed format (``refgpt.checkpoints.layouts.packed``), a directory in Hugging Face's layout, or a GGUF file.
     dtype : str or None
-        What matrices become, one of the target's ``DTYPES``; None is as stored.
+        The dtype of matrices, one of the target's ``DTYPES``; None means as stored.
     progress : callable, optional
         Called with the bytes that are written, and all.
 
     Raises
     ------
     CheckpointError
-        If an argument cannot be used, the destination is taken, the disk has no room, or a weight cannot be written.
+        If an argument cannot be used, the destination exists, the disk is too full, or a weight cannot be written.
     """
     dtype = known_dtype(dtype)
     one_of("to", to, tuple(TARGETS), CheckpointError)
     target = TARGETS[to]
     one_of("dtype", dtype, target.DTYPES, CheckpointError)
-    check_unchanged(*(leaf for _, leaf in source.params.items()))  # the size of what is written may depend on numbers
+    check_unchanged(*(leaf for _, leaf in source.params.items()))  # the size of the output may depend on the weights
     n_bytes = target.n_bytes(source, dtype) + tokenizer_bytes(source, tokenizer)
     with staged(path_of("destination", destination, CheckpointError), n_bytes) as directory:
         verify_checksums(source, digests)

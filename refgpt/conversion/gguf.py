@@ -1,9 +1,9 @@
 """Writing a GGUF file: the keys of the architecture "gptj", llama.cpp's names of tensors, the tokenizer.
 
 The strings are those that llama.cpp and the gguf library read: tokens in GPT-2's letters. Quantised matrices of ggml
-and GGUF files are written as they are; vectors are widened to float32, which every program expects. What GGUF has no
-key for is told under ``refgpt.``: the mask, that no token begins or ends a text, and a sentencepiece model, whose
-normaliser GGUF's own keys leave out.
+and GGUF files are written as they are; vectors are widened to float32, which every program expects. Facts for which
+GGUF has no key are stored under ``refgpt.``: the mask, that no token begins or ends a text, and a sentencepiece model,
+whose normalizer GGUF's own keys leave out.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ from refgpt.tokenizers import Tokenizer
 DTYPES = (None, "f32", "f16", "bf16")
 FILE = "model.gguf"
 NUMBERS = {name: number for number, name in TYPES.items()}
-#: What most tensors of a file are (llama.cpp's ``llama_ftype``).
+#: The type of most tensors of a file (llama.cpp's ``llama_ftype``).
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32}
 VERSION = 3
-#: Types of tokens, beside ``UNUSED``.
+#: Types of tokens, besides ``UNUSED``.
 NORMAL, CONTROL = 1, 3
 
 
@@ -65,12 +65,12 @@ def write(
 ) -> None:
     """Write a checkpoint as one file, model.gguf, one tensor after the other: see ``Target.write``.
 
-    As stored are also matrices that are quantised in ggml's blocks; float64 is rounded to float32.
+    Matrices quantised in ggml's blocks also keep their stored form; float64 is rounded to float32.
 
     Raises
     ------
     TokenizerError
-        If the tokenizer has ids for which the model has no row: no program reads such a file.
+        If the tokenizer has ids for which the model has no row: no program can read such a file.
     """
     leaves = dict(source.params.items())
     encodings = {name: _encoding(leaf, dtype) for name, leaf in leaves.items()}
@@ -139,7 +139,7 @@ def _metadata(source: Checkpoint, encodings: dict[str, str]) -> dict[str, Any]:
 
 
 def tokenizer_metadata(tokenizer: Tokenizer | None, source: Checkpoint) -> dict[str, Any]:
-    """The keys that tell a tokenizer: lists for every program, and the whole of it for this one."""
+    """The keys that describe a tokenizer: lists for all programs, and the complete tokenizer for this one."""
     if tokenizer is None:
         return {}
     if tokenizer.n_vocab > source.config.n_vocab:
@@ -189,7 +189,7 @@ def tokenizer_metadata(tokenizer: Tokenizer | None, source: Checkpoint) -> dict[
 
 
 def string(text: str) -> bytes:
-    """A string as GGUF has it; a directory's name need not be text."""
+    """A string in GGUF's form. (A directory's name need not be valid text.)"""
     raw = text.encode(errors="replace")
     return struct.pack("<Q", len(raw)) + raw
 

@@ -1,9 +1,9 @@
-"""Writing a directory as Hugging Face lays it out: config.json, safetensors, the tokenizer's files.
+"""Writing a Hugging Face directory: config.json, safetensors, the tokenizer's files.
 
 Weights of more than five gigabytes go into shards with an index, as transformers writes them. GPT-JT's mask is written
-as GPT-JT's own files have it: as all-ones buffers ``attn.bias``, by which this package and transformers before 4.28
-know it; later ones pass them over, and are causal. Either mask is also told in config.json, under a key of this
-package's own: else the name of a directory could decide it.
+as in GPT-JT's own files: as all-ones buffers ``attn.bias``, which this package and transformers before 4.28 read; later
+versions ignore them and are causal. Either mask is also stored in config.json, under a key of this package's own;
+otherwise the name of the directory could decide it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def write(
 ) -> None:
     """Write config.json, the tokenizer and the weights, one tensor after the other: see ``Target.write``.
 
-    For what the tensors become see ``dtypes_of``.
+    ``dtypes_of`` gives the dtypes of the tensors.
     """
     dtypes = dtypes_of(source.params, dtype)
     _write_config(source, dtypes, directory)
@@ -125,7 +125,7 @@ class _Writer:
 
     def _pieces(self, name: str) -> Iterator[np.ndarray]:
         if name not in self.leaves:
-            n_left = self.n_bytes(name)  # a mask is as large as the context is long, squared
+            n_left = self.n_bytes(name)  # a mask's size is the context's length squared
             while n_left:
                 ones = np.ones(min(n_left, PIECE), np.uint8)
                 n_left -= len(ones)
@@ -136,7 +136,7 @@ class _Writer:
 
 
 def _write_config(source: Checkpoint, dtypes: dict[str, str], directory: Path) -> None:
-    """What transformers needs; a config.json of the source keeps what else it says."""
+    """Write the config.json that transformers needs, with further entries of the source's config.json."""
     kept: dict[str, Any] = {}
     if source.config_file is not None:
         kept = read_json(source.config_file, ConfigError)
@@ -149,7 +149,7 @@ def _write_config(source: Checkpoint, dtypes: dict[str, str], directory: Path) -
 
 
 def config_json(config: AnyConfig) -> dict[str, Any]:
-    """A configuration as transformers' ``GPTJConfig`` names it."""
+    """A configuration with the keys of transformers' ``GPTJConfig``."""
     numbers = {keys[0]: getattr(config, field) for field, keys in KEYS.items()}
     if config.further_eos_ids:
         numbers[KEYS["eos_id"][0]] = list(config.eos_ids)

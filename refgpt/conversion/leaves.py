@@ -1,4 +1,4 @@
-"""A leaf as it is written: some rows at a time, rounded to nearest even where its dtype is to be narrower."""
+"""Leaves for writing: some rows at a time, rounded to nearest even if the new dtype is narrower."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from refgpt.numbers.panels import Panels
 from refgpt.numbers.quantisation import store
 from refgpt.numbers.tree import ParamTree
 
-PIECE = 1 << 24  # bytes that are copied in one go
+PIECE = 1 << 24  # bytes that are copied at a time
 
 
 def dtypes_of(params: ParamTree, dtype: str | None) -> dict[str, str]:
     """The dtype in which each leaf is written, by the leaf's name.
 
-    A vector (bias, LayerNorm) is written in the narrowest dtype of any matrix that holds it exactly, else in its own.
-    So a model in one dtype stays in one, also by way of a format that has all vectors in float32.
+    A vector (bias, LayerNorm) is written in the narrowest dtype of any matrix that holds it exactly, otherwise in its
+    own. So a model in one dtype keeps one dtype, even after a detour through a format that has all vectors in float32.
 
     Parameters
     ----------
     dtype : "f32", "f16", "bf16" or None
-        Of matrices. None is as stored; quantised ones decode to float32.
+        The dtype of matrices. None means as stored; quantised matrices are decoded to float32.
     """
     leaves = dict(params.items())
     matrices = {name: dtype or str(dtype_name(leaf.dtype)) for name, leaf in leaves.items() if leaf.ndim == 2}
@@ -44,12 +44,12 @@ def _narrowest(vector: Leaf, dtypes: set[str]) -> str:
 
 
 def written(name: str, leaf: Leaf, dtype: str) -> Iterator[np.ndarray]:
-    """The rows of a leaf in the dtype wanted, contiguous pieces in order; memory of its file is given back.
+    """Yield the rows of a leaf in the wanted dtype, in contiguous pieces. The memory of its file is released.
 
     Parameters
     ----------
     name : str
-        What ``Params.items`` calls it.
+        Its name in ``Params.items``.
     dtype : str
         A key of ``STORED_DTYPES``.
 
@@ -63,7 +63,7 @@ def written(name: str, leaf: Leaf, dtype: str) -> Iterator[np.ndarray]:
 
 
 def stored_blocks(leaf: Blocks) -> Iterator[np.ndarray]:
-    """The same of a matrix in ggml's blocks, as they are."""
+    """Like ``written``, for a matrix in ggml's blocks, which stay unchanged."""
     check_unchanged(leaf)
     n_rows = max(1, PIECE * len(leaf.blocks) // leaf.nbytes)
     for start in range(0, len(leaf.blocks), n_rows):

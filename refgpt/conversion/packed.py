@@ -69,13 +69,13 @@ def write(
 
 
 def stored_leaves(source: Checkpoint, dtype: str | None) -> dict[str, Stored]:
-    """How each leaf will be stored."""
+    """The kind and layout in which each leaf will be stored."""
     kept = {name: (plan(name, leaf, dtype), leaf.shape) for name, leaf in source.params.items()}
     return {name: Stored(how.kind, how.layout, shape) for name, (how, shape) in kept.items()}
 
 
 def n_bytes(source: Checkpoint, dtype: str | None) -> int:
-    """What ``write`` will write, but for the small files."""
+    """Number of bytes that ``write`` writes, without the small files."""
     return sum(one.n_padded for one in stored_leaves(source, dtype).values())
 
 
@@ -84,7 +84,7 @@ def _entry(raw: bytes) -> dict[str, Any]:
 
 
 def _header(source: Checkpoint, stored: dict[str, Stored], checksums: dict[str, str]) -> bytes:
-    """The eight bytes of its length and the header; as long whatever the checksums are."""
+    """The header, after eight bytes with its length. Its length does not depend on the checksums."""
     leaves = {
         name: {"kind": one.kind, "layout": one.layout, "shape": list(one.shape), "checksum": checksums[name]}
         for name, one in stored.items()
@@ -123,15 +123,15 @@ def _as_they_are(data: np.ndarray) -> Iterator[np.ndarray]:
 
 
 class _Tensor:
-    """A tensor on its way into a file, padded to whole pages, and the digests of its pieces."""
+    """Writes a tensor to a file, padded to whole pages, and computes the digests of its pieces."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._n_bytes = file, 0
-        self._rest = np.empty(0, np.uint8)  # of the piece that is not whole yet
+        self._rest = np.empty(0, np.uint8)  # bytes of the incomplete piece
         self._digests: list[np.ndarray] = []
 
     def write(self, raw: np.ndarray) -> int:
-        """Its next bytes. -> how many"""
+        """Write its next bytes, and return their number."""
         self._file.write(raw.data)
         self._n_bytes += len(raw)
         waiting = np.concatenate((self._rest, raw))
@@ -141,9 +141,9 @@ class _Tensor:
         return len(raw)
 
     def pad(self) -> int:
-        """Zeros up to the next page. -> how many"""
+        """Write zeros up to the next page, and return their number."""
         return self.write(np.zeros(-self._n_bytes % PAGE, np.uint8))
 
     def checksum(self) -> str:
-        """Of the whole tensor, once it is padded."""
+        """The checksum of the whole tensor, after it was padded."""
         return checksum(np.concatenate((*self._digests, digests(self._rest.view(np.uint32)))))

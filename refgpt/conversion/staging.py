@@ -1,8 +1,8 @@
-"""Directories that are there whole or not at all.
+"""Directories that appear complete or not at all.
 
-What is written goes into a hidden directory beside its destination, reaches the disk, and is renamed at the end. An
-error removes it at once; what a killed process left is removed by the next one with the same destination, as
-``refgpt._common.partial_files`` has it.
+Files are written into a hidden directory beside the destination, synced to the disk, and the directory is renamed at
+the end. An error removes it at once; the remains of a killed process are removed by the next process with the same
+destination (see ``refgpt._common.partial_files``).
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def staged(destination: Path, n_bytes: int) -> Iterator[Path]:
     Parameters
     ----------
     destination : Path
-        Not there yet, or an empty directory.
+        Must not exist, or must be an empty directory.
     n_bytes : int
-        What will be written, about.
+        Approximate size of the output.
 
     Raises
     ------
     CheckpointError
-        If the destination is taken or another process is writing it, or the disk has no room.
+        If the destination exists, another process is writing it, or the disk is too full.
     """
     destination = Path(os.path.abspath(path_of("destination", destination, CheckpointError)))
     if not destination.name:
@@ -47,7 +47,7 @@ def staged(destination: Path, n_bytes: int) -> Iterator[Path]:
     whole = False
     try:
         with _writing(destination, "it cannot be written"):
-            for left in staging.iterdir():  # by a process that was killed
+            for left in staging.iterdir():  # left by a killed process
                 free += left.stat().st_size
                 left.unlink()
             if free < n_bytes:
@@ -74,7 +74,7 @@ def staged(destination: Path, n_bytes: int) -> Iterator[Path]:
 
 @contextmanager
 def _writing(destination: Path, what: str) -> Iterator[None]:
-    """Turn what the system refuses into one of our errors; what a signal handler raises has no errno, and passes."""
+    """Turn the system's errors into ours. Exceptions from a signal handler have no errno and pass unchanged."""
     try:
         yield
     except BlockingIOError:
@@ -86,7 +86,7 @@ def _writing(destination: Path, what: str) -> Iterator[None]:
 
 
 def check_free(destination: Path) -> None:
-    """Refuse a destination that is taken, or has nowhere to be.
+    """Refuse a destination that exists, or whose parent directory does not.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""SHA256SUMS: one line a file, its SHA-256 and its name, as ``sha256sum --check`` reads them."""
+"""SHA256SUMS: one line per file with its SHA-256 and name, the format that ``sha256sum --check`` reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MANIFEST = "SHA256SUMS"
 
 
 class Sums:
-    """Of the files of a directory: of large ones taken while they are written, of the others at the end."""
+    """Checksums of a directory's files: large files are summed while they are written, the others at the end."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -22,14 +22,14 @@ class Sums:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[SummedFile]:
-        """A new file."""
+        """Create a file that is summed while it is written."""
         with (self.directory / name).open("wb") as file:
             summed = SummedFile(file)
             yield summed
         self._found[name] = summed.sum.hexdigest()
 
     def write(self) -> None:
-        """Write the manifest of all that is there."""
+        """Write the manifest of all files in the directory."""
         for path in self.directory.iterdir():
             if path.name not in self._found:
                 self._found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -38,7 +38,7 @@ class Sums:
 
 
 class SummedFile:
-    """A file that is only written, from its beginning to its end."""
+    """A file that is written once from beginning to end."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.sum = file, hashlib.sha256()

@@ -1,4 +1,4 @@
-"""A model's tokenizer as files beside the weights: the source's own, or the same written from its vocabulary."""
+"""Writing a model's tokenizer beside the weights: the source's own files, or files made from its vocabulary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger("refgpt")
 
 
 def tokenizer_bytes(source: Checkpoint, tokenizer: Tokenizer | None) -> int:
-    """How many bytes the tokenizer takes, at least."""
+    """Lower bound for the tokenizer's size in bytes."""
     if tokenizer is None:
         return 0
     if source.vocabulary is not None:
@@ -24,12 +24,12 @@ def tokenizer_bytes(source: Checkpoint, tokenizer: Tokenizer | None) -> int:
 
 
 def write_tokenizer(source: Checkpoint, tokenizer: Tokenizer | None, directory: Path) -> None:
-    """Carry the tokenizer along; a warning if it cannot be.
+    """Write the tokenizer, or log a warning if that is impossible.
 
     Raises
     ------
     TokenizerError
-        If a file of the source's is larger than any that is read, or cannot be read.
+        If a tokenizer file of the source is too large or cannot be read.
     """
     if tokenizer is None:
         return

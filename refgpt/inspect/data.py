@@ -142,7 +142,7 @@ def facts(model: Model, n: int, prefix_len: int) -> list[tuple[str, str]]:
         ("weights", kept),
         ("engine", _engine(model)),
         ("mask", f"{model.mask} ({model.mask_source}){sees}"),
-        ("tokenizer", model.tokenizer.describe() if model.tokenizer else "none: the model takes and gives ids"),
+        ("tokenizer", model.tokenizer.describe() if model.tokenizer else "none: the model takes and returns token ids"),
     ]
     return [(name, told(value)) for name, value in found]  # files say some of it
 

@@ -1,4 +1,4 @@
-"""The C kernels: which there are, which run here (``registry``), and calling them, now or in a ``Program``."""
+"""The C kernels: listing and choosing them (``registry``), and calling them, now or in a ``Program``."""
 
 from refgpt.kernels.attention import attention, kv_append, kv_shapes, query_tiles
 from refgpt.kernels.calling import Program

@@ -118,7 +118,7 @@ def attention(
     pattern : ndarray [h, t, n_keys], optional
         Receives the attention probabilities, 0 where a key is not visible.
     scratch : ndarray [threads, 8, capacity], optional
-        Room for scores.
+        Memory for scores.
     """
     n_rows, n_head, d_head = check_shape("q", q, (None, None, None))
     n_slots, capacity, dtype = _cache(k_cache, v_cache, n_head, d_head)
@@ -161,8 +161,8 @@ def attention(
 
 
 def _check_tiles(tiles: np.ndarray, n_rows: int, n_slots: int, program: Program | None) -> None:
-    """Refuse tiles that are not each row once, in order, now and whenever the program runs: in C they would reach
-    beyond an array."""
+    """Refuse tiles that do not contain each row once, in order; checked now and whenever the program runs. In C, wrong
+    tiles would access memory outside an array."""
     check_array("tiles", tiles)
     if tiles.dtype != QUERY_TILE or tiles.ndim != 1:
         raise uncovered()
@@ -175,7 +175,7 @@ def _check_tiles(tiles: np.ndarray, n_rows: int, n_slots: int, program: Program 
 def _cache(
     k_cache: np.ndarray, v_cache: np.ndarray, n_head: int, d_head: int, written: bool = False
 ) -> tuple[int, int, str]:
-    """Number of slots, capacity and dtype of a cache, after checking both arrays."""
+    """Check both arrays of a cache, and return its number of slots, capacity and dtype."""
     n_slots, capacity = check_shape("k_cache", k_cache, (None,) * 5)[0], check_shape("v_cache", v_cache, (None,) * 5)[3]
     k_shape, v_shape = kv_shapes(n_head, d_head, capacity)
     check_shape("k_cache", k_cache, (n_slots, *k_shape))

@@ -1,4 +1,4 @@
-"""How a kernel is called: arrays checked and turned into pointers, then one C call, now or as part of a program."""
+"""Calling a kernel: check arrays, turn them into pointers, then make one C call, now or as part of a program."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from refgpt.numbers.panels import Panels
 F32 = np.dtype(np.float32)
 I64 = np.dtype(np.int64)
 DTYPE_NAMES = {F32: "f32", np.dtype(np.float16): "f16", BFLOAT16: "bf16"}
-#: Multiplications of floats that are worth waking a thread for, some tens of microseconds.
+#: Smallest number of float multiplications worth waking a thread for (some tens of microseconds).
 SMALLEST_PIECE = 1 << 17
 
 
 class Program:
-    """Calls that are recorded once and then made again and again, all of them in one crossing into C.
+    """Kernel calls that are recorded once and then run many times, all in one call into C.
 
-    Give it to functions of this package as ``program=``: they check their arguments as ever and add their call, without
-    making it. What the arrays hold when the program runs is what counts; the arrays themselves and their shapes are
-    those of the recording. Indices are checked again before each run, since in C they reach into other arrays; nobody
-    may change them while it runs.
+    Pass it to functions of this package as ``program=``: they check their arguments as usual and record their call
+    instead of making it. Arrays and their shapes are fixed by the recording; their contents are read when the program
+    runs. Indices are checked again before each run, because C code uses them to access other arrays; they must not
+    change while it runs.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Program:
         self._most_threads = MOST_THREADS
 
     def add(self, kernel: Kernel, struct: Any, values: Any, n_items: int, grain: int) -> None:
-        """Another call, at the end. ``values`` are the struct's pointers, which keep its arrays alive."""
+        """Append a call. ``values`` are the struct's pointers, which keep its arrays alive."""
         self._calls.append((kernel, struct, values, n_items, grain))
         self._steps = None
 
@@ -54,7 +54,7 @@ class Program:
         self._tiles[tiles.ctypes.data, tiles.size, n_rows, n_slots] = tiles, tile_pointer(tiles)
 
     def limit_threads(self, most: int) -> None:
-        """Refuse to run on more threads: a call has room for so many."""
+        """Refuse to run on more than ``most`` threads, because a call has scratch memory for only that many."""
         self._most_threads = min(self._most_threads, most)
 
     def run(self, threads: int) -> None:
@@ -63,7 +63,7 @@ class Program:
         Raises
         ------
         KernelError
-            If an index has come to lie outside its array, or the calls have no room for so many threads.
+            If an index is now outside its array, or the calls have too little scratch memory for so many threads.
         """
         if check_threads(threads) > self._most_threads:
             raise KernelError("recorded for fewer threads", where="threads", got=threads, wanted=self._most_threads)
@@ -89,7 +89,7 @@ Arguments = tuple[Any, dict[str, Any]]
 
 
 def arguments(op: str, **values: Any) -> Arguments:
-    """The argument struct of an op, and the values it was made of, which keep the arrays alive."""
+    """Build the argument struct of an op. Also returns its values, which keep the arrays alive."""
     return ffi.new(f"refgpt_{op}_args *", values), values
 
 
@@ -109,7 +109,7 @@ def run(
 
 
 def table_row(op: str, kernel: Kernel | None) -> Kernel:
-    """The row of the table to call for an op: the one that was asked for, or else the active one."""
+    """The row of the table to call for an op: ``kernel`` if given, otherwise the active one."""
     if kernel is None:
         return active(op)
     if not isinstance(kernel, Kernel) or kernel.op != op:  # it would take the arguments for those of another op
@@ -119,13 +119,13 @@ def table_row(op: str, kernel: Kernel | None) -> Kernel:
 
 
 def check_array(name: str, array: np.ndarray) -> None:
-    """Refuse what is no array at all."""
+    """Refuse a value that is not an array."""
     if not isinstance(array, np.ndarray):
         raise KernelError("not an array", where=name, got=type(array).__name__, wanted="numpy.ndarray")
 
 
 def check_panels(name: str, panels: object) -> Panels:
-    """Refuse what is not ``Panels``; those that exist are as they say."""
+    """Refuse a value that is not ``Panels``. (``Panels`` check their description when they are made.)"""
     if not isinstance(panels, Panels):
         raise KernelError(
             "not packed into panels",
@@ -141,7 +141,7 @@ def check_shape(name: str, array: np.ndarray, wanted: tuple[int | None, ...]) ->
     check_array(name, array)
     shape = array.shape
     fits = len(shape) == len(wanted)
-    for size, want in zip(shape, wanted, strict=False):  # a loop: this runs a hundred times a token
+    for size, want in zip(shape, wanted, strict=False):  # a loop, for speed: this runs a hundred times per token
         fits = fits and (want is None or want == size)
     if not fits:
         raise KernelError("wrong shape", where=name, got=shape, wanted=tuple("any" if w is None else w for w in wanted))
@@ -154,9 +154,9 @@ def check_apart(name: str, written: np.ndarray, *others: np.ndarray | None, over
     Parameters
     ----------
     written : ndarray
-        The output. All arrays lie in one piece each.
+        The output. All arrays are contiguous.
     over : iterable of ndarray
-        Inputs of its shape that it may take the place of: but exactly.
+        Inputs of its shape that it may overwrite, if it is exactly the same memory.
     """
     for other in others:
         if isinstance(other, np.ndarray) and np.may_share_memory(written, other):  # what is no array, others refuse
@@ -185,10 +185,10 @@ def indices(name: str, array: np.ndarray) -> Any:
 
 
 def check_within(name: str, index: np.ndarray, least: int, stop: int, program: Program | None = None) -> None:
-    """Refuse an index outside ``least`` .. ``stop - 1``, now and whenever the program runs: in C it would reach beyond
-    an array."""
+    """Refuse an index outside ``least`` .. ``stop - 1``, now and whenever the program runs. In C it would access memory
+    outside an array."""
     check_array(name, index)
-    # As unsigned numbers those below ``least`` are the largest: one pass finds both kinds.
+    # As unsigned numbers, values below ``least`` are the largest, so one pass finds both kinds.
     if index.dtype != I64 or (index.size and int((index - least).view(np.uint64).max()) >= stop - least):
         raise _outside(name, index, least, stop)
     if program is not None:
@@ -210,7 +210,7 @@ def uncovered() -> KernelError:
 
 
 def check_whole(name: str, array: np.ndarray, written: bool = False, anywhere: bool = False) -> np.ndarray:
-    """The array, if its elements lie side by side, each where its type wants it or ``anywhere``."""
+    """Check that an array is C-contiguous and, unless ``anywhere``, aligned; return it."""
     flags = array.flags
     if not (flags.c_contiguous and (flags.aligned or anywhere)):
         raise KernelError("not C-contiguous and aligned", where=name, fix="pass np.require(it, requirements='CA')")
@@ -238,12 +238,15 @@ def output(out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def output_panels(out: Panels | None, kind: str, shape: tuple[int, int]) -> Panels:
-    """Where a packed matrix [n_out, n_in] goes: ``out``, if it is of this kind and shape, or new panels."""
+    """Destination of a packed matrix [n_out, n_in]: ``out``, if it has this kind and shape, or new panels."""
     if out is None:
         return Panels.zeros(kind, *shape)
     check_panels("out", out)
     if (out.kind, out.shape) != (kind, shape):
         raise KernelError(
-            "other panels than the matrix", where="out", got=f"{out.kind} {out.shape}", wanted=f"{kind} {shape}"
+            "panels of another kind or shape than the matrix",
+            where="out",
+            got=f"{out.kind} {out.shape}",
+            wanted=f"{kind} {shape}",
         )
     return out

@@ -1,4 +1,4 @@
-"""Linear layers: matrices packed into panels once, rows made ready for them once a pass."""
+"""Linear layers: matrices are packed into panels once, and rows are prepared for them once per pass."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from refgpt.kernels.registry import Kernel
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.panels import BLOCK, FLOATS, LANES, Panels, aligned_zeros, n_blocks, n_panels, panel_shape
 
-#: As ``SMALLEST_PIECE``, of bytes.
+#: Like ``SMALLEST_PIECE``, for bytes.
 SMALLEST_QUANTISED_PIECE = 1 << 19
 RECORD = BLOCK + 8  # bytes of a quantised row's block: integers, scale, sum
 
 
 class LinearInput:
-    """Rows [t, n_in], and the forms in which linear layers read them, each made when a layer first asks for it.
+    """Rows [t, n_in], and the forms in which linear layers read them. Each form is made when it is first needed.
 
-    Float weights read rows as they are, or more than 8 of them as panels. Weights of 8 and 4 bits read rows that were
-    rounded to 8 bits by blocks (``quantise_rows``). Several layers that read the same rows share the work.
+    Layers with float weights read up to 8 rows unchanged, and more rows as panels. Layers with weights of 8 and 4 bits
+    read rows rounded to 8 bits by blocks (``quantise_rows``). Layers that read the same rows share this work.
 
     Parameters
     ----------
     x : ndarray [t, n_in]
     scratch : ndarray, optional
-        Where to put the first such form: ``scratch_bytes`` of them (uint8, on a cache line).
+        Memory for the first form: ``scratch_bytes`` bytes (uint8, on a cache line).
     threads, program
         See ``refgpt.kernels.ops``.
     """
@@ -65,7 +65,7 @@ class LinearInput:
         self._quantised: np.ndarray | None = None
 
     def panels(self) -> Panels | None:
-        """The rows as panels; None if they are few enough to be read as they are."""
+        """The rows as panels; None if they are few enough to be read directly."""
         n_rows, n_in = self.shape
         if self._panels is None and n_rows > FEW_ROWS:
             shape = panel_shape("f32", n_rows, n_in)
@@ -97,7 +97,7 @@ class LinearInput:
 
 
 def scratch_bytes(n_rows: int, n_in: int) -> int:
-    """Bytes that any form of ``n_rows`` rows of up to ``n_in`` inputs may take."""
+    """Most bytes of any form of ``n_rows`` rows of up to ``n_in`` inputs."""
     n_rows, n_in = (whole_number(name, n, 0, None, KernelError) for name, n in (("n_rows", n_rows), ("n_in", n_in)))
     return max(4 * prod(panel_shape("f32", n_rows, n_in)), n_rows * n_blocks(n_in) * RECORD)
 
@@ -114,7 +114,7 @@ def linear(
 ) -> np.ndarray:
     """``x @ w.T + bias``: x [t, n_in], w packed [n_out, n_in], bias [n_out], out [t, n_out].
 
-    Weights of 8 and 4 bits meet rows that are rounded to 8 bits on the way.
+    Rows are rounded to 8 bits before they are multiplied with weights of 8 and 4 bits.
     """
     w = check_panels("w", w)
     rows = x if isinstance(x, LinearInput) else LinearInput(x, threads=threads, program=program)
@@ -158,7 +158,9 @@ def quantise_rows(
     y = np.empty(n_bytes, np.uint8) if out is None else out
     check_array("out", y)
     if y.dtype != np.uint8 or y.shape != (n_bytes,):
-        raise KernelError("not so many bytes", where="out", got=f"{y.dtype} {y.shape}", wanted=f"uint8 ({n_bytes},)")
+        raise KernelError(
+            "not an array of this many bytes", where="out", got=f"{y.dtype} {y.shape}", wanted=f"uint8 ({n_bytes},)"
+        )
     check_apart("out", y, x)
     records = ffi.from_buffer("char[]", check_whole("out", y, written=True))
     args = arguments("quantise_rows", x=floats("x", x, (n_rows, n_in)), y=records, n_rows=n_rows, n_in=n_in)
@@ -175,10 +177,9 @@ def pack(
     kernel: Kernel | None = None,
     program: Program | None = None,
 ) -> Panels:
-    """A matrix [n_out, n_in] (float32, float16 or bfloat16) as panels of the same dtype, whole: nothing is rounded.
+    """Pack a matrix [n_out, n_in] (float32, float16 or bfloat16) into panels of the same dtype, without rounding.
 
-    The matrix may lie at any address, as it does in files. ``out`` are panels of its shape and dtype; new ones are made
-    by default.
+    The matrix may be unaligned, as in files. ``out`` are panels of its shape and dtype; by default new ones are made.
     """
     n_out, n_in = check_shape("w", w, (None, None))
     kind = float_kind("w", w)

@@ -1,10 +1,10 @@
-"""The compiled extension, once it is known to belong to this Python code."""
+"""The compiled extension, after a check that its version fits this Python code."""
 
 from refgpt._common.errors import KernelError
 
 try:
     from _refgpt_kernels import ffi, lib
-except ImportError as error:  # a checkout that was never built
+except ImportError as error:  # the kernels were never built
     raise KernelError(
         "the C kernels are not built",
         got=error,

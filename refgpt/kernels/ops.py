@@ -1,9 +1,9 @@
-"""One function a kernel: check the arrays, fill the argument struct, make one C call.
+"""One function per kernel: it checks the arrays, fills the argument struct, and makes one C call.
 
 Every function here and in ``linear`` and ``attention`` takes ``threads`` (None: all processors), ``kernel`` (None: the
 active one; a ``Kernel`` row to compare rows with one another) and ``program`` (None: call now; see ``Program``). Arrays
-are float32 and C-contiguous unless said otherwise; ``out`` is allocated where it is not given. The arithmetic and its
-order are written down in ``csrc/refgpt_kernels.h``.
+are float32 and C-contiguous unless stated otherwise; ``out`` is allocated if it is not given. The arithmetic and its
+order are defined in ``csrc/refgpt_kernels.h``.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ def residual(
     kernel: Kernel | None = None,
     program: Program | None = None,
 ) -> np.ndarray:
-    """The residual stream x [t, c] and what a block's two branches add to it: ``x + a + b``; out may be any of them."""
+    """Add the outputs of a block's two branches to the residual stream x [t, c]: ``x + a + b``; out may be any of
+    them."""
     n_rows, n = check_shape("x", x, (None, None))
     y = output(out, x.shape)
     check_apart("out", y, over=(x, a, b))
@@ -158,7 +159,7 @@ def residual(
 
 
 def row_sum(x: np.ndarray, *, threads: int | None = None, kernel: Kernel | None = None) -> np.ndarray:
-    """Sums of the rows of x [t, n] as [t]: the yardstick for how fast memory is read."""
+    """Sums of the rows of x [t, n] as [t]; used to measure how fast memory is read."""
     n_rows, n = check_shape("x", x, (None, None))
     y = np.empty(n_rows, np.float32)
     run(

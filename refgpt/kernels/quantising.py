@@ -1,6 +1,6 @@
-"""Kernels for files and weights rather than activations: quantising a matrix, and checksums of what is stored.
+"""Kernels for weights and files instead of activations: quantising a matrix, and checksums of stored bytes.
 
-See ``refgpt.kernels.ops`` for what all of them take.
+See ``refgpt.kernels.ops`` for their common arguments.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from refgpt.kernels.registry import Kernel
 from refgpt.numbers.checksums import PIECE_WORDS
 from refgpt.numbers.panels import BLOCK_BYTES, Panels, n_panels
 
-#: As the header numbers them.
+#: Their numbers in the C header.
 DTYPE_NUMBERS = {"f32": 0, "f16": 1, "bf16": 2}
 
 
@@ -41,11 +41,11 @@ def quantise(
     kernel: Kernel | None = None,
     program: Program | None = None,
 ) -> Panels:
-    """A matrix [n_out, n_in] (float32, float16 or bfloat16) in 8 or 4 bits: ``refgpt.numbers.quantisation.quantise``.
+    """Quantise a matrix [n_out, n_in] (float32, float16 or bfloat16): see ``refgpt.numbers.quantisation.quantise``.
 
-    Its weights must be finite and within ``refgpt.numbers.quantisation.LARGEST_WEIGHT``, which is not looked at here. The
-    matrix may lie at any address, as it does in files. ``out`` are panels of its shape and of the kind; new ones are
-    made by default.
+    Its weights must be finite and within ``refgpt.numbers.quantisation.LARGEST_WEIGHT``; this function does not check
+    that. The matrix may be unaligned, as in files. ``out`` are panels of its shape and kind; by default new ones are
+    made.
     """
     n_out, n_in = check_shape("w", w, (None, None))
     dtype = DTYPE_NUMBERS[float_kind("w", w)]
@@ -61,7 +61,7 @@ def quantise(
 
 
 def store(rows: np.ndarray, out: Panels, *, threads: int | None = None) -> None:
-    """Put rows into panels: floats as they are, into 8 and 4 bits quantised. A ``Fill`` of ``refgpt.numbers.packing``.
+    """Store rows in panels: floats unchanged, 8 and 4 bits quantised. This is a ``Fill`` of ``refgpt.numbers.packing``.
 
     See ``pack`` and ``quantise``.
     """

@@ -1,4 +1,4 @@
-"""The C table of kernels, and which row of it runs for each op."""
+"""The C table of kernels, and the choice of the row that runs for each op."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from refgpt._common.errors import KernelError
 from refgpt._common.wording import shown
 from refgpt.kernels.native import ffi, lib
 
-#: Fastest first; the first that can run is used.
+#: Instruction sets, fastest first; the first that can run is used.
 PREFERENCE = ("avx512vnni", "avx512", "avx2", "neondot", "neon", "scalar")
 
 
@@ -24,7 +24,7 @@ class Kernel:
     Attributes
     ----------
     op, isa : str
-        What it computes, and with which instruction set.
+        The operation, and the instruction set.
     obstacle : str or None
         Why it cannot run here.
     run : cdata
@@ -54,7 +54,7 @@ class Kernel:
 
 @cache
 def list_kernels() -> list[Kernel]:
-    """Every row of the table, runnable here or not."""
+    """Every row of the table, whether it can run here or not."""
     rows, kernels = lib.refgpt_table(), []
     while rows.op != ffi.NULL:
         op, isa = ffi.string(rows.op).decode(), ffi.string(rows.isa).decode()
@@ -74,7 +74,7 @@ _forced: list[str] = []  # a stack of force_isa
 
 
 def forced_isa() -> str | None:
-    """The instruction set demanded by ``force_isa`` or the environment variable REFGPT_ISA."""
+    """The instruction set forced by ``force_isa`` or the environment variable REFGPT_ISA; None if none is."""
     return _forced[-1] if _forced else _demanded
 
 

@@ -1,7 +1,7 @@
-"""Whether the kernels that run here compute the promised bits: a small call an op, its digest beside the recorded one.
+"""Checks that the kernels compute the promised bits: one small call per op, compared with a recorded digest.
 
-The order of every sum is written down, and so the bits are the same with any instruction set, compiler and machine: but
-not if somebody has compiled them with flags that let the compiler reorder or contract.
+The order of every sum is fixed, so the bits are the same with any instruction set, compiler and machine, unless the
+kernels were compiled with flags that let the compiler reorder or contract operations.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from refgpt.kernels.registry import Kernel, list_kernels
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.panels import FLOATS, Panels, panel_shape
 
-#: Of the bytes that ``_outputs`` gives for each op.
+#: For each op, the digest of the bytes that ``_outputs`` gives.
 PROMISED = {
     "linear_f32": "2f8381999bb4b5a9",
     "linear_f16": "ae970ac365839b30",
@@ -51,13 +51,13 @@ PROMISED = {
 
 
 def wrong_kernels(kernels: Iterable[Kernel] | None = None) -> list[Kernel]:
-    """Those among some kernels (by default the active ones) whose bits are not the promised ones."""
+    """The kernels among the given ones (by default the active ones) that do not compute the promised bits."""
     rows = [kernel for kernel in list_kernels() if kernel.active] if kernels is None else kernels
     return [kernel for kernel in rows if digest(kernel) != PROMISED[kernel.op]]
 
 
 def check_bits() -> None:
-    """Refuse to go on with kernels that do not compute what they promise.
+    """Raise an error if kernels do not compute the promised bits.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def check_bits() -> None:
 
 
 def digest(kernel: Kernel) -> str:
-    """Of everything that a kernel computes from fixed numbers."""
+    """Digest of a kernel's outputs for fixed inputs."""
     total = hashlib.sha256()
     for output in _outputs(kernel):
         total.update(output.tobytes())
@@ -82,7 +82,8 @@ def digest(kernel: Kernel) -> str:
 
 
 def _outputs(kernel: Kernel) -> Iterator[np.ndarray]:
-    """What the kernel computes: sums of several chunks and of a rest, few rows and many, whole panels and parts."""
+    """The kernel's outputs for fixed inputs: sums with several chunks and a remainder, few and many rows, whole and
+    partial panels."""
     op, kind = kernel.op, kernel.op.rpartition("_")[2]
     x, wide = _numbers(1, 20, 75), _numbers(2, 20, 75) * np.float32(30)
     positions, slots = np.arange(20, dtype=np.int64), np.repeat(np.arange(2, dtype=np.int64), 10)
@@ -127,7 +128,8 @@ def _outputs(kernel: Kernel) -> Iterator[np.ndarray]:
 
 
 def _bits(seed: int, *shape: int) -> np.ndarray:
-    """Fixed numbers below 2^24 that look random: integer arithmetic only, which no library changes."""
+    """Fixed numbers below 2^24 that look random. They use integer arithmetic only, which is the same in every
+    library."""
     x = np.arange(int(np.prod(shape)), dtype=np.uint64) + np.uint64(seed << 32)
     for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
         x = (x ^ x >> np.uint64(30)) * np.uint64(factor)

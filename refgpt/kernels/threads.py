@@ -1,4 +1,4 @@
-"""How many threads kernels use."""
+"""The number of threads that kernels use."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from refgpt._common.arguments import whole_number
 from refgpt._common.control_groups import processors
 from refgpt._common.errors import KernelError
 
-MOST_THREADS = 1024  # that the pool in csrc/parallel.c employs
-MOST_DIGITS = 20  # Python refuses to read some thousands
+MOST_THREADS = 1024  # limit of the pool in csrc/parallel.c
+MOST_DIGITS = 20  # Python refuses to parse thousands of digits
 
 CPUS = Path("/sys/devices/system/cpu")
 
@@ -23,7 +23,7 @@ def check_threads(threads: int | None) -> int:
     Raises
     ------
     KernelError
-        If it is no whole number from 1 to 1024.
+        If it is not a whole number from 1 to 1024.
     """
     if threads is None:
         demanded = os.environ.get("REFGPT_THREADS")
@@ -40,8 +40,8 @@ def _number(name: str, text: str) -> int:
 def default_threads() -> int:
     """The physical cores that this process may use.
 
-    Two threads of one core share its arithmetic and its way to memory, which one of them can fill. A container may be
-    allowed less time than its processors have; then more threads would only wait for each other.
+    Two threads of one core share its arithmetic units and its memory bandwidth, which one thread can use fully. If a
+    container is allowed less processor time than its processors have, more threads would only wait for each other.
     """
     if not hasattr(os, "sched_getaffinity"):  # a Macintosh: its processors are cores
         return os.cpu_count() or 1
@@ -50,7 +50,7 @@ def default_threads() -> int:
 
 
 def _siblings(cpu: int) -> str:
-    """The processors of a core, by which it is known; a processor by itself where the system does not say."""
+    """The processors of a core, as a text that identifies it; only the processor itself if the system does not say."""
     try:
         return (CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
     except OSError:

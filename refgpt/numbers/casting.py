@@ -1,4 +1,4 @@
-"""Casting: changing the stored dtype of numbers, and refusing those that another dtype cannot hold."""
+"""Casting: changing the stored dtype of numbers, and refusing numbers that the new dtype cannot hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refgpt.numbers.leaves import Leaf, widen
 
 #: The largest number of each dtype.
 LARGEST = {"f16": 65504.0, "bf16": 2.0**128 - 2.0**120, "f32": float(np.finfo(np.float32).max), "f64": np.inf}
-#: What to do about numbers that a dtype cannot hold, when a model is loaded.
+#: Advice when a model is loaded, for numbers that a dtype cannot hold.
 FIXES = {
     "f16": "load with dtype='f32' (--dtype f32)",
     "f32": "load with dtype='f64' and backend='numpy' (--dtype f64 --backend numpy)",
@@ -20,7 +20,7 @@ FIXES = {
 
 
 def cast(where: str, rows: np.ndarray, dtype: str, fix: str = "") -> np.ndarray:
-    """Finite numbers in another stored dtype, rounded to nearest even where it is narrower.
+    """Cast finite numbers to another dtype, rounding to nearest even if it is narrower.
 
     Raises
     ------
@@ -41,13 +41,13 @@ def cast(where: str, rows: np.ndarray, dtype: str, fix: str = "") -> np.ndarray:
 
 
 def kept_leaf(name: str, leaf: Leaf, dtype: str | None) -> Leaf:
-    """A leaf in floats as an engine keeps it in memory.
+    """A leaf as floats, in the dtype in which an engine keeps it in memory.
 
     Parameters
     ----------
     dtype : "f16", "f32", "f64" or None
-        "f16" rounds matrices to float16; the few vectors (biases, LayerNorms) keep what they have. "f32" and None round
-        float64 to float32 and leave narrower floats alone, since widening them later is exact. "f64" changes nothing.
+        "f16" rounds matrices to float16; the few vectors (biases, LayerNorms) keep their dtype. "f32" and None round
+        float64 to float32 and keep narrower floats, since widening them later is exact. "f64" changes nothing.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def _decoded(leaf: Leaf) -> np.ndarray:
 
 
 def narrowed(rows: np.ndarray, dtype: str) -> np.ndarray:
-    """Numbers in another stored dtype, rounded to nearest even; infinite where they are too large for it."""
+    """Cast numbers to another dtype, rounding to nearest even; numbers that are too large become infinite."""
     wide = widen(rows, np.float64 if rows.dtype == np.float64 else np.float32)
     if dtype == "bf16":
         return _to_bfloat16(wide)
@@ -81,7 +81,7 @@ def narrowed(rows: np.ndarray, dtype: str) -> np.ndarray:
 def _to_bfloat16(wide: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         single = wide.astype(np.float32)
-    if wide.dtype == np.float64:  # rounded twice, a number could end on the wrong side of a tie: first round to odd
+    if wide.dtype == np.float64:  # two roundings could end on the wrong side of a tie, so the first rounds to odd
         beyond = np.abs(single) > np.abs(wide)
         single = np.where(beyond, np.nextafter(single, np.float32(0)), single)
         single = (single.view(np.uint32) | (single != wide)).view(np.float32)

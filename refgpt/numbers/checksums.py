@@ -1,8 +1,8 @@
-"""Checksums of stored bytes that cost no more than reading them, which SHA-256 of a whole model would not.
+"""Checksums that take no longer than reading the bytes. (SHA-256 of a whole model would take longer.)
 
-Bytes are taken as little-endian words in pieces of 64 KiB. Each piece has a digest of 64 bits, in which a change of any
-one word shows with certainty; the checksum is the SHA-256 of the digests side by side. It finds damage. It is no
-signature: who may write a file may write its checksum too.
+Bytes are read as little-endian words in pieces of 64 KiB. Each piece has a digest of 64 bits, which changes with
+certainty if any one word changes; the checksum is the SHA-256 of all digests, concatenated. It detects damage. It is
+not a signature: anyone who can write a file can write its checksum too.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ LANES = 64
 
 
 def digests(words: np.ndarray, piece_words: int = PIECE_WORDS) -> np.ndarray:
-    """Digests of the pieces of some words; the kernel ``checksum`` returns the same.
+    """Digests of the pieces of an array of words; the kernel ``digests`` returns the same.
 
-    Word i of a piece goes into lane i % 64: ``lane = (rotl(lane, 15) ^ word) * 0x01000193``, from 0, with zeros for
-    words that the last step lacks. A digest starts at the number of words in its piece and takes the lanes in order:
-    ``digest = (digest ^ lane) * 0x100000001b3``. All of it can be undone, step by step: so no word can change alone.
+    Word i of a piece goes into lane i % 64: ``lane = (rotl(lane, 15) ^ word) * 0x01000193``, starting from 0, with
+    zeros for missing words in the last step. A digest starts at the number of words in its piece and takes the lanes in
+    order: ``digest = (digest ^ lane) * 0x100000001b3``. Every step is invertible, so a change of a single word always
+    changes the digest.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ def digests(words: np.ndarray, piece_words: int = PIECE_WORDS) -> np.ndarray:
 
 
 def _lanes(words: np.ndarray, piece_words: int) -> np.ndarray:
-    """The lanes after the last word of each piece: [n_pieces, 64]. All pieces are equally long."""
+    """The lanes after the last word of each piece: [n_pieces, 64]. All pieces have the same length."""
     n = min(piece_words, len(words))
     pieces = np.empty((0, 0), np.uint32) if n == 0 else words.reshape(-1, n)
     lanes = np.zeros((len(pieces), LANES), np.uint32)

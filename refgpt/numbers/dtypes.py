@@ -1,4 +1,4 @@
-"""Dtypes in which numbers are stored, under the names that they have throughout the package."""
+"""Stored dtypes, and their names throughout the package."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-#: A bfloat16 is the upper half of a float32. NumPy has no such dtype; the field name keeps it apart from integers.
+#: A bfloat16 is the upper half of a float32. NumPy lacks this dtype; the field name distinguishes it from integers.
 BFLOAT16 = np.dtype([("bfloat16", "<u2")])
 
 STORED_DTYPES: dict[str, np.dtype] = {
@@ -16,7 +16,7 @@ STORED_DTYPES: dict[str, np.dtype] = {
     "f64": np.dtype("<f8"),
 }
 
-#: Other names of what weights can be kept in; q8 and q4 are the nearest to what other programs call int8 and int4.
+#: Other names of dtypes for weights; q8 and q4 are the closest to other programs' int8 and int4.
 OTHER_NAMES = {
     "float32": "f32",
     "fp32": "f32",
@@ -31,20 +31,20 @@ OTHER_NAMES = {
     "int4": "q4",
 }
 
-#: What a cache can keep keys and values in.
+#: Dtypes of the attention cache.
 KVDtype = Literal["f32", "f16"]
 KV_DTYPES = get_args(KVDtype)
 
 
 def dtype_name(dtype: np.dtype) -> str | None:
-    """What a stored dtype is called here, "f32", "f16", "bf16" or "f64"; None for any other dtype."""
+    """The name of a stored dtype: "f32", "f16", "bf16" or "f64"; None for any other dtype."""
     return next((name for name, known in STORED_DTYPES.items() if known == dtype), None)
 
 
 def known_dtype(dtype: Any) -> Any:
-    """What a dtype is called here, by whatever name it was given: "float16", "fp16" and ``np.float16`` are "f16".
+    """The package's name for a dtype that was given in any form: "float16", "fp16" and ``np.float16`` become "f16".
 
-    What is not known comes back as it is, for the caller to refuse.
+    An unknown value is returned unchanged, for the caller to refuse.
     """
     name = dtype
     if isinstance(dtype, np.dtype) or (isinstance(dtype, type) and issubclass(dtype, np.generic)):

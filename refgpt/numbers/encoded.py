@@ -1,7 +1,7 @@
-"""Matrices that are not stored as rows of numbers, and are decoded where they are used.
+"""Matrices that are not stored as rows of numbers, and are decoded when they are used.
 
 A file may hold a matrix in blocks of quantised numbers, cut into shards, or in the kernels' own layout. In a parameter
-tree such a matrix stands where an array would, and costs nothing until somebody asks for its rows.
+tree such a matrix takes the place of an array. It costs nothing until its rows are read.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import numpy as np
 
 
 class Encoded(ABC):
-    """A matrix [n_out, n_in] in some encoding. Subclasses say what it is, and decode rows.
+    """A matrix [n_out, n_in] in some encoding. Subclasses define the encoding and decode rows.
 
     Attributes
     ----------
     shape : (int, int)
         n_out and n_in.
     dtype : dtype
-        Of the rows it decodes to: float32, float16 or ``refgpt.numbers.dtypes.BFLOAT16``, whichever holds the stored numbers
-        exactly.
+        Dtype of the decoded rows: float32, float16 or ``refgpt.numbers.dtypes.BFLOAT16``, whichever holds the stored
+        numbers exactly.
     encoding : str
-        What the stored form is called, "q4_0" for one.
+        Name of the encoding, for example "q4_0".
     nbytes : int
-        As stored.
+        Bytes as stored.
     place : str
-        Its file and what it is called there, for errors.
+        Its file and its name in the file, for errors.
     """
 
     shape: tuple[int, int]
@@ -39,7 +39,7 @@ class Encoded(ABC):
 
     @property
     def size(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements."""
         return self.shape[0] * self.shape[1]
 
     @abstractmethod
@@ -47,9 +47,9 @@ class Encoded(ABC):
         """Rows ``start`` to ``stop``, decoded exactly: [stop - start, n_in] of ``dtype``."""
 
     def release(self) -> None:
-        """Give memory that reading has taken back to the operating system, where there is a way."""
+        """Return memory that reading has taken to the operating system, if possible."""
         return None
 
     def __getitem__(self, ids: np.ndarray) -> np.ndarray:
-        """The rows of these numbers [t], as an embedding looks them up."""
+        """The rows with these indices [t], as in an embedding lookup."""
         return np.concatenate([self.rows(int(i), int(i) + 1) for i in ids]) if len(ids) else self.rows(0, 1)[:0]

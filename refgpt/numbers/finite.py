@@ -1,4 +1,4 @@
-"""Is every weight a number? Asked of each leaf when it is first read: asking alone would read the whole file."""
+"""NaN/Inf checks, run while a leaf is read so that the file is read once."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import numpy as np
 from refgpt._common.errors import CheckpointError
 from refgpt.numbers.dtypes import dtype_name
 
-# NaN and infinity are the floats whose exponent bits are all ones; the test on bits needs no conversion.
+# In NaN and infinity all exponent bits are ones; testing the bits needs no conversion.
 EXPONENT_BITS: dict[str | None, int] = {"f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F800000, "f64": 0x7FF0000000000000}
-CHUNK = 1 << 17  # elements looked at in one go: small enough to stay in the cache
+CHUNK = 1 << 17  # elements checked at a time: small enough to stay in the cache
 
 
 def all_finite(array: np.ndarray) -> bool:
@@ -23,7 +23,7 @@ def all_finite(array: np.ndarray) -> bool:
     Returns
     -------
     bool
-        True also for an empty array.
+        True for an empty array.
     """
     exponent = EXPONENT_BITS[dtype_name(array.dtype)]
     bits = array.view(f"<u{array.itemsize}")
@@ -34,12 +34,12 @@ def all_finite(array: np.ndarray) -> bool:
 
 
 def check_finite(where: str, array: np.ndarray) -> None:
-    """Refuse numbers of a leaf that are NaN or infinite.
+    """Refuse NaN and infinity in a leaf.
 
     Parameters
     ----------
     where : str
-        Its file and what it is called there (``place_of``).
+        Its file and its name in the file (``place_of``).
     array : ndarray
         The leaf, or some of its rows.
 

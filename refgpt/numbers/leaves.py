@@ -1,7 +1,7 @@
-"""Leaves of a parameter tree: arrays as they are stored, or encoded matrices; widened, and cut into rows.
+"""Leaves of a parameter tree: stored arrays or encoded matrices. Widens them and cuts them into rows.
 
-A vector is always an array. A matrix may also be ``Encoded``: stored in blocks, shards or panels, and decoded where it is
-used. ``widen`` turns any leaf into floats.
+A vector is always an array. A matrix may also be ``Encoded``: stored in blocks, shards or panels, and decoded when it
+is used. ``widen`` turns any leaf into floats.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from refgpt.numbers.encoded import Encoded
 #: One parameter.
 Leaf = np.ndarray | Encoded
 
-#: Numbers of a matrix that are worked on together while it is read.
+#: Elements of a matrix that are processed at a time while it is read.
 SLICE = 1 << 22
 
 
@@ -34,8 +34,8 @@ def widen(stored: Leaf, dtype: DTypeLike = np.float32) -> np.ndarray:
     Returns
     -------
     ndarray
-        Aligned, for NumPy multiplies unaligned matrices without its BLAS: slowly, and in another order. A copy, or
-        ``stored`` itself where it already is as wanted.
+        Aligned, because NumPy multiplies unaligned matrices without BLAS: slowly, and in another order. A copy, or
+        ``stored`` itself if it already has the dtype and is aligned.
     """
     if isinstance(stored, Encoded):
         stored = stored.rows(0, stored.shape[0])
@@ -45,9 +45,9 @@ def widen(stored: Leaf, dtype: DTypeLike = np.float32) -> np.ndarray:
 
 
 def row_slices(leaf: Leaf) -> Iterator[np.ndarray]:
-    """A leaf in pieces of whole rows, in order: a vector as one, a large matrix some megabytes at a time.
+    """Yield a leaf in pieces of whole rows, in order: a vector in one piece, a large matrix some megabytes at a time.
 
-    Every piece but the last has a multiple of 64 rows, and so whole panels.
+    Every piece but the last has a multiple of 64 rows, and therefore whole panels.
     """
     n_rows = max(64, SLICE // max(leaf.size // max(leaf.shape[0], 1), 1) // 64 * 64)
     for start in range(0, leaf.shape[0], n_rows):
@@ -56,7 +56,7 @@ def row_slices(leaf: Leaf) -> Iterator[np.ndarray]:
 
 
 class StoredRows(Encoded):
-    """A matrix whose rows lie one after the other in a mapped file, as the embedding kernels read them."""
+    """A matrix whose rows lie one after the other in a mapped file. The embedding kernels read this layout."""
 
     def __init__(self, data: np.ndarray, kind: str, place: str) -> None:
         self.data, self.encoding, self.place = data, kind, place

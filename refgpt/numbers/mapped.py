@@ -1,7 +1,7 @@
-"""Files as read-only memory maps, tensors as views into them.
+"""Files as read-only memory maps, and tensors as views into them.
 
-A view costs nothing until it is read; then the operating system brings its pages in, and ``release`` lets them go
-again. So a checkpoint of 24 GB can be walked, leaf by leaf, in the memory of its largest leaf.
+A view costs nothing until it is read; then the operating system loads its pages, and ``release`` frees them again. So a
+checkpoint of 24 GB can be read leaf by leaf in the memory of its largest leaf.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from refgpt.numbers.encoded import Encoded
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.panels import aligned_zeros
 
-# NumPy stops at 64; a weight has two.
+# NumPy allows 64; a weight has two.
 MOST_DIMENSIONS = 32
-LARGEST_ARRAY = 2**59  # items; with any item size still within 64 bits
+LARGEST_ARRAY = 2**59  # items; the number of bytes stays within 64 bits for any item size
 
-#: A map would keep a file descriptor of its own, of which a process has few: a checkpoint of many files needs none.
+#: Maps keep no file descriptor: a process has few of them, and a checkpoint may have many files.
 UNTRACKED: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -39,14 +39,14 @@ class MappedFile(mmap.mmap):
     """A whole file, mapped read-only; arrays that view it keep it open."""
 
     path: Path
-    names: dict[int, str]  # of its tensors, by where they begin
-    at: str  # the path, whatever directory is the current one later
-    found: os.stat_result  # when it was mapped
+    names: dict[int, str]  # names of its tensors, by their first byte
+    at: str  # the absolute path, independent of the current directory
+    found: os.stat_result  # the file's status when it was mapped
 
     def check_unchanged(self) -> None:
-        """Refuse a file that has been written to since it was mapped: reading past a new end would end the process.
+        """Refuse a file that has been written to since it was mapped: reading past its new end would kill the process.
 
-        A file that was replaced or removed, as programs do that write whole files, is no harm: the map keeps the old.
+        Replacing or removing the file does no harm: the map keeps the old one.
 
         Raises
         ------
@@ -55,7 +55,7 @@ class MappedFile(mmap.mmap):
         try:
             now = os.stat(self.at)
         except OSError as fault:
-            if fault.errno is None:  # a signal handler's
+            if fault.errno is None:  # raised by a signal handler
                 raise
             return
         if os.path.samestat(now, self.found) and (now.st_size, now.st_mtime_ns) != (
@@ -89,7 +89,7 @@ def map_file(path: Path) -> MappedFile:
 
 
 def map_open(file: BinaryIO, path: Path) -> MappedFile:
-    """Map an open file, which may be closed afterwards; ``path`` is what errors call it."""
+    """Map an open file, which may be closed afterwards; errors name it ``path``."""
     try:
         mapped = MappedFile(file.fileno(), 0, access=mmap.ACCESS_READ, **UNTRACKED)
     except ValueError as error:  # an empty file cannot be mapped
@@ -103,7 +103,7 @@ def map_open(file: BinaryIO, path: Path) -> MappedFile:
 
 @contextmanager
 def here_and_there(mapped: MappedFile) -> Iterator[None]:
-    """While headers between the numbers are read: without reading ahead, which would bring in the numbers too."""
+    """Turn off read-ahead within the block, for reading headers that lie between the numbers of tensors."""
     if hasattr(mmap, "MADV_RANDOM"):
         mapped.madvise(mmap.MADV_RANDOM)
     yield
@@ -122,13 +122,13 @@ def view(
 ) -> np.ndarray:
     """A tensor as a read-only array over the bytes ``start`` to ``start + n_bytes``, which must lie in the mapped file.
 
-    Nothing is copied. ``start`` need not be a multiple of the item size: NumPy reads unaligned arrays (their
-    ``flags.aligned`` is False); C code that wants aligned rows has to copy them.
+    Nothing is copied. ``start`` need not be a multiple of the item size: NumPy can read unaligned arrays (their
+    ``flags.aligned`` is False); C code that needs aligned rows has to copy them.
 
     Parameters
     ----------
     shape, strides : tuple of int
-        As the file states them, but not negative; strides count elements, None means densely packed in C order.
+        As stated in the file, but not negative. Strides count elements; None means densely packed in C order.
 
     Raises
     ------
@@ -155,7 +155,7 @@ def view(
             fix=FRESH_COPY,
         )
     n_items = prod(shape)
-    # The stride of a dimension that is never stepped along may be anything in a file.
+    # Files may state any stride for a dimension of size 1 or 0.
     strides = tuple(step if n > 1 and n_items else 0 for n, step in zip(shape, strides, strict=True))
     last = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     n_needed = max(n_items, last + 1 if n_items else 0) * dtype.itemsize
@@ -181,7 +181,7 @@ def file_of(array: np.ndarray) -> MappedFile | None:
 
 
 def _arrays_of(leaf: Leaf) -> list[np.ndarray]:
-    """The arrays that a leaf consists of."""
+    """All arrays of a leaf."""
     if isinstance(leaf, np.ndarray):
         return [leaf]
     held = [value if isinstance(value, Sequence) else (value,) for value in vars(leaf).values()]
@@ -189,19 +189,19 @@ def _arrays_of(leaf: Leaf) -> list[np.ndarray]:
 
 
 def files_of(leaves: Iterable[Leaf]) -> tuple[MappedFile, ...]:
-    """The mapped files that leaves view, each once."""
+    """The mapped files that the leaves view, without duplicates."""
     found = (file_of(array) for leaf in leaves for array in _arrays_of(leaf))
     return tuple({id(file): file for file in found if file is not None}.values())
 
 
 def check_unchanged(*leaves: Leaf) -> None:
-    """Refuse, before leaves are read, files that have been written to: see ``MappedFile.check_unchanged``."""
+    """Refuse files of these leaves that have been written to: see ``MappedFile.check_unchanged``."""
     for file in files_of(leaves):
         file.check_unchanged()
 
 
 def in_memory(leaf: Leaf) -> Leaf:
-    """The same leaf in ordinary memory, whatever becomes of its file: itself, or a copy of what views a file."""
+    """The leaf in ordinary memory, independent of its file: the leaf itself, or a copy if it views a file."""
     if not files_of([leaf]):
         return leaf
     check_unchanged(leaf)
@@ -212,14 +212,14 @@ def in_memory(leaf: Leaf) -> Leaf:
     twin = copy(leaf)
     for name, value in vars(leaf).items():
         if isinstance(value, np.ndarray):
-            object.__setattr__(twin, name, in_memory(value))  # some are frozen
+            object.__setattr__(twin, name, in_memory(value))  # some classes are frozen
         elif isinstance(value, list | tuple) and isinstance(value[0], np.ndarray):
             object.__setattr__(twin, name, [in_memory(part) for part in value])
     return twin
 
 
 def place_of(array: Leaf, name: str) -> str:
-    """Where an array is stored, for errors: its file and what it is called there; ``name`` if it is in no file."""
+    """Where an array is stored, for errors: its file and its name there; ``name`` if it is not in a file."""
     if isinstance(array, Encoded):
         return array.place
     mapped = file_of(array)
@@ -227,20 +227,20 @@ def place_of(array: Leaf, name: str) -> str:
 
 
 def _offset(array: np.ndarray, mapped: MappedFile) -> int:
-    """How many bytes of the file are before an array's first element."""
+    """Offset in bytes of an array's first element in the file."""
     first_byte = np.frombuffer(mapped, np.uint8).__array_interface__["data"][0]
     return int(array.__array_interface__["data"][0] - first_byte)
 
 
 def release(array: Leaf) -> None:
-    """Give the memory of a mapped array back to the operating system; reading the array again brings it back.
+    """Return the memory of a mapped array to the operating system. Reading the array again loads it again.
 
-    Does nothing to an array that is not a view into a checkpoint's file, nor on systems without ``madvise``.
+    Does nothing for an array that is not a view into a checkpoint's file, or on systems without ``madvise``.
 
     Parameters
     ----------
     array : ndarray or Encoded
-        Any leaf. Pages that it shares with its neighbours in the file are released as well, which costs them a read.
+        Any leaf. Pages that it shares with its neighbours in the file are released as well and must be read again.
     """
     if isinstance(array, Encoded):
         array.release()

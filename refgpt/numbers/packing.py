@@ -1,8 +1,8 @@
-"""From leaves as they are stored to leaves as they are kept: one storage plan, and one loop that casts and packs.
+"""From stored leaves to leaves in memory: one storage plan, and one loop that casts and packs.
 
-``plan`` says what becomes of a leaf. ``parts`` makes it so, some rows at a time: it checks them, casts them and puts them
-into rows or panels. Engines gather the parts in memory, converters write one after the other, and neither ever holds a
-second copy of a large matrix. The pages of the file that a leaf occupied are given back before the next is touched.
+``plan`` decides the dtype and layout of a leaf. ``parts`` produces it, some rows at a time: it checks them, casts them
+and stores them as rows or panels. Engines collect the parts in memory, converters write one after the other, and
+neither holds a second copy of a large matrix. A leaf's pages of the file are released before the next leaf is read.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ SMALLER = (
     "which is read where it lies"
 )
 
-#: Puts rows into panels: in floats as they are, in 8 and 4 bits quantised.
+#: Stores rows in panels: unchanged for floats, quantised for 8 and 4 bits.
 Fill = Callable[[np.ndarray, Panels], object]
 
 
 @dataclass(frozen=True)
 class Kept:
-    """How a leaf is kept.
+    """The dtype and layout of a leaf in memory.
 
     Attributes
     ----------
     kind : str
-        A dtype or encoding of ``refgpt.numbers.panels.KINDS``; of a leaf that is only written also "f64".
+        A dtype or encoding of ``refgpt.numbers.panels.KINDS``; also "f64" for a leaf that is only written to a file.
     layout : "rows" or "panels"
         A vector is one row.
     """
@@ -52,7 +52,7 @@ class Kept:
     layout: str
 
     def holds(self, leaf: StoredRows | Panels) -> bool:
-        """Whether a matrix is kept so already."""
+        """Whether a matrix already has this dtype and layout."""
         return leaf.encoding == self.kind and isinstance(leaf, Panels) == (self.layout == "panels")
 
     def n_bytes(self, shape: tuple[int, ...]) -> int:
@@ -62,22 +62,22 @@ class Kept:
         return prod(shape) * STORED_DTYPES[self.kind].itemsize
 
     def zeros(self, shape: tuple[int, ...], place: str) -> np.ndarray | Panels:
-        """Memory for a leaf, or some rows of it."""
+        """Allocate memory for a leaf, or for some of its rows."""
         if self.layout == "panels":
             return Panels.zeros(self.kind, shape[0], shape[1], place)
         return aligned_zeros(shape, STORED_DTYPES[self.kind])
 
 
 def plan(name: str, leaf: Leaf, dtype: str | None) -> Kept:
-    """How an engine keeps a leaf, and the packed format with it.
+    """The dtype and layout of a leaf, in engines and in the packed format.
 
     Parameters
     ----------
     name : str
         What ``Params.items`` calls it.
     dtype : "f32", "f16", "q8", "q4" or None
-        What was asked for; None is as stored. Vectors are float32 whatever it is, and matrices that are stored in no
-        kind of panels are float32 unless it says otherwise.
+        The requested dtype; None means as stored. Vectors are always float32. Matrices whose stored dtype has no panels
+        become float32 unless another dtype is requested.
     """
     if leaf.ndim == 1:
         return Kept("f32", "rows")
@@ -91,16 +91,16 @@ def plan(name: str, leaf: Leaf, dtype: str | None) -> Kept:
 
 
 def kept_kind(name: str, dtype: str | None) -> str | None:
-    """What a matrix is kept in for a dtype that was asked for; ``name`` is what ``Params.items`` calls it.
+    """The dtype of a matrix for a requested dtype; ``name`` is its name in ``Params.items``.
 
-    Of a model in "q4" the embeddings have 8 bits: a token reads one row of them, so that they cost memory but no time,
-    and an error there goes through every block.
+    In a "q4" model the embeddings have 8 bits: a token reads only one row of them, so they cost memory but no time, and
+    their errors would go through every block.
     """
     return "q8" if dtype == "q4" and name == "wte" else dtype
 
 
 def lies_in_rows(name: str, kind: str) -> bool:
-    """Whether a matrix of this kind stays a matrix of rows: an embedding table in floats does."""
+    """Whether a matrix of this kind is kept as rows, not panels: true for an embedding table in floats."""
     return name == "wte" and kind in FLOATS
 
 
@@ -108,7 +108,7 @@ def lies_in_rows(name: str, kind: str) -> bool:
 def pack_params(
     params: Tree, dtype: str | None, fill: Fill, progress: Progress | None = None, copy: bool = False
 ) -> Tree:
-    """The same tree, every leaf kept as ``plan`` says.
+    """The same tree, with every leaf in the dtype and layout that ``plan`` gives it.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def pack_params(
     progress : callable, optional
         Called as ``progress(bytes done, bytes in all)`` after each leaf, counting bytes of the file.
     copy : bool
-        Whether also what could be read where it lies in a file is copied into memory.
+        Whether to copy leaves into memory that could be used directly from a mapped file.
 
     Raises
     ------
@@ -161,7 +161,7 @@ def check_room(n_bytes: Iterable[int]) -> None:
 
 
 def pack_leaf(name: str, leaf: Leaf, kept: Kept, fill: Fill) -> np.ndarray | Panels:
-    """A leaf in memory as it is to be kept; itself where it is kept so already. Raises as ``pack_params`` does."""
+    """A leaf in the given dtype and layout; the leaf itself if it already has them. Raises like ``pack_params``."""
     if isinstance(leaf, StoredRows | Panels) and kept.holds(leaf):
         return leaf.data if isinstance(leaf, StoredRows) else leaf
     whole = kept.zeros(leaf.shape, place_of(leaf, name))
@@ -173,14 +173,14 @@ def pack_leaf(name: str, leaf: Leaf, kept: Kept, fill: Fill) -> np.ndarray | Pan
 def parts(
     name: str, leaf: Leaf, kept: Kept, fill: Fill, whole: np.ndarray | Panels | None = None, fix: str = ""
 ) -> Iterator[np.ndarray | Panels]:
-    """The parts of a leaf, whole rows each and in order, as they are to be kept.
+    """Yield a leaf in the given dtype and layout, in parts of whole rows, in order.
 
     Parameters
     ----------
     whole : ndarray or Panels, optional
-        Where they belong: each part is then a view of it.
+        Destination of the parts: each part is then a view of it.
     fix : str
-        What to do about numbers that are too large for ``kept``; by default, to load in another dtype.
+        Advice in the error about numbers that are too large for ``kept``; by default, to load in another dtype.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""Matrices as the kernels multiply with them: panels of 16 rows ("lanes") side by side.
+"""The layout of matrices in the kernels: panels of 16 rows ("lanes") side by side.
 
-For one step along the inner dimension the 16 lanes of a panel lie together, so that a vector of them is one load and
-every lane is an output of its own. In floats a step is one number; in 8 and 4 bits the inner dimension is cut into
-blocks of 32, which share a scale in each lane, and a step is a quad, four neighbouring inputs in 32 bits:
+At each step along the inner dimension, the 16 lanes of a panel lie together, so one load fetches a vector of them, and
+every lane is a separate output. For floats a step is one number. For 8 and 4 bits the inner dimension is cut into
+blocks of 32 inputs that share a scale in each lane, and a step is a quad: four neighbouring inputs in 32 bits:
 
 =======  ======================================  ==============================================================
 kind     data                                    what it holds
@@ -29,18 +29,18 @@ from refgpt.numbers.dtypes import STORED_DTYPES
 from refgpt.numbers.encoded import Encoded
 
 LANES = 16
-BLOCK = 32  # inputs that share a scale
+BLOCK = 32  # number of inputs that share a scale
 ALIGNMENT = 64
 #: Bytes of a block of 32 inputs and 16 lanes.
 BLOCK_BYTES = {"q8": 16 * 34, "q4": 16 * 18}
 FLOATS = ("f32", "f16", "bf16")
 KINDS = (*FLOATS, *BLOCK_BYTES)
-#: What matrices can be asked to become when they are packed; None is as stored.
+#: Dtypes that can be requested for matrices when they are packed; None means as stored.
 PACKED_DTYPES = (None, "f32", "f16", *BLOCK_BYTES)
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """A C-ordered array of zeros that begins on a cache line; large ones take memory only where they are written."""
+    """A C-ordered array of zeros that begins on a cache line; large arrays take memory only where they are written."""
     n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     raw = np.zeros(n_bytes + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
@@ -48,12 +48,12 @@ def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def n_panels(n_rows: int) -> int:
-    """How many panels hold ``n_rows`` rows."""
+    """Number of panels for ``n_rows`` rows."""
     return -(-n_rows // LANES)
 
 
 def n_blocks(n_in: int) -> int:
-    """How many blocks hold ``n_in`` inputs."""
+    """Number of blocks for ``n_in`` inputs."""
     return -(-n_in // BLOCK)
 
 
@@ -76,11 +76,12 @@ class Panels(Encoded):
     Attributes
     ----------
     data : ndarray
-        As the module describes it for ``kind``; on a cache line, possibly a read-only view into a file.
+        The layout that the module describes for ``kind``; begins on a cache line; possibly a read-only view into a
+        file.
     kind : str
         "f32", "f16", "bf16", "q8" or "q4".
     place : str
-        Where it comes from, for errors.
+        Where the matrix comes from, for errors.
     """
 
     data: np.ndarray
@@ -90,7 +91,7 @@ class Panels(Encoded):
     place: str = "packed"
 
     def __post_init__(self) -> None:
-        """Refuse a description that the data does not bear out: kernels take it at its word."""
+        """Refuse data that does not match the description: kernels rely on it."""
         one_of(f"{self.place}: kind", self.kind, KINDS, KernelError)
         n_out = whole_number(f"{self.place}: n_out", self.n_out, 0, None, KernelError)
         n_in = whole_number(f"{self.place}: n_in", self.n_in, 0, None, KernelError)
@@ -99,7 +100,7 @@ class Panels(Encoded):
             raise KernelError("not an array", where=self.place, got=type(self.data).__name__)
         if self.data.shape != shape or self.data.dtype != dtype:
             raise KernelError(
-                "the data is not of this matrix",
+                "the data does not match the matrix's description",
                 where=self.place,
                 got=f"{self.data.dtype} {self.data.shape}",
                 wanted=f"{dtype} {shape}",
@@ -107,7 +108,7 @@ class Panels(Encoded):
 
     @classmethod
     def zeros(cls, kind: str, n_out: int, n_in: int, place: str = "packed") -> Panels:
-        """Room for a matrix."""
+        """Panels for a matrix, filled with zeros."""
         return cls(aligned_zeros(panel_shape(kind, n_out, n_in), panel_dtype(kind)), n_out, n_in, kind, place)
 
     @property
@@ -128,11 +129,11 @@ class Panels(Encoded):
 
     @property
     def numbers(self) -> np.ndarray:
-        """The floating-point numbers in it: all of them, or in 8 and 4 bits the scales."""
+        """The floating-point numbers in the data: all of them, or the scales of 8 and 4 bits."""
         return self.data if self.kind in FLOATS else self.data[..., -2 * LANES :].view(np.float16)
 
     def part(self, first: int, last: int) -> Panels:
-        """The rows ``first`` to ``last`` of the same memory; ``first`` begins a panel."""
+        """A view of rows ``first`` to ``last``; ``first`` must begin a panel."""
         if first % LANES or not 0 <= first <= last <= self.n_out:
             raise KernelError(
                 "not rows of this matrix",
@@ -151,7 +152,7 @@ class Panels(Encoded):
 
 
 def _decoded(panels: np.ndarray, kind: str) -> np.ndarray:
-    """Quantised panels [p, n_blocks, bytes] as numbers [p, n_blocks x 32, 16]."""
+    """Decode quantised panels [p, n_blocks, bytes] to numbers [p, n_blocks x 32, 16]."""
     n, blocks, n_bytes = panels.shape
     scales = np.ascontiguousarray(panels[..., n_bytes - 32 :]).view(np.float16)  # [p, b, 16]
     integers = panels[..., : n_bytes - 32].reshape(n, blocks, n_bytes // 64, LANES, 4)

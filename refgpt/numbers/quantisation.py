@@ -1,13 +1,14 @@
-"""Matrices in 8 and 4 bits a weight: how they are rounded, operation by operation.
+"""Quantisation to 8 and 4 bits per weight, operation by operation.
 
-A block of 32 inputs shares one scale in each row, and that scale is searched. A candidate starts from the block's
-extreme over some ratio, rounds to integers, fits the scale to those integers by least squares and rounds it to float16;
-of all candidates the one with the least squared error stays, the first of equals. 4 bits hold -8 .. 7, so one side
-reaches a step further than the other: where that should be the positive side, scale and integers are negated.
+A block of 32 inputs shares one scale in each row, and this scale is searched for. A candidate scale is the block's
+extreme value divided by some ratio; with it, the weights are rounded to integers, the scale is fitted to those integers
+by least squares and rounded to float16. The candidate with the least squared error is used, the first of equals. 4 bits
+hold -8 .. 7, so one side reaches one step further than the other: if that should be the positive side, scale and
+integers are negated.
 
-Each line here is float32 arithmetic that all machines round alike (``+ - * /``, comparisons, rounding to nearest even),
-and sums run over a block's inputs in ascending order from 0. The kernels ``quantise_q8`` and ``quantise_q4`` do the
-same operations on 16 rows at a time and return the same bits.
+Each line here is float32 arithmetic that all machines round in the same way (``+ - * /``, comparisons, rounding to
+nearest even), and sums run over a block's inputs in ascending order from 0. The kernels ``quantise_q8`` and
+``quantise_q4`` do the same operations on 16 rows at a time and return the same bits.
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import widen
 from refgpt.numbers.panels import BLOCK, BLOCK_BYTES, LANES, Panels, n_blocks, n_panels
 
-#: Of each kind, the candidates' ratios, and how far the integers go on the extreme's side. Each was chosen as the one
-#: that lowers the error most beside those before it, on Gaussian, heavy-tailed, uniform and trained weights. The last
-#: one of 8 bits is for blocks so small that float16 has few scales for them.
+#: For each kind, the candidates' ratios, and the largest integer on the extreme's side. Each was chosen to lower the
+#: error most when added to those before it, on Gaussian, heavy-tailed, uniform and trained weights. The last one for 8
+#: bits is for blocks so small that float16 has few scales for them.
 CANDIDATES = {
     "q8": ((128, 128), (127, 127), (126, 127), (125, 127), (124, 127), (123, 127), (122, 127), (121, 127), (84, 127)),
     "q4": ((8, 8), (7.25, 8), (8.5, 8), (7.75, 8), (7, 7), (9, 8), (8.25, 8), (6.25, 7)),
 }
-#: Between the smallest and the largest integer.
+#: Number of steps between the smallest and the largest integer.
 STEPS = {"q8": 255, "q4": 15}
-LEAST_SCALE, LARGEST_SCALE = np.float32(2**-24), np.float32(65504)  # of float16's positive numbers
-#: The largest magnitude that float16's largest scale can bring back, on either side.
+LEAST_SCALE, LARGEST_SCALE = np.float32(2**-24), np.float32(65504)  # smallest and largest positive float16
+#: The largest magnitude, of either sign, that the largest float16 scale can represent.
 LARGEST_WEIGHT = {kind: 65504.0 * (steps // 2) for kind, steps in STEPS.items()}
 
 
 def check_range(where: str, rows: np.ndarray, kind: str) -> None:
-    """Refuse weights that no scale can bring back.
+    """Refuse weights that no scale can represent.
 
     Parameters
     ----------
     where : str
         Their place, for the error.
     rows : ndarray
-        Finite weights; none in float16 is too large.
+        Finite weights; float16 weights are never too large.
 
     Raises
     ------
@@ -64,7 +65,7 @@ def check_range(where: str, rows: np.ndarray, kind: str) -> None:
 
 @default_float_state()
 def quantise(w: np.ndarray, kind: str, out: Panels | None = None) -> Panels:
-    """A matrix in 8 or 4 bits.
+    """Quantise a matrix to 8 or 4 bits.
 
     Parameters
     ----------
@@ -72,7 +73,7 @@ def quantise(w: np.ndarray, kind: str, out: Panels | None = None) -> Panels:
         Finite weights in any stored dtype; float64 is rounded to float32 first.
     kind : "q8" or "q4"
     out : Panels, optional
-        Of its shape and of the kind; new ones are made by default. Its ``place`` is named in errors.
+        Destination of the same shape and kind; by default new panels. Its ``place`` is named in errors.
 
     Returns
     -------
@@ -81,7 +82,7 @@ def quantise(w: np.ndarray, kind: str, out: Panels | None = None) -> Panels:
     Raises
     ------
     CheckpointError
-        If a weight is beyond ``LARGEST_WEIGHT``.
+        If a weight is larger than ``LARGEST_WEIGHT``.
     """
     panels = Panels.zeros(kind, *w.shape) if out is None else out
     check_range(panels.place, w, kind)
@@ -91,7 +92,7 @@ def quantise(w: np.ndarray, kind: str, out: Panels | None = None) -> Panels:
     x = np.ascontiguousarray(padded.reshape(rows, blocks, BLOCK).transpose(2, 0, 1))  # [32, rows, blocks]
     up, down = x.max(0, initial=0), (-x).max(0, initial=0)
     sign = np.where(up < down, np.float32(-1), np.float32(1))
-    y = x * sign  # the extreme of each block is positive
+    y = x * sign  # now the extreme of each block is positive
     scale, top = _search(y, np.maximum(up, down), kind)
     integers = _integers(y, scale, top, kind)
     half_way = np.float32(STEPS[kind] // 2 + 1)
@@ -108,7 +109,7 @@ def store(rows: np.ndarray, out: Panels) -> None:
 
 
 def _search(y: np.ndarray, extreme: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """The best scale of each block of y [32, ...], and the largest integer that goes with it."""
+    """The best scale for each block of y [32, ...], and the largest integer for it."""
     best_scale, best_top = np.zeros_like(extreme), np.zeros_like(extreme)
     best_error = np.full_like(extreme, 2.0**127)
     for ratio, most in CANDIDATES[kind]:
@@ -127,13 +128,14 @@ def _search(y: np.ndarray, extreme: np.ndarray, kind: str) -> tuple[np.ndarray, 
 
 
 def _integers(y: np.ndarray, scale: np.ndarray, top: np.ndarray | np.float32, kind: str) -> np.ndarray:
-    """The nearest integers of y / scale, ties to even, among the ``STEPS`` + 1 that end at ``top``; as floats."""
+    """y / scale rounded to the nearest integer, ties to even, among the ``STEPS`` + 1 integers up to ``top``; as
+    floats."""
     nearest = np.rint(y * (np.float32(1) / scale))
     return np.minimum(np.maximum(nearest, top - np.float32(STEPS[kind])), top)
 
 
 def _sum(terms: np.ndarray) -> np.ndarray:
-    """Over the 32 inputs of a block, one after the other."""
+    """Sum over the 32 inputs of a block, one after the other."""
     total = np.zeros(terms.shape[1:], np.float32)
     for term in terms:
         total += term
@@ -141,7 +143,7 @@ def _sum(terms: np.ndarray) -> np.ndarray:
 
 
 def _encoded(integers: np.ndarray, scales: np.ndarray, kind: str) -> np.ndarray:
-    """Integers [32, rows, blocks] and scales [rows, blocks] as ``Panels.data``."""
+    """Encode integers [32, rows, blocks] and scales [rows, blocks] as ``Panels.data``."""
     _, rows, blocks = integers.shape
     panels = rows // LANES
     quads = integers.reshape(8, 4, panels, LANES, blocks).transpose(2, 4, 0, 3, 1)  # [p, b, quad, lane, 4]

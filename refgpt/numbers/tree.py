@@ -1,8 +1,8 @@
-"""Parameter trees: a frozen dataclass of leaves, one of whose fields is the tuple of its blocks.
+"""Parameter trees: frozen dataclasses of leaves; one field is the tuple of blocks.
 
-Each family declares its own tree beside its forward pass. What they share is written here once: walking a tree, and
-building one from named leaves. Leaves keep the dtype they were stored in and are usually memory maps, so that a tree of
-a 24 GB checkpoint costs nothing until it is read.
+Each family declares its own tree beside its forward pass. This module has the shared parts: walking a tree, and
+building one from named leaves. Leaves keep their stored dtype and are usually memory maps, so the tree of a 24 GB
+checkpoint costs nothing until it is read.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ParamTree:
 
     @classmethod
     def from_leaves(cls: type[Tree], leaves: Mapping[str, Any], n_layer: int) -> Tree:
-        """The tree of leaves named as ``items`` names them: its inverse."""
+        """Build a tree from leaves by their names in ``items``; the inverse of ``items``."""
         names = [field.name for field in fields(cls.block_type)]
         blocks = tuple(cls.block_type(**{name: leaves[f"blocks.{i}.{name}"] for name in names}) for i in range(n_layer))
         return cls(blocks=blocks, **{f.name: leaves[f.name] for f in fields(cls) if f.name != "blocks"})  # type: ignore
@@ -63,12 +63,12 @@ class ParamTree:
 
     @property
     def size(self) -> int:
-        """How many numbers all leaves hold together."""
+        """Total number of elements of all leaves."""
         return sum(leaf.size for _, leaf in self.items())
 
     @property
     def nbytes(self) -> int:
-        """How many bytes all leaves take together, as they are stored."""
+        """Total number of bytes of all leaves, as stored."""
         return sum(leaf.nbytes for _, leaf in self.items())
 
     def map(self: Tree, change: Callable[[str, Leaf], Leaf]) -> Tree:
@@ -76,5 +76,5 @@ class ParamTree:
         return self.from_leaves({name: change(name, leaf) for name, leaf in self.items()}, len(self.blocks))
 
     def kept_as(self: Tree, dtype: str | None) -> Tree:
-        """The values in floats that an engine computes with: every leaf as ``kept_leaf`` says, which may raise."""
+        """The tree with every leaf as the floats that an engine computes with: see ``kept_leaf``, which may raise."""
         return self.map(lambda name, leaf: kept_leaf(name, leaf, dtype))

@@ -1,6 +1,7 @@
-"""What runs models. ``Runtime`` computes in C kernels, with a cache, what ``refgpt.spec`` says, and is held to it.
+"""Running models. ``Runtime`` computes the same as ``refgpt.spec`` with C kernels and a cache, and is tested against
+it.
 
-``Runtime`` and its sessions are imported when they are asked for: the specification runs without compiled kernels.
+``Runtime`` and its sessions are imported on first use: the specification runs without compiled kernels.
 """
 
 from typing import TYPE_CHECKING, Any

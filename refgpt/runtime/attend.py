@@ -1,4 +1,4 @@
-"""From queries, keys and values to what attention mixes of them, whatever family they are of."""
+"""Attention over the cache, shared by all families."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ def attend(
     to: Buffers,
     tap: TapView,
 ) -> np.ndarray:
-    """Put new keys and values into the cache, then let each query mix the values that it sees. All [t, h, d]."""
+    """Store new keys and values in the cache, then compute attention for each query. All [t, h, d]."""
     kernels.kv_append(k, v, *kv, batch.positions, batch.slots, **to.how)
     pattern = _room_for_pattern(q) if tap.wants("pattern") else None  # [h, t, s]
     z = kernels.attention(q, *kv, batch.tiles, batch.n_visible, to.z, pattern=pattern, scratch=to.scores, **to.how)
-    if pattern is not None and (patched := tap("pattern", pattern)) is not pattern:  # mix the values anew
+    if pattern is not None and (patched := tap("pattern", pattern)) is not pattern:  # mix the values again
         z = _mixed(patched, v.astype(kv[1].dtype))
     return tap("z", z)
 
 
 def _room_for_pattern(q: np.ndarray) -> np.ndarray:
-    """A tapped pass holds a whole text: its keys are its rows."""
+    """Memory for the pattern. A tapped pass holds a whole text, so it has as many keys as rows."""
     n_rows, n_head, _ = q.shape
     return np.empty((n_head, n_rows, n_rows), np.float32)
 
 
 def _mixed(pattern: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Values mixed by a pattern that no kernel made, rounded once. pattern [h, t, s], v [s, h, d] -> [t, h, d]."""
+    """Values mixed by a patched pattern, rounded once. pattern [h, t, s], v [s, h, d] -> [t, h, d]."""
     heads = [pattern[h].astype(np.float64) @ v[:, h].astype(np.float64) for h in range(len(pattern))]  # [t, d] each
     return np.stack(heads, axis=1, dtype=np.float32, casting="same_kind")

@@ -17,11 +17,11 @@ class Batch:
     Attributes
     ----------
     ids, slots, positions : ndarray [t], int64
-        Token, sequence and place in it of each row.
+        Token, slot of the sequence, and position of each row.
     n_visible : ndarray [t], int64
-        Each row sees the keys of its sequence before this one: the causal and the prefix mask.
+        Each row sees the keys of its sequence before this position; this encodes the causal and the prefix mask.
     tiles : ndarray
-        Neighbouring rows of one sequence, for the attention kernel.
+        Groups of neighbouring rows of one sequence, for the attention kernel.
     """
 
     ids: np.ndarray
@@ -34,6 +34,6 @@ class Batch:
     def of(
         cls, ids: Sequence[int] | np.ndarray, slots: np.ndarray, positions: np.ndarray, prefix_len: int = 0
     ) -> Batch:
-        """Rows whose sequences have a prefix of ``prefix_len`` positions that see each other."""
+        """A batch of rows whose sequences have a prefix of ``prefix_len`` positions that see each other."""
         n_visible = np.maximum(positions + 1, prefix_len)
         return cls(np.array(ids, np.int64), slots, positions, n_visible, query_tiles(slots))

@@ -1,4 +1,4 @@
-"""Where a pass puts its activations, so that nothing large but the logits is allocated for it."""
+"""Memory for the activations of a pass, so that a pass allocates nothing large except the logits."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from refgpt.spec.config import AnyConfig
 
 @dataclass(frozen=True)
 class Buffers:
-    """Where a pass of up to ``n_rows`` rows puts its activations.
+    """Memory for the activations of a pass of up to ``n_rows`` rows.
 
-    Rotated queries and keys go over the plain ones, and the MLP's second activation over its first.
+    Rotated queries and keys overwrite the plain ones, and the MLP's second activation overwrites its first.
     """
 
     x: np.ndarray  # [n_rows, c]
@@ -29,8 +29,8 @@ class Buffers:
     attn_out: np.ndarray  # [n_rows, c]
     mlp: np.ndarray  # [n_rows, f]
     mlp_out: np.ndarray  # [n_rows, c]
-    ln_ready: np.ndarray  # bytes: the normed rows as linear layers read them
-    ready: np.ndarray  # bytes: other rows so
+    ln_ready: np.ndarray  # bytes: the normed rows in the form that linear layers read
+    ready: np.ndarray  # bytes: other rows in that form
     scores: np.ndarray  # [threads, 8, capacity], for attention
     threads: int
     program: Program | None = None
@@ -61,12 +61,12 @@ class Buffers:
 
     @property
     def n_rows(self) -> int:
-        """The most rows of a pass."""
+        """Largest number of rows of a pass."""
         return len(self.x)
 
     @property
     def how(self) -> dict[str, Any]:
-        """How kernels are called: on so many threads, now or as part of a program."""
+        """Keyword arguments of kernel calls: the number of threads, and the program if calls are recorded."""
         return {"threads": self.threads, "program": self.program}
 
     def first(self, n: int, program: Program | None = None) -> Buffers:

@@ -1,4 +1,4 @@
-"""The KV cache: keys (rotated) and values of every layer for some sequences, each at a position of its own."""
+"""The KV cache: rotated keys and values of every layer for several sequences of different lengths."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from refgpt.spec.config import AnyConfig
 
 
 class KVCache:
-    """Room for ``n_slots`` sequences of at most ``capacity`` positions.
+    """A cache of ``n_slots`` slots, each for a sequence of at most ``capacity`` positions.
 
     Attributes
     ----------
     k, v : ndarray [n_layer, n_slots, ...]
-        Panels as the attention kernel reads them (``refgpt.kernels.kv_shapes``). Memory is taken as it is written.
+        Panels for the attention kernel (``refgpt.kernels.kv_shapes``). The system allocates the memory when it is
+        written.
     lengths : ndarray [n_slots], int64
-        How many positions of each sequence are filled.
+        Number of filled positions of each sequence.
     prefix_lens : ndarray [n_slots], int64
-        How many leading positions of each sequence have seen one another. Their keys and values depend on all of them,
-        so they can be neither cut, nor extended, nor lent to a sequence with another prefix.
+        Number of leading positions of each sequence that have seen one another. Their keys and values depend on all of
+        them, so they cannot be cut, extended, or shared with a sequence that has another prefix.
 
     Raises
     ------
     GenerationError
-        If there is no memory for it.
+        If there is not enough memory.
     """
 
     def __init__(self, config: AnyConfig, n_slots: int, capacity: int, dtype: str = "f32") -> None:
@@ -50,9 +51,9 @@ class KVCache:
         self.capacity = capacity
 
     def check_overflow(self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> None:
-        """Explain logits that are NaN, if it is because the keys or values of these rows were too large for float16.
+        """Raise an error if logits are NaN because keys or values of these rows were too large for float16.
 
-        Such a number is NaN in the cache, which reaches every logit of the rows that see it.
+        Such a number becomes NaN in the cache, and so do all logits of the rows that see it.
 
         Raises
         ------
@@ -65,7 +66,7 @@ class KVCache:
             lanes = v[slots, :, :, positions, :].reshape(len(slots), v.shape[1], -1)  # [t, h, whole panels of d]
             values = np.isnan(lanes[..., : k.shape[-2]]).reshape(len(slots), -1)
             lost = keys.any(1) | values.any(1)
-            if (lost & ~(keys.all(1) & values.all(1))).any():  # a row that came as NaN is NaN throughout
+            if (lost & ~(keys.all(1) & values.all(1))).any():  # a row that was NaN before is NaN everywhere
                 raise GenerationError(
                     "keys or values are too large for float16, in which they are kept",
                     where=f"blocks.{layer}",

@@ -1,4 +1,4 @@
-"""What runs a model: the protocols of an engine and of its sessions.
+"""The protocols of engines, which run a model, and of their sessions.
 
 ``refgpt.runtime.Runtime`` is the engine in C kernels, ``refgpt.runtime.SpecEngine`` the specification as an engine.
 """
@@ -17,7 +17,7 @@ from refgpt.spec.taps import Tap, no_tap
 
 
 class Session(Protocol):
-    """Some sequences in progress, each in a numbered slot and at a position of its own."""
+    """Several sequences in progress; each occupies a numbered slot."""
 
     def prefill(self, seq: int, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
         """Start slot ``seq`` anew with a prompt, ``prefix_len`` of it seen by all of it. -> [v], its last row"""
@@ -28,7 +28,7 @@ class Session(Protocol):
         ...
 
     def extend(self, seq: int, ids: Sequence[int]) -> np.ndarray:
-        """Append tokens to one sequence, as causal as by ``decode``, and equal to it in every bit. -> [len(ids), v]"""
+        """Append tokens to one sequence, causally. Gives the same bits as ``decode``. -> [len(ids), v]"""
         ...
 
     def truncate(self, seq: int, n: int) -> None:
@@ -46,22 +46,22 @@ class Engine(Protocol):
 
     @property
     def kv_dtype(self) -> KVDtype:
-        """What keys and values are rounded to on their way into the cache."""
+        """Dtype to which keys and values are rounded in the cache."""
         ...
 
     @property
     def sum_chunk(self) -> int | None:
-        """The order of every sum of products: partial sums of so many terms, added up. None promises no order."""
+        """The order of every sum of products: number of terms per partial sum. None if no order is promised."""
         ...
 
     def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
-        """Scores for the next token at every position of a text, with every activation shown to ``tap``. -> [t, v]"""
+        """Scores for the next token at every position of a text. ``tap`` is called with every activation. -> [t, v]"""
         ...
 
     def kept(self) -> ParamTree:
-        """The weights as it computes with them: rounded or quantised to what they are kept in."""
+        """The weights that it computes with, rounded or quantised to their dtype in memory."""
         ...
 
     def session(self, n_seqs: int, capacity: int) -> Session:
-        """Room for ``n_seqs`` sequences of at most ``capacity`` tokens each."""
+        """A session with ``n_seqs`` slots for sequences of at most ``capacity`` tokens each."""
         ...

@@ -1,4 +1,4 @@
-"""The families that run in kernels, and what a session asks of one."""
+"""The families that run in kernels, and the interface through which a session uses them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Family(Protocol):
     """A module that runs a family of models in kernels, beside the one of ``refgpt.spec`` that specifies it."""
 
     def tables(self, config: Any, n_positions: int) -> Any:
-        """What ``forward`` looks up by position, for as many positions as will be used."""
+        """The tables that ``forward`` indexes by position, for ``n_positions`` positions."""
         ...
 
     def forward(
@@ -37,5 +37,5 @@ class Family(Protocol):
         ...
 
 
-#: By family, as ``refgpt.spec.FAMILIES``.
+#: Keyed by family, like ``refgpt.spec.FAMILIES``.
 FAMILIES: dict[str, Family] = {"gptj": gptj}

@@ -1,8 +1,8 @@
 """GPT-J in kernels: ``refgpt/spec/gptj.py`` line by line, over rows of any sequences at any positions.
 
-Two things differ from the spec. Keys and values of earlier rows come from the cache, so a pass takes only new rows; and
-activations go to ``Buffers``, so that nothing large but the logits is allocated for a pass. With a program in the buffers
-nothing is computed: the calls are recorded, to be made later and again.
+Two things differ from the spec. Keys and values of earlier rows come from the cache, so a pass only contains new rows.
+Activations are stored in ``Buffers``, so a pass allocates nothing large except the logits. If the buffers have a
+program, nothing is computed: the calls are recorded, to be run later, many times.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Rotation = tuple[np.ndarray, np.ndarray]
 
 
 def tables(config: Config, n_positions: int) -> Rotation:
-    """What ``forward`` looks up by position, for as many positions as will be used."""
+    """The tables that ``forward`` indexes by position, for ``n_positions`` positions."""
     return rotary_tables(config.d_rotary, n_positions)
 
 
@@ -38,7 +38,8 @@ def attention(
     to: Buffers,
     tap: TapView,
 ) -> np.ndarray:
-    """Multi-head self-attention with rotary positions; new keys and values join the cache. x [t, c] -> [t, c]."""
+    """Multi-head self-attention with rotary positions; new keys and values are added to the cache. x [t, c] -> [t,
+    c]."""
     flat, heads = to.attn_out.shape, to.q.shape
     q = tap("q", kernels.linear(x, p.wq, None, to.q.reshape(flat), **to.how).reshape(heads))  # [t, h, d]
     k = tap("k", kernels.linear(x, p.wk, None, to.k.reshape(flat), **to.how).reshape(heads))  # [t, h, d]
@@ -68,7 +69,7 @@ def block(
     to: Buffers,
     tap: TapView,
 ) -> np.ndarray:
-    """Attention and MLP side by side, both from the one LayerNorm. x [t, c] -> [t, c], in x's place."""
+    """Attention and MLP in parallel, both from the same LayerNorm. x [t, c] -> [t, c], overwrites x."""
     normed = tap("ln", kernels.layer_norm(x, p.ln_w, p.ln_b, cfg.ln_eps, to.ln, **to.how))  # [t, c]
     shared = LinearInput(normed, to.ln_ready, **to.how)
     attn_out = attention(shared, p, batch, kv, rotation, to, tap)  # [t, c]
@@ -89,9 +90,9 @@ def forward(
 ) -> np.ndarray:
     """Logits of the rows ``wanted`` (all by default) after one pass over ``batch``.
 
-    Keys and values are written to the cache; its lengths are the caller's to move. ``tables`` are what the
-    function of that name returned. With a tap the rows must be one whole text. With a program the pass is recorded: each
-    run of it computes with what the arrays of ``batch`` hold by then, and writes to the logits returned here.
+    Keys and values are written to the cache; the caller updates its lengths. ``tables`` is the result of the function
+    of that name. With a tap, the rows must be one whole text. With a program the pass is recorded: each run then reads
+    the current contents of the arrays of ``batch``, and writes to the logits returned here.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The specification: the models in plain NumPy, one file a family, and how far float32 may stray from them."""
+"""The specification: the models in plain NumPy, one file per family, and bounds for float32 rounding errors."""
 
 from refgpt.spec.families import FAMILIES, family_of, forward, leaf_shapes, tap_names, tap_shapes
 from refgpt.spec.masks import causal_mask, prefix_mask

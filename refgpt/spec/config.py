@@ -1,4 +1,4 @@
-"""What the configurations of all families have in common: counts are ``n_*``, widths are ``d_*``."""
+"""The common part of all families' configurations: counts are named ``n_*``, widths ``d_*``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from refgpt._common.arguments import keep_whole, whole_number
 from refgpt._common.errors import ConfigError
 from refgpt._common.wording import shown
 
-#: Far above any model that is read; they exist so that a corrupt file cannot ask for the machine.
+#: Limits far above any real model, so that a corrupt file cannot claim all of the machine's memory.
 LARGEST = {"n_layer": 1024, "n_head": 1024, "d_model": 1 << 17, "d_ff": 1 << 20, "n_vocab": 1 << 24, "n_ctx": 1 << 20}
 
 
 class AnyConfig(Protocol):
-    """The configuration of a model of any family, as far as code that all families share may know it.
+    """The fields of a configuration that every family has. Shared code uses only these.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class AnyConfig(Protocol):
     bos_id, eos_id : int or None
         Ids that begin and end a text.
     further_eos_ids : tuple of int
-        Ids that end a text too, where a model has several; ``eos_ids`` are all that do.
+        Further ids that end a text, if a model has several; ``eos_ids`` has all of them.
     n_params : int
         Number of weights and biases.
     """
@@ -66,7 +66,7 @@ class AnyConfig(Protocol):
 
 
 def check_config(config: AnyConfig) -> None:
-    """Refuse numbers that make no model of any family.
+    """Refuse numbers that are invalid for every family.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""The families that there are, and what code that all of them share asks of one.
+"""The list of families, and the interface through which shared code uses a family.
 
-Nothing outside of a family's own files asks which family a model is: it asks ``family_of(config)``.
+Code outside a family's own files never tests which family a model belongs to; it calls ``family_of(config)``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Family(Protocol):
         ...
 
 
-#: By the name that transformers gives the family, which is its configuration's ``model_type``.
+#: Keyed by transformers' name of the family, which is the configuration's ``model_type``.
 FAMILIES: dict[str, Family] = {gptj.Config.model_type: gptj}
 
 
@@ -91,9 +91,9 @@ def forward(
     ids : sequence of int [t]
         The text as token ids.
     prefix_len : int
-        So many leading positions see one another (GPT-JT's prompt); 0 is the causal mask.
+        Number of leading positions that see one another (GPT-JT's prompt); 0 is the causal mask.
     dtype : floating dtype
-        What to compute in; float64 makes this the oracle.
+        The dtype of all computations; with float64 this is the oracle.
     tap : callable
         ``tap(name, value) -> value``, called for every activation of ``tap_names(config)`` in that order.
 

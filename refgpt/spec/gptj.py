@@ -1,8 +1,8 @@
-"""GPT-J, top to bottom. This file is the specification: every kernel and engine is held to what it computes.
+"""GPT-J, top to bottom. This file is the specification: every kernel and engine is tested against it.
 
 A text of ``t`` tokens is a matrix of ``t`` rows, the residual stream. Each block reads it through a LayerNorm, lets
 rows exchange information (attention) and works on each row by itself (MLP), both from the same normalised rows, and
-adds what they found. A last LayerNorm and a matrix turn row ``t`` into scores for the token at position ``t + 1``.
+adds both results. A last LayerNorm and a matrix turn row ``t`` into scores for the token at position ``t + 1``.
 
 Shapes: t query position, s key position, h head, d head width, c d_model, f d_ff, v vocabulary. No batch, no cache.
 Structure and names follow EleutherAI's model (https://github.com/kingoflolz/mesh-transformer-jax).
@@ -47,7 +47,7 @@ class Config:
     bos_id, eos_id : int or None
         Ids that begin and end a text; GPT-J has one for both (50256).
     further_eos_ids : tuple of int
-        Ids that end a text too, where a model has several.
+        Further ids that end a text, if a model has several.
 
     Raises
     ------
@@ -177,7 +177,8 @@ def mlp(x: np.ndarray, p: Block, tap: Tap = no_tap) -> np.ndarray:
 def block(
     x: np.ndarray, p: Block, cfg: Config, mask: np.ndarray, positions: np.ndarray, tap: Tap = no_tap
 ) -> np.ndarray:
-    """Attention and MLP side by side: both read the one LayerNorm, neither sees the other. x [t, c] -> [t, c]."""
+    """Attention and MLP in parallel: both read the same LayerNorm, neither reads the other's output. x [t, c] -> [t,
+    c]."""
     normed = tap("ln", layer_norm(x, p.ln_w, p.ln_b, cfg.ln_eps))  # [t, c]
     attn_out = attention(normed, p, cfg, mask, positions, tap)  # [t, c]
     mlp_out = mlp(normed, p, tap)  # [t, c]
@@ -202,9 +203,9 @@ def forward(
     ids : sequence of int [t]
         The text as token ids.
     prefix_len : int
-        So many leading positions see one another (GPT-JT's prompt); 0 is GPT-J's causal mask.
+        Number of leading positions that see one another (GPT-JT's prompt); 0 is GPT-J's causal mask.
     dtype : floating dtype
-        What to compute in; float64 makes this the oracle.
+        The dtype of all computations; with float64 this is the oracle.
     tap : callable
         ``tap(name, value) -> value``, called for every activation of ``tap_names(config)`` in that order.
 

@@ -1,4 +1,4 @@
-"""What every engine asks of a prompt: ids that exist, at least one, no more than the model has positions."""
+"""Checks of a prompt for every engine: at least one id, all ids exist, no more ids than the model has positions."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from refgpt.spec.config import AnyConfig
 
 
 def check_ids(ids: Sequence[int] | np.ndarray, config: AnyConfig, prefix_len: int = 0) -> np.ndarray:
-    """The ids as an array, once they are known to be usable.
+    """Check ids and return them as an array.
 
     Parameters
     ----------
     ids : sequence of int
-        One token id a position.
+        One token id per position.
     config : Config
         Says how many ids (``n_vocab``) and positions (``n_ctx``) there are.
     prefix_len : int
-        How many leading positions see one another; 0 is the plain causal mask.
+        Number of leading positions that see one another; 0 is the causal mask.
 
     Returns
     -------
@@ -48,12 +48,12 @@ def check_ids(ids: Sequence[int] | np.ndarray, config: AnyConfig, prefix_len: in
 
 
 def check_prefix(prefix_len: int, n: int) -> int:
-    """How many of ``n`` positions see one another, as Python's own int; a GenerationError if there are not so many."""
+    """Check that ``prefix_len`` is from 0 to ``n``, and return it as a Python int. Raises a GenerationError."""
     return whole_number("prefix_len", prefix_len, 0, n, GenerationError)
 
 
 def check_tokens(ids: Sequence[int] | np.ndarray, config: AnyConfig) -> np.ndarray:
-    """Ids as an array, once it is known that each exists; there may be any number of them.
+    """Check that each id exists, and return the ids as an array. There may be any number of them.
 
     Returns
     -------
@@ -92,21 +92,21 @@ def check_flat(ids: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def check_cut(n: int, length: int, prefix_len: int) -> int:
-    """How many leading tokens of a sequence may be kept when the rest is forgotten, once it is known that they may.
+    """Check that a sequence may be cut to its first ``n`` tokens, and return ``n`` as a Python int.
 
-    The tokens of a prefix have seen each other, so its beginning is not what it would be as a shorter prefix: a prefix
-    is kept whole or dropped whole. What holds of keeping holds of sharing: where a sequence cannot be cut, its
-    beginning cannot serve another either.
+    The tokens of a prefix have all seen each other, so part of a prefix is not the same as a shorter prefix: a prefix
+    is kept whole or dropped whole. The same holds for sharing: if a sequence cannot be cut at a place, its beginning up
+    to there cannot be shared with another sequence.
 
     Parameters
     ----------
     n, length, prefix_len : int
-        Tokens to keep, tokens there are, and how many of them are a prefix.
+        Number of tokens to keep, length of the sequence, and length of its prefix.
 
     Raises
     ------
     GenerationError
-        If ``n`` is more than there are, or would cut a prefix.
+        If ``n`` is larger than ``length``, or would cut a prefix.
     """
     n = whole_number("n", n, 0, length, GenerationError)
     if 0 < n < prefix_len:

@@ -1,4 +1,4 @@
-"""Which key positions a query position may look at."""
+"""Masks: the key positions that each query position may attend to."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 
 
 def causal_mask(n: int) -> np.ndarray:
-    """Each position sees itself and what came before. -> bool [t, s], True = may look."""
+    """Each position sees itself and the positions before it. -> bool [t, s], True = may look."""
     return prefix_mask(n, 0)
 
 
 def prefix_mask(n: int, prefix_len: int) -> np.ndarray:
-    """Causal, but the first ``prefix_len`` positions are seen by all, each other included. -> bool [t, s].
+    """Causal, except that all positions see the first ``prefix_len`` ones. -> bool [t, s].
 
-    GPT-JT was trained with the prompt as such a prefix; what follows it (an answer, labels to be scored) stays causal.
+    GPT-JT was trained with the prompt as such a prefix; the text after it (an answer, labels to be scored) is causal.
     """
     t, s = np.arange(n)[:, None], np.arange(n)[None, :]
     return (s <= t) | (s < prefix_len)

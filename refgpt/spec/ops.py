@@ -1,7 +1,7 @@
-"""The five operations a GPT-J is made of, rotation apart.
+"""The five operations of GPT-J, except the rotation.
 
-Weights are ``[out, in]`` and may be stored narrower than ``x``: each is widened to the dtype of ``x`` where it is used,
-so that a 16-bit checkpoint needs room for one wide matrix at a time.
+Weights are ``[out, in]`` and may be stored in a narrower dtype than ``x``: each is widened to the dtype of ``x`` when
+it is used, so a 16-bit checkpoint needs memory for one wide matrix at a time.
 """
 
 from __future__ import annotations

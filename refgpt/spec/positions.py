@@ -1,4 +1,4 @@
-"""Rotary position embedding as GPT-J has it: neighbouring pairs, and only the first dimensions of a head."""
+"""GPT-J's rotary position embedding: it rotates neighbouring pairs, and only the first dimensions of a head."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 def rotary_angles(positions: np.ndarray, d_rotary: int) -> np.ndarray:
-    """How far each pair is turned at each position, in radians. positions [t] -> [t, d_rotary / 2], float64.
+    """Rotation angle of each pair at each position, in radians. positions [t] -> [t, d_rotary / 2], float64.
 
-    Pair ``i`` turns by ``10000 ** (-2 i / d_rotary)`` a position: the first fastest, the last hardly at all.
+    Pair ``i`` turns by ``10000 ** (-2 i / d_rotary)`` per position: the first is the fastest, the last hardly turns.
     """
     per_position = 10000.0 ** (-np.arange(0, d_rotary, 2) / d_rotary)  # [r/2]
     return positions[:, None] * per_position  # [t, r/2]
@@ -17,16 +17,16 @@ def rotary_angles(positions: np.ndarray, d_rotary: int) -> np.ndarray:
 def rotate_pairs(x: np.ndarray, positions: np.ndarray, d_rotary: int) -> np.ndarray:
     """Turn the pairs (0, 1), (2, 3), ... of the first ``d_rotary`` dimensions of each head by its position's angles.
 
-    Turning both keeps the product of a query and a key dependent on the distance of their positions alone.
+    After the rotation, the product of a query and a key depends only on the distance of their positions.
 
     Parameters
     ----------
     x : ndarray [t, h, d]
         Queries or keys.
     positions : ndarray [t]
-        Place of each row in the text, from 0.
+        Position of each row in the text, from 0.
     d_rotary : int
-        Even; dimensions from there on pass unchanged.
+        Number of rotated dimensions, even; the others are unchanged.
 
     Returns
     -------

@@ -1,7 +1,7 @@
-"""Taps: ``tap(name, value) -> value`` is shown every named activation, and what it returns is used from there on.
+"""Taps: ``tap(name, value) -> value`` is called with every named activation; its return value replaces the activation.
 
-So one mechanism records, patches and forces. All engines fire the same names in the same order. A tap may have an
-attribute ``names``, the activations that it looks at or changes: an engine need not show it any other.
+One mechanism thus records, patches and forces activations. All engines call taps with the same names in the same order.
+A tap may have an attribute ``names``, the activations that it reads or changes: an engine need not pass it any others.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TapNames(NamedTuple):
     last: tuple[str, ...]
 
     def of(self, n_layer: int) -> list[str]:
-        """All names of a model of so many blocks: "embed", "blocks.0.ln", ..., "logits"."""
+        """All names for a model of ``n_layer`` blocks: "embed", "blocks.0.ln", ..., "logits"."""
         blocks = [f"blocks.{i}.{name}" for i in range(n_layer) for name in self.block]
         return [*self.first, *blocks, *self.last]
 
@@ -62,17 +62,17 @@ def tap_axes(name: str) -> str:
 
 
 def no_tap(name: str, value: np.ndarray) -> np.ndarray:
-    """Leave everything as it is."""
+    """Return the activation unchanged."""
     return value
 
 
 def prefixed(tap: Tap, prefix: str) -> Tap:
-    """A tap for one part of a model: it puts ``prefix`` before the names it hands to ``tap``."""
+    """A tap for one part of a model: it calls ``tap`` with ``prefix`` put before each name."""
     return lambda name, value: tap(prefix + name, value)
 
 
 def checked(tap: Tap, dtype: DTypeLike) -> Tap:
-    """``tap`` with its answers held to the shape they replace and turned into ``dtype``.
+    """``tap`` with checked results: each must have the activation's shape, and is cast to ``dtype``.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def checked(tap: Tap, dtype: DTypeLike) -> Tap:
 
 
 class Recorder:
-    """A tap that keeps a copy of what it is shown.
+    """A tap that keeps a copy of each activation.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ class Recorder:
     Attributes
     ----------
     trace : dict of str to ndarray
-        What was kept, in the order it was fired.
+        The copies, in the order of the forward pass.
     """
 
     def __init__(self, names: Collection[str] | None = None) -> None:

@@ -1,17 +1,17 @@
 """Tokenizers: text to ids and back.
 
-A model's directory may hold its tokenizer in more than one form; the first of these that is there counts:
+A model's directory may hold its tokenizer in several forms; the first of these that exists is used:
 
-1. ``tokenizer.json``: a byte-level BPE, with its added tokens and their exact rules;
-2. ``vocab.json`` and ``merges.txt``: the same in two files, with ``added_tokens.json`` for the added tokens;
-3. ``encoder.json`` and ``vocab.bpe``: the same under GPT-2's first names;
-4. ``tokenizer.model``: a sentencepiece model. It counts too where ``tokenizer.json`` is of another kind, since
-   converters write it a second time as one.
+1. ``tokenizer.json``: a byte-level BPE, with its added tokens and their exact rules; 2. ``vocab.json`` and
+``merges.txt``: the same in two files, with ``added_tokens.json`` for the added tokens; 3. ``encoder.json`` and
+``vocab.bpe``: the same under GPT-2's first names; 4. ``tokenizer.model``: a sentencepiece model. It is also used if
+``tokenizer.json`` is of another kind, because converters write a sentencepiece model a second time as
+``tokenizer.json``.
 
-``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json`` beside any form add tokens, and
-say how they are looked for in a text, whether a text begins with a space and which token ends it. The precedence, which
-is transformers', is in ``refgpt.tokenizers.settings``. ``model_max_length`` is not read: it is 1024 in GPT-J's although
-the model has 2048 positions.
+``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json`` beside any form add tokens, and say how
+these are found in a text, whether a text begins with a space, and which token ends it. The precedence is that of
+transformers; see ``refgpt.tokenizers.settings``. ``model_max_length`` is not read: it is 1024 in GPT-J's although the
+model has 2048 positions.
 
 A file of weights may also bring its own vocabulary: see ``tokenizer_of``.
 """
@@ -70,7 +70,7 @@ def find_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer | None:
     Returns
     -------
     Tokenizer or None
-        None if the directory has no file of any tokenizer.
+        None if the directory has no tokenizer file.
 
     Raises
     ------
@@ -81,7 +81,8 @@ def find_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer | None:
     with reading(directory, TokenizerError):  # a link that leads nowhere is there, and an error
         there = [[name for name in form if is_there(directory / name)] for form in FORMS]
     whole = [names for names, form in zip(there, FORMS, strict=True) if len(names) == len(form)]
-    best = next(filter(None, whole + there), None)  # half a pair only if nothing is whole: it then names its other half
+    # half a pair is used only if nothing is complete; its error then names the missing half
+    best = next(filter(None, whole + there), None)
     if best is None:
         return None
     try:
@@ -106,7 +107,8 @@ def tokenizer_of(vocabulary: Vocabulary, directory: Path) -> Tokenizer:
 
 
 def _load_file(path: Path) -> Tokenizer:
-    """Load by name; of two files that belong together either will do. A library is imported only when it is needed."""
+    """Load a file by its name. Of two files that belong together, either may be given. Libraries are imported when
+    needed."""
     form = next((form for form in FORMS if path.name in form), ())
     if len(form) == 2:
         from refgpt.tokenizers.byte_level_bpe import load_vocab_and_merges

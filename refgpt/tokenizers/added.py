@@ -1,4 +1,4 @@
-"""Added tokens in a text, for tokenizers that have no way of their own to look for them."""
+"""Finding added tokens in a text, for tokenizers that cannot do this themselves."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class AddedTokens:
     """
 
     def __init__(self, added: Mapping[str, Mapping[str, Any]]) -> None:
-        # A model without tokens drops all text between the added ones, which the offsets give back.
+        # An empty model drops all text between added tokens; the offsets recover it.
         self._library = tokenizers.Tokenizer(tokenizers.models.BPE())
         flags = {text: {flag: entry[flag] for flag in FLAGS} for text, entry in added.items()}
         self._library.add_tokens([tokenizers.AddedToken(text, **flags[text]) for text in added])
         self._ids = {self._library.token_to_id(text): entry["id"] for text, entry in added.items()}
 
     def split(self, text: str) -> Iterator[str | int]:
-        """The parts of a text in order: ids of added tokens, and the texts between; the first part is a text."""
+        """The parts of a text in order: ids of added tokens and the texts between them. The first part is a text."""
         encoding = self._library.encode(text, add_special_tokens=False)
         at = 0
         for found, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):

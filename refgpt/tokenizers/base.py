@@ -1,7 +1,7 @@
-"""What every tokenizer can do, and how bytes become text, once for all of them.
+"""The base class of all tokenizers, with the decoding of bytes to text.
 
-A token is a string of bytes, not of characters: "é" is two bytes and may be two tokens. So each tokenizer only says
-which bytes a token stands for, and the bytes of a text are joined before they are read as UTF-8.
+A token is a string of bytes, not of characters: "é" is two bytes and may be two tokens. So a tokenizer only gives the
+bytes of each token, and the bytes of a text are joined before they are decoded as UTF-8.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ class Tokenizer(ABC):
     eos_id : int or None
         The id that ends a text.
     source : str
-        The files that it was made of, for the reader.
+        The files it was loaded from, for display.
 
     Attributes
     ----------
     kind : str
-        What it is, for the reader.
+        The kind of tokenizer, for display.
     n_vocab : int
         The largest id that exists, plus one. A model's head may have more rows (GPT-2's vocabulary has 50257 tokens,
         GPT-J's head 50400 rows), and those ids mean no text.
     exists : ndarray [n_vocab] of bool
-        Which ids below that exist, for a vocabulary may have gaps: whoever samples leaves out the others.
+        Which ids below ``n_vocab`` exist, since a vocabulary may have gaps. The others are never sampled.
     eos_id : int or None
         The id that ends a text, if there is one.
     n_rows : int or None
-        How many rows the head of its model has, see ``fit``; None if no model is known.
+        Number of rows of the model's head (see ``fit``); None if no model is known.
     """
 
     kind = "a vocabulary"
@@ -60,9 +60,9 @@ class Tokenizer(ABC):
         self.n_rows: int | None = None
 
     def fit(self, n_rows: int) -> None:
-        """Note how many rows the head of the model has that this tokenizer is for.
+        """Store the number of rows of the model's head.
 
-        From then on a text that holds a token without a row is refused.
+        From then on, texts with a token that has no row are refused.
 
         Raises
         ------
@@ -87,7 +87,7 @@ class Tokenizer(ABC):
         self.n_rows = n_rows
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text: all of it, with nothing cut off, padded or added.
+        """The ids of the whole text; nothing is truncated, padded or added.
 
         Parameters
         ----------
@@ -100,8 +100,8 @@ class Tokenizer(ABC):
         Raises
         ------
         TokenizerError
-            If ``text`` is no ``str``, or holds a lone surrogate (which is no character) or a character that the
-            vocabulary cannot spell, or a token for which the model has no row.
+            If ``text`` is not a ``str``, or contains a lone surrogate, a character that the vocabulary cannot
+            represent, or a token for which the model has no row.
         """
         if not isinstance(text, str):
             raise TokenizerError("only text can be encoded", where="encode", got=type(text).__name__, wanted="str")
@@ -123,18 +123,18 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _encode(self, text: str) -> list[int]:
-        """The ids of a text that is known to be valid."""
+        """The ids of a valid text."""
 
     def describe(self) -> str:
-        """What it is and where it was found: "byte-level BPE, 50257 ids, from tokenizer.json"."""
+        """Its kind and source, for display: "byte-level BPE, 50257 ids, from tokenizer.json"."""
         return f"{self.kind}, {self.n_vocab} ids" + (f", from {self._source}" if self._source else "")
 
     def files(self) -> dict[str, bytes]:
-        """Names and contents of what makes this tokenizer again in a model's directory; {} if nothing can."""
+        """Names and contents of files that recreate this tokenizer in a model's directory; {} if that is impossible."""
         return {}
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; bytes that are no valid UTF-8 become U+FFFD.
+        """The text of some ids; bytes that are not valid UTF-8 become U+FFFD.
 
         Parameters
         ----------
@@ -162,19 +162,20 @@ class Tokenizer(ABC):
         return StreamDecoder(self.token_bytes)
 
     def has(self, token_id: int) -> bool:
-        """Whether an id stands for a token: a vocabulary may have gaps, and a head more rows than it has ids."""
+        """Whether an id has a token. A vocabulary may have gaps, and a head may have more rows than the vocabulary has
+        ids."""
         try:
             return operator.index(token_id) in self._tokens
-        except TypeError:  # no whole number
+        except TypeError:  # not a whole number
             return False
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that an id stands for.
+        """The bytes of an id's token.
 
         Raises
         ------
         TokenizerError
-            If the id does not exist: negative, beyond the vocabulary, in a gap of it, or no whole number.
+            If the id does not exist: negative, beyond the vocabulary, in a gap, or not a whole number.
         """
         try:
             if isinstance(token_id, bool):
@@ -186,14 +187,14 @@ class Tokenizer(ABC):
 
 
 class StreamDecoder:
-    """Ids in, text out, as soon as the text is certain and never half a character.
+    """Decodes ids one at a time. Text is returned as soon as it is certain, and only whole characters.
 
-    What ``push`` and ``finish`` return, joined, is what ``decode`` makes of the same ids.
+    The results of ``push`` and ``finish``, joined, equal ``decode`` of the same ids.
 
     Parameters
     ----------
     to_bytes : callable
-        From an id to its bytes; called once an id, in order.
+        Returns the bytes of an id; called once for each id, in order.
     """
 
     def __init__(self, to_bytes: Callable[[int], bytes]) -> None:
@@ -201,15 +202,15 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """The text that this id makes certain; it may be empty.
+        """The text that becomes certain with this id; it may be empty.
 
         Raises
         ------
         TokenizerError
-            If the id does not exist; the decoder then stays as it was.
+            If the id does not exist; the decoder is then unchanged.
         """
         return self._utf8.decode(self._to_bytes(token_id))
 
     def finish(self) -> str:
-        """The end of the text: U+FFFD if it stops in the midst of a character, else empty."""
+        """The end of the text: U+FFFD if it ends within a character, otherwise empty."""
         return self._utf8.decode(b"", final=True)

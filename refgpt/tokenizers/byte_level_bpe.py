@@ -1,8 +1,8 @@
-"""GPT-2's byte-level BPE, which GPT-J uses with 143 tokens more (``<|extratoken_1|>`` and on).
+"""GPT-2's byte-level BPE, which GPT-J uses with 143 additional tokens (``<|extratoken_1|>`` and so on).
 
-The vocabulary spells every byte as one printable letter, so that JSON can hold it: a space is "Ġ", a newline "Ċ".
-Splitting and merging are the work of the tokenizers library; this file reads what models ship, hands the library what
-belongs to encoding, and keeps the bytes of every token for the way back.
+The vocabulary spells every byte as one printable letter, so that JSON can hold it: a space is "Ġ", a newline "Ċ". The
+tokenizers library does the splitting and merging. This module reads the models' files, gives the library the parts
+needed for encoding, and keeps the bytes of every token for decoding.
 """
 
 from __future__ import annotations
@@ -48,28 +48,28 @@ class ByteLevelBPE(Tokenizer):
     """A byte-level BPE from files, see `load_tokenizer_json` and `load_vocab_and_merges`.
 
     Special tokens are text like any other: "<|endoftext|>" in a text becomes its id, and that id becomes its text
-    again, so that ``decode(encode(text)) == text`` for every text, unless the tokenizer's file itself asks for a change
-    of the text (a normalizer, a prefixed space, or added tokens that swallow the white space around them).
+    again, so that ``decode(encode(text)) == text`` for every text, unless the tokenizer's file itself changes the text
+    (by a normalizer, a prefixed space, or added tokens that absorb the white space around them).
 
     Parameters
     ----------
     description : dict
         The contents of a tokenizer.json. Its truncation, padding, dropout and post-processor are left out.
     path : Path
-        Where it came from, for errors.
+        The file, for errors.
     source : str
-        The same for the reader.
+        The file's name, for display.
     settings : Settings, optional
-        What the files beside it say.
+        The settings from the files beside it.
 
     Attributes
     ----------
     vocab : dict of str to int
         Ids by token in letters, and by text for added tokens.
     merges : list of str
-        Pairs in letters with a space between, the most urgent first.
+        Pairs in letters with a space between, in order of priority.
     added : dict of int to str
-        The tokens that are looked for in a text before anything else.
+        The tokens that are searched for in a text first.
     """
 
     kind = "byte-level BPE"
@@ -96,8 +96,8 @@ class ByteLevelBPE(Tokenizer):
         self.added = {vocab[content]: content for content in added}
         self.vocab = vocab
 
-        # A byte whose letter is not in the vocabulary would be dropped in silence: this token, which no text spells,
-        # stands in for it.
+        # A byte whose letter is not in the vocabulary would be dropped silently. This token, which no text contains,
+        # marks it.
         missing = "\0" * (1 + max(map(len, vocab), default=0))
         self._missing_id = max(vocab.values(), default=-1) + 1
         self._description: dict[str, Any] = {
@@ -123,7 +123,7 @@ class ByteLevelBPE(Tokenizer):
         super().__init__(tokens, None if last is None else vocab[last], source)
 
     def files(self) -> dict[str, bytes]:
-        """A tokenizer.json, with what else transformers looks for."""
+        """A tokenizer.json, and the other files that transformers reads."""
         settings: dict[str, Any] = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": self._adds_prefix_space()}
         found = {"tokenizer.json": self._description, "tokenizer_config.json": settings}
         if self.eos_id is not None:
@@ -161,7 +161,7 @@ def load_vocab_and_merges(vocab_path: Path, merges_path: Path) -> ByteLevelBPE:
     vocab_path : Path
         A JSON object from token to id.
     merges_path : Path
-        One merge a line, two tokens with a space between, the most urgent first; a first line "#version" is skipped.
+        One merge per line, two tokens with a space between, in order of priority; a first line "#version" is skipped.
     """
     model = {"vocab": read_json_object(vocab_path), "merges": read_merges(merges_path)}
     description = {"pre_tokenizer": BYTE_LEVEL, "model": model}
@@ -169,7 +169,7 @@ def load_vocab_and_merges(vocab_path: Path, merges_path: Path) -> ByteLevelBPE:
 
 
 def _of_directory(description: dict[str, Any], *paths: Path) -> ByteLevelBPE:
-    """Made of these files, and of what else their directory says."""
+    """Build the tokenizer from these files and the settings in their directory."""
     settings = read_directory(paths[0].parent)
     source = listed([path.name for path in paths] + [settings.source] * bool(settings.source))
     tokenizer = ByteLevelBPE(description, paths[0], source, settings)
@@ -184,7 +184,8 @@ def read_merges(path: Path) -> list[str]:
 
 
 def _refuse_other_kinds(description: dict[str, Any], model: dict[str, Any], path: Path) -> None:
-    """Refuse what is no byte-level BPE; old files do not name the type of their model, so a list of merges counts."""
+    """Refuse tokenizers other than a byte-level BPE. Old files do not name the model's type; a list of merges then
+    suffices."""
     kind = model.get("type", "BPE" if "merges" in model else "unnamed")
     split = description.get("pre_tokenizer")
     steps = split.get("pretokenizers") if isinstance(split, dict) and split.get("type") == "Sequence" else [split]
@@ -202,7 +203,7 @@ def _refuse_other_kinds(description: dict[str, Any], model: dict[str, Any], path
 
 
 def _checked_merges(merges: object, vocab: dict[str, int], path: Path) -> list[str]:
-    """Merges as "a b", from that or ["a", "b"], of which both parts and the whole are in the vocabulary."""
+    """Merges in the form "a b", from that or ["a", "b"]. Both parts and the result must be in the vocabulary."""
     checked = []
     for merge in expect(merges, list, "merges", path):
         pair = merge.split(" ") if isinstance(merge, str) else merge
@@ -220,7 +221,7 @@ def _checked_merges(merges: object, vocab: dict[str, int], path: Path) -> list[s
 
 
 def _with_prefix_space(step: dict[str, Any], add: bool | None) -> dict[str, Any]:
-    """A pre-tokenizer whose byte-level step begins a text with a space, or does not; None changes nothing."""
+    """A pre-tokenizer whose byte-level step adds a space before a text, or does not; None changes nothing."""
     if add is None:
         return step
     if step["type"] == "Sequence":
@@ -229,7 +230,7 @@ def _with_prefix_space(step: dict[str, Any], add: bool | None) -> dict[str, Any]
 
 
 def _added_tokens(description: dict[str, Any], path: Path) -> list[dict[str, Any]]:
-    """The tokens that tokenizer.json has looked for in a text before anything else."""
+    """The added tokens of a tokenizer.json, which are searched for in a text first."""
     entries: list[dict[str, Any]] = expect(description.get("added_tokens") or [], list, "added_tokens", path)
     for entry in entries:
         content = expect(

@@ -1,16 +1,16 @@
-"""The texts that a sentencepiece model puts into others, checked before the library sees the model.
+"""Checks of the texts that a sentencepiece model inserts, made before the library reads the model.
 
-A normalizer's table may write megabytes for one letter, and so may the mark of an unknown piece. A model is a
-serialised protocol buffer; only the few fields that hold such texts are read here.
+A normalizer's table can replace one letter by megabytes, and so can the mark of unknown pieces. A model is a serialised
+protocol buffer; only the few fields with such texts are read here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-#: In bytes. The longest of Unicode's normal forms has 33 (of U+FDFA); the usual mark of the unknown has 5.
+#: Longest allowed text, in bytes. Unicode's longest normal form has 33 (for U+FDFA); the usual unknown mark has 5.
 LONGEST = 256
-#: Fields of ``sentencepiece_model.proto``: of a model, and within.
+#: Field numbers of ``sentencepiece_model.proto``: of the model, and of its parts.
 TRAINER, NORMALIZER, DENORMALIZER = 2, 3, 5
 CHARSMAP, UNKNOWN_SURFACE = 2, 44
 
@@ -21,7 +21,7 @@ def check_texts(model: bytes) -> None:
     Raises
     ------
     ValueError
-        If one is too long, or the model has a form of field that no model has.
+        If a text is too long, or a field has a form that no real model uses.
     """
     for number, content in _fields(model):
         for inner, raw in _fields(content) if number in (TRAINER, NORMALIZER, DENORMALIZER) else ():
@@ -36,7 +36,7 @@ def check_texts(model: bytes) -> None:
 
 
 def _fields(raw: bytes) -> Iterator[tuple[int, bytes]]:
-    """Numbers and contents of the fields that have a length; it ends where the library will find damage."""
+    """Numbers and contents of the fields that have a length. Stops at damage, which the library will report."""
     at = 0
     while at < len(raw):
         tag, at = _number(raw, at)
@@ -54,7 +54,7 @@ def _fields(raw: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _number(raw: bytes, at: int) -> tuple[int, int]:
-    """A number of a few bytes, seven bits each, and where it ends."""
+    """Decode a number of a few bytes, seven bits each. Also returns where it ends."""
     value = shift = 0
     while at < len(raw) and shift < 70:
         value |= (raw[at] & 127) << shift

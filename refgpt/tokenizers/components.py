@@ -1,9 +1,9 @@
-"""What a tokenizer.json may ask of the tokenizers library, checked before the library sees it.
+"""Limits on a tokenizer.json, checked before the tokenizers library reads it.
 
-A few hundred bytes can ask for gigabytes: normalizers that each multiply a text, a table whose header names its own
-size, a pattern that backtracks without end. So the steps that GPT-J and its relatives use are allowed, within bounds,
-and every other is refused by its name. Models, decoders, post-processors, truncation and padding are never handed on:
-see ``ByteLevelBPE``.
+A few hundred bytes can cause an allocation of gigabytes: normalizers that each multiply a text, a table whose header
+states its own size, a pattern that backtracks endlessly. So the steps that GPT-J and related models use are allowed,
+within limits, and all others are refused by name. Models, decoders, post-processors, truncation and padding are never
+passed on: see ``ByteLevelBPE``.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from typing import Any
 from refgpt._common.errors import TokenizerError
 from refgpt._common.wording import listed, shown
 
-#: Steps of a sequence, sequences within it included; no published tokenizer of the family has more than six.
+#: Most steps of a sequence, including nested sequences; published tokenizers have at most six.
 MOST_STEPS = 16
-#: How many times as long all normalizers together may make a text.
+#: Largest factor by which all normalizers together may lengthen a text.
 MOST_GROWTH = 16
-#: Letters of a text that a step inserts or looks for.
+#: Most letters of a text that a step inserts or searches for.
 MOST_LETTERS = 256
-#: Letters of a regular expression; those of published tokenizers have a few hundred.
+#: Most letters of a regular expression; published tokenizers use a few hundred.
 MOST_LETTERS_OF_PATTERN = 4096
-#: In one alternative of a regular expression: repetitions without a bound, since each raises the power of the time
-#: that a text takes, and optional parts, each of which doubles it.
+#: Limits for one alternative of a regular expression: unbounded repetitions (each raises the exponent of the running
+#: time) and optional parts (each doubles the time).
 MOST_REPEATS, MOST_OPTIONAL = 2, 4
 
-#: Normalizers that need no bound: applied again and again they change nothing more.
+#: Normalizers that need no limit: applying them again changes nothing.
 PLAIN_NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "Strip", "StripAccents")
 PLAIN_SPLITS = ("Digits", "Punctuation", "Whitespace", "WhitespaceSplit")
-#: Each spells the text anew, and a second one would spell the first one's letters.
+#: Steps allowed only once: each rewrites the text in its own letters, and a second would rewrite those letters.
 ONCE = ("ByteLevel", "Metaspace")
 
 FIX = "use the tokenizer that came with the model, or remove this step if you trust the file"
 
 
 def check_components(description: dict[str, Any], path: Path) -> None:
-    """Refuse what a tokenizer.json may not ask for.
+    """Refuse a tokenizer.json with steps that are not allowed.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def check_components(description: dict[str, Any], path: Path) -> None:
     Raises
     ------
     TokenizerError
-        Naming the first step that is not allowed or beyond its bounds.
+        Names the first step that is not allowed or exceeds a limit.
     """
     growth = 1
     for step in _steps(description.get("normalizer"), "normalizer", "normalizers", path):
@@ -78,7 +78,7 @@ def check_components(description: dict[str, Any], path: Path) -> None:
 
 
 def _steps(value: object, what: str, inner: str, path: Path) -> Iterator[dict[str, Any]]:
-    """The steps of a component in order, those of sequences too; each has a type that is a name."""
+    """The steps of a component in order, including those of nested sequences. Each has a type."""
     waiting, n_steps = [] if value is None else [value], 0
     while waiting:
         step = waiting.pop(0)
@@ -104,7 +104,7 @@ def _steps(value: object, what: str, inner: str, path: Path) -> Iterator[dict[st
 
 
 def _growth_of(step: dict[str, Any], path: Path) -> int:
-    """How many times as long one normalizer may make a text, rounded up."""
+    """Largest factor by which one normalizer may lengthen a text, rounded up."""
     kind = step["type"]
     if kind == "Prepend":
         _text(step, kind, "prepend", path)
@@ -139,7 +139,7 @@ def _text(step: dict[str, Any], kind: str, key: str, path: Path, least: int = 1)
 
 
 def _check_pattern(step: dict[str, Any], kind: str, path: Path) -> str | None:
-    """What a step looks for: the text itself, or None if that is a regular expression, which is then harmless."""
+    """The text that a step searches for, or None for a regular expression. Raises an error if that is not harmless."""
     pattern = step.get("pattern")
     if isinstance(pattern, dict) and pattern.keys() == {"String"}:
         return _text(pattern, f"the pattern of {kind}", "String", path)
@@ -162,7 +162,7 @@ def _check_pattern(step: dict[str, Any], kind: str, path: Path) -> str | None:
     return None
 
 
-#: The parts of a regular expression, each as its own kind. A class may hold classes.
+#: The parts of a regular expression, by kind. A class may contain classes.
 _PARTS: dict[str, str] = {
     "reference": r"\\(?:[1-9kg])",
     "escape": r"\\(?:[pP]\{[^}]*\}|x\{[^}]*\}|.)",
@@ -179,10 +179,10 @@ _PART = re.compile("|".join(f"(?P<{name}>{part})" for name, part in _PARTS.items
 
 
 def fault_of_regex(pattern: str) -> str:
-    """Why a regular expression may take time without bound; "" if it cannot.
+    """Why a regular expression might run without a time limit; "" if it cannot.
 
-    What remains takes at most the cube of the length of a text, and its square if no letter fits two repetitions that
-    stand side by side: groups are not repeated, nothing refers back, and an alternative has few repetitions.
+    The accepted expressions take at most time cubic in the length of a text, or quadratic if no letter matches two
+    adjacent repetitions: groups are not repeated, there are no back references, and an alternative has few repetitions.
     """
     if len(pattern) > MOST_LETTERS_OF_PATTERN:
         return f"it has {len(pattern)} letters, more than {MOST_LETTERS_OF_PATTERN}"
@@ -229,7 +229,7 @@ def fault_of_regex(pattern: str) -> str:
 
 
 def _end_of_class(pattern: str, at: int) -> int | None:
-    """Where a class that has been opened before ``at`` ends; None if it does not."""
+    """Where a character class that was opened before ``at`` ends; None if it does not end."""
     depth = 1
     while depth and at < len(pattern):
         letter = pattern[at]

@@ -1,4 +1,4 @@
-"""The tokenizer of a file of weights that brings a vocabulary, with merges or without."""
+"""Tokenizers for files of weights that contain a vocabulary, with or without merges."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MERGES = "merges.txt"
 def embedded_tokenizer(
     vocabulary: Vocabulary, directory: Path, find_beside: Callable[[Path], Tokenizer | None]
 ) -> Tokenizer:
-    """A tokenizer of a file's vocabulary and, where that has no merges, of what lies beside the file.
+    """A tokenizer from a file's vocabulary and, if that has no merges, from the files beside it.
 
-    A tokenizer's whole file inside counts first. Else merges come from the vocabulary itself, else from a merges.txt;
-    else a whole tokenizer in the directory does, if it gives every token the same id; else the longest token counts,
-    which is said aloud.
+    A complete tokenizer file inside is used first. Otherwise merges come from the vocabulary itself, then from a
+    merges.txt. Otherwise a complete tokenizer in the directory is used, if it gives every token the same id. Otherwise
+    texts are split greedily into the longest tokens, with a warning.
 
     Parameters
     ----------
@@ -67,14 +67,14 @@ def embedded_tokenizer(
 
 
 def _of_files(vocabulary: Vocabulary) -> Tokenizer:
-    """Of a tokenizer.json or a tokenizer.model inside; the token that ends a text is the vocabulary's."""
+    """A tokenizer from an embedded tokenizer.json or tokenizer.model, with the vocabulary's end-of-text token."""
     path, eos = vocabulary.path, ""
     if vocabulary.eos_id is not None and vocabulary.eos_id < len(vocabulary.tokens):
         eos = (vocabulary.tokens[vocabulary.eos_id] or b"").decode("utf-8", "replace")
     for name, content in vocabulary.files.items():
         if len(content) > MOST_BYTES:
             raise TokenizerError(
-                "the file is far too large for what it should say",
+                "the file is far too large for its purpose",
                 where=f"{path}, {name}",
                 got=f"{len(content)} bytes",
                 wanted=f"at most {MOST_BYTES} bytes",
@@ -95,7 +95,7 @@ def _of_files(vocabulary: Vocabulary) -> Tokenizer:
 
 
 def _tokens(vocabulary: Vocabulary) -> dict[int, bytes]:
-    """The bytes of each id that means a text; one that repeats another's means none of its own."""
+    """The bytes of each id that has a text. An id that repeats another's text is left out."""
     found: dict[bytes, int] = {}
     special = vocabulary.special or frozenset()
     for token_id, token in enumerate(vocabulary.tokens):
@@ -114,7 +114,7 @@ def _tokens(vocabulary: Vocabulary) -> dict[int, bytes]:
 
 
 def _agrees(beside: Tokenizer, tokens: dict[int, bytes]) -> bool:
-    """Whether a tokenizer means the same by every id that both have, and has most of them."""
+    """Whether a tokenizer has the same token for every common id, and has most of the ids."""
     shared = [token_id for token_id in tokens if beside.has(token_id)]
     return 2 * len(shared) > len(tokens) and all(beside.token_bytes(n) == tokens[n] for n in shared)
 
@@ -129,7 +129,7 @@ def _with_merges(
     for token_id in sorted(special & tokens.keys()):
         try:
             added[tokens[token_id].decode()] = token_id
-        except UnicodeDecodeError:  # no text spells it
+        except UnicodeDecodeError:  # no text contains it
             continue
     spelt = {letters_of_bytes(tokens[n]): n for n in tokens.keys() - added.values()}
     description = {"pre_tokenizer": BYTE_LEVEL, "model": {"type": "BPE", "vocab": spelt, "merges": list(merges)}}

@@ -11,9 +11,9 @@ from refgpt._common import small_files
 from refgpt._common.errors import TokenizerError, is_foreign
 from refgpt._common.wording import FRESH_COPY
 
-#: Of a vocabulary, merges or model: GPT-JT's tokenizer.json, the largest of the family, has 2.1 MB.
+#: Size limit for a vocabulary, merges or model. The largest known, GPT-JT's tokenizer.json, has 2.1 MB.
 MOST_BYTES = 8 << 20
-#: Of what only names or adds some tokens.
+#: Size limit for files that only name or add some tokens.
 MOST_BYTES_OF_SETTINGS = small_files.LARGEST_JSON
 
 
@@ -22,16 +22,16 @@ LIBRARIES = ("tokenizers", "sentencepiece", "json")
 
 
 class OtherKind(TokenizerError):
-    """The file is a tokenizer's, but of a kind that is not read; another file beside it may do."""
+    """The file is a tokenizer of an unsupported kind; another file beside it may be usable."""
 
 
 def read_bytes(path: Path) -> bytes:
-    """A whole file; ``TokenizerError`` if that cannot be, see ``refgpt._common.small_files``."""
+    """Read a whole file. Raises a ``TokenizerError``; see ``refgpt._common.small_files``."""
     return small_files.read_bytes(path, TokenizerError, MOST_BYTES)
 
 
 def read_text(path: Path) -> str:
-    """A whole file of UTF-8, without a byte-order mark; ``TokenizerError`` if it is anything else."""
+    """Read a whole UTF-8 file without its byte-order mark. Raises a ``TokenizerError``."""
     try:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -39,17 +39,17 @@ def read_text(path: Path) -> str:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object; ``TokenizerError`` if the file is anything else, see ``refgpt._common.small_files``."""
+    """Read a JSON object. Raises a ``TokenizerError``; see ``refgpt._common.small_files``."""
     return small_files.read_json(path, TokenizerError, MOST_BYTES)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The same of a file that is small beside a vocabulary."""
+    """Like ``read_json_object``, for files that are much smaller than a vocabulary."""
     return small_files.read_json(path, TokenizerError, MOST_BYTES_OF_SETTINGS)
 
 
 def expect(value: Any, kind: type[dict] | type[list] | type[str], what: str, where: Path) -> Any:
-    """``value``, if it is of the JSON type wanted; ``TokenizerError`` if not."""
+    """Return ``value`` if it has the wanted JSON type, otherwise raise a ``TokenizerError``."""
     if not isinstance(value, kind):
         got, wanted = type(value).__name__, kind.__name__
         raise TokenizerError(f"{what} is of the wrong JSON type", where=where, got=got, wanted=wanted, fix=FRESH_COPY)
@@ -58,10 +58,10 @@ def expect(value: Any, kind: type[dict] | type[list] | type[str], what: str, whe
 
 @contextmanager
 def faults_named(what: str, where: object) -> Iterator[None]:
-    """Turn whatever a library raises into a ``TokenizerError``.
+    """Turn a library's exceptions into a ``TokenizerError``.
 
-    A panic in Rust code arrives as a child of ``BaseException``, so ``except Exception`` would let it through. What
-    comes from elsewhere while the library works, such as a signal handler's TimeoutError, stays what it is.
+    A panic in Rust code arrives as a subclass of ``BaseException``, so ``except Exception`` would not catch it.
+    Exceptions from elsewhere, such as a signal handler's TimeoutError, pass unchanged.
     """
     try:
         yield

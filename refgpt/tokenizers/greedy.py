@@ -1,8 +1,8 @@
 """Segmentation without merges: the longest token first, from left to right.
 
-That is what ggml's programs do with a file that has a vocabulary and nothing else (``gpt_tokenize``). It is not what
-the model was trained with: "strawberries" may become other pieces than BPE's. Words are split by GPT-2's pattern, whose
-letters are Unicode's here; ggml's are the locale's, most often ASCII's.
+ggml's programs do this for a file that has only a vocabulary (``gpt_tokenize``). The model was not trained with it:
+"strawberries" may be split differently by BPE. Words are split by GPT-2's pattern with Unicode's letters; ggml uses the
+locale's letters, usually ASCII.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from refgpt._common.wording import FRESH_COPY
 from refgpt.tokenizers.base import Tokenizer
 from refgpt.tokenizers.files import faults_named
 
-#: How the family spells tokens that stand for no text of their own, "<|endoftext|>" first of all.
+#: The form of tokens without a text of their own, such as "<|endoftext|>".
 SPECIAL = re.compile(rb"<\|\w+\|>")
-#: The same in a text. No two of them overlap.
+#: The same form within a text. Matches never overlap.
 SPECIAL_IN_TEXT = re.compile(SPECIAL.pattern.decode(), re.ASCII)
-#: A longer token is of no use in a text, and looking for it would cost time at every letter.
+#: Longer tokens are ignored: searching for them would cost time at every letter.
 LONGEST_TOKEN = 256
 
 
 class GreedyTokenizer(Tokenizer):
     """A vocabulary of bytes, without merges.
 
-    Tokens of the form "<|...|>" in a text become their ids, whole, as everywhere here.
+    Tokens of the form "<|...|>" in a text become their ids, as in all tokenizers of this package.
 
     Parameters
     ----------
     tokens : mapping of int to bytes
-        Of tokens that are there twice, encoding uses the first.
+        If a token occurs twice, encoding uses the first.
     eos_id : int or None
         The id that ends a text.
     path : Path
-        Where they come from, for errors.
+        Their file, for errors.
     """
 
     kind = "greedy"

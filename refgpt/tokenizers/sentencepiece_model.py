@@ -1,4 +1,4 @@
-"""Sentencepiece models (tokenizer.model): the library encodes; decoding is its own rules, made to work id by id."""
+"""Sentencepiece models (tokenizer.model): the library encodes; decoding follows its rules, but works id by id."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from refgpt.tokenizers.charsmap import check_texts
 from refgpt.tokenizers.files import faults_named, read_bytes
 from refgpt.tokenizers.settings import FLAGS, NOTHING_SAID, Settings, give_ids, read_directory, warn_of_ignored
 
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how pieces spell a space: U+2581
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # stands for a space in pieces: U+2581
 
 #: Appended to a serialised model, these change its normalizer: messages of one field are merged, the last value counts.
 DUMMY_PREFIX = {False: b"\x1a\x02\x18\x00", True: b"\x1a\x02\x18\x01"}
@@ -39,32 +39,32 @@ def load_model(path: Path) -> SentencePieceTokenizer:
 class SentencePieceTokenizer(Tokenizer):
     """A sentencepiece model from a file.
 
-    Control tokens such as "</s>" decode to nothing, the unknown token to the model's own mark, " ⁇ " by default. What a
-    model drops or changes in normalising stays so; and U+2581 in a text comes back as a space from any model, because
-    that is how pieces spell spaces. Decoding what was encoded gives what the library gives. On other ids it differs in
-    two points, to be like every tokenizer here: broken UTF-8 from byte pieces becomes one U+FFFD a sequence, not one a
-    byte, and a control token between two bytes of a character does not break it.
+    Control tokens such as "</s>" decode to nothing, the unknown token to the model's own mark, " ⁇ " by default.
+    Changes by the model's normalizer are not undone, and U+2581 in a text is decoded as a space, because pieces use it
+    for spaces. Decoding an encoded text gives the library's result. For other ids it differs in two points, like all
+    tokenizers of this package: invalid UTF-8 from byte pieces becomes one U+FFFD per sequence, not one per byte, and a
+    control token between two bytes of a character does not break it.
 
-    Added tokens are looked for in a text first. What stands before the first of them is encoded as the model says, what
-    follows one as the middle of a text: no space is put before it and none is taken away.
+    Added tokens are searched for in a text first. The text before the first of them is encoded according to the model;
+    text after one is encoded as the middle of a text: no space is added before it or removed.
 
     Parameters
     ----------
     model : bytes
         The contents of a tokenizer.model.
     path : Path
-        Where it came from, for errors.
+        The file, for errors.
     source : str
-        The same for the reader.
+        The file's name, for display.
     settings : Settings, optional
-        What the files beside it say.
+        The settings from the files beside it.
 
     Attributes
     ----------
     vocab : dict of str to int
         Ids by piece and by added token.
     added_tokens : dict of str to dict
-        The tokens that are looked for in a text before anything else, each with its id and flags.
+        The tokens that are searched for in a text first, each with its id and flags.
     """
 
     kind = "sentencepiece"
@@ -78,7 +78,7 @@ class SentencePieceTokenizer(Tokenizer):
             self._library = library = _loaded(model)
             pieces = {library.id_to_piece(n): n for n in range(library.get_piece_size())}
             tokens = {n: self._plain_bytes(n, piece) for piece, n in pieces.items()}
-            # A model either keeps the spaces at the start of a text, takes one away, or all of them.
+            # A model either keeps the spaces at the start of a text, removes one, or removes all of them.
             self._takes_all_spaces = SPACE in pieces and library.decode([pieces[SPACE]] * 2) == ""
         if not tokens:
             raise TokenizerError("the model has no pieces", where=path, fix=FRESH_COPY)
@@ -98,7 +98,7 @@ class SentencePieceTokenizer(Tokenizer):
         super().__init__(tokens, eos_ids[0] if eos_ids else None, source)
 
     def files(self) -> dict[str, bytes]:
-        """The model itself, the name of the token that ends a text, and the added tokens."""
+        """The model itself, the name of the end-of-text token, and the added tokens."""
         found = {"tokenizer.model": self._model}
         settings: dict[str, Any] = {}
         if self.eos_id is not None:
@@ -137,7 +137,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self.token_bytes(token_id).decode()
 
     def _plain_bytes(self, token_id: int, piece: str) -> bytes:
-        """What a piece stands for anywhere but at the start of a text."""
+        """The bytes of a piece anywhere except at the start of a text."""
         if self._library.is_byte(token_id):
             return bytes([int(piece[1:-1], 16)])  # "<0x0A>"
         if self._library.is_control(token_id) or self._library.is_unknown(token_id):
@@ -145,7 +145,7 @@ class SentencePieceTokenizer(Tokenizer):
         return piece.replace(SPACE, " ").encode()
 
     def _first_bytes(self, token_id: int) -> bytes:
-        """What a piece stands for at the start of a text."""
+        """The bytes of a piece at the start of a text."""
         text: str = self._library.decode([token_id])
         return text.encode()
 
@@ -185,7 +185,7 @@ def _loaded(model: bytes) -> Any:
 
 
 def _added(settings: Settings, pieces: Mapping[str, int], path: Path) -> dict[str, dict[str, Any]]:
-    """The added tokens of a model; those that have a piece of their own keep its id."""
+    """The added tokens of a model. A token that is also a piece keeps the piece's id."""
     ids = dict(pieces)
     owners = {n: piece for piece, n in pieces.items()}
     added = dict(settings.added)

@@ -1,4 +1,4 @@
-"""What the small files beside a tokenizer say, by transformers' precedence.
+"""Settings from the small files beside a tokenizer, with transformers' precedence.
 
 ========================  ==============================================================================================
 said of                   by
@@ -11,8 +11,8 @@ special tokens            tokenizer_config.json; where it has no ``added_tokens_
 space before a text       ``add_prefix_space`` of tokenizer_config.json, then tokenizer.json
 ========================  ==============================================================================================
 
-So special_tokens_map.json and added_tokens.json are of no account beside an ``added_tokens_decoder``, which tells all
-that they do. Where transformers 5.24 and its predecessors differ, it is the former.
+So special_tokens_map.json and added_tokens.json are ignored beside an ``added_tokens_decoder``, which contains the same
+information. Where transformers 5.24 differs from earlier versions, this follows 5.24.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from refgpt.tokenizers.files import expect, read_settings
 
 log = logging.getLogger("refgpt")
 
-#: How an added token is looked for: as a word by itself, with the white space on its left or right, in the normalized
-#: text, and whether it is special, which means control rather than text.
+#: How an added token is searched for: as a separate word, with the white space on its left or right, in the normalized
+#: text; and whether it is special, a control token instead of text.
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 #: The special tokens that have a name, in transformers' order.
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-#: Lists of further ones, the old key and the new.
+#: Keys of lists of further special tokens, the old key and the new one.
 FURTHER = ("additional_special_tokens", "extra_special_tokens")
-#: Classes that take a tokenizer.json as it is; all others of GPT-2's kin set its prefix space anew.
+#: Classes that use a tokenizer.json unchanged; all other GPT-2-like classes set its prefix space again.
 AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 GPT2 = ("GPT2Tokenizer", "GPT2TokenizerFast")
-#: In bytes: the library's table of added tokens takes up to a kilobyte for each.
+#: Longest added token, in bytes: the library's table of added tokens takes up to a kilobyte for each byte.
 LONGEST_ADDED = 1024
 
 Entry = dict[str, Any]
@@ -50,20 +50,20 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a directory's settings say about its tokenizer.
+    """A directory's settings for its tokenizer.
 
     Attributes
     ----------
     added : dict of str to dict
         Added tokens by their text, each with its id and all ``FLAGS``.
     special : dict of str to dict
-        Special tokens by their text, each with all ``FLAGS`` but without an id: it is the vocabulary's.
+        Special tokens by their text, each with all ``FLAGS`` but without an id; the vocabulary has the ids.
     further : tuple of str
-        Those of them that get the next free id if the vocabulary lacks them.
+        The special tokens that get the next free id if the vocabulary lacks them.
     eos : tuple of str
-        The token that ends a text: the first of these that the vocabulary has.
+        Candidates for the end-of-text token; the first one in the vocabulary is used.
     add_prefix_space : bool or None
-        Whether a text begins with a space that is added; None if nothing is said.
+        Whether a space is added before a text; None if the files do not say.
     source : str
         The file that the added tokens come from, "" if there are none.
     """
@@ -80,7 +80,7 @@ NOTHING_SAID = Settings()
 
 
 def added_token(content: str, token_id: int | None = None, **flags: bool) -> Entry:
-    """An added token as a tokenizer.json has it; by default a special one."""
+    """An added token in the form of a tokenizer.json; by default a special one."""
     entry: Entry = {} if token_id is None else {"id": token_id}
     special = flags.get("special", True)
     default = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not special, "special": special}
@@ -112,12 +112,12 @@ def read_directory(directory: Path) -> Settings:
 def settings_of(
     config: dict[str, Any], path: Path, special_map: dict[str, Any] | None = None, map_path: Path | None = None
 ) -> Settings:
-    """The settings of a tokenizer_config.json and a special_tokens_map.json that goes before it.
+    """The settings of a tokenizer_config.json and of a special_tokens_map.json, which has precedence.
 
     Raises
     ------
     TokenizerError
-        If something is not what it should be.
+        If an entry is invalid.
     """
     decoder = config.get("added_tokens_decoder")
     added = {} if decoder is None else _decoder(expect(decoder, dict, "added_tokens_decoder", path), path)
@@ -139,12 +139,12 @@ def settings_of(
 
 
 def _is_own_name(key: str, value: object) -> bool:
-    """Whether a key names a special token that only this model has."""
+    """Whether a key names a model-specific special token."""
     return key.endswith("_token") and key not in NAMED and isinstance(value, str)
 
 
 def _keys_of_lists(config: dict[str, Any], special_map: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """The keys of further special tokens that count, in a tokenizer_config.json and in a special_tokens_map.json."""
+    """The keys of further special tokens to use, in a tokenizer_config.json and in a special_tokens_map.json."""
     extra = FURTHER[-1]
     there = [key for key in FURTHER if config.get(key) is not None]
     of_config = [extra] if config.get(extra) else there[:1]
@@ -153,13 +153,13 @@ def _keys_of_lists(config: dict[str, Any], special_map: dict[str, Any]) -> tuple
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A file of settings; None if it is absent, which a link that leads nowhere is not."""
+    """Read a file of settings; None if it does not exist. (A dangling link is an error.)"""
     with reading(path, TokenizerError):
         return read_settings(path) if is_there(path) else None
 
 
 def warn_of_ignored(directory: Path, settings: Settings, names: Container[str], adds: bool) -> None:
-    """Say aloud which settings come to nothing.
+    """Warn of settings that have no effect.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def warn_of_ignored(directory: Path, settings: Settings, names: Container[str], 
     names : collection of str
         All tokens that the tokenizer has.
     adds : bool
-        Whether transformers would heed ``add_bos_token`` and ``add_eos_token``: not beside a tokenizer.json.
+        Whether transformers would obey ``add_bos_token`` and ``add_eos_token``; it does not beside a tokenizer.json.
     """
     for content in settings.special:
         if content not in names:
@@ -185,7 +185,7 @@ def warn_of_ignored(directory: Path, settings: Settings, names: Container[str], 
 
 
 def _decoder(table: dict[str, Any], path: Path) -> dict[str, Entry]:
-    """An ``added_tokens_decoder``: from an id, as text, to a token and its flags."""
+    """Read an ``added_tokens_decoder``, which maps ids (as text) to tokens with their flags."""
     found: dict[str, Entry] = {}
     ids: dict[str, int] = {}
     for key, value in table.items():
@@ -220,7 +220,7 @@ def _list_of_special(key: str, value: object, path: Path) -> list[Entry]:
 
 
 def _entry(raw: dict[str, Any], path: Path, what: str = "an added token's content", special: bool = True) -> Entry:
-    """A token with its flags, of which any may be absent."""
+    """A token with its flags; flags may be absent."""
     content = check_content(expect(raw.get("content"), str, what, path), path)
     flags = {flag: raw[flag] for flag in FLAGS if raw.get(flag) is not None}
     if wrong := [flag for flag in flags if not isinstance(flags[flag], bool)]:
@@ -234,7 +234,7 @@ def _entry(raw: dict[str, Any], path: Path, what: str = "an added token's conten
 
 
 def check_content(content: str, path: Path) -> str:
-    """The text of an added token, once it is known to be short enough to be looked for."""
+    """Check that an added token's text is not too long to search for, and return it."""
     if len(content.encode("utf-8", "replace")) > LONGEST_ADDED:
         raise TokenizerError(
             "an added token is absurdly long",
@@ -247,7 +247,7 @@ def check_content(content: str, path: Path) -> str:
 
 
 def checked_ids(table: object, what: str, path: Path) -> dict[str, int]:
-    """A copy of a table from token to id, in which every id is a sensible one and stands once."""
+    """Check that every id in a table from token to id is valid and unique, and return a copy."""
     owners: dict[int, str] = {}
     for token, token_id in expect(table, dict, what, path).items():
         if type(token_id) is not int or not 0 <= token_id < LARGEST["n_vocab"]:
@@ -261,7 +261,7 @@ def checked_ids(table: object, what: str, path: Path) -> dict[str, int]:
 
 
 def give_ids(vocab: dict[str, int], names: Sequence[str]) -> None:
-    """Give tokens that a vocabulary lacks the ids after its last, in order, as transformers does."""
+    """Give tokens that a vocabulary lacks the next ids after its last one, in order, as transformers does."""
     for name in names:
         if name not in vocab:
             vocab[name] = max(vocab.values(), default=-1) + 1

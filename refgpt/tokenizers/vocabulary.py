@@ -1,4 +1,4 @@
-"""What a file of weights says about its tokenizer, where it says anything: plain data, of which a tokenizer is made."""
+"""The tokenizer data in a file of weights, as plain data from which a tokenizer can be built."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ class Vocabulary:
     Attributes
     ----------
     tokens : tuple of bytes or None
-        By id, as stored; None for an id that means no text.
+        By id, as stored; None for an id without a text.
     in_letters : bool
-        Whether they are spelt in GPT-2's letters, one for each byte (a space is "Ġ"), instead of plain bytes.
+        Whether the tokens are written in GPT-2's letters, one for each byte (a space is "Ġ"), instead of plain bytes.
     merges : tuple of str or None
-        Pairs in GPT-2's letters with a space between, the most urgent first; None if the file has none.
+        Pairs in GPT-2's letters with a space between, in order of priority; None if the file has none.
     special : frozenset of int or None
-        The ids of tokens that are looked for in a text before anything else; None if the file does not tell.
+        Ids of tokens that are searched for in a text first; None if the file does not say.
     eos_id : int or None
         The id that ends a text.
     path : Path
         The file, for errors.
     files : mapping of str to bytes
-        Whole files of a tokenizer that it has inside, by name; they tell more than the lists do.
+        Complete tokenizer files embedded in the file, by name; they contain more than the lists.
     """
 
     tokens: tuple[bytes | None, ...]

@@ -1,4 +1,4 @@
-"""How far a float32 engine may stray from the spec: bounds op by op, and one file a family that says what feeds what."""
+"""Bounds for the rounding errors of a float32 engine: one for each op, and one file per family that combines them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from refgpt.spec.bounds.ops import KV_ROUNDING
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import tap_names
 
-#: By family, as ``refgpt.spec.FAMILIES``.
+#: Keyed by family, like ``refgpt.spec.FAMILIES``.
 BOUNDS: dict[str, Callable[..., np.ndarray]] = {"gptj": gptj.tap_bound}
 
 
@@ -30,8 +30,8 @@ def tap_bound(
 ) -> np.ndarray:
     """The bound of one named activation of a float32 engine, given the activations it was computed from.
 
-    Replay the spec in float64 with every tap forced to the engine's value: what the spec shows at ``name`` then comes
-    from the engine's own inputs, and differs from the engine's value by no more than this.
+    Replay the spec in float64 with every tap forced to the engine's value: the spec's value at ``name`` is then
+    computed from the engine's own inputs, and differs from the engine's value by at most this bound.
 
     Parameters
     ----------
@@ -45,14 +45,14 @@ def tap_bound(
     prefix_len : int
         As given to the engine.
     kv_dtype : "f32" or "f16"
-        What the engine's cache keeps keys and values in; "k_rot" and "v" are shown before they go there.
+        Dtype of the engine's attention cache; taps receive "k_rot" and "v" before they are stored in it.
     chunk : int, optional
-        The engine's ``sum_chunk``: how many terms it adds up to a partial sum; None allows any order.
+        The engine's ``sum_chunk``, the number of terms in a partial sum; None allows any order.
 
     Returns
     -------
     ndarray
-        Of the activation's shape; for "embed", a copy of stored numbers, zeros that broadcast to it.
+        Of the activation's shape. For "embed", which copies stored numbers, zeros that broadcast to that shape.
 
     Raises
     ------

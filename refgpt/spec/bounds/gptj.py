@@ -1,4 +1,5 @@
-"""The bound of each activation of a GPT-J, from the activations that it was computed from: beside ``spec/gptj.py``."""
+"""The bound of each activation of GPT-J, given the activations that it was computed from. Belongs to
+``spec/gptj.py``."""
 
 from __future__ import annotations
 

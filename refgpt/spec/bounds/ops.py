@@ -1,10 +1,10 @@
-"""How far float32 arithmetic may stray from the spec: elementwise bounds, derived, whatever the order of the sums.
+"""Elementwise bounds for the rounding errors of float32 arithmetic, derived for any order of the sums.
 
 One rounded operation gives ``(a op b)(1 + e)`` with ``|e| <= U = 2^-24``, and ``n`` of them in a row stay within
 ``gamma(n) = n U / (1 - n U)`` (Higham, Accuracy and Stability of Numerical Algorithms, chapter 3). A fused multiply-add
 rounds once where two are counted, so it only helps. Products that underflow add at most ``TINY`` each.
 
-Inputs count as exact: each bound belongs to one operation on the float32 arrays it is given, and is meant for
+Inputs count as exact: each bound is for one operation on the given float32 arrays. Use it as
 ``abs(got - want) <= bound`` with ``want`` from the spec in float64. That comparison is False for NaN.
 """
 
@@ -24,27 +24,27 @@ from refgpt.spec.positions import rotary_angles
 U = 2.0**-24
 #: The smallest positive float32.
 TINY = 2.0**-149
-#: Relative error allowed to ``expf``: 4 units in the last place.
+#: Allowed relative error of ``expf``: 4 units in the last place.
 EXP_ERROR = 8 * U
 #: What an ``expf`` that clamps its argument or flushes subnormals may add (e^-86, a little above the smallest normal).
 EXP_FLUSH = 2.0**-124
-#: A block of activations none of which is larger is rounded to zeros.
+#: A block whose activations are all at most this large is rounded to zeros.
 SMALLEST_BLOCK = 2.0**-100
-#: Error of a key or value put in the cache: relative, and absolute where it becomes subnormal.
+#: Rounding error of a key or value in the cache: relative, and absolute where it becomes subnormal.
 KV_ROUNDING = {"f32": (0.0, 0.0), "f16": (2.0**-11, 2.0**-25)}
 
 
 def gamma(n: int) -> float:
-    """Relative error that ``n`` rounded float32 operations can build up."""
+    """Largest relative error of ``n`` rounded float32 operations in a row."""
     return n * U / (1 - n * U)
 
 
 def depth(n: int, chunk: int | None = None) -> int:
-    """The most additions that one of ``n`` terms goes through on its way into a sum with a bias.
+    """The largest number of additions that one of ``n`` terms goes through in a sum with a bias.
 
-    ``n`` in any order. If partial sums of ``chunk`` terms are added up one by one, as in the C kernels
-    (``refgpt.kernels.CHUNK``): those of its own chunk, then one for each chunk. To begin at 0 rounds nothing, so it is
-    one fewer without a bias.
+    In any order this is ``n``. If partial sums of ``chunk`` terms are added up one by one, as in the C kernels
+    (``refgpt.kernels.CHUNK``), it is the additions within a chunk plus one for each chunk. Starting at 0 rounds
+    nothing, so it is one fewer without a bias.
     """
     return n if chunk is None or n <= chunk else chunk - 1 + -(-n // chunk)
 
@@ -53,7 +53,7 @@ def linear_bound(x: np.ndarray, w: Leaf, b: np.ndarray | None = None, chunk: int
     """Of ``linear``. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out].
 
     A term is rounded once as a product and at most ``depth`` times in sums, each time relative to the sum of absolute
-    terms. Kernels round the rows that meet weights of 8 and 4 bits: see ``quantised_linear_bound``.
+    terms. Kernels round rows before multiplying them with weights of 8 and 4 bits: see ``quantised_linear_bound``.
     """
     if chunk is not None and isinstance(w, Panels) and w.kind not in FLOATS:
         return quantised_linear_bound(x, w, b)
@@ -81,8 +81,9 @@ def activation_bound(x: np.ndarray) -> np.ndarray:
 def quantised_linear_bound(x: np.ndarray, w: Leaf, b: np.ndarray | None = None) -> np.ndarray:
     """Of ``linear`` with weights of 8 or 4 bits. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out].
 
-    The rows are off by ``activation_bound``, which reaches the sum through the weights. The products of a block are
-    summed exactly; their sum is scaled by a rounded product of scales and joins the total in one rounded step a block.
+    The rows are off by ``activation_bound``, which propagates to the sum through the weights. The products of a block
+    are summed exactly; their sum is multiplied by a rounded product of scales and added to the total in one rounded
+    step per block.
     """
     off, sizes, n = activation_bound(x), _size(w).T, -(-x.shape[-1] // BLOCK)
     terms = (_size(x) + off) @ sizes  # [t, n_out]
