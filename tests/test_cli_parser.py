@@ -73,6 +73,7 @@ def test_no_number_is_refused_in_the_words_of_python(refused, arguments, said):
         (["inspect", "a", "-o", "x\0.html"], "--output: cannot be used"),
         (["generate", "-f", "x\0"], "--file: cannot be used"),
         (["generate", "\udcff"], "the text: holds a lone surrogate"),
+        (["bench", "-m", "{odd}", "--mask", "causal", "-r", "0"], "--repetitions: cannot be used; got 0"),
         (["info", ""], "path: cannot be used; got ''"),
         (["generate", "a", "-m", "{odd}"], "say which mask is right with --mask causal or --mask prefix"),
     ],
