@@ -282,9 +282,10 @@ class Model:
         labels : sequence of str
             Two or more, of one line each. None should begin another.
         template : str, optional
-            How text and label are put into words, by default ``refgpt.evaluation.DEFAULT_TEMPLATE``. ``{text}`` is the text; ``{label}``, after it, is where the label
-            stands, by default at the end; ``{labels}`` becomes a numbered list of them. What comes before the last
-            blank line before ``{text}`` stands once, the rest again for each example.
+            How text and label are put into words, by default ``refgpt.evaluation.DEFAULT_TEMPLATE``. ``{text}`` is the
+            text; ``{label}``, after it, is where the label stands, by default at the end; ``{labels}`` becomes a
+            numbered list of them. What comes before the last blank line before ``{text}`` stands once, the rest again
+            for each example.
         examples : sequence of (text, label)
             Shown before the text, in this order.
         normalise : "sum", "mean" or "pmi"

@@ -28,7 +28,8 @@ class Layout(Protocol):
 def layouts() -> tuple[Layout, ...]:
     """All layouts, imported when a model is first opened.
 
-    The first that says it is there counts. The last says so of every path, and in its errors what could have been there.
+    The first that says it is there counts. The last says so of every path, and in its errors what could have been
+    there.
     """
     from refgpt.checkpoints.layouts import ctranslate2, ggml, gguf, huggingface, mesh, packed
 

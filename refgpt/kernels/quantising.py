@@ -43,9 +43,9 @@ def quantise(
 ) -> Panels:
     """A matrix [n_out, n_in] (float32, float16 or bfloat16) in 8 or 4 bits: ``refgpt.numbers.quantisation.quantise``.
 
-    Its weights must be finite and within ``refgpt.numbers.quantisation.LARGEST_WEIGHT``, which is not looked at here. The
-    matrix may lie at any address, as it does in files. ``out`` are panels of its shape and of the kind; new ones are
-    made by default.
+    Its weights must be finite and within ``refgpt.numbers.quantisation.LARGEST_WEIGHT``, which is not looked at here.
+    The matrix may lie at any address, as it does in files. ``out`` are panels of its shape and of the kind; new ones
+    are made by default.
     """
     n_out, n_in = check_shape("w", w, (None, None))
     dtype = DTYPE_NUMBERS[float_kind("w", w)]

@@ -19,8 +19,8 @@ class Encoded(ABC):
     shape : (int, int)
         n_out and n_in.
     dtype : dtype
-        Of the rows it decodes to: float32, float16 or ``refgpt.numbers.dtypes.BFLOAT16``, whichever holds the stored numbers
-        exactly.
+        Of the rows it decodes to: float32, float16 or ``refgpt.numbers.dtypes.BFLOAT16``, whichever holds the stored
+        numbers exactly.
     encoding : str
         What the stored form is called, "q4_0" for one.
     nbytes : int

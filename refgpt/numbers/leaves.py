@@ -1,7 +1,7 @@
 """Leaves of a parameter tree: arrays as they are stored, or encoded matrices; widened, and cut into rows.
 
-A vector is always an array. A matrix may also be ``Encoded``: stored in blocks, shards or panels, and decoded where it is
-used. ``widen`` turns any leaf into floats.
+A vector is always an array. A matrix may also be ``Encoded``: stored in blocks, shards or panels, and decoded where it
+is used. ``widen`` turns any leaf into floats.
 """
 
 from __future__ import annotations

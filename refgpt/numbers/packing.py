@@ -1,8 +1,9 @@
 """From leaves as they are stored to leaves as they are kept: one storage plan, and one loop that casts and packs.
 
-``plan`` says what becomes of a leaf. ``parts`` makes it so, some rows at a time: it checks them, casts them and puts them
-into rows or panels. Engines gather the parts in memory, converters write one after the other, and neither ever holds a
-second copy of a large matrix. The pages of the file that a leaf occupied are given back before the next is touched.
+``plan`` says what becomes of a leaf. ``parts`` makes it so, some rows at a time: it checks them, casts them and puts
+them into rows or panels. Engines gather the parts in memory, converters write one after the other, and neither ever
+holds a second copy of a large matrix. The pages of the file that a leaf occupied are given back before the next is
+touched.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from refgpt.numbers.tree import Tree
 
 #: What to do about weights that take too much memory.
 SMALLER = (
-    "load with dtype='q8' or dtype='q4' (--dtype q8 or --dtype q4), or let refgpt convert write them in the packed format, "
-    "which is read where it lies"
+    "load with dtype='q8' or dtype='q4' (--dtype q8 or --dtype q4), or let refgpt convert write them in the packed "
+    "format, which is read where it lies"
 )
 
 #: Puts rows into panels: in floats as they are, in 8 and 4 bits quantised.

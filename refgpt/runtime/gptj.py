@@ -1,8 +1,8 @@
 """GPT-J in kernels: ``refgpt/spec/gptj.py`` line by line, over rows of any sequences at any positions.
 
 Two things differ from the spec. Keys and values of earlier rows come from the cache, so a pass takes only new rows; and
-activations go to ``Buffers``, so that nothing large but the logits is allocated for a pass. With a program in the buffers
-nothing is computed: the calls are recorded, to be made later and again.
+activations go to ``Buffers``, so that nothing large but the logits is allocated for a pass. With a program in the
+buffers nothing is computed: the calls are recorded, to be made later and again.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def forward(
     """Logits of the rows ``wanted`` (all by default) after one pass over ``batch``.
 
     Keys and values are written to the cache; its lengths are the caller's to move. ``tables`` are what the
-    function of that name returned. With a tap the rows must be one whole text. With a program the pass is recorded: each
-    run of it computes with what the arrays of ``batch`` hold by then, and writes to the logits returned here.
+    function of that name returned. With a tap the rows must be one whole text. With a program the pass is recorded:
+    each run of it computes with what the arrays of ``batch`` hold by then, and writes to the logits returned here.
 
     Returns
     -------

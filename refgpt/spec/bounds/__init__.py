@@ -1,4 +1,4 @@
-"""How far a float32 engine may stray from the spec: bounds op by op, and one file a family that says what feeds what."""
+"""How far a float32 engine may stray from the spec: op by op, and one file a family that says what feeds what."""
 
 from __future__ import annotations
 
