@@ -164,7 +164,7 @@ WRONG = {
     "examples of None": lambda: evaluation.Classifier(None, ["x", "y"], examples=None),
     "a template of numbers": lambda: Template("", 5, ""),
     "labels of a set": lambda: evaluation.Classifier(None, {"x", "y"}),
-    "prompts of a number": lambda: next(measure(ENGINE, prompts=5)),
+    "prompts of a number": lambda: measure(ENGINE, prompts=5),
     "a bar of an array": lambda: plotting.head_map(np.ones((2, 2)), bar=np.ones(2)),
     "a sign of a text": lambda: plotting.head_map(np.ones((2, 2)), signed="yes"),
     "a label of a number": lambda: plotting.head_map(np.ones((2, 2)), label=5),

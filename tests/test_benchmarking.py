@@ -53,7 +53,7 @@ def test_figures_are_medians_and_the_share_is_taken_pair_by_pair():
 )
 def test_what_does_not_fit_is_refused(options):
     with pytest.raises(GenerationError):
-        list(measure(ENGINE, **({"prompts": [8], "writes": [4]} | options)))
+        measure(ENGINE, **({"prompts": [8], "writes": [4]} | options))  # at the call
 
 
 def test_the_command_prints_a_row_a_test(capsys):

@@ -31,18 +31,22 @@ CONFIG = tiny_config(eos_id=0, bos_id=0)
     [
         (
             "alpaca",
-            "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+            "Below is an instruction that describes a task. "
+            "Write a response that appropriately completes the request.\n\n"
             "### Instruction:\nHi\n\n### Response:\nHello.\n\n### Instruction:\nWho {are} you?\n\n### Response:\n",
         ),
         (
             "dolly",
-            "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-            "### Instruction:\nHi\n\n### Response:\nHello.\n\n### End\n\n### Instruction:\nWho {are} you?\n\n### Response:\n",
+            "Below is an instruction that describes a task. "
+            "Write a response that appropriately completes the request.\n\n"
+            "### Instruction:\nHi\n\n### Response:\nHello.\n\n### End\n\n"
+            "### Instruction:\nWho {are} you?\n\n### Response:\n",
         ),
         ("pygmalion", "Ada's Persona: She knows algebra.\n<START>\nYou: Hi\nAda: Hello.\nYou: Who {are} you?\nAda:"),
         (
             "gpt-jt",
-            "Please answer the following question:\n\nQuestion: Hi\nAnswer: Hello.\n\nQuestion: Who {are} you?\nAnswer:",
+            "Please answer the following question:\n\n"
+            "Question: Hi\nAnswer: Hello.\n\nQuestion: Who {are} you?\nAnswer:",
         ),
         (
             "base",

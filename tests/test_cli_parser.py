@@ -18,6 +18,8 @@ from refgpt import cli
 from refgpt._common.errors import DataError, GenerationError, RefgptError
 from refgpt.cli.flags import BOTH, in_flags
 from refgpt.cli.parser import CommandParser
+from refgpt.numbers import packing
+from refgpt.runtime import session
 from tests.helpers.model_files import write_model, write_tokenizer
 from tests.helpers.tiny import random_params, tiny_config
 
@@ -71,6 +73,7 @@ def test_no_number_is_refused_in_the_words_of_python(refused, arguments, said):
         (["inspect", "a", "-o", "x\0.html"], "--output: cannot be used"),
         (["generate", "-f", "x\0"], "--file: cannot be used"),
         (["generate", "\udcff"], "the text: holds a lone surrogate"),
+        (["bench", "-m", "{odd}", "--mask", "causal", "-r", "0"], "--repetitions: cannot be used; got 0"),
         (["info", ""], "path: cannot be used; got ''"),
         (["generate", "a", "-m", "{odd}"], "say which mask is right with --mask causal or --mask prefix"),
     ],
@@ -306,3 +309,13 @@ def test_a_parser_of_its_own_needs_no_command():
     parser.add_argument("--one-thing")
     assert parser.flags() == {"help": "--help", "one_thing": "--one-thing"}
     assert json.dumps(parser.option_strings()) == '["-h", "--help", "--one-thing"]'
+
+
+@pytest.mark.parametrize("command", ["generate", "verify"])
+def test_copies_are_asked_for_by_a_flag(run, monkeypatch, path, command):
+    asked = []
+    pack = packing.pack_params
+    monkeypatch.setattr(session, "pack_params", lambda *args: asked.append(args[-1]) or pack(*args))
+    for given in ([], ["--copy"]):
+        run(command, "-m", path, *(["hi", "-n", 1] if command == "generate" else []), *given)
+    assert asked == [False, True]

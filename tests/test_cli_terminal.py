@@ -26,7 +26,7 @@ def obeyed(raw: bytes) -> list[str]:
     return [c for c in text if c != "\n" and (c in "\u202e\u2066" or ord(c) < 32 or 127 <= ord(c) < 160)]
 
 
-@pytest.fixture(params=["name", "folder", "tensor", "token", "config"])
+@pytest.fixture(params=["name", "folder", "tensor", "token", "config", "library"])
 def strange(request, tmp_path):
     """A model whose files hold what a terminal obeys: in its name, its folder, a tensor's, a token, a wrong setting."""
     folder = tmp_path / (EVIL.replace("/", " ") if request.param == "folder" else "model")
@@ -47,6 +47,11 @@ def strange(request, tmp_path):
         vocab = json.loads((folder / "vocab.json").read_text())
         vocab[EVIL] = vocab.pop(next(reversed(vocab)))
         (folder / "vocab.json").write_text(json.dumps(vocab))
+    elif request.param == "library":  # which quotes it in an exception of its own
+        step = {"type": "Split", "pattern": {"Regex": "a"}, "behavior": EVIL, "invert": False}
+        steps = {"type": "Sequence", "pretokenizers": [step, {"type": "ByteLevel"}]}
+        model = {"type": "BPE", "vocab": json.loads((folder / "vocab.json").read_text()), "merges": []}
+        (folder / "tokenizer.json").write_text(json.dumps({"pre_tokenizer": steps, "model": model}))
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -55,6 +60,7 @@ def strange(request, tmp_path):
     "command",
     [
         ["info", "--tensors"],
+        ["info", "-v"],
         ["verify"],
         ["bench", "-p", "4", "-n", "1", "-r", "1"],
         ["generate", "Hi", "-n", "4", "-m"],

@@ -2,12 +2,15 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from refgpt import ModelConfig, cli
 from refgpt._common import control_groups, memory
+from refgpt.checkpoints import TensorInfo
 from refgpt.cli import info as info_command
+from refgpt.cli.printing import print_line
 from tests.helpers import ctranslate2_writer, ggml_writers, mesh_writer
 from tests.helpers.model_files import write_model, write_tokenizer
 from tests.helpers.tiny import random_params
@@ -109,3 +112,10 @@ def test_memory_present(tmp_path, info, monkeypatch):
     assert re.search(r"\n {12}present [\d.]+ GB$", info(tmp_path)[0]["all"])
     monkeypatch.delattr(memory.os, "sysconf")
     assert "\n            present" not in info(tmp_path)[0]["all"]
+
+
+def test_a_very_long_name_makes_no_line_long(capsys):
+    tensors = [TensorInfo("x" * 10**6, "f16", (1,), 2, Path("a")), TensorInfo("y", "f16", (1,), 2, Path("a"))]
+    assert all(len(line) < 300 for line in info_command._tensor_lines(tensors, each=True))
+    print_line("x" * 10**6)
+    assert len(capsys.readouterr().out) < 5000

@@ -16,7 +16,7 @@ from refgpt.cli import bench, chat, classify, completion, convert, demo, generat
 from refgpt.cli.flags import in_flags
 from refgpt.cli.options import add_verbosity
 from refgpt.cli.parser import CommandParser
-from refgpt.cli.printing import print_line
+from refgpt.cli.printing import Formatter, print_line
 from refgpt.cli.signals import signals_raised
 
 COMMANDS = (generate, chat, classify, demo, raft, convert, info, verify, kernels, inspect, bench, completion)
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character still shows the rest
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("refgpt: %(message)s"))
+    handler.setFormatter(Formatter("refgpt: %(message)s"))
     logger = logging.getLogger("refgpt")
     logger.addHandler(handler)
     level_before = logger.level

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from refgpt._common.wording import shown, size
 from refgpt._load import DTYPES
 from refgpt.cli.json_output import print_json
-from refgpt.cli.loading import load_model
+from refgpt.cli.loading import load_for
 from refgpt.cli.options import Commands, add_command, add_json, add_loading_arguments, add_model
 from refgpt.cli.printing import print_line
+from refgpt.spec.config import AnyConfig
+from refgpt.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from refgpt.evaluation.speed import Measurement
@@ -57,6 +59,7 @@ def add_to(commands: Commands) -> None:
     add("-r", "--repetitions", type=int, default=5, metavar="N", help="measured runs of each test (default: 5)")
     add_json(bench)
     add_loading_arguments(bench, DTYPES["c"])
+    bench.set_defaults(backend="c")
 
 
 def _numbers(text: str) -> list[int]:
@@ -67,19 +70,22 @@ def _numbers(text: str) -> list[int]:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from refgpt.evaluation.speed import measure
+    from refgpt.evaluation.speed import check_sizes, measure
     from refgpt.kernels import active
     from refgpt.runtime import Runtime
 
-    model = load_model(arguments, "c")
-    engine, n_ctx = model.engine, model.config.n_ctx
+    def sizes(config: AnyConfig, _: Tokenizer | None) -> tuple[list[int], list[int], list[int], int]:
+        prompts, writes, n_ctx = arguments.prompts, arguments.writes, config.n_ctx
+        if prompts is None:
+            prompts = [min(512, n_ctx)]
+        if writes is None:
+            writes = [min(128, max(1, n_ctx - max([1, *arguments.depths])))]
+        return check_sizes(n_ctx, prompts, writes, arguments.depths, arguments.repetitions)
+
+    model, asked = load_for(arguments, sizes)
+    engine = model.engine
     assert isinstance(engine, Runtime)
-    prompts, writes = arguments.prompts, arguments.writes
-    if prompts is None:
-        prompts = [min(512, n_ctx)]
-    if writes is None:
-        writes = [min(128, max(1, n_ctx - max([1, *arguments.depths])))]
-    rows = measure(engine, prompts, writes, arguments.depths, arguments.repetitions)
+    rows = measure(engine, *asked)
     isa = active("linear_f32").isa
     if arguments.json:
         print_json(

@@ -7,13 +7,24 @@ interpret control characters, these are escaped. New lines and tabs stay.
 
 from __future__ import annotations
 
+import logging
 import sys
-from typing import TextIO
+from textwrap import indent
+from typing import Any, TextIO
 
 from refgpt._common.wording import displayable, printable, shortened
 
 #: Characters of a line: a file may say what is as long as it likes.
 LONGEST_LINE = 4000
+LONGEST_TRACEBACK = 20_000
+
+
+class Formatter(logging.Formatter):
+    """Of log records. Their messages are printable already; what libraries raised, which -v shows, quotes files too."""
+
+    def formatException(self, ei: Any) -> str:
+        """Where an error was found: indented, so that no line of what is quoted passes for one of a report."""
+        return indent(displayable(shortened(super().formatException(ei), LONGEST_TRACEBACK)), "    ")
 
 
 def print_line(text: str = "", file: TextIO | None = None) -> None:

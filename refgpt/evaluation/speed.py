@@ -86,18 +86,25 @@ def measure(
     Raises
     ------
     GenerationError
-        If a number makes no sense or a text does not fit the model's context.
+        If a number makes no sense or a text does not fit the model's context; at the call, before any is run.
     """
-    n_ctx = engine.config.n_ctx
+    prompts, writes, depths, repetitions = check_sizes(engine.config.n_ctx, prompts, writes, depths, repetitions)
+    return _measure(_Timer(engine, repetitions), prompts, writes, depths)
+
+
+def check_sizes(
+    n_ctx: int, prompts: Sequence[int], writes: Sequence[int], depths: Sequence[int], repetitions: int
+) -> tuple[list[int], list[int], list[int], int]:
+    """The arguments of ``measure``, once it is known that they can be used. Its errors."""
     repetitions = whole_number("repetitions", repetitions, 1, 1000, GenerationError)
-    prompts, writes, depths = (
+    n_prompts, n_writes, n_depths = (
         [
             whole_number(name, value, least, n_ctx, GenerationError)
             for value in collected(name, values, "a list of numbers of tokens", GenerationError)
         ]
         for name, least, values in (("prompts", 1, prompts), ("writes", 1, writes), ("depths", 0, depths))
     )
-    longest = max([*prompts, *(max(depth, 1) + n for depth in depths for n in writes)], default=0)
+    longest = max([*n_prompts, *(max(depth, 1) + n for depth in n_depths for n in n_writes)], default=0)
     if longest > n_ctx:
         raise GenerationError(
             "the text would not fit the model's context",
@@ -105,7 +112,10 @@ def measure(
             wanted=f"at most {n_ctx}",
             fix="write fewer tokens, or start less deep",
         )
-    timer = _Timer(engine, repetitions)
+    return n_prompts, n_writes, n_depths, repetitions
+
+
+def _measure(timer: _Timer, prompts: list[int], writes: list[int], depths: list[int]) -> Iterator[Measurement]:
     for n in prompts:
         yield timer.prompt(n)
     for depth in depths:

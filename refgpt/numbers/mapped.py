@@ -65,7 +65,7 @@ class MappedFile(mmap.mmap):
             raise CheckpointError(
                 "the file was changed while the model is in use",
                 where=self.path,
-                got=f"{now.st_size} bytes",
+                got=f"{now.st_size} bytes, last written {(now.st_mtime_ns - self.found.st_mtime_ns) / 1e9:.3g} s later",
                 wanted=f"the {self.found.st_size} bytes that were opened",
                 fix="load the model again; replace its files by renaming new ones, or load it with copy=True (--copy)",
             )

@@ -28,8 +28,8 @@ from refgpt.numbers.tree import Tree
 
 #: What to do about weights that take too much memory.
 SMALLER = (
-    "load with dtype='q8' or dtype='q4' (--dtype q8 or --dtype q4), or let refgpt convert write them in the packed format, "
-    "which is read where it lies"
+    "load with dtype='q8' or dtype='q4' (--dtype q8 or --dtype q4), or let refgpt convert write them in the packed "
+    "format, which is read where it lies"
 )
 
 #: Stores rows in panels: unchanged for floats, quantised for 8 and 4 bits.

@@ -144,8 +144,10 @@ def leaf_shapes(config: Config) -> dict[str, tuple[int, ...]]:
 #: Every activation's name, in the order of the forward pass.
 TAPS = TapNames(
     first=("embed",),
-    block=("ln", "q", "k", "v", "q_rot", "k_rot", "pattern", "z", "attn_out")
-    + ("mlp_pre", "mlp_post", "mlp_out", "resid_post"),
+    block=(
+        *("ln", "q", "k", "v", "q_rot", "k_rot", "pattern", "z", "attn_out"),
+        *("mlp_pre", "mlp_post", "mlp_out", "resid_post"),
+    ),
     last=("ln_final", "logits"),
 )
 

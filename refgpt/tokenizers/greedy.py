@@ -50,7 +50,12 @@ class GreedyTokenizer(Tokenizer):
             self._ids.setdefault(token, token_id)
         if not self._ids:
             raise TokenizerError("the vocabulary is empty", where=path, fix=FRESH_COPY)
-        self._longest = min(max(map(len, self._ids)), LONGEST_TOKEN)
+        lengths: dict[bytes, set[int]] = {}
+        for token in self._ids:
+            if len(token) <= LONGEST_TOKEN:
+                lengths.setdefault(token[:2], set()).add(len(token))
+        #: How long tokens are that begin with these two bytes, or are this one, the longest first.
+        self._lengths = {start: sorted(found, reverse=True) for start, found in lengths.items()}
         self._words = ByteLevel(add_prefix_space=False, use_regex=True)
 
     def _encode(self, text: str) -> list[int]:
@@ -73,12 +78,13 @@ class GreedyTokenizer(Tokenizer):
     def _of_word(self, word: bytes) -> list[int]:
         ids, at = [], 0
         while at < len(word):
-            ends = range(min(at + self._longest, len(word)), at, -1)
-            end = next((end for end in ends if word[at:end] in self._ids), None)
-            if end is None:
+            two = word[at : at + 2]
+            lengths = self._lengths.get(two, []) + (self._lengths.get(two[:1], []) if len(two) == 2 else [])
+            token = next((token for n in lengths if (token := word[at : at + n]) in self._ids), None)
+            if token is None:
                 raise TokenizerError(
                     "no token spells this", where="the text", got=repr(word[at:][:16]), fix="leave it out"
                 )
-            ids.append(self._ids[word[at:end]])
-            at = end
+            ids.append(self._ids[token])
+            at += len(token)
         return ids

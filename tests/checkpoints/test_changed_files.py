@@ -1,4 +1,4 @@
-"""Mapped files that somebody writes to while they are in use: an error, where it can be one, and never wrong numbers."""
+"""Mapped files that somebody writes to while they are in use: an error where it can be one, never wrong numbers."""
 
 import os
 import shutil

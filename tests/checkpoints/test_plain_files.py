@@ -132,7 +132,7 @@ def test_a_file_that_grows_while_it_is_read_is_bounded(tmp_path, monkeypatch):
         read_bytes(tmp_path / "x", ConfigError, 10)
 
 
-# ---- as which errors --------------------------------------------------------------------------------------------------
+# ---- as which errors -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_paths_that_cannot_be(path):
         refgpt.load(path)
 
 
-# ---- what is not ours -------------------------------------------------------------------------------------------------
+# ---- what is not ours ----------------------------------------------------------------------------------------------
 
 
 class Alarm(Exception):

@@ -154,6 +154,23 @@ def test_what_only_looks_like_a_special_token_is_text(vocabulary, tmp_path):
     assert greedy.encode("<|b|><|b|>") == [0, 0]
 
 
+def test_a_long_token_is_looked_for_only_where_it_may_begin():
+    class Counted(dict):
+        n_asked = 0
+
+        def __contains__(self, token):
+            Counted.n_asked += 1
+            return super().__contains__(token)
+
+    tokens = [b"a", b"b", b"ab", b"x" * 200, b"y" * 300]
+    tokenizer = GreedyTokenizer(dict(enumerate(tokens)), None, Path("here"))
+    tokenizer._ids = Counted(tokenizer._ids)
+    assert tokenizer.encode("ab" * 500 + "ba" + "x" * 200) == [2] * 500 + [1, 0, 3]
+    assert Counted.n_asked < 510
+    with pytest.raises(TokenizerError, match="the text: no token spells this; got b'yyyy"):
+        tokenizer.encode("y" * 300)  # longer than any that is looked for
+
+
 def test_many_special_tokens_take_little_work():
     n = 200_000
     with little_work():

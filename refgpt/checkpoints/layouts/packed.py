@@ -17,8 +17,8 @@ filled up with spaces and each tensor with zeros so that every tensor begins on 
 means is in the header's ``__metadata__``: ``mask`` and ``mask_source``, and ``leaves``, a JSON object that gives each
 leaf its ``kind``, ``layout``, ``shape`` and ``checksum``.
 
-- layout "panels": a matrix [n_out, n_in] in ``refgpt.numbers.panels.Panels`` of this kind. One layout serves every instruction
-  set.
+- layout "panels": a matrix [n_out, n_in] in ``refgpt.numbers.panels.Panels`` of this kind. One layout serves every
+  instruction set.
 - layout "rows": numbers one after the other, of kind "f32", "f16" or "bf16". So lie vectors, in float32, and an
   embedding table in floats.
 - checksum: see ``refgpt.numbers.checksums``; over the whole tensor, zeros at its end included.
