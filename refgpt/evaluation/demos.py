@@ -80,8 +80,8 @@ DEMOS: Mapping[str, Demo] = MappingProxyType(
             ),
             (
                 (
-                    "I was given these biscuits as a present and have bought them every month since. They stay crisp, and "
-                    "they are not too sweet.",
+                    "I was given these biscuits as a present and have bought them every month since. They stay crisp, "
+                    "and they are not too sweet.",
                     "Crisp and not too sweet",
                 ),
                 (
