@@ -1,4 +1,5 @@
-/* Which instruction sets run here. A CPU may have registers that the operating system does not save, so both are asked. */
+/* Detects the instruction sets that can run. A CPU may have registers that the operating system does not save, so both
+ * are checked. */
 #include "refgpt_kernels.h"
 #include <stddef.h>
 #include <string.h>

@@ -1,5 +1,5 @@
-/* How the calling thread computes with floats: its rounding, whether it flushes subnormals to 0, which exceptions trap. Another
- * library may have changed that, and threads inherit it when they are made; the kernels' bits are those of the default. */
+/* The floating-point state of the calling thread: rounding mode, flushing of subnormals, exception traps. Another
+ * library may have changed it, and new threads inherit it. The kernels promise their bits for the default state. */
 #include "refgpt_kernels.h"
 
 #if defined(__SSE__)

@@ -1,4 +1,4 @@
-/* Indices of recorded calls, looked at before each run: what an array held when the call was recorded may have changed. */
+/* Checks the indices of recorded calls before each run: the arrays may have changed since the call was recorded. */
 #include "refgpt_kernels.h"
 
 int64_t refgpt_outside(const refgpt_range *ranges, int64_t n_ranges) {

@@ -1,4 +1,4 @@
-/* The only file that knows of threads: a pool of workers that is made on first use and waits between calls.
+/* The only file that uses threads: a pool of workers that is created on first use and waits between calls.
  *
  * The caller deals the items in pieces and takes pieces itself, so it never waits for a worker that has not woken up: on a
  * busy machine a call takes at most about as long as it would alone. Results do not depend on the deal. Why not OpenMP: its
@@ -13,12 +13,12 @@
 enum { MOST_WORKERS = 1023 };
 static const int64_t SPIN_NANOSECONDS = 100000; /* decode calls follow each other faster than a sleeper wakes */
 
-/* The work at hand. Written by the caller before it opens the job, read by workers that are inside. */
+/* The current job. Written by the caller before it opens the job, read by the workers. */
 static struct {
     refgpt_kernel kernel;
     const void *args;
     int64_t n_items, grain, n_threads;
-    _Atomic int64_t next; /* first item that nobody has taken */
+    _Atomic int64_t next; /* first item that no thread has taken */
 } job;
 
 static _Atomic uint64_t open_job; /* number of the job that may be entered, 0 if none */
@@ -77,7 +77,7 @@ static uint64_t wait_for_job(uint64_t seen) {
 }
 
 static void *work(void *worker) {
-    refgpt_default_float_state(); /* not that of the thread which happened to start this one */
+    refgpt_default_float_state(); /* instead of the state inherited from the creating thread */
     for (uint64_t seen = 0;;) {
         seen = wait_for_job(seen);
         atomic_fetch_add(&n_inside, 1); /* from here the caller waits for us; so look again whether it still wants us */
@@ -134,7 +134,7 @@ static void run(refgpt_kernel kernel, const void *args, int64_t n_items, int64_t
     }
     take_pieces(0);
     atomic_store(&open_job, 0);
-    for (int i = 0; atomic_load(&n_inside); i++) { /* those still at a piece */
+    for (int i = 0; atomic_load(&n_inside); i++) { /* workers that still process a piece */
         if (i < 1000) relax();
         else sched_yield();
     }

@@ -103,7 +103,7 @@ def test_how_many_are_right_goes_beside_the_table(run, table):
         (["--labels", "glad,sad", "--text-column", "words"], "table.csv: there is no such column; got 'words'"),
         (
             ["--labels", "glad,grave", "--label-column", "mood"],
-            "table.csv, line 3: has a label that is none of the labels",
+            "table.csv, line 3: has a label that is not among the labels",
         ),
         (["--labels", "glad,sad", "--template", "{txt}"], "--template: has an unknown field {txt}"),
         (["--labels", "glad,sad", "--examples", "x.csv"], "--examples: needs the column of labels; name it"),

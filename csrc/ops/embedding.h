@@ -8,7 +8,7 @@ ALWAYS_INLINE void embedding(const refgpt_embedding_args *a, int64_t begin, int6
         const int64_t n_whole = a->n / LANES * LANES, n_left = a->n - n_whole;
         for (int64_t i = 0; i < n_whole; i += LANES) v16_store(y + i, load_stored(row, i, dtype));
         if (n_left) {
-            float stored[LANES] = {0}; /* room for the tail in its own dtype */
+            float stored[LANES] = {0}; /* the tail in its own dtype */
             memcpy(stored, row + n_whole * size, (size_t)(n_left * size));
             v16_store_n(y + n_whole, load_stored(stored, 0, dtype), n_left);
         }

@@ -1,7 +1,7 @@
 /* Keys and values into the cache. Both are stored as panels, keys with keys as lanes (scores are sums over d_head), values
  * with dimensions as lanes (z is a sum over keys), so that attention is two linear layers. Bound by the keys' scattered stores. */
 
-/* What is too large for float16 becomes NaN: an infinite key may have the score -infinity, and vanish without a trace. */
+/* Numbers too large for float16 become NaN: an infinite key could get the score -infinity and be ignored silently. */
 ALWAYS_INLINE void store_stored(void *p, v16 a, enum dtype dtype) {
     if (dtype == F32) v16_store(p, a);
     else {
@@ -21,7 +21,7 @@ ALWAYS_INLINE void kv_append(const refgpt_kv_append_args *a, int64_t begin, int6
             const int64_t k_panel = (head * (a->capacity / LANES) + s / LANES) * a->d_head * LANES;
             char *k_lane = (char *)a->k_cache + (k_panel + s % LANES) * size;
             for (int64_t d = 0; d < a->d_head; d += LANES) {
-                float stored[LANES]; /* room for either dtype */
+                float stored[LANES]; /* large enough for both dtypes */
                 store_stored(stored, load_row(k, d, a->d_head, 0.0f), dtype);
                 for (int64_t l = 0; l < smaller(LANES, a->d_head - d); l++)
                     memcpy(k_lane + (d + l) * LANES * size, (const char *)stored + l * size, (size_t)size);

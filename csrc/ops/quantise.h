@@ -14,7 +14,7 @@ static const quantise_candidate quantise_q4_candidates[N_CANDIDATES_Q4] = {
     {8.0f, 8.0f}, {7.25f, 8.0f}, {8.5f, 8.0f}, {7.75f, 8.0f}, {7.0f, 7.0f}, {9.0f, 8.0f}, {8.25f, 8.0f}, {6.25f, 7.0f},
 };
 
-/* a where x < limit, else b: a sum of which one part is 0. */
+/* a where x < limit, else b, as a sum with one term 0. */
 static inline v16 quantise_choose(v16 x, v16 limit, v16 a, v16 b) {
     return v16_add(v16_zero_below(b, x, limit), v16_sub(a, v16_zero_below(a, x, limit)));
 }
@@ -25,7 +25,7 @@ static inline v16 quantise_round_half(v16 a) {
     return v16_load_f16(halves);
 }
 
-/* Nearest integers of y / scale, ties to even, in a range: adding 1.5 * 2^23 leaves no room for a fraction. */
+/* Nearest integers of y / scale, ties to even, in a range: adding 1.5 * 2^23 rounds away the fraction. */
 static inline v16 quantise_integers(v16 y, v16 inverse, v16 bottom, v16 top) {
     const v16 magic = v16_set1(0x1.8p23f);
     return v16_min(v16_max(v16_sub(v16_add(v16_mul(y, inverse), magic), magic), bottom), top);

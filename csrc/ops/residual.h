@@ -1,4 +1,4 @@
-/* What a block's two branches add to the residual stream. Bound by the cache. */
+/* Adds the outputs of a block's two branches to the residual stream. Bound by the cache. */
 
 KERNEL(residual) {
     const refgpt_residual_args *a = args;

@@ -1,4 +1,5 @@
-/* Sums of rows, striped. Nothing in the forward pass needs it: it is how fast this machine reads, the yardstick for decode. */
+/* Sums of rows, striped. The forward pass does not use it; it measures the machine's reading speed, to compare decoding
+ * with. */
 
 KERNEL(row_sum) {
     const refgpt_row_sum_args *a = args;

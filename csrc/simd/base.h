@@ -1,4 +1,4 @@
-/* What the instruction sets themselves are written with. */
+/* Helpers for the files of the instruction sets. */
 #include <float.h>
 #include <math.h>
 #include <stdint.h>

@@ -1,4 +1,4 @@
-/* What every instruction set shares, written once over its 16 lanes. */
+/* Code shared by all instruction sets, written over 16 lanes. */
 #include "../refgpt_kernels.h"
 
 #define PASTE3_(a, b, c) a##b##_##c

@@ -1,4 +1,4 @@
-"""What a model is good for, measured: classification by label likelihood, ready prompts, the RAFT benchmark."""
+"""Evaluation: classification by label likelihood, GPT-JT's demonstrations, the RAFT benchmark."""
 
 from refgpt.evaluation.classification import (
     DEFAULT_TEMPLATE,

@@ -1,4 +1,4 @@
-"""Classification by label likelihood: which of some labels would the model write next?"""
+"""Classification by label likelihood: chooses the label that the model is most likely to generate."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from refgpt.generation.prompts import Prompt
 from refgpt.generation.sampling import log_softmax
 from refgpt.generation.scoring import encode_continuations, score
 
-#: Of the tasks that GPT-JT was trained on (Natural Instructions, https://arxiv.org/abs/2204.07705).
+#: The format of tasks that GPT-JT was trained on (Natural Instructions, https://arxiv.org/abs/2204.07705).
 DEFAULT_TEMPLATE = "Possible labels:\n{labels}\n\nInput: {text}\nOutput: {label}"
 NORMALISATIONS = ("sum", "mean", "pmi")
 
 
 @dataclass(frozen=True)
 class Classification:
-    """What a model takes a text for.
+    """The result of classifying a text.
 
     Attributes
     ----------
     label : str
-        The label with the highest score; of equals the first.
+        The label with the highest score; the first of equals.
     probabilities : dict from str to float
-        Of each label, given that it is one of them: the softmax of the scores.
+        Probability of each label among the labels: the softmax of the scores.
     scores : dict from str to float
-        The log-likelihood of each label, normalised as was asked for.
+        The log-likelihood of each label, normalised as requested.
     """
 
     label: str
@@ -53,12 +53,12 @@ class Classifier:
     template : str or Template
         See ``Template.parse``; by default that of GPT-JT's training tasks.
     examples : sequence of (text, label)
-        Shown before the text, in this order.
+        Examples that are shown before the text, in this order.
     normalise : "sum", "mean" or "pmi"
         "sum" is the label's log-likelihood, the sum over its tokens. "mean" divides it by their number, so that long
-        labels do not lose for their length. "pmi" subtracts the label's log-likelihood after what stands between text
-        and label alone ("Output:"), so that frequent labels do not win for being frequent: the domain-conditional
-        pointwise mutual information of Holtzman et al. 2021 (https://arxiv.org/abs/2104.08315).
+        labels are not penalised. "pmi" subtracts the label's log-likelihood after only the part between text and label
+        ("Output:"), so that frequent labels are not preferred: the domain-conditional pointwise mutual information of
+        Holtzman et al. 2021 (https://arxiv.org/abs/2104.08315).
 
     Notes
     -----
@@ -101,7 +101,7 @@ class Classifier:
         return self.encode_prompt(self.template.prompt(text, self.examples))
 
     def classify(self, text: str) -> Classification:
-        """What the model takes a text for. Errors are those of ``encode``."""
+        """Classify a text. Errors are those of ``encode``."""
         return self.choose(*self.encode(text))
 
     def choose(self, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> Classification:
@@ -124,7 +124,8 @@ class Classifier:
 
     @cached_property
     def _prior(self) -> np.ndarray:
-        """Each label's log-likelihood after the neutral prompt: the same for every text, so computed once."""
+        """Each label's log-likelihood after the neutral prompt. It is the same for every text, so it is computed
+        once."""
         assert self._neutral is not None
         return _sums(score(self._model, *self._neutral))
 
@@ -137,7 +138,7 @@ def classify_column(classifier: Classifier, table: Table, column: str) -> Iterat
     DataError
         If there is no such column.
     RefgptError
-        If a row's text cannot be used, naming its line. Both at the call, before any is computed.
+        If a row's text cannot be used; names its line. Both are raised by the call, before anything is computed.
     """
     texts = table.column(column)
     for row, text in enumerate(texts):

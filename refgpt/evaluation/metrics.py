@@ -1,4 +1,4 @@
-"""How good predictions are, and how sure that is: accuracy and macro-F1 with bootstrap intervals."""
+"""Metrics of predictions: accuracy and macro-F1, with bootstrap confidence intervals."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Sample = tuple[Callable[[np.ndarray], float], int]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number measured on a sample, and the interval in which it would probably fall on another.
+    """A value measured on a sample, and its confidence interval.
 
     Attributes
     ----------
     value : float
-        On the sample itself.
+        The value on the sample.
     low, high : float
         A 95% interval.
     """
@@ -39,7 +39,7 @@ class Estimate:
 
 
 def codes(names: Sequence[str | None], labels: Sequence[str]) -> np.ndarray:
-    """Each name's place among the labels, -1 for what is none of them. -> [n], int64"""
+    """Each name's index among the labels; -1 for a name that is not a label. -> [n], int64"""
     known = collected("labels", labels, "a list of texts", DataError)
     places = {label: i for i, label in enumerate(known) if isinstance(label, str)}
     given = collected("names", names, "a list of texts", DataError)
@@ -53,17 +53,17 @@ def accuracy(gold: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def macro_f1(gold: np.ndarray, predicted: np.ndarray) -> float:
-    """The mean of the labels' F1, each label counting alike, however rare.
+    """The mean of the labels' F1 scores, with equal weights.
 
     Parameters
     ----------
     gold, predicted : ndarray [n], int
-        Codes. A prediction of -1 is no label: a miss for the row's own label, and a false alarm for none.
+        Codes. A prediction of -1 is no label: a false negative for the row's label, and a false positive for none.
 
     Returns
     -------
     float
-        Over the labels that are some row's own or predicted for some row, as scikit-learn has it.
+        Over the labels that occur in ``gold`` or ``predicted``, as in scikit-learn.
     """
     gold, predicted = _both(gold, predicted)
     said = np.concatenate([gold, predicted[predicted >= 0]])
@@ -95,7 +95,7 @@ def _codes(name: str, value: object, least: int) -> np.ndarray:
 
 
 def mean_over_trials(metric: Metric, gold: np.ndarray, predicted: Sequence[np.ndarray]) -> Sample:
-    """A metric of predictions made in one trial or several, as ``estimate`` takes it.
+    """A metric of predictions made in one or several trials, in the form that ``estimate`` takes.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def mean_over_trials(metric: Metric, gold: np.ndarray, predicted: Sequence[np.nd
     gold : ndarray [n], int
         Codes of the rows' own labels.
     predicted : sequence of ndarray [n], int
-        Codes of what each trial predicted. A row is resampled with all its trials, for they say much the same.
+        Codes predicted in each trial. A row is resampled together with all its trials, because they are correlated.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def estimate(*samples: Sample, seed: int = 0, n_resamples: int = 1000) -> Estima
         A statistic and how many rows it is of: it takes numbers of rows, [n] of 0 to n - 1, and returns a number. Rows
         were drawn independently of each other, and are resampled within their sample.
     seed : int
-        Of the resamples, so that the interval is the same each time.
+        Seed of the resampling, so that the interval is reproducible.
     n_resamples : int
         Samples of n rows drawn with replacement; the interval holds the middle 95% of their values.
 

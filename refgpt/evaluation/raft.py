@@ -1,8 +1,8 @@
 """RAFT as HELM runs it (https://github.com/stanford-crfm/helm): few examples, one line of answer, exact matches.
 
-For each of three trials five examples are drawn, in turn from each label, the frequent ones first. Each row is asked
-after the examples, and the model writes up to 30 tokens of one line, each time the likeliest. An answer counts if it is
-the label to the letter. The second method asks instead which label is the likeliest to be written.
+For each of three trials five examples are drawn, in turn from each label, frequent labels first. Each row follows the
+examples in a prompt, and the model generates greedily up to 30 tokens of one line. An answer is correct if it equals
+the label exactly. The second method instead chooses the most likely label.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ ANSWER = GenerationParams(temperature=0, max_new_tokens=30, stop="\n")
 
 @dataclass(frozen=True)
 class RaftSettings:
-    """How to ask; the defaults are HELM's. Building one validates it.
+    """Settings of a run; the defaults are HELM's. Building one validates it.
 
     Attributes
     ----------
     method : "generate" or "likelihood"
-        Exact match of what is written, or the likeliest label.
+        Exact match of the generated text, or the most likely label.
     n_shots, n_trials : int
-        Examples shown before each row, and draws of them.
+        Number of examples before each row, and number of draws of examples.
     n_rows : int or None
-        Ask the first rows of a task only; None asks all.
+        Use only the first rows of a task; None uses all.
     normalise : "sum", "mean" or "pmi"
         What a label scores, for "likelihood": see ``Classifier``.
 
     Raises
     ------
     GenerationError
-        Naming the first that cannot be used.
+        Names the first setting that cannot be used.
     """
 
     method: str = "generate"
@@ -66,18 +66,18 @@ class RaftSettings:
 
 @dataclass(frozen=True)
 class Asked:
-    """A row as it was put to the model.
+    """A row and its prompt.
 
     Attributes
     ----------
     prompt : str or None
-        None where the end had to be cut off.
+        None if the end had to be cut off.
     ids : list of int
-        The prompt's.
+        Ids of the prompt.
     label : str
-        The row's own.
+        The correct label.
     n_shots : int
-        Examples that fitted in.
+        Number of examples that fitted.
     """
 
     prompt: str | None
@@ -88,7 +88,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class RaftResult:
-    """How a model did at one task.
+    """The answers of a model for one task.
 
     Attributes
     ----------
@@ -96,7 +96,7 @@ class RaftResult:
     settings : RaftSettings
     trials : tuple of list of Asked
     answers : tuple of list of str
-        What was answered to each row in each trial: as written, without spaces around it, or the likeliest label.
+        The answer to each row in each trial: the generated text without surrounding spaces, or the most likely label.
     """
 
     task: RaftTask
@@ -118,12 +118,12 @@ class RaftResult:
 
 
 def mean_results(results: Sequence[RaftResult]) -> dict[str, Estimate]:
-    """Means over tasks, each task counting alike, with intervals for the choice of rows (not of tasks).
+    """Means over tasks, with equal weights, and intervals for the choice of rows (not of tasks).
 
     Returns
     -------
     dict from str to Estimate
-        "exact": answers that are the label to the letter; "quasi-exact": but for case, punctuation, articles and
+        "exact": share of answers equal to the label; "quasi-exact": equal except for case, punctuation, articles and
         spaces; "macro-F1" of exact answers.
     """
 
@@ -150,7 +150,7 @@ def run_raft(
     on_answer: Callable[[], object] = lambda: None,
     on_record: Callable[[dict[str, Any]], object] = lambda record: None,
 ) -> RaftResult:
-    """Put a task to a model; ``on_answer`` is called after each answer.
+    """Run a task with a model. ``on_answer`` is called after each answer.
 
     ``on_record`` is called with each of the result's records as soon as it and those before it are known.
 
@@ -189,16 +189,16 @@ def run_raft(
 def draw_shots(pool: Sequence[tuple[str, str]], n: int, trial: int) -> list[tuple[str, str]]:
     """The examples of a trial, as HELM draws them.
 
-    From each label in turn one row is drawn, without putting it back. Labels with more rows come first, in random order
-    those with as many.
+    One row is drawn from each label in turn, without replacement. Labels with more rows come first; ties are in random
+    order.
 
     Parameters
     ----------
     pool : sequence of (text, label)
     n : int
-        At most; there are no more than the pool has.
+        Largest number of examples; the pool may have fewer.
     trial : int
-        The seed, of Python's generator.
+        Seed of Python's random generator.
     """
     n, trial = (whole_number(name, one, 0, None, DataError) for name, one in (("n", n), ("trial", trial)))
     stream = random.Random(trial)
@@ -220,7 +220,7 @@ def draw_shots(pool: Sequence[tuple[str, str]], n: int, trial: int) -> list[tupl
 
 
 def plain(text: str) -> str:
-    """A text without what quasi-exact matches pass over: case, ASCII punctuation, English articles, doubled spaces."""
+    """Normalise a text for quasi-exact matches: remove case, ASCII punctuation, English articles and double spaces."""
     bare = text.lower().translate(str.maketrans("", "", string.punctuation))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
@@ -228,7 +228,8 @@ def plain(text: str) -> str:
 def _ask(
     task: RaftTask, row: tuple[str, str], shots: Sequence[tuple[str, str]], most: int, tokenizer: Tokenizer
 ) -> Asked:
-    """A row after as many examples as fit into ``most`` tokens: the last are dropped first, at last the row's end."""
+    """A row after as many examples as fit into ``most`` tokens: the last examples are dropped first, then the row's
+    end."""
     text, label = row
     for n_shots in range(len(shots), -1, -1):
         prompt = task.template.prompt(text, shots[:n_shots])
@@ -257,7 +258,7 @@ def _written(
     on_answer: Callable[[], object],
     give: Callable[[int, str], None],
 ) -> list[str]:
-    """What the model writes after each prompt."""
+    """Generate the model's answer after each prompt."""
     texts, ended, n_given = [""] * len(trial), [False] * len(trial), 0
     for event in generate_events(model, [asked.ids for asked in trial], ANSWER):
         texts[event.seq] += event.text
@@ -278,7 +279,7 @@ def _likeliest(
     on_answer: Callable[[], object],
     give: Callable[[int, str], None],
 ) -> list[str]:
-    """The likeliest label after each prompt."""
+    """The most likely label after each prompt."""
     classifier, labels = Classifier(model, task.labels, task.template, normalise=settings.normalise), []
     for row, asked in enumerate(trial):
         labels.append(classifier.choose(*classifier.encode_prompt(asked.prompt or asked.ids)).label)

@@ -1,13 +1,12 @@
 """The eleven tasks of RAFT (https://arxiv.org/abs/2109.14076), read from a folder of their files.
 
 A task is ``<task>/train.csv``, as its authors publish it, or ``<task>.csv``: rows with the columns below and ``Label``,
-in words. Beside it may lie ``<task>/test.csv``, labelled rows to be answered: then all of train.csv is there to be
-shown. If not, the rows are split as HELM splits them. ``<task>/task.json``, also the authors', lists the labels;
-without it they are those that occur.
+in words. ``<task>/test.csv`` may hold labelled rows to be answered; then all rows of train.csv are examples. Otherwise
+the rows are split as in HELM. ``<task>/task.json``, also the authors', lists the labels; otherwise they are the labels
+that occur.
 
 The instructions are in our own words, unless HELM's file of settings (``prompt_construction_settings.json``: a line of
-columns and one of instructions) lies in the folder: then its words and columns are used, and the prompts are HELM's to
-the letter.
+columns and one of instructions) is in the folder: then its words and columns are used, and the prompts equal HELM's.
 """
 
 from __future__ import annotations
@@ -74,9 +73,9 @@ class RaftTask:
     labels : tuple of str
     template : Template
     pool : tuple of (text, label)
-        To draw examples from.
+        Rows from which examples are drawn.
     rows : tuple of (text, label)
-        To be answered.
+        Rows to be answered.
     """
 
     name: str
@@ -92,9 +91,9 @@ def read_raft(folder: str | os.PathLike[str], names: Sequence[str] | None = None
     Parameters
     ----------
     folder : path
-        See above. Nothing is fetched from elsewhere.
+        See above. Nothing is downloaded.
     names : sequence of str, optional
-        Which tasks; by default those of the eleven that are there.
+        Tasks to read; by default all of the eleven that exist in the folder.
 
     Raises
     ------
@@ -150,7 +149,7 @@ def _file_of(folder: Path, name: str) -> Path | None:
 
 
 def _settings(folder: Path) -> tuple[Mapping[str, Sequence[str]], Mapping[str, str]]:
-    """Columns and instructions by task: of HELM's file, or else our columns and no instructions."""
+    """Columns and instructions by task, from HELM's file; without it, our columns and no instructions."""
     path = next((folder / name for name in SETTINGS_FILES if is_there(folder / name)), None)
     if path is None:
         return FIELDS, {}
@@ -188,7 +187,7 @@ def _read_task(name: str, file: Path, fields: Sequence[str], instructions: str |
 
 
 def _labels(file: Path, tables: Sequence[Table], instructions: str | None) -> tuple[str, ...]:
-    """What may be answered: the numbered list of HELM's instructions, else that of task.json, else what occurs."""
+    """The labels: from the numbered list of HELM's instructions, otherwise task.json, otherwise those that occur."""
     listed_there: Any = re.findall(r"^\d+\. (.+)$", instructions or "", re.MULTILINE)
     listing = file.parent / "task.json"
     if not listed_there and file.name == "train.csv" and is_there(listing):

@@ -1,4 +1,4 @@
-"""How fast a model runs on this machine, beside how fast the machine reads memory."""
+"""Measures the speed of a model on this machine, and compares it with the machine's memory bandwidth."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from refgpt._common.errors import GenerationError
 from refgpt.kernels import row_sum
 from refgpt.runtime import Runtime
 
-#: More than any cache holds.
+#: More bytes than any cache holds.
 BEYOND_CACHES = 256 << 20
 
 
@@ -25,15 +25,15 @@ class Measurement:
     Attributes
     ----------
     test : str
-        "pp512": a prompt of 512 tokens. "tg128": 128 tokens written one by one, after one token or, as
-        "tg128@1024", after so many.
+        "pp512": a prompt of 512 tokens. "tg128": 128 tokens generated one by one after one token; "tg128@1024": after
+        1024 tokens.
     rates : tuple of float
-        Tokens a second, one for each repetition.
+        Tokens per second, one for each repetition.
     n_read : int
-        Bytes that a step has to read: weights, and on average the keys and values before it. 0 for prompts, which are
+        Bytes read per step: weights, and the average size of the keys and values before it. 0 for prompts, which are
         bound by arithmetic.
     read_rates : tuple of float
-        Bytes a second that the machine read, measured just before each repetition.
+        Memory bandwidth in bytes per second, measured just before each repetition.
     """
 
     test: str
@@ -43,7 +43,7 @@ class Measurement:
 
     @property
     def rate(self) -> float:
-        """Median tokens a second."""
+        """Median tokens per second."""
         return median(self.rates)
 
     @property
@@ -53,12 +53,12 @@ class Measurement:
 
     @property
     def share(self) -> float:
-        """How much of the speed of reading a step reached, as the median over repetitions; 0 for prompts."""
+        """Share of the memory bandwidth that a step reached, as the median over repetitions; 0 for prompts."""
         return median(rate * self.n_read / read for rate, read in zip(self.rates, self.read_rates, strict=True))
 
 
 def read_rate(threads: int, buffer: np.ndarray) -> float:
-    """Bytes a second that so many threads read of a buffer [n, m] float32, doing little else."""
+    """Bytes per second that ``threads`` threads read from a buffer [n, m] float32."""
     start = time.perf_counter()
     row_sum(buffer, threads=threads)
     return buffer.nbytes / (time.perf_counter() - start)
@@ -71,7 +71,7 @@ def measure(
     depths: Sequence[int] = (0,),
     repetitions: int = 5,
 ) -> Iterator[Measurement]:
-    """Time prompts of some lengths, then writing some numbers of tokens after texts of some depths.
+    """Measure prompts of given lengths, and the generation of given numbers of tokens after given depths.
 
     Parameters
     ----------
@@ -79,9 +79,9 @@ def measure(
     prompts, writes : sequence of int
         Numbers of tokens.
     depths : sequence of int
-        Tokens already there when writing begins; 0 begins after one token.
+        Number of tokens in the context when generation begins; 0 means one token.
     repetitions : int
-        Counted runs of each, after one that is not.
+        Measured runs of each test, after a warm-up run.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Tables of texts and labels: CSV files with a header, read without charity."""
+"""Tables of texts and labels: CSV files with a header, read strictly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Table:
     Attributes
     ----------
     path : Path
-        Where it was read.
+        Its file.
     columns : tuple of str
     rows : tuple of dict from str to str
         Each with every column.
@@ -51,7 +51,7 @@ class Table:
         for row, value in enumerate(values):
             if value not in labels:
                 raise DataError(
-                    "has a label that is none of the labels",
+                    "has a label that is not among the labels",
                     where=self.place(row),
                     got=shown(value),
                     wanted=f"one of {listed(labels)}",

@@ -16,14 +16,14 @@ EXAMPLE = "'Input: {text}\\nOutput: {label}'"
 
 @dataclass(frozen=True)
 class Template:
-    """How a text and its label are put into words, and examples before them.
+    """The format of a text with its label, and of the examples before it.
 
     Attributes
     ----------
     header : str
-        Stands once at the beginning, with the blank line that ends it.
+        The text at the beginning of the prompt, with the blank line that ends it.
     lead, between, tail : str
-        What stands before a text, between it and its label, and after the label where the label is shown.
+        The parts before a text, between text and label, and after the label of an example.
     """
 
     header: str
@@ -44,7 +44,7 @@ class Template:
         ----------
         template : str
             Has ``{text}``, and ``{label}`` after it, by default at the end; may have ``{labels}``, which becomes a
-            numbered list, one label a line. What comes before the last blank line before the text stands once, and the
+            numbered list, one label a line. The part before the last blank line before the text is used once, and the
             rest is repeated for each example. ``{{`` is a brace.
         labels : sequence of str
             As ``check_labels`` returns them.
@@ -52,7 +52,7 @@ class Template:
         Raises
         ------
         GenerationError
-            If a field is missing, unknown, formatted, twice there or out of order.
+            If a field is missing, unknown, formatted, repeated or out of order.
         """
         parts = _parts(template)
         fields = [field for _, field in parts if field is not None]
@@ -65,7 +65,7 @@ class Template:
             raise _bad_template("has no {text}", template)
         if "label" in fields and fields.index("label") < fields.index("text"):
             raise _bad_template("has {label} before {text}", template)
-        pieces = {"text": "", "label": "", "tail": ""}  # what stands before each, after the one before
+        pieces = {"text": "", "label": "", "tail": ""}  # the literal text before each field
         place = iter(pieces)
         current = next(place)
         for literal, field in parts:
@@ -78,27 +78,28 @@ class Template:
         return cls(header + blank, lead, pieces["label"], pieces["tail"])
 
     def prompt(self, text: str, examples: Iterable[tuple[str, str]] = ()) -> str:
-        """The prompt for a text, up to its label but for spaces right before it; ``examples`` are texts and labels."""
+        """The prompt for a text up to its label, without the spaces right before it; ``examples`` are texts and
+        labels."""
         shown = [f"{self.lead}{told}{self.between}{label}{self.tail}".rstrip("\n") for told, label in examples]
         return self.header + "\n\n".join([*shown, f"{self.lead}{text}{self.between.rstrip(' ')}"])
 
     def answer(self, label: str) -> str:
-        """What follows the prompt: a label, with the spaces right before it."""
+        """The continuation of the prompt: a label, with the spaces right before it."""
         return self.between[len(self.between.rstrip(" ")) :] + label
 
     @property
     def neutral(self) -> str:
-        """A prompt that asks for a label and tells nothing: what stands between the text and its label."""
+        """A prompt without a text: only the part between text and label."""
         return self.between.strip()
 
 
 def numbered(labels: Sequence[str]) -> str:
-    """Labels as a list, one a line."""
+    """Labels as a numbered list, one per line."""
     return "\n".join(f"{i}. {label}" for i, label in enumerate(labels, 1))
 
 
 def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
-    """Labels to choose from, once it is known that they can be told apart.
+    """Check that labels can be distinguished, and return them.
 
     Raises
     ------
@@ -125,7 +126,7 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_examples(examples: Sequence[tuple[str, str]], labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Examples, once it is known that each is a text and one of the labels; else a GenerationError."""
+    """Check that each example is a text with one of the labels. Raises a GenerationError."""
     checked, known = [], frozenset(labels)
     for i, example in enumerate(collected("examples", examples, "pairs of texts: (text, label)", GenerationError)):
         pair = tuple(example) if isinstance(example, (tuple, list)) else ()
@@ -135,7 +136,7 @@ def check_examples(examples: Sequence[tuple[str, str]], labels: Sequence[str]) -
             )
         if pair[1] not in known:
             raise GenerationError(
-                "has a label that is none of the labels",
+                "has a label that is not among the labels",
                 where=f"examples[{i}]",
                 got=shown(pair[1]),
                 wanted=listed(map(shown, labels)),
@@ -145,7 +146,7 @@ def check_examples(examples: Sequence[tuple[str, str]], labels: Sequence[str]) -
 
 
 def _parts(template: str) -> list[tuple[str, str | None]]:
-    """Literal texts, each with the field that follows it, if one does."""
+    """Literal texts, each with the field that follows it, if any."""
     if not isinstance(template, str):
         raise _bad_template("is no text", template)
     try:

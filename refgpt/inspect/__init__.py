@@ -1,4 +1,4 @@
-"""One forward pass as a page: a single HTML file that needs neither a network nor anything beside it.
+"""A page about one forward pass: a single HTML file that needs no network and no other files.
 
 ``data`` gathers what the page shows, ``labels`` makes tokens visible, ``page`` puts ``report.html``, ``report.css``,
 ``report.js`` and the data together.
@@ -20,17 +20,19 @@ __all__ = ["Prompt", "build_report", "figures", "gather", "html_bytes", "most_to
 def build_report(
     model: Model, prompt: Prompt, prefix_len: int | None = None, verify: bool = True, progress: bool = False
 ) -> str:
-    """A page about one forward pass: its tokens, attention, logit lens, attribution, and how near it is to the spec.
+    """Build a page about one forward pass: tokens, attention, logit lens, attribution, and the comparison with the
+    spec.
 
     Parameters
     ----------
     model : Model
     prompt : str or sequence of int
-        A text or its ids; an empty one is the token that a text begins with.
+        A text or its ids; an empty one means the begin-of-text token.
     prefix_len : int, optional
-        So many leading positions see one another; by default all of them if the model's mask is "prefix", else none.
+        Number of leading positions that see one another; by default all if the model's mask is "prefix", otherwise
+        none.
     verify : bool
-        Whether to hold every activation to the float64 spec, which takes longer than all the rest.
+        Whether to compare every activation with the float64 spec, which takes longest.
     progress : bool
         Show a bar on standard error for it.
 
@@ -42,8 +44,8 @@ def build_report(
     Raises
     ------
     RefgptError
-        If the prompt cannot be used, or is so long that the page would be too large: then it says how large, and how
-        many tokens this model's page may have. Before anything is computed.
+        If the prompt cannot be used, or the page would be too large; the error then says how large, and how many tokens
+        are possible for this model. Raised before anything is computed.
     """
     ids = prompt_of(prompt, model.config, model.tokenizer)
     if prefix_len is None:

@@ -1,4 +1,4 @@
-"""What the page shows, gathered from a model: a dict that JSON can hold, and nothing that is not in it is shown."""
+"""Gathers the page's data from a model, as a dict for JSON. The page shows nothing else."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from refgpt.tracing import Report, logit_attribution, logit_lens, visit
 
 Prompt = str | Sequence[int] | np.ndarray
 
-#: Tokens that are named for a prediction, and for a cell of the logit lens.
+#: Number of tokens listed for a prediction, and for a cell of the logit lens.
 N_PREDICTED, N_LENS = 10, 5
-#: A probability of attention is stored as a whole number of such steps: off by half of one, 0.0000076, at most.
+#: An attention probability is stored as a whole number of these steps; the error is at most half a step, 0.0000076.
 STEPS = 65535
-#: Larger pages are refused, and so are longer prompts: a browser would stumble over them.
+#: Limits on the page's size and the prompt's length, so that a browser can show the page.
 MOST_BYTES, MOST_TOKENS = 32_000_000, 512
-#: Of the page without its data, of most descriptions of a token, and of an activation's errors; generously.
+#: Generous size estimates: the page without its data, the description of a token, the errors of an activation.
 PAGE_BYTES, LABEL_BYTES, TAP_BYTES = 80_000, 72, 200
-#: Of the bytes of a token no more are listed.
+#: Most bytes of a token that are listed.
 MOST_LISTED = 64
 
 
 def prompt_of(prompt: Prompt, config: AnyConfig, tokenizer: Tokenizer | None) -> np.ndarray:
-    """The ids of a prompt that a page can be made of. -> int64 [t]
+    """Encode a prompt and check that it fits a page. -> int64 [t]
 
     Raises
     ------
     RefgptError
-        If it is no prompt for this model, or too long for a page. Needs no weights.
+        If the model cannot take the prompt, or it is too long for a page. This needs no weights.
     """
     ids = check_ids(prompt_ids(prompt, config, tokenizer), config)
     most = most_tokens(config)
@@ -64,13 +64,13 @@ def prompt_of(prompt: Prompt, config: AnyConfig, tokenizer: Tokenizer | None) ->
 
 
 def most_tokens(config: AnyConfig) -> int:
-    """How many tokens a page about a model may have."""
+    """The largest number of tokens of a page for a model."""
     fits = (n for n in range(MOST_TOKENS, 0, -1) if html_bytes(config, n) <= MOST_BYTES)
     return next(fits, 1)
 
 
 def html_bytes(config: AnyConfig, n: int) -> int:
-    """How large a page about ``n`` tokens can become. (With a causal mask half of its pattern is not there.)"""
+    """Upper bound for the size of a page of ``n`` tokens. (With a causal mask half of the pattern is left out.)"""
     pattern = 2 * config.n_layer * config.n_head * n * n
     lens, predicted = 8 * N_LENS * (config.n_layer + 1) * n, 8 * (N_PREDICTED + 1) * n
     named = min(config.n_vocab, n * (1 + N_PREDICTED + N_LENS * (config.n_layer + 1)))
@@ -115,14 +115,14 @@ def gather(model: Model, ids: np.ndarray, prefix_len: int, verify: bool, progres
 
 
 def name_of(model: Model) -> str:
-    """What a model is called, without the folders it lies in: they are nobody's business."""
+    """A model's name for the page. It leaves out the folders of the path, which are private."""
     path = model.checkpoint.path
     if path == default_model_path():
         return "refgpt's included model"
-    # The cache of the hub calls its folders so, and those inside by commits.
+    # The hub's cache names its folders in this form, and the folders inside after commits.
     from_hub = [part for part in path.parts if part.startswith("models--")]
     name = "/".join(from_hub[-1].split("--")[1:]) if from_hub else path.resolve().name
-    # Folders may be called by bytes that are no text, and by characters that turn the text around them.
+    # Folder names may contain bytes that are not text, and characters that change the text direction.
     return "".join(character if character.isprintable() else "\ufffd" for character in name)
 
 
@@ -144,7 +144,7 @@ def facts(model: Model, n: int, prefix_len: int) -> list[tuple[str, str]]:
         ("mask", f"{model.mask} ({model.mask_source}){sees}"),
         ("tokenizer", model.tokenizer.describe() if model.tokenizer else "none: the model takes and returns token ids"),
     ]
-    return [(name, told(value)) for name, value in found]  # files say some of it
+    return [(name, told(value)) for name, value in found]  # some of it comes from files
 
 
 def packed(values: np.ndarray) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def packed(values: np.ndarray) -> dict[str, Any]:
 
 
 def likeliest(logits: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The likeliest tokens of each row, the best first, and their probabilities. [t, v] -> uint32, float32 [t, n]"""
+    """The most likely tokens of each row, best first, and their probabilities. [t, v] -> uint32, float32 [t, n]"""
     n = min(n, logits.shape[-1])
     best = np.argpartition(-logits, n - 1)[:, :n]
     p = np.exp(np.take_along_axis(log_softmax(logits), best, -1))
@@ -165,7 +165,7 @@ def likeliest(logits: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
 def _pattern_and_predictions(
     model: Model, ids: np.ndarray, prefix_len: int
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """What every head looks at, and what every position predicts, in one pass.
+    """The attention pattern of every head and the predictions of every position, from one pass.
 
     Returns
     -------
@@ -181,7 +181,7 @@ def _pattern_and_predictions(
     def look(name: str, value: np.ndarray) -> Any:
         if not np.isfinite(value).all():
             raise RefgptError(
-                "the model computes NaN or infinity here, and so there is nothing to show",
+                "the model computes NaN or infinity here, so there is nothing to show",
                 where=name,
                 fix="refgpt verify tells whether the kernels or the weights do it",
             )
@@ -236,7 +236,7 @@ def _number(value: float) -> float | str:
 
 
 def _engine(model: Model) -> str:
-    """What ran the pass."""
+    """Description of the engine that ran the pass."""
     if model.backend == "numpy":
         return f"the NumPy spec in {'float64' if model.dtype == 'f64' else 'float32'}"
     from refgpt.kernels import active

@@ -1,4 +1,4 @@
-"""The figures of a page for programs: plain numbers and texts instead of what a browser unpacks."""
+"""The figures of a page for programs, as plain numbers and texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from refgpt.tokenizers import Tokenizer
 
 
 def figures(model: Model, ids: np.ndarray, prefix_len: int) -> dict[str, Any]:
-    """What ``build_report`` shows but for the comparison with the spec, as a dict that JSON can hold.
+    """The content of ``build_report`` without the comparison with the spec, as a dict for JSON.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ def figures(model: Model, ids: np.ndarray, prefix_len: int) -> dict[str, Any]:
     ids : ndarray [t]
         As ``prompt_of`` gives them.
     prefix_len : int
-        So many leading positions see one another.
+        Number of leading positions that see one another.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def figures(model: Model, ids: np.ndarray, prefix_len: int) -> dict[str, Any]:
 
 
 def unpacked(stored: Mapping[str, Any]) -> np.ndarray:
-    """The array that ``refgpt.inspect.data.packed`` made text of."""
+    """Decode an array from ``refgpt.inspect.data.packed``."""
     return np.frombuffer(b64decode(stored["base64"]), f"<{stored['dtype']}").reshape(stored["shape"])
 
 
@@ -78,7 +78,7 @@ def _likeliest(ids: np.ndarray, probabilities: np.ndarray, tokenizer: Tokenizer 
 
 
 def _text(token_id: int, tokenizer: Tokenizer | None) -> str | None:
-    """A token as text, with U+FFFD for bytes that are none; None where the tokenizer does not know it."""
+    """A token as text, with U+FFFD for invalid bytes; None if the tokenizer does not know it."""
     if tokenizer is None or not tokenizer.has(token_id):
         return None
     return tokenizer.token_bytes(token_id).decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Tokens that can be seen: characters as they are, and marks for all that would not show or would mislead.
+"""Visible labels of tokens: plain characters, and marks for invisible or misleading ones.
 
 A token is a string of bytes. It may hold a part of a character, blanks, controls, or characters that turn the direction
 of the text around them; a page that printed them as they are would show something else than the model was given.
@@ -10,14 +10,14 @@ from unicodedata import category
 
 from refgpt._common.wording import VISIBLE_BLANKS
 
-#: Longer tokens are cut, which their bytes are not.
+#: Longer labels are cut; the list of bytes is not.
 MOST_SHOWN = 48
 #: What ``surrogateescape`` makes of the byte 0.
 ESCAPED = 0xDC00
 
 
 def label(raw: bytes) -> list[str]:
-    """The bytes of a token for the reader.
+    """The label of a token's bytes.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def label(raw: bytes) -> list[str]:
 
 
 def _mark(character: str, first: bool) -> str | None:
-    """What stands for a character that cannot be shown; None for one that can."""
+    """The mark for a character that cannot be shown; None for one that can."""
     code = ord(character)
     if ESCAPED <= code < ESCAPED + 256:
         return f"x{code - ESCAPED:02X}"

@@ -1,4 +1,4 @@
-"""The page as one file: a template, its style, its program and its data, and leave for nothing else to run."""
+"""Builds the page as one file from a template, a style, a script and the data. Nothing else is allowed to run."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import Any
 def page(data: Mapping[str, Any]) -> str:
     """The HTML that shows ``gather``'s data.
 
-    The policy in its head lets the browser use this very style and this very program, by their hashes, and nothing
-    else: no other script, no picture, no connection.
+    Its content security policy allows exactly this style and this script, by their hashes, and nothing else: no other
+    script, no image, no connection.
     """
     template, style, program = (_read(f"report.{kind}") for kind in ("html", "css", "js"))
     policy = (
         f"default-src 'none'; script-src {_hash(program)}; style-src {_hash(style)}; "
         "base-uri 'none'; form-action 'none'"
     )
-    # One pass over the template: what is put in is not looked at again.
+    # One pass over the template: inserted text is not searched again.
     return Template(template).substitute(
         policy=policy, title=escape(str(data["model"])), style=style, program=program, data=inert(data)
     )

@@ -1,4 +1,4 @@
-"""Short passes, recorded: one crossing into C for a token, however many kernels it takes."""
+"""Recorded short passes: one call into C per token, for all kernels of the pass."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 from refgpt.kernels import Program
 from refgpt.runtime.batch import Batch
 
-#: Passes of more rows spend their time in kernels, and are not worth recording.
+#: Passes with more rows spend their time in kernels, so recording them gains nothing.
 MOST_ROWS = 16
 
 
 class RecordedPass:
-    """One pass over rows of a certain number, from ids to logits, to be made again with other rows.
+    """One pass over a fixed number of rows, from ids to logits, that can be run again with other rows.
 
     Parameters
     ----------
     record : callable
-        ``record(batch, program)`` adds the calls of a pass to the program and returns where its logits will be.
+        ``record(batch, program)`` adds the calls of a pass to the program and returns the array for its logits.
     batch : Batch
-        The first rows that will go through it; later ones are as many, in as many tiles.
+        The rows of the first run; later runs have the same number of rows and tiles.
     threads : int
     """
 
@@ -32,7 +32,7 @@ class RecordedPass:
         self._logits = record(self._batch, self._program)
 
     def run(self, batch: Batch) -> np.ndarray:
-        """Logits of these rows, which must be able to exist: nothing is checked here."""
+        """Logits of these rows, which must be valid: they are not checked here."""
         for field in fields(Batch):
             np.copyto(getattr(self._batch, field.name), getattr(batch, field.name))
         self._program.run(self._threads)

@@ -1,8 +1,8 @@
 """Cosines and sines of the rotary angles, the same bits on every machine.
 
-Libraries disagree in the last bit of powers, sines and cosines, from version to version and from CPU to CPU; sums and
-products of floats they all round alike. So the angles of one step are taken from decimal arithmetic, and those of the
-other positions follow by turning what is there.
+Libraries differ in the last bit of powers, sines and cosines, between versions and CPUs, but sums and products of
+floats are rounded in the same way everywhere. So the angles of one step come from decimal arithmetic, and those of the
+other positions from rotating the earlier ones.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def rotary_tables(d_rotary: int, n_positions: int) -> tuple[np.ndarray, np.ndarr
     Returns
     -------
     cos, sin : ndarray [n_positions, d_rotary], float32
-        Each cosine twice; each sine negated for the even dimension and plain for the odd one. The row of a position
-        has the same bits however many positions there are.
+        Each cosine twice; each sine negated for the even dimension and plain for the odd one. The row of a position has
+        the same bits for any number of positions.
     """
     cos, sin = np.ones((1, d_rotary // 2)), np.zeros((1, d_rotary // 2))  # of position 0
     step_cos, step_sin = _one_step(d_rotary)

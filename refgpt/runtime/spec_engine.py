@@ -1,4 +1,4 @@
-"""The specification as an engine: it needs no compiled kernels, and is what the other engine is held to."""
+"""The specification as an engine. It needs no compiled kernels; the other engine is tested against it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from refgpt.spec.taps import Tap, no_tap
 
 @default_float_state()
 def kept_params(params: Tree, dtype: str | None, copy: bool = False) -> Tree:
-    """Weights as the spec computes with them, checked leaf by leaf.
+    """The weights for the spec: checked, and cast or quantised, leaf by leaf.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def kept_params(params: Tree, dtype: str | None, copy: bool = False) -> Tree:
     dtype : "f32", "f16", "f64", "q8", "q4" or None
         See ``refgpt.numbers.casting.kept_leaf`` and ``refgpt.numbers.packing.kept_kind``.
     copy : bool
-        Whether also what could be read where it lies in a file is copied into memory.
+        Whether to copy leaves into memory that could be used directly from a mapped file.
 
     Raises
     ------
@@ -80,14 +80,14 @@ class SpecEngine:
     Parameters
     ----------
     params : Params
-        As stored or as ``kept_params`` returned them.
+        Stored parameters, or the result of ``kept_params``.
     config : Config
     dtype : floating dtype
-        What to compute in.
+        The dtype of all computations.
     """
 
     kv_dtype: KVDtype = "f32"  # there is no cache to round to
-    sum_chunk: int | None = None  # NumPy's own business
+    sum_chunk: int | None = None  # NumPy's order is not fixed
 
     def __init__(self, params: ParamTree, config: AnyConfig, dtype: DTypeLike = np.float32) -> None:
         self.params = params
@@ -107,7 +107,7 @@ class SpecEngine:
         return self.params
 
     def session(self, n_seqs: int, capacity: int) -> SpecSession:
-        """See ``Engine.session``. Neither number matters here: a slot holds nothing but its ids."""
+        """See ``Engine.session``. Both numbers are ignored: a slot holds only its ids."""
         return SpecSession(self)
 
 
@@ -131,7 +131,8 @@ class SpecSession:
         return np.stack([self._last_row(seq) for seq in seqs])
 
     def extend(self, seq: int, ids: Sequence[int]) -> np.ndarray:
-        """See ``Session.extend``. Token by token: NumPy may round a row of a longer text differently."""
+        """See ``Session.extend``. Computes token by token, because NumPy may round a row of a longer text
+        differently."""
         check_ids(ids, self._engine.config)
         check_ids([*self._texts[seq][0], *ids], self._engine.config)  # all of it, before any of it is appended
         return np.concatenate([self.decode([seq], [new]) for new in ids])

@@ -11,15 +11,16 @@ from refgpt.spec.taps import Tap, checked, no_tap
 
 @dataclass(frozen=True)
 class TapView:
-    """A tap that is shown copies, since buffers are overwritten; what it did not change stays the buffer.
+    """Calls a tap with copies, since buffers are overwritten. An activation that the tap does not change stays in its
+    buffer.
 
     Attributes
     ----------
     tap : Tap
     names : frozenset of str or None
-        What it wants to see; None is everything.
+        The activations that it reads or changes; None means all.
     prefix : str
-        Of the names in this part of the model.
+        Prefix of the names in this part of the model.
     """
 
     tap: Tap
@@ -28,16 +29,16 @@ class TapView:
 
     @classmethod
     def to(cls, tap: Tap) -> TapView:
-        """Nothing for ``no_tap``; for others what their ``names`` say, if they have any."""
+        """A view for a tap: no names for ``no_tap``, otherwise the tap's ``names`` if it has that attribute."""
         names = () if tap is no_tap else getattr(tap, "names", None)
         return cls(checked(tap, np.float32), None if names is None else frozenset(names))
 
     def part(self, prefix: str) -> TapView:
-        """The same for a part of the model."""
+        """The view for a part of the model."""
         return replace(self, prefix=prefix)
 
     def wants(self, name: str) -> bool:
-        """Whether an activation is to be shown, and so to be computed into memory."""
+        """Whether the tap needs an activation, which must then be computed into memory."""
         return self.names is None or self.prefix + name in self.names
 
     def __call__(self, name: str, value: np.ndarray) -> np.ndarray:

@@ -2,11 +2,11 @@
 
 A model's directory may hold its tokenizer in several forms; the first of these that exists is used:
 
-1. ``tokenizer.json``: a byte-level BPE, with its added tokens and their exact rules; 2. ``vocab.json`` and
-``merges.txt``: the same in two files, with ``added_tokens.json`` for the added tokens; 3. ``encoder.json`` and
-``vocab.bpe``: the same under GPT-2's first names; 4. ``tokenizer.model``: a sentencepiece model. It is also used if
-``tokenizer.json`` is of another kind, because converters write a sentencepiece model a second time as
-``tokenizer.json``.
+1. ``tokenizer.json``: a byte-level BPE, with its added tokens and their exact rules;
+2. ``vocab.json`` and ``merges.txt``: the same in two files, with ``added_tokens.json`` for the added tokens;
+3. ``encoder.json`` and ``vocab.bpe``: the same under GPT-2's first names;
+4. ``tokenizer.model``: a sentencepiece model. It is also used if ``tokenizer.json`` is of another kind, because
+   converters write a sentencepiece model a second time as ``tokenizer.json``.
 
 ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json`` beside any form add tokens, and say how
 these are found in a text, whether a text begins with a space, and which token ends it. The precedence is that of

@@ -1,4 +1,4 @@
-"""Looking inside a model, through either engine: record, patch, analyse, and hold an engine to the spec."""
+"""Looking inside a model with either engine: record, patch, analyse, and compare an engine with the spec."""
 
 from refgpt.tracing.attention_scores import (
     HeadScores,

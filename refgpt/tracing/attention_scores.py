@@ -1,6 +1,6 @@
-"""What attention heads look at: how widely, and how much like the kinds of heads that have been found in transformers.
+"""Scores of attention heads: how widely they attend, and how similar they are to known kinds of heads.
 
-A score is the share of its attention that a head gives to certain keys, between 0 and 1, averaged over the queries that
+A score is the share of attention, between 0 and 1, that a head gives to certain keys, averaged over the queries that
 have such keys:
 
 previous token   the position before (Clark et al. 2019, https://arxiv.org/abs/1906.04341, in BERT)
@@ -8,7 +8,7 @@ duplicate token  earlier positions with the same token (Wang et al. 2022, https:
 induction        positions right after an earlier one with the same token: what followed last time (Olsson et al. 2022,
                  https://arxiv.org/abs/2209.11895)
 
-Give induction heads something to do: ``repeated_ids`` makes a random text that is said twice, as Olsson et al. did.
+Use ``repeated_ids`` to test induction heads: it makes a random text that is repeated once, as Olsson et al. did.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from refgpt.tracing.subjects import Subject, Text, engine_of, ids_of
 
 
 def attention_entropy(pattern: np.ndarray) -> np.ndarray:
-    """How widely each query looks: the entropy of its row in nats, from 0 (one key) to log s (all alike).
+    """How widely each query attends: the entropy of its row in nats, from 0 (one key) to log s (all keys equally).
 
     After Clark et al. 2019, "What does BERT look at?" (https://arxiv.org/abs/1906.04341).
 
@@ -52,7 +52,7 @@ def duplicate_token_score(pattern: np.ndarray, ids: Sequence[int] | np.ndarray) 
 
 
 def induction_score(pattern: np.ndarray, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Attention to what came right after earlier positions with the same token, before the query itself.
+    """Attention to positions right after earlier ones with the same token, and before the query itself.
 
     pattern [h, t, s] -> float64 [h]; NaN if no token recurs with another between
     """
@@ -65,12 +65,12 @@ def induction_score(pattern: np.ndarray, ids: Sequence[int] | np.ndarray) -> np.
 
 @dataclass(frozen=True, eq=False)
 class HeadScores:
-    """Scores of all heads, each float64 [n_layer, n_head]; see the head of this module.
+    """Scores of all heads, each float64 [n_layer, n_head]; see the module's docstring.
 
     Attributes
     ----------
     previous_token, duplicate_token, induction : ndarray
-        Shares of attention; NaN where the text has no such place.
+        Shares of attention; NaN if the text has no such keys.
     entropy : ndarray
         Mean over the queries, in nats.
     """
@@ -82,7 +82,7 @@ class HeadScores:
 
 
 def head_scores(model: Subject, ids: Text, prefix_len: int = 0) -> HeadScores:
-    """Score every head on one text. Patterns are looked at layer by layer, and none is kept.
+    """Score every head on one text. Patterns are processed layer by layer, and none is kept.
 
     Parameters and errors are those of ``record``.
     """
@@ -103,7 +103,7 @@ def head_scores(model: Subject, ids: Text, prefix_len: int = 0) -> HeadScores:
 
 
 def repeated_ids(config: AnyConfig, n: int, seed: int = 0) -> np.ndarray:
-    """A random text of ``n`` tokens, said twice, after the token that begins a text if there is one. -> int64
+    """A random text of ``n`` tokens, repeated once, after the begin-of-text token if there is one. -> int64
 
     Raises
     ------
@@ -119,7 +119,7 @@ def repeated_ids(config: AnyConfig, n: int, seed: int = 0) -> np.ndarray:
 
 
 def _patterns(value: np.ndarray, whole: bool = False) -> np.ndarray:
-    """Attention patterns of a layer, once it is known that they are; ``whole`` ones have all queries. -> [h, t, s]"""
+    """Check that a value is the attention patterns of a layer (with all queries, if ``whole``). -> [h, t, s]"""
     array = value if isinstance(value, np.ndarray) else np.empty(0)
     if array.dtype.kind != "f" or array.ndim != 3 or (whole and array.shape[1] != array.shape[2]):
         got = f"an array {list(value.shape)} of {value.dtype}" if isinstance(value, np.ndarray) else shown(value)
@@ -134,7 +134,7 @@ def _patterns(value: np.ndarray, whole: bool = False) -> np.ndarray:
 
 
 def _earlier_same(ids: Sequence[int] | np.ndarray, n: int) -> np.ndarray:
-    """Which earlier positions have the token of each of ``n`` positions. -> bool [t, s]"""
+    """For each of ``n`` positions, which earlier positions have the same token. -> bool [t, s]"""
     tokens = check_flat(ids)
     if len(tokens) != n:
         raise GenerationError(

@@ -1,13 +1,13 @@
-"""Direct logit attribution: which embedding, head and MLP a logit comes from.
+"""Direct logit attribution: splits a logit into terms of the embedding, the heads and the MLPs.
 
-The residual stream is a sum: the embedding, what each head writes, what each MLP writes. Logits are linear in what the
-final LayerNorm gives, and that LayerNorm is linear too once its scale is known: it takes the mean away, divides by one
-number for the row and applies its learnt weights. So with the scale **frozen** at what it was in this run, a logit is
-exactly the sum of one term for each writer and one constant for the biases of LayerNorm and head.
+The residual stream is a sum of the embedding and the outputs of each head and each MLP (its *writers*). Logits are
+linear in the output of the final LayerNorm. This LayerNorm is also linear once its scale is known: it subtracts the
+mean, divides by one number per row and applies its learnt weights. So with the scale **frozen** at its value in this
+run, a logit is exactly the sum of one term per writer and one constant for the biases of LayerNorm and head.
 
 After Elhage et al. 2021, "A mathematical framework for transformer circuits"
-(https://transformer-circuits.pub/2021/framework/index.html). Direct means: what a writer does to later blocks counts as
-theirs. And as the scale depends on all writers, a term is not what the logit would lose without its writer:
+(https://transformer-circuits.pub/2021/framework/index.html). Direct means that a writer's effect on later blocks counts
+as theirs. Since the scale depends on all writers, a term is not the change of the logit without its writer;
 ``zero_heads`` measures that.
 """
 
@@ -26,23 +26,23 @@ from refgpt.tracing.subjects import Subject, Text, engine_of, ids_of
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """Where a logit, or the difference of two, comes from. All in float64.
+    """The terms of a logit, or of the difference of two logits. All are float64.
 
     Attributes
     ----------
     token, against : int, int or None
-        Whose logit it is, and whose was subtracted from it.
+        The token of the logit, and the token whose logit was subtracted.
     embed : float
         Term of the embedding.
     heads : ndarray [n_layer, n_head]
-        Terms of the heads: of what each writes through its columns of the output matrix.
+        Terms of the heads' outputs through their columns of the output matrix.
     mlps : ndarray [n_layer]
         Terms of the MLPs, their output biases included.
     bias : float
-        Of the final LayerNorm's and the head's biases: no writer's.
+        Term of the final LayerNorm's and the output head's biases.
     logit : float
-        What the engine itself computed. ``total`` is the same but for rounding: the engine's, and where weights are
-        quantised, of the rows that meet them.
+        The logit that the engine computed. ``total`` equals it except for rounding by the engine (with quantised
+        weights, also the rounding of activations).
     """
 
     token: int
@@ -72,16 +72,16 @@ def logit_attribution(
     position: int = -1,
     prefix_len: int = 0,
 ) -> Attribution:
-    """Take one logit apart: see the head of this module.
+    """Split one logit into terms: see the module's docstring.
 
     Parameters
     ----------
     model : Model or Engine
     ids : str or sequence of int [t]
     token : int, optional
-        The id whose logit it is; by default the likeliest.
+        The id of the logit; by default the most likely id.
     against : int, optional
-        An id whose logit is subtracted: what speaks for one token rather than the other.
+        An id whose logit is subtracted, to explain the preference for one token over the other.
     position : int
         The row of the logits; negative ones count from the end.
     prefix_len : int
@@ -111,7 +111,7 @@ def logit_attribution(
         unembed, bias = unembed - unembed_against, bias - bias_against
     scale = np.sqrt(row[last].var() + config.ln_eps)
     direction = unembed * widen(params.ln_w, np.float64) / scale  # [c]
-    direction -= direction.mean()  # takes the mean of the writers away, as the LayerNorm does
+    direction -= direction.mean()  # subtracts the mean of the writers, as the LayerNorm does
     heads = [
         _through(p.wo, direction) * row[f"{block}.z"].reshape(-1)
         for block, p in zip(blocks, params.blocks, strict=True)
@@ -128,12 +128,12 @@ def logit_attribution(
 
 
 def _unembedding(w_head: Leaf, b_head: np.ndarray, token: int) -> tuple[np.ndarray, float]:
-    """What makes a token's logit of a row: its row of the head, [c], and its bias."""
+    """A token's row of the output head, [c], and its bias."""
     return widen(w_head[np.array([token])], np.float64)[0], float(widen(b_head[token : token + 1], np.float64)[0])
 
 
 def _through(w: Leaf, direction: np.ndarray) -> np.ndarray:
-    """A direction of the outputs of a matrix as one of its inputs, some rows at a time. [n_out] -> [n_in]."""
+    """Map a direction in a matrix's output space back to its input space, some rows at a time. [n_out] -> [n_in]."""
     total, start = np.zeros(w.shape[1]), 0
     for rows in row_slices(w):
         total += direction[start : start + len(rows)] @ widen(rows, np.float64)

@@ -1,10 +1,10 @@
-"""Causal tracing: where, in layers and positions, a model keeps what decides its answer.
+"""Causal tracing: finds the layers and positions that hold the information which decides a model's answer.
 
-Two prompts of as many tokens differ in a few of them, and so in their answers. The corrupt prompt is run with one state
-of the clean run put in its place; where that brings the clean answer back, that state carries what the prompts differ
-in. After Meng et al. 2022, "Locating and editing factual associations in GPT" (https://arxiv.org/abs/2202.05262), who
-corrupt embeddings with noise; with a second prompt instead nothing is out of the model's experience (Zhang and Nanda
-2023, https://arxiv.org/abs/2309.16042).
+Two prompts of the same length differ in a few tokens, and so in their answers. The corrupt prompt is run with one state
+replaced by that of the clean run. If this restores the clean answer, the state carries the difference between the
+prompts. After Meng et al. 2022, "Locating and editing factual associations in GPT" (https://arxiv.org/abs/2202.05262),
+who corrupt embeddings with noise; a second prompt instead keeps the inputs realistic (Zhang and
+Nanda 2023, https://arxiv.org/abs/2309.16042).
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from refgpt.tracing.subjects import Subject, Text, engine_of, ids_of
 
 @dataclass(frozen=True, eq=False)
 class CausalTrace:
-    """How much each state of the clean run brings back of its answer.
+    """How much each state of the clean run restores its answer.
 
     Attributes
     ----------
     answer, other : int
         The tokens whose logits are compared at the last position: the clean prompt's answer and the corrupt one's.
     positions : ndarray of int [n]
-        Of the states.
+        Positions of the states.
     clean, corrupt : float
-        Logit of ``answer`` less that of ``other``, after each prompt as it is.
+        Logit of ``answer`` less that of ``other``, after each unchanged prompt.
     restored : ndarray [n_layer, n], float64
-        The same after the corrupt prompt with a state of the clean run: of this layer, at this position.
+        The same after the corrupt prompt with the clean run's state of this layer at this position.
     """
 
     answer: int
@@ -48,7 +48,7 @@ class CausalTrace:
 
     @property
     def recovered(self) -> np.ndarray:
-        """``restored`` as a share of the way back: 0 is the corrupt run, 1 the clean one. [n_layer, n]"""
+        """``restored`` as a fraction: 0 is the corrupt run, 1 the clean run. [n_layer, n]"""
         return (self.restored - self.corrupt) / (self.clean - self.corrupt)
 
 
@@ -65,25 +65,25 @@ def causal_trace(
     prefix_len: int = 0,
     progress: bool = False,
 ) -> CausalTrace:
-    """Trace what decides between two answers: see the head of this module.
+    """Trace the states that decide between two answers: see the module's docstring.
 
-    Takes a forward pass for each layer and position.
+    This takes one forward pass for each layer and position.
 
     Parameters
     ----------
     model : Model or Engine
     clean, corrupt : str or sequence of int
-        Two prompts of as many tokens.
+        Two prompts with the same number of tokens.
     answer, other : int, optional
-        The ids between which the prompts decide; by default what each holds for the likeliest next token.
+        The ids between which the prompts decide; by default the most likely next token of each.
     part : str
-        Which activation of a block is restored, by the last part of its name: "resid_post", "attn_out", "mlp_out"
+        The activation of a block to restore, given by the last part of its name: "resid_post", "attn_out", "mlp_out"
         or another with a row for each position.
     window : int
-        In so many neighbouring blocks it is restored together, with the layer in their midst (Meng et al. take 10 for
-        "attn_out" and "mlp_out", of which one alone does little).
+        Number of neighbouring blocks, centred on the layer, in which it is restored together (Meng et al. use 10 for
+        "attn_out" and "mlp_out", since one alone has little effect).
     positions : int, slice or sequence of int, optional
-        Where to restore; by default everywhere. Where the prompts do not differ yet, nothing can change.
+        Positions to restore, by default all. Positions before the first difference of the prompts have no effect.
     prefix_len : int
         So many leading positions see one another.
     progress : bool

@@ -1,7 +1,7 @@
-"""Two models on one text: how far apart their activations are, and their answers.
+"""Compares the activations and predictions of two models on one text.
 
-Made for one model kept in two ways: what float16 or 4 bits do to it, activation by activation, when every error runs on
-into the next. To see where an engine itself goes wrong, ``verify`` judges each activation by what it came from.
+It is meant for one model in two dtypes, and shows the effect of float16 or 4 bits on each activation, including errors
+that propagate. To find faults of an engine, use ``verify``, which checks each activation against its own inputs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from refgpt.tracing.places import Names, find_names
 from refgpt.tracing.recording import record, visit
 from refgpt.tracing.subjects import Subject, Text, engine_of, ids_of
 
-#: Rows of probabilities that are held in float64 at once.
+#: Rows of probabilities that are in memory as float64 at a time.
 ROWS_TOGETHER = 64
 
 
@@ -34,9 +34,9 @@ class Difference:
     rms : float
         Root of the mean square of the differences.
     relative : float
-        That, over the root of the mean square of the first model's activation.
+        ``rms`` divided by the root of the mean square of the first model's activation.
     cosine : float
-        Of the angle between the two, as vectors.
+        Cosine of the angle between the two, as vectors.
     """
 
     name: str
@@ -48,17 +48,17 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What ``compare`` found.
+    """The result of ``compare``.
 
     Attributes
     ----------
     taps : tuple of Difference
         In the order of the forward pass.
     kl : ndarray [t], float64
-        Kullback-Leibler divergence of the next token's distribution, in nats at each position: what it costs to take
-        the second model's for the first's.
+        Kullback-Leibler divergence of the second model's next-token distribution from the first's, in nats, at each
+        position.
     same_argmax : float
-        Share of the positions at which both hold the same token for the likeliest.
+        Share of the positions at which both have the same most likely token.
     """
 
     taps: tuple[Difference, ...]
@@ -66,7 +66,7 @@ class Comparison:
     same_argmax: float
 
     def lines(self) -> Iterator[str]:
-        """The comparison as a table, one line an activation."""
+        """The comparison as a table, one line per activation."""
         yield f"{'activation':<22} {'max abs':>10} {'rms':>10} {'relative':>10} {'cosine':>14}"
         for tap in self.taps:
             yield f"{tap.name:<22} {tap.max_abs:10.2e} {tap.rms:10.2e} {tap.relative:10.2e} {tap.cosine:14.11f}"
@@ -84,13 +84,14 @@ def compare(
     Parameters
     ----------
     model_a, model_b : Model or Engine
-        Of one shape. The first is what the second is measured by.
+        Two models of the same shape. The first is the reference.
     ids : str or sequence of int [t]
         A text is encoded by the first model's tokenizer.
     prefix_len : int
         So many leading positions see one another.
     names : str or collection of str, optional
-        Which activations; by default all. Those of the first model are kept, the second's looked at in passing.
+        Activations to compare; by default all. Those of the first model are kept in memory, those of the second are
+        not.
 
     Raises
     ------
@@ -102,7 +103,7 @@ def compare(
     shapes_a, shapes_b = (tap_shapes(engine.config, len(tokens)) for engine in (a, b))
     if shapes_a != shapes_b:
         raise RefgptError(
-            "the models have different shapes, and so nothing to compare",
+            "the models have different shapes and cannot be compared",
             where="compare",
             got=b.config,
             wanted=a.config,

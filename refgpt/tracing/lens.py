@@ -1,4 +1,4 @@
-"""The residual stream, read on its way: as if the model ended there, and how long its rows are."""
+"""The residual stream between blocks: its predictions if the model ended there, and its norms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def stream_names(config: AnyConfig) -> list[str]:
 
 
 def logit_lens(model: Subject, ids: Text, prefix_len: int = 0, positions: Indices = None) -> np.ndarray:
-    """What the model would answer if it ended after each block: its final LayerNorm and head on every residual stream.
+    """Predictions if the model ended after each block: its final LayerNorm and head applied to every residual stream.
 
     After nostalgebraist 2020, "interpreting GPT: the logit lens"
     (https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens).
@@ -34,8 +34,8 @@ def logit_lens(model: Subject, ids: Text, prefix_len: int = 0, positions: Indice
     Returns
     -------
     ndarray [n_layer + 1, t, v]
-        The first from the embeddings alone, the last the model's own logits. In the engine's dtype, and summed by NumPy
-        in its own order: the last is as near to the engine's logits as that leaves it.
+        The first uses the embeddings alone, the last gives the model's own logits. They have the engine's dtype and are
+        summed in NumPy's order, so the last may differ from the engine's logits by rounding.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def logit_lens(model: Subject, ids: Text, prefix_len: int = 0, positions: Indice
 
 
 def _head(x: np.ndarray, params: ParamTree) -> np.ndarray:
-    """Logits, for which the head is widened some rows at a time. x [t, c] -> [t, v]."""
+    """Logits. The head is widened some rows at a time. x [t, c] -> [t, v]."""
     logits = np.empty((len(x), len(params.b_head)), x.dtype)
     start = 0
     for w in row_slices(params.w_head):
@@ -66,10 +66,10 @@ def _head(x: np.ndarray, params: ParamTree) -> np.ndarray:
 
 
 def residual_norms(model: Subject, ids: Text, prefix_len: int = 0) -> np.ndarray:
-    """How long each position's vector in the residual stream is: its Euclidean norm before the first block, after each.
+    """Euclidean norm of each position's vector in the residual stream, before the first block and after each block.
 
     It tends to grow from block to block (Heimersheim and Turner 2023, "Residual stream norms grow exponentially over
-    the forward pass"), and with it the smallest change that a block can make felt.
+    the forward pass"), and so does the smallest change by a block that has an effect.
 
     Parameters and errors are those of ``record``. -> float64 [n_layer + 1, t]
     """

@@ -1,4 +1,4 @@
-"""How much memory a trace takes, said before anything runs."""
+"""Memory estimates for traces, made before anything runs."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from refgpt.spec import tap_names, tap_shapes
 from refgpt.spec.config import AnyConfig
 from refgpt.tracing.places import Names, find_names, row_axis
 
-#: Copies of an activation that are in use while it is shown, beside what is kept of it.
+#: Copies of an activation that exist while a tap reads it, besides the recorded one.
 IN_PASSING = 3
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had, or else all that there are; None if that is unknown."""
+    """Available memory in bytes, or the total if that is unknown; None if both are unknown."""
     total, available = machine_memory()
     return total if available is None else available
 
 
 def dtype_of(engine: Engine) -> np.dtype:
-    """What an engine computes in."""
+    """The dtype that an engine computes in."""
     return engine.dtype if isinstance(engine, SpecEngine) else np.dtype(np.float32)
 
 
 def trace_bytes(
     config: AnyConfig, n: int, names: Names, n_kept: int | None = None, itemsize: int = 4
 ) -> dict[str, int]:
-    """What a trace keeps.
+    """Bytes that a trace keeps.
 
     Parameters
     ----------
@@ -46,9 +46,9 @@ def trace_bytes(
     names : str or collection of str
         Of ``tap_names(config)``, or patterns of them.
     n_kept : int, optional
-        Rows that are kept of each activation; by default all.
+        Number of rows kept of each activation; by default all.
     itemsize : int
-        Bytes of a number.
+        Bytes per number.
 
     Returns
     -------
@@ -66,12 +66,12 @@ def trace_bytes(
 
 
 def check_trace_fits(engine: Engine, n: int, names: Collection[str], n_kept: int | None = None) -> None:
-    """Refuse a trace that takes more memory than there is. Parameters are those of ``trace_bytes``.
+    """Refuse a trace that needs more memory than there is. Parameters are those of ``trace_bytes``.
 
     Raises
     ------
     RefgptError
-        That says how much it would take, for what most, and how to ask for less.
+        Says how much it needs, which activations need most, and how to need less.
     """
     itemsize = dtype_of(engine).itemsize
     kept = trace_bytes(engine.config, n, names, n_kept, itemsize)
@@ -89,16 +89,16 @@ def check_trace_fits(engine: Engine, n: int, names: Collection[str], n_kept: int
 
 
 def check_fits(n_bytes: int, what: str, fix: str, where: str = "trace") -> None:
-    """Refuse what takes more memory than there is.
+    """Refuse a computation that needs more memory than there is.
 
     Parameters
     ----------
     n_bytes : int
-        What it takes.
+        Its memory in bytes.
     what : str
-        What takes it.
+        Description of the memory's use.
     fix : str
-        How to take less.
+        How to need less.
     where : str
         For the error.
     """

@@ -1,9 +1,9 @@
-"""What makes a neuron fire: the tokens of a text, of any length, at which it is most active.
+"""Finds the tokens of a text, of any length, at which a neuron is most active.
 
-The text is read piece by piece and never held whole, and the model computes no further than the layer asked for. Of
-each neuron the largest activations are kept, with the tokens around them. Reading a neuron off such examples is common
-practice, and misleading where they come from one kind of text: Bolukbasi et al. 2021, "An interpretability illusion for
-BERT" (https://arxiv.org/abs/2104.07143).
+The text is read piece by piece, and the model computes no further than the requested layer. For each neuron the largest
+activations are kept, with the tokens around them. Interpreting neurons by such examples is common, and misleading if
+all examples come from one kind of text: Bolukbasi et al. 2021, "An interpretability illusion for BERT"
+(https://arxiv.org/abs/2104.07143).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from refgpt.tracing.recording import record
 from refgpt.tracing.subjects import HasEngine, engine_of
 
 PARTS = ("mlp_post", "mlp_pre")
-#: The longest piece of a line that is encoded by itself.
+#: Longest piece of a line that is encoded at a time.
 PIECE_BYTES = 1 << 16
 #: Tokens that are kept with an activation: before it and after it.
 BEFORE, AFTER = 12, 4
@@ -45,13 +45,13 @@ class TopActivations:
     layer : int
     neurons : ndarray of int [n]
     values : ndarray [n, k], float32
-        Of each neuron, the largest first; -inf where the text had fewer than ``k`` tokens.
+        For each neuron its activations, largest first; -inf if the text had fewer than ``k`` tokens.
     places : ndarray of int64 [n, k]
-        Which token of the text it was, counted from 0; -1 for none.
+        Index of the token in the text, from 0; -1 for none.
     contexts : ndarray of int32 [n, k, 17]
         The ids of 12 tokens before it, itself and 4 after it within its window; -1 for none.
     n_tokens : int
-        Of the whole text.
+        Number of tokens of the whole text.
     """
 
     layer: int
@@ -83,7 +83,7 @@ def top_activations(
     part: str = "mlp_post",
     progress: bool = False,
 ) -> TopActivations:
-    """Run a model over a text file and keep where its neurons were most active.
+    """Run a model over a text and record where its neurons are most active.
 
     Parameters
     ----------
@@ -96,12 +96,12 @@ def top_activations(
     neurons : int, slice or sequence of int, optional
         Which of its ``d_ff`` neurons; by default all.
     k : int
-        How many activations of each.
+        Number of activations per neuron.
     window : int, optional
         Tokens that the model sees together, by default 128 if its context is as long; windows do not overlap. Each
         starts with the token that begins a text, if the model has one, whose own activations do not count.
     part : "mlp_post" or "mlp_pre"
-        What a neuron passes on, or what its GELU is given.
+        The neuron's output, or the input of its GELU.
     progress : bool
         Show a bar on standard error: bytes of a file, or pieces.
 
@@ -116,7 +116,7 @@ def top_activations(
     config, tokenizer = engine.config, getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise GenerationError(
-            "there is no tokenizer to make ids of a text",
+            "there is no tokenizer to encode a text",
             where="model",
             fix="load the model from a directory with its tokenizer",
         )
@@ -177,7 +177,7 @@ Pieces = Callable[[Callable[[int], object]], Iterator[str]]
 
 
 def _opened(text: str | os.PathLike[str] | Iterable[str]) -> tuple[int | None, str, Pieces]:
-    """How much there is to read, in which unit, and a way to read it that reports how much was read."""
+    """The amount to read, its unit, and a function that reads it and reports progress."""
     if not isinstance(text, (str, os.PathLike)):
         return None, "piece", lambda done: _counted(text, done)
     path = path_of("text", text, DataError)
@@ -195,7 +195,7 @@ def _counted(pieces: Iterable[str], done: Callable[[int], object]) -> Iterator[s
 
 
 def _lines(path: Path, done: Callable[[int], object]) -> Iterator[str]:
-    """A file's lines, very long ones in parts; what is no UTF-8 becomes U+FFFD."""
+    """A file's lines, very long ones in parts; invalid UTF-8 becomes U+FFFD."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     with open_file(path, DataError) as file:
         while line := file.readline(PIECE_BYTES):
@@ -205,7 +205,7 @@ def _lines(path: Path, done: Callable[[int], object]) -> Iterator[str]:
 
 
 def _windows(pieces: Iterator[str], tokenizer: Tokenizer, n: int) -> Iterator[list[int]]:
-    """Ids of a text in windows of ``n``, the last of which may be shorter."""
+    """Ids of a text in windows of ``n``; the last window may be shorter."""
     ids: list[int] = []
     for piece in pieces:
         ids += tokenizer.encode(piece)

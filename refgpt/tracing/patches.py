@@ -1,7 +1,7 @@
-"""Interventions: what to put in the place of an activation, or of some of its rows, heads and neurons.
+"""Interventions: replacements of an activation, or of some of its rows, heads and neurons.
 
-Zero and mean ablation take a part out of a model; patching from another run gives it that run's (activation patching:
-Vig et al. 2020, https://arxiv.org/abs/2004.12265; Heimersheim and Nanda 2024, https://arxiv.org/abs/2404.15255).
+Zero and mean ablation remove a part of a model; activation patching replaces it by the values of another run (Vig
+et al. 2020, https://arxiv.org/abs/2004.12265; Heimersheim and Nanda 2024, https://arxiv.org/abs/2404.15255).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Replacement:
     Attributes
     ----------
     new : number or ndarray
-        One number for all places; or an array of the activation's shape, of which those places are taken; or of that
-        shape without the axis of positions: the same for each.
+        One number for all places; or an array of the activation's shape, whose values at those places are used; or an
+        array without the axis of positions, used for every position.
     positions, heads, neurons : int, slice, sequence of int or None
         Rows (queries; in "k", "k_rot" and "v" keys), heads ("q" to "z") and neurons ("mlp_pre", "mlp_post"); None is
         all of them.
@@ -41,12 +41,12 @@ class Replacement:
     neurons: Indices = None
 
     def at(self, name: str, shape: tuple[int, ...]) -> Change:
-        """The function that replaces them in one activation.
+        """The function that replaces these places in one activation.
 
         Raises
         ------
         RefgptError
-            If the activation has no such places, or ``new`` does not fit its shape.
+            If the activation does not have these places, or ``new`` does not fit its shape.
         """
         new = _numbers(name, self.new)
         if new.ndim == len(shape) - 1 and new.ndim:
@@ -75,7 +75,7 @@ class Replacement:
         return change
 
     def _places(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, ...] | None:
-        """What to index the activation with; None is all of it."""
+        """The index into the activation; None means all of it."""
         axes, places = tap_axes(name), [np.arange(n) for n in shape]
         asked = [
             ("positions", self.positions, row_axis(name)),
@@ -107,7 +107,7 @@ def _numbers(where: str, value: object) -> np.ndarray:
 
 
 def _check_trace(where: str, trace: object) -> None:
-    """Refuse what ``record`` cannot have returned."""
+    """Refuse a value that cannot be a result of ``record``."""
     if not isinstance(trace, Mapping):
         raise RefgptError("is no trace", where=where, got=shown(trace), wanted="what record returns")
     for name, value in trace.items():
@@ -128,7 +128,7 @@ BoundPatches = dict[str, list[Change]]
 def zero_ablation(
     names: Names, *, positions: Indices = None, heads: Indices = None, neurons: Indices = None
 ) -> dict[str, Patch]:
-    """Patches that put 0 in the place of activations, or of some rows, heads or neurons of them.
+    """Patches that set activations, or some of their rows, heads or neurons, to 0.
 
     ``names`` are as for ``record``. After zeros in "pattern" its rows no longer sum to 1.
     """
@@ -140,12 +140,12 @@ def zero_ablation(
 
 
 def zero_heads(layer: int, heads: Indices) -> dict[str, Patch]:
-    """Knock heads out: patches that put 0 in the place of what they read ("z"), so that they write nothing."""
+    """Patches that disable heads: their mixed values ("z") become 0, so that they write nothing."""
     return zero_ablation(f"blocks.{whole_number('layer', layer, 0, LARGEST['n_layer'], RefgptError)}.z", heads=heads)
 
 
 def zero_neurons(layer: int, neurons: Indices) -> dict[str, Patch]:
-    """Knock neurons out: patches that put 0 in the place of what they pass on ("mlp_post")."""
+    """Patches that disable neurons: their outputs ("mlp_post") become 0."""
     return zero_ablation(
         f"blocks.{whole_number('layer', layer, 0, LARGEST['n_layer'], RefgptError)}.mlp_post", neurons=neurons
     )
@@ -159,14 +159,14 @@ def patch_from(
     heads: Indices = None,
     neurons: Indices = None,
 ) -> dict[str, Patch]:
-    """Activation patching: patches that put what another run had in the place of activations, or of parts of them.
+    """Activation patching: patches that replace activations, or parts of them, by those of another run.
 
     Parameters
     ----------
     trace : mapping of str to ndarray
-        Of a text of as many tokens, with all positions.
+        A trace of a text with the same number of tokens, with all positions.
     names : str or collection of str, optional
-        Names or patterns of what is in the trace; by default all of it.
+        Names or patterns of activations in the trace; by default all.
     positions, heads, neurons : int, slice, sequence of int, optional
         See ``Replacement``.
 
@@ -188,14 +188,14 @@ def mean_ablation(
     heads: Indices = None,
     neurons: Indices = None,
 ) -> dict[str, Patch]:
-    """Patches that put an activation's mean in its place: what it says of texts in general, and not of this one.
+    """Patches that replace an activation by its mean, which removes the information about this text.
 
     Parameters
     ----------
     reference : trace or sequence of traces
-        Whose rows the mean is taken over, all alike; of any texts.
+        Traces of any texts; the mean is taken over all their rows, with equal weights.
     names : str or collection of str, optional
-        Names or patterns of what is in the traces; by default all of it.
+        Names or patterns of activations in the traces; by default all.
     positions, heads, neurons : int, slice, sequence of int, optional
         What to replace in the run that is patched; see ``Replacement``.
 
@@ -231,7 +231,7 @@ def mean_ablation(
 
 
 def bind_patches(patches: Patches | None, config: AnyConfig, n: int) -> BoundPatches:
-    """Patches by the names of a model, as functions that give what fits.
+    """Patches as functions, by the full names of activations, with checked results.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Places in activations: names by patterns, and rows, heads and neurons along the axes that they lie on."""
+"""Selecting activations by patterns of names, and rows, heads and neurons along their axes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from refgpt._common.wording import listed, shown
 from refgpt.spec import tap_axes
 
 Names = str | Collection[str]
-#: Characters of a name or pattern: matching takes longer the longer it is.
+#: Most characters of a name or pattern; matching a longer one takes longer.
 LONGEST_PATTERN = 200
 #: One place on an axis, several, or a slice; negative ones count from the end. None is all of them.
 Indices = int | slice | Sequence[int] | np.ndarray | None
 
 
 def find_names(asked: Names | None, known: Sequence[str], where: str = "names") -> list[str]:
-    """Those of the names that somebody asks for, in their own order.
+    """The known names that match the requested names or patterns, in the order of ``known``.
 
     Parameters
     ----------
@@ -28,14 +28,14 @@ def find_names(asked: Names | None, known: Sequence[str], where: str = "names") 
         Names, or patterns of them as in ``fnmatch``: ``*`` is anything, ``?`` one character, ``[0-3]`` one of four.
         None is all of them.
     known : sequence of str
-        The names there are.
+        All existing names.
     where : str
         For the error.
 
     Raises
     ------
     RefgptError
-        That lists what fits no name.
+        Lists the requests that match no name.
     """
     if asked is None:
         return list(known)
@@ -62,7 +62,7 @@ def find_names(asked: Names | None, known: Sequence[str], where: str = "names") 
 
 
 def find_indices(asked: Indices, n: int, where: str) -> np.ndarray | None:
-    """Places on an axis of ``n``, counted from its beginning, in the order in which they were asked for.
+    """Indices on an axis of length ``n``, counted from its beginning, in the requested order.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def find_indices(asked: Indices, n: int, where: str) -> np.ndarray | None:
     Raises
     ------
     RefgptError
-        If a place does not exist, or none is left.
+        If an index does not exist, or none is selected.
     """
     if asked is None:
         return None
@@ -88,16 +88,16 @@ def find_indices(asked: Indices, n: int, where: str) -> np.ndarray | None:
             several = [asked]
         places = [whole_number(where, place, -n, n - 1, RefgptError) % n for place in several]
     if not places:
-        raise RefgptError("leaves nothing", where=where, got=shown(asked), wanted=f"some of the {n} there are")
+        raise RefgptError("selects nothing", where=where, got=shown(asked), wanted=f"at least one of {n}")
     return np.array(places, np.int64)
 
 
 def row_axis(name: str) -> int:
-    """The axis of an activation along which the text runs: queries, or keys where those are all it has."""
+    """The axis of positions of an activation: queries, or keys if it has only keys."""
     axes = tap_axes(name)
     return axes.index("t" if "t" in axes else "s")
 
 
 def rows_of(name: str, value: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
-    """A copy of the rows of an activation at some positions. The axis stays, also for a single one."""
+    """A copy of the rows of an activation at some positions. The axis is kept even for a single one."""
     return value.copy() if positions is None else value.take(positions, axis=row_axis(name))

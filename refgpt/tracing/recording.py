@@ -25,9 +25,9 @@ def record(
     positions: Indices = None,
     patch: Patches | None = None,
 ) -> dict[str, np.ndarray]:
-    """Activations of one forward pass, in the order they were computed.
+    """Record activations of one forward pass, in the order they are computed.
 
-    Only what is asked for is computed into memory and kept, and the pass ends with the last of it.
+    Only the requested activations are kept, and the pass ends after the last of them.
 
     Parameters
     ----------
@@ -35,29 +35,28 @@ def record(
     ids : str or sequence of int [t]
         A text, if the model has a tokenizer, or its ids.
     prefix_len : int
-        So many leading positions see one another; 0 is the causal mask, whatever the model's own is.
+        Number of leading positions that see one another; 0 is the causal mask, even if the model's mask is another.
     names : str or collection of str, optional
-        Which ones: names of ``refgpt.spec.tap_names(config)`` or patterns of them ("blocks.*.pattern",
+        Names of ``refgpt.spec.tap_names(config)`` or patterns of them ("blocks.*.pattern",
         "blocks.[0-3].z"); by default all.
     positions : int, slice or sequence of int, optional
-        Which rows to keep; negative ones count from the end, by default all. Axis 0 keeps only these, of "pattern"
-        [h, t, s] axis 1: queries. Of "k", "k_rot" and "v" the rows of these tokens as keys are kept. The axis stays
-        where one row is left.
+        Rows to keep; negative ones count from the end; by default all. They select on axis 0, and for "pattern" [h, t,
+        s] on axis 1 (queries). For "k", "k_rot" and "v" they select keys. The axis is kept even for a single row.
     patch : mapping, or sequence of mappings, optional
-        What to replace on the way: from names or patterns to a function of the activation, to an array instead of it,
-        or to what ``zero_ablation``, ``mean_ablation`` and ``patch_from`` make. Several mappings work one after the
-        other. What is recorded is what the engine went on with.
+        Replacements: maps names or patterns to a function of the activation, an array, or the result of
+        ``zero_ablation``, ``mean_ablation`` or ``patch_from``. Several mappings are applied one after the other. The
+        replaced values are recorded.
 
     Returns
     -------
     dict of str to ndarray
-        Of the axes ``refgpt.spec.tap_axes`` names; float32, or what the NumPy backend computes in.
+        With the axes given by ``refgpt.spec.tap_axes``; float32, or the NumPy backend's dtype.
 
     Raises
     ------
     RefgptError
-        If a name or position does not exist, a patch does not fit, the ids cannot be used, or the trace would take
-        more memory than there is: before anything is computed, but for what a function of yours returns.
+        If a name or position does not exist, a patch does not fit, the ids cannot be used, or the trace needs more
+        memory than there is. Raised before anything is computed, except for a wrong result of your own function.
     """
     engine, tokens = engine_of(model), ids_of(model, ids, prefix_len)
     wanted, rows = find_names(names, tap_names(engine.config)), find_indices(positions, len(tokens), "positions")
@@ -66,7 +65,7 @@ def record(
 
 
 def patch(model: Subject, ids: Text, patches: Patches, prefix_len: int = 0) -> np.ndarray:
-    """Logits of a forward pass in which some activations are replaced by others: what depends on them follows.
+    """Logits of a forward pass with some activations replaced.
 
     Parameters and errors are those of ``record``. -> [t, v]
     """
@@ -81,19 +80,19 @@ def visit(
     prefix_len: int = 0,
     patch: Patches | None = None,
 ) -> dict[str, Any]:
-    """Boil activations down one by one, so that none has to be kept.
+    """Call a function with each activation, so that none has to be kept.
 
     Parameters
     ----------
     look : callable
-        ``look(name, value)``, which must copy what it keeps of ``value``.
+        ``look(name, value)``; it must copy whatever it keeps of ``value``.
 
-    The others, and errors, are those of ``record``.
+    Other parameters, and errors, are those of ``record``.
 
     Returns
     -------
     dict of str to object
-        What ``look`` returned, by names in the order they were computed.
+        The results of ``look`` by name, in the order of the forward pass.
     """
     engine, tokens = engine_of(model), ids_of(model, ids, prefix_len)
     wanted = find_names(names, tap_names(engine.config))
@@ -106,11 +105,11 @@ def visit(
 
 
 class _Enough(Exception):
-    """Everything that was asked for has been seen."""
+    """Ends the pass: all requested activations were seen."""
 
 
 class _Visit:
-    """A tap that patches, looks, and ends the pass with the last name that is wanted."""
+    """A tap that patches and reads activations, and ends the pass after the last wanted one."""
 
     def __init__(self, wanted: list[str], look: Callable[[str, np.ndarray], Any], patches: BoundPatches) -> None:
         self.names = frozenset(wanted) | patches.keys()

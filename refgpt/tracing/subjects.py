@@ -1,4 +1,4 @@
-"""What is looked into, and the text it is given: a model or its engine, ids or, where there is a tokenizer, a text."""
+"""The common arguments of tracing: a model or its engine, and a text or its ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from refgpt.tokenizers import Tokenizer
 
 
 class HasEngine(Protocol):
-    """A loaded model, as far as it matters here."""
+    """The part of a loaded model that tracing needs."""
 
     @property
     def engine(self) -> Engine: ...
@@ -28,7 +28,7 @@ Text = str | Sequence[int] | np.ndarray
 
 
 def engine_of(model: Subject) -> Engine:
-    """The engine of a model; an engine is its own."""
+    """The engine of a model; an engine is returned unchanged."""
     engine: Engine | None = getattr(model, "engine", None)
     if engine is None:
         engine = cast(Engine, model)
@@ -38,7 +38,7 @@ def engine_of(model: Subject) -> Engine:
 
 
 def ids_of(model: Subject, text: Text, prefix_len: int = 0) -> np.ndarray:
-    """The ids of a text, or ids that are given, once it is known that the model can take them. -> int64 [t]
+    """Encode a text, or take ids, and check that the model accepts them. -> int64 [t]
 
     Raises
     ------

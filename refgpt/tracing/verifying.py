@@ -1,8 +1,8 @@
-"""Holding an engine to the spec, activation by activation.
+"""Comparing an engine with the spec, activation by activation.
 
-The engine's activations are recorded once. Then the spec runs in float64 with every activation forced to the engine's
-as soon as it has been looked at, so that each one is judged by what the engine itself computed it from: a fault shows
-where it happens and nowhere else. A second, free run of the spec shows what all the rounding adds up to.
+The engine's activations are recorded once. Then the spec runs in float64, and every activation is set to the engine's
+value after it was compared. So each one is checked against the engine's own inputs, and a fault shows only where it
+happens. A second run of the spec by itself shows the accumulated rounding.
 """
 
 from __future__ import annotations
@@ -27,25 +27,26 @@ from refgpt.tracing.memory import check_fits, dtype_of, trace_bytes
 from refgpt.tracing.recording import record
 from refgpt.tracing.subjects import engine_of, ids_of
 
-#: Float64 copies held at once: of the largest activation for its bound, of the largest matrix for a product with it.
+#: Number of float64 copies in memory at a time: of the largest activation for its bound, of the largest matrix for its
+#: product.
 COPIES_OF_ACTIVATION, COPIES_OF_MATRIX = 16, 3
 
 
 @dataclass(frozen=True)
 class TapResult:
-    """One activation of the engine beside the spec's.
+    """One activation of the engine compared with the spec's.
 
     Attributes
     ----------
     name : str
     error, bound : float
-        Absolute difference and bound of one element: the one whose difference is the largest share of its bound.
+        Absolute difference and bound of the element with the largest ratio of the two.
     ratio : float
-        That share, ``error / bound``; 0 where both are 0, NaN if any difference is.
+        ``error / bound`` of that element; 0 if both are 0, NaN if any difference is NaN.
     max_error : float
-        Largest absolute difference of all elements, which is often that of an element with a wide bound.
+        Largest absolute difference of all elements, often of an element with a wide bound.
     cosine : float
-        Of the angle between the two, as vectors.
+        Cosine of the angle between the two, as vectors.
     """
 
     name: str
@@ -70,16 +71,16 @@ class TapResult:
 
 @dataclass(frozen=True)
 class Report:
-    """What ``verify`` found.
+    """The result of ``verify``.
 
     Attributes
     ----------
     taps : tuple of TapResult
         In the order of the forward pass.
     logit_error : float
-        Largest difference of the logits when the spec runs by itself, over the standard deviation of its logits.
+        Largest difference of the logits when the spec runs by itself, divided by the standard deviation of its logits.
     same_argmax : float
-        Share of the positions at which both hold the same token for the likeliest.
+        Share of the positions at which both have the same most likely token.
     """
 
     #: The head of the table: error, bound and share are those of the element that comes closest to its bound.
@@ -95,14 +96,14 @@ class Report:
         return next((tap for tap in self.taps if not tap.ok), None)
 
     def lines(self) -> Iterator[str]:
-        """The report as a table, one line an activation, and what follows from it."""
+        """The report as a table, one line per activation, with the conclusion below."""
         yield self.HEAD
         for tap in self.taps:
             yield tap.line()
         yield from self.conclusion()
 
     def conclusion(self) -> Iterator[str]:
-        """What stands below the table."""
+        """The lines below the table."""
         first = self.first_broken
         yield f"first divergence: {first.name if first else 'none'}"
         yield (
@@ -112,10 +113,10 @@ class Report:
 
 
 def verify_bytes(engine: Engine, n: int) -> int:
-    """Memory that ``verify`` takes for a text of ``n`` tokens, beside the engine's and the weights' own, at most.
+    """Upper bound for the memory that ``verify`` needs for a text of ``n`` tokens, besides the engine and the weights.
 
-    The engine's activations are all kept. One activation at a time is held in float64 with its bound and what that is
-    computed from; so is one matrix of the weights.
+    All of the engine's activations are kept. One activation at a time is in memory as float64, with its bound and the
+    bound's inputs, and so is one matrix of the weights.
     """
     engine, n = engine_of(engine), whole_number("n", n, 1, None, RefgptError)
     kept = trace_bytes(engine.config, n, tap_names(engine.config), itemsize=dtype_of(engine).itemsize)
@@ -146,7 +147,7 @@ def verify(
     prefix_len : int
         So many leading positions see one another.
     progress : bool
-        Show a bar on standard error: blocks, each of which the spec computes twice.
+        Show a progress bar on standard error. It counts blocks; the spec computes each block twice.
     on_tap : callable, optional
         Called with each ``TapResult`` as soon as it is known.
 
@@ -157,7 +158,7 @@ def verify(
     Raises
     ------
     RefgptError
-        If the ids cannot be used, or this would take more memory than there is (``verify_bytes``): before anything is
+        If the ids cannot be used, or this needs more memory than there is (``verify_bytes``). Raised before anything is
         computed.
     """
     tokens = ids_of(engine, ids, prefix_len)
@@ -206,7 +207,7 @@ def verify(
 def _judge(name: str, got: np.ndarray, want: np.ndarray, bound: np.ndarray) -> TapResult:
     error = np.abs(got - want)
     bound = np.broadcast_to(bound, error.shape)
-    # Nothing over nothing is fine; something over nothing, NaN included, is not.
+    # 0 / 0 is within the bound; anything else over 0, including NaN, is not.
     ratio = np.divide(error, bound, out=np.where(error == 0, 0, np.inf), where=bound > 0)
     worst = np.unravel_index(int(ratio.argmax()), ratio.shape)  # argmax takes NaN for the largest
     got = got.astype(np.float64)

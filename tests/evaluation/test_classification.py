@@ -90,7 +90,7 @@ def test_of_equal_labels_the_first_is_taken(model, monkeypatch):
         ({"text": "a" * 128}, r"continuations\[1\]: is too long .*wanted at most 160 together"),
         ({"labels": ["a"]}, "labels: leave no choice"),
         ({"template": "T? {txt}"}, "template: has an unknown field {txt}"),
-        ({"examples": [("a", "b")]}, r"examples\[0\]: has a label that is none of the labels; got 'b'"),
+        ({"examples": [("a", "b")]}, r"examples\[0\]: has a label that is not among the labels; got 'b'"),
         ({"normalise": "median"}, "normalise: cannot be used; got 'median'; wanted 'sum', 'mean', 'pmi'"),
     ],
 )

@@ -136,7 +136,7 @@ def spoilt(name):
             DataError,
             "are not HELM's settings; got nothing usable for ade_corpus_v2",
         ),
-        (spoilt("label of settings"), None, DataError, "line 3: has a label that is none of the labels; got 'no'"),
+        (spoilt("label of settings"), None, DataError, "line 3: has a label that is not among the labels; got 'no'"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path, spoil, names, error, said):

@@ -104,7 +104,7 @@ def test_bad_labels_are_explained(labels, said):
         (["ab"], r"examples\[0\]: cannot be used; got 'ab'; wanted a pair"),
         ([("a", "positive"), ("b",)], r"examples\[1\]: cannot be used"),
         ([("a", 1)], "pair of texts"),
-        ([("a", "neutral")], "none of the labels; got 'neutral'; wanted 'positive', 'negative'"),
+        ([("a", "neutral")], "not among the labels; got 'neutral'; wanted 'positive', 'negative'"),
     ],
 )
 def test_bad_examples_are_explained(examples, said):

@@ -74,9 +74,9 @@ def test_a_matrix_quantised_in_parts_is_the_whole(kind):
     ],
 )
 def test_other_panels_are_refused(out):
-    with pytest.raises(KernelError, match="other panels"):
+    with pytest.raises(KernelError, match="panels of another kind"):
         quantise(np.ones((20, 12), np.float32), "q4", out)
-    with pytest.raises(KernelError, match="other panels"):
+    with pytest.raises(KernelError, match="panels of another kind"):
         pack(np.ones((20, 12), np.float32), out)
 
 

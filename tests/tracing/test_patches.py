@@ -167,7 +167,7 @@ def test_a_patch_does_not_touch_the_callers_arrays(engine):
     [
         (zero_heads(2, 0), r"patch: there is no such activation; got blocks\.2\.z"),
         (zero_heads(1, 4), r"blocks\.1\.z, heads: cannot be used; got 4; wanted a whole number from -4 to 3"),
-        (zero_heads(1, []), r"blocks\.1\.z, heads: leaves nothing"),
+        (zero_heads(1, []), r"blocks\.1\.z, heads: selects nothing"),
         (zero_neurons(0, 80), r"blocks\.0\.mlp_post, neurons: cannot be used; got 80"),
         (zero_ablation("embed", heads=0), "embed: this activation has no heads"),
         (zero_ablation("blocks.0.z", neurons=0), r"blocks\.0\.z: this activation has no neurons"),
