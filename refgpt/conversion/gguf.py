@@ -1,4 +1,4 @@
-"""Writing a GGUF file: the keys of the architecture "gptj", llama.cpp's names of tensors, the tokenizer.
+"""Writing a GGUF file: the keys of the architecture, llama.cpp's names of tensors, the tokenizer.
 
 The strings are those that llama.cpp and the gguf library read: tokens in GPT-2's letters. Quantised matrices of ggml
 and GGUF files are written as they are; vectors are widened to float32, which every program expects. What GGUF has no
@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from refgpt._common.errors import TokenizerError
+from refgpt._common.errors import CheckpointError, TokenizerError
 from refgpt._common.progress import Progress
 from refgpt.checkpoints import Checkpoint
+from refgpt.checkpoints.families import FAMILIES
+from refgpt.checkpoints.families.formats import Gguf
 from refgpt.checkpoints.files.ggml_blocks import TYPES, Blocks, n_bytes_of
 from refgpt.checkpoints.files.ggml_file import QUANTISATION_VERSION
 from refgpt.checkpoints.files.gguf_file import ARRAY, DEFAULT_ALIGNMENT, MAGIC, STRING
@@ -26,7 +28,6 @@ from refgpt.checkpoints.layouts.gguf import (
     BOS,
     EOS,
     FURTHER_EOS,
-    KEYS,
     MASK,
     NAME,
     NO_BOS,
@@ -37,7 +38,6 @@ from refgpt.checkpoints.layouts.gguf import (
     TOKENIZER_JSON,
     TOKENIZER_SETTINGS,
     UNUSED,
-    tensor_name,
 )
 from refgpt.checkpoints.mask import names_of
 from refgpt.conversion.leaves import stored_blocks, written
@@ -72,15 +72,15 @@ def write(
     TokenizerError
         If the tokenizer has ids for which the model has no row: no program reads such a file.
     """
-    leaves = dict(source.params.items())
+    form, leaves = _form(source), dict(source.params.items())
     encodings = {name: _encoding(leaf, dtype) for name, leaf in leaves.items()}
-    metadata = _metadata(source, encodings) | tokenizer_metadata(tokenizer, source)
+    metadata = _metadata(form, source, encodings) | tokenizer_metadata(tokenizer, source)
     raw = MAGIC + struct.pack("<IQQ", VERSION, len(leaves), len(metadata))
     raw += b"".join(string(key) + value(item) for key, item in metadata.items())
     offset = 0
     for name, leaf in leaves.items():
         shape = leaf.shape
-        raw += string(tensor_name(name)) + struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
+        raw += string(form.names(name)) + struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
         raw += struct.pack("<IQ", NUMBERS[encodings[name]], offset)
         offset += _padded(n_bytes_of(name, encodings[name], shape))
     n_done, n_total, sums = 0, offset, Sums(directory)
@@ -99,6 +99,19 @@ def n_bytes(source: Checkpoint, dtype: str | None) -> int:
     """How many bytes of tensors ``write`` writes."""
     leaves = source.params.items()
     return sum(_padded(n_bytes_of(name, _encoding(leaf, dtype), leaf.shape)) for name, leaf in leaves)
+
+
+def _form(source: Checkpoint) -> Gguf:
+    """What the format calls the parts of this family."""
+    form = FAMILIES[source.family].GGUF
+    if form is None:
+        raise CheckpointError(
+            "there are no GGUF files of this family",
+            where=source.path,
+            got=source.family,
+            fix="convert to hf or refgpt",
+        )
+    return form
 
 
 def _padded(n_bytes: int) -> int:
@@ -123,10 +136,10 @@ def _pieces(name: str, leaf: Leaf, encoding: str) -> Iterator[np.ndarray]:
         yield from written(name, leaf, encoding)
 
 
-def _metadata(source: Checkpoint, encodings: dict[str, str]) -> dict[str, Any]:
+def _metadata(form: Gguf, source: Checkpoint, encodings: dict[str, str]) -> dict[str, Any]:
     config, most = source.config, encodings["blocks.0.w_in"]
-    found: dict[str, Any] = {ARCHITECTURE: source.family, NAME: names_of(source.path)[0]}
-    for field, keys in KEYS.items():
+    found: dict[str, Any] = {ARCHITECTURE: form.architecture, NAME: names_of(source.path)[0]}
+    for field, keys in form.keys.items():
         found[keys[0]] = getattr(config, field)
     found |= {"general.file_type": FILE_TYPES[most], MASK: source.mask}
     if any(encoding.startswith("q") for encoding in encodings.values()):

@@ -21,13 +21,12 @@ from refgpt._common.file_names import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS
 from refgpt._common.progress import Progress
 from refgpt._common.small_files import LARGEST_JSON, is_there, read_bytes, read_json
 from refgpt.checkpoints import Checkpoint
-from refgpt.checkpoints.families.gptj import KEYS, full_name
+from refgpt.checkpoints.families import FAMILIES
 from refgpt.checkpoints.layouts.huggingface import MASK
 from refgpt.conversion.leaves import PIECE, dtypes_of, written
 from refgpt.conversion.sums import SummedFile, Sums
 from refgpt.conversion.tokenizer_files import write_tokenizer
 from refgpt.numbers.dtypes import STORED_DTYPES
-from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers import Tokenizer
 
 DTYPES = (None, "f32", "f16", "bf16")
@@ -76,13 +75,14 @@ class _Writer:
     """The tensors of a checkpoint by their names in the files: weights, and the buffers of a mask."""
 
     def __init__(self, source: Checkpoint, dtypes: dict[str, str], progress: Progress | None) -> None:
-        self.leaves = {full_name(name): (name, leaf) for name, leaf in source.params.items()}
-        self.dtypes = {full_name(name): dtype for name, dtype in dtypes.items()}
+        form = FAMILIES[source.family].HUGGING_FACE
+        self.leaves = {form.full_name(name): (name, leaf) for name, leaf in source.params.items()}
+        self.dtypes = {form.full_name(name): dtype for name, dtype in dtypes.items()}
         self.shapes: dict[str, tuple[int, ...]] = {name: leaf.shape for name, (_, leaf) in self.leaves.items()}
         if source.mask == "prefix":
             n = source.config.n_ctx
             for i in range(source.config.n_layer):
-                name = f"transformer.h.{i}.attn.bias"
+                name = form.mask_name(i)
                 self.dtypes[name], self.shapes[name] = "bool", (1, 1, n, n)
         self.n_done, self.n_total = 0, sum(map(self.n_bytes, self.shapes))
         self.progress = progress
@@ -144,18 +144,10 @@ def _write_config(source: Checkpoint, dtypes: dict[str, str], directory: Path) -
             (directory / GENERATION_CONFIG).write_bytes(read_bytes(settings, ConfigError, LARGEST_JSON))
     kept = {key: value for key, value in kept.items() if key not in ("dtype", "_name_or_path")}
     told = {"torch_dtype": TORCH_DTYPES[dtypes["wte"]], MASK: source.mask}
-    config = kept | config_json(source.config) | told
+    config = kept | config_json(source) | told
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def config_json(config: AnyConfig) -> dict[str, Any]:
-    """A configuration as transformers' ``GPTJConfig`` names it."""
-    numbers = {keys[0]: getattr(config, field) for field, keys in KEYS.items()}
-    if config.further_eos_ids:
-        numbers[KEYS["eos_id"][0]] = list(config.eos_ids)
-    return {
-        "architectures": ["GPTJForCausalLM"],
-        "model_type": "gptj",
-        "activation_function": "gelu_new",
-        "tie_word_embeddings": False,
-    } | numbers
+def config_json(source: Checkpoint) -> dict[str, Any]:
+    """The configuration as the family's class of transformers names it."""
+    return FAMILIES[source.family].HUGGING_FACE.config_json(source.config)
