@@ -7,7 +7,7 @@ second copy of a large matrix. The pages of the file that a leaf occupied are gi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +53,11 @@ class Kept:
         return aligned_zeros(shape, STORED_DTYPES[self.kind])
 
 
-def plan(name: str, leaf: Leaf, dtype: str | None) -> Kept:
+#: Matrices that are read row by row by id or position; the tied head of some models is one of them as well.
+EMBEDDINGS = ("wte", "wpe")
+
+
+def plan(name: str, leaf: Leaf, dtype: str | None, looked_up: Collection[str] = ("wte",)) -> Kept:
     """How an engine keeps a leaf, and the packed format with it.
 
     Parameters
@@ -63,30 +67,36 @@ def plan(name: str, leaf: Leaf, dtype: str | None) -> Kept:
     dtype : "f32", "f16", "q8", "q4" or None
         What was asked for; None is as stored. Vectors are float32 whatever it is, and matrices that are stored in no
         kind of panels are float32 unless it says otherwise.
+    looked_up : collection of str
+        The model's ``ParamTree.looked_up``: matrices that are not multiplied with. A table of embeddings that is the
+        head as well lies in panels, from which rows are looked up too: in both forms it would take twice the memory.
     """
     if leaf.ndim == 1:
         return Kept("f32", "rows")
     kind = kept_kind(name, dtype)
-    if kind is None and isinstance(leaf, Panels) and (name != "wte" or leaf.kind in (*FLOATS, "q8")):
+    if kind is None and isinstance(leaf, Panels) and (name not in EMBEDDINGS or leaf.kind in (*FLOATS, "q8")):
         kind = leaf.kind
     if kind is None:
         stored = dtype_name(leaf.dtype)
         kind = stored if stored in FLOATS else "f32"
-    return Kept(kind, "rows" if lies_in_rows(name, kind) else "panels")
+    return Kept(kind, "rows" if lies_in_rows(name, kind, looked_up) else "panels")
 
 
 def kept_kind(name: str, dtype: str | None) -> str | None:
     """What a matrix is kept in for a dtype that was asked for; ``name`` is what ``Params.items`` calls it.
 
     Of a model in "q4" the embeddings have 8 bits: a token reads one row of them, so that they cost memory but no time,
-    and an error there goes through every block.
+    and an error there goes through every block. Where the head is tied to them it has 8 bits too: one table is all there
+    is. Embeddings of positions stay floats, as stored: they are few, and each is added to every text.
     """
+    if name == "wpe" and dtype in BLOCK_BYTES:
+        return None
     return "q8" if dtype == "q4" and name == "wte" else dtype
 
 
-def lies_in_rows(name: str, kind: str) -> bool:
-    """Whether a matrix of this kind stays a matrix of rows: an embedding table in floats does."""
-    return name == "wte" and kind in FLOATS
+def lies_in_rows(name: str, kind: str, looked_up: Collection[str] = ("wte",)) -> bool:
+    """Whether a matrix of this kind stays a matrix of rows: a table in floats that is not multiplied with does."""
+    return name in looked_up and kind in FLOATS
 
 
 @default_float_state()
@@ -114,7 +124,7 @@ def pack_params(
     def packed(name: str, leaf: Leaf) -> Leaf:
         nonlocal n_done
         check_unchanged(leaf)
-        kept: Leaf = pack_leaf(name, leaf, plan(name, leaf, dtype), fill)
+        kept: Leaf = pack_leaf(name, leaf, plan(name, leaf, dtype, params.looked_up), fill)
         kept = in_memory(kept) if copy else kept
         release(leaf)
         n_done += leaf.nbytes
