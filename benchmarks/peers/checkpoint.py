@@ -55,7 +55,7 @@ def config_json(config: ModelConfig) -> dict[str, object]:
 
 def stored_name(leaf: str) -> str:
     """The name of a leaf in the file: "blocks.3.wq" -> "transformer.h.3.attn.q_proj.weight"."""
-    return HUGGING_FACE.full_name(leaf)
+    return HUGGING_FACE.names(leaf)
 
 
 def pieces(leaf: str, shape: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:

@@ -21,7 +21,7 @@ def write_model(
     directory.mkdir(exist_ok=True)
     raw = {keys[0]: getattr(config, field) for field, keys in HUGGING_FACE.keys.items()}
     (directory / "config.json").write_text(json.dumps({"model_type": "gptj", **raw}))
-    tensors = {HUGGING_FACE.full_name(name): leaf for name, leaf in params.items()}
+    tensors = {HUGGING_FACE.names(name): leaf for name, leaf in params.items()}
     if prefix is not None:
         square = np.ones((1, 1, config.n_ctx, config.n_ctx), mask_dtype)
         for i in range(config.n_layer):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from refgpt.checkpoints.families import gptj
+from refgpt.checkpoints.families import gpt2, gpt_neo, gpt_neox, gptj
 from refgpt.checkpoints.families.formats import CTranslate2, Ggml, Gguf, HuggingFace
 
 
@@ -40,9 +40,21 @@ class Family(Protocol):
 
 
 #: By model_type.
-FAMILIES: dict[str, Family] = {gptj.MODEL_TYPE: gptj}
+FAMILIES: dict[str, Family] = {family.MODEL_TYPE: family for family in (gpt2, gpt_neo, gptj, gpt_neox)}
 #: What to do about a model of another family.
-SUPPORTED = "use a checkpoint of GPT-J or GPT-JT"
+SUPPORTED = "use a checkpoint of GPT-J or GPT-JT, GPT-2, GPT-Neo, or GPT-NeoX"
+#: Models that are taken for one of these, by model_type: they look alike and compute otherwise.
+OTHERS = {
+    "codegen": "CodeGen",
+    "falcon": "Falcon",
+    "RefinedWeb": "Falcon",
+    "RefinedWebModel": "Falcon",
+    "gpt_bigcode": "StarCoder",
+    "gpt_neox_japanese": "GPT-NeoX-Japanese",
+    "mpt": "MPT",
+    "stablelm": "StableLM",
+    "stablelm_epoch": "StableLM",
+}
 
 
 def holders(form: str) -> list[Any]:

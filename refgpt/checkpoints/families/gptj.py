@@ -14,25 +14,14 @@ MODEL_TYPE = Config.model_type
 MESH = gptj_mesh
 
 
-def _way_out(missing: list[str], unknown: list[str]) -> str:
-    if missing == ["lm_head.bias"]:
-        return "GPT-J's head has a bias: take it from the original weights, or add zeros if there is none"
-    if missing and all(name.startswith("lm_head.") for name in missing):
-        return "the body was saved without its head: save the whole GPTJForCausalLM"
-    if missing:
-        return "check that the download is complete and that config.json came with these weights"
-    if any("lora_" in name for name in unknown):
-        return "these are LoRA adapters: merge them into the base model and save that"
-    if unknown:
-        return "check that these are GPT-J's weights and that n_layer in config.json is theirs"
-    return "use the config.json that came with these weights"
-
-
 #: The names and defaults are those of transformers' ``GPTJForCausalLM`` and ``GPTJConfig``.
 HUGGING_FACE = HuggingFace(
     title=TITLE,
     config=Config,
+    architecture="GPTJForCausalLM",
     names=Names(
+        body="transformer.",
+        head="lm_head.",
         model={
             "wte": "wte.weight",
             "ln_w": "ln_f.weight",
@@ -53,8 +42,6 @@ HUGGING_FACE = HuggingFace(
             "b_out": "h.{}.mlp.fc_out.bias",
         },
     ),
-    body="transformer.",
-    head="lm_head.",
     # Of the buffers only ``attn.bias``, the mask, says anything.
     buffer=re.compile(r"h\.\d+\.attn\.(bias|masked_bias|embed_positions|(rotary|rotary_emb)\.\w+)"),
     keys={
@@ -79,15 +66,12 @@ HUGGING_FACE = HuggingFace(
         "eight_bit": ((False, None), "8-bit weights are not read; use the original weights"),
         "quantization_config": ((None,), "quantised weights are not read; use the original weights"),
     },
-    fix="use a checkpoint of GPT-J or GPT-JT",
     constants={
-        "architectures": ["GPTJForCausalLM"],
         "model_type": MODEL_TYPE,
         "activation_function": "gelu_new",
         "tie_word_embeddings": False,
     },
-    tied=(("w_head", "wte"), ("wte", "w_head")),
-    way_out=_way_out,
+    mask="h.{}.attn.bias",
 )
 
 #: The only program that wrote such files for others to use is GPT4All's converter (2023); the names are llama.cpp's.
@@ -148,7 +132,7 @@ GGML = Ggml(
         "n_vocab": "n_vocab",
         "n_ctx": "n_ctx",
     },
-    names=HUGGING_FACE.full_name,
+    names=HUGGING_FACE.names,
     n_tensors=(10, 5),
     constants={"ln_eps": 1e-5},
 )
@@ -160,27 +144,25 @@ CTRANSLATE2 = CTranslate2(
     title=TITLE,
     config=Config,
     spec="TransformerDecoderSpec",
-    names=Names(
-        model={
-            "wte": "embeddings/weight",
-            "ln_w": "layer_norm/gamma",
-            "ln_b": "layer_norm/beta",
-            "w_head": "projection/weight",
-            "b_head": "projection/bias",
-        },
-        block={
-            "ln_w": "shared_layer_norm/gamma",
-            "ln_b": "shared_layer_norm/beta",
-            "wq": _QKV,
-            "wk": _QKV,
-            "wv": _QKV,
-            "wo": "self_attention/linear_1/weight",
-            "w_in": "ffn/linear_0/weight",
-            "b_in": "ffn/linear_0/bias",
-            "w_out": "ffn/linear_1/weight",
-            "b_out": "ffn/linear_1/bias",
-        },
-    ),
+    model={
+        "wte": "embeddings/weight",
+        "ln_w": "layer_norm/gamma",
+        "ln_b": "layer_norm/beta",
+        "w_head": "projection/weight",
+        "b_head": "projection/bias",
+    },
+    block={
+        "ln_w": "shared_layer_norm/gamma",
+        "ln_b": "shared_layer_norm/beta",
+        "wq": _QKV,
+        "wk": _QKV,
+        "wv": _QKV,
+        "wo": "self_attention/linear_1/weight",
+        "w_in": "ffn/linear_0/weight",
+        "b_in": "ffn/linear_0/bias",
+        "w_out": "ffn/linear_1/weight",
+        "b_out": "ffn/linear_1/bias",
+    },
     qkv=_QKV,
     demands={
         "activation": (1, "GPT-J's MLP uses the tanh form of GELU"),

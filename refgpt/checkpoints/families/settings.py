@@ -21,6 +21,13 @@ Keys = Mapping[str, tuple[str, ...]]
 #: Keys that may be absent but must not say otherwise, and why.
 Demands = Mapping[str, tuple[tuple[object, ...], str]]
 
+#: What no decoder of any family has.
+DECODER: Demands = {
+    "add_cross_attention": ((False, None), "only decoders are read"),
+    "is_encoder_decoder": ((False, None), "only decoders are read"),
+    "quantization_config": ((None,), "quantised weights are not read; use the original weights"),
+}
+
 
 def first_keys(keys: Keys) -> dict[str, str]:
     """The name of each field that is written, and that errors use."""
@@ -44,8 +51,9 @@ def build_config(family: Any, given: Mapping[str, Any], keys: Mapping[str, str],
     ConfigError
         Naming the first value that makes no sense.
     """
+    words = {field for field, default in vars(family).items() if isinstance(default, str | tuple)}
     for field, value in given.items():
-        if not isinstance(value, (int, float, type(None))) and field != "further_eos_ids":
+        if not isinstance(value, (int, float, type(None))) and field not in words:
             raise ConfigError(f"{keys.get(field, field)} is not a number", where=path, got=shown(value))
     try:
         return family(**given)

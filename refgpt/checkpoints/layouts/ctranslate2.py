@@ -88,9 +88,9 @@ def _split(form: CTranslate2, arrays: Arrays, file: Path) -> tuple[Arrays, list[
     for name, array in arrays.items():
         short = name.removeprefix(BODY)
         found = LAYER.fullmatch(short)
-        group, leaves = model, form.names.model
+        group, leaves = model, form.model
         if found:
-            group, short, leaves = numbered.setdefault(int(found[1]), {}), found[2], form.names.block
+            group, short, leaves = numbered.setdefault(int(found[1]), {}), found[2], form.block
         group[short] = array
         if array.ndim:
             known = short.removesuffix(SCALE) in leaves.values()
@@ -106,11 +106,11 @@ def _split(form: CTranslate2, arrays: Arrays, file: Path) -> tuple[Arrays, list[
             got=listed(unknown),
             fix=_fix(form),
         )
-    missing = [name for name in (*form.names.model.values(), *form.needed) if name not in model]
+    missing = [name for name in (*form.model.values(), *form.needed) if name not in model]
     for i in range(max(numbered, default=0) + 1):
         layer = numbered.get(i, {})
         missing += [
-            f"layer_{i}/{name}" for name in (*dict.fromkeys(form.names.block.values()), ROTARY_DIM) if name not in layer
+            f"layer_{i}/{name}" for name in (*dict.fromkeys(form.block.values()), ROTARY_DIM) if name not in layer
         ]
     if missing:
         raise CheckpointError("variables are missing", where=file, got=f"no {listed(missing)}", fix=_fix(form))
@@ -143,7 +143,7 @@ def _read_config(form: CTranslate2, model: Arrays, layers: list[Arrays], directo
             wanted="float32, float16, bfloat16 or int8",
             fix="convert the original model again, with one of these",
         )
-    table, hidden = model[form.names.model["wte"]], layers[0][form.names.block["w_in"]]
+    table, hidden = model[form.model["wte"]], layers[0][form.block["w_in"]]
     if table.ndim != 2 or hidden.ndim != 2:
         raise CheckpointError(
             "the embedding or the MLP are not matrices",
@@ -190,10 +190,10 @@ def _build_params(form: CTranslate2, model: Arrays, layers: list[Arrays], config
     for leaf, shape in leaf_shapes(config).items():
         kind = leaf.rpartition(".")[2]
         if kind == leaf:
-            group, name, full = model, form.names(leaf), f"{BODY}{form.names(leaf)}"
+            group, name, full = model, form.model[leaf], f"{BODY}{form.model[leaf]}"
         else:
             i = int(leaf.split(".")[1])
-            name = form.names.block[kind]
+            name = form.block[kind]
             group, full = layers[i], f"{BODY}layer_{i}/{name}"
         array, scale, known_as[leaf] = group[name], group.get(name + SCALE), full
         if name == form.qkv:

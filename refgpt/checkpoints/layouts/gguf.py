@@ -6,6 +6,7 @@ Both are read.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from refgpt._common.progress import Progress
 from refgpt._common.wording import listed, shown
 from refgpt.checkpoints.checkpoint import Checkpoint
 from refgpt.checkpoints.families import SUPPORTED, holders
-from refgpt.checkpoints.families.formats import Gguf
+from refgpt.checkpoints.families.formats import Gguf, same_numbers
 from refgpt.checkpoints.families.names import named_params
 from refgpt.checkpoints.families.settings import MOST_ENDS, Demands, build_config, first_keys
 from refgpt.checkpoints.files import gguf_file
@@ -26,6 +27,8 @@ from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.numbers.leaves import Leaf
 from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers.vocabulary import Vocabulary
+
+log = logging.getLogger("refgpt")
 
 ARCHITECTURE = "general.architecture"
 NAME = "general.name"
@@ -42,6 +45,8 @@ DEMANDS: Demands = {
     "split.count": ((0, 1), "this file is one of several; join them with llama-gguf-split --merge"),
 }
 
+#: Before the name of a field for which the format has no key.
+OWN = "refgpt."
 #: The mask, as this package writes it; GGUF has no key for a prompt that sees itself both ways.
 MASK = "refgpt.mask"
 
@@ -79,7 +84,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
         )
     form: Gguf = family.GGUF
     config = read_config(form, metadata, tensors, file)
-    params = named_params(tensors, form.names, form.title, config, file, lambda *_: FIX)
+    params = named_params(_without_head(form, tensors, file), form.names, form.title, config, file, lambda *_: FIX)
     mask, source = _mask(mask, metadata, config, file)
     infos = single_file.tensor_infos(tensors, file)
     vocabulary = read_vocabulary(metadata, config, file)
@@ -97,7 +102,9 @@ def read_config(form: Gguf, metadata: Mapping[str, Any], tensors: Mapping[str, L
     ConfigError
         If a key is missing or makes no sense, or describes something other than the family.
     """
-    for key, (accepted, reason) in {**form.demands, **DEMANDS}.items():
+    demands = {key.format(form.architecture): demand for key, demand in form.demands.items()} | dict(DEMANDS)
+    keys_of = {field: tuple(key.format(form.architecture) for key in keys) for field, keys in form.keys.items()}
+    for key, (accepted, reason) in demands.items():
         if key in metadata and not any(_same(metadata[key], value) for value in accepted):
             raise ConfigError(
                 f"{key} says what is not read: {reason}",
@@ -105,8 +112,10 @@ def read_config(form: Gguf, metadata: Mapping[str, Any], tensors: Mapping[str, L
                 got=_shown(metadata[key]),
                 wanted=" or ".join(map(_shown, accepted)),
             )
-    given: dict[str, Any] = {field: _number(metadata, keys, path) for field, keys in form.keys.items()}
-    if missing := [form.keys[field][0] for field in given if given[field] is None and field not in form.optional]:
+    given: dict[str, Any] = {
+        field: _value(metadata, keys, getattr(form.config, field), path) for field, keys in keys_of.items()
+    }
+    if missing := [keys_of[field][0] for field in given if given[field] is None and field not in form.optional]:
         raise ConfigError(
             f"the metadata lacks keys that make a {form.title}", where=path, got=f"no {listed(missing)}", fix=FIX
         )
@@ -122,16 +131,20 @@ def read_config(form: Gguf, metadata: Mapping[str, Any], tensors: Mapping[str, L
         if name not in tensors:
             raise CheckpointError(f"a tensor of a {form.title} is missing", where=path, got=f"no {name}", fix=FIX)
     n_vocab = given["n_vocab"] = tensors[form.names("wte")].shape[0]
-    told = {"d_ff": tensors[form.names("blocks.0.b_in")].size, "ln_eps": form.config.ln_eps}
+    told = {field: getattr(form.config, field) for field in form.optional}
+    told["d_ff"] = tensors[form.names("blocks.0.b_in")].size
     given |= {field: value for field, value in told.items() if given[field] is None}
+    given |= {field: tell(tensors) for field, tell in form.told.items()}
+    given |= _own(form, metadata, given, path)
     default = form.config.eos_id if n_vocab > (form.config.eos_id or 0) else None
     for field, key, absent in (("bos_id", BOS, NO_BOS), ("eos_id", EOS, NO_EOS)):
-        value = _number(metadata, (key,), path)
+        value = _value(metadata, (key,), 0, path)
         if value is None or value >= n_vocab:
             value = None if metadata.get(absent) is True else default
         given[field] = value
     given["further_eos_ids"] = _further_ends(metadata.get(FURTHER_EOS), n_vocab, path)
-    return build_config(form.config, given, first_keys(form.keys), path, FIX)
+    known_as = first_keys(keys_of) | {field: OWN + field for field in form.own}
+    return build_config(form.config, given, known_as, path, FIX)
 
 
 def _further_ends(value: Any, n_vocab: int, path: Path) -> tuple[int, ...]:
@@ -143,11 +156,60 @@ def _further_ends(value: Any, n_vocab: int, path: Path) -> tuple[int, ...]:
     return tuple(n for n in value.tolist() if 0 <= n < n_vocab)
 
 
-def _number(metadata: Mapping[str, Any], keys: tuple[str, ...], path: Path) -> Any:
+def _own(form: Gguf, metadata: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The fields for which the format has no key, as this package writes them, or by default."""
+    found: dict[str, Any] = {}
+    for field, default in form.own.items():
+        default = default(given) if callable(default) else default
+        value = _value(metadata, (OWN + field,), default, path)
+        found[field] = default if value is None else value
+    if form.note and not any(OWN + field in metadata for field in form.own):
+        log.info("%s: %s", path, form.note)
+    return found
+
+
+def _without_head(form: Gguf, tensors: Mapping[str, Leaf], path: Path) -> Mapping[str, Leaf]:
+    """The tensors without a head that is the embedding once more, as some converters write it.
+
+    Programs that quantise give the two different encodings: the finer one stands for both.
+
+    Raises
+    ------
+    CheckpointError
+        If the head is another matrix.
+    """
+    table = form.names("wte")
+    if form.tied_head is None or form.tied_head not in tensors or table not in tensors:
+        return tensors
+    head, embedding = tensors[form.tied_head], tensors[table]
+    others = {name: tensor for name, tensor in tensors.items() if name != form.tied_head}
+    if head.shape == embedding.shape and (head.nbytes != embedding.nbytes or head.dtype != embedding.dtype):
+        return {**others, table: max(embedding, head, key=lambda leaf: leaf.nbytes)}
+    if not same_numbers(head, embedding):
+        raise CheckpointError(
+            f"the head is another matrix than the embedding, which {form.title} does not have",
+            where=path,
+            got=f"{form.tied_head} and {table} differ",
+            fix=FIX,
+        )
+    return others
+
+
+def _value(metadata: Mapping[str, Any], keys: tuple[str, ...], like: Any, path: Path) -> Any:
+    """The value of the first key that is there, of the type of ``like``; None if none is."""
     key = next((key for key in keys if key in metadata), None)
     if key is None:
         return None
     value = metadata[key]
+    if isinstance(like, bool):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{key} is neither true nor false", where=path, got=_shown(value), fix=FIX)
+        return value
+    if isinstance(like, str | tuple):
+        if not isinstance(value, bytes):
+            raise ConfigError(f"{key} is no text", where=path, got=_shown(value), fix=FIX)
+        text = value.decode("utf-8", "backslashreplace")
+        return tuple(text.split(" ")) if isinstance(like, tuple) else text
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{key} is not a number", where=path, got=_shown(value), fix=FIX)
     # A float32 of the file is meant as the decimal that it was written from.

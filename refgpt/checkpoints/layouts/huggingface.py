@@ -19,7 +19,7 @@ from refgpt._common.progress import Progress
 from refgpt._common.small_files import is_there, read_json
 from refgpt._common.wording import FRESH_COPY, listed, shown
 from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo
-from refgpt.checkpoints.families import FAMILIES, SUPPORTED, Family
+from refgpt.checkpoints.families import FAMILIES, OTHERS, SUPPORTED, Family
 from refgpt.checkpoints.families.formats import HuggingFace
 from refgpt.checkpoints.files import safetensors_file, torch_pickle
 from refgpt.checkpoints.files.magic import refuse_foreign
@@ -78,9 +78,10 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     files = _read_files(weights)
     tensors = {name: tensor for found in files.values() for name, tensor in found.items()}
     stored, buffers = names.split_names(tensors, path)
-    params = names.build_params(stored, config, raw.get("tie_word_embeddings") is True, path)
+    tied = raw.get("tie_word_embeddings")
+    params = names.build_params(stored, config, tied if isinstance(tied, bool) else None, path)
     called, key = _names(raw, directory), f"{MASK} in {config_path.name}"
-    mask, source = find_mask(mask, buffers, config.n_ctx, called, path, key, raw.get(MASK))
+    mask, source = find_mask(mask, names.masks(buffers, config.n_layer), config.n_ctx, called, path, key, raw.get(MASK))
     infos = tuple(TensorInfo.of(name, tensor, file) for file, found in files.items() for name, tensor in found.items())
     kind = "safetensors" if next(iter(files)).suffix == ".safetensors" else "PyTorch"
     return Checkpoint(
@@ -125,10 +126,12 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Family]:
     raw = read_json(path, ConfigError)
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
+        other = OTHERS.get(model_type) if isinstance(model_type, str) else None
+        called = f", which is {other}" if other else ""
         raise ConfigError(
             "this kind of model is not supported",
             where=path,
-            got=f"model_type {shown(model_type)}",
+            got=f"model_type {shown(model_type)}{called}",
             wanted=listed(FAMILIES),
             fix=SUPPORTED,
         )

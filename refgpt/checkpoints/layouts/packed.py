@@ -214,7 +214,7 @@ def _sha256(raw: bytes) -> str:
 
 def _leaves(raw: Mapping[str, Any], config: AnyConfig, file: Path) -> dict[str, tuple[Stored, str]]:
     """What the header says of each leaf, and its checksum."""
-    wanted = leaf_shapes(config)
+    wanted, looked_up = leaf_shapes(config), family_of(config).Params.looked_up
     if raw.keys() != wanted.keys():
         astray = sorted(raw.keys() ^ wanted.keys())
         raise CheckpointError("the leaves do not fit the configuration", where=file, got=listed(astray), fix=AGAIN)
@@ -225,7 +225,7 @@ def _leaves(raw: Mapping[str, Any], config: AnyConfig, file: Path) -> dict[str, 
             raise CheckpointError("the entry makes no sense", where=tensor_at(file, name), got=shown(entry), fix=AGAIN)
         kind, layout = entry["kind"], entry["layout"]
         fits = kind in KINDS and entry["shape"] == list(shape) and _is_checksum(entry["checksum"])
-        rows = len(shape) == 1 or lies_in_rows(name, kind)
+        rows = len(shape) == 1 or lies_in_rows(name, kind, looked_up)
         if not fits or layout != ("rows" if rows else "panels") or (len(shape) == 1 and kind != "f32"):
             raise CheckpointError(
                 "a leaf is stored in a way that is not read",
