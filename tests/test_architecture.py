@@ -37,6 +37,9 @@ FLOORS = [
     {"__main__"},
 ]
 
+#: One file each in ``spec`` and ``runtime``, none of which knows another.
+FAMILIES = {"gpt2", "gpt_neo", "gptj", "gpt_neox"}
+
 #: The same within the large rooms, whose ``__init__`` is above all of a room's own.
 INNER_FLOORS = {
     "numbers": [
@@ -46,12 +49,12 @@ INNER_FLOORS = {
         {"mapped", "tree", "quantisation"},
         {"packing"},
     ],
-    "spec": [{"config", "masks", "ops", "positions", "taps"}, {"ids"}, {"gptj"}, {"families"}, {"bounds"}],
+    "spec": [{"config", "masks", "ops", "positions", "taps"}, {"ids"}, FAMILIES, {"families"}, {"bounds"}],
     "checkpoints": [{"checkpoint", "files", "mask"}, {"families"}, {"layouts"}, {"open", "hub"}],
     "runtime": [
         {"engine", "batch", "buffers", "cache", "rotation", "taps"},
         {"attend", "recorded", "spec_engine"},
-        {"gptj"},
+        FAMILIES,
         {"families"},
         {"session"},
     ],

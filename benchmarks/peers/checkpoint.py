@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from benchmarks.quick import WIDTHS
 from refgpt import ModelConfig
-from refgpt.checkpoints.families.gptj import BODY, tensor_name
+from refgpt.checkpoints.families.gptj import HUGGING_FACE
 from refgpt.spec.gptj import leaf_shapes
 
 SPREAD = 0.02  # standard deviation of matrices and biases; LayerNorm's gains are spread about 1
@@ -55,8 +55,7 @@ def config_json(config: ModelConfig) -> dict[str, object]:
 
 def stored_name(leaf: str) -> str:
     """The name of a leaf in the file: "blocks.3.wq" -> "transformer.h.3.attn.q_proj.weight"."""
-    name = tensor_name(leaf)
-    return name if name.startswith("lm_head.") else BODY + name
+    return HUGGING_FACE.names(leaf)
 
 
 def pieces(leaf: str, shape: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:

@@ -150,16 +150,23 @@ def check_params(
     CheckpointError
         One error that names every leaf of a wrong shape or dtype.
     """
-    wanted = leaf_shapes(config)
-    leaves = dict(params.items())
+    names = {} if names is None else names
+    wanted = {names.get(name, name): shape for name, shape in leaf_shapes(config).items()}
+    check_leaves({names.get(name, name): leaf for name, leaf in params.items()}, wanted, where, fix)
+
+
+def check_leaves(
+    leaves: Mapping[str, Leaf], wanted: Mapping[str, tuple[int, ...]], where: object = None, fix: str = ""
+) -> None:
+    """Compare named leaves, or tensors, with the shapes that they should have: see ``check_params``."""
     faults = [f"{name} is missing" for name in wanted.keys() - leaves.keys()]
     faults += [f"{name} is one too many" for name in leaves.keys() - wanted.keys()]
     for name in leaves.keys() & wanted.keys():
-        leaf, known_as = leaves[name], name if names is None else names[name]
+        leaf = leaves[name]
         if dtype_name(leaf.dtype) is None:
-            faults.append(f"{known_as} holds {leaf.dtype}, not floating-point numbers")
+            faults.append(f"{name} holds {leaf.dtype}, not floating-point numbers")
         if leaf.shape != wanted[name]:
-            faults.append(f"{known_as} is {list(leaf.shape)}, the configuration says {list(wanted[name])}")
+            faults.append(f"{name} is {list(leaf.shape)}, the configuration says {list(wanted[name])}")
     if faults:
         raise CheckpointError(
             "the weights do not fit the configuration", where=where, got="; ".join(sorted(faults)), fix=fix

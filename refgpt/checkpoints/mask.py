@@ -26,7 +26,7 @@ GPT_JT = re.compile(r"gpt[-_]?jt", re.IGNORECASE)
 
 #: The source of a mask that was asked for, and of a mask that the files do not mention.
 ASKED_FOR = "it was asked for"
-NOTHING_SAID = "no attn.bias is stored; causal is GPT-J's mask"
+NOTHING_SAID = "no attn.bias is stored; causal is the usual mask"
 
 
 def find_mask(
@@ -76,7 +76,11 @@ def find_mask(
         raise ConfigError(
             f"{key} makes no sense", where=path, got=shown(stated), wanted=" or ".join(MASKS[1:]), fix=FIX
         )
-    corners = {name: _corner(buffer, n_ctx) for name, buffer in buffers.items() if name.endswith(".attn.bias")}
+    corners = {
+        name: _corner(buffer, n_ctx)
+        for name, buffer in buffers.items()
+        if name.endswith((".attn.bias", ".attention.bias"))
+    }
     found = {name: _pattern(corner) for name, corner in corners.items() if corner is not None}
     patterns = set(found.values())
     if len(patterns) > 1 or "other" in patterns:

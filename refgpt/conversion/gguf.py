@@ -1,4 +1,4 @@
-"""Writing a GGUF file: the keys of the architecture "gptj", llama.cpp's names of tensors, the tokenizer.
+"""Writing a GGUF file: the keys of the architecture, llama.cpp's names of tensors, the tokenizer.
 
 The strings are those that llama.cpp and the gguf library read: tokens in GPT-2's letters. Quantised matrices of ggml
 and GGUF files are written as they are; vectors are widened to float32, which every program expects. Facts for which
@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from refgpt._common.errors import TokenizerError
+from refgpt._common.errors import CheckpointError, TokenizerError
 from refgpt._common.progress import Progress
 from refgpt.checkpoints import Checkpoint
-from refgpt.checkpoints.files.ggml_blocks import TYPES, Blocks, n_bytes_of
+from refgpt.checkpoints.families import FAMILIES
+from refgpt.checkpoints.families.formats import Gguf
+from refgpt.checkpoints.families.names import named_tensors
+from refgpt.checkpoints.files.ggml_blocks import TYPES, n_bytes_of
 from refgpt.checkpoints.files.ggml_file import QUANTISATION_VERSION
 from refgpt.checkpoints.files.gguf_file import ARRAY, DEFAULT_ALIGNMENT, MAGIC, STRING
 from refgpt.checkpoints.layouts.gguf import (
@@ -26,21 +29,20 @@ from refgpt.checkpoints.layouts.gguf import (
     BOS,
     EOS,
     FURTHER_EOS,
-    KEYS,
     MASK,
     NAME,
     NO_BOS,
     NO_EOS,
+    OWN,
     QUANTISATION,
     SENTENCEPIECE,
     TOKENIZER,
     TOKENIZER_JSON,
     TOKENIZER_SETTINGS,
     UNUSED,
-    tensor_name,
 )
 from refgpt.checkpoints.mask import names_of
-from refgpt.conversion.leaves import stored_blocks, written
+from refgpt.conversion.leaves import block_encoding, stored_blocks, written
 from refgpt.conversion.sums import Sums
 from refgpt.numbers.dtypes import dtype_name
 from refgpt.numbers.leaves import Leaf
@@ -72,15 +74,16 @@ def write(
     TokenizerError
         If the tokenizer has ids for which the model has no row: no program can read such a file.
     """
-    leaves = dict(source.params.items())
+    form = _form(source)
+    leaves = named_tensors(source.params, form.names, source.config)
     encodings = {name: _encoding(leaf, dtype) for name, leaf in leaves.items()}
-    metadata = _metadata(source, encodings) | tokenizer_metadata(tokenizer, source)
+    metadata = _metadata(form, source, encodings) | tokenizer_metadata(tokenizer, source)
     raw = MAGIC + struct.pack("<IQQ", VERSION, len(leaves), len(metadata))
     raw += b"".join(string(key) + value(item) for key, item in metadata.items())
     offset = 0
     for name, leaf in leaves.items():
         shape = leaf.shape
-        raw += string(tensor_name(name)) + struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
+        raw += string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
         raw += struct.pack("<IQ", NUMBERS[encodings[name]], offset)
         offset += _padded(n_bytes_of(name, encodings[name], shape))
     n_done, n_total, sums = 0, offset, Sums(directory)
@@ -97,8 +100,21 @@ def write(
 
 def n_bytes(source: Checkpoint, dtype: str | None) -> int:
     """How many bytes of tensors ``write`` writes."""
-    leaves = source.params.items()
-    return sum(_padded(n_bytes_of(name, _encoding(leaf, dtype), leaf.shape)) for name, leaf in leaves)
+    leaves = named_tensors(source.params, _form(source).names, source.config)
+    return sum(_padded(n_bytes_of(name, _encoding(leaf, dtype), leaf.shape)) for name, leaf in leaves.items())
+
+
+def _form(source: Checkpoint) -> Gguf:
+    """What the format calls the parts of this family."""
+    form = FAMILIES[source.family].GGUF
+    if form is None:
+        raise CheckpointError(
+            "there are no GGUF files of this family",
+            where=source.path,
+            got=source.family,
+            fix="convert to hf or refgpt",
+        )
+    return form
 
 
 def _padded(n_bytes: int) -> int:
@@ -110,24 +126,28 @@ def _encoding(leaf: Leaf, dtype: str | None) -> str:
         return "f32"
     if dtype is not None:
         return dtype
-    if isinstance(leaf, Blocks):
-        return leaf.encoding
+    encoding = block_encoding(leaf)
+    if encoding in NUMBERS:
+        return encoding
     stored = dtype_name(leaf.dtype)
     return stored if stored in FILE_TYPES else "f32"
 
 
 def _pieces(name: str, leaf: Leaf, encoding: str) -> Iterator[np.ndarray]:
-    if isinstance(leaf, Blocks) and leaf.encoding == encoding:
+    if block_encoding(leaf) == encoding:
         yield from stored_blocks(leaf)
     else:
         yield from written(name, leaf, encoding)
 
 
-def _metadata(source: Checkpoint, encodings: dict[str, str]) -> dict[str, Any]:
-    config, most = source.config, encodings["blocks.0.w_in"]
-    found: dict[str, Any] = {ARCHITECTURE: source.family, NAME: names_of(source.path)[0]}
-    for field, keys in KEYS.items():
-        found[keys[0]] = getattr(config, field)
+def _metadata(form: Gguf, source: Checkpoint, encodings: dict[str, str]) -> dict[str, Any]:
+    config, most = source.config, encodings[form.names("blocks.0.w_in")]
+    found: dict[str, Any] = {ARCHITECTURE: form.architecture, NAME: names_of(source.path)[0]}
+    for field, keys in form.keys.items():
+        found[keys[0].format(form.architecture)] = getattr(config, field)
+    for field in form.own:
+        item = getattr(config, field)
+        found[OWN + field] = " ".join(item) if isinstance(item, tuple) else item
     found |= {"general.file_type": FILE_TYPES[most], MASK: source.mask}
     if any(encoding.startswith("q") for encoding in encodings.values()):
         found[QUANTISATION] = QUANTISATION_VERSION

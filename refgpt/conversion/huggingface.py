@@ -21,13 +21,14 @@ from refgpt._common.file_names import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS
 from refgpt._common.progress import Progress
 from refgpt._common.small_files import LARGEST_JSON, is_there, read_bytes, read_json
 from refgpt.checkpoints import Checkpoint
-from refgpt.checkpoints.families.gptj import KEYS, full_name
+from refgpt.checkpoints.families import FAMILIES
+from refgpt.checkpoints.families.names import named_tensors
 from refgpt.checkpoints.layouts.huggingface import MASK
 from refgpt.conversion.leaves import PIECE, dtypes_of, written
 from refgpt.conversion.sums import SummedFile, Sums
 from refgpt.conversion.tokenizer_files import write_tokenizer
 from refgpt.numbers.dtypes import STORED_DTYPES
-from refgpt.spec.config import AnyConfig
+from refgpt.numbers.leaves import Leaf
 from refgpt.tokenizers import Tokenizer
 
 DTYPES = (None, "f32", "f16", "bf16")
@@ -50,10 +51,11 @@ def write(
 
     ``dtypes_of`` gives the dtypes of the tensors.
     """
-    dtypes = dtypes_of(source.params, dtype)
+    tensors = _tensors(source)
+    dtypes = dtypes_of(tensors, dtype)
     _write_config(source, dtypes, directory)
     write_tokenizer(source, tokenizer, directory)
-    writer, sums = _Writer(source, dtypes, progress), Sums(directory)
+    writer, sums = _Writer(source, tensors, dtypes, progress), Sums(directory)
     shards = writer.shards()
     weight_map: dict[str, str] = {}
     for n, shard in enumerate(shards, 1):
@@ -69,20 +71,27 @@ def write(
 
 def n_bytes(source: Checkpoint, dtype: str | None) -> int:
     """How many bytes of tensors ``write`` writes."""
-    return _Writer(source, dtypes_of(source.params, dtype), None).n_total
+    tensors = _tensors(source)
+    return _Writer(source, tensors, dtypes_of(tensors, dtype), None).n_total
+
+
+def _tensors(source: Checkpoint) -> dict[str, Leaf]:
+    return named_tensors(source.params, FAMILIES[source.family].HUGGING_FACE.names, source.config)
 
 
 class _Writer:
     """The tensors of a checkpoint by their names in the files: weights, and the buffers of a mask."""
 
-    def __init__(self, source: Checkpoint, dtypes: dict[str, str], progress: Progress | None) -> None:
-        self.leaves = {full_name(name): (name, leaf) for name, leaf in source.params.items()}
-        self.dtypes = {full_name(name): dtype for name, dtype in dtypes.items()}
-        self.shapes: dict[str, tuple[int, ...]] = {name: leaf.shape for name, (_, leaf) in self.leaves.items()}
-        if source.mask == "prefix":
+    def __init__(
+        self, source: Checkpoint, tensors: dict[str, Leaf], dtypes: dict[str, str], progress: Progress | None
+    ) -> None:
+        form = FAMILIES[source.family].HUGGING_FACE
+        self.leaves, self.dtypes = tensors, dict(dtypes)
+        self.shapes: dict[str, tuple[int, ...]] = {name: leaf.shape for name, leaf in tensors.items()}
+        if source.mask == "prefix" and form.mask is not None:
             n = source.config.n_ctx
             for i in range(source.config.n_layer):
-                name = f"transformer.h.{i}.attn.bias"
+                name = form.names.body + form.mask.format(i)
                 self.dtypes[name], self.shapes[name] = "bool", (1, 1, n, n)
         self.n_done, self.n_total = 0, sum(map(self.n_bytes, self.shapes))
         self.progress = progress
@@ -131,31 +140,22 @@ class _Writer:
                 n_left -= len(ones)
                 yield ones
             return
-        leaf_name, leaf = self.leaves[name]
-        yield from written(leaf_name, leaf, self.dtypes[name])
+        yield from written(name, self.leaves[name], self.dtypes[name])
 
 
 def _write_config(source: Checkpoint, dtypes: dict[str, str], directory: Path) -> None:
-    """Write the config.json that transformers needs, with further entries of the source's config.json."""
-    kept: dict[str, Any] = {}
+    """What transformers needs; a config.json of the source keeps what else it says."""
+    form, kept = FAMILIES[source.family].HUGGING_FACE, dict[str, Any]()
     if source.config_file is not None:
         kept = read_json(source.config_file, ConfigError)
         if is_there(settings := source.directory / GENERATION_CONFIG):
             (directory / GENERATION_CONFIG).write_bytes(read_bytes(settings, ConfigError, LARGEST_JSON))
     kept = {key: value for key, value in kept.items() if key not in ("dtype", "_name_or_path")}
-    told = {"torch_dtype": TORCH_DTYPES[dtypes["wte"]], MASK: source.mask}
-    config = kept | config_json(source.config) | told
+    told = {"torch_dtype": TORCH_DTYPES[dtypes[form.names("wte")]], MASK: source.mask}
+    config = kept | config_json(source) | told
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def config_json(config: AnyConfig) -> dict[str, Any]:
-    """A configuration with the keys of transformers' ``GPTJConfig``."""
-    numbers = {keys[0]: getattr(config, field) for field, keys in KEYS.items()}
-    if config.further_eos_ids:
-        numbers[KEYS["eos_id"][0]] = list(config.eos_ids)
-    return {
-        "architectures": ["GPTJForCausalLM"],
-        "model_type": "gptj",
-        "activation_function": "gelu_new",
-        "tie_word_embeddings": False,
-    } | numbers
+def config_json(source: Checkpoint) -> dict[str, Any]:
+    """The configuration as the family's class of transformers names it."""
+    return FAMILIES[source.family].HUGGING_FACE.config_json(source.config)

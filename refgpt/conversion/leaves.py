@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from refgpt.checkpoints.files.ggml_blocks import Blocks
+from refgpt.checkpoints.files.rearranged import PickedRows, Stacked
 from refgpt.numbers.casting import narrowed
 from refgpt.numbers.dtypes import STORED_DTYPES, dtype_name
 from refgpt.numbers.finite import check_finite
@@ -15,13 +16,12 @@ from refgpt.numbers.mapped import check_unchanged, release
 from refgpt.numbers.packing import Kept, parts
 from refgpt.numbers.panels import Panels
 from refgpt.numbers.quantisation import store
-from refgpt.numbers.tree import ParamTree
 
 PIECE = 1 << 24  # bytes that are copied at a time
 
 
-def dtypes_of(params: ParamTree, dtype: str | None) -> dict[str, str]:
-    """The dtype in which each leaf is written, by the leaf's name.
+def dtypes_of(leaves: Mapping[str, Leaf], dtype: str | None) -> dict[str, str]:
+    """The dtype in which each leaf, or tensor of several, is written, by its name.
 
     A vector (bias, LayerNorm) is written in the narrowest dtype of any matrix that holds it exactly, otherwise in its
     own. So a model in one dtype keeps one dtype, even after a detour through a format that has all vectors in float32.
@@ -31,7 +31,6 @@ def dtypes_of(params: ParamTree, dtype: str | None) -> dict[str, str]:
     dtype : "f32", "f16", "bf16" or None
         The dtype of matrices. None means as stored; quantised matrices are decoded to float32.
     """
-    leaves = dict(params.items())
     matrices = {name: dtype or str(dtype_name(leaf.dtype)) for name, leaf in leaves.items() if leaf.ndim == 2}
     vectors = {name: leaf for name, leaf in leaves.items() if leaf.ndim == 1}
     return matrices | {name: _narrowest(leaf, set(matrices.values())) for name, leaf in vectors.items()}
@@ -62,9 +61,29 @@ def written(name: str, leaf: Leaf, dtype: str) -> Iterator[np.ndarray]:
         yield part.data if isinstance(part, Panels) else part
 
 
-def stored_blocks(leaf: Blocks) -> Iterator[np.ndarray]:
-    """Like ``written``, for a matrix in ggml's blocks, which stay unchanged."""
+def block_encoding(leaf: Leaf) -> str | None:
+    """The encoding of a matrix all of which is in ggml's blocks, of one encoding; None of any other."""
+    if isinstance(leaf, Blocks):
+        return leaf.encoding
+    if isinstance(leaf, PickedRows):
+        return block_encoding(leaf.whole)
+    if type(leaf) is Stacked:
+        encodings = {block_encoding(part) for part in leaf.parts}
+        return encodings.pop() if len(encodings) == 1 else None
+    return None
+
+
+def stored_blocks(leaf: Leaf) -> Iterator[np.ndarray]:
+    """The same of a matrix in ggml's blocks (see ``block_encoding``), as they are."""
     check_unchanged(leaf)
+    if isinstance(leaf, Stacked):
+        for part in leaf.parts:
+            yield from stored_blocks(part)
+        return
+    if isinstance(leaf, PickedRows):
+        assert isinstance(leaf.whole, Blocks)
+        leaf = Blocks(leaf.whole.blocks[leaf.order], leaf.encoding, leaf.place)
+    assert isinstance(leaf, Blocks)
     n_rows = max(1, PIECE * len(leaf.blocks) // leaf.nbytes)
     for start in range(0, len(leaf.blocks), n_rows):
         blocks = np.ascontiguousarray(leaf.blocks[start : start + n_rows])

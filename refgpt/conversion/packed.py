@@ -40,7 +40,7 @@ def write(
     """Write config.json, the tokenizer, the weights and the manifest, some rows of a matrix at a time: see
     ``Target.write``. Vectors are float32; for matrices see ``refgpt.numbers.packing.plan``.
     """
-    (directory / CONFIG).write_text(json.dumps(config_json(source.config), indent=2) + "\n", encoding="utf-8")
+    (directory / CONFIG).write_text(json.dumps(config_json(source), indent=2) + "\n", encoding="utf-8")
     write_tokenizer(source, tokenizer, directory)
     entries = {path.name: _entry(path.read_bytes()) for path in sorted(directory.iterdir())}
     stored = stored_leaves(source, dtype)
@@ -69,8 +69,10 @@ def write(
 
 
 def stored_leaves(source: Checkpoint, dtype: str | None) -> dict[str, Stored]:
-    """The kind and layout in which each leaf will be stored."""
-    kept = {name: (plan(name, leaf, dtype), leaf.shape) for name, leaf in source.params.items()}
+    """How each leaf will be stored."""
+    kept = {
+        name: (plan(name, leaf, dtype, source.params.looked_up), leaf.shape) for name, leaf in source.params.items()
+    }
     return {name: Stored(how.kind, how.layout, shape) for name, (how, shape) in kept.items()}
 
 

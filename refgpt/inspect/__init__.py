@@ -50,5 +50,5 @@ def build_report(
     ids = prompt_of(prompt, model.config, model.tokenizer)
     if prefix_len is None:
         prefix_len = len(ids) if model.mask == "prefix" else 0
-    prefix_len = check_prefix(prefix_len, len(check_ids(ids, model.config)))
+    prefix_len = check_prefix(prefix_len, len(check_ids(ids, model.config)), model.config)
     return page(gather(model, ids, prefix_len, flag("verify", verify, RefgptError), progress))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from math import prod
@@ -184,8 +184,9 @@ def _arrays_of(leaf: Leaf) -> list[np.ndarray]:
     """All arrays of a leaf."""
     if isinstance(leaf, np.ndarray):
         return [leaf]
-    held = [value if isinstance(value, Sequence) else (value,) for value in vars(leaf).values()]
-    return [array for arrays in held for array in arrays if isinstance(array, np.ndarray)]
+    held = [value if isinstance(value, list | tuple) else (value,) for value in vars(leaf).values()]
+    parts = [part for parts in held for part in parts if isinstance(part, np.ndarray | Encoded)]
+    return [array for part in parts for array in _arrays_of(part)]
 
 
 def files_of(leaves: Iterable[Leaf]) -> tuple[MappedFile, ...]:
@@ -211,9 +212,9 @@ def in_memory(leaf: Leaf) -> Leaf:
         return copied
     twin = copy(leaf)
     for name, value in vars(leaf).items():
-        if isinstance(value, np.ndarray):
-            object.__setattr__(twin, name, in_memory(value))  # some classes are frozen
-        elif isinstance(value, list | tuple) and isinstance(value[0], np.ndarray):
+        if isinstance(value, np.ndarray | Encoded):
+            object.__setattr__(twin, name, in_memory(value))  # some are frozen
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], np.ndarray | Encoded):
             object.__setattr__(twin, name, [in_memory(part) for part in value])
     return twin
 

@@ -7,7 +7,7 @@ neither holds a second copy of a large matrix. A leaf's pages of the file are re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -68,7 +68,11 @@ class Kept:
         return aligned_zeros(shape, STORED_DTYPES[self.kind])
 
 
-def plan(name: str, leaf: Leaf, dtype: str | None) -> Kept:
+#: Matrices that are read row by row by id or position; the tied head of some models is one of them as well.
+EMBEDDINGS = ("wte", "wpe")
+
+
+def plan(name: str, leaf: Leaf, dtype: str | None, looked_up: Collection[str] = ("wte",)) -> Kept:
     """The dtype and layout of a leaf, in engines and in the packed format.
 
     Parameters
@@ -78,30 +82,36 @@ def plan(name: str, leaf: Leaf, dtype: str | None) -> Kept:
     dtype : "f32", "f16", "q8", "q4" or None
         The requested dtype; None means as stored. Vectors are always float32. Matrices whose stored dtype has no panels
         become float32 unless another dtype is requested.
+    looked_up : collection of str
+        The model's ``ParamTree.looked_up``: matrices that are not multiplied with. A table of embeddings that is the
+        head as well lies in panels, from which rows are looked up too: in both forms it would take twice the memory.
     """
     if leaf.ndim == 1:
         return Kept("f32", "rows")
     kind = kept_kind(name, dtype)
-    if kind is None and isinstance(leaf, Panels) and (name != "wte" or leaf.kind in (*FLOATS, "q8")):
+    if kind is None and isinstance(leaf, Panels) and (name not in EMBEDDINGS or leaf.kind in (*FLOATS, "q8")):
         kind = leaf.kind
     if kind is None:
         stored = dtype_name(leaf.dtype)
         kind = stored if stored in FLOATS else "f32"
-    return Kept(kind, "rows" if lies_in_rows(name, kind) else "panels")
+    return Kept(kind, "rows" if lies_in_rows(name, kind, looked_up) else "panels")
 
 
 def kept_kind(name: str, dtype: str | None) -> str | None:
     """The dtype of a matrix for a requested dtype; ``name`` is its name in ``Params.items``.
 
     In a "q4" model the embeddings have 8 bits: a token reads only one row of them, so they cost memory but no time, and
-    their errors would go through every block.
+    their errors would go through every block. Where the head is tied to them it has 8 bits too: one table is all there
+    is. Embeddings of positions stay floats, as stored: they are few, and each is added to every text.
     """
+    if name == "wpe" and dtype in BLOCK_BYTES:
+        return None
     return "q8" if dtype == "q4" and name == "wte" else dtype
 
 
-def lies_in_rows(name: str, kind: str) -> bool:
-    """Whether a matrix of this kind is kept as rows, not panels: true for an embedding table in floats."""
-    return name == "wte" and kind in FLOATS
+def lies_in_rows(name: str, kind: str, looked_up: Collection[str] = ("wte",)) -> bool:
+    """Whether a matrix of this kind stays a matrix of rows: a table in floats that is not multiplied with does."""
+    return name in looked_up and kind in FLOATS
 
 
 @default_float_state()
@@ -125,13 +135,14 @@ def pack_params(
         Before any leaf is read, if all of them take more memory than this process can have; or naming the first leaf
         that holds NaN, infinity or what ``dtype`` cannot.
     """
-    check_room(packed_bytes(name, leaf, dtype, copy) for name, leaf in params.items())
+    planned = {name: plan(name, leaf, dtype, params.looked_up) for name, leaf in params.items()}
+    check_room(packed_bytes(leaf, planned[name], copy) for name, leaf in params.items())
     n_total, n_done = params.nbytes, 0
 
     def packed(name: str, leaf: Leaf) -> Leaf:
         nonlocal n_done
         check_unchanged(leaf)
-        kept: Leaf = pack_leaf(name, leaf, plan(name, leaf, dtype), fill)
+        kept: Leaf = pack_leaf(name, leaf, planned[name], fill)
         kept = in_memory(kept) if copy else kept
         release(leaf)
         n_done += leaf.nbytes
@@ -142,9 +153,8 @@ def pack_params(
     return params.map(packed)
 
 
-def packed_bytes(name: str, leaf: Leaf, dtype: str | None, copy: bool) -> int:
-    """What ``pack_params`` allocates for a leaf: nothing for what stays in its file."""
-    kept = plan(name, leaf, dtype)
+def packed_bytes(leaf: Leaf, kept: Kept, copy: bool) -> int:
+    """Bytes that ``pack_params`` allocates for a leaf: none for a leaf that stays in its file."""
     if isinstance(leaf, StoredRows | Panels) and kept.holds(leaf):
         return copied_bytes(leaf) if copy else 0
     return kept.n_bytes(leaf.shape)

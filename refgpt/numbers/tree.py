@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -22,34 +22,48 @@ Tree = TypeVar("Tree", bound="ParamTree")
 class ParamTree:
     """All parameters of a model. Subclasses are frozen dataclasses that declare the leaves.
 
+    A leaf whose field defaults to None is optional: None in models that do not have it, and left out of ``items``.
+
     Attributes
     ----------
     wte : Leaf
         Token embeddings [v, c].
     blocks : tuple
         Dataclasses of leaves, of ``block_type``. Each has ``wo``, by which attention writes to the stream [c, h x d].
+        Where that has a bias, it is ``bo`` [c].
     ln_w, ln_b : ndarray
         The final LayerNorm [c].
     w_head : Leaf
-        The output head [v, c].
-    b_head : ndarray
-        Its bias [v].
+        The output head [v, c]. Where it is tied to the embeddings it is no leaf but a property, and ``wte`` itself.
+    b_head : ndarray or None
+        Its bias [v], if it has one.
+    looked_up : frozenset of str
+        Names of the matrices of which a token reads one row. All others are multiplied with.
     """
 
     block_type: ClassVar[type]
+    looked_up: ClassVar[frozenset[str]] = frozenset({"wte"})
     wte: Leaf
     blocks: tuple[Any, ...]
     ln_w: np.ndarray
     ln_b: np.ndarray
-    w_head: Leaf
-    b_head: np.ndarray
+    if TYPE_CHECKING:  # a leaf in one family, a property in another
+
+        @property
+        def w_head(self) -> Leaf: ...
+        @property
+        def b_head(self) -> np.ndarray | None: ...
 
     @classmethod
     def from_leaves(cls: type[Tree], leaves: Mapping[str, Any], n_layer: int) -> Tree:
-        """Build a tree from leaves by their names in ``items``; the inverse of ``items``."""
-        names = [field.name for field in fields(cls.block_type)]
-        blocks = tuple(cls.block_type(**{name: leaves[f"blocks.{i}.{name}"] for name in names}) for i in range(n_layer))
-        return cls(blocks=blocks, **{f.name: leaves[f.name] for f in fields(cls) if f.name != "blocks"})  # type: ignore
+        """The tree of leaves named as ``items`` names them: its inverse."""
+
+        def found(of: type, prefix: str) -> dict[str, Any]:
+            names = {f.name: f.default is None for f in fields(of) if f.name != "blocks"}
+            return {n: leaves.get(prefix + n) if optional else leaves[prefix + n] for n, optional in names.items()}
+
+        blocks = tuple(cls.block_type(**found(cls.block_type, f"blocks.{i}.")) for i in range(n_layer))
+        return cls(blocks=blocks, **found(cls, ""))  # type: ignore[call-arg]
 
     def items(self) -> Iterator[tuple[str, Leaf]]:
         """Each leaf with its name, "wte", "blocks.0.ln_w", ..., in the order of the forward pass."""
@@ -59,7 +73,8 @@ class ParamTree:
                 continue
             for i, block in enumerate(self.blocks):
                 for leaf in fields(block):
-                    yield f"blocks.{i}.{leaf.name}", getattr(block, leaf.name)
+                    if getattr(block, leaf.name) is not None:
+                        yield f"blocks.{i}.{leaf.name}", getattr(block, leaf.name)
 
     @property
     def size(self) -> int:

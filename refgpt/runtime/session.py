@@ -113,7 +113,7 @@ class Runtime:
         tokens = check_ids(ids, self.config)
         self.check_files()
         n = len(tokens)
-        prefix_len = check_prefix(prefix_len, n)
+        prefix_len = check_prefix(prefix_len, n, self.config)
         batch = Batch.of(tokens, np.zeros(n, np.int64), np.arange(n, dtype=np.int64), prefix_len)
         cache = KVCache(self.config, 1, n, self.kv_dtype)
         buffers = Buffers.of(self.config, n, cache.padded_capacity, self.threads)
@@ -170,7 +170,7 @@ class RuntimeSession:
         through the model in one piece.
         """
         tokens = check_ids(ids, self._runtime.config)
-        prefix_len = check_prefix(prefix_len, len(tokens))
+        prefix_len = check_prefix(prefix_len, len(tokens), self._runtime.config)
         self._check_slots([seq])
         held = 0 if anew else int(self.cache.lengths[seq])
         if prefix_len and held:

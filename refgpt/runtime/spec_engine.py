@@ -121,7 +121,7 @@ class SpecSession:
     def prefill(self, seq: int, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
         """See ``Session.prefill``."""
         tokens = check_ids(ids, self._engine.config)
-        self._texts[seq] = tokens.tolist(), check_prefix(prefix_len, len(tokens))
+        self._texts[seq] = tokens.tolist(), check_prefix(prefix_len, len(tokens), self._engine.config)
         return self._last_row(seq)
 
     def decode(self, seqs: Sequence[int], ids: Sequence[int]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Protocol
 
 import numpy as np
@@ -31,6 +32,8 @@ class AnyConfig(Protocol):
         Ids that begin and end a text.
     further_eos_ids : tuple of int
         Further ids that end a text, if a model has several; ``eos_ids`` has all of them.
+    window : int or None
+        How many keys a query sees in the model's local layers, itself included; None if every layer sees all.
     n_params : int
         Number of weights and biases.
     """
@@ -62,7 +65,37 @@ class AnyConfig(Protocol):
     @property
     def d_head(self) -> int: ...
     @property
+    def window(self) -> int | None: ...
+    @property
     def n_params(self) -> int: ...
+
+
+class ConfigBase:
+    """What the configurations of all families compute alike."""
+
+    d_model: int
+    n_head: int
+    eos_id: int | None
+    further_eos_ids: tuple[int, ...]
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """All ids that end a text."""
+        return (() if self.eos_id is None else (self.eos_id,)) + self.further_eos_ids
+
+    @property
+    def d_head(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_head
+
+    @property
+    def window(self) -> int | None:
+        """How many keys a query sees in local layers; None, for there are none."""
+        return None
+
+    def __str__(self) -> str:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return " ".join(f"{name}={value}" for name, value in values.items() if value != ())
 
 
 def check_config(config: AnyConfig) -> None:

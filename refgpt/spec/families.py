@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
 from refgpt.numbers.tree import ParamTree
-from refgpt.spec import gptj
+from refgpt.spec import gpt2, gpt_neo, gpt_neox, gptj
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.taps import Tap, TapNames, no_tap, tap_axes
 
@@ -32,13 +32,12 @@ class Family(Protocol):
         """The dataclass of its parameters."""
         ...
 
-    @property
-    def TAPS(self) -> TapNames:
-        """The names of its activations."""
-        ...
-
     def leaf_shapes(self, config: Any) -> dict[str, tuple[int, ...]]:
         """Every leaf's name and shape, in the order of ``Params.items``."""
+        ...
+
+    def taps(self, config: Any) -> TapNames:
+        """The names of its activations, in the order of the forward pass."""
         ...
 
     def forward(
@@ -54,8 +53,13 @@ class Family(Protocol):
         ...
 
 
-#: Keyed by transformers' name of the family, which is the configuration's ``model_type``.
-FAMILIES: dict[str, Family] = {gptj.Config.model_type: gptj}
+#: By the name that transformers gives the family, which is its configuration's ``model_type``.
+FAMILIES: dict[str, Family] = {
+    "gpt2": gpt2,
+    "gpt_neo": gpt_neo,
+    "gptj": gptj,
+    "gpt_neox": gpt_neox,
+}
 
 
 def family_of(config: AnyConfig) -> Family:
@@ -117,9 +121,14 @@ def leaf_shapes(config: AnyConfig) -> dict[str, tuple[int, ...]]:
     return family_of(config).leaf_shapes(config)
 
 
+def taps_of(config: AnyConfig) -> TapNames:
+    """The parts of the activations' names: before the blocks, in each and after them."""
+    return family_of(config).taps(config)
+
+
 def tap_names(config: AnyConfig) -> list[str]:
     """Every activation's name, in the order of the forward pass."""
-    return family_of(config).TAPS.of(config.n_layer)
+    return taps_of(config).of(config.n_layer)
 
 
 def tap_shapes(config: AnyConfig, n: int) -> dict[str, tuple[int, ...]]:

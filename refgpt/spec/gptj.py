@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from refgpt._common.arguments import floating_dtype, keep_whole
-from refgpt._common.errors import ConfigError, RefgptError
+from refgpt._common.arguments import keep_whole
+from refgpt._common.errors import ConfigError
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.tree import ParamTree
-from refgpt.spec.config import check_config
-from refgpt.spec.ids import check_ids, check_prefix
+from refgpt.spec.config import ConfigBase, check_config
+from refgpt.spec.ids import check_run
 from refgpt.spec.masks import prefix_mask
 from refgpt.spec.ops import embedding, gelu, layer_norm, linear, softmax
 from refgpt.spec.positions import rotate_pairs
@@ -31,7 +31,7 @@ from refgpt.spec.taps import Tap, TapNames, checked, no_tap, prefixed
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ConfigBase):
     """Shape of a GPT-J model. Building one validates it.
 
     Attributes
@@ -80,23 +80,9 @@ class Config:
             raise ConfigError("is odd, but dimensions are rotated in pairs", where="d_rotary", got=self.d_rotary)
 
     @property
-    def eos_ids(self) -> tuple[int, ...]:
-        """All ids that end a text."""
-        return (() if self.eos_id is None else (self.eos_id,)) + self.further_eos_ids
-
-    @property
-    def d_head(self) -> int:
-        """Width of one attention head."""
-        return self.d_model // self.n_head
-
-    @property
     def n_params(self) -> int:
         """Number of weights and biases (6,050,882,784 for GPT-J-6B)."""
         return sum(map(math.prod, leaf_shapes(self).values()))
-
-    def __str__(self) -> str:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return " ".join(f"{name}={value}" for name, value in values.items() if value != ())
 
 
 @dataclass(frozen=True)
@@ -141,15 +127,16 @@ def leaf_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return shapes | {"ln_w": (c,), "ln_b": (c,), "w_head": (v, c), "b_head": (v,)}
 
 
-#: Every activation's name, in the order of the forward pass.
-TAPS = TapNames(
-    first=("embed",),
-    block=(
-        *("ln", "q", "k", "v", "q_rot", "k_rot", "pattern", "z", "attn_out"),
-        *("mlp_pre", "mlp_post", "mlp_out", "resid_post"),
-    ),
-    last=("ln_final", "logits"),
-)
+def taps(config: Config) -> TapNames:
+    """The names of the activations."""
+    return TapNames(
+        first=("embed",),
+        block=(
+            *("ln", "q", "k", "v", "q_rot", "k_rot", "pattern", "z", "attn_out"),
+            *("mlp_pre", "mlp_post", "mlp_out", "resid_post"),
+        ),
+        last=("ln_final", "logits"),
+    )
 
 
 def attention(
@@ -223,9 +210,7 @@ def forward(
     RefgptError
         If ``dtype`` is not a floating dtype, or a tap returns something of another shape.
     """
-    dtype = floating_dtype("dtype", dtype, RefgptError)
-    ids = check_ids(ids, config)
-    prefix_len = check_prefix(prefix_len, len(ids))
+    ids, prefix_len = check_run(ids, config, prefix_len, dtype)
     tap = checked(tap, dtype)
     positions = np.arange(len(ids))  # [t]
     mask = prefix_mask(len(ids), prefix_len)  # [t, s]

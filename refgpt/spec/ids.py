@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from refgpt._common.arguments import whole_number
-from refgpt._common.errors import GenerationError
+from refgpt._common.arguments import floating_dtype, whole_number
+from refgpt._common.errors import GenerationError, RefgptError
 from refgpt.spec.config import AnyConfig
 
 
@@ -43,13 +44,44 @@ def check_ids(ids: Sequence[int] | np.ndarray, config: AnyConfig, prefix_len: in
             wanted=f"at most {config.n_ctx}",
             fix="shorten it, as truncate='left' (--truncate left) does for generate",
         )
-    check_prefix(prefix_len, array.size)
+    check_prefix(prefix_len, array.size, config)
     return array
 
 
-def check_prefix(prefix_len: int, n: int) -> int:
-    """Check that ``prefix_len`` is from 0 to ``n``, and return it as a Python int. Raises a GenerationError."""
-    return whole_number("prefix_len", prefix_len, 0, n, GenerationError)
+def check_run(
+    ids: Sequence[int] | np.ndarray, config: AnyConfig, prefix_len: int, dtype: DTypeLike
+) -> tuple[np.ndarray, int]:
+    """What a forward pass of the spec is given, once it is known to be usable: ids [t] and the prefix's length.
+
+    Raises
+    ------
+    GenerationError
+        If ``ids`` or ``prefix_len`` cannot be used.
+    RefgptError
+        If ``dtype`` is not a floating dtype.
+    """
+    floating_dtype("dtype", dtype, RefgptError)
+    array = check_ids(ids, config)
+    return array, check_prefix(prefix_len, len(array), config)
+
+
+def check_prefix(prefix_len: int, n: int, config: AnyConfig) -> int:
+    """How many of ``n`` positions see one another, as Python's own int.
+
+    Raises
+    ------
+    GenerationError
+        If there are not so many, or the model has local layers, whose queries do not see a whole prefix.
+    """
+    prefix_len = whole_number("prefix_len", prefix_len, 0, n, GenerationError)
+    if prefix_len and config.window is not None:
+        raise GenerationError(
+            "a prefix mask does not go with local attention",
+            where="prefix_len",
+            got=f"{prefix_len}, and layers that see {config.window} keys",
+            wanted="0",
+        )
+    return prefix_len
 
 
 def check_tokens(ids: Sequence[int] | np.ndarray, config: AnyConfig) -> np.ndarray:

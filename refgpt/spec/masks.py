@@ -10,6 +10,12 @@ def causal_mask(n: int) -> np.ndarray:
     return prefix_mask(n, 0)
 
 
+def local_mask(n: int, window: int) -> np.ndarray:
+    """Causal, and no farther back than ``window`` positions, one's own included. -> bool [t, s], True = may look."""
+    t, s = np.arange(n)[:, None], np.arange(n)[None, :]
+    return (s <= t) & (s > t - window)
+
+
 def prefix_mask(n: int, prefix_len: int) -> np.ndarray:
     """Causal, except that all positions see the first ``prefix_len`` ones. -> bool [t, s].
 

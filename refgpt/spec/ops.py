@@ -1,4 +1,4 @@
-"""The five operations of GPT-J, except the rotation.
+"""The operations that the models are made of, rotation apart.
 
 Weights are ``[out, in]`` and may be stored in a narrower dtype than ``x``: each is widened to the dtype of ``x`` when
 it is used, so a 16-bit checkpoint needs memory for one wide matrix at a time.
@@ -7,6 +7,7 @@ it is used, so a 16-bit checkpoint needs memory for one wide matrix at a time.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -46,3 +47,21 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 def gelu(x: np.ndarray) -> np.ndarray:
     """A smooth step from 0 to ``x``: the tanh form of GELU, which GPT-J was trained with ("gelu_new")."""
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+def gelu_erf(x: np.ndarray) -> np.ndarray:
+    """GELU itself ("gelu"): ``x`` times the normal distribution's share below it, ``(1 + erf(x / sqrt 2)) / 2``.
+
+    The share is written ``erfc(-x / sqrt 2) / 2``, which loses nothing where it is small, and computed in float64.
+    """
+    share = np.vectorize(lambda value: math.erfc(-value / math.sqrt(2)) / 2, otypes=[np.float64])(x)
+    return x * share.astype(x.dtype)
+
+
+#: The MLP's activation by the name that transformers has for it.
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "gelu_new": gelu,
+    "gelu_fast": gelu,
+    "gelu_pytorch_tanh": gelu,
+    "gelu": gelu_erf,
+}

@@ -1,16 +1,16 @@
-"""GPT-J's rotary position embedding: it rotates neighbouring pairs, and only the first dimensions of a head."""
+"""Rotary position embedding of the first dimensions of a head: in neighbouring pairs (GPT-J) or halves (GPT-NeoX)."""
 
 from __future__ import annotations
 
 import numpy as np
 
 
-def rotary_angles(positions: np.ndarray, d_rotary: int) -> np.ndarray:
-    """Rotation angle of each pair at each position, in radians. positions [t] -> [t, d_rotary / 2], float64.
+def rotary_angles(positions: np.ndarray, d_rotary: int, base: float = 10000.0) -> np.ndarray:
+    """How far each pair is turned at each position, in radians. positions [t] -> [t, d_rotary / 2], float64.
 
-    Pair ``i`` turns by ``10000 ** (-2 i / d_rotary)`` per position: the first is the fastest, the last hardly turns.
+    Pair ``i`` turns by ``base ** (-2 i / d_rotary)`` a position: the first fastest, the last hardly at all.
     """
-    per_position = 10000.0 ** (-np.arange(0, d_rotary, 2) / d_rotary)  # [r/2]
+    per_position = base ** (-np.arange(0, d_rotary, 2) / d_rotary)  # [r/2]
     return positions[:, None] * per_position  # [t, r/2]
 
 
@@ -35,7 +35,7 @@ def rotate_pairs(x: np.ndarray, positions: np.ndarray, d_rotary: int) -> np.ndar
     Notes
     -----
     Angles, sines and cosines are float64 whatever ``x`` is, and rounded once: an angle of 2000 radians kept in 16 bits
-    would be wrong by a whole turn. GPT-J pairs neighbours; GPT-NeoX pairs the halves of a head, and is another model.
+    would be wrong by a whole turn. GPT-J pairs neighbours, GPT-NeoX halves: see ``rotate_halves``.
     """
     angles = rotary_angles(positions, d_rotary)  # [t, r/2]
     cos = np.cos(angles).astype(x.dtype)[:, None, :]  # [t, 1, r/2]
@@ -45,3 +45,16 @@ def rotate_pairs(x: np.ndarray, positions: np.ndarray, d_rotary: int) -> np.ndar
     turned[..., 0:d_rotary:2] = even * cos - odd * sin
     turned[..., 1:d_rotary:2] = odd * cos + even * sin
     return turned
+
+
+def rotate_halves(x: np.ndarray, positions: np.ndarray, d_rotary: int, base: float = 10000.0) -> np.ndarray:
+    """Turn the pairs (0, r/2), (1, r/2 + 1), ... of the first r = ``d_rotary`` dimensions of each head.
+
+    Like ``rotate_pairs``, but for which dimensions make a pair, and with any ``base``. x [t, h, d] -> [t, h, d].
+    """
+    angles = rotary_angles(positions, d_rotary, base)  # [t, r/2]
+    cos = np.cos(angles).astype(x.dtype)[:, None, :]  # [t, 1, r/2]
+    sin = np.sin(angles).astype(x.dtype)[:, None, :]  # [t, 1, r/2]
+    half = d_rotary // 2
+    first, second = x[..., :half], x[..., half:d_rotary]  # [t, h, r/2] each
+    return np.concatenate((first * cos - second * sin, second * cos + first * sin, x[..., d_rotary:]), axis=-1)

@@ -22,7 +22,10 @@ Tap = Callable[[str, np.ndarray], np.ndarray]
 #: c d_model, f d_ff, v vocabulary. Keys and values have a row for each position too, under the name it has for them.
 TAP_AXES = {
     "embed": "tc",
+    "pos_embed": "tc",
+    "resid_pre": "tc",
     "ln": "tc",
+    "ln1": "tc",
     "q": "thd",
     "k": "shd",
     "v": "shd",
@@ -31,6 +34,8 @@ TAP_AXES = {
     "pattern": "hts",
     "z": "thd",
     "attn_out": "tc",
+    "resid_mid": "tc",
+    "ln2": "tc",
     "mlp_pre": "tf",
     "mlp_post": "tf",
     "mlp_out": "tc",
@@ -41,7 +46,15 @@ TAP_AXES = {
 
 
 class TapNames(NamedTuple):
-    """The names of a family's activations, in the order of the forward pass; those of ``block`` once for each block."""
+    """The names of a family's activations, in the order of the forward pass; those of ``block`` once for each block.
+
+    Attributes
+    ----------
+    first : tuple of str
+        Before the blocks. The last of them is the residual stream that enters block 0.
+    block, last : tuple of str
+        In each block, whose last one is the residual stream that leaves it ("resid_post"); and after all blocks.
+    """
 
     first: tuple[str, ...]
     block: tuple[str, ...]
@@ -51,6 +64,10 @@ class TapNames(NamedTuple):
         """All names for a model of ``n_layer`` blocks: "embed", "blocks.0.ln", ..., "logits"."""
         blocks = [f"blocks.{i}.{name}" for i in range(n_layer) for name in self.block]
         return [*self.first, *blocks, *self.last]
+
+    def stream(self, i: int) -> str:
+        """Name of the residual stream that enters block ``i``; of the one that leaves block ``i - 1``."""
+        return self.first[-1] if i == 0 else f"blocks.{i - 1}.resid_post"
 
 
 def tap_axes(name: str) -> str:

@@ -3,7 +3,8 @@
 The residual stream is a sum of the embedding and the outputs of each head and each MLP (its *writers*). Logits are
 linear in the output of the final LayerNorm. This LayerNorm is also linear once its scale is known: it subtracts the
 mean, divides by one number per row and applies its learnt weights. So with the scale **frozen** at its value in this
-run, a logit is exactly the sum of one term per writer and one constant for the biases of LayerNorm and head.
+run, a logit is exactly the sum of one term per writer and one constant for the biases of LayerNorm and head. An output
+bias of attention is a writer of its own: it belongs to no head.
 
 After Elhage et al. 2021, "A mathematical framework for transformer circuits"
 (https://transformer-circuits.pub/2021/framework/index.html). Direct means that a writer's effect on later blocks counts
@@ -20,6 +21,8 @@ import numpy as np
 from refgpt._common.arguments import whole_number
 from refgpt._common.errors import GenerationError
 from refgpt.numbers.leaves import Leaf, row_slices, widen
+from refgpt.numbers.tree import ParamTree
+from refgpt.spec.families import taps_of
 from refgpt.tracing.recording import record
 from refgpt.tracing.subjects import Subject, Text, engine_of, ids_of
 
@@ -33,11 +36,13 @@ class Attribution:
     token, against : int, int or None
         The token of the logit, and the token whose logit was subtracted.
     embed : float
-        Term of the embedding.
+        Term of the embedding: the token's, and the position's in models that have learned ones.
     heads : ndarray [n_layer, n_head]
         Terms of the heads' outputs through their columns of the output matrix.
     mlps : ndarray [n_layer]
         Terms of the MLPs, their output biases included.
+    attn_biases : ndarray [n_layer]
+        Terms of the biases of attention's output matrices; zeros in models that have none.
     bias : float
         Term of the final LayerNorm's and the output head's biases.
     logit : float
@@ -50,13 +55,14 @@ class Attribution:
     embed: float
     heads: np.ndarray
     mlps: np.ndarray
+    attn_biases: np.ndarray
     bias: float
     logit: float
 
     @property
     def layers(self) -> np.ndarray:
-        """Terms of whole blocks: their heads and their MLP. [n_layer]"""
-        return self.heads.sum(axis=1) + self.mlps
+        """Terms of whole blocks: their heads, attention's bias and their MLP. [n_layer]"""
+        return self.heads.sum(axis=1) + self.attn_biases + self.mlps
 
     @property
     def total(self) -> float:
@@ -100,14 +106,15 @@ def logit_attribution(
     )
     position = whole_number("position", position, -len(tokens), len(tokens) - 1, GenerationError)
     blocks = [f"blocks.{i}" for i in range(config.n_layer)]
-    last = f"{blocks[-1]}.resid_post"
-    names = ["embed", *(f"{block}.{part}" for block in blocks for part in ("z", "mlp_out")), last, "logits"]
+    stream = taps_of(config).stream
+    first, last = stream(0), stream(config.n_layer)
+    names = [first, *(f"{block}.{part}" for block in blocks for part in ("z", "mlp_out")), last, "logits"]
     row = {name: x[0].astype(np.float64) for name, x in record(engine, tokens, prefix_len, names, position).items()}
 
     token = int(row["logits"].argmax()) if token is None else token
-    unembed, bias = _unembedding(params.w_head, params.b_head, token)  # [c]
+    unembed, bias = _unembedding(params, token)  # [c]
     if against is not None:
-        unembed_against, bias_against = _unembedding(params.w_head, params.b_head, against)
+        unembed_against, bias_against = _unembedding(params, against)
         unembed, bias = unembed - unembed_against, bias - bias_against
     scale = np.sqrt(row[last].var() + config.ln_eps)
     direction = unembed * widen(params.ln_w, np.float64) / scale  # [c]
@@ -119,17 +126,23 @@ def logit_attribution(
     return Attribution(
         token=token,
         against=against,
-        embed=float(direction @ row["embed"]),
+        embed=float(direction @ row[first]),
         heads=np.stack(heads).reshape(config.n_layer, config.n_head, config.d_head).sum(axis=-1),
+        attn_biases=np.array([_bias_term(direction, getattr(p, "bo", None)) for p in params.blocks]),
         mlps=np.array([direction @ row[f"{block}.mlp_out"] for block in blocks]),
         bias=float(unembed @ widen(params.ln_b, np.float64) + bias),
         logit=float(row["logits"][token] - (0 if against is None else row["logits"][against])),
     )
 
 
-def _unembedding(w_head: Leaf, b_head: np.ndarray, token: int) -> tuple[np.ndarray, float]:
-    """A token's row of the output head, [c], and its bias."""
-    return widen(w_head[np.array([token])], np.float64)[0], float(widen(b_head[token : token + 1], np.float64)[0])
+def _unembedding(params: ParamTree, token: int) -> tuple[np.ndarray, float]:
+    """What makes a token's logit of a row: its row of the head, [c], and its bias."""
+    bias = 0.0 if params.b_head is None else float(widen(params.b_head[token : token + 1], np.float64)[0])
+    return widen(params.w_head[np.array([token])], np.float64)[0], bias
+
+
+def _bias_term(direction: np.ndarray, bias: np.ndarray | None) -> float:
+    return 0.0 if bias is None else float(direction @ widen(bias, np.float64))
 
 
 def _through(w: Leaf, direction: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 from refgpt._common.arguments import flag, one_of, whole_number
 from refgpt._common.errors import GenerationError
 from refgpt._common.progress import counted
-from refgpt.spec import family_of
+from refgpt.spec.families import taps_of
 from refgpt.tracing.patches import patch_from
 from refgpt.tracing.places import Indices, find_indices
 from refgpt.tracing.recording import record
@@ -96,7 +96,7 @@ def causal_trace(
     """
     engine, tokens, others = engine_of(model), ids_of(model, clean, prefix_len), ids_of(model, corrupt, prefix_len)
     n_layer, n_vocab = engine.config.n_layer, engine.config.n_vocab
-    parts = [name for name in family_of(engine.config).TAPS.block if name != "pattern"]  # has no row for a position
+    parts = [name for name in taps_of(engine.config).block if name != "pattern"]  # has no row for a position
     one_of("part", part, parts, GenerationError)
     window = whole_number("window", window, 1, None, GenerationError)
     progress = flag("progress", progress, GenerationError)

@@ -8,6 +8,7 @@ from refgpt.numbers.leaves import row_slices
 from refgpt.numbers.tree import ParamTree
 from refgpt.spec import layer_norm, linear
 from refgpt.spec.config import AnyConfig
+from refgpt.spec.families import taps_of
 from refgpt.tracing.memory import check_fits, dtype_of
 from refgpt.tracing.places import Indices, find_indices
 from refgpt.tracing.recording import record, visit
@@ -16,7 +17,7 @@ from refgpt.tracing.subjects import Subject, Text, engine_of, ids_of
 
 def stream_names(config: AnyConfig) -> list[str]:
     """The residual stream before the first block and after each."""
-    return ["embed", *(f"blocks.{i}.resid_post" for i in range(config.n_layer))]
+    return [taps_of(config).stream(i) for i in range(config.n_layer + 1)]
 
 
 def logit_lens(model: Subject, ids: Text, prefix_len: int = 0, positions: Indices = None) -> np.ndarray:
@@ -55,12 +56,12 @@ def logit_lens(model: Subject, ids: Text, prefix_len: int = 0, positions: Indice
 
 
 def _head(x: np.ndarray, params: ParamTree) -> np.ndarray:
-    """Logits. The head is widened some rows at a time. x [t, c] -> [t, v]."""
-    logits = np.empty((len(x), len(params.b_head)), x.dtype)
+    """Logits, for which the head is widened some rows at a time. x [t, c] -> [t, v]."""
+    logits = np.empty((len(x), params.w_head.shape[0]), x.dtype)
     start = 0
     for w in row_slices(params.w_head):
         stop = start + len(w)
-        logits[:, start:stop] = linear(x, w, params.b_head[start:stop])
+        logits[:, start:stop] = linear(x, w, None if params.b_head is None else params.b_head[start:stop])
         start = stop
     return logits
 

@@ -162,7 +162,7 @@ def verify(
         computed.
     """
     tokens = ids_of(engine, ids, prefix_len)
-    prefix_len = check_prefix(prefix_len, len(tokens))
+    prefix_len = check_prefix(prefix_len, len(tokens), engine.config)
     progress = flag("progress", progress, RefgptError)
     instance_of("params", params, ParamTree, RefgptError)
     if on_tap is not None:

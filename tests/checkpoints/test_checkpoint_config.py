@@ -5,7 +5,7 @@ import pytest
 from refgpt import ModelConfig
 from refgpt._common.errors import ConfigError
 from refgpt._common.small_files import read_json
-from refgpt.checkpoints.families.gptj import read_config
+from refgpt.checkpoints.families.gptj import HUGGING_FACE
 from tests.helpers.writers import CONFIG, config_json
 
 GPT_J_6B = {
@@ -37,7 +37,7 @@ GPT_J_6B = {
 
 
 def read(path, keys):
-    return read_config(keys, path / "config.json")
+    return HUGGING_FACE.read_config(keys, path / "config.json")
 
 
 def test_gpt_j_6b(tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from refgpt._common.errors import CheckpointError, ConfigError
 from refgpt._common.small_files import parse_json
-from refgpt.checkpoints.families.gptj import read_config
+from refgpt.checkpoints.families.gptj import HUGGING_FACE
 from refgpt.checkpoints.files import safetensors_file, torch_pickle
 from refgpt.checkpoints.files.pickle_machine import INSTRUCTIONS, Machine
 from tests.goldens.recorders.torch_files import HERE
@@ -123,7 +123,7 @@ def test_safetensors_with_an_edited_header(data):
 @given(st.dictionaries(st.sampled_from([*config_json(), "hidden_size", "eight_bit"]), JSON, max_size=3))
 def test_edited_configurations(changes):
     try:
-        config = read_config(config_json(**changes), Path("config.json"))
+        config = HUGGING_FACE.read_config(config_json(**changes), Path("config.json"))
     except ConfigError as error:
         assert "config.json" in str(error)
     else:

@@ -56,7 +56,7 @@ def test_only_positions_that_can_occur_are_looked_at():
 
 @pytest.mark.parametrize("shape", [(), (6,), (0, 0), (2, 3), (2, 4, 4), (1, 1, 0, 0)])
 def test_other_shapes_say_nothing(shape):
-    assert find(np.ones(shape)) == ("causal", "no attn.bias is stored; causal is GPT-J's mask")
+    assert find(np.ones(shape)) == ("causal", "no attn.bias is stored; causal is the usual mask")
     assert find_mask("auto", {"h.0.attn.masked_bias": np.ones((3, 3))}, 3, (), "here")[0] == "causal"
 
 

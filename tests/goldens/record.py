@@ -13,6 +13,7 @@ RECORDERS = {
     "gpt2_tokens": "ids of GPT-2's tokenizer: transformers'. DIRECTORY holds its vocab.json and merges.txt",
     "torch_files": "files that PyTorch and transformers write",
     "ctranslate2_files": "files that CTranslate2 writes, and its logits; in each version that the recorder names",
+    "family_files": "directories that transformers writes for small models of every family, and its logits",
     "conversion": "logits that transformers computes from what refgpt converts",
 }
 

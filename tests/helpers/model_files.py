@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from refgpt import ModelConfig
-from refgpt.checkpoints.families.gptj import KEYS, tensor_name
+from refgpt.checkpoints.families.gptj import HUGGING_FACE
 from refgpt.spec.gptj import Params
 
 
@@ -19,12 +19,9 @@ def write_model(
 ) -> Path:
     """A Hugging Face directory: config.json and model.safetensors; with ``prefix``, the buffers that tell the mask."""
     directory.mkdir(exist_ok=True)
-    raw = {keys[0]: getattr(config, field) for field, keys in KEYS.items()}
+    raw = {keys[0]: getattr(config, field) for field, keys in HUGGING_FACE.keys.items()}
     (directory / "config.json").write_text(json.dumps({"model_type": "gptj", **raw}))
-    tensors = {
-        f"transformer.{tensor_name(name)}".replace("transformer.lm_head", "lm_head"): leaf
-        for name, leaf in params.items()
-    }
+    tensors = {HUGGING_FACE.names(name): leaf for name, leaf in params.items()}
     if prefix is not None:
         square = np.ones((1, 1, config.n_ctx, config.n_ctx), mask_dtype)
         for i in range(config.n_layer):

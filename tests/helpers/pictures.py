@@ -38,7 +38,8 @@ def lens_logits(n_depths: int, n: int, n_vocab: int = 11) -> np.ndarray:
 
 def attribution(n_layer: int = 3, n_head: int = 2, against: int | None = None) -> Attribution:
     rng = np.random.default_rng(7)
-    return Attribution(3, against, 0.4, rng.normal(size=(n_layer, n_head)), rng.normal(size=n_layer), -0.3, 1.25)
+    heads, mlps = rng.normal(size=(n_layer, n_head)), rng.normal(size=n_layer)
+    return Attribution(3, against, 0.4, heads, mlps, np.zeros(n_layer), -0.3, 1.25)
 
 
 def comparison(n_layer: int = 3, parts: tuple[str, ...] = ("ln", "attn_out", "resid_post"), scale: float = 1e-3):

@@ -17,7 +17,7 @@ import numpy as np
 from refgpt._common.errors import CheckpointError, ConfigError
 from refgpt._common.wording import listed, shown, tensor_at
 from refgpt.checkpoints.checkpoint import check_params
-from refgpt.checkpoints.families.gptj import build_config
+from refgpt.checkpoints.families.settings import build_config
 from refgpt.checkpoints.files.sharded import Sharded
 from refgpt.numbers.dtypes import dtype_name
 from refgpt.numbers.leaves import Leaf, widen
@@ -105,7 +105,7 @@ def read_config(raw: Mapping[str, Any], path: Path) -> Config:
     width, n_heads, n_vocab = (raw[key] if type(raw[key]) is int else 1 for key in ("d_model", "n_heads", "n_vocab"))
     given.setdefault("d_rotary", width // max(n_heads, 1))
     token = Config.eos_id if n_vocab > (Config.eos_id or 0) else None  # of GPT-2's tokenizer
-    return build_config({**given, "d_ff": 4 * width, "bos_id": token, "eos_id": token}, KEYS, path)
+    return build_config(Config, {**given, "d_ff": 4 * width, "bos_id": token, "eos_id": token}, KEYS, path)
 
 
 def leaf_names(n_layer: int) -> dict[str, str]:

@@ -14,6 +14,7 @@ fitting.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,6 @@ from refgpt.numbers.mapped import map_file
 from refgpt.spec.config import LARGEST
 
 MAGIC = b"lmgg"  # 0x67676d6c, little-endian
-HEADER = struct.Struct("<4x7i")
 INT = struct.Struct("<i")
 TENSOR = struct.Struct("<3i")
 
@@ -64,6 +64,15 @@ FILE_TYPES_READ = (0, 1, 2, 3, 4, 7, 8, 9)
 MOST_TOKENS = 1 << 19
 MOST_TOKEN_BYTES = 8 << 20
 LONGEST_NAME = 256
+#: The most that each number of a header may be; the least is 1.
+LIMITS = {
+    "n_vocab": MOST_TOKENS,
+    "n_ctx": LARGEST["n_ctx"],
+    "n_embd": LARGEST["d_model"],
+    "n_head": LARGEST["n_head"],
+    "n_layer": LARGEST["n_layer"],
+    "n_rot": LARGEST["d_model"],
+}
 OTHER_MODEL = (
     "other models of ggml (LLaMA, GPT-2, GPT-NeoX, MPT, ...) have files with the same magic that only their "
     "own programs read; if this one is a GPT-J it is damaged: fetch it again"
@@ -79,13 +88,19 @@ class GgmlFile:
     tensors: dict[str, Leaf]
 
 
-def read(path: Path) -> GgmlFile:
-    """Map a ggml file of a GPT-J.
+def read(path: Path, title: str, header: Sequence[str], n_tensors: tuple[int, int]) -> GgmlFile:
+    """Map a ggml file.
 
     Parameters
     ----------
     path : Path
         The file.
+    title : str
+        Whose it should be, for errors.
+    header : sequence of str
+        The header's numbers in order, by name; the last is "ftype".
+    n_tensors : (int, int)
+        How many the model has in a block, and beside.
 
     Returns
     -------
@@ -101,17 +116,16 @@ def read(path: Path) -> GgmlFile:
     mapped = map_file(path)
     refuse_others(mapped, "a ggml file", MAGIC)
     cursor = Cursor(mapped)
-    names = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer", "n_rot", "ftype")
-    numbers = dict(zip(names, cursor.unpack(HEADER, "its header"), strict=True))
-    _check_numbers(path, numbers)
-    tokens = _read_tokens(cursor, numbers["n_vocab"])
+    numbers = dict(zip(header, cursor.unpack(struct.Struct(f"<4x{len(header)}i"), "its header"), strict=True))
+    _check_numbers(path, title, numbers)
+    tokens = _read_tokens(cursor, title, numbers["n_vocab"])
     _check_file_type(path, numbers["ftype"])  # only now is it plain that this is the field where it stands
-    most_tensors = 10 * numbers["n_layer"] + 5
+    most_tensors = n_tensors[0] * numbers["n_layer"] + n_tensors[1]
     tensors: dict[str, Leaf] = {}
     while cursor.left:
         if len(tensors) == most_tensors:
             raise CheckpointError(
-                "there is more in the file than a GPT-J has",
+                f"there is more in the file than a {title} has",
                 where=path,
                 got=f"{cursor.left} bytes after {most_tensors} tensors",
                 fix=OTHER_MODEL,
@@ -123,19 +137,11 @@ def read(path: Path) -> GgmlFile:
     return GgmlFile(numbers, tokens, tensors)
 
 
-def _check_numbers(path: Path, numbers: dict[str, int]) -> None:
-    limits = {
-        "n_vocab": MOST_TOKENS,
-        "n_ctx": LARGEST["n_ctx"],
-        "n_embd": LARGEST["d_model"],
-        "n_head": LARGEST["n_head"],
-        "n_layer": LARGEST["n_layer"],
-        "n_rot": LARGEST["d_model"],
-    }
-    for name, most in limits.items():
-        if not 1 <= numbers[name] <= most:
+def _check_numbers(path: Path, title: str, numbers: dict[str, int]) -> None:
+    for name, most in LIMITS.items():
+        if name in numbers and not 1 <= numbers[name] <= most:
             raise CheckpointError(
-                f"this is no GPT-J's ggml file: {name} makes no sense",
+                f"this is no {title}'s ggml file: {name} makes no sense",
                 where=path,
                 got=numbers[name],
                 wanted=f"1 to {most}",
@@ -156,12 +162,12 @@ def _check_file_type(path: Path, ftype: int) -> None:
         )
 
 
-def _read_tokens(cursor: Cursor, n_vocab: int) -> tuple[bytes, ...]:
+def _read_tokens(cursor: Cursor, title: str, n_vocab: int) -> tuple[bytes, ...]:
     path, start = cursor.mapped.path, cursor.at
     (count,) = cursor.unpack(INT, "the size of its vocabulary")
     if count != n_vocab:
         raise CheckpointError(
-            "this is no GPT-J's ggml file: the vocabulary has another size than the header says",
+            f"this is no {title}'s ggml file: the vocabulary has another size than the header says",
             where=path,
             got=count,
             wanted=n_vocab,

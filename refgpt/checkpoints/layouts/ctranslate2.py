@@ -1,8 +1,8 @@
 """A directory of CTranslate2: ``model.bin``, ``config.json`` with a few facts, the vocabulary as a list of tokens.
 
-The specification and its names are those of ``GPTJLoader`` in https://github.com/OpenNMT/CTranslate2,
-``python/ctranslate2/converters/transformers.py``. The shape of the model is that of its arrays; how many positions it
-was trained for is not stored, and taken to be GPT-J's 2048.
+The specification is that of https://github.com/OpenNMT/CTranslate2, ``python/ctranslate2/converters/transformers.py``.
+The shape of the model is that of its arrays; how many positions it was trained for is not stored, and taken to be what
+the family has by default.
 
 Queries, keys and values are one matrix. Since version 3.12 the rows of queries and keys that are rotated lie as the
 other convention of rotation wants them: the first members of all pairs, then the second ones. They are put back, and
@@ -24,62 +24,25 @@ from refgpt._common.progress import Progress
 from refgpt._common.small_files import is_there, parse_json, read_bytes, read_json
 from refgpt._common.wording import FRESH_COPY, listed, shown, tensor_at
 from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo, check_params
-from refgpt.checkpoints.families import gptj
+from refgpt.checkpoints.families import holders
+from refgpt.checkpoints.families.formats import CTranslate2
+from refgpt.checkpoints.families.settings import build_config
 from refgpt.checkpoints.files import ctranslate2_file
 from refgpt.checkpoints.files.ctranslate2_file import SCALE
 from refgpt.checkpoints.files.scaled_rows import ScaledRows
 from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import Leaf
-from refgpt.spec.gptj import Config, Params, leaf_shapes
+from refgpt.numbers.tree import ParamTree
+from refgpt.spec.config import AnyConfig
+from refgpt.spec.families import family_of, leaf_shapes
 
 MODEL_BIN = "model.bin"
-SPEC = "TransformerDecoderSpec"
 LARGEST_VOCABULARY = 8 << 20
-RIGHT_MODEL = "check that the model was converted from a GPT-J"
-
-LEAVES = {
-    "wte": "embeddings/weight",
-    "ln_w": "layer_norm/gamma",
-    "ln_b": "layer_norm/beta",
-    "w_head": "projection/weight",
-    "b_head": "projection/bias",
-}
-QKV = "self_attention/linear_0/weight"
-BLOCK_LEAVES = {
-    "ln_w": "shared_layer_norm/gamma",
-    "ln_b": "shared_layer_norm/beta",
-    "wq": QKV,
-    "wk": QKV,
-    "wv": QKV,
-    "wo": "self_attention/linear_1/weight",
-    "w_in": "ffn/linear_0/weight",
-    "b_in": "ffn/linear_0/bias",
-    "w_out": "ffn/linear_1/weight",
-    "b_out": "ffn/linear_1/bias",
-}
 
 NUM_HEADS, ROTARY_DIM, INTERLEAVED = "num_heads", "self_attention/rotary_dim", "self_attention/rotary_interleave"
-#: Single values, of the model or of every layer, that are the same in every GPT-J, and why.
-DEMANDS = {
-    "activation": (1, "GPT-J's MLP uses the tanh form of GELU"),
-    "pre_norm": (1, "GPT-J normalises before each block"),
-    "scale_embeddings": (0, "GPT-J takes embeddings as they are"),
-    "alibi": (0, "GPT-J encodes positions by rotation"),
-    "start_from_zero_embedding": (0, "GPT-J begins with a token"),
-    "self_attention/rotary_base": (10000, "GPT-J's rotations have this base"),
-}
-NEEDED = (NUM_HEADS, "activation", "pre_norm", "scale_embeddings")
-#: Single values that may be anything.
-FREE = {
-    NUM_HEADS,
-    ROTARY_DIM,
-    INTERLEAVED,
-    "alignment_heads",
-    "alignment_layer",
-    "alibi_use_positive_positions",
-    "scale_alibi",
-}
+#: Single values that are read.
+READ = {NUM_HEADS, ROTARY_DIM, INTERLEAVED}
 KEEP_IN_FLOAT32 = "/keep_in_float32"  # says how CTranslate2 computes, not what is stored
 
 LAYER = re.compile(r"layer_(\d{1,4})/(.+)")
@@ -98,68 +61,78 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     directory = path if path.is_dir() else path.parent
     file = directory / MODEL_BIN
     variables = ctranslate2_file.read(file)
-    if variables.spec != SPEC:
+    (family,) = holders("CTRANSLATE2")  # the files of several would be told apart by their variables
+    form: CTranslate2 = family.CTRANSLATE2
+    if variables.spec != form.spec:
         raise ConfigError(
-            "this kind of model is not supported", where=file, got=variables.spec, wanted=SPEC, fix=RIGHT_MODEL
+            "this kind of model is not supported", where=file, got=variables.spec, wanted=form.spec, fix=_fix(form)
         )
-    model, layers = _split(variables.arrays, file)
-    config = _read_config(model, layers, directory)
-    params = _build_params(model, layers, config, file)
+    model, layers = _split(form, variables.arrays, file)
+    config = _read_config(form, model, layers, directory)
+    params = _build_params(form, model, layers, config, file)
     mask, source = find_mask(mask, {}, config.n_ctx, names_of(directory), path)
     infos = tuple(TensorInfo.of(name, array, file) for name, array in variables.arrays.items() if array.ndim)
-    kind = f"CTranslate2, version {ctranslate2_file.VERSION}, {SPEC} revision {variables.revision}"
-    return Checkpoint(path, kind, gptj.MODEL_TYPE, config, params, mask, source, infos)
+    kind = f"CTranslate2, version {ctranslate2_file.VERSION}, {form.spec} revision {variables.revision}"
+    return Checkpoint(path, kind, family.MODEL_TYPE, config, params, mask, source, infos)
 
 
-def _split(arrays: Arrays, file: Path) -> tuple[Arrays, list[Arrays]]:
-    """The variables of the model and of each layer; an error names all that have no place in a GPT-J."""
+def _fix(form: CTranslate2) -> str:
+    return f"check that the model was converted from a {form.title}"
+
+
+def _split(form: CTranslate2, arrays: Arrays, file: Path) -> tuple[Arrays, list[Arrays]]:
+    """The variables of the model and of each layer; an error names all that have no place in the family."""
     model: Arrays = {}
     numbered: dict[int, Arrays] = {}
     unknown = []
     for name, array in arrays.items():
         short = name.removeprefix(BODY)
         found = LAYER.fullmatch(short)
-        group, leaves = model, LEAVES
+        group, leaves = model, form.model
         if found:
-            group, short, leaves = numbered.setdefault(int(found[1]), {}), found[2], BLOCK_LEAVES
+            group, short, leaves = numbered.setdefault(int(found[1]), {}), found[2], form.block
         group[short] = array
         if array.ndim:
             known = short.removesuffix(SCALE) in leaves.values()
         else:
-            known = (short in DEMANDS or short in FREE or short.endswith(KEEP_IN_FLOAT32)) and array.dtype != BFLOAT16
+            known = short in form.demands or short in form.free | READ or short.endswith(KEEP_IN_FLOAT32)
+            known = known and array.dtype != BFLOAT16
         if not known or not name.startswith(BODY):
             unknown.append(name)
     if unknown:
         raise CheckpointError(
-            "there are variables that have no place in GPT-J", where=file, got=listed(unknown), fix=RIGHT_MODEL
+            f"there are variables that have no place in {form.title}",
+            where=file,
+            got=listed(unknown),
+            fix=_fix(form),
         )
-    missing = [name for name in (*LEAVES.values(), *NEEDED) if name not in model]
+    missing = [name for name in (*form.model.values(), *form.needed) if name not in model]
     for i in range(max(numbered, default=0) + 1):
         layer = numbered.get(i, {})
         missing += [
-            f"layer_{i}/{name}" for name in (*dict.fromkeys(BLOCK_LEAVES.values()), ROTARY_DIM) if name not in layer
+            f"layer_{i}/{name}" for name in (*dict.fromkeys(form.block.values()), ROTARY_DIM) if name not in layer
         ]
     if missing:
-        raise CheckpointError("variables are missing", where=file, got=f"no {listed(missing)}", fix=RIGHT_MODEL)
+        raise CheckpointError("variables are missing", where=file, got=f"no {listed(missing)}", fix=_fix(form))
     return model, [numbered[i] for i in range(len(numbered))]
 
 
-def _read_config(model: Arrays, layers: list[Arrays], directory: Path) -> Config:
+def _read_config(form: CTranslate2, model: Arrays, layers: list[Arrays], directory: Path) -> Any:
     """The shape of the arrays, and what the single values and ``config.json`` say."""
     file, path = directory / MODEL_BIN, directory / CONFIG
     for i, group in enumerate([model, *layers]):
-        for name, (wanted, reason) in DEMANDS.items():
+        for name, (wanted, reason) in form.demands.items():
             if name in group and group[name] != wanted:
                 raise ConfigError(
                     f"{name} describes another model: {reason}",
                     where=file,
                     got=group[name],
                     wanted=wanted,
-                    fix=RIGHT_MODEL,
+                    fix=_fix(form),
                 )
         if i > 1 and any(group.get(name) != layers[0].get(name) for name in (ROTARY_DIM, INTERLEAVED)):
             raise ConfigError(
-                "layers rotate differently", where=file, got=f"layer {i - 1}", wanted="all as layer 0", fix=RIGHT_MODEL
+                "layers rotate differently", where=file, got=f"layer {i - 1}", wanted="all as layer 0", fix=_fix(form)
             )
     raw = read_json(path, ConfigError) if is_there(path) else {}
     if raw.get("quantization_type") is not None:
@@ -170,7 +143,7 @@ def _read_config(model: Arrays, layers: list[Arrays], directory: Path) -> Config
             wanted="float32, float16, bfloat16 or int8",
             fix="convert the original model again, with one of these",
         )
-    table, hidden = model[LEAVES["wte"]], layers[0][BLOCK_LEAVES["w_in"]]
+    table, hidden = model[form.model["wte"]], layers[0][form.block["w_in"]]
     if table.ndim != 2 or hidden.ndim != 2:
         raise CheckpointError(
             "the embedding or the MLP are not matrices",
@@ -191,7 +164,9 @@ def _read_config(model: Arrays, layers: list[Arrays], directory: Path) -> Config
     }
     if raw.get("layer_norm_epsilon") is not None:
         given["ln_eps"] = raw["layer_norm_epsilon"]
-    return gptj.build_config(given, {"n_head": NUM_HEADS, "d_rotary": ROTARY_DIM, "ln_eps": "layer_norm_epsilon"}, file)
+    return build_config(
+        form.config, given, {"n_head": NUM_HEADS, "d_rotary": ROTARY_DIM, "ln_eps": "layer_norm_epsilon"}, file
+    )
 
 
 def _token_ids(raw: Mapping[str, Any], directory: Path, n_vocab: int) -> dict[str, int | None]:
@@ -209,30 +184,31 @@ def _token_ids(raw: Mapping[str, Any], directory: Path, n_vocab: int) -> dict[st
     return ids
 
 
-def _build_params(model: Arrays, layers: list[Arrays], config: Config, file: Path) -> Params:
+def _build_params(form: CTranslate2, model: Arrays, layers: list[Arrays], config: AnyConfig, file: Path) -> ParamTree:
     leaves: dict[str, Any] = {}
     known_as = {}
     for leaf, shape in leaf_shapes(config).items():
         kind = leaf.rpartition(".")[2]
         if kind == leaf:
-            group, name, full = model, LEAVES[kind], f"{BODY}{LEAVES[kind]}"
+            group, name, full = model, form.model[leaf], f"{BODY}{form.model[leaf]}"
         else:
             i = int(leaf.split(".")[1])
-            group, name, full = layers[i], BLOCK_LEAVES[kind], f"{BODY}layer_{i}/{BLOCK_LEAVES[kind]}"
+            name = form.block[kind]
+            group, full = layers[i], f"{BODY}layer_{i}/{name}"
         array, scale, known_as[leaf] = group[name], group.get(name + SCALE), full
-        if name == QKV:
-            array, scale = _third("qkv".index(kind[1]), array, scale, shape, tensor_at(file, full))
+        if name == form.qkv:
+            array, scale = _third(form, "qkv".index(kind[1]), array, scale, shape, tensor_at(file, full))
         order = None
         if kind in ("wq", "wk") and not group.get(INTERLEAVED, np.array(1)):
             order = _interleaved(config)
-        leaves[leaf] = _leaf(array, scale, order, tensor_at(file, full))
-    params = Params.from_leaves(leaves, config.n_layer)
+        leaves[leaf] = _leaf(form, array, scale, order, tensor_at(file, full))
+    params = family_of(config).Params.from_leaves(leaves, config.n_layer)
     check_params(params, config, known_as, file)
     return params
 
 
 def _third(
-    part: int, array: np.ndarray, scale: np.ndarray | None, shape: tuple[int, ...], where: str
+    form: CTranslate2, part: int, array: np.ndarray, scale: np.ndarray | None, shape: tuple[int, ...], where: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Queries, keys or values out of the matrix that they share."""
     n = shape[0]
@@ -242,12 +218,12 @@ def _third(
             where=where,
             got=list(array.shape),
             wanted=[3 * n, shape[1]],
-            fix=RIGHT_MODEL,
+            fix=_fix(form),
         )
     return array[part * n : (part + 1) * n], None if scale is None else scale[part * n : (part + 1) * n]
 
 
-def _leaf(array: np.ndarray, scale: np.ndarray | None, order: np.ndarray | None, where: str) -> Leaf:
+def _leaf(form: CTranslate2, array: np.ndarray, scale: np.ndarray | None, order: np.ndarray | None, where: str) -> Leaf:
     if array.ndim == 2 and array.dtype == np.int8:
         if scale is None or scale.shape != array.shape[:1] or scale.dtype != np.float32:
             raise CheckpointError(
@@ -255,13 +231,13 @@ def _leaf(array: np.ndarray, scale: np.ndarray | None, order: np.ndarray | None,
                 where=where,
                 wanted=f"float32 {list(array.shape[:1])}",
                 got="none" if scale is None else f"{scale.dtype} {list(scale.shape)}",
-                fix=RIGHT_MODEL,
+                fix=_fix(form),
             )
         return ScaledRows(array, scale, order, where)
     return array if order is None else ScaledRows(array, None, order, where)
 
 
-def _interleaved(config: Config) -> np.ndarray:
+def _interleaved(config: Any) -> np.ndarray:
     """Where each row of queries or keys is stored: of a head's rotated rows, first the even ones, then the odd ones."""
     row = np.arange(config.d_head)
     stored = np.where(row < config.d_rotary, row % 2 * (config.d_rotary // 2) + row // 2, row)

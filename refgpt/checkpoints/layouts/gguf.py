@@ -1,11 +1,12 @@
-"""A GPT-J as one GGUF file: keys of the architecture "gptj", llama.cpp's names of tensors.
+"""A model as one GGUF file.
 
-The only program that wrote such files for others to use is GPT4All's converter (2023); its tokens are plain bytes,
-where llama.cpp's are in GPT-2's letters. Both are read.
+Tokens are in GPT-2's letters, as llama.cpp has them, or plain bytes, as GPT4All's converter of GPT-J (2023) wrote them.
+Both are read.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,68 +17,38 @@ from refgpt._common.errors import CheckpointError, ConfigError
 from refgpt._common.progress import Progress
 from refgpt._common.wording import listed, shown
 from refgpt.checkpoints.checkpoint import Checkpoint
-from refgpt.checkpoints.families import gptj
+from refgpt.checkpoints.families import SUPPORTED, holders
+from refgpt.checkpoints.families.formats import Gguf, same_numbers
+from refgpt.checkpoints.families.names import named_params
+from refgpt.checkpoints.families.settings import MOST_ENDS, Demands, build_config, first_keys
 from refgpt.checkpoints.files import gguf_file
 from refgpt.checkpoints.layouts import single_file
 from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.numbers.leaves import Leaf
-from refgpt.spec.gptj import Config
+from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers.vocabulary import Vocabulary
+
+log = logging.getLogger("refgpt")
 
 ARCHITECTURE = "general.architecture"
 NAME = "general.name"
 QUANTISATION = "general.quantization_version"
-#: Metadata: the key of each field of the configuration, then other names that the format has had for it.
-KEYS = {
-    "n_layer": ("gptj.block_count", "gptj.layer_count"),
-    "n_head": ("gptj.attention.head_count",),
-    "d_model": ("gptj.embedding_length",),
-    "n_ctx": ("gptj.context_length",),
-    "d_rotary": ("gptj.rope.dimension_count",),
-    "ln_eps": ("gptj.attention.layer_norm_epsilon",),
-    "d_ff": ("gptj.feed_forward_length", "gptj.feedforward_length"),
-}
-#: Those that may be absent: the tensors tell the MLP's width, and GPT-J has but one epsilon.
-OPTIONAL = ("d_ff", "ln_eps")
 BOS, EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
-#: True where there is no such token, as this package writes it; where nothing is said, it is GPT-J's.
+#: True where there is no such token, as this package writes it; where nothing is said, it is the family's.
 NO_BOS, NO_EOS = "refgpt.no_bos_token", "refgpt.no_eos_token"
 #: Ids that end a text beside ``EOS``: an array, since GGUF has no key for several.
 FURTHER_EOS = "refgpt.further_eos_token_ids"
 
-#: Keys that may be absent but must not say otherwise, and why.
-DEMANDS: dict[str, tuple[tuple[object, ...], str]] = {
-    "gptj.rope.scale": ((1.0,), "GPT-J's positions are not scaled"),
-    "gptj.rope.scale_linear": ((1.0,), "GPT-J's positions are not scaled"),
-    "gptj.rope.scaling.type": ((b"none",), "GPT-J's positions are not scaled"),
-    "gptj.rope.freq_base": ((10000.0,), "GPT-J's rotations have the base 10000"),
-    "gptj.use_parallel_residual": ((True,), "attention and MLP of a GPT-J read the same input"),
+#: Keys of any family that may be absent but must not say otherwise, and why.
+DEMANDS: Demands = {
     QUANTISATION: ((2,), "the blocks of other versions are laid out otherwise"),
     "split.count": ((0, 1), "this file is one of several; join them with llama-gguf-split --merge"),
 }
 
+#: Before the name of a field for which the format has no key.
+OWN = "refgpt."
 #: The mask, as this package writes it; GGUF has no key for a prompt that sees itself both ways.
 MASK = "refgpt.mask"
-
-LEAVES = {
-    "wte": "token_embd.weight",
-    "ln_w": "output_norm.weight",
-    "ln_b": "output_norm.bias",
-    "w_head": "output.weight",
-    "b_head": "output.bias",
-}
-BLOCK_LEAVES = {
-    "ln_w": "attn_norm.weight",
-    "ln_b": "attn_norm.bias",
-    "wq": "attn_q.weight",
-    "wk": "attn_k.weight",
-    "wv": "attn_v.weight",
-    "wo": "attn_output.weight",
-    "w_in": "ffn_up.weight",
-    "b_in": "ffn_up.bias",
-    "w_out": "ffn_down.weight",
-    "b_out": "ffn_down.bias",
-}
 
 TOKENIZER = "tokenizer.ggml."
 #: A tokenizer.json as it is, and (under names of this package's own) a tokenizer.model, and the tokenizer_config.json
@@ -101,42 +72,39 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     file = single_file.file_at(path, gguf_file.MAGIC)
     content = gguf_file.read(file)
     metadata, tensors = content.metadata, content.tensors
-    if metadata.get(ARCHITECTURE) != gptj.MODEL_TYPE.encode():
+    families = {family.GGUF.architecture.encode(): family for family in holders("GGUF")}
+    family = families.get(metadata.get(ARCHITECTURE)) if isinstance(metadata.get(ARCHITECTURE), bytes) else None
+    if family is None:
         raise ConfigError(
             "this kind of model is not supported",
             where=file,
             got=f"{ARCHITECTURE} {_shown(metadata.get(ARCHITECTURE))}",
-            wanted=gptj.MODEL_TYPE,
-            fix="use a file of GPT-J or GPT-JT",
+            wanted=listed(name.decode() for name in families),
+            fix=SUPPORTED,
         )
-    config = read_config(metadata, tensors, file)
-    params = gptj.named_params(tensors, tensor_name, config, file, lambda *_: FIX)
+    form: Gguf = family.GGUF
+    config = read_config(form, metadata, tensors, file)
+    params = named_params(_without_head(form, tensors, file), form.names, form.title, config, file, lambda *_: FIX)
     mask, source = _mask(mask, metadata, config, file)
     infos = single_file.tensor_infos(tensors, file)
     vocabulary = read_vocabulary(metadata, config, file)
     kind = f"GGUF, version {content.version}"
     if QUANTISATION in metadata:
         kind += f", quantisation version {metadata[QUANTISATION]}"
-    return Checkpoint(path, kind, gptj.MODEL_TYPE, config, params, mask, source, infos, vocabulary)
+    return Checkpoint(path, kind, family.MODEL_TYPE, config, params, mask, source, infos, vocabulary)
 
 
-def tensor_name(leaf: str) -> str:
-    """Where a leaf is stored: "blocks.3.wq" -> "blk.3.attn_q.weight"."""
-    if leaf in LEAVES:
-        return LEAVES[leaf]
-    _, i, name = leaf.split(".")
-    return f"blk.{i}.{BLOCK_LEAVES[name]}"
-
-
-def read_config(metadata: Mapping[str, Any], tensors: Mapping[str, Leaf], path: Path) -> Config:
-    """The metadata as a ``ModelConfig``; the vocabulary's size is that of the embedding.
+def read_config(form: Gguf, metadata: Mapping[str, Any], tensors: Mapping[str, Leaf], path: Path) -> Any:
+    """The metadata as the family's ``Config``; the vocabulary's size is that of the embedding.
 
     Raises
     ------
     ConfigError
-        If a key is missing or makes no sense, or describes something other than GPT-J.
+        If a key is missing or makes no sense, or describes something other than the family.
     """
-    for key, (accepted, reason) in DEMANDS.items():
+    demands = {key.format(form.architecture): demand for key, demand in form.demands.items()} | dict(DEMANDS)
+    keys_of = {field: tuple(key.format(form.architecture) for key in keys) for field, keys in form.keys.items()}
+    for key, (accepted, reason) in demands.items():
         if key in metadata and not any(_same(metadata[key], value) for value in accepted):
             raise ConfigError(
                 f"{key} says what is not read: {reason}",
@@ -144,47 +112,104 @@ def read_config(metadata: Mapping[str, Any], tensors: Mapping[str, Leaf], path: 
                 got=_shown(metadata[key]),
                 wanted=" or ".join(map(_shown, accepted)),
             )
-    given: dict[str, Any] = {field: _number(metadata, keys, path) for field, keys in KEYS.items()}
-    if missing := [KEYS[field][0] for field in given if given[field] is None and field not in OPTIONAL]:
-        raise ConfigError("the metadata lacks keys that make a GPT-J", where=path, got=f"no {listed(missing)}", fix=FIX)
-    groups = metadata.get("gptj.attention.head_count_kv", given["n_head"])
+    given: dict[str, Any] = {
+        field: _value(metadata, keys, getattr(form.config, field), path) for field, keys in keys_of.items()
+    }
+    if missing := [keys_of[field][0] for field in given if given[field] is None and field not in form.optional]:
+        raise ConfigError(
+            f"the metadata lacks keys that make a {form.title}", where=path, got=f"no {listed(missing)}", fix=FIX
+        )
+    groups = metadata.get(f"{form.architecture}.attention.head_count_kv", given["n_head"])
     if not _same(groups, given["n_head"]):
         raise ConfigError(
-            "gptj.attention.head_count_kv describes another model: a GPT-J's heads share no keys",
+            f"{form.architecture}.attention.head_count_kv describes another model: {form.title}'s heads share no keys",
             where=path,
             got=_shown(groups),
             wanted=given["n_head"],
         )
-    for name in (tensor_name("wte"), tensor_name("blocks.0.b_in")):
+    for name in (form.names("wte"), form.names("blocks.0.b_in")):
         if name not in tensors:
-            raise CheckpointError("a tensor of a GPT-J is missing", where=path, got=f"no {name}", fix=FIX)
-    n_vocab = given["n_vocab"] = tensors[tensor_name("wte")].shape[0]
-    told = {"d_ff": tensors[tensor_name("blocks.0.b_in")].size, "ln_eps": Config.ln_eps}
+            raise CheckpointError(f"a tensor of a {form.title} is missing", where=path, got=f"no {name}", fix=FIX)
+    n_vocab = given["n_vocab"] = tensors[form.names("wte")].shape[0]
+    told = {field: getattr(form.config, field) for field in form.optional}
+    told["d_ff"] = tensors[form.names("blocks.0.b_in")].size
     given |= {field: value for field, value in told.items() if given[field] is None}
-    default = Config.eos_id if n_vocab > (Config.eos_id or 0) else None
+    given |= {field: tell(tensors) for field, tell in form.told.items()}
+    given |= _own(form, metadata, given, path)
+    default = form.config.eos_id if n_vocab > (form.config.eos_id or 0) else None
     for field, key, absent in (("bos_id", BOS, NO_BOS), ("eos_id", EOS, NO_EOS)):
-        value = _number(metadata, (key,), path)
+        value = _value(metadata, (key,), 0, path)
         if value is None or value >= n_vocab:
             value = None if metadata.get(absent) is True else default
         given[field] = value
     given["further_eos_ids"] = _further_ends(metadata.get(FURTHER_EOS), n_vocab, path)
-    return gptj.build_config(given, {field: keys[0] for field, keys in KEYS.items()}, path, FIX)
+    known_as = first_keys(keys_of) | {field: OWN + field for field in form.own}
+    return build_config(form.config, given, known_as, path, FIX)
 
 
 def _further_ends(value: Any, n_vocab: int, path: Path) -> tuple[int, ...]:
     """The ids of an array of whole numbers, none of them beyond the vocabulary."""
     if value is None:
         return ()
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.size > gptj.MOST_ENDS:
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.size > MOST_ENDS:
         raise ConfigError(f"{FURTHER_EOS} is no list of ids", where=path, got=_shown(value), fix=FIX)
     return tuple(n for n in value.tolist() if 0 <= n < n_vocab)
 
 
-def _number(metadata: Mapping[str, Any], keys: tuple[str, ...], path: Path) -> Any:
+def _own(form: Gguf, metadata: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The fields for which the format has no key, as this package writes them, or by default."""
+    found: dict[str, Any] = {}
+    for field, default in form.own.items():
+        default = default(given) if callable(default) else default
+        value = _value(metadata, (OWN + field,), default, path)
+        found[field] = default if value is None else value
+    if form.note and not any(OWN + field in metadata for field in form.own):
+        log.info("%s: %s", path, form.note)
+    return found
+
+
+def _without_head(form: Gguf, tensors: Mapping[str, Leaf], path: Path) -> Mapping[str, Leaf]:
+    """The tensors without a head that is the embedding once more, as some converters write it.
+
+    Programs that quantise give the two different encodings: the finer one stands for both.
+
+    Raises
+    ------
+    CheckpointError
+        If the head is another matrix.
+    """
+    table = form.names("wte")
+    if form.tied_head is None or form.tied_head not in tensors or table not in tensors:
+        return tensors
+    head, embedding = tensors[form.tied_head], tensors[table]
+    others = {name: tensor for name, tensor in tensors.items() if name != form.tied_head}
+    if head.shape == embedding.shape and (head.nbytes != embedding.nbytes or head.dtype != embedding.dtype):
+        return {**others, table: max(embedding, head, key=lambda leaf: leaf.nbytes)}
+    if not same_numbers(head, embedding):
+        raise CheckpointError(
+            f"the head is another matrix than the embedding, which {form.title} does not have",
+            where=path,
+            got=f"{form.tied_head} and {table} differ",
+            fix=FIX,
+        )
+    return others
+
+
+def _value(metadata: Mapping[str, Any], keys: tuple[str, ...], like: Any, path: Path) -> Any:
+    """The value of the first key that is there, of the type of ``like``; None if none is."""
     key = next((key for key in keys if key in metadata), None)
     if key is None:
         return None
     value = metadata[key]
+    if isinstance(like, bool):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{key} is neither true nor false", where=path, got=_shown(value), fix=FIX)
+        return value
+    if isinstance(like, str | tuple):
+        if not isinstance(value, bytes):
+            raise ConfigError(f"{key} is no text", where=path, got=_shown(value), fix=FIX)
+        text = value.decode("utf-8", "backslashreplace")
+        return tuple(text.split(" ")) if isinstance(like, tuple) else text
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{key} is not a number", where=path, got=_shown(value), fix=FIX)
     # A float32 of the file is meant as the decimal that it was written from.
@@ -195,13 +220,13 @@ def _same(value: object, wanted: object) -> bool:
     return not isinstance(value, np.ndarray) and type(value) in (type(wanted), int) and value == wanted
 
 
-def _mask(asked: str, metadata: Mapping[str, Any], config: Config, path: Path) -> tuple[str, str]:
+def _mask(asked: str, metadata: Mapping[str, Any], config: AnyConfig, path: Path) -> tuple[str, str]:
     name, stated = (_text(metadata.get(key)) for key in (NAME, MASK))
     called = (name,) if isinstance(name, str) else ()
     return find_mask(asked, {}, config.n_ctx, called + names_of(path), path, MASK, stated)
 
 
-def read_vocabulary(metadata: Mapping[str, Any], config: Config, path: Path) -> Vocabulary | None:
+def read_vocabulary(metadata: Mapping[str, Any], config: AnyConfig, path: Path) -> Vocabulary | None:
     """What the metadata says about the tokenizer; None if it says nothing that is understood.
 
     That is a byte-level BPE, in lists or as a whole file, or a sentencepiece model that this package has put in.

@@ -1,13 +1,11 @@
 """A directory as Hugging Face lays it out: config.json beside the weights, in one file or in shards with an index.
 
-Two tables meet here: ``FORMATS`` knows how files are read, ``FAMILIES`` what tensors and keys are called. A new format
-or a new family is one new entry, whatever the other table holds.
+Two tables meet here: ``FORMATS`` knows how files are read, ``FAMILIES`` what tensors and keys are called.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,12 @@ from refgpt._common.progress import Progress
 from refgpt._common.small_files import is_there, read_json
 from refgpt._common.wording import FRESH_COPY, listed, shown
 from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo
-from refgpt.checkpoints.families import gptj
+from refgpt.checkpoints.families import FAMILIES, OTHERS, SUPPORTED, Family
+from refgpt.checkpoints.families.formats import HuggingFace
 from refgpt.checkpoints.files import safetensors_file, torch_pickle
 from refgpt.checkpoints.files.magic import refuse_foreign
 from refgpt.checkpoints.mask import find_mask, names_of
-from refgpt.spec.gptj import Config
-
-FAMILIES = {gptj.MODEL_TYPE: gptj}
+from refgpt.spec.config import AnyConfig
 
 FORMATS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
     ".safetensors": safetensors_file.read,
@@ -75,13 +72,15 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
         _reader_of(weights)  # likewise
     config_path = directory / CONFIG
     raw, family = _read_config(config_path)
-    config = _with_generation_ids(family, family.read_config(raw, config_path), directory / GENERATION_CONFIG)
+    names = family.HUGGING_FACE
+    config = _with_generation_ids(names, names.read_config(raw, config_path), directory / GENERATION_CONFIG)
     files = _read_files(weights)
     tensors = {name: tensor for found in files.values() for name, tensor in found.items()}
-    stored, buffers = family.split_names(tensors, path)
-    params = family.build_params(stored, config, raw.get("tie_word_embeddings") is True, path)
-    names, key = _names(raw, directory), f"{MASK} in {config_path.name}"
-    mask, source = find_mask(mask, buffers, config.n_ctx, names, path, key, raw.get(MASK))
+    stored, buffers = names.split_names(tensors, path)
+    tied = raw.get("tie_word_embeddings")
+    params = names.build_params(stored, config, tied if isinstance(tied, bool) else None, path)
+    called, key = _names(raw, directory), f"{MASK} in {config_path.name}"
+    mask, source = find_mask(mask, names.masks(buffers, config.n_layer), config.n_ctx, called, path, key, raw.get(MASK))
     infos = tuple(TensorInfo.of(name, tensor, file) for file, found in files.items() for name, tensor in found.items())
     kind = "safetensors" if next(iter(files)).suffix == ".safetensors" else "PyTorch"
     return Checkpoint(
@@ -117,7 +116,7 @@ def _unread(name: str) -> tuple[str, str] | None:
     return next((unread for pattern, unread in UNREAD.items() if fnmatch(name, pattern)), None)
 
 
-def _read_config(path: Path) -> tuple[dict[str, Any], Any]:
+def _read_config(path: Path) -> tuple[dict[str, Any], Family]:
     """The parsed config.json and the family that it names."""
     if not is_there(path):
         raise MissingConfig(
@@ -126,25 +125,24 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Any]:
     raw = read_json(path, ConfigError)
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
+        other = OTHERS.get(model_type) if isinstance(model_type, str) else None
+        called = f", which is {other}" if other else ""
         raise ConfigError(
             "this kind of model is not supported",
             where=path,
-            got=f"model_type {shown(model_type)}",
+            got=f"model_type {shown(model_type)}{called}",
             wanted=listed(FAMILIES),
-            fix="use a checkpoint of GPT-J or GPT-JT",
+            fix=SUPPORTED,
         )
     return raw, FAMILIES[model_type]
 
 
-def _with_generation_ids(family: Any, config: Config, path: Path) -> Config:
+def _with_generation_ids(names: HuggingFace, config: AnyConfig, path: Path) -> AnyConfig:
     """The configuration with the ids that begin and end a text as a generation_config.json has them, if it has them."""
     if not is_there(path):
         return config
     said = {key: value for key, value in read_json(path, ConfigError).items() if value is not None}
-    try:
-        return replace(config, **family.read_ids(said, config.n_vocab, path))
-    except ConfigError as fault:
-        raise (fault if fault.where == path else fault.within(path)) from None
+    return names.with_ids(config, said, path)
 
 
 def _read_files(weights: Path) -> dict[Path, dict[str, np.ndarray]]:

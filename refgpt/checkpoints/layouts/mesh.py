@@ -1,9 +1,9 @@
 """Checkpoints of Mesh Transformer JAX: ``params.json`` beside ``step_N/shard_K/J.npz``, as a directory or an archive.
 
-A shard is what one device held, its arrays in one order throughout the files J; ``gptj_mesh`` says which they are. What
-comes before the parameters is the optimiser's, and is passed over. ``params.json`` is the configuration that the model
-was trained with, one of ``configs/`` there: it has to be put beside the step's directory or the archive, if it is not
-inside.
+A shard is what one device held, its arrays in one order throughout the files J; ``Family.MESH`` says which they are.
+What comes before the parameters is the optimiser's, and is passed over. ``params.json`` is the configuration that the
+model was trained with, one of ``configs/`` there: it has to be put beside the step's directory or the archive, if it is
+not inside.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from refgpt._common.progress import Progress
 from refgpt._common.small_files import is_there, read_json
 from refgpt._common.wording import FRESH_COPY
 from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo
-from refgpt.checkpoints.families import gptj, gptj_mesh
+from refgpt.checkpoints.families import holders
 from refgpt.checkpoints.files import npz_file
 from refgpt.checkpoints.layouts.mesh_archive import PARAMS_JSON, SUFFIXES, Pieces, unpack
 from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.numbers.mapped import file_of
-from refgpt.spec.gptj import Config
+from refgpt.spec.config import AnyConfig
 
 STEP = re.compile(r"step_([0-9]{1,18})")
 SHARD = re.compile(r"shard_([0-9]{1,6})")
@@ -43,31 +43,33 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
 
     Parameters and errors are those of ``open_checkpoint``. An archive is unpacked: see ``mesh_archive.unpack``.
     """
+    (family,) = holders("MESH")  # such files name no family, and the program has but one
+    names = family.MESH
     step = _step_directory(path) if path.is_dir() else None
     if step is None:
-        config, shards = unpack(path, _find_config([path.parent]), progress)
+        config, shards = unpack(path, _find_config(names, [path.parent]), names, progress)
     else:
-        config = _find_config([step, step.parent])
+        config = _find_config(names, [step, step.parent])
         shards = {k: _map_pieces(shard) for k, shard in _numbered(step, SHARD).items()}
     if config is None:
         raise ConfigError(
             f"there is no {PARAMS_JSON}",
             where=path.parent if step is None else path,
-            fix=f"put the configuration that the model was trained with there; GPT-J-6B's says {gptj_mesh.EXAMPLE}",
+            fix=f"put the configuration that the model was trained with there; GPT-J-6B's says {names.EXAMPLE}",
         )
-    names = [*gptj_mesh.leaf_names(config.n_layer), "step"]
-    n_others, state = _last_leaves(shards, len(names), path)
-    params = gptj_mesh.build_params([leaves[:-1] for leaves in state], config, path)
+    leaves_there = [*names.leaf_names(config.n_layer), "step"]
+    n_others, state = _last_leaves(shards, len(leaves_there), path)
+    params = names.build_params([leaves[:-1] for leaves in state], config, path)
     mask, source = find_mask(mask, {}, config.n_ctx, names_of(path) + names_of(path.resolve().parent), path)
     infos = tuple(
         TensorInfo.of(name, array, _file(array, path))
         for leaves in state
-        for name, array in zip(names, leaves, strict=True)
+        for name, array in zip(leaves_there, leaves, strict=True)
     )
     kind = f"Mesh Transformer JAX, {len(shards)} shard{'s' * (len(shards) > 1)}"
     kind += f" of {step.name}" if step is not None and STEP.fullmatch(step.name) else ""
     kind += ", and the optimiser's state, which is not read" if n_others else ""
-    return Checkpoint(path, kind, gptj.MODEL_TYPE, config, params, mask, source, infos)
+    return Checkpoint(path, kind, family.MODEL_TYPE, config, params, mask, source, infos)
 
 
 def _step_directory(path: Path) -> Path | None:
@@ -98,10 +100,11 @@ def _map_pieces(shard: Path) -> Pieces:
     return {j: npz_file.read(piece) for j, piece in _numbered(shard, PIECE).items()}
 
 
-def _find_config(directories: Sequence[Path]) -> Config | None:
+def _find_config(names: Any, directories: Sequence[Path]) -> AnyConfig | None:
     for path in (directory / PARAMS_JSON for directory in directories):
         if is_there(path):
-            return gptj_mesh.read_config(read_json(path, ConfigError), path)
+            config: AnyConfig = names.read_config(read_json(path, ConfigError), path)
+            return config
     return None
 
 

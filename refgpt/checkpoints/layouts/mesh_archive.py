@@ -25,10 +25,9 @@ from refgpt._common.errors import CheckpointError, ConfigError, RefgptError, is_
 from refgpt._common.progress import Progress
 from refgpt._common.small_files import LARGEST_JSON, open_file, parse_json
 from refgpt._common.wording import FRESH_COPY, listed, shown
-from refgpt.checkpoints.families import gptj_mesh
 from refgpt.checkpoints.files import npz_file
 from refgpt.numbers.mapped import MappedFile, map_open
-from refgpt.spec.gptj import Config
+from refgpt.spec.config import AnyConfig
 
 SUFFIXES = (".tar.zst", ".tar.zstd")
 PARAMS_JSON = "params.json"
@@ -52,8 +51,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def unpack(
-    path: Path, config: Config | None, progress: Progress | None = None
-) -> tuple[Config | None, dict[int, Pieces]]:
+    path: Path, config: AnyConfig | None, names: Any, progress: Progress | None = None
+) -> tuple[AnyConfig | None, dict[int, Pieces]]:
     """Unpack the shards of an archive.
 
     The temporary files go where TMPDIR says, else beside the archive, else, if that directory cannot be written, where
@@ -66,6 +65,8 @@ def unpack(
         The archive.
     config : ModelConfig, optional
         The model's, if it is known already.
+    names : module
+        The family's ``MESH``.
     progress : callable, optional
         Called as ``progress(bytes done, bytes in all)``, counting bytes of the archive.
 
@@ -104,10 +105,10 @@ def unpack(
                 if config is not None:
                     _check_room(directory, path, config, shards)
             elif CONFIG.fullmatch(name) and config is None:
-                config = gptj_mesh.read_config(parse_json(content.read(LARGEST_JSON), place, ConfigError), place)
+                config = names.read_config(parse_json(content.read(LARGEST_JSON), place, ConfigError), place)
             if config is not None:
                 for pieces in shards.values():
-                    _drop_optimiser(pieces, len(gptj_mesh.leaf_names(config.n_layer)) + 1)
+                    _drop_optimiser(pieces, len(names.leaf_names(config.n_layer)) + 1)
     return config, shards
 
 
@@ -125,7 +126,7 @@ def _temporary_directory(path: Path) -> Path:
     return beside if "TMPDIR" not in os.environ and os.access(beside, os.W_OK) else Path(tempfile.gettempdir())
 
 
-def _check_room(directory: Path, path: Path, config: Config, shards: dict[int, Pieces]) -> None:
+def _check_room(directory: Path, path: Path, config: AnyConfig, shards: dict[int, Pieces]) -> None:
     """Once it is known how wide the numbers are, refuse what will not fit, and do not wait for it."""
     arrays = [array for pieces in shards.values() for part in pieces.values() for array in part]
     width = max((array.itemsize for array in arrays if array.ndim == 2), default=2)

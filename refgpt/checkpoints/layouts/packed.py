@@ -5,7 +5,7 @@ It is mapped, not loaded: nothing is unpacked or copied, and processes that run 
 ==================  ==================================================================================================
 file                what it holds
 ==================  ==================================================================================================
-config.json         the shape, in the words of a GPT-J's config.json at Hugging Face
+config.json         the shape, in the words of the family's config.json at Hugging Face
 packed.safetensors  every leaf, as a safetensors file of bytes (dtype U8)
 manifest.json       format, version, and of every other file its size and a SHA-256, which for packed.safetensors is
                     that of its header: of all bytes before the first tensor
@@ -41,7 +41,7 @@ from refgpt._common.progress import Progress
 from refgpt._common.small_files import check_plain, is_there, parse_json, read_bytes, read_json
 from refgpt._common.wording import FRESH_COPY, listed, shown, tensor_at
 from refgpt.checkpoints.checkpoint import Checked, Checkpoint, TensorInfo, check_params
-from refgpt.checkpoints.families import gptj
+from refgpt.checkpoints.families import FAMILIES
 from refgpt.checkpoints.files.safetensors_file import LARGEST_HEADER, read_mapped
 from refgpt.checkpoints.mask import find_mask
 from refgpt.numbers.dtypes import STORED_DTYPES
@@ -49,7 +49,9 @@ from refgpt.numbers.leaves import Leaf, StoredRows, widen
 from refgpt.numbers.mapped import MappedFile, map_file
 from refgpt.numbers.packing import Kept, lies_in_rows
 from refgpt.numbers.panels import KINDS, Panels, panel_dtype, panel_shape
-from refgpt.spec.gptj import Config, Params, leaf_shapes
+from refgpt.numbers.tree import ParamTree
+from refgpt.spec.config import AnyConfig
+from refgpt.spec.families import family_of, leaf_shapes
 
 FILE, MANIFEST = "packed.safetensors", "manifest.json"
 FORMAT, VERSION = "refgpt packed", 1
@@ -88,14 +90,15 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     file = directory / FILE
     header_hash = _check_manifest(directory)
     raw = read_json(directory / CONFIG, ConfigError)
-    if raw.get("model_type") != gptj.MODEL_TYPE:
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(
             "this kind of model is not supported",
             where=directory / CONFIG,
-            got=f"model_type {shown(raw.get('model_type'))}",
-            wanted=gptj.MODEL_TYPE,
+            got=f"model_type {shown(model_type)}",
+            wanted=listed(FAMILIES),
         )
-    config = gptj.read_config(raw, directory / CONFIG)
+    config = FAMILIES[model_type].HUGGING_FACE.read_config(raw, directory / CONFIG)
     mapped = map_file(file)
     n_header = 8 + int.from_bytes(mapped[:8], "little")
     if n_header > min(8 + LARGEST_HEADER, len(mapped)) or _sha256(mapped[:n_header]) != header_hash:
@@ -124,7 +127,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     if mask == "auto":
         source = str(metadata.get("mask_source", source))  # of what was converted
     kind = f"{FORMAT}, version {VERSION}"
-    return Checkpoint(path, kind, gptj.MODEL_TYPE, config, params, found, source, infos, checked=checked)
+    return Checkpoint(path, kind, model_type, config, params, found, source, infos, checked=checked)
 
 
 def _check_manifest(directory: Path) -> str:
@@ -205,9 +208,9 @@ def _sha256(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def _leaves(raw: Mapping[str, Any], config: Config, file: Path) -> dict[str, tuple[Stored, str]]:
+def _leaves(raw: Mapping[str, Any], config: AnyConfig, file: Path) -> dict[str, tuple[Stored, str]]:
     """What the header says of each leaf, and its checksum."""
-    wanted = leaf_shapes(config)
+    wanted, looked_up = leaf_shapes(config), family_of(config).Params.looked_up
     if raw.keys() != wanted.keys():
         astray = sorted(raw.keys() ^ wanted.keys())
         raise CheckpointError("the leaves do not fit the configuration", where=file, got=listed(astray), fix=AGAIN)
@@ -218,7 +221,7 @@ def _leaves(raw: Mapping[str, Any], config: Config, file: Path) -> dict[str, tup
             raise CheckpointError("the entry makes no sense", where=tensor_at(file, name), got=shown(entry), fix=AGAIN)
         kind, layout = entry["kind"], entry["layout"]
         fits = kind in KINDS and entry["shape"] == list(shape) and _is_checksum(entry["checksum"])
-        rows = len(shape) == 1 or lies_in_rows(name, kind)
+        rows = len(shape) == 1 or lies_in_rows(name, kind, looked_up)
         if not fits or layout != ("rows" if rows else "panels") or (len(shape) == 1 and kind != "f32"):
             raise CheckpointError(
                 "a leaf is stored in a way that is not read",
@@ -251,8 +254,8 @@ def _numbers(leaf: Leaf) -> np.ndarray:
 
 
 def _params(
-    leaves: Mapping[str, tuple[Stored, str]], tensors: Mapping[str, np.ndarray], config: Config, mapped: MappedFile
-) -> Params:
+    leaves: Mapping[str, tuple[Stored, str]], tensors: Mapping[str, np.ndarray], config: AnyConfig, mapped: MappedFile
+) -> ParamTree:
     found: dict[str, Leaf] = {}
     for name, (stored, _) in leaves.items():
         place, raw = tensor_at(mapped.path, name), _bytes_of(tensors, name, stored, mapped.path)[: stored.n_bytes]
@@ -263,6 +266,6 @@ def _params(
         else:
             data = raw.view(STORED_DTYPES[stored.kind]).reshape(stored.shape)
             found[name] = data if data.ndim == 1 else StoredRows(data, stored.kind, place)
-    params = Params.from_leaves(found, config.n_layer)
+    params = family_of(config).Params.from_leaves(found, config.n_layer)
     check_params(params, config, where=mapped.path)
     return params
