@@ -70,7 +70,9 @@ def write(
 
 def stored_leaves(source: Checkpoint, dtype: str | None) -> dict[str, Stored]:
     """How each leaf will be stored."""
-    kept = {name: (plan(name, leaf, dtype, source.params.looked_up), leaf.shape) for name, leaf in source.params.items()}
+    kept = {
+        name: (plan(name, leaf, dtype, source.params.looked_up), leaf.shape) for name, leaf in source.params.items()
+    }
     return {name: Stored(how.kind, how.layout, shape) for name, (how, shape) in kept.items()}
 
 
