@@ -144,7 +144,8 @@ def _outputs(kernel: Kernel) -> Iterator[np.ndarray]:
         yield row_sum(x, kernel=kernel, threads=1)
     elif op.startswith("embedding"):
         table: Leaf = _stored(3, kind, 40, 75) if kind in FLOATS else _quantised(3, kind, 40, 75)
-        table = pack(table) if "panels" in op else table
+        if "panels" in op:
+            table = pack(_stored(3, kind, 40, 75))
         yield embedding(table, positions * 2 + ("panels" in op), kernel=kernel, threads=1)
     elif op.startswith("pack"):
         yield pack(_stored(3, "f32" if op == "pack_b4" else "f16", 40, 75), kernel=kernel, threads=1).data

@@ -1,8 +1,9 @@
 """From leaves as they are stored to leaves as they are kept: one storage plan, and one loop that casts and packs.
 
 ``plan`` says what becomes of a leaf. ``parts`` makes it so, some rows at a time: it checks them, casts them and puts
-them into rows or panels. Engines gather the parts in memory, converters write one after the other, and neither ever holds a
-second copy of a large matrix. The pages of the file that a leaf occupied are given back before the next is touched.
+them into rows or panels. Engines gather the parts in memory, converters write one after the other, and neither ever
+holds a second copy of a large matrix. The pages of the file that a leaf occupied are given back before the next is
+touched.
 """
 
 from __future__ import annotations

@@ -166,8 +166,8 @@ def filled_cache(k: np.ndarray, v: np.ndarray, capacity: int, dtype: str) -> tup
 def attention_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_head: int = 2, d_head: int = 24) -> Case:
     """``n`` keys (one at least) in each of two sequences; the rows are some of the one, then some of the other.
 
-    Where there is an even number of rows they are of a local layer: each sees the last of its keys only. Their scores are
-    divided by another number, too.
+    Where there is an even number of rows they are of a local layer: each sees the last of its keys only. Their scores
+    are divided by another number, too.
     """
     n_keys, capacity, n_slots = max(n, 1), max(n, 1) + 5, 2
     q = numbers(rng, flavour, n_rows, n_head, d_head, huge=1e4)
