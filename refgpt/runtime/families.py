@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from refgpt.kernels import Program
-from refgpt.runtime import gptj
+from refgpt.runtime import gpt2, gpt_neo, gpt_neox, gptj
 from refgpt.runtime.batch import Batch
 from refgpt.runtime.buffers import Buffers
 from refgpt.runtime.cache import KVCache
@@ -37,5 +37,5 @@ class Family(Protocol):
         ...
 
 
-#: Keyed by family, like ``refgpt.spec.FAMILIES``.
-FAMILIES: dict[str, Family] = {"gptj": gptj}
+#: By family, as ``refgpt.spec.FAMILIES``.
+FAMILIES: dict[str, Family] = {"gpt2": gpt2, "gpt_neo": gpt_neo, "gptj": gptj, "gpt_neox": gpt_neox}
