@@ -32,8 +32,12 @@ class Batch:
 
     @classmethod
     def of(
-        cls, ids: Sequence[int] | np.ndarray, slots: np.ndarray, positions: np.ndarray, prefix_len: int = 0
+        cls,
+        ids: Sequence[int] | np.ndarray,
+        slots: np.ndarray,
+        positions: np.ndarray,
+        prefix_lens: int | np.ndarray = 0,
     ) -> Batch:
-        """Rows whose sequences have a prefix of ``prefix_len`` positions that see each other."""
-        n_visible = np.maximum(positions + 1, prefix_len)
+        """Rows whose sequences have a prefix of ``prefix_lens`` (one for all, or one a row) that sees itself whole."""
+        n_visible = np.maximum(positions + 1, prefix_lens)
         return cls(np.array(ids, np.int64), slots, positions, n_visible, query_tiles(slots))
