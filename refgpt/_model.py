@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from refgpt._common.arguments import flag
 from refgpt._common.errors import GenerationError
 from refgpt.checkpoints.checkpoint import Checkpoint
-from refgpt.generation.loop import Generation, generate, stream_text
+from refgpt.generation.loop import generate, stream_text
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prompts import Prompt, encode_prompt, is_batch
+from refgpt.generation.results import Generation
 from refgpt.generation.scoring import encode_continuations, score
 from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.mapped import check_unchanged
@@ -237,7 +239,23 @@ class Model:
             )
         return stream_text(self, encode_prompt(prompt, self.config, self.tokenizer, settings), settings)
 
-    def score(self, prompt: Prompt | np.ndarray, continuations: Sequence[Prompt] | np.ndarray) -> list[np.ndarray]:
+    @overload
+    def score(
+        self,
+        prompt: Prompt | np.ndarray,
+        continuations: Sequence[Prompt] | np.ndarray,
+        return_greedy: Literal[False] = False,
+    ) -> list[np.ndarray]: ...
+    @overload
+    def score(
+        self, prompt: Prompt | np.ndarray, continuations: Sequence[Prompt] | np.ndarray, return_greedy: bool
+    ) -> Any: ...
+    def score(
+        self,
+        prompt: Prompt | np.ndarray,
+        continuations: Sequence[Prompt] | np.ndarray,
+        return_greedy: bool = False,
+    ) -> list[np.ndarray] | list[tuple[np.ndarray, bool]]:
         """Log-probabilities of texts that may follow a prompt.
 
         Parameters
@@ -249,6 +267,8 @@ class Model:
             end the prompt without one: "The sky is", [" blue", " green"]. After a prompt that is text a continuation
             gets the ids that it has within the whole text; where it has none of its own, because a token would span the
             seam, and after a prompt of ids, it is encoded by itself.
+        return_greedy : bool
+            Say too whether a continuation is what greedy decoding would have written.
 
         Returns
         -------
@@ -256,15 +276,19 @@ class Model:
             For each continuation one natural logarithm a token, given the prompt and the tokens before it: their sum is
             the log-probability of the continuation. Probabilities are the model's own, over all rows of its head, also
             those for which the tokenizer has no token. With the prefix mask the prompt sees itself both ways, and
-            the continuations stay causal.
+            the continuations stay causal. With ``return_greedy`` a list of pairs of such an array and a bool: whether
+            each token was the likeliest one, the lowest id among equals.
 
         Raises
         ------
         GenerationError
-            If the prompt or a continuation cannot be used, or they are longer together than the model's context; before
-            anything is computed.
+            If the prompt or a continuation cannot be used, or they are longer together than the model's context and
+            one token more, as the last is only predicted; before anything is computed.
         """
-        return score(self, *encode_continuations(prompt, continuations, self.config, self.tokenizer))
+        flag("return_greedy", return_greedy, GenerationError)
+        return score(
+            self, *encode_continuations(prompt, continuations, self.config, self.tokenizer), bool(return_greedy)
+        )
 
     def classify(
         self,

@@ -58,7 +58,9 @@ INNER_FLOORS = {
     "generation": [
         {"sampling", "stopping", "prompt_lookup"},
         {"params"},
-        {"prompts"},
+        {"prompts", "results"},
+        {"room", "sequence"},
+        {"scheduler"},
         {"loop"},
         {"scoring"},
     ],

@@ -47,11 +47,11 @@ class Session(Protocol):
         """
         ...
 
-    def fork(self, seq: int) -> int:
-        """Begin another sequence that has what slot ``seq`` has, in an empty slot. -> that slot
+    def fork(self, seq: int, slots: Sequence[int] | None = None) -> int:
+        """Begin another sequence that has what slot ``seq`` has, in an empty one of ``slots``. -> that slot
 
         Both go on apart. Nothing is computed again, and no more of the cache is copied than must be: an empty slot that
-        has held part of the same text before is filled from where they part.
+        has held part of the same text before is filled from where they part. By default any slot will do.
         """
         ...
 
@@ -107,11 +107,8 @@ class Engine(Protocol):
         ...
 
 
-def no_empty_slot(n_slots: int) -> GenerationError:
-    """The error of a fork where every slot has a sequence."""
+def no_empty_slot(slots: list[int]) -> GenerationError:
+    """The error of a fork where each of these slots has a sequence."""
     return GenerationError(
-        "no slot is empty",
-        where="fork",
-        got=f"{n_slots} slots, each with a sequence",
-        fix="release one first, or ask for a session of more",
+        "no slot is empty", where="fork", got=slots, wanted="an empty slot", fix="release one, or ask for more of them"
     )

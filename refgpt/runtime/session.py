@@ -181,13 +181,13 @@ class RuntimeSession:
             logits = logits[np.repeat(np.array(counts) > 0, np.maximum(counts, 1))]
         return logits
 
-    def fork(self, seq: int) -> int:
+    def fork(self, seq: int, slots: Sequence[int] | None = None) -> int:
         """See ``Session.fork``."""
-        self._check_slots([seq])
-        cache = self.cache
-        empty = [slot for slot in np.flatnonzero(cache.lengths == 0).tolist() if slot != seq]
+        cache, (seq,) = self.cache, self._check_slots([seq]).tolist()
+        asked = self._check_slots(np.arange(len(cache.lengths)) if slots is None else slots)
+        empty = [slot for slot in asked.tolist() if slot != seq and not cache.lengths[slot]]
         if not empty:
-            raise no_empty_slot(len(cache.lengths))
+            raise no_empty_slot(asked.tolist())
         ids, prefix_len = cache.ids[seq, : cache.lengths[seq]], int(cache.prefix_lens[seq])
         common = [cache.n_common(slot, ids, prefix_len) for slot in empty]
         n_common = max(common)
@@ -285,7 +285,7 @@ class RuntimeSession:
             engine.params, engine.config, batch, self.cache, self._tables, self._buffers, wanted, program=program
         )
 
-    def _check_slots(self, seqs: Sequence[int]) -> np.ndarray:
+    def _check_slots(self, seqs: Sequence[int] | np.ndarray) -> np.ndarray:
         slots, n_slots = np.array(seqs, np.int64), len(self.cache.lengths)
         if not slots.size or not 0 <= slots.min() <= slots.max() < n_slots or len(set(slots.tolist())) < slots.size:
             raise GenerationError(

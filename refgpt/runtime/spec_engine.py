@@ -125,11 +125,12 @@ class SpecSession:
         self._texts |= texts
         return np.array(rows, self._engine.dtype).reshape(len(rows), config.n_vocab)
 
-    def fork(self, seq: int) -> int:
+    def fork(self, seq: int, slots: Sequence[int] | None = None) -> int:
         """See ``Session.fork``."""
-        empty = [slot for slot in range(self._n_seqs) if slot != seq and not self._texts.get(slot, ([], 0))[0]]
+        asked = range(self._n_seqs) if slots is None else slots
+        empty = [slot for slot in asked if slot != seq and not self._texts.get(slot, ([], 0))[0]]
         if not empty:
-            raise no_empty_slot(self._n_seqs)
+            raise no_empty_slot(list(asked))
         ids, prefix_len = self._texts[seq]
         self._texts[empty[0]] = [*ids], prefix_len
         return empty[0]

@@ -77,7 +77,7 @@ def test_a_fork_goes_on_apart(engine, prefix_len):
         assert_same_bits(got[1], want(engine, one[: 9 + step], prefix_len)[-1])
     third = session.fork(fork)
     assert {0, fork, third} == {0, 1, 2}
-    with pytest.raises(GenerationError, match="no slot is empty; got 3 slots"):
+    with pytest.raises(GenerationError, match=r"no slot is empty; got \[0, 1, 2\]"):
         session.fork(0)
     session.release(0)
     assert session.fork(third) == 0
