@@ -178,7 +178,7 @@ class Model:
     ) -> Any: ...
     def generate(
         self, prompt: Prompt | Sequence[Prompt] | np.ndarray, params: GenerationParams | None = None, **changes: Any
-    ) -> Generation | list[Generation]:
+    ) -> Any:
         """Continue one prompt or several.
 
         Parameters
@@ -188,14 +188,14 @@ class Model:
         params : GenerationParams, optional
             How to continue it; by default with max_new_tokens 128 and draws from the model's own distribution.
         **changes
-            Any field of ``GenerationParams``, instead of the one in ``params``: max_new_tokens, temperature, top_k,
-            top_p, repetition_penalty, presence_penalty, frequency_penalty, seed, stop, logprobs, ignore_eos,
-            speculate, truncate.
+            Any field of ``GenerationParams``, instead of the one in ``params``.
 
         Returns
         -------
         Generation, or a list of them for a list of prompts
-            With a seed, a prompt's continuation is the same alone and in any company.
+            With a seed, a prompt's continuation is the same alone and in any company. With several continuations
+            (``num_return_sequences``) a list of them for the prompt, of beams the best first, or a list of lists for a
+            list of prompts.
 
         Raises
         ------
@@ -230,6 +230,13 @@ class Model:
         if is_batch(prompt):
             raise GenerationError(
                 "takes one prompt", where="stream", got=f"a list of {len(prompt)}", fix="use generate for several"
+            )
+        if max(settings.num_return_sequences, settings.num_beams) > 1:
+            raise GenerationError(
+                "gives one text, token by token",
+                where="stream",
+                got=f"num_return_sequences {settings.num_return_sequences}, num_beams {settings.num_beams}",
+                fix="use generate for several, and for beams",
             )
         if self.tokenizer is None:
             raise GenerationError(

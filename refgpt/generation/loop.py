@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from refgpt.generation.params import GenerationParams
-from refgpt.generation.results import Event, Generation, gathered
+from refgpt.generation.results import Event, gathered
 from refgpt.generation.scheduler import MOST_TOGETHER, Scheduler, enough_bytes
 from refgpt.generation.sequence import Generates
 
@@ -32,8 +33,13 @@ def generate_events(model: Generates, prompts: Sequence[Sequence[int]], params: 
         If the model computes logits that are NaN or infinite.
     """
     capacity = min(model.engine.config.n_ctx, max(map(len, prompts)) + params.max_new_tokens)
-    most = enough_bytes(model.engine, capacity)
-    scheduler = Scheduler(model, min(len(prompts), MOST_TOGETHER), most, capacity=capacity)
+    n_texts = len(prompts) * max(params.num_beams, params.num_return_sequences)
+    scheduler = Scheduler(
+        model,
+        max(params.num_beams, min(n_texts, MOST_TOGETHER)),
+        enough_bytes(model.engine, params.num_beams * capacity),
+        capacity=capacity,
+    )
     for prompt in prompts:
         scheduler.add_ids(prompt, params)
     while scheduler.busy:
@@ -43,12 +49,22 @@ def generate_events(model: Generates, prompts: Sequence[Sequence[int]], params: 
             yield event
 
 
-def generate(model: Generates, prompts: Sequence[Sequence[int]], params: GenerationParams) -> list[Generation]:
-    """Run ``generate_events`` to its end and gather what belongs to each prompt."""
-    events: list[list[Event]] = [[] for _ in prompts]
+def generate(model: Generates, prompts: Sequence[Sequence[int]], params: GenerationParams) -> list[Any]:
+    """Run ``generate_events`` to its end and gather what belongs to each prompt.
+
+    Returns
+    -------
+    list of Generation
+        One a prompt; with several ``num_return_sequences`` a list of them for each prompt, of beams the best first.
+    """
+    events: list[dict[int, list[Event]]] = [{} for _ in prompts]
     for event in generate_events(model, prompts, params):
-        events[event.seq].append(event)
-    return [gathered(own, len(prompt)) for own, prompt in zip(events, prompts, strict=True)]
+        events[event.seq].setdefault(event.index, []).append(event)
+    texts = [
+        [gathered(own[index], len(prompt)) for index in sorted(own)]
+        for own, prompt in zip(events, prompts, strict=True)
+    ]
+    return texts if params.num_return_sequences > 1 else [own[0] for own in texts]
 
 
 def stream_text(model: Generates, prompt: Sequence[int], params: GenerationParams) -> Iterator[str]:

@@ -27,6 +27,8 @@ class Generation:
         At each token the likeliest ones, best first, if any were asked for (``logprobs`` from 1).
     n_prompt : int
         Tokens of the prompt, after any truncation.
+    score : float or None
+        Of a beam: its log-likelihood, divided by its length to the power ``length_penalty``.
     """
 
     text: str
@@ -35,6 +37,7 @@ class Generation:
     logprobs: list[float] | None
     top_logprobs: list[dict[int, float]] | None
     n_prompt: int
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,10 @@ class Event:
         Of the last token, see ``Generation``; "error" where the request has failed.
     error : Exception or None
         Why it has failed.
+    index : int
+        Which of several continuations of the prompt. Those of a beam search come at its end, the best first.
+    score : float or None
+        Of the last token of a beam, see ``Generation``.
     """
 
     seq: int
@@ -63,6 +70,8 @@ class Event:
     held: str
     finish_reason: str | None
     error: Exception | None = None
+    index: int = 0
+    score: float | None = None
 
 
 def gathered(events: Sequence[Event], n_prompt: int) -> Generation:
@@ -76,4 +85,5 @@ def gathered(events: Sequence[Event], n_prompt: int) -> Generation:
         logprobs=[choice.logprob for choice in choices if choice.logprob is not None] or None,
         top_logprobs=[choice.top_logprobs for choice in choices if choice.top_logprobs is not None] or None,
         n_prompt=n_prompt,
+        score=events[-1].score,
     )

@@ -15,6 +15,7 @@ import numpy as np
 
 from refgpt._common.arguments import whole_number
 from refgpt._common.errors import GenerationError, RefgptError
+from refgpt.generation.beams import Beams
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prompts import Prompt, encode_prompt
 from refgpt.generation.results import Event
@@ -134,7 +135,11 @@ class Scheduler:
 
     def add_ids(self, prompt: Sequence[int], params: GenerationParams) -> int:
         """``add`` for a prompt as ``encode_prompt`` returns it."""
-        return self.add_tasks([Continuation(self._n_added, prompt, self._model, params)])
+        if params.num_beams > 1:
+            return self.add_tasks([Beams(self._n_added, prompt, self._model, params)])
+        return self.add_tasks(
+            [Continuation(self._n_added, prompt, self._model, params, i) for i in range(params.num_return_sequences)]
+        )
 
     def add_tasks(self, tasks: Sequence[Task]) -> int:
         """Put the texts of one request in line. They continue one prompt, which is read once for all of them."""
@@ -213,7 +218,7 @@ class Scheduler:
         writing = [task for task in self._running if not task.reads]
         reading = [task for task in self._running if task.reads]
         for task in writing:
-            for slot, ids in zip(task.slots, task.next_ids(alone=len(self._running) == 1), strict=False):
+            for slot, ids in task.next_ids(alone=len(self._running) == 1):
                 parts.append((slot, ids, 0))
                 n_rows.append(len(ids))
                 owners.append(task)
@@ -241,12 +246,19 @@ class Scheduler:
         try:
             rows = self._session.step(parts, n_rows)
         except RefgptError as error:
-            if len(parts) == 1:
+            if owners[0] is owners[-1]:
                 return [(owners[0], error)]
             # One of them cannot go on. Each by itself gives the same bits, and shows which.
-            return [self._rows([part], [n], [task])[0] for part, n, task in zip(parts, n_rows, owners, strict=True)]
-        stops = np.cumsum(n_rows).tolist()
-        return [(task, rows[stop - n : stop]) for task, stop, n in zip(owners, stops, n_rows, strict=True)]
+            found = []
+            for task in dict.fromkeys(owners):
+                own = [i for i, owner in enumerate(owners) if owner is task]
+                found += self._rows([parts[i] for i in own], [n_rows[i] for i in own], [task] * len(own))
+            return found
+        counts = dict.fromkeys(owners, 0)
+        for task, n in zip(owners, n_rows, strict=True):
+            counts[task] += n
+        stops = np.cumsum(list(counts.values())).tolist()
+        return [(task, rows[stop - n : stop]) for (task, n), stop in zip(counts.items(), stops, strict=True)]
 
     def _take(self, task: Task, rows: np.ndarray) -> list[Event]:
         """What comes of a task's rows, and of those that begin when it has read the prompt or is over."""
