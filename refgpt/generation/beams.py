@@ -14,7 +14,7 @@ import numpy as np
 from refgpt._common.float_state import default_float_state
 from refgpt.generation.params import Criterion, GenerationParams
 from refgpt.generation.results import Event
-from refgpt.generation.sampling import Choice, top_k_kept
+from refgpt.generation.sampling import Choice, nothing_left, top_k_kept
 from refgpt.generation.sampling_params import functions_of
 from refgpt.generation.sequence import Generates, Task, ends_of, prefix_of, sampler_of, transcript_of
 from refgpt.runtime.engine import Session
@@ -51,6 +51,8 @@ class Beams(Task):
         going, p = self._going or [(Beam((), 0.0), self.slots[0])], self._params
         candidates = self._candidates([beam for beam, _ in going], rows)
         n_new = len(going[0][0].ids) + 1
+        if not candidates and not self._ended:
+            raise nothing_left(self.n_prompt + n_new - 1)
         hits = [self._hits(beam.ids, rows[parent]) for parent, beam in candidates]
         goes_on = [found for found, hit in zip(candidates, hits, strict=True) if not hit][: p.num_beams]
         for (_, beam), hit in zip(candidates[: p.num_beams], hits, strict=False):

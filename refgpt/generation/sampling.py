@@ -133,11 +133,7 @@ class Sampler:
         scores = self._process(self.drawable(logits), self._text)
         best = scores.max()
         if best == -np.inf:
-            raise GenerationError(
-                "no token is left that may be drawn",
-                where=f"after {len(self._text)} tokens",
-                fix="ban fewer of them, as by bad_words_ids, suppress_tokens, no_repeat_ngram_size or min_new_tokens",
-            )
+            raise nothing_left(len(self._text))
         if p.temperature == 0:
             return np.array([scores.argmax()]), np.ones(1)
         with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, as it should
@@ -211,6 +207,15 @@ def top_p_kept(weights: np.ndarray, p: float) -> np.ndarray:
     ascending = np.flatnonzero(kept)[np.argsort(-weights[kept], kind="stable")[::-1]]
     kept[ascending[:-1]] = gone + np.cumsum(weights[ascending[:-1]]) > may_go
     return kept
+
+
+def nothing_left(n: int) -> GenerationError:
+    """The error of a text of ``n`` tokens after which none may follow."""
+    return GenerationError(
+        "no token is left that may be drawn",
+        where=f"after {n} tokens",
+        fix="ban fewer of them, as by bad_words_ids, suppress_tokens, no_repeat_ngram_size or min_new_tokens",
+    )
 
 
 def check_logits(logits: np.ndarray) -> None:
