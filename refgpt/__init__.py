@@ -22,7 +22,7 @@ from refgpt._common.errors import (
 from refgpt._common.wording import PrintableRecords
 from refgpt._load import default_model_path, load
 from refgpt._model import Model
-from refgpt.generation import Generation, GenerationParams
+from refgpt.generation import Generation, GenerationParams, Scheduler
 from refgpt.spec.gptj import Config as ModelConfig
 from refgpt.tokenizers import load_tokenizer
 
@@ -49,6 +49,7 @@ __all__ = [
     "Model",
     "ModelConfig",
     "RefgptError",
+    "Scheduler",
     "TokenizerError",
     "default_model_path",
     "load",

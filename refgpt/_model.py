@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from refgpt._common.arguments import flag
 from refgpt._common.errors import GenerationError
 from refgpt.checkpoints.checkpoint import Checkpoint
-from refgpt.generation.loop import Generation, generate, stream_text
+from refgpt.generation.loop import generate, stream_text
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prompts import Prompt, encode_prompt, is_batch
+from refgpt.generation.results import Generation
 from refgpt.generation.scoring import encode_continuations, score
 from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.mapped import check_unchanged
@@ -177,7 +179,7 @@ class Model:
     ) -> Any: ...
     def generate(
         self, prompt: Prompt | Sequence[Prompt] | np.ndarray, params: GenerationParams | None = None, **changes: Any
-    ) -> Generation | list[Generation]:
+    ) -> Any:
         """Continue one prompt or several.
 
         Parameters
@@ -187,14 +189,14 @@ class Model:
         params : GenerationParams, optional
             Generation parameters; the default is 128 new tokens sampled from the model's own distribution.
         **changes
-            Any field of ``GenerationParams``; overrides the one in ``params``: max_new_tokens, temperature, top_k,
-            top_p, repetition_penalty, presence_penalty, frequency_penalty, seed, stop, logprobs, ignore_eos,
-            speculate, truncate.
+            Any field of ``GenerationParams``, instead of the one in ``params``.
 
         Returns
         -------
         Generation, or a list of them for a list of prompts
-            With a seed, a prompt's continuation does not depend on the other prompts in the list.
+            With a seed, a prompt's continuation is the same alone and in any company. With several continuations
+            (``num_return_sequences``) a list of them for the prompt, of beams the best first, or a list of lists for a
+            list of prompts.
 
         Raises
         ------
@@ -230,6 +232,13 @@ class Model:
             raise GenerationError(
                 "takes one prompt", where="stream", got=f"a list of {len(prompt)}", fix="use generate for several"
             )
+        if max(settings.num_return_sequences, settings.num_beams) > 1:
+            raise GenerationError(
+                "gives one text, token by token",
+                where="stream",
+                got=f"num_return_sequences {settings.num_return_sequences}, num_beams {settings.num_beams}",
+                fix="use generate for several, and for beams",
+            )
         if self.tokenizer is None:
             raise GenerationError(
                 "this model has no tokenizer, so there is no text to stream",
@@ -238,34 +247,56 @@ class Model:
             )
         return stream_text(self, encode_prompt(prompt, self.config, self.tokenizer, settings), settings)
 
-    def score(self, prompt: Prompt | np.ndarray, continuations: Sequence[Prompt] | np.ndarray) -> list[np.ndarray]:
-        """Log-probabilities of given continuations of a prompt.
+    @overload
+    def score(
+        self,
+        prompt: Prompt | np.ndarray,
+        continuations: Sequence[Prompt] | np.ndarray,
+        return_greedy: Literal[False] = False,
+    ) -> list[np.ndarray]: ...
+    @overload
+    def score(
+        self, prompt: Prompt | np.ndarray, continuations: Sequence[Prompt] | np.ndarray, return_greedy: bool
+    ) -> Any: ...
+    def score(
+        self,
+        prompt: Prompt | np.ndarray,
+        continuations: Sequence[Prompt] | np.ndarray,
+        return_greedy: bool = False,
+    ) -> list[np.ndarray] | list[tuple[np.ndarray, bool]]:
+        """Log-probabilities of texts that may follow a prompt.
 
         Parameters
         ----------
         prompt : str or list of int
             A text or its ids. An empty one is the model's beginning-of-text token.
         continuations : list of str or of list of int
-            Each is scored separately, directly after the prompt. Begin a continuation with its space, and end the
-            prompt without one: "The sky is", [" blue", " green"]. If the prompt is text, the prompt and the
-            continuation are encoded together and the continuation gets its part of the ids. It is encoded separately if
-            a token would span the boundary, or if the prompt is given as ids.
+            Each is weighed by itself, right after the prompt. Begin a text with the space that would stand there, and
+            end the prompt without one: "The sky is", [" blue", " green"]. After a prompt that is text a continuation
+            gets the ids that it has within the whole text; where it has none of its own, because a token would span the
+            seam, and after a prompt of ids, it is encoded by itself.
+        return_greedy : bool
+            Say too whether a continuation is what greedy decoding would have written.
 
         Returns
         -------
         list of ndarray [t], float64
-            For each continuation, one natural logarithm per token, given the prompt and the tokens before it. Their sum
-            is the log-probability of the continuation. Probabilities are the model's own, over all rows of its head,
-            including rows for which the tokenizer has no token. With the prefix mask all tokens of the prompt see each
-            other, and the continuations are causal.
+            For each continuation one natural logarithm a token, given the prompt and the tokens before it: their sum is
+            the log-probability of the continuation. Probabilities are the model's own, over all rows of its head, also
+            those for which the tokenizer has no token. With the prefix mask the prompt sees itself both ways, and
+            the continuations stay causal. With ``return_greedy`` a list of pairs of such an array and a bool: whether
+            each token was the likeliest one, the lowest id among equals.
 
         Raises
         ------
         GenerationError
-            If the prompt or a continuation cannot be used, or together they are longer than the model's context. Raised
-            before anything is computed.
+            If the prompt or a continuation cannot be used, or they are longer together than the model's context and
+            one token more, as the last is only predicted; before anything is computed.
         """
-        return score(self, *encode_continuations(prompt, continuations, self.config, self.tokenizer))
+        flag("return_greedy", return_greedy, GenerationError)
+        return score(
+            self, *encode_continuations(prompt, continuations, self.config, self.tokenizer), bool(return_greedy)
+        )
 
     def classify(
         self,

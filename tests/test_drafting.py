@@ -64,7 +64,7 @@ class Counting:
     """An engine that counts the passes of its sessions."""
 
     def __init__(self, engine):
-        self.engine, self.passes, self.extended = engine, 0, 0
+        self.engine, self.begun, self.passes, self.extended = engine, False, 0, 0
 
     def __getattr__(self, name):
         return getattr(self.engine, name)
@@ -73,15 +73,13 @@ class Counting:
         inner, outer = self.engine.session(n_seqs, capacity), self
 
         class Session:
-            prefill, truncate = inner.prefill, inner.truncate
+            truncate, release = inner.truncate, inner.release
 
-            def decode(self, seqs, ids):
-                outer.passes += 1
-                return inner.decode(seqs, ids)
-
-            def extend(self, seq, ids):
-                outer.passes, outer.extended = outer.passes + 1, outer.extended + 1
-                return inner.extend(seq, ids)
+            def step(self, parts, n_rows):
+                if outer.begun:
+                    outer.passes, outer.extended = outer.passes + 1, outer.extended + (n_rows != [1])
+                outer.begun = True
+                return inner.step(parts, n_rows)
 
         return Session()
 

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refgpt._common.errors import GenerationError
-from refgpt.generation import loop
-from refgpt.generation.loop import MOST_TOGETHER, generate, generate_events, stream_text
+from refgpt.generation import scheduler
+from refgpt.generation.loop import generate, generate_events, stream_text
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prompts import encode_prompt, is_batch
 from refgpt.generation.sampling import log_softmax
+from refgpt.generation.scheduler import MOST_TOGETHER
 from refgpt.generation.stopping import Transcript
 from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import forward
@@ -53,23 +54,30 @@ class Scripted:
     kv_dtype = "f32"
 
     def session(self, n_seqs, capacity):
-        self.n_seqs, self.capacity, self.step = n_seqs, capacity, [0] * n_seqs
+        self.n_seqs, self.capacity, self.position = n_seqs, capacity, [-1] * n_seqs
         return self
 
-    def prefill(self, seq, ids, prefix_len=0):
-        self.prefills.append((seq, list(ids), prefix_len))
-        self.step[seq] = -1
-        return self._row(seq)
+    def step(self, parts, n_rows):
+        rows, n_decoded = [], 0
+        for (seq, ids, prefix_len), n in zip(parts, n_rows, strict=True):
+            if self.position[seq] < 0:
+                self.prefills.append((seq, list(ids), prefix_len))
+                assert n == 1
+            else:
+                n_decoded += 1
+                assert [self.script[self.position[seq]]] == list(ids)
+            rows.append(self._row(seq))
+        if n_decoded:
+            self.together.append(n_decoded)
+        return np.stack(rows)
 
-    def decode(self, seqs, ids):
-        assert [self.script[self.step[seq]] for seq in seqs] == list(ids)
-        self.together.append(len(seqs))
-        return np.stack([self._row(seq) for seq in seqs])
+    def release(self, seq):
+        self.position[seq] = -1
 
     def _row(self, seq):
-        self.step[seq] += 1
+        self.position[seq] += 1
         row = np.zeros(self.config.n_vocab, np.float32)
-        row[self.script[self.step[seq]]] = 30
+        row[self.script[self.position[seq]]] = 30
         return row
 
 
@@ -137,10 +145,10 @@ def test_caches_together_stay_within_a_budget(kv_dtype, n_bytes, affordable, tog
     engine = Scripted([5, 6, 7, 0])
     engine.kv_dtype = kv_dtype
     one = 2 * CONFIG.n_layer * CONFIG.d_model * 10 * n_bytes  # a prompt of 1 and 9 new tokens
-    monkeypatch.setattr(loop, "MOST_CACHE", int(affordable * one))
+    monkeypatch.setattr(scheduler, "MOST_CACHE", int(affordable * one))
     got = run(model_of(engine), [[i] for i in range(5)], temperature=0, max_new_tokens=9)
     assert [one.ids for one in got] == [[5, 6, 7, 0]] * 5
-    assert engine.n_seqs == together == max(engine.together)
+    assert together == max(engine.together)
 
 
 def test_prompts_that_end_at_once_make_room_too():
@@ -206,10 +214,10 @@ def test_held_text_comes_out_at_the_end():
 
 def test_what_was_held_comes_out_when_ctrl_c_ends_it():
     class Interrupted(Scripted):
-        def decode(self, seqs, ids):
+        def step(self, parts, n_rows):
             if self.together == [1, 1]:
                 raise KeyboardInterrupt
-            return super().decode(seqs, ids)
+            return super().step(parts, n_rows)
 
     model = model_of(Interrupted(Letters().encode("xabab")), Letters())
     pieces = stream_text(model, [1], GenerationParams(temperature=0, stop="abc"))

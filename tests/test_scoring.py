@@ -10,7 +10,7 @@ import sentencepiece
 
 import refgpt
 from refgpt._common.errors import GenerationError, TokenizerError
-from refgpt.generation import scoring
+from refgpt.generation import scheduler, scoring
 from refgpt.generation.sampling import log_softmax
 from refgpt.generation.scoring import encode_continuations, score
 from refgpt.runtime import Runtime
@@ -86,46 +86,42 @@ def test_what_generation_reports_is_what_scoring_says(tmp_path, mask):
     assert model.score(PROMPT, [got.ids])[0].tolist() == got.logprobs
 
 
-class Counted:
-    """A session that keeps the number of rows that each call asks for."""
+@each_engine
+@each_mask
+@pytest.mark.parametrize("at_once", [1, 2, 16])
+def test_the_prompt_is_computed_once_and_the_last_token_never(engine, mask, at_once, monkeypatch):
+    real, passes = ENGINES[engine], []
 
-    def __init__(self, session):
-        self._session, self.calls = session, []
+    def session(n_seqs, capacity):
+        made = real.session(n_seqs, capacity)
+        step = made.step
+        made.step = lambda parts, n_rows: (passes.append((parts, n_rows)), step(parts, n_rows))[1]
+        return made
 
-    def prefill(self, seq, ids, prefix_len=0):
-        self.calls.append(("prefill", len(ids), prefix_len))
-        return self._session.prefill(seq, ids, prefix_len)
-
-    def extend(self, seq, ids):
-        self.calls.append(("extend", len(ids)))
-        return self._session.extend(seq, ids)
-
-    def truncate(self, seq, n):
-        self._session.truncate(seq, n)
+    counted = SimpleNamespace(session=session, config=CONFIG, kv_dtype=real.kv_dtype)
+    model = SimpleNamespace(engine=counted, mask=mask, tokenizer=None)
+    want = score(model_of(engine, mask), PROMPT, CONTINUATIONS)
+    monkeypatch.setattr(scoring, "MOST_TOGETHER", at_once)
+    monkeypatch.setattr(scheduler, "MOST_ROWS_WANTED", 3)
+    got = score(model, PROMPT, CONTINUATIONS)
+    assert all((a == b).all() for a, b in zip(got, want, strict=True))
+    assert sum(len(ids) for parts, _ in passes for _, ids, _ in parts) == 8 + 3 + 0 + 8 + 3
+    assert sum(sum(n_rows) for _, n_rows in passes) == 1 + 3 + 0 + 8 + 3
+    assert max(max(n_rows) for _, n_rows in passes) == 3
+    assert max(len(parts) for parts, _ in passes) == min(at_once, 3)
+    if at_once == 16:
+        assert len(passes) < 6
 
 
 @each_engine
-def test_the_prompt_is_computed_once_and_the_last_token_never(engine, monkeypatch):
-    real, made = ENGINES[engine], []
-
-    def session(n_seqs, capacity):
-        made.append(Counted(real.session(n_seqs, capacity)))
-        return made[-1]
-
-    model = SimpleNamespace(engine=SimpleNamespace(session=session), mask="prefix", tokenizer=None)
-    want = score(model_of(engine, "prefix"), PROMPT, CONTINUATIONS)
-    monkeypatch.setattr(scoring, "ROWS_TOGETHER", 3)
-    got = score(model, PROMPT, CONTINUATIONS)
-    assert all((a == b).all() for a, b in zip(got, want, strict=True))
-    (counted,) = made
-    assert counted.calls == [
-        ("prefill", 8, 8),
-        ("extend", 3),
-        ("extend", 3),
-        ("extend", 3),
-        ("extend", 2),
-        ("extend", 3),
-    ]
+def test_whether_each_token_is_the_likeliest(engine):
+    likely = [int(ENGINES[engine].logits(PROMPT)[-1].argmax())]
+    likely.append(int(ENGINES[engine].logits([*PROMPT, *likely])[-1].argmax()))
+    other = (likely[1] + 1) % CONFIG.n_vocab
+    texts = [likely, [likely[0], other], [other, likely[1]], [], likely[:1]]
+    plain, got = (score(model_of(engine), PROMPT, texts, greedy) for greedy in (False, True))
+    assert [is_greedy for _, is_greedy in got] == [True, False, False, True, True]
+    assert all((a == b).all() for a, (b, _) in zip(plain, got, strict=True))
 
 
 def test_nothing_to_score_computes_nothing():
@@ -136,8 +132,10 @@ def test_nothing_to_score_computes_nothing():
 
 def test_logits_that_are_not_finite_are_refused():
     class Broken:
+        config, kv_dtype = CONFIG, "f32"
+
         def session(self, n_seqs, capacity):
-            return SimpleNamespace(prefill=lambda *_: np.array([0, np.nan, 0]), truncate=lambda *_: None)
+            return SimpleNamespace(step=lambda *_: np.array([[0, np.nan, 0]]), release=lambda *_: None)
 
     with pytest.raises(GenerationError, match="not finite"):
         score(SimpleNamespace(engine=Broken(), mask="causal"), [1], [[0]])
@@ -208,7 +206,7 @@ def test_a_token_that_spans_the_seam_is_not_used():
         ("ab", ["c", [60, 61]], r"^continuations\[1\], ids\[1\]: the id does not exist"),
         ("ab", [[0.5]], r"^continuations\[0\], ids: ids are not whole"),
         ("ab", [None], r"^continuations\[0\], ids"),
-        ("ab", ["c", "d" * 63], r"^continuations\[1\]: is too long .*got 63 tokens after 2 of .*wanted at most 64"),
+        ("ab", ["c", "d" * 64], r"^continuations\[1\]: is too long .*got 64 tokens after 2 of .*wanted at most 65"),
         ("a" * 65, [], "longer than the model's context"),
         (b"ab", ["c"], "^prompt: cannot be used; got bytes"),
         ([61], ["c"], r"^prompt, ids\[0\]: the id does not exist"),
@@ -225,8 +223,10 @@ def test_what_cannot_be_scored_is_named_and_nothing_computed(path, monkeypatch, 
 
 def test_the_whole_context_can_be_used(path):
     for backend in ("c", "numpy"):
-        (got,) = refgpt.load(path, backend=backend).score("a" * 60, ["bcde"])
-        assert got.shape == (4,)
+        (got,) = refgpt.load(path, backend=backend).score("a" * 60, ["bcdef"])
+        assert got.shape == (5,)
+        (got,) = refgpt.load(path, backend=backend).score("a" * 64, ["b"])
+        assert got.shape == (1,)
 
 
 def test_text_needs_a_tokenizer(tmp_path):

@@ -13,10 +13,10 @@ from refgpt._common.errors import GenerationError, RefgptError
 from refgpt._common.wording import shown
 from refgpt.evaluation.tables import Table
 from refgpt.evaluation.templates import Template, check_examples, check_labels
-from refgpt.generation.loop import Generates
 from refgpt.generation.prompts import Prompt
 from refgpt.generation.sampling import log_softmax
 from refgpt.generation.scoring import encode_continuations, score
+from refgpt.generation.sequence import Generates
 
 #: The format of tasks that GPT-JT was trained on (Natural Instructions, https://arxiv.org/abs/2204.07705).
 DEFAULT_TEMPLATE = "Possible labels:\n{labels}\n\nInput: {text}\nOutput: {label}"

@@ -20,9 +20,10 @@ from refgpt._common.errors import DataError, GenerationError
 from refgpt.evaluation.classification import NORMALISATIONS, Classifier
 from refgpt.evaluation.metrics import Estimate, accuracy, codes, estimate, macro_f1, mean_over_trials
 from refgpt.evaluation.raft_tasks import RaftTask
-from refgpt.generation.loop import Generates, generate_events
+from refgpt.generation.loop import generate_events
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prompts import needs_tokenizer
+from refgpt.generation.sequence import Generates
 from refgpt.tokenizers import Tokenizer
 
 METHODS = ("generate", "likelihood")

@@ -1,9 +1,11 @@
-"""From prompts to text: sampling, stop strings, drafts, the loop that runs them, and log-probabilities of given texts."""
+"""From prompts to text: sampling, stop strings, drafts, the scheduler, and log-probabilities of given texts."""
 
-from refgpt.generation.loop import Event, Generation, generate, generate_events, stream_text
+from refgpt.generation.loop import generate, generate_events, stream_text
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prompts import Prompt, encode_prompt
+from refgpt.generation.results import Event, Generation
 from refgpt.generation.sampling import SamplingParams
+from refgpt.generation.scheduler import Scheduler
 from refgpt.generation.scoring import encode_continuations, score
 
 __all__ = [
@@ -12,6 +14,7 @@ __all__ = [
     "GenerationParams",
     "Prompt",
     "SamplingParams",
+    "Scheduler",
     "encode_continuations",
     "encode_prompt",
     "generate",

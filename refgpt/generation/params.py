@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any
+
+import numpy as np
 
 from refgpt._common.arguments import flag, keep_whole, one_of
 from refgpt._common.errors import GenerationError
 from refgpt._common.wording import shown
-from refgpt.generation.sampling import SamplingParams
+from refgpt.generation.sampling_params import SamplingParams, functions_of, keep_form, number
 
 #: Tokens that a draft may have at most.
 MOST_DRAFTED = 15
+#: Beams that a search may have at most.
+MOST_BEAMS = 64
+
+#: What may end a text: it is given the ids so far and the row of logits [v] that the last was drawn from.
+Criterion = Callable[[list[int], np.ndarray], Any]
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,23 @@ class GenerationParams(SamplingParams):
     truncate : "left" or None
         What to do with a prompt that is too long: an error (None), or drop its beginning so that ``max_new_tokens`` fit
         behind it ("left"), though half the context is left to the prompt whatever is asked for.
+    num_return_sequences : int
+        How many continuations of each prompt: draws with a stream of random numbers each, or the best beams.
+    n : int or None
+        Another name of ``num_return_sequences``.
+    num_beams : int
+        Above 1: beam search, which keeps so many continuations and looks for the likeliest, in place of draws. What
+        only has to do with draws (``temperature``, ``top_k``, ``top_p`` and the other filters, ``seed``) has no part in
+        it, nor has ``speculate``; ``stop`` and ``logprobs`` cannot be combined with it.
+    early_stopping : bool or "never"
+        When a beam search ends. True: when there are ``num_beams`` ended texts; False: when the best text that still
+        goes on would not be among them if it ended now; "never": when it could not be, however long it became.
+    length_penalty : float
+        An ended text's score is its log-likelihood divided by its length to this power: above 0 longer texts are
+        preferred.
+    stopping_criteria : callable, list of callables, or None
+        Each is called after each token with the ids so far (prompt and new ones, a list) and the row of logits [v]
+        that it was drawn from; the text ends with it, for "stop", where one of them returns True.
 
     Raises
     ------
@@ -45,6 +69,13 @@ class GenerationParams(SamplingParams):
     ignore_eos: bool = False
     speculate: int = 0
     truncate: str | None = None
+    _: KW_ONLY
+    num_return_sequences: int = 1
+    n: int | None = None
+    num_beams: int = 1
+    early_stopping: bool | str = False
+    length_penalty: float = 1.0
+    stopping_criteria: Criterion | Sequence[Criterion] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +92,37 @@ class GenerationParams(SamplingParams):
                 )
         flag("ignore_eos", self.ignore_eos, GenerationError)
         one_of("truncate", self.truncate, (None, "left"), GenerationError)
+        keep_form(self, "stopping_criteria", functions_of)
+        keep_whole(self, "n", 1, None, GenerationError, optional=True)
+        if self.n is not None:
+            object.__setattr__(self, "num_return_sequences", self.n)
+            object.__setattr__(self, "n", None)
+        keep_whole(self, "num_return_sequences", 1, None, GenerationError)
+        keep_whole(self, "num_beams", 1, MOST_BEAMS, GenerationError)
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise GenerationError(
+                "cannot be used",
+                where="early_stopping",
+                got=shown(self.early_stopping),
+                wanted="True, False or 'never'",
+            )
+        number("length_penalty", self.length_penalty, -100, 100)
+        if self.num_beams > 1:
+            self._check_beams()
+
+    def _check_beams(self) -> None:
+        """Refuse what cannot be combined with beam search."""
+        if self.num_return_sequences > self.num_beams:
+            raise GenerationError(
+                "cannot be more than there are beams",
+                where="num_return_sequences",
+                got=self.num_return_sequences,
+                wanted=f"at most {self.num_beams}",
+                fix="raise num_beams",
+            )
+        for name, given in (("stop", self.stops), ("logprobs", self.n_alternatives is not None)):
+            if given:
+                raise GenerationError("cannot be combined with beam search", where=name, fix="leave out num_beams")
 
     @classmethod
     def of(cls, params: GenerationParams | None, changes: dict[str, Any]) -> GenerationParams:

@@ -1,92 +1,25 @@
 """From a row of logits to the next id: penalties, filters, one draw.
 
-The order is that of transformers' ``generate``: repetition penalty, temperature, top_k, top_p
-(``GenerationMixin._get_logits_processor``); the presence and frequency penalties, which transformers lacks, follow the
-repetition penalty.
+The order is that of transformers' ``generate``: see ``refgpt.generation.processing``.
 
 What decides which id is drawn uses only operations that IEEE 754 rounds in one way (add, multiply, divide, compare)
 and sums from left to right, so that equal logits and an equal seed give equal ids on every machine. NumPy's own
-``exp`` differs between machines in the last bit; ``_exp`` does not.
+``exp`` differs between machines in the last bit; that of ``processing`` does not.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from refgpt._common.arguments import keep_whole
 from refgpt._common.errors import GenerationError
 from refgpt._common.float_state import default_float_state
-from refgpt._common.wording import shown
+from refgpt.generation.processing import Processing, exp, further_kept, log_probabilities
+from refgpt.generation.sampling_params import SamplingParams
 
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How to choose the next token. Building one validates it; the defaults draw from the model's own distribution.
-
-    Attributes
-    ----------
-    temperature : float
-        The logits are divided by it; 0 takes the most likely token, the lowest id among equals.
-    top_k : int or None
-        Keep the k most likely tokens, and any that ties with the last of them; 0 or None keeps all.
-    top_p : float
-        After temperature and top_k, keep the fewest most likely tokens whose probabilities sum to at least this.
-    repetition_penalty : float
-        The logit of every token of the prompt and of the new text is divided by it if positive, else multiplied
-        (CTRL, https://arxiv.org/abs/1909.05858, as in transformers). 1 changes nothing.
-    presence_penalty, frequency_penalty : float
-        Subtracted from a token's logit once if it has been generated, and once for each time it has been. Only new
-        tokens count, not the prompt's: OpenAI's definition. 0 changes nothing.
-    seed : int or None
-        Whole number from 0. None draws a new one from the operating system.
-    logprobs : int, bool or None
-        How many of the most likely tokens to report beside the chosen one. 0 or True reports the chosen one alone,
-        None or False nothing.
-
-    Raises
-    ------
-    GenerationError
-        Naming the first parameter that cannot be used.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
-    logprobs: int | bool | None = None
-
-    def __post_init__(self) -> None:
-        _number("temperature", self.temperature, 0, 1e6)
-        keep_whole(self, "top_k", 0, None, GenerationError, optional=True)
-        _number("top_p", self.top_p, 0, 1)
-        if self.top_p == 0:
-            raise GenerationError(
-                "cannot be used",
-                where="top_p",
-                got=0,
-                wanted="a number above 0, at most 1",
-                fix="for the most likely token use temperature 0",
-            )
-        _number("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
-        _number("presence_penalty", self.presence_penalty, -1e3, 1e3)
-        _number("frequency_penalty", self.frequency_penalty, -1e3, 1e3)
-        keep_whole(self, "seed", 0, None, GenerationError, optional=True)
-        if not isinstance(self.logprobs, bool):
-            keep_whole(self, "logprobs", 0, None, GenerationError, optional=True)
-
-    @property
-    def n_alternatives(self) -> int | None:
-        """How many likely tokens to report beside the chosen one; None when no log-probabilities are wanted."""
-        if self.logprobs is None or self.logprobs is False:
-            return None
-        return 0 if self.logprobs is True else self.logprobs
+__all__ = ["Choice", "Sampler", "SamplingParams", "check_logits", "log_softmax"]
 
 
 @dataclass(frozen=True)
@@ -109,20 +42,36 @@ class Sampler:
     exists : ndarray [n] of bool, optional
         Which ids may be drawn, those from ``n`` on not: the head may have rows for which the tokenizer has no token,
         and the tokenizer tokens for which the head has no row.
+    ends : collection of int
+        The tokens that end a text.
+    most_new : int, optional
+        At most so many tokens will be drawn.
+    stream : int
+        Which of the streams of random numbers that the seed gives: another one for each of several continuations.
 
     Notes
     -----
-    The random stream depends on the seed alone, so a prompt gets the same text alone and in any batch
-    (and equal prompts of one seeded batch get equal texts).
+    The random stream depends on the seed and its own number alone, so a prompt gets the same text alone and in any
+    batch (and equal prompts of one seeded batch get equal texts).
     """
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int] = (), exists: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int] = (),
+        exists: np.ndarray | None = None,
+        *,
+        ends: Collection[int] = (),
+        most_new: int | None = None,
+        stream: int = 0,
+    ) -> None:
         self.params = params
         self._n_ids = None if exists is None else len(exists)
         self._gaps = np.array([], np.intp) if exists is None else np.flatnonzero(~exists)
-        self._seen = set(prompt)
-        self._counts: dict[int, int] = {}
-        self._bits = np.random.PCG64(np.random.SeedSequence(params.seed))
+        self._text = list(prompt)
+        self._process = Processing(params, len(prompt), ends, most_new)
+        # The first of several texts has the numbers that it would have alone.
+        self._bits = np.random.PCG64(np.random.SeedSequence(params.seed, spawn_key=(stream,) if stream else ()))
 
     @default_float_state()
     def choose(self, logits: np.ndarray) -> Choice:
@@ -148,15 +97,14 @@ class Sampler:
         # 52 bits, one fewer than a float64 holds: a product with them stays strictly below the sum.
         threshold = float(self._bits.random_raw() >> 12) * 2.0**-52 * cumulative[-1]
         chosen = int(ids[np.searchsorted(cumulative, threshold, side="right")])
-        self._seen.add(chosen)
-        self._counts[chosen] = self._counts.get(chosen, 0) + 1
+        self._text.append(chosen)
         if self.params.n_alternatives is None:
             return Choice(chosen)
         logprobs = log_softmax(logits)
         n = self.params.n_alternatives
         if n == 0:
             return Choice(chosen, float(logprobs[chosen]))
-        likely = self._likeliest(self._drawable(logits), n)
+        likely = self._likeliest(self.drawable(logits), n)
         likeliest = likely[np.argsort(-logits[likely], kind="stable")][:n]
         return Choice(chosen, float(logprobs[chosen]), {int(i): float(logprobs[i]) for i in likeliest})
 
@@ -182,18 +130,40 @@ class Sampler:
         """
         check_logits(logits)
         p = self.params
-        scores = self._penalised(self._drawable(logits))
+        scores = self._process(self.drawable(logits), self._text)
+        best = scores.max()
+        if best == -np.inf:
+            raise nothing_left(len(self._text))
         if p.temperature == 0:
             return np.array([scores.argmax()]), np.ones(1)
         with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, as it should
-            scores = (scores - scores.max()) / p.temperature
+            scores = (scores - best) / p.temperature
         ids = self._likeliest(scores, p.top_k)
-        weights = _exp(scores[ids])
+        weights = exp(scores[ids])
         kept = top_p_kept(weights, p.top_p)
-        return ids[kept], weights[kept]
+        ids, weights = ids[kept], weights[kept]
+        if p.min_p or p.typical_p or p.epsilon_cutoff or p.eta_cutoff:
+            possible = weights > 0
+            ids, weights = ids[possible], weights[possible]
+            kept = further_kept(p, scores[ids], weights)
+            ids, weights = ids[kept], weights[kept]
+        return ids, weights
 
-    def _drawable(self, logits: np.ndarray) -> np.ndarray:
-        """A copy of the logits in float64, as far as ids exist, with -inf in the gaps between them."""
+    @default_float_state()
+    def log_scores(self, logits: np.ndarray, text: Sequence[int]) -> np.ndarray:
+        """What beams are ranked by: log-probabilities [v] of the token after ``text``, changed as the parameters say.
+
+        Raises
+        ------
+        GenerationError
+            If a logit is NaN or infinite.
+        """
+        check_logits(logits)
+        scores = self._process(log_probabilities(self.drawable(logits)), text)
+        return log_probabilities(scores) if self.params.renormalize_logits and scores.max() > -np.inf else scores
+
+    def drawable(self, logits: np.ndarray) -> np.ndarray:
+        """A copy of the logits [v] in float64, as far as ids exist, with -inf in the gaps between them."""
         scores: np.ndarray = logits[: self._n_ids].astype(np.float64)
         gaps = self._gaps_below(len(scores))
         if len(gaps) == len(scores):
@@ -214,19 +184,6 @@ class Sampler:
         kept = top_k_kept(scores, k)
         kept[self._gaps_below(len(kept))] = False
         return np.flatnonzero(kept)
-
-    def _penalised(self, scores: np.ndarray) -> np.ndarray:
-        """Apply the three penalties in place."""
-        p = self.params
-        if p.repetition_penalty != 1:
-            seen = np.array([i for i in self._seen if i < len(scores)], np.intp)
-            scores[seen] = np.where(
-                scores[seen] < 0, scores[seen] * p.repetition_penalty, scores[seen] / p.repetition_penalty
-            )
-        if p.presence_penalty or p.frequency_penalty:
-            ids = np.fromiter(self._counts, np.intp)
-            scores[ids] -= p.presence_penalty + p.frequency_penalty * np.fromiter(self._counts.values(), np.float64)
-        return scores
 
 
 def top_k_kept(scores: np.ndarray, k: int | None) -> np.ndarray:
@@ -252,6 +209,15 @@ def top_p_kept(weights: np.ndarray, p: float) -> np.ndarray:
     return kept
 
 
+def nothing_left(n: int) -> GenerationError:
+    """The error of a text of ``n`` tokens after which none may follow."""
+    return GenerationError(
+        "no token is left that may be drawn",
+        where=f"after {n} tokens",
+        fix="ban fewer of them, as by bad_words_ids, suppress_tokens, no_repeat_ngram_size or min_new_tokens",
+    )
+
+
 def check_logits(logits: np.ndarray) -> None:
     """Refuse logits among which one is NaN or infinite: a GenerationError."""
     if not np.isfinite(logits).all():
@@ -268,35 +234,3 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted: np.ndarray = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
     return shifted
-
-
-_LN2_HIGH, _LN2_LOW = float.fromhex("0x1.62e42fee00000p-1"), float.fromhex("0x1.a39ef35793c76p-33")
-_INVERSE_FACTORIALS = [1 / math.factorial(n) for n in range(13, -1, -1)]
-
-
-def _exp(x: np.ndarray) -> np.ndarray:
-    """e to the power x for x <= 0, within 2 units in the last place of float64 and the same bits on every machine.
-
-    ``x = n ln2 + r`` with ``|r| <= ln2 / 2``; the Taylor series of ``exp(r)`` to r^13 leaves less than 1e-17; then
-    times 2^n.
-    """
-    tiny = x < -700  # 1e-304: taken for 0, which keeps clear of subnormal numbers
-    x = np.where(tiny, 0, x)
-    n = np.rint(x * 1.4426950408889634)
-    r = (x - n * _LN2_HIGH) - n * _LN2_LOW  # the first product is exact: ln2's high part ends in zeros
-    y = np.zeros_like(r)
-    for coefficient in _INVERSE_FACTORIALS:
-        y *= r
-        y += coefficient
-    return np.where(tiny, 0, np.ldexp(y, n.astype(np.int32)))
-
-
-def _number(name: str, value: object, least: float, most: float) -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float, np.integer, np.floating))
-        or not least <= value <= most
-    ):
-        raise GenerationError(
-            "cannot be used", where=name, got=shown(value), wanted=f"a number from {least:g} to {most:g}"
-        )

@@ -7,27 +7,68 @@ tokens it is to predict.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any, Literal, overload
 
 import numpy as np
 
 from refgpt._common.errors import GenerationError
-from refgpt.generation.loop import Generates
 from refgpt.generation.prompts import BYTES, Prompt, needs_tokenizer, prompt_ids
+from refgpt.generation.results import Event
 from refgpt.generation.sampling import check_logits, log_softmax
+from refgpt.generation.scheduler import MOST_TOGETHER, Scheduler, enough_bytes
+from refgpt.generation.sequence import Generates, Task, prefix_of
 from refgpt.runtime.engine import Session
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.ids import check_ids, check_tokens
 from refgpt.tokenizers import Tokenizer
 
-#: Rows of logits held at once: those of a long continuation would take more memory than the model's activations.
-ROWS_TOGETHER = 64
+
+class Given(Task):
+    """A continuation that is read instead of drawn.
+
+    Attributes
+    ----------
+    scores : list of float
+        Log-probabilities of its tokens, as far as they are known.
+    greedy : bool
+        Whether each of them was the likeliest.
+    """
+
+    def __init__(self, prompt: Sequence[int], prefix_len: int, continuation: Sequence[int], n_positions: int) -> None:
+        super().__init__(0, [*prompt, *continuation[:-1]], len(prompt), prefix_len, n_positions)
+        self.scores: list[float] = []
+        self.greedy = True
+        self._continuation = continuation
+
+    def take(self, session: Session, rows: np.ndarray) -> list[Event]:
+        """Look up the token that each row predicts."""
+        for row in rows:
+            check_logits(row)
+            token = self._continuation[len(self.scores)]
+            self.scores.append(float(log_softmax(row)[token]))
+            self.greedy = self.greedy and int(row.argmax()) == token
+        self.finished = len(self.scores) == len(self._continuation)
+        return []
 
 
-def score(model: Generates, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[np.ndarray]:
+@overload
+def score(
+    model: Generates,
+    prompt: Sequence[int],
+    continuations: Sequence[Sequence[int]],
+    return_greedy: Literal[False] = False,
+) -> list[np.ndarray]: ...
+@overload
+def score(
+    model: Generates, prompt: Sequence[int], continuations: Sequence[Sequence[int]], return_greedy: bool
+) -> Any: ...
+def score(
+    model: Generates, prompt: Sequence[int], continuations: Sequence[Sequence[int]], return_greedy: bool = False
+) -> list[np.ndarray] | list[tuple[np.ndarray, bool]]:
     """Log-probability of each token of each continuation, given the prompt and the tokens before it.
 
-    The prompt is computed once, and each continuation after it.
+    The prompt is computed once, and the continuations after it, as many of them together as there is memory for.
 
     Parameters
     ----------
@@ -35,11 +76,15 @@ def score(model: Generates, prompt: Sequence[int], continuations: Sequence[Seque
     prompt : sequence of int
     continuations : sequence of sequences of int
         Both as ``encode_continuations`` returns them.
+    return_greedy : bool
+        Say too whether a continuation is what greedy decoding would have written.
 
     Returns
     -------
     list of ndarray, float64
         One a continuation, one natural logarithm a token. Probabilities are the model's own, over all rows of its head.
+        With ``return_greedy`` a list of pairs of such an array and a bool: whether each token was the likeliest, the
+        lowest id among equals.
 
     Raises
     ------
@@ -48,29 +93,20 @@ def score(model: Generates, prompt: Sequence[int], continuations: Sequence[Seque
     """
     longest = max(map(len, continuations), default=0)
     if not longest:
-        return [np.empty(0) for _ in continuations]
-    session = model.engine.session(1, len(prompt) + longest - 1)  # the last token is predicted, and predicts nothing
-    first = session.prefill(0, prompt, len(prompt) if model.mask == "prefix" else 0)
-    scores = []
-    for ids in continuations:
-        rows = _rows(session, first, ids)
-        scores.append(np.array([_logprob(row, token) for row, token in zip(rows, ids, strict=True)], np.float64))
-        session.truncate(0, len(prompt))
-    return scores
-
-
-def _rows(session: Session, first: np.ndarray, ids: Sequence[int]) -> Iterator[np.ndarray]:
-    """The row of logits that predicts each of ``ids``, which follow what slot 0 holds; ``first`` is its last row."""
-    if len(ids):
-        yield first
-    fed = ids[:-1]
-    for start in range(0, len(fed), ROWS_TOGETHER):
-        yield from session.extend(0, fed[start : start + ROWS_TOGETHER])
-
-
-def _logprob(row: np.ndarray, token: int) -> float:
-    check_logits(row)
-    return float(log_softmax(row)[token])
+        return [(np.empty(0), True) for _ in continuations] if return_greedy else [np.empty(0) for _ in continuations]
+    n_positions = len(prompt) + longest - 1  # the last token is predicted, and predicts nothing
+    tasks = [Given(prompt, prefix_of(model, prompt), ids, n_positions) for ids in continuations]
+    some = [task for task, ids in zip(tasks, continuations, strict=True) if len(ids)]
+    scheduler = Scheduler(
+        model, min(len(some), MOST_TOGETHER), enough_bytes(model.engine, n_positions), capacity=n_positions
+    )
+    scheduler.add_tasks(some)
+    while scheduler.busy:
+        for event in scheduler.step():
+            if event.error is not None:
+                raise event.error
+    scores = [np.array(task.scores, np.float64) for task in tasks]
+    return [(one, task.greedy) for one, task in zip(scores, tasks, strict=True)] if return_greedy else scores
 
 
 def encode_continuations(
@@ -120,12 +156,12 @@ def encode_continuations(
             raise needs_tokenizer(f"{where} is text", "give it as a list of ids")
         else:
             ids = _ids(where, _encode_after(before, continuation, tokenizer), config)
-        if len(start) + len(ids) > config.n_ctx:
+        if len(start) + len(ids) > config.n_ctx + 1:
             raise GenerationError(
                 "is too long for the model's context",
                 where=where,
                 got=f"{len(ids)} tokens after {len(start)} of the prompt",
-                wanted=f"at most {config.n_ctx} together",
+                wanted=f"at most {config.n_ctx + 1} together, as the last is only predicted",
                 fix="shorten either",
             )
         encoded.append(ids)

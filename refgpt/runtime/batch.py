@@ -39,13 +39,13 @@ class Batch:
         ids: Sequence[int] | np.ndarray,
         slots: np.ndarray,
         positions: np.ndarray,
-        prefix_len: int = 0,
+        prefix_lens: int | np.ndarray = 0,
         window: int | None = None,
     ) -> Batch:
-        """Rows whose sequences have a prefix of ``prefix_len`` positions that see each other.
+        """Rows whose sequences have a prefix of ``prefix_lens`` positions that see each other (one for all, or one a row).
 
         Rows of local layers see no more than the ``window`` keys that end with their own.
         """
-        n_visible = np.maximum(positions + 1, prefix_len)
+        n_visible = np.maximum(positions + 1, prefix_lens)
         first_visible = np.zeros_like(positions) if window is None else np.maximum(positions + 1 - window, 0)
         return cls(np.array(ids, np.int64), slots, positions, n_visible, first_visible, query_tiles(slots))

@@ -24,8 +24,12 @@ class KVCache:
     lengths : ndarray [n_slots], int64
         Number of filled positions of each sequence.
     prefix_lens : ndarray [n_slots], int64
-        Number of leading positions of each sequence that have seen one another. Their keys and values depend on all of
-        them, so they cannot be cut, extended, or shared with a sequence that has another prefix.
+        How many leading positions of each sequence have seen one another. Their keys and values depend on all of them,
+        so they can be neither cut, nor extended, nor lent to a sequence with another prefix.
+    ids : ndarray [n_slots, capacity], int64
+    n_held, held_prefixes : ndarray [n_slots], int64
+        The tokens whose keys and values a slot holds, how many they are, and the prefix that they were computed with.
+        That is more than ``lengths`` says where a sequence was cut or released: what follows may be of use.
 
     Raises
     ------
@@ -48,7 +52,42 @@ class KVCache:
             ) from None
         self.lengths = np.zeros(n_slots, np.int64)
         self.prefix_lens = np.zeros(n_slots, np.int64)
+        self.ids = np.zeros((n_slots, capacity), np.int64)
+        self.n_held = np.zeros(n_slots, np.int64)
+        self.held_prefixes = np.zeros(n_slots, np.int64)
         self.capacity = capacity
+
+    def hold(self, slot: int, start: int, ids: np.ndarray) -> None:
+        """Keys and values of these tokens have been written to a slot, from position ``start`` on."""
+        stop = start + len(ids)
+        self.ids[slot, start:stop] = ids
+        self.n_held[slot] = self.lengths[slot] = stop
+        if not start:
+            self.held_prefixes[slot] = self.prefix_lens[slot]
+
+    def n_common(self, slot: int, ids: np.ndarray, prefix_len: int) -> int:
+        """How many leading positions of a slot are what they would be in a sequence of these tokens.
+
+        The slot may have been released. A prefix is common as a whole or not at all.
+        """
+        n = min(int(self.n_held[slot]), len(ids))
+        if self.held_prefixes[slot] != prefix_len or n < prefix_len:
+            return 0
+        differing = np.flatnonzero(self.ids[slot, :n] != ids[:n])
+        n = int(differing[0]) if differing.size else n
+        return n if n >= prefix_len else 0
+
+    def copy(self, source: int, target: int, start: int) -> None:
+        """Make slot ``target`` hold the sequence of slot ``source``, of which it has ``start`` positions already."""
+        stop, first = int(self.lengths[source]), start // LANES
+        if start < stop:
+            panels = slice(first, -(-stop // LANES))
+            self.k[:, target, :, panels] = self.k[:, source, :, panels]
+            self.v[:, target, :, :, start:stop] = self.v[:, source, :, :, start:stop]
+        self.prefix_lens[target] = self.prefix_lens[source]
+        self.held_prefixes[target] = self.prefix_lens[source]
+        self.ids[target, start:stop] = self.ids[source, start:stop]
+        self.lengths[target] = self.n_held[target] = stop
 
     def check_overflow(self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> None:
         """Raise an error if logits are NaN because keys or values of these rows were too large for float16.

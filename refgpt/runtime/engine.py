@@ -10,14 +10,54 @@ from typing import Protocol
 
 import numpy as np
 
+from refgpt._common.errors import GenerationError
 from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.tree import ParamTree
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.taps import Tap, no_tap
 
+#: What one pass adds to one sequence: its slot, the new tokens, and how many leading positions of the sequence see one
+#: another. A prefix begins an empty sequence and is given in one piece; of a sequence in progress the number is 0.
+Part = tuple[int, Sequence[int] | np.ndarray, int]
+
 
 class Session(Protocol):
     """Several sequences in progress; each occupies a numbered slot."""
+
+    def step(self, parts: Sequence[Part], n_rows: Sequence[int] | None = None) -> np.ndarray:
+        """Append tokens to some sequences in one pass: pieces of prompts, single tokens, in any mixture.
+
+        A sequence's rows are the same in every bit whatever else is in the pass, and into whatever pieces it is cut.
+
+        Parameters
+        ----------
+        parts : sequence of (slot, ids, prefix_len)
+            Each slot once.
+        n_rows : sequence of int, optional
+            The logits of how many of its last new tokens each part is asked for; by default one each.
+
+        Returns
+        -------
+        ndarray [sum of n_rows, v]
+
+        Raises
+        ------
+        GenerationError
+            If anything of it cannot be done; the session is then as it was.
+        """
+        ...
+
+    def fork(self, seq: int, slots: Sequence[int] | None = None) -> int:
+        """Begin another sequence that has what slot ``seq`` has, in an empty one of ``slots``. -> that slot
+
+        Both go on apart. Nothing is computed again, and no more of the cache is copied than must be: an empty slot that
+        has held part of the same text before is filled from where they part. By default any slot will do.
+        """
+        ...
+
+    def release(self, seq: int) -> None:
+        """Forget a sequence: its slot is empty."""
+        ...
 
     def prefill(self, seq: int, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
         """Start slot ``seq`` anew with a prompt, ``prefix_len`` of it seen by all of it. -> [v], its last row"""
@@ -65,3 +105,10 @@ class Engine(Protocol):
     def session(self, n_seqs: int, capacity: int) -> Session:
         """A session with ``n_seqs`` slots for sequences of at most ``capacity`` tokens each."""
         ...
+
+
+def no_empty_slot(slots: list[int]) -> GenerationError:
+    """The error of a fork where each of these slots has a sequence."""
+    return GenerationError(
+        "no slot is empty", where="fork", got=slots, wanted="an empty slot", fix="release one, or ask for more of them"
+    )

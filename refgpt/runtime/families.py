@@ -29,7 +29,7 @@ class Family(Protocol):
         cache: KVCache,
         tables: Any,
         buffers: Buffers,
-        wanted: slice = slice(None),
+        wanted: slice | np.ndarray = slice(None),
         tap: Tap = no_tap,
         program: Program | None = None,
     ) -> np.ndarray:

@@ -78,7 +78,7 @@ def forward(
     cache: KVCache,
     tables: None,
     buffers: Buffers,
-    wanted: slice = slice(None),
+    wanted: slice | np.ndarray = slice(None),
     tap: Tap = no_tap,
     program: Program | None = None,
 ) -> np.ndarray:

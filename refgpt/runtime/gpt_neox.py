@@ -89,7 +89,7 @@ def forward(
     cache: KVCache,
     tables: Rotation,
     buffers: Buffers,
-    wanted: slice = slice(None),
+    wanted: slice | np.ndarray = slice(None),
     tap: Tap = no_tap,
     program: Program | None = None,
 ) -> np.ndarray:

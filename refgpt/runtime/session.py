@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refgpt._common.arguments import one_of
+from refgpt._common.arguments import one_of, whole_number
 from refgpt._common.errors import GenerationError
 from refgpt._common.progress import Progress
 from refgpt.kernels import CHUNK, Program, check_threads, forced_isa, store
@@ -22,6 +22,7 @@ from refgpt.numbers.tree import ParamTree
 from refgpt.runtime.batch import Batch
 from refgpt.runtime.buffers import Buffers
 from refgpt.runtime.cache import KVCache
+from refgpt.runtime.engine import Part, no_empty_slot
 from refgpt.runtime.families import FAMILIES
 from refgpt.runtime.recorded import MOST_ROWS, RecordedPass
 from refgpt.spec.config import AnyConfig
@@ -151,6 +152,55 @@ class RuntimeSession:
         self._buffers = self._new_buffers(n_seqs)
         self._recorded: dict[tuple[int, int, int | None, str | None], RecordedPass] = {}
 
+    def step(self, parts: Sequence[Part], n_rows: Sequence[int] | None = None) -> np.ndarray:
+        """See ``Session.step``."""
+        slots = self._check_slots([slot for slot, _, _ in parts])
+        counts = [1] * len(parts) if n_rows is None else list(n_rows)
+        if len(counts) != len(parts):
+            raise GenerationError("not one number a part", where="n_rows", got=len(counts), wanted=len(parts))
+        tokens, prefix_lens, starts = [], [], self.cache.lengths[slots].tolist()
+        for i, ((_, ids, prefix_len), start) in enumerate(zip(parts, starts, strict=True)):
+            tokens.append(check_ids(ids, self._runtime.config))
+            prefix_lens.append(check_prefix(prefix_len, len(tokens[i]), self._runtime.config))
+            if prefix_len and start:
+                raise GenerationError("a prefix must begin its sequence", where="prefix_len", got=prefix_len)
+            self._check_room(start + len(tokens[i]))
+            counts[i] = whole_number(f"n_rows[{i}]", counts[i], 0, len(tokens[i]), GenerationError)
+        sizes = np.array([len(new) for new in tokens])
+        ends = np.cumsum(sizes)
+        positions = np.arange(ends[-1]) + np.repeat(np.array(starts) - ends + sizes, sizes)
+        prefixes, window = np.repeat(prefix_lens, sizes), self._runtime.config.window
+        batch = Batch.of(np.concatenate(tokens), np.repeat(slots, sizes), positions, prefixes, window)
+        # Of each part at least the last row is computed, in which keys that overflowed would show.
+        wanted = np.concatenate([np.arange(end - max(n, 1), end) for end, n in zip(ends, counts, strict=True)])
+        self.cache.n_held[slots] = np.minimum(self.cache.n_held[slots], starts)
+        logits = self._pass(batch, wanted)
+        for slot, new, start, prefix_len in zip(slots, tokens, starts, prefix_lens, strict=True):
+            if not start:
+                self.cache.prefix_lens[slot] = prefix_len
+            self.cache.hold(slot, start, new)
+        if 0 in counts:
+            logits = logits[np.repeat(np.array(counts) > 0, np.maximum(counts, 1))]
+        return logits
+
+    def fork(self, seq: int, slots: Sequence[int] | None = None) -> int:
+        """See ``Session.fork``."""
+        cache, (seq,) = self.cache, self._check_slots([seq]).tolist()
+        asked = self._check_slots(np.arange(len(cache.lengths)) if slots is None else slots)
+        empty = [slot for slot in asked.tolist() if slot != seq and not cache.lengths[slot]]
+        if not empty:
+            raise no_empty_slot(asked.tolist())
+        ids, prefix_len = cache.ids[seq, : cache.lengths[seq]], int(cache.prefix_lens[seq])
+        common = [cache.n_common(slot, ids, prefix_len) for slot in empty]
+        n_common = max(common)
+        target: int = empty[common.index(n_common)]
+        cache.copy(seq, target, n_common)
+        return target
+
+    def release(self, seq: int) -> None:
+        """See ``Session.release``."""
+        self.truncate(seq, 0)
+
     def prefill(self, seq: int, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
         """See ``Session.prefill``."""
         return self.feed(seq, ids, prefix_len, anew=True)
@@ -177,29 +227,21 @@ class RuntimeSession:
         if prefix_len and held:
             raise GenerationError("a prefix must begin its sequence", where="prefix_len", got=prefix_len)
         self._check_room(held + len(tokens))
-        self.cache.lengths[seq] = held
-        if not held:
-            self.cache.prefix_lens[seq] = prefix_len
+        if anew:
+            self.release(seq)
         cuts = [0, *range(max(rows_per_pass, prefix_len), len(tokens), rows_per_pass), len(tokens)]
-        logits = []
-        for start, stop in pairwise(cuts):
-            positions = held + np.arange(start, stop, dtype=np.int64)
-            slots = np.full(stop - start, seq, np.int64)
-            batch = Batch.of(tokens[start:stop], slots, positions, prefix_len, self._runtime.config.window)
-            logits.append(self._pass(batch, slice(None) if every_row else slice(-1, None)))
-            self.cache.lengths[seq] = held + stop
+        logits = [
+            self.step([(seq, tokens[start:stop], 0 if start else prefix_len)], [stop - start if every_row else 1])
+            for start, stop in pairwise(cuts)
+        ]
         return np.concatenate(logits) if every_row else logits[-1][0]
 
     def decode(self, seqs: Sequence[int], ids: Sequence[int]) -> np.ndarray:
         """See ``Session.decode``."""
-        tokens, slots = check_tokens(ids, self._runtime.config), self._check_slots(seqs)
-        if len(tokens) != len(slots):
-            raise GenerationError("not one token a sequence", where="ids", got=len(tokens), wanted=len(slots))
-        self._check_room(int(self.cache.lengths[slots].max()) + 1)
-        batch = Batch.of(tokens, slots, self.cache.lengths[slots], window=self._runtime.config.window)
-        logits = self._pass(batch)
-        self.cache.lengths[slots] += 1
-        return logits
+        tokens = check_tokens(ids, self._runtime.config)
+        if len(tokens) != len(seqs):
+            raise GenerationError("not one token a sequence", where="ids", got=len(tokens), wanted=len(seqs))
+        return self.step([(seq, tokens[i : i + 1], 0) for i, seq in enumerate(seqs)])
 
     def extend(self, seq: int, ids: Sequence[int]) -> np.ndarray:
         """See ``Session.extend``."""
@@ -212,7 +254,8 @@ class RuntimeSession:
         n = check_cut(n, int(cache.lengths[seq]), int(cache.prefix_lens[seq]))
         cache.lengths[seq], cache.prefix_lens[seq] = n, min(n, cache.prefix_lens[seq])
 
-    def _pass(self, batch: Batch, wanted: slice = slice(None)) -> np.ndarray:
+    def _pass(self, batch: Batch, wanted: np.ndarray) -> np.ndarray:
+        """Logits of the rows ``wanted``, in ascending order, of which the last of the batch is one."""
         self._runtime.check_files()
         n, tables = len(batch.ids), self._runtime.tables(int(batch.positions.max()) + 1)
         if tables is not self._tables:
@@ -221,7 +264,12 @@ class RuntimeSession:
         if n > self._buffers.n_rows:
             self._buffers = self._new_buffers(n)
             self._recorded.clear()
-        logits = self._compute(batch, wanted) if n > MOST_ROWS else self._recorded_pass(batch, wanted).run(batch)
+        if n > MOST_ROWS:
+            logits = self._compute(batch, slice(n - len(wanted), n) if wanted[0] == n - len(wanted) else wanted)
+        elif len(wanted) == 1:
+            logits = self._recorded_pass(batch, slice(-1, None)).run(batch)
+        else:
+            logits = self._recorded_pass(batch, slice(None)).run(batch)[wanted]
         self.cache.check_overflow(logits, batch.slots, batch.positions)
         return logits
 
@@ -233,13 +281,13 @@ class RuntimeSession:
             )
         return self._recorded[kind]
 
-    def _compute(self, batch: Batch, wanted: slice, program: Program | None = None) -> np.ndarray:
+    def _compute(self, batch: Batch, wanted: slice | np.ndarray, program: Program | None = None) -> np.ndarray:
         engine = self._runtime
         return engine.family.forward(
             engine.params, engine.config, batch, self.cache, self._tables, self._buffers, wanted, program=program
         )
 
-    def _check_slots(self, seqs: Sequence[int]) -> np.ndarray:
+    def _check_slots(self, seqs: Sequence[int] | np.ndarray) -> np.ndarray:
         slots, n_slots = np.array(seqs, np.int64), len(self.cache.lengths)
         if not slots.size or not 0 <= slots.min() <= slots.max() < n_slots or len(set(slots.tolist())) < slots.size:
             raise GenerationError(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import DTypeLike
 
+from refgpt._common.arguments import whole_number
+from refgpt._common.errors import GenerationError
 from refgpt._common.float_state import default_float_state
 from refgpt.numbers.casting import kept_leaf, other_dtype
 from refgpt.numbers.dtypes import KVDtype
@@ -17,6 +19,7 @@ from refgpt.numbers.packing import Kept, check_room, copied_bytes, kept_kind, pa
 from refgpt.numbers.panels import BLOCK_BYTES, Panels
 from refgpt.numbers.quantisation import store
 from refgpt.numbers.tree import ParamTree, Tree
+from refgpt.runtime.engine import Part, no_empty_slot
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import forward
 from refgpt.spec.ids import check_cut, check_ids, check_prefix
@@ -107,42 +110,68 @@ class SpecEngine:
         return self.params
 
     def session(self, n_seqs: int, capacity: int) -> SpecSession:
-        """See ``Engine.session``. Both numbers are ignored: a slot holds only its ids."""
-        return SpecSession(self)
+        """See ``Engine.session``. A slot holds nothing but its ids, so any capacity will do."""
+        return SpecSession(self, n_seqs)
 
 
 class SpecSession:
     """See ``Session``."""
 
-    def __init__(self, engine: SpecEngine) -> None:
-        self._engine = engine
+    def __init__(self, engine: SpecEngine, n_seqs: int) -> None:
+        self._engine, self._n_seqs = engine, n_seqs
         self._texts: dict[int, tuple[list[int], int]] = {}  # slot -> its ids so far and the length of its prefix
+
+    def step(self, parts: Sequence[Part], n_rows: Sequence[int] | None = None) -> np.ndarray:
+        """See ``Session.step``. A row at a time: NumPy may round a row of a longer text differently."""
+        config, texts, rows = self._engine.config, {}, []
+        for slot, ids, prefix_len in parts:
+            before, prefix_before = self._texts.get(slot, ([], 0))
+            new = check_ids(ids, config).tolist()
+            if check_prefix(prefix_len, len(new), self._engine.config) and before:
+                raise GenerationError("a prefix must begin its sequence", where="prefix_len", got=prefix_len)
+            check_ids([*before, *new], config)
+            texts[slot] = [*before, *new], prefix_len if not before else prefix_before
+        if len(texts) < len(parts):
+            raise GenerationError("a slot is given twice", where="parts", got=[slot for slot, _, _ in parts])
+        for (slot, ids, _), n in zip(parts, [1] * len(parts) if n_rows is None else n_rows, strict=True):
+            text, prefix_len = texts[slot]
+            whole_number("n_rows", n, 0, len(ids), GenerationError)
+            rows += [self._engine.logits(text[:end], prefix_len)[-1] for end in range(len(text) - n + 1, len(text) + 1)]
+        self._texts |= texts
+        return np.array(rows, self._engine.dtype).reshape(len(rows), config.n_vocab)
+
+    def fork(self, seq: int, slots: Sequence[int] | None = None) -> int:
+        """See ``Session.fork``."""
+        asked = range(self._n_seqs) if slots is None else slots
+        empty = [slot for slot in asked if slot != seq and not self._texts.get(slot, ([], 0))[0]]
+        if not empty:
+            raise no_empty_slot(list(asked))
+        ids, prefix_len = self._texts[seq]
+        self._texts[empty[0]] = [*ids], prefix_len
+        return empty[0]
+
+    def release(self, seq: int) -> None:
+        """See ``Session.release``."""
+        self._texts[seq] = [], 0
 
     def prefill(self, seq: int, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
         """See ``Session.prefill``."""
         tokens = check_ids(ids, self._engine.config)
-        self._texts[seq] = tokens.tolist(), check_prefix(prefix_len, len(tokens), self._engine.config)
-        return self._last_row(seq)
+        check_prefix(prefix_len, len(tokens), self._engine.config)
+        self.release(seq)
+        row: np.ndarray = self.step([(seq, tokens, prefix_len)])[0]
+        return row
 
     def decode(self, seqs: Sequence[int], ids: Sequence[int]) -> np.ndarray:
         """See ``Session.decode``."""
-        for seq, new in zip(seqs, ids, strict=True):
-            self._texts[seq][0].append(new)
-        return np.stack([self._last_row(seq) for seq in seqs])
+        return self.step([(seq, [new], 0) for seq, new in zip(seqs, ids, strict=True)])
 
     def extend(self, seq: int, ids: Sequence[int]) -> np.ndarray:
-        """See ``Session.extend``. Computes token by token, because NumPy may round a row of a longer text
-        differently."""
-        check_ids(ids, self._engine.config)
-        check_ids([*self._texts[seq][0], *ids], self._engine.config)  # all of it, before any of it is appended
-        return np.concatenate([self.decode([seq], [new]) for new in ids])
+        """See ``Session.extend``."""
+        return self.step([(seq, ids, 0)], [len(ids)])
 
     def truncate(self, seq: int, n: int) -> None:
         """See ``Session.truncate``."""
         ids, prefix_len = self._texts[seq]
         n = check_cut(n, len(ids), prefix_len)
         self._texts[seq] = ids[:n], min(prefix_len, n)
-
-    def _last_row(self, seq: int) -> np.ndarray:
-        row: np.ndarray = self._engine.logits(*self._texts[seq])[-1]
-        return row

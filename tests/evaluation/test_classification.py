@@ -87,7 +87,7 @@ def test_of_equal_labels_the_first_is_taken(model, monkeypatch):
     [
         ({"text": 5}, "text: cannot be used; got 5; wanted a text"),
         ({"text": "a" * 160}, "longer than the model's context"),
-        ({"text": "a" * 128}, r"continuations\[1\]: is too long .*wanted at most 160 together"),
+        ({"text": "a" * 129}, r"continuations\[1\]: is too long .*wanted at most 161 together"),
         ({"labels": ["a"]}, "labels: leave no choice"),
         ({"template": "T? {txt}"}, "template: has an unknown field {txt}"),
         ({"examples": [("a", "b")]}, r"examples\[0\]: has a label that is not among the labels; got 'b'"),

@@ -11,6 +11,7 @@ RECORDERS = {
     "families": "logits and hidden states of small GPT-2, GPT-Neo and GPT-NeoX models: PyTorch's",
     "default_model": "text and logits of the default model: PyTorch's",
     "sampling": "what transformers' logits processors keep",
+    "decoding": "what transformers' generate() writes with each filter and with beams, and what its filters keep",
     "gpt2_tokens": "ids of GPT-2's tokenizer: transformers'. DIRECTORY holds its vocab.json and merges.txt",
     "torch_files": "files that PyTorch and transformers write",
     "ctranslate2_files": "files that CTranslate2 writes, and its logits; in each version that the recorder names",

@@ -54,24 +54,29 @@ class Told:
         self.config, self.answer, self.prompts = tiny_config(n_vocab=257, n_ctx=n_ctx, bos_id=256), answer, []
 
     def session(self, n_seqs, capacity):
-        self.left = [[] for _ in range(n_seqs)]
+        self.left, self.scripts = [[]] * n_seqs, [None] * n_seqs
         return self
 
-    def prefill(self, seq, ids, prefix_len=0):
-        prompt = Bytes().decode(ids)
-        self.prompts.append((prompt, prefix_len == len(ids)))
-        self.script = [*self.answer(prompt).encode(), 256]
-        self.left[seq] = list(self.script)
-        return self._row(seq)
+    def step(self, parts, n_rows):
+        rows = []
+        for (seq, ids, prefix_len), n in zip(parts, n_rows, strict=True):
+            if self.scripts[seq] is None:
+                prompt = Bytes().decode(ids)
+                self.prompts.append((prompt, prefix_len == len(ids)))
+                self.scripts[seq] = [*self.answer(prompt).encode(), 256]
+                self.left[seq] = list(self.scripts[seq])
+            rows += [self._row(seq) for _ in range(n)]
+        return np.stack(rows)
 
-    def decode(self, seqs, ids):
-        return np.stack([self._row(seq) for seq in seqs])
-
-    def extend(self, seq, ids):
-        return np.stack([self._row(seq) for _ in ids])
+    def fork(self, seq, slots):
+        self.scripts[slots[0]] = self.scripts[seq]
+        return slots[0]
 
     def truncate(self, seq, n):
-        self.left[seq] = self.script[1:]
+        self.left[seq] = self.scripts[seq][1:]
+
+    def release(self, seq):
+        self.scripts[seq] = None
 
     def _row(self, seq):
         row = np.zeros(257, np.float32)

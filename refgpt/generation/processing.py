@@ -1,0 +1,215 @@
+"""What the parameters make of scores before and after the temperature, in transformers' order.
+
+Before it, and so also where the likeliest token is taken and for beams: ``sequence_bias`` and ``logit_bias``;
+``repetition_penalty``; ``presence_penalty`` and ``frequency_penalty``, which transformers lacks;
+``no_repeat_ngram_size``; ``bad_words_ids``; ``min_new_tokens``; ``forced_eos_token_id``;
+``exponential_decay_length_penalty``; ``suppress_tokens``; ``begin_suppress_tokens``; ``logits_processor``. After it,
+where a token is drawn: ``top_k``, ``top_p``, ``min_p``, ``typical_p``, ``epsilon_cutoff``, ``eta_cutoff``
+(``GenerationMixin._get_logits_processor``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from refgpt._common.errors import GenerationError
+from refgpt.generation.sampling_params import Processor, SamplingParams, functions_of, id_list
+
+
+class Processing:
+    """What is done to the scores of one text before the temperature.
+
+    Parameters
+    ----------
+    params : SamplingParams
+    n_prompt : int
+        Tokens of the prompt.
+    ends : collection of int
+        The tokens that end a text.
+    most_new : int or None
+        At most so many new tokens: the last of them may be a forced one.
+    """
+
+    def __init__(
+        self, params: SamplingParams, n_prompt: int, ends: Collection[int] = (), most_new: int | None = None
+    ) -> None:
+        self._params, self._n_prompt, self._most_new = params, n_prompt, most_new
+        self._ends = np.array(sorted(ends), np.intp)
+        words = params.bad_words_ids or ()
+        self._bad_words = [word for word in words if len(word) > 1 or word[0] not in ends]
+        single = dict(params.logit_bias or {})
+        self._biases = [*dict(params.sequence_bias or {}).items(), *(((i,), bias) for i, bias in single.items())]
+        self._processors: tuple[Processor, ...] = functions_of(params.logits_processor or ())
+
+    def __call__(self, scores: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+        """Scores [v] of the token that follows ``ids``, float64, changed in place or anew."""
+        p, text = self._params, np.asarray(ids, np.intp)
+        n_new, ends = len(text) - self._n_prompt, self._ends[self._ends < len(scores)]
+        if self._biases:
+            _add_biases(scores, text, self._biases)
+        if p.repetition_penalty != 1:
+            window = text if p.repeat_last_n is None else text[-p.repeat_last_n :]
+            seen = np.unique(window[window < len(scores)])
+            scores[seen] = np.where(
+                scores[seen] < 0, scores[seen] * p.repetition_penalty, scores[seen] / p.repetition_penalty
+            )
+        if (p.presence_penalty or p.frequency_penalty) and n_new:
+            seen, counts = np.unique(text[self._n_prompt :], return_counts=True)
+            scores[seen] -= p.presence_penalty + p.frequency_penalty * counts
+        if p.no_repeat_ngram_size:
+            _ban(scores, _completing(text, p.no_repeat_ngram_size))
+        if self._bad_words:
+            _ban(scores, np.array([word[-1] for word in self._bad_words if _stands_before(text, word)], np.intp))
+        if n_new < p.min_new_tokens:
+            scores[ends] = -np.inf
+        if p.forced_eos_token_id is not None and n_new + 1 == self._most_new:
+            forced = np.array(id_list(p.forced_eos_token_id), np.intp)
+            scores[:] = -np.inf
+            scores[forced[forced < len(scores)]] = 0
+        if p.exponential_decay_length_penalty is not None:
+            start, factor = p.exponential_decay_length_penalty
+            possible = ends[scores[ends] > -np.inf]
+            scores[possible] += np.abs(scores[possible]) * (_power(factor, max(0, n_new - start)) - 1)
+        if p.suppress_tokens:
+            _ban(scores, np.array(p.suppress_tokens, np.intp))
+        if p.begin_suppress_tokens and not n_new:
+            _ban(scores, np.array(p.begin_suppress_tokens, np.intp))
+        for processor in self._processors:
+            scores = _processed(processor, text, scores)
+        return scores
+
+
+def _processed(processor: Processor, text: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """What a function of the caller's makes of scores, once it is known that they can be used."""
+    changed = np.array(processor(text.tolist(), scores), np.float64)
+    if changed.shape != scores.shape or np.isnan(changed).any() or (changed == np.inf).any():
+        raise GenerationError(
+            "gave scores that cannot be used",
+            where="logits_processor",
+            got=f"shape {changed.shape}" if changed.shape != scores.shape else "NaN or infinity",
+            wanted=f"{len(scores)} numbers, or -inf for what must not be drawn",
+        )
+    return changed
+
+
+def _add_biases(scores: np.ndarray, text: np.ndarray, biases: Sequence[tuple[tuple[int, ...], float]]) -> None:
+    total = np.zeros_like(scores)
+    for word, bias in biases:
+        if word[-1] < len(scores) and _stands_before(text, word):
+            total[word[-1]] += bias
+    scores += total
+
+
+def _stands_before(text: np.ndarray, word: Sequence[int]) -> bool:
+    """Whether a text ends with all but the last token of a word."""
+    n = len(word) - 1
+    return n <= len(text) and (not n or bool((text[-n:] == word[:-1]).all()))
+
+
+def _completing(text: np.ndarray, size: int) -> np.ndarray:
+    """The tokens that would complete what stands in the text already: so many tokens in a row."""
+    if len(text) < size:
+        return np.empty(0, np.intp)
+    rows = np.lib.stride_tricks.sliding_window_view(text, size)
+    same = (rows[:, :-1] == text[len(text) + 1 - size :]).all(1)
+    return rows[same, -1]
+
+
+def _ban(scores: np.ndarray, ids: np.ndarray) -> None:
+    scores[ids[ids < len(scores)]] = -np.inf
+
+
+def _power(x: float, n: int) -> float:
+    """x to the power n, or 1e30 if that is less, by multiplications alone: the same bits on every machine."""
+    result = 1.0
+    while n and result < 1e30 and result:
+        result, n = result * x, n - 1
+    return min(result, 1e30)
+
+
+def further_kept(params: SamplingParams, logs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Which of the tokens that ``top_k`` and ``top_p`` have left the further filters keep.
+
+    Parameters
+    ----------
+    logs, weights : ndarray [n]
+        Logarithms, and weights in proportion to probabilities.
+
+    Returns
+    -------
+    ndarray [n] of bool
+        The likeliest is among them.
+    """
+    kept = np.ones(len(weights), bool)
+    if params.min_p:
+        kept &= weights >= params.min_p * weights.max()
+    if params.typical_p is not None and params.typical_p < 1:
+        kept[kept] = _typical(logs[kept], weights[kept], params.typical_p)
+    for cutoff, by_entropy in ((params.epsilon_cutoff, False), (params.eta_cutoff, True)):
+        if cutoff and cutoff < 1:
+            p, entropy = _distribution(logs[kept], weights[kept])[::2]
+            least = min(cutoff, math.sqrt(cutoff) * float(exp(np.array([-entropy]))[0])) if by_entropy else cutoff
+            kept[kept] = (p >= least) | (weights[kept] == weights[kept].max())
+    return kept
+
+
+def log_probabilities(scores: np.ndarray) -> np.ndarray:
+    """Logarithms of the probabilities that scores [v] stand for, the same bits on every machine."""
+    shifted: np.ndarray = scores - scores.max()
+    return shifted - _log(float(np.cumsum(exp(shifted))[-1]))
+
+
+def _distribution(logs: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Probabilities, their logarithms, and the entropy."""
+    total = float(np.cumsum(weights)[-1])
+    p, log_p = weights / total, logs - _log(total)
+    return p, log_p, max(0.0, -float(np.cumsum(p * log_p)[-1]))
+
+
+def _typical(logs: np.ndarray, weights: np.ndarray, mass: float) -> np.ndarray:
+    p, log_p, entropy = _distribution(logs, weights)
+    unusual = np.abs(-log_p - entropy)
+    order = np.argsort(unusual, kind="stable")
+    last = min(int((np.cumsum(p[order]) < mass).sum()), len(p) - 1)
+    kept: np.ndarray = unusual <= unusual[order[last]]
+    return kept
+
+
+_LN2_HIGH, _LN2_LOW = float.fromhex("0x1.62e42fee00000p-1"), float.fromhex("0x1.a39ef35793c76p-33")
+_INVERSE_FACTORIALS = [1 / math.factorial(n) for n in range(13, -1, -1)]
+
+
+def exp(x: np.ndarray) -> np.ndarray:
+    """e to the power x for x <= 0, within 2 units in the last place of float64 and the same bits on every machine.
+
+    ``x = n ln2 + r`` with ``|r| <= ln2 / 2``; the Taylor series of ``exp(r)`` to r^13 leaves less than 1e-17; then
+    times 2^n.
+    """
+    tiny = x < -700  # 1e-304: taken for 0, which keeps clear of subnormal numbers
+    x = np.where(tiny, 0, x)
+    n = np.rint(x * 1.4426950408889634)
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW  # the first product is exact: ln2's high part ends in zeros
+    y = np.zeros_like(r)
+    for coefficient in _INVERSE_FACTORIALS:
+        y *= r
+        y += coefficient
+    return np.where(tiny, 0, np.ldexp(y, n.astype(np.int32)))
+
+
+def _log(x: float) -> float:
+    """The natural logarithm of x > 0, the same bits on every machine.
+
+    ``x = 2^n m`` with m near 1, and ``log m = 2 artanh((m - 1) / (m + 1))``, whose series to the 23rd power leaves less
+    than 1e-18.
+    """
+    m, n = math.frexp(x)
+    if m < math.sqrt(0.5):
+        m, n = 2 * m, n - 1
+    t = (m - 1) / (m + 1)  # at most 0.172
+    total = 0.0
+    for k in range(23, 0, -2):
+        total = total * t * t + 1 / k
+    return (2 * t * total + n * _LN2_LOW) + n * _LN2_HIGH

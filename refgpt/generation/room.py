@@ -1,0 +1,70 @@
+"""The slots of a session and the memory behind them: who has which, and whether one more fits."""
+
+from __future__ import annotations
+
+from refgpt.numbers.dtypes import STORED_DTYPES
+from refgpt.runtime.engine import Engine
+
+#: Memory is counted in blocks of so many positions: 6B's values take a page of memory for as many, a head.
+BLOCK = 128
+
+
+def position_bytes(engine: Engine) -> int:
+    """What the keys and values of one position take."""
+    config = engine.config
+    return 2 * config.n_layer * config.d_model * STORED_DTYPES[engine.kv_dtype].itemsize
+
+
+class Room:
+    """Slots of equal capacity. A slot takes memory where it was written to, and keeps it when it is given back.
+
+    Parameters
+    ----------
+    n_slots, capacity : int
+    n_positions : int
+        For how many positions, in all slots together, there is memory.
+
+    Attributes
+    ----------
+    free : list of int
+        Slots that nobody has, in ascending order.
+    """
+
+    def __init__(self, n_slots: int, capacity: int, n_positions: int) -> None:
+        self.free = list(range(n_slots))
+        self._capacity, self._n_positions = capacity, n_positions
+        self._written = [0] * n_slots  # positions of each slot that may have been written to
+
+    @property
+    def unused(self) -> bool:
+        """Whether all slots are free."""
+        return len(self.free) == len(self._written)
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was ever taken."""
+        return not any(self._written)
+
+    def size(self, n_positions: int) -> int:
+        """So many positions in whole blocks."""
+        return min(self._capacity, -(-n_positions // BLOCK) * BLOCK)
+
+    def take(self, n_slots: int, n_positions: int) -> list[int] | None:
+        """Slots for as many sequences of up to ``n_positions``; None while there are not enough, or no memory.
+
+        Those are preferred that need no more memory than they have, the smallest of them first, and then the largest.
+        """
+        size = self.size(n_positions)
+        order = sorted(self.free, key=lambda slot: (self._written[slot] < size, abs(self._written[slot] - size), slot))
+        slots = order[:n_slots]
+        more = sum(max(0, size - self._written[slot]) for slot in slots)
+        if len(slots) < n_slots or sum(self._written) + more > self._n_positions:
+            return None
+        for slot in slots:
+            self._written[slot] = max(size, self._written[slot])
+            self.free.remove(slot)
+        return sorted(slots)
+
+    def give_back(self, slots: list[int]) -> None:
+        """These are free again."""
+        self.free = sorted([*self.free, *slots])

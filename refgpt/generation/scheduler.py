@@ -1,0 +1,324 @@
+"""Many requests at once through one session: who is in each pass, and what comes out of it.
+
+Every pass gives each text that is being written its next token, and reads some more of the prompts of those that have
+begun since. A sequence's logits are the same in every bit whatever else is in the pass (``Session.step``), so the order
+of the work changes no text.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from refgpt._common.arguments import whole_number
+from refgpt._common.errors import GenerationError, RefgptError
+from refgpt.generation.beams import Beams
+from refgpt.generation.params import GenerationParams
+from refgpt.generation.prompts import Prompt, encode_prompt
+from refgpt.generation.results import Event
+from refgpt.generation.room import Room, position_bytes
+from refgpt.generation.sequence import Continuation, Generates, Task
+from refgpt.runtime.engine import Engine, Part, Session
+
+#: Sequences that are decoded together at most, and bytes that their keys and values may take together.
+MOST_TOGETHER = 16
+MOST_CACHE = 2 << 30
+#: Rows of prompts in one pass: beside texts that are being written, which wait for it, and where nobody waits.
+ROWS_BESIDE, ROWS_ALONE = 64, 512
+#: Rows of logits that one text is given at once: more would take more memory than the model's activations.
+MOST_ROWS_WANTED = 64
+
+
+def enough_bytes(engine: Engine, n_positions: int) -> int:
+    """What caches of some sequences may take together, though one may always have ``n_positions``."""
+    return max(MOST_CACHE, n_positions * position_bytes(engine))
+
+
+class Scheduler:
+    """Continues prompts that come at any time, many of them together.
+
+    Requests begin in the order in which they came, each as soon as there is a slot and memory for the longest text that
+    it may become; so none fails half-way, and none is overtaken for good. Long prompts are read piece by piece between
+    the other texts' tokens. Of several prompts the oldest goes ahead, and each gets its share of every pass.
+
+    What a request gives depends on its prompt and its parameters alone, with a seed to the last bit.
+
+    Parameters
+    ----------
+    model : refgpt.Model
+    max_slots : int
+        How many texts are written at once at most.
+    max_cache_bytes : int
+        What keys and values may take together. It is counted in whole blocks of 128 positions.
+    capacity : int, optional
+        The longest sequence, prompt and new tokens together. By default what memory and context allow.
+
+    Raises
+    ------
+    GenerationError
+        If a number cannot be used.
+
+    Examples
+    --------
+    >>> import refgpt
+    >>> scheduler = refgpt.Scheduler(refgpt.load())
+    >>> first = scheduler.add("Once upon a time", seed=1, max_new_tokens=5)
+    >>> second = scheduler.add("There was a king", temperature=0, max_new_tokens=3)
+    >>> texts = {first: "", second: ""}
+    >>> while scheduler.busy:
+    ...     for event in scheduler.step():
+    ...         texts[event.seq] += event.text
+    >>> texts[first] == refgpt.load().generate("Once upon a time", seed=1, max_new_tokens=5).text
+    True
+    """
+
+    def __init__(
+        self,
+        model: Generates,
+        max_slots: int = MOST_TOGETHER,
+        max_cache_bytes: int = MOST_CACHE,
+        *,
+        capacity: int | None = None,
+    ) -> None:
+        n_ctx, n_bytes = model.engine.config.n_ctx, position_bytes(model.engine)
+        self._model = model
+        self._n_slots = whole_number("max_slots", max_slots, 1, None, GenerationError)
+        self._n_positions = whole_number("max_cache_bytes", max_cache_bytes, n_bytes, None, GenerationError) // n_bytes
+        longest = n_ctx if capacity is None else whole_number("capacity", capacity, 1, None, GenerationError)
+        self._capacity = min(n_ctx, longest, self._n_positions)
+        self._session = self._new_session()
+        self._room = self._new_room()
+        self._waiting: deque[Task] = deque()
+        self._running: list[Task] = []
+        self._n_added = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self._waiting or self._running)
+
+    @property
+    def n_waiting(self) -> int:
+        """How many texts wait for a slot."""
+        return len(self._waiting)
+
+    @property
+    def n_running(self) -> int:
+        """How many texts have a slot."""
+        return len(self._running)
+
+    def add(self, prompt: Prompt | np.ndarray, params: GenerationParams | None = None, **changes: Any) -> int:
+        """Put a prompt in line.
+
+        Parameters
+        ----------
+        prompt : str or list of int
+        params : GenerationParams, optional
+        **changes
+            Any field of ``GenerationParams``, instead of the one in ``params``.
+
+        Returns
+        -------
+        int
+            The request: its number, from 0. Its events have it as their ``seq``.
+
+        Raises
+        ------
+        GenerationError
+            If the prompt or a parameter cannot be used, or the text might need more memory than there is for all.
+        """
+        settings = GenerationParams.of(params, changes)
+        return self.add_ids(encode_prompt(prompt, self._model.engine.config, self._model.tokenizer, settings), settings)
+
+    def add_ids(self, prompt: Sequence[int], params: GenerationParams) -> int:
+        """``add`` for a prompt as ``encode_prompt`` returns it."""
+        if params.num_beams > 1:
+            return self.add_tasks([Beams(self._n_added, prompt, self._model, params)])
+        return self.add_tasks(
+            [Continuation(self._n_added, prompt, self._model, params, i) for i in range(params.num_return_sequences)]
+        )
+
+    def add_tasks(self, tasks: Sequence[Task]) -> int:
+        """Put the texts of one request in line. They continue one prompt, which is read once for all of them."""
+        for task in tasks:
+            self._check_room(task)
+            task.shared = tasks[0].shared
+        tasks[0].shared.waiting.extend(tasks[1:])
+        self._waiting.append(tasks[0])
+        self._n_added += 1
+        return self._n_added - 1
+
+    def cancel(self, request: int) -> bool:
+        """Forget a request; no more events of it will come. -> whether there was anything left to forget"""
+        mine = [task for task in (*self._running, *self._waiting) if task.request == request]
+        self._waiting = deque(task for task in self._waiting if task.request != request)
+        for task in mine:
+            self._end(task)
+        return bool(mine)
+
+    def step(self) -> list[Event]:
+        """Make one pass: a token or more for every text that is being written, and some more rows of new prompts.
+
+        Returns
+        -------
+        list of Event
+            In the order of the requests. None may come of a pass that only read prompts. A request that fails, as where
+            logits are not finite, ends with an event that says so, and the others go on.
+        """
+        events = self._admit()
+        parts, n_rows, owners = self._plan()
+        if not parts:
+            return events
+        for task, rows in self._rows(parts, n_rows, owners):
+            if isinstance(rows, Exception):
+                events.append(self._failed(task, rows))
+            else:
+                events += self._take(task, rows)
+        return events
+
+    def _admit(self) -> list[Event]:
+        """Give slots to those in line, until one has to wait."""
+        events: list[Event] = []
+        while self._waiting:
+            task = self._waiting[0]
+            slots = self._room.take(task.n_slots, task.n_positions)
+            if slots is None and self._room.unused and not self._room.clean:
+                # What memory earlier texts have left behind is in the wrong slots: begin anew.
+                del self._session
+                self._session, self._room = self._new_session(), self._new_room()
+                continue
+            if slots is None:
+                break
+            self._waiting.popleft()
+            if task.shared.row is None:
+                task.slots = slots
+                self._running.append(task)
+            else:
+                reader = next(one for one in self._running if one.shared is task.shared)
+                self._session.fork(reader.slots[0], slots)
+                events += self._begin_after_prompt(task, slots)
+        return events
+
+    def _begin_after_prompt(self, task: Task, slots: list[int]) -> list[Event]:
+        """Let a text begin in a slot that holds the prompt already, and perhaps what another has written after it."""
+        assert task.shared.row is not None
+        task.shared.waiting.remove(task)
+        self._session.truncate(slots[0], task.n_prompt)
+        task.slots, task.n_read = slots, task.n_prompt
+        self._running.append(task)
+        return self._take(task, task.shared.row[None])
+
+    def _plan(self) -> tuple[list[Part], list[int], list[Task]]:
+        """Who is in the next pass: what it adds to each slot, of how many rows the logits are needed, and whose."""
+        parts: list[Part] = []
+        n_rows, owners = [], []
+        writing = [task for task in self._running if not task.reads]
+        reading = [task for task in self._running if task.reads]
+        for task in writing:
+            for slot, ids in task.next_ids(alone=len(self._running) == 1):
+                parts.append((slot, ids, 0))
+                n_rows.append(len(ids))
+                owners.append(task)
+        left = ROWS_BESIDE if writing else ROWS_ALONE
+        share = max(1, left // max(1, len(reading)))
+        for i, task in enumerate(reading):
+            most = max(share, left - share * (len(reading) - 1)) if not i else share
+            start, size = task.n_read, min(most, left, max(task.n_prompt - task.n_read, MOST_ROWS_WANTED))
+            stop = min(len(task.ids), start + max(size, 0 if start else task.prefix_len))
+            if i and stop - start > left:  # a prefix goes in one piece, if need be alone
+                continue
+            left -= stop - start
+            parts.append((task.slots[0], task.ids[start:stop], 0 if start else task.prefix_len))
+            task.n_read = stop
+            n_rows.append(max(0, stop - max(start, task.n_prompt - 1)))
+            owners.append(task)
+            if left <= 0:
+                break
+        return parts, n_rows, owners
+
+    def _rows(
+        self, parts: list[Part], n_rows: list[int], owners: list[Task]
+    ) -> list[tuple[Task, np.ndarray | Exception]]:
+        """The logits that each task asked for, or why there are none."""
+        try:
+            rows = self._session.step(parts, n_rows)
+        except RefgptError as error:
+            if owners[0] is owners[-1]:
+                return [(owners[0], error)]
+            # One of them cannot go on. Each by itself gives the same bits, and shows which.
+            found = []
+            for task in dict.fromkeys(owners):
+                own = [i for i, owner in enumerate(owners) if owner is task]
+                found += self._rows([parts[i] for i in own], [n_rows[i] for i in own], [task] * len(own))
+            return found
+        counts = dict.fromkeys(owners, 0)
+        for task, n in zip(owners, n_rows, strict=True):
+            counts[task] += n
+        stops = np.cumsum(list(counts.values())).tolist()
+        return [(task, rows[stop - n : stop]) for (task, n), stop in zip(counts.items(), stops, strict=True)]
+
+    def _take(self, task: Task, rows: np.ndarray) -> list[Event]:
+        """What comes of a task's rows, and of those that begin when it has read the prompt or is over."""
+        if not len(rows) or task not in self._running:
+            return []
+        shared = task.shared
+        if shared.row is None:
+            shared.row = rows[0].copy()
+            self._waiting.extendleft(reversed(shared.waiting))
+        try:
+            events = task.take(self._session, rows)
+        except Exception as error:
+            return [self._failed(task, error)]
+        if task.finished and shared.waiting:  # one that continues the same prompt takes over
+            following = shared.waiting[0]
+            self._running.remove(task)
+            self._waiting.remove(following)
+            events += self._begin_after_prompt(following, task.slots)
+        elif task.finished:
+            self._end(task)
+        return events
+
+    def _failed(self, task: Task, error: Exception) -> Event:
+        """A request ends with an error, and all of it."""
+        self.cancel(task.request)
+        return Event(task.request, None, "", "", "error", error)
+
+    def _end(self, task: Task) -> None:
+        """A task is over: others may have its slots."""
+        if task in self._running:
+            self._running.remove(task)
+            for slot in task.slots:
+                self._session.release(slot)
+            self._room.give_back(task.slots)
+
+    def _check_room(self, task: Task) -> None:
+        """Refuse what would wait for ever."""
+        size = self._room.size(task.n_positions)
+        if task.n_slots > self._n_slots:
+            raise GenerationError(
+                "needs more slots than there are", where="max_slots", got=self._n_slots, wanted=task.n_slots
+            )
+        if task.n_positions > self._capacity or task.n_slots * size > self._n_positions:
+            raise GenerationError(
+                "the text might need more memory for keys and values than there is",
+                where="max_cache_bytes",
+                got=f"room for {self._capacity} positions",
+                wanted=f"{task.n_slots * size} for {task.n_prompt} of the prompt and what follows",
+                fix="raise max_cache_bytes, lower max_new_tokens or shorten the prompt",
+            )
+
+    def _new_session(self) -> Session:
+        """A session of as many slots as can be had. It takes memory only as it is written to."""
+        while True:
+            try:
+                return self._model.engine.session(self._n_slots, self._capacity)
+            except GenerationError:
+                if self._n_slots == 1:
+                    raise
+                self._n_slots //= 2
+
+    def _new_room(self) -> Room:
+        return Room(self._n_slots, self._capacity, self._n_positions)

@@ -1,0 +1,209 @@
+"""Texts on their way through a session: what the scheduler runs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from refgpt.generation.params import Criterion, GenerationParams
+from refgpt.generation.prompt_lookup import PromptLookup
+from refgpt.generation.prompts import needs_tokenizer
+from refgpt.generation.results import Event
+from refgpt.generation.sampling import Sampler
+from refgpt.generation.sampling_params import functions_of, id_list
+from refgpt.generation.stopping import Transcript
+from refgpt.runtime.engine import Engine, Session
+from refgpt.tokenizers import StreamDecoder, Tokenizer
+
+
+class Generates(Protocol):
+    """What generation needs of a model."""
+
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+    @property
+    def mask(self) -> str: ...
+
+
+@dataclass
+class Shared:
+    """What the texts that continue one prompt together have in common: it is read once for all of them.
+
+    Attributes
+    ----------
+    waiting : deque of Task
+        Those that have no slot yet. They begin when the first has read the prompt.
+    row : ndarray [v] or None
+        The prompt's last row of logits, once it is known.
+    """
+
+    waiting: deque[Task] = field(default_factory=deque)
+    row: np.ndarray | None = None
+
+
+class Task:
+    """A text on its way through the slots of a session: first its ids are read, then it goes on by itself.
+
+    Parameters
+    ----------
+    request : int
+        Which request it belongs to.
+    ids : sequence of int
+        To be read.
+    n_prompt : int
+        How many of them are the prompt. The rows of logits from its last token on go to ``take``.
+    prefix_len : int
+        How many leading positions of the prompt see one another.
+    n_positions : int
+        For how many tokens a slot needs room at most.
+
+    Attributes
+    ----------
+    slots : list of int
+        Those that it has, ``n_slots`` of them, once it has them.
+    n_read : int
+        How many of its ids its first slot holds.
+    finished : bool
+    shared : Shared
+    """
+
+    n_slots = 1
+
+    def __init__(self, request: int, ids: Sequence[int], n_prompt: int, prefix_len: int, n_positions: int) -> None:
+        self.request, self.ids, self.n_prompt = request, list(ids), n_prompt
+        self.prefix_len, self.n_positions = prefix_len, n_positions
+        self.slots: list[int] = []
+        self.n_read = 0
+        self.finished = False
+        self.shared = Shared()
+
+    @property
+    def reads(self) -> bool:
+        """Whether some of its ids are still to be read."""
+        return self.n_read < len(self.ids)
+
+    def next_ids(self, alone: bool) -> list[tuple[int, list[int]]]:
+        """The tokens that its slots take next, and of which it needs the rows; more of them if it is ``alone``."""
+        raise NotImplementedError
+
+    def take(self, session: Session, rows: np.ndarray) -> list[Event]:
+        """Go on, given rows of logits [t, v]: those of the ids from the prompt's last on, or of ``next_ids``."""
+        raise NotImplementedError
+
+
+def prefix_of(model: Generates, prompt: Sequence[int]) -> int:
+    """How many leading positions of a prompt see one another."""
+    return len(prompt) if model.mask == "prefix" else 0
+
+
+def ends_of(model: Generates, params: GenerationParams) -> set[int]:
+    """The tokens that end a text."""
+    if params.ignore_eos:
+        return set()
+    if params.eos_token_id is not None:
+        return set(id_list(params.eos_token_id))
+    known = {*model.engine.config.eos_ids, None if model.tokenizer is None else model.tokenizer.eos_id}
+    return {token for token in known if token is not None}
+
+
+def sampler_of(model: Generates, params: GenerationParams, prompt: Sequence[int], stream: int = 0) -> Sampler:
+    """A sampler for a continuation of a prompt.
+
+    Raises
+    ------
+    GenerationError
+        If a parameter names ids that the model does not have.
+    """
+    params.check_ids(model.engine.config.n_vocab)
+    return Sampler(
+        params,
+        prompt,
+        None if model.tokenizer is None else model.tokenizer.exists,
+        ends=ends_of(model, params),
+        most_new=min(params.max_new_tokens, model.engine.config.n_ctx - len(prompt)),
+        stream=stream,
+    )
+
+
+def transcript_of(model: Generates, params: GenerationParams, prompt: Sequence[int]) -> Transcript:
+    """The text that follows a prompt, as yet empty."""
+    if params.stops and model.tokenizer is None:
+        raise needs_tokenizer("stop strings are text", "leave them out")
+    return Transcript(None if model.tokenizer is None else _decoder_after(prompt, model.tokenizer), params.stops)
+
+
+class Continuation(Task):
+    """One continuation of a prompt: it draws its tokens, keeps its text and knows when to end."""
+
+    def __init__(
+        self, request: int, prompt: Sequence[int], model: Generates, params: GenerationParams, index: int = 0
+    ) -> None:
+        n_positions = min(model.engine.config.n_ctx, len(prompt) + params.max_new_tokens)
+        super().__init__(request, prompt, len(prompt), prefix_of(model, prompt), n_positions)
+        self._index = index
+        self._text = list(prompt)
+        self._draft: list[int] = []
+        self._left = n_positions - len(prompt)
+        self._lookup = PromptLookup(prompt, params.speculate) if params.speculate else None
+        self._sampler = sampler_of(model, params, prompt, index)
+        self._transcript = transcript_of(model, params, prompt)
+        self._ends = ends_of(model, params)
+        self._criteria: tuple[Criterion, ...] = functions_of(params.stopping_criteria or ())
+
+    def next_ids(self, alone: bool) -> list[tuple[int, list[int]]]:
+        """The last token and, if it is alone, a draft of what may follow."""
+        self._draft = self._lookup.draft(self._left - 1) if alone and self._lookup is not None else []
+        return [(self.slots[0], [self._text[-1], *self._draft])]
+
+    def take(self, session: Session, rows: np.ndarray) -> list[Event]:
+        """Draw a token, or several if the text went on as was guessed, each from the row that it would have alone."""
+        if not self._draft:
+            return [self._take(rows[0])]
+        n_held, n_confirmed, events = len(self._text), 0, []
+        for row, guess in zip(rows, [*self._draft, None], strict=True):
+            events.append(self._take(row))
+            if self.finished or self._text[-1] != guess:
+                break
+            n_confirmed += 1
+        session.truncate(self.slots[0], n_held + n_confirmed)
+        if self._lookup is not None:
+            self._lookup.learn(len(self._draft), n_confirmed)
+        return events
+
+    def _take(self, logits: np.ndarray) -> Event:
+        choice = self._sampler.choose(logits)
+        self._text.append(choice.id)
+        if self._lookup is not None:
+            self._lookup.push(choice.id)
+        self._left -= 1
+        ended = choice.id in self._ends
+        stopped = any([criterion(list(self._text), logits) for criterion in self._criteria])
+        text = "" if ended else self._transcript.push(choice.id)
+        if ended or stopped or not self._left:
+            text += self._transcript.finish()
+        reason = None
+        if ended or stopped or self._transcript.stopped:
+            reason = "stop"
+        elif not self._left:
+            reason = "length"
+        self.finished = reason is not None
+        return Event(self.request, choice, text, self._transcript.held, reason, index=self._index)
+
+
+def _decoder_after(prompt: Sequence[int], tokenizer: Tokenizer) -> StreamDecoder:
+    """A decoder that has read a prompt: what follows is in the midst of a text.
+
+    Some sentencepiece models drop the space at the start of a text, and a prompt of ids may end in half a character.
+    Ids of the prompt that the tokenizer lacks (a head may have more rows) mean no text.
+    """
+    decoder = tokenizer.stream_decoder()
+    for token_id in prompt:
+        if tokenizer.has(token_id):
+            decoder.push(token_id)
+    return decoder

@@ -1,0 +1,159 @@
+"""One pass over a mixture of prompt chunks and decode steps, and forks: no bit depends on either."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refgpt._common.errors import GenerationError
+from refgpt.runtime.spec_engine import SpecEngine
+from tests.helpers.buffers import assert_same_bits
+from tests.helpers.runtime_models import LONG, runtime
+from tests.helpers.tiny import random_params
+
+RNG = np.random.default_rng(31)
+TEXTS = [RNG.integers(0, LONG.n_vocab, 90).tolist() for _ in range(4)]
+PREFIXES = [0, 25, 0, 7]
+SPEC = SpecEngine(random_params(LONG, 11), LONG)
+SHORT = 14
+
+
+def want(engine, text, prefix_len):
+    """The row of each token, computed as the engine's sessions promise it: the specification's one text at a time."""
+    if engine is not SPEC:
+        return engine.logits(text, prefix_len)
+    first = max(prefix_len, 1)
+    rows = [engine.logits(text[:end], prefix_len)[-1] for end in range(first, len(text) + 1)]
+    return np.stack([*[rows[0]] * (first - 1), *rows])
+
+
+@pytest.mark.parametrize(("dtype", "kv_dtype"), [("f32", "f32"), ("q4", "f16")])
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_any_mixture_of_chunks_and_steps(dtype, kv_dtype, data):
+    engine = runtime(dtype, kv_dtype)
+    rows = [want(engine, text, prefix) for text, prefix in zip(TEXTS, PREFIXES, strict=True)]
+    session, done = engine.session(4, 90), [0] * 4
+    while min(done) < 90:
+        slots = data.draw(st.permutations([slot for slot in range(4) if done[slot] < 90]))
+        parts, n_rows = [], []
+        for slot in slots[: data.draw(st.integers(1, len(slots)))]:
+            start = done[slot]
+            prefix = 0 if start else PREFIXES[slot]
+            size = min(90 - start, max(prefix, data.draw(st.sampled_from([1, 1, 2, 5, 9, 40]))))
+            parts.append((slot, TEXTS[slot][start : start + size], prefix))
+            n_rows.append(data.draw(st.integers(0, size - prefix)))
+        got = session.step(parts, n_rows)
+        expected = [
+            rows[slot][done[slot] + len(ids) - n : done[slot] + len(ids)]
+            for (slot, ids, _), n in zip(parts, n_rows, strict=True)
+        ]
+        assert_same_bits(got, np.concatenate(expected))
+        for slot, ids, _ in parts:
+            done[slot] += len(ids)
+
+
+@pytest.mark.parametrize("engine", [runtime(), SPEC], ids=["runtime", "spec"])
+def test_each_part_is_asked_for_its_last_row_unless_otherwise_said(engine):
+    session = engine.session(2, SHORT)
+    session.prefill(0, TEXTS[0][:5])
+    got = session.step([(1, TEXTS[1][:8], 8), (0, TEXTS[0][5:7], 0)])
+    assert_same_bits(got, np.stack([want(engine, TEXTS[1][:8], 8)[-1], want(engine, TEXTS[0][:7], 0)[-1]]))
+    assert session.step([(0, [1, 2], 0)], [0]).shape == (0, LONG.n_vocab)
+
+
+@pytest.mark.parametrize("engine", [runtime(), runtime("f16", "f16"), SPEC], ids=["runtime", "f16", "spec"])
+@pytest.mark.parametrize("prefix_len", [0, 6])
+def test_a_fork_goes_on_apart(engine, prefix_len):
+    session, (one, two) = engine.session(3, SHORT), TEXTS[:2]
+    session.prefill(0, one[:8], prefix_len)
+    fork = session.fork(0)
+    assert fork != 0
+    for step in range(3):
+        got = session.decode([fork, 0], [two[step], one[8 + step]])
+        assert_same_bits(got[0], want(engine, [*one[:8], *two[: step + 1]], prefix_len)[-1])
+        assert_same_bits(got[1], want(engine, one[: 9 + step], prefix_len)[-1])
+    third = session.fork(fork)
+    assert {0, fork, third} == {0, 1, 2}
+    with pytest.raises(GenerationError, match=r"no slot is empty; got \[0, 1, 2\]"):
+        session.fork(0)
+    session.release(0)
+    assert session.fork(third) == 0
+    assert_same_bits(session.decode([0], [9])[0], want(engine, [*one[:8], *two[:3], 9], prefix_len)[-1])
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_forks_and_releases_in_any_order(data):
+    """Slots that held something else before, or part of the same: what a sequence holds is its own."""
+    engine = runtime("f16", "f16")
+    session, texts = engine.session(4, 60), {}
+    for _ in range(data.draw(st.integers(5, 25))):
+        empty = [slot for slot in range(4) if slot not in texts]
+        act = data.draw(st.sampled_from(["begin", "grow", "grow", "fork", "fork", "cut", "release"]))
+        if act == "begin" and empty:
+            n = data.draw(st.integers(1, 40))
+            prefix_len = data.draw(st.sampled_from([0, 0, n // 2]))
+            text = TEXTS[data.draw(st.integers(0, 1))][:n]
+            session.step([(empty[0], text, prefix_len)])
+            texts[empty[0]] = text, prefix_len
+        elif texts:
+            slot = data.draw(st.sampled_from(sorted(texts)))
+            text, prefix_len = texts[slot]
+            if act == "fork" and empty:
+                texts[session.fork(slot)] = text, prefix_len
+            elif act == "grow" and len(text) < 55:
+                text = [*text, *data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=5))]
+                row = session.step([(slot, text[len(texts[slot][0]) :], 0)])[0]
+                assert_same_bits(row, engine.logits(text, prefix_len)[-1])
+                texts[slot] = text, prefix_len
+            elif act == "cut":
+                n = data.draw(st.integers(max(prefix_len, 1), len(text)))
+                session.truncate(slot, n)
+                texts[slot] = text[:n], prefix_len
+            elif act == "release":
+                session.release(slot)
+                del texts[slot]
+    for slot, (text, prefix_len) in texts.items():
+        assert_same_bits(session.decode([slot], [7])[0], engine.logits([*text, 7], prefix_len)[-1])
+
+
+def test_a_fork_copies_only_what_an_empty_slot_has_not():
+    session = runtime().session(2, 90)
+    session.prefill(0, TEXTS[0][:40])
+    cache, copied = session.cache, []
+    copy, session.cache.copy = (
+        cache.copy,
+        lambda source, target, start: (copied.append(start), copy(source, target, start)),
+    )
+    other = session.fork(0)
+    session.decode([0, other], [1, 2])
+    session.release(other)
+    session.fork(0)
+    session.release(other)
+    session.fork(0)
+    assert copied == [0, 40, 41]
+
+
+REFUSED = {
+    "a slot twice": lambda s: s.step([(0, [1], 0), (0, [2], 0)]),
+    "a prefix amid a text": lambda s: s.step([(1, [1], 0), (0, [1, 2], 2)]),
+    "no tokens": lambda s: s.step([(1, [1], 0), (0, [], 0)]),
+    "an id that does not exist": lambda s: s.step([(1, [1], 0), (0, [LONG.n_vocab], 0)]),
+    "more rows than tokens": lambda s: s.step([(1, [1], 0), (0, [1], 0)], [1, 2]),
+    "a prefix longer than its piece": lambda s: s.step([(1, [1, 2], 3)]),
+    "beyond the context": lambda s: s.step([(1, [1], 0), (0, [1] * LONG.n_ctx, 0)]),
+}
+
+
+@pytest.mark.parametrize("engine", [runtime(), SPEC], ids=["runtime", "spec"])
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_is_refused_and_leaves_the_session_as_it_was(engine, what):
+    session = engine.session(2, LONG.n_ctx)
+    session.prefill(0, TEXTS[0][:5])
+    with pytest.raises(GenerationError):
+        REFUSED[what](session)
+    assert_same_bits(session.decode([0], TEXTS[0][5:6])[0], want(engine, TEXTS[0][:6], 0)[-1])
+    assert_same_bits(session.step([(1, TEXTS[1][:4], 4)])[0], want(engine, TEXTS[1][:4], 4)[-1])
