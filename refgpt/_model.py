@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from refgpt._common.errors import GenerationError
+from refgpt._common.arguments import flag
+from refgpt._common.errors import GenerationError, RefgptError
 from refgpt.checkpoints.checkpoint import Checkpoint
 from refgpt.generation.loop import Generation, generate, stream_text
 from refgpt.generation.params import GenerationParams
@@ -112,6 +113,8 @@ class Model:
         *,
         positions: Indices = None,
         patch: Patches | None = None,
+        gradients: bool = False,
+        labels: Sequence[int] | None = None,
     ) -> dict[str, np.ndarray]:
         """Named activations of one forward pass: those that are asked for, and nothing beyond them is kept.
 
@@ -129,6 +132,12 @@ class Model:
         patch : mapping, or sequence of mappings, optional
             What to replace on the way: from names or patterns to a function, an array, or what
             ``refgpt.tracing.zero_heads`` and its like make.
+        gradients : bool
+            Give not the activations but, under the same names, the gradient of the loss by each: see
+            ``refgpt.tracing.record_gradients``. Nothing can be patched then.
+        labels : sequence of int [t], optional
+            What the loss is of: the token wanted at each position, not shifted, or -100 for no target. By default the
+            text itself.
 
         Returns
         -------
@@ -141,9 +150,19 @@ class Model:
             If an argument cannot be used, or the trace would take more memory than there is: then it says how much, and
             what to narrow. Before anything is computed.
         """
-        from refgpt.tracing import record
+        from refgpt.tracing import record, record_gradients
 
-        return record(self, ids, prefix_len, names, positions, patch)
+        if not flag("gradients", gradients, RefgptError):
+            if labels is not None:
+                raise RefgptError("only a loss has labels", where="labels", fix="say gradients=True, or leave them out")
+            return record(self, ids, prefix_len, names, positions, patch)
+        if patch is not None:
+            raise RefgptError(
+                "a pass in which activations are replaced has no gradients here",
+                where="patch",
+                fix="leave out patch or gradients",
+            )
+        return record_gradients(self, ids, prefix_len, names, positions, labels)
 
     def verify(
         self,

@@ -46,7 +46,7 @@ INNER_FLOORS = {
         {"mapped", "tree", "quantisation"},
         {"packing"},
     ],
-    "spec": [{"config", "masks", "ops", "positions", "taps"}, {"ids"}, {"gptj"}, {"families"}, {"bounds"}],
+    "spec": [{"config", "masks", "ops", "positions", "taps"}, {"ids"}, {"gptj"}, {"families"}, {"bounds", "gradients"}],
     "checkpoints": [{"checkpoint", "files", "mask"}, {"families"}, {"layouts"}, {"open", "hub"}],
     "runtime": [
         {"engine", "batch", "buffers", "cache", "rotation", "taps"},

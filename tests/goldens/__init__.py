@@ -17,6 +17,7 @@ from tests.helpers.tiny import random_params, tiny_config
 
 HERE = Path(__file__).parent
 ACTIVATIONS = HERE / "activations"
+GRADIENTS = HERE / "gradients"
 NAMES = sorted(path.stem for path in ACTIVATIONS.glob("*.npz"))
 
 
