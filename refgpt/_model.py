@@ -77,6 +77,8 @@ class Model:
 
         Matrices may be ``refgpt.numbers.panels.Panels``; ``refgpt.numbers.leaves.widen`` makes arrays of them.
         """
+        if self.engine.adopted:  # they are no longer those of the files
+            return self.engine.kept()
         if self.dtype in BLOCK_BYTES:  # what quantising made of them would take long to make again
             return self.engine.kept()
         # Not as the engine has packed them: ``verify`` would never see a fault of the packing.

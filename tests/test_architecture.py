@@ -28,7 +28,7 @@ FLOORS = [
     {"runtime", "conversion"},
     {"generation"},
     {"tracing"},
-    {"plotting", "evaluation"},
+    {"plotting", "evaluation", "training"},
     {"_model"},
     {"_load"},
     {"__init__"},
@@ -44,12 +44,12 @@ INNER_FLOORS = {
         {"leaves", "finite"},
         {"casting", "panels"},
         {"mapped", "tree", "quantisation"},
-        {"packing"},
+        {"adapted", "packing"},
     ],
     "spec": [{"config", "masks", "ops", "positions", "taps"}, {"ids"}, {"gptj"}, {"families"}, {"bounds", "gradients"}],
-    "checkpoints": [{"checkpoint", "files", "mask"}, {"families"}, {"layouts"}, {"open", "hub"}],
+    "checkpoints": [{"checkpoint", "files", "mask"}, {"families"}, {"layouts", "adapters"}, {"open", "hub"}],
     "runtime": [
-        {"engine", "batch", "buffers", "cache", "rotation", "taps"},
+        {"adopting", "engine", "batch", "buffers", "cache", "rotation", "taps"},
         {"attend", "recorded", "spec_engine"},
         {"gptj"},
         {"families"},
@@ -61,6 +61,11 @@ INNER_FLOORS = {
         {"prompts"},
         {"loop"},
         {"scoring"},
+    ],
+    "training": [
+        {"batch", "optimiser", "parameters", "schedule"},
+        {"gradients", "lora", "state"},
+        {"trainer"},
     ],
 }
 

@@ -185,7 +185,8 @@ def _arrays_of(leaf: Leaf) -> list[np.ndarray]:
     if isinstance(leaf, np.ndarray):
         return [leaf]
     held = [value if isinstance(value, Sequence) else (value,) for value in vars(leaf).values()]
-    return [array for arrays in held for array in arrays if isinstance(array, np.ndarray)]
+    parts = [part for parts in held for part in parts]
+    return [array for part in parts if isinstance(part, np.ndarray | Encoded) for array in _arrays_of(part)]
 
 
 def files_of(leaves: Iterable[Leaf]) -> tuple[MappedFile, ...]:

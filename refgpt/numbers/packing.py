@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 
@@ -45,6 +46,17 @@ class Kept:
     def holds(self, leaf: StoredRows | Panels) -> bool:
         """Whether a matrix is kept so already."""
         return leaf.encoding == self.kind and isinstance(leaf, Panels) == (self.layout == "panels")
+
+    def is_like(self, own: Leaf | None, shape: tuple[int, ...]) -> TypeGuard[np.ndarray | Panels]:
+        """Whether some memory is laid out as a leaf of this shape would be."""
+        if isinstance(own, Panels):
+            return self.layout == "panels" and own.kind == self.kind and own.shape == shape
+        return (
+            isinstance(own, np.ndarray)
+            and self.layout == "rows"
+            and own.dtype == STORED_DTYPES[self.kind]
+            and own.shape == shape
+        )
 
     def zeros(self, shape: tuple[int, ...], place: str) -> np.ndarray | Panels:
         """Memory for a leaf, or some rows of it."""
@@ -125,11 +137,14 @@ def pack_params(
     return params.map(packed)
 
 
-def pack_leaf(name: str, leaf: Leaf, kept: Kept, fill: Fill) -> np.ndarray | Panels:
-    """A leaf in memory as it is to be kept; itself where it is kept so already. Raises as ``pack_params`` does."""
+def pack_leaf(name: str, leaf: Leaf, kept: Kept, fill: Fill, own: Leaf | None = None) -> np.ndarray | Panels:
+    """A leaf in memory as it is to be kept; itself where it is kept so already. Raises as ``pack_params`` does.
+
+    ``own`` is memory to be used again, if it is of the same kind.
+    """
     if isinstance(leaf, StoredRows | Panels) and kept.holds(leaf):
         return leaf.data if isinstance(leaf, StoredRows) else leaf
-    whole = kept.zeros(leaf.shape, place_of(leaf, name))
+    whole = own if kept.is_like(own, leaf.shape) else kept.zeros(leaf.shape, place_of(leaf, name))
     for _ in parts(name, leaf, kept, fill, whole):
         pass
     return whole

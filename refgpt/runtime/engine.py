@@ -62,6 +62,18 @@ class Engine(Protocol):
         """The weights as it computes with them: rounded or quantised to what they are kept in."""
         ...
 
+    @property
+    def adopted(self) -> bool:
+        """Whether it goes on with other weights than those it was made of."""
+        ...
+
+    def adopt(self, params: ParamTree) -> None:
+        """Compute with other weights from here on, which may be changed in place before this is called again.
+
+        Matrices become floats as they are given, whatever the former ones were kept in. Sessions are to be begun anew.
+        """
+        ...
+
     def session(self, n_seqs: int, capacity: int) -> Session:
         """Room for ``n_seqs`` sequences of at most ``capacity`` tokens each."""
         ...

@@ -9,6 +9,8 @@ from importlib import import_module
 RECORDERS = {
     "activations": "logits, hidden states and attention patterns of small models: PyTorch's",
     "gradients": "gradients of small models: PyTorch's autograd, in float64",
+    "optimisers": "steps of PyTorch's AdamW and Muon",
+    "adapters": "an adapter that PEFT writes, and its logits with that and with one that refgpt writes",
     "default_model": "text and logits of the default model: PyTorch's",
     "sampling": "what transformers' logits processors keep",
     "gpt2_tokens": "ids of GPT-2's tokenizer: transformers'. DIRECTORY holds its vocab.json and merges.txt",
