@@ -18,6 +18,7 @@ from tests.helpers.tiny import random_params, tiny_config
 HERE = Path(__file__).parent
 ACTIVATIONS = HERE / "activations"
 GRADIENTS = HERE / "gradients"
+ADAPTERS = HERE / "adapters"
 NAMES = sorted(path.stem for path in ACTIVATIONS.glob("*.npz"))
 
 
