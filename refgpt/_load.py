@@ -78,8 +78,8 @@ def load(
         Whether to copy into memory also those weights that could be read where they lie in their files: of a model in
         the packed format, and of any model with the NumPy backend. See the notes.
     adapter : path, optional
-        A directory with a LoRA adapter in PEFT's format. It is applied beside the weights, whatever they are kept in: they
-        stay as they are.
+        A directory with a LoRA adapter in PEFT's format. It is applied beside the weights, whatever they are kept in:
+        they stay as they are.
 
     Returns
     -------

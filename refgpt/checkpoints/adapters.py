@@ -1,8 +1,8 @@
 """LoRA adapters as PEFT stores them: adapter_config.json beside adapter_model.safetensors, or .bin.
 
 Which matrices have an adapter is read from the tensors, and compared with what the configuration says. Whatever would
-change the model and is not a plain pair of matrices is refused by name: an adapter that is half understood gives a model
-that nobody trained.
+change the model and is not a plain pair of matrices is refused by name: an adapter that is half understood gives a
+model that nobody trained.
 """
 
 from __future__ import annotations

@@ -38,13 +38,13 @@ class Batch:
     ids : ndarray of int [b, t]
         The texts. Lists of lists will do.
     labels : ndarray of int [b, t]
-        The token wanted at each position, as in Hugging Face's models: not shifted, usually the ids themselves, and -100
-        where nothing is to be predicted. The first of a text is never predicted.
+        The token wanted at each position, as in Hugging Face's models: not shifted, usually the ids themselves, and
+        -100 where nothing is to be predicted. The first of a text is never predicted.
     prefix_lens : ndarray of int [b], optional
         So many leading tokens of each text see one another, as GPT-JT's prompts do; by default none.
     lens : ndarray of int [b], optional
-        How long each text really is. What stands to the right of that, ids and labels alike, is padding and never looked
-        at. By default all of ``t``.
+        How long each text really is. What stands to the right of that, ids and labels alike, is padding and never
+        looked at. By default all of ``t``.
 
     Raises
     ------

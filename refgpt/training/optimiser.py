@@ -1,7 +1,6 @@
 """What a step makes of a gradient: AdamW, and Muon for matrices.
 
-Everything is elementwise, or a product of whole matrices, and in the dtype of the weights; each line is rounded where it
-stands, so that a step gives the same bits wherever it is made.
+Everything is elementwise, or a product of whole matrices, and in the dtype of the weights.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ class Trainer:
     Parameters
     ----------
     model : Model
-        As ``refgpt.load`` gives it. Its weights are copied to float32 (float64, where it computes in that), and it goes on
-        with them: what it generates after a step comes from the new ones. Its files stay as they are.
+        As ``refgpt.load`` gives it. Its weights are copied to float32 (float64, where it computes in that), and it
+        goes on with them: what it generates after a step comes from the new ones. Its files stay as they are.
     optimiser : AdamW
     clip : float, optional
         Gradients longer than this are shortened to it; None: they are not.
@@ -145,8 +145,8 @@ class Trainer:
         ----------
         directory : str or Path
         model : Model
-            The model that was trained, loaded from the files it was loaded from then; with an adapter of the same matrices
-            and rank if it had one. The weights that were trained are replaced.
+            The model that was trained, loaded from the files it was loaded from then; with an adapter of the same
+            matrices and rank if it had one. The weights that were trained are replaced.
 
         Raises
         ------

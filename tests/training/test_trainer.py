@@ -10,7 +10,7 @@ from refgpt import training
 from refgpt._common.errors import CheckpointError, RefgptError
 from refgpt.numbers.adapted import Adapted
 from refgpt.numbers.leaves import widen
-from refgpt.training.state import STATE
+from refgpt.training.state import STATE, read_state
 from tests.helpers.tiny import random_params
 from tests.helpers.training_models import BACKENDS, CONFIG, PARAMS, batch_of, model_in, one_by_one
 
@@ -120,6 +120,20 @@ def test_steps_are_what_they_say(tmp_path):
         want = before * (1 - 1e-3 * decays) - 1e-3 * np.sign(found[name])
         seen = np.abs(clipped[name]) > 1e-5  # beside which eps is nothing
         assert seen.any() and np.abs(after - want)[seen].max() <= 1e-6
+
+
+@pytest.mark.parametrize("clip", [None, 0.25, 1e6])
+def test_a_gradient_that_is_too_long_is_shortened(tmp_path, clip):
+    model = model_in(tmp_path, backend="numpy")
+    _, found = training.gradients(model, BATCHES[0])
+    trainer = training.Trainer(model, clip=clip)
+    norm = trainer.step([BATCHES[0]], 1e-3).norm
+    trainer.save(tmp_path / "state")
+    share = min(1, (clip or np.inf) / norm)
+    assert (share < 0.5) == (clip == 0.25)
+    for name, moments in read_state(tmp_path / "state").moments.items():
+        want = 0.1 * share * found[name]  # the first moment after one step
+        assert np.abs(moments["mean"] - want).max() <= 1e-5 * np.abs(want).max()
 
 
 def test_what_decays_can_be_said(tmp_path):

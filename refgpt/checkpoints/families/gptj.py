@@ -316,7 +316,7 @@ def _way_out(missing: list[str], unknown: list[str]) -> str:
     if missing:
         return "check that the download is complete and that config.json came with these weights"
     if any("lora_" in name for name in unknown):
-        return "these are LoRA adapters: merge them into the base model and save that"
+        return "these are LoRA adapters: load their base model with adapter="
     if unknown:
         return "check that these are GPT-J's weights and that n_layer in config.json is theirs"
     return "use the config.json that came with these weights"
