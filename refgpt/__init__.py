@@ -20,7 +20,7 @@ from refgpt._common.errors import (
     TokenizerError,
 )
 from refgpt._common.wording import PrintableRecords
-from refgpt._load import default_model_path, load
+from refgpt._load import default_model_path, load, merge_adapter
 from refgpt._model import Model
 from refgpt.generation import Generation, GenerationParams, Scheduler
 from refgpt.spec.gptj import Config as ModelConfig
@@ -54,6 +54,7 @@ __all__ = [
     "default_model_path",
     "load",
     "load_tokenizer",
+    "merge_adapter",
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from refgpt._common.wording import shown
 from refgpt._model import Model
 from refgpt.checkpoints import NOTHING_SAID, Checkpoint, hub, open_checkpoint, verify_checksums
 from refgpt.numbers import checksums
-from refgpt.numbers.dtypes import KV_DTYPES, KVDtype, known_dtype
+from refgpt.numbers.dtypes import KV_DTYPES, KVDtype, dtype_name, known_dtype
 from refgpt.numbers.panels import PACKED_DTYPES
 from refgpt.runtime.engine import Engine
 from refgpt.runtime.spec_engine import SpecEngine, kept_params
@@ -41,6 +42,7 @@ def load(
     verify: bool = True,
     revision: str | None = None,
     copy: bool = False,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Load a model.
 
@@ -76,6 +78,9 @@ def load(
     copy : bool
         Whether to copy weights into memory that could otherwise be used directly from the mapped file: those of the
         packed format, and all weights with the NumPy backend. See the notes.
+    adapter : path, optional
+        A directory with a LoRA adapter in PEFT's format. It is applied beside the weights, whatever they are kept in:
+        they stay as they are.
 
     Returns
     -------
@@ -102,7 +107,52 @@ def load(
     for name, value in (("verify", verify), ("copy", copy)):
         flag(name, value, RefgptError)
     checkpoint, tokenizer = open_model(path, mask, progress, revision)
-    return start(checkpoint, tokenizer, backend, kept_in, mask, threads, cached_in, progress, verify, copy)
+    if adapter is None:
+        return start(checkpoint, tokenizer, backend, kept_in, mask, threads, cached_in, progress, verify, copy)
+    from refgpt.checkpoints.adapters import read_adapter
+    from refgpt.training.lora import attach
+
+    pairs = read_adapter(adapter, checkpoint.config)  # before the weights, which may take long
+    model = start(checkpoint, tokenizer, backend, kept_in, mask, threads, cached_in, progress, verify, copy)
+    attach(model.engine, pairs)
+    return model
+
+
+def merge_adapter(
+    path: str | os.PathLike[str],
+    adapter: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    dtype: str | None = None,
+) -> None:
+    """Write a model with a LoRA adapter added to its weights, as a directory for Hugging Face.
+
+    Parameters
+    ----------
+    path : path
+        The model: whatever ``load`` takes.
+    adapter : path
+        A directory with an adapter in PEFT's format.
+    out : path
+        Not there yet, or an empty directory. It appears when it is whole.
+    dtype : "f32", "f16", "bf16" or None
+        Of the matrices that are written; None is that of the model's embeddings. Sums are taken in float64 and rounded
+        once.
+
+    Raises
+    ------
+    RefgptError
+        If a file or an argument cannot be used, or ``out`` is taken.
+    """
+    from refgpt.checkpoints.adapters import read_adapter
+    from refgpt.conversion import convert
+    from refgpt.training.lora import with_pairs
+
+    checkpoint, tokenizer = open_model(path)
+    pairs = read_adapter(adapter, checkpoint.config)
+    stored = dtype_name(checkpoint.params.wte.dtype)
+    kept = (stored if stored in ("f16", "bf16") else "f32") if dtype is None else dtype
+    merged = replace(checkpoint, params=with_pairs(checkpoint.params, pairs))
+    convert(merged, tokenizer, os.fspath(out), "hf", kept)
 
 
 def check_options(backend: str, dtype: str | None, threads: int | None, kv_dtype: KVDtype | None) -> None:

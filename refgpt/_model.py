@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from refgpt._common.arguments import flag
-from refgpt._common.errors import GenerationError
+from refgpt._common.errors import GenerationError, RefgptError
 from refgpt.checkpoints.checkpoint import Checkpoint
 from refgpt.generation.loop import generate, stream_text
 from refgpt.generation.params import GenerationParams
@@ -78,6 +78,8 @@ class Model:
 
         Matrices may be ``refgpt.numbers.panels.Panels``; ``refgpt.numbers.leaves.widen`` converts them to arrays.
         """
+        if self.engine.adopted:  # they are no longer those of the files
+            return self.engine.kept()
         if self.dtype in BLOCK_BYTES:  # quantising again would take long
             return self.engine.kept()
         # Do not return the engine's packed weights: ``verify`` would then miss faults of the packing.
@@ -114,6 +116,8 @@ class Model:
         *,
         positions: Indices = None,
         patch: Patches | None = None,
+        gradients: bool = False,
+        labels: Sequence[int] | None = None,
     ) -> dict[str, np.ndarray]:
         """Named activations of one forward pass. Only the requested activations are kept.
 
@@ -131,6 +135,12 @@ class Model:
         patch : mapping, or sequence of mappings, optional
             Replacements: maps names or patterns to a function, an array, or the result of ``refgpt.tracing.zero_heads``
             and similar functions.
+        gradients : bool
+            Give not the activations but, under the same names, the gradient of the loss by each: see
+            ``refgpt.tracing.record_gradients``. Nothing can be patched then.
+        labels : sequence of int [t], optional
+            What the loss is of: the token wanted at each position, not shifted, or -100 for no target. By default the
+            text itself.
 
         Returns
         -------
@@ -143,9 +153,19 @@ class Model:
             If an argument cannot be used, or the trace needs more memory than there is; the error then says how much,
             and which argument to narrow. Raised before anything is computed.
         """
-        from refgpt.tracing import record
+        from refgpt.tracing import record, record_gradients
 
-        return record(self, ids, prefix_len, names, positions, patch)
+        if not flag("gradients", gradients, RefgptError):
+            if labels is not None:
+                raise RefgptError("only a loss has labels", where="labels", fix="say gradients=True, or leave them out")
+            return record(self, ids, prefix_len, names, positions, patch)
+        if patch is not None:
+            raise RefgptError(
+                "a pass in which activations are replaced has no gradients here",
+                where="patch",
+                fix="leave out patch or gradients",
+            )
+        return record_gradients(self, ids, prefix_len, names, positions, labels)
 
     def verify(
         self,

@@ -28,7 +28,7 @@ FLOORS = [
     {"runtime", "conversion"},
     {"generation"},
     {"tracing"},
-    {"plotting", "evaluation"},
+    {"plotting", "evaluation", "training"},
     {"_model"},
     {"_load"},
     {"__init__"},
@@ -47,12 +47,12 @@ INNER_FLOORS = {
         {"leaves", "finite"},
         {"casting", "panels"},
         {"mapped", "tree", "quantisation"},
-        {"packing"},
+        {"adapted", "packing"},
     ],
-    "spec": [{"config", "masks", "ops", "positions", "taps"}, {"ids"}, FAMILIES, {"families"}, {"bounds"}],
-    "checkpoints": [{"checkpoint", "files", "mask"}, {"families"}, {"layouts"}, {"open", "hub"}],
+    "spec": [{"config", "masks", "ops", "positions", "taps"}, {"ids"}, FAMILIES, {"families"}, {"bounds", "gradients"}],
+    "checkpoints": [{"checkpoint", "files", "mask"}, {"families"}, {"layouts", "adapters"}, {"open", "hub"}],
     "runtime": [
-        {"engine", "activation", "batch", "buffers", "cache", "rotation", "taps"},
+        {"adopting", "engine", "activation", "batch", "buffers", "cache", "rotation", "taps"},
         {"attend", "recorded", "spec_engine"},
         FAMILIES,
         {"families"},
@@ -69,6 +69,11 @@ INNER_FLOORS = {
         {"scheduler"},
         {"loop"},
         {"scoring"},
+    ],
+    "training": [
+        {"batch", "optimiser", "parameters", "schedule"},
+        {"gradients", "lora", "state"},
+        {"trainer"},
     ],
 }
 

@@ -50,6 +50,21 @@ def whole_number(name: str, value: Any, least: int, most: int | None, error: typ
     raise error("cannot be used", where=name, got=got, wanted=wanted)
 
 
+def number(name: str, value: Any, least: float, most: float | None, error: type[RefgptError]) -> float:
+    """A finite number within limits, as Python's own float; True and texts will not do.
+
+    Parameters and errors are those of ``whole_number``.
+    """
+    try:
+        found = math.nan if isinstance(value, (bool, np.bool_, str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if math.isfinite(found) and least <= found and (most is None or found <= most):
+        return found
+    wanted = f"a number from {least:g}" + ("" if most is None else f" to {most:g}")
+    raise error("cannot be used", where=name, got=shown(value), wanted=wanted)
+
+
 def keep_whole(
     record: object, name: str, least: int, most: int | None, error: type[RefgptError], optional: bool = False
 ) -> None:

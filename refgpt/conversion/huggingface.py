@@ -9,7 +9,6 @@ otherwise the name of the directory could decide it.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ from refgpt.checkpoints.families.names import named_tensors
 from refgpt.checkpoints.layouts.huggingface import MASK
 from refgpt.conversion.leaves import PIECE, dtypes_of, written
 from refgpt.conversion.sums import SummedFile, Sums
+from refgpt.conversion.tensor_files import ITEM_SIZES, header
 from refgpt.conversion.tokenizer_files import write_tokenizer
-from refgpt.numbers.dtypes import STORED_DTYPES
 from refgpt.numbers.leaves import Leaf
 from refgpt.tokenizers import Tokenizer
 
@@ -35,9 +34,7 @@ DTYPES = (None, "f32", "f16", "bf16")
 SINGLE = WEIGHTS[0]
 LARGEST_SHARD = 5_000_000_000
 
-SAFETENSORS_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "f64": "F64", "bool": "BOOL"}
 TORCH_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
-ITEM_SIZES = {name: dtype.itemsize for name, dtype in STORED_DTYPES.items()} | {"bool": 1}
 
 
 def write(
@@ -113,19 +110,7 @@ class _Writer:
 
     def write_tensors(self, file: SummedFile, names: list[str]) -> None:
         """Write a whole file of safetensors."""
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        at = 0
-        for name in names:
-            end = at + self.n_bytes(name)
-            header[name] = {
-                "dtype": SAFETENSORS_DTYPES[self.dtypes[name]],
-                "shape": list(self.shapes[name]),
-                "data_offsets": [at, end],
-            }
-            at = end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(header({name: (self.dtypes[name], self.shapes[name]) for name in names}, {"format": "pt"}))
         for name in names:
             for piece in self._pieces(name):
                 self.n_done += file.write(piece)

@@ -26,7 +26,9 @@ from refgpt.kernels.calling import (
     table_row,
 )
 from refgpt.kernels.native import FEW_ROWS, ROW_GROUP, ffi
+from refgpt.kernels.ops import residual
 from refgpt.kernels.registry import Kernel
+from refgpt.numbers.adapted import Adapted
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.panels import BLOCK, FLOATS, LANES, Panels, aligned_zeros, n_blocks, n_panels, panel_shape
 
@@ -114,8 +116,11 @@ def linear(
 ) -> np.ndarray:
     """``x @ w.T + bias``: x [t, n_in], w packed [n_out, n_in], bias [n_out], out [t, n_out].
 
-    Rows are rounded to 8 bits before they are multiplied with weights of 8 and 4 bits.
+    Rows are rounded to 8 bits before they are multiplied with weights of 8 and 4 bits. A matrix with an adapter is
+    not changed: the output of the adapter is added to its output.
     """
+    if isinstance(w, Adapted) and w.panels is not None:
+        return _adapted(x, w, bias, out, threads, program)
     w = check_panels("w", w)
     rows = x if isinstance(x, LinearInput) else LinearInput(x, threads=threads, program=program)
     n_rows, n_in = check_shape("x", rows.x, (None, w.n_in))
@@ -142,6 +147,24 @@ def linear(
     grain = group * max(1, smallest // max(1, n_rows * n_in * LANES * group))
     run(table_row(f"linear_{w.kind}", kernel), args, n_panels(w.n_out), grain, threads, program)
     return y
+
+
+def _adapted(
+    x: np.ndarray | LinearInput,
+    w: Adapted,
+    bias: np.ndarray | None,
+    out: np.ndarray | None,
+    threads: int | None,
+    program: Program | None,
+) -> np.ndarray:
+    """``x @ base.T + bias``, to which ``(x @ a.T) @ b.T`` is added."""
+    assert w.panels is not None
+    a, b = w.panels
+    rows = x if isinstance(x, LinearInput) else LinearInput(x, threads=threads, program=program)
+    y = linear(rows, w.base, bias, out, threads=threads, program=program)  # [t, n_out]
+    low = linear(rows, a, threads=threads, program=program)  # [t, rank]
+    part = linear(low, b, threads=threads, program=program)  # [t, n_out]
+    return residual(y, part, np.zeros_like(part), y, threads=threads, program=program)
 
 
 def quantise_rows(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import TypeGuard
 
 import numpy as np
 
@@ -60,6 +61,17 @@ class Kept:
         if self.layout == "panels":
             return prod(panel_shape(self.kind, shape[0], shape[1])) * panel_dtype(self.kind).itemsize
         return prod(shape) * STORED_DTYPES[self.kind].itemsize
+
+    def is_like(self, own: Leaf | None, shape: tuple[int, ...]) -> TypeGuard[np.ndarray | Panels]:
+        """Whether some memory is laid out as a leaf of this shape would be."""
+        if isinstance(own, Panels):
+            return self.layout == "panels" and own.kind == self.kind and own.shape == shape
+        return (
+            isinstance(own, np.ndarray)
+            and self.layout == "rows"
+            and own.dtype == STORED_DTYPES[self.kind]
+            and own.shape == shape
+        )
 
     def zeros(self, shape: tuple[int, ...], place: str) -> np.ndarray | Panels:
         """Allocate memory for a leaf, or for some of its rows."""
@@ -170,11 +182,14 @@ def check_room(n_bytes: Iterable[int]) -> None:
     check_obtainable(sum(n_bytes), "the weights", SMALLER, CheckpointError)
 
 
-def pack_leaf(name: str, leaf: Leaf, kept: Kept, fill: Fill) -> np.ndarray | Panels:
-    """A leaf in the given dtype and layout; the leaf itself if it already has them. Raises like ``pack_params``."""
+def pack_leaf(name: str, leaf: Leaf, kept: Kept, fill: Fill, own: Leaf | None = None) -> np.ndarray | Panels:
+    """A leaf in the given dtype and layout; the leaf itself if it already has them. Raises like ``pack_params``.
+
+    ``own`` is memory to use again, if it is of the same kind and shape.
+    """
     if isinstance(leaf, StoredRows | Panels) and kept.holds(leaf):
         return leaf.data if isinstance(leaf, StoredRows) else leaf
-    whole = kept.zeros(leaf.shape, place_of(leaf, name))
+    whole = own if kept.is_like(own, leaf.shape) else kept.zeros(leaf.shape, place_of(leaf, name))
     for _ in parts(name, leaf, kept, fill, whole):
         pass
     return whole

@@ -102,6 +102,18 @@ class Engine(Protocol):
         """The weights that it computes with, rounded or quantised to their dtype in memory."""
         ...
 
+    @property
+    def adopted(self) -> bool:
+        """Whether it goes on with other weights than those it was made of."""
+        ...
+
+    def adopt(self, params: ParamTree) -> None:
+        """Compute with other weights from here on, which may be changed in place before this is called again.
+
+        Matrices become floats as they are given, whatever the former ones were kept in. Sessions are to be begun anew.
+        """
+        ...
+
     def session(self, n_seqs: int, capacity: int) -> Session:
         """A session with ``n_seqs`` slots for sequences of at most ``capacity`` tokens each."""
         ...

@@ -19,6 +19,7 @@ from refgpt.numbers.mapped import files_of
 from refgpt.numbers.packing import pack_params
 from refgpt.numbers.panels import BLOCK_BYTES, PACKED_DTYPES, Panels
 from refgpt.numbers.tree import ParamTree
+from refgpt.runtime.adopting import repacked
 from refgpt.runtime.batch import Batch
 from refgpt.runtime.buffers import Buffers
 from refgpt.runtime.cache import KVCache
@@ -75,6 +76,12 @@ class Runtime:
         self.kv_dtype: KVDtype = kv_dtype or ("f16" if _kind(self.params.w_head) in BLOCK_BYTES else "f32")
         self.family = FAMILIES[config.model_type]
         self._n_tabled, self._tables = 0, None
+        self.adopted = False
+
+    def adopt(self, params: ParamTree) -> None:
+        """See ``Engine.adopt``. They are packed anew at each call, into the memory of the last one's."""
+        self.params = repacked(params, self.params, self.adopted, partial(store, threads=self.threads))
+        self._files, self.adopted = files_of(leaf for _, leaf in self.params.items()), True
 
     def kept(self) -> ParamTree:
         """See ``Engine.kept``."""

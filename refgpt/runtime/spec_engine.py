@@ -97,6 +97,7 @@ class SpecEngine:
         self._files = files_of(leaf for _, leaf in params.items())
         self.config = config
         self.dtype = np.dtype(dtype)
+        self.adopted = False
 
     @default_float_state()
     def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
@@ -108,6 +109,11 @@ class SpecEngine:
     def kept(self) -> ParamTree:
         """See ``Engine.kept``."""
         return self.params
+
+    def adopt(self, params: ParamTree) -> None:
+        """See ``Engine.adopt``."""
+        self.params, self.adopted = params, True
+        self._files = files_of(leaf for _, leaf in params.items())
 
     def session(self, n_seqs: int, capacity: int) -> SpecSession:
         """See ``Engine.session``. A slot holds nothing but its ids, so any capacity will do."""

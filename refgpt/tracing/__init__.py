@@ -12,6 +12,7 @@ from refgpt.tracing.attention_scores import (
 from refgpt.tracing.attribution import Attribution, logit_attribution
 from refgpt.tracing.causal_tracing import CausalTrace, causal_trace
 from refgpt.tracing.comparing import Comparison, Difference, compare
+from refgpt.tracing.gradients import record_gradients
 from refgpt.tracing.lens import logit_lens, residual_norms
 from refgpt.tracing.memory import trace_bytes
 from refgpt.tracing.neurons import TopActivations, top_activations
@@ -54,6 +55,7 @@ __all__ = [
     "patch_from",
     "previous_token_score",
     "record",
+    "record_gradients",
     "repeated_ids",
     "residual_norms",
     "top_activations",

@@ -19,6 +19,8 @@ from tests.helpers.tiny import random_params, tiny_config
 HERE = Path(__file__).parent
 ACTIVATIONS = HERE / "activations"
 FAMILIES = HERE / "families"
+GRADIENTS = HERE / "gradients"
+ADAPTERS = HERE / "adapters"
 NAMES = sorted(path.stem for path in ACTIVATIONS.glob("*.npz"))
 
 

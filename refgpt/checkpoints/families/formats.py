@@ -219,7 +219,7 @@ class HuggingFace:
         if missing:
             return "check that the download is complete and that config.json came with these weights"
         if any("lora_" in name for name in unknown):
-            return "these are LoRA adapters: merge them into the base model and save that"
+            return "these are LoRA adapters: load their base model with adapter="
         if unknown:
             n_layer = self.keys["n_layer"][0]
             return f"check that these are {self.title}'s weights and that {n_layer} in config.json is theirs"

@@ -47,7 +47,10 @@ UNREAD = {
     ),
     "*.gguf": ("called GGUF but beginning otherwise", "fetch it again: it is damaged"),
     "*ggml*.bin": ("called ggml but beginning otherwise", "fetch it again: it is damaged"),
-    "adapter_model.*": ("a LoRA adapter", f"merge it into its base model, with peft: merge_and_unload().{SAVE}"),
+    "adapter_model.*": (
+        "a LoRA adapter",
+        "load its base model with adapter=, or write the two as one with refgpt.merge_adapter",
+    ),
     "*.ckpt*": ("a training checkpoint", "save the model alone: torch.save(model.state_dict(), 'pytorch_model.bin')"),
     "*.tar.zst*": ("an archive of Mesh Transformer JAX", "name the archive itself"),
     "*.tar": ("a tar archive", "unpack it and name the directory that holds the weights"),

@@ -1,0 +1,214 @@
+"""LoRA adapters as PEFT stores them: adapter_config.json beside adapter_model.safetensors, or .bin.
+
+Which matrices have an adapter is read from the tensors, and compared with what the configuration says. Whatever would
+change the model and is not a plain pair of matrices is refused by name: an adapter that is half understood gives a
+model that nobody trained.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refgpt._common.arguments import path_of
+from refgpt._common.errors import CheckpointError, missing
+from refgpt._common.small_files import is_there, read_json, reading
+from refgpt._common.wording import listed, shown, tensor_at
+from refgpt.checkpoints.families import gptj
+from refgpt.checkpoints.files import safetensors_file, torch_pickle
+from refgpt.numbers.casting import cast
+from refgpt.numbers.dtypes import dtype_name
+from refgpt.numbers.finite import check_finite
+from refgpt.numbers.leaves import widen
+from refgpt.spec.config import AnyConfig
+from refgpt.spec.families import leaf_shapes
+from refgpt.spec.gradients.families import gradients_of
+
+CONFIG = "adapter_config.json"
+READERS = {"adapter_model.safetensors": safetensors_file.read, "adapter_model.bin": torch_pickle.read}
+#: What PEFT's wrapper puts before a model's own names.
+WRAPPER = "base_model.model."
+TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+
+#: Keys that change nothing about what an adapter computes, or that are read below.
+KNOWN = frozenset(
+    [
+        "peft_type",
+        "task_type",
+        "inference_mode",
+        "base_model_name_or_path",
+        "revision",
+        "auto_mapping",
+        "peft_version",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "target_modules",
+        "use_rslora",
+        "rank_pattern",
+        "alpha_pattern",
+        "layers_to_transform",
+        "megatron_core",
+        "init_lora_weights",
+        "qalora_group_size",
+        "runtime_config",
+        "layers_pattern",
+        "bias",
+    ]
+)
+#: Ways to begin a training after which the base is what it was; the others change it.
+HARMLESS_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """The adapter of one matrix: ``scale * b a`` is added to it."""
+
+    a: np.ndarray  # [rank, n_in], float32
+    b: np.ndarray  # [n_out, rank], float32
+    scale: float
+
+
+def peft_key(leaf: str, side: str) -> str:
+    """What matrix A or B beside a leaf is called: "base_model.model.transformer.h.0.attn.q_proj.lora_A.weight"."""
+    return f"{WRAPPER}{module_name(leaf)}.lora_{side}.weight"
+
+
+def module_name(leaf: str) -> str:
+    """The module that a leaf is the weight of: "blocks.0.wq" -> "transformer.h.0.attn.q_proj"."""
+    return gptj.HUGGING_FACE.names(leaf).removesuffix(".weight")
+
+
+def adaptable(config: AnyConfig) -> dict[str, str]:
+    """The matrices that can have an adapter: leaves, by the modules that they are the weights of."""
+    gradients_of(config)  # a family that cannot be trained has no adapters either
+    return {module_name(leaf): leaf for leaf, shape in leaf_shapes(config).items() if len(shape) == 2 and leaf != "wte"}
+
+
+def read_adapter(directory: str | os.PathLike[str], config: AnyConfig) -> dict[str, Pair]:
+    """The adapter in a directory.
+
+    Parameters
+    ----------
+    directory : str or Path
+    config : Config
+        Of the model that it is for.
+
+    Returns
+    -------
+    dict of str to Pair
+        By the leaf that each is for.
+
+    Raises
+    ------
+    CheckpointError
+        Naming what is missing, damaged, of another shape or for another model, or not a plain pair of matrices.
+    """
+    place = path_of("adapter", directory, CheckpointError)
+    told = read_json(place / CONFIG, CheckpointError)
+    _check_config(told, place / CONFIG)
+    with reading(place, CheckpointError):
+        weights = next((place / name for name in READERS if is_there(place / name)), None)
+    if weights is None:
+        raise missing(CheckpointError)("there is no adapter", where=place, wanted=" or ".join(READERS))
+    tensors = READERS[weights.name](weights)
+    modules, shapes = adaptable(config), leaf_shapes(config)
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, tensor in tensors.items():
+        match = TENSOR.fullmatch(name.removeprefix(WRAPPER))
+        if match is None or match["module"] not in modules:
+            raise CheckpointError(
+                "there is no place for it in this model",
+                where=tensor_at(weights, name),
+                wanted="pairs of matrices, as base_model.model.transformer.h.0.attn.q_proj.lora_A.weight",
+            )
+        found.setdefault(match["module"], {})[match["side"]] = tensor
+    _check_targets(told, found.keys(), modules, weights)
+    pairs: dict[str, Pair] = {}
+    for module in sorted(found, key=list(modules).index):
+        leaf, sides = modules[module], found[module]
+        if sides.keys() != {"A", "B"}:
+            raise CheckpointError("the other half of the pair is missing", where=tensor_at(weights, module))
+        rank, alpha = (_patterned(told, key, module, place / CONFIG) for key in ("r", "lora_alpha"))
+        n_out, n_in = shapes[leaf]
+        for side, shape in (("A", (rank, n_in)), ("B", (n_out, rank))):
+            where = tensor_at(weights, f"{module}.lora_{side}")
+            if sides[side].shape != shape or dtype_name(sides[side].dtype) is None:
+                got = f"{list(sides[side].shape)} of {sides[side].dtype}"
+                raise CheckpointError("is of another shape", where=where, got=got, wanted=list(shape))
+            check_finite(where, sides[side])
+            sides[side] = np.array(widen(cast(where, sides[side], "f32")))
+        scale = alpha / (math.sqrt(rank) if told.get("use_rslora") else rank)
+        pairs[leaf] = Pair(sides["A"], sides["B"], scale)
+    return pairs
+
+
+def _check_config(told: dict[str, Any], path: Path) -> None:
+    """Refuse what is not a plain LoRA adapter."""
+
+    def refuse(what: str, key: str, wanted: object = None) -> CheckpointError:
+        return CheckpointError(f"{key} {what}", where=path, got=shown(told[key]), wanted=wanted)
+
+    if told.get("peft_type") != "LORA":
+        raise CheckpointError("peft_type is not one that is read", where=path, got=told.get("peft_type"), wanted="LORA")
+    for key, value in told.items():
+        if key not in KNOWN and value not in (None, False, {}, [], ""):
+            raise refuse("is set, and not understood here", key, "a plain LoRA adapter")
+    if told.get("bias", "none") != "none":
+        raise refuse("trains biases, which are not read", "bias", "none")
+    init = told.get("init_lora_weights", True)
+    if not any(init is one or (isinstance(init, str) and init == one) for one in HARMLESS_INITS):
+        raise refuse("may have changed the base, which is not this model's then", "init_lora_weights")
+    if told.get("layers_pattern") not in (None, [], "h", ["h"]):
+        raise refuse("names layers that this model does not have", "layers_pattern", "h")
+
+
+def _patterned(told: dict[str, Any], key: str, module: str, path: Path) -> Any:
+    """A module's rank or alpha: what the pattern for it says, or else what holds for all."""
+    pattern_key = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}[key]
+    patterns = told.get(pattern_key) or {}
+    value: Any = told.get(key)
+    if not isinstance(patterns, dict):
+        raise CheckpointError(f"{pattern_key} makes no sense", where=path, got=shown(patterns))
+    for pattern, special in patterns.items():
+        if not re.fullmatch(r"\^?[\w.]+", pattern):  # others may take longer to match than anybody waits
+            raise CheckpointError(f"{pattern_key} has a pattern that is no name", where=path, got=shown(pattern))
+        name = pattern.removeprefix("^")
+        if module == name or (not pattern.startswith("^") and module.endswith(f".{name}")):
+            value = special
+            break
+    whole = type(value) is int or (key == "lora_alpha" and type(value) is float and math.isfinite(value))
+    if not whole or not 0 < value < 1 << 20:
+        raise CheckpointError(f"{key} makes no sense", where=path, got=shown(value), wanted="a positive number")
+    return value
+
+
+def _check_targets(told: dict[str, Any], found: Any, modules: dict[str, str], weights: Path) -> None:
+    """Refuse an adapter that lacks a pair, or has one too many. What a pattern means is left to the tensors."""
+    targets, layers = told.get("target_modules"), told.get("layers_to_transform")
+    if not found:
+        raise CheckpointError("holds no adapter", where=weights, wanted="pairs lora_A and lora_B")
+    if targets == "all-linear":
+        targets = sorted({module.rpartition(".")[2] for module in modules} - {"lm_head"})
+    if isinstance(targets, str):
+        return
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise CheckpointError("target_modules makes no sense", where=weights.parent / CONFIG, got=shown(targets))
+    if layers is not None and type(layers) is int:
+        layers = [layers]
+    if layers is not None and not (isinstance(layers, list) and all(type(layer) is int for layer in layers)):
+        raise CheckpointError("layers_to_transform makes no sense", where=weights.parent / CONFIG, got=shown(layers))
+    wanted = {m for m in modules if any(m == target or m.endswith(f".{target}") for target in targets)}
+    if layers:
+        wanted = {m for m in wanted if (at := re.search(r"\.h\.(\d+)\.", m)) and int(at[1]) in layers}
+    if absent := sorted(wanted - set(found)):
+        raise CheckpointError("pairs are missing", where=weights, got=f"none for {listed(absent)}")
+    if foreign := sorted(set(found) - wanted):
+        fix = "the configuration and the tensors are not of one adapter"
+        raise CheckpointError("there are pairs for other modules", where=weights, got=listed(foreign), fix=fix)

@@ -1,0 +1,55 @@
+"""A matrix with a low-rank adapter beside it (LoRA, Hu et al. 2021, https://arxiv.org/abs/2106.09685).
+
+``base + scale * b a``: what is trained are ``a`` and ``b``, and the base is left as it is stored, be it quantised.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refgpt.numbers.dtypes import STORED_DTYPES
+from refgpt.numbers.encoded import Encoded
+from refgpt.numbers.leaves import Leaf, widen
+from refgpt.numbers.mapped import release
+from refgpt.numbers.panels import Panels
+
+
+class Adapted(Encoded):
+    """An adapted matrix [n_out, n_in], which decodes to the sum: in float64, so that it is rounded where it is used.
+
+    Attributes
+    ----------
+    base : Leaf
+        The matrix itself.
+    a : ndarray [rank, n_in], float32
+        What of a row of activations the adapter reads.
+    b : ndarray [n_out, rank], float32
+        What it writes.
+    scale : float
+        By which their product is multiplied.
+    panels : (Panels, Panels) or None
+        ``a`` and ``scale * b`` as kernels read them, where the base is packed too.
+    """
+
+    encoding = "adapted"
+
+    def __init__(
+        self, base: Leaf, a: np.ndarray, b: np.ndarray, scale: float, panels: tuple[Panels, Panels] | None = None
+    ) -> None:
+        self.base, self.a, self.b, self.scale, self.panels = base, a, b, scale, panels
+        self.place = base.place if isinstance(base, Encoded) else "adapted"
+        self.shape, self.dtype = (base.shape[0], base.shape[1]), STORED_DTYPES["f64"]
+
+    @property
+    def nbytes(self) -> int:  # type: ignore[override]
+        return self.base.nbytes + self.a.nbytes + self.b.nbytes
+
+    def release(self) -> None:
+        """See ``Encoded.release``."""
+        release(self.base)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """See ``Encoded.rows``."""
+        base = self.base.rows(start, stop) if isinstance(self.base, Encoded) else self.base[start:stop]
+        product = self.b[start:stop].astype(np.float64) @ self.a.astype(np.float64)
+        return widen(base, np.float64) + self.scale * product

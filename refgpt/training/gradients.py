@@ -1,0 +1,102 @@
+"""The loss of batches and its gradients: means over all targets, whatever the batches they come in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from refgpt._common.arguments import instance_of
+from refgpt._common.errors import RefgptError
+from refgpt._common.float_state import default_float_state
+from refgpt.spec.gradients import LeafGradients, loss_backward, no_targets
+from refgpt.tracing import record
+from refgpt.training.batch import Batch
+from refgpt.training.parameters import Parameters, TrainedModel, check_model
+
+
+@default_float_state()
+def gradients(model: Any, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
+    """The loss of a batch, and its gradient by everything that can be trained.
+
+    The forward pass is the model's own engine's, the backward pass over its trace that of ``refgpt.spec.gradients``.
+
+    Parameters
+    ----------
+    model : Model
+        As ``refgpt.load`` gives it, with either backend. Weights that are kept in fewer bits count as the numbers that
+        they decode to.
+    batch : Batch
+
+    Returns
+    -------
+    loss : float
+        The mean of the cross-entropy over all targets of the batch, in nats.
+    gradients : dict of str to ndarray
+        By the names of the weights in Hugging Face's files, of a tied head in the embeddings; for a model with an
+        adapter by PEFT's names of its matrices. In float32, or in what the NumPy backend computes in.
+
+    Raises
+    ------
+    RefgptError
+        If the model's family has no gradients, the batch has no target, or an id or label does not exist: before
+        anything is computed.
+    """
+    instance_of("batch", batch, Batch, RefgptError)
+    trained = check_model(model)
+    return summed_gradients(trained, Parameters(trained), [batch])
+
+
+def summed_gradients(
+    model: TrainedModel, parameters: Parameters, batches: Iterable[Batch]
+) -> tuple[float, dict[str, np.ndarray]]:
+    """Loss and gradients of all texts of some batches together.
+
+    Text after text, in their order: whatever the batches that they come in, the sums are the same, to the bit.
+    """
+    engine = model.engine
+    texts = [text for batch in batches for text in batch.texts(engine.config)]
+    n_targets = sum(text.n_targets for text in texts)
+    if not n_targets:
+        raise no_targets()
+    sums: dict[str, np.ndarray] = {}
+
+    def take(leaf: str, gradient: np.ndarray) -> None:
+        for name, part in parameters.split(leaf, gradient):
+            if name in sums:
+                sums[name] += part
+            else:
+                sums[name] = part if part.flags.owndata else part.copy()
+
+    loss, leaves, params = 0.0, LeafGradients(parameters.wanted, take), engine.kept()
+    for text in texts:
+        if text.n_targets:
+            trace = record(engine, text.ids, text.prefix_len)
+            loss += loss_backward(params, engine.config, text.ids, text.labels, trace, n_targets, leaves)
+    return loss, {name: sums[name] for name in parameters.names()}
+
+
+def clip_gradients(found: dict[str, np.ndarray], most: float | None) -> float:
+    """Shorten gradients, in place, to a length; returns the length that they had, all of them as one vector.
+
+    Raises
+    ------
+    RefgptError
+        If it is infinite or NaN.
+    """
+    squares = [float(np.square(gradient, dtype=np.float64).sum()) for gradient in found.values()]
+    norm = math.sqrt(sum(squares))
+    if not math.isfinite(norm):
+        wrong = next((name for name, square in zip(found, squares, strict=True) if not math.isfinite(square)), None)
+        raise RefgptError(
+            "the gradient is not a number, so there is no step to make",
+            where=wrong,
+            got=norm,
+            fix="look for NaN or huge numbers in the weights, or take a smaller learning rate from an earlier state",
+        )
+    if most is not None and norm > most:
+        for gradient in found.values():
+            gradient *= most / (norm + 1e-6)
+    return norm

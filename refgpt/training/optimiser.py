@@ -1,0 +1,152 @@
+"""What a step makes of a gradient: AdamW, and Muon for matrices.
+
+Everything is elementwise, or a product of whole matrices, and in the dtype of the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refgpt._common.arguments import collected, number
+from refgpt._common.errors import RefgptError
+from refgpt._common.wording import shown
+
+#: Of the quintic iteration that takes singular values towards 1: Keller Jordan 2024,
+#: https://kellerjordan.github.io/posts/muon
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
+
+def _names(where: str, value: Any) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else collected(where, value, "names of weights", RefgptError)
+    for name in names:
+        if not isinstance(name, str):
+            raise RefgptError("is no name", where=where, got=shown(name), wanted="names of weights")
+    return tuple(names)
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017, https://arxiv.org/abs/1711.05101).
+
+    Attributes
+    ----------
+    betas : (float, float)
+        How much of the mean of gradients, and of that of their squares, is kept at each step.
+    eps : float
+        Added to the root of the latter.
+    weight_decay : float
+        By what share, times the learning rate, weights shrink at each step.
+    decay : collection of str, optional
+        Names of the weights that do; by default the matrices of the blocks and the head, or those of an adapter.
+
+    Raises
+    ------
+    RefgptError
+        If a value cannot be used.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    decay: Collection[str] | None = None
+
+    def __post_init__(self) -> None:
+        betas = collected("betas", self.betas, "two numbers", RefgptError)
+        if len(betas) != 2:
+            raise RefgptError("cannot be used", where="betas", got=shown(self.betas), wanted="two numbers")
+        below_one = math.nextafter(1, 0)
+        object.__setattr__(self, "betas", tuple(number("betas", beta, 0, below_one, RefgptError) for beta in betas))
+        object.__setattr__(self, "eps", number("eps", self.eps, 0, None, RefgptError))
+        object.__setattr__(self, "weight_decay", number("weight_decay", self.weight_decay, 0, None, RefgptError))
+        if self.decay is not None:
+            object.__setattr__(self, "decay", _names("decay", self.decay))
+
+    def update(
+        self, w: np.ndarray, g: np.ndarray, state: dict[str, np.ndarray], step: int, lr: float, decay: bool
+    ) -> None:
+        """One step for one array, in place.
+
+        Parameters
+        ----------
+        w, g : ndarray
+            The weights, and their gradient.
+        state : dict of str to ndarray
+            "mean" and "square" of the gradients so far; empty before the first step.
+        step : int
+            Of this one, from 1.
+        lr : float
+            The learning rate.
+        decay : bool
+            Whether these weights shrink.
+        """
+        (beta1, beta2), mean, square = self.betas, state.get("mean"), state.get("square")
+        if mean is None or square is None:
+            mean, square = state["mean"], state["square"] = np.zeros_like(w), np.zeros_like(w)
+        if decay and self.weight_decay:
+            w *= 1 - lr * self.weight_decay
+        mean *= beta1
+        mean += (1 - beta1) * g
+        square *= beta2
+        square += (1 - beta2) * g * g
+        root = np.sqrt(square) / math.sqrt(1 - beta2**step) + self.eps
+        w -= (lr / (1 - beta1**step)) * mean / root
+
+
+@dataclass(frozen=True)
+class Muon:
+    """Momentum, made orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), for matrices.
+
+    Attributes
+    ----------
+    names : collection of str
+        The weights that it trains; AdamW trains the others.
+    momentum : float
+        How much of the sum of gradients is kept at each step; Nesterov's form.
+
+    Raises
+    ------
+    RefgptError
+        If a value cannot be used.
+    """
+
+    names: Collection[str]
+    momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", _names("names", self.names))
+        object.__setattr__(self, "momentum", number("momentum", self.momentum, 0, math.nextafter(1, 0), RefgptError))
+
+    def update(
+        self, w: np.ndarray, g: np.ndarray, state: dict[str, np.ndarray], lr: float, weight_decay: float
+    ) -> None:
+        """One step for one matrix, in place; ``state`` holds the "momentum" so far."""
+        sum_ = state.get("momentum")
+        if sum_ is None:
+            sum_ = state["momentum"] = np.zeros_like(w)
+        sum_ *= self.momentum
+        sum_ += (1 - self.momentum) * g
+        towards = orthogonalised((1 - self.momentum) * g + self.momentum * sum_)
+        if weight_decay:
+            w *= 1 - lr * weight_decay
+        w -= lr * math.sqrt(max(1.0, w.shape[0] / w.shape[1])) * towards
+
+
+def orthogonalised(x: np.ndarray) -> np.ndarray:
+    """A matrix with the same singular vectors, and singular values near 1: five steps of Newton-Schulz.
+
+    x [n_out, n_in] -> [n_out, n_in]
+    """
+    tall = x.shape[0] > x.shape[1]
+    y = x.T if tall else x  # at most as many rows as columns
+    y = y / (np.sqrt((y * y).sum()) + 1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = y @ y.T
+        y = a * y + (b * gram + c * (gram @ gram)) @ y
+    return y.T if tall else y

@@ -1,0 +1,248 @@
+"""Training: steps of an optimiser, kept whole on disk, resumed to the bit, and written as a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refgpt._common.arguments import collected, instance_of, number
+from refgpt._common.errors import CheckpointError, RefgptError
+from refgpt._common.float_state import default_float_state
+from refgpt._common.wording import listed
+from refgpt.conversion import convert
+from refgpt.numbers.leaves import widen
+from refgpt.numbers.panels import BLOCK_BYTES, Panels
+from refgpt.numbers.tree import ParamTree
+from refgpt.tracing.memory import dtype_of
+from refgpt.training.batch import Batch
+from refgpt.training.gradients import clip_gradients, summed_gradients
+from refgpt.training.lora import write_adapter
+from refgpt.training.optimiser import AdamW, Muon
+from refgpt.training.parameters import Parameters, TrainedModel, check_model
+from refgpt.training.state import State, read_state, write_state
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step was like.
+
+    Attributes
+    ----------
+    loss : float
+        The mean over all targets before the step.
+    norm : float
+        The length of the gradient, all of it as one vector, before it was clipped.
+    """
+
+    loss: float
+    norm: float
+
+
+class Trainer:
+    """Trains a loaded model in place: all its weights, or its adapters if it has any.
+
+    Parameters
+    ----------
+    model : Model
+        As ``refgpt.load`` gives it. Its weights are copied to float32 (float64, where it computes in that), and it
+        goes on with them: what it generates after a step comes from the new ones. Its files stay as they are.
+    optimiser : AdamW
+    clip : float, optional
+        Gradients longer than this are shortened to it; None: they are not.
+    muon : Muon, optional
+        What trains the matrices that it names; AdamW's ``weight_decay`` and ``decay`` hold for them too.
+
+    Raises
+    ------
+    RefgptError
+        If the model's family has no gradients, its weights are kept in 8 or 4 bits and have no adapter, or an argument
+        cannot be used.
+    """
+
+    @default_float_state()
+    def __init__(
+        self, model: Any, optimiser: AdamW | None = None, clip: float | None = 1.0, muon: Muon | None = None
+    ) -> None:
+        self._model: TrainedModel = check_model(model)
+        self.optimiser = AdamW() if optimiser is None else optimiser
+        instance_of("optimiser", self.optimiser, AdamW, RefgptError)
+        self.clip = None if clip is None else number("clip", clip, math.ulp(0), None, RefgptError)
+        self.muon = muon
+        self.n_steps = 0
+        self._parameters = Parameters(self._model)
+        self._weights = self._own_weights()
+        self._decays = self._decaying()
+        self._state: dict[str, dict[str, np.ndarray]] = {name: {} for name in self._weights}
+        if muon is not None:
+            instance_of("muon", muon, Muon, RefgptError)
+            self._check_names("muon", muon.names)
+            vectors = [name for name in muon.names if self._weights[name].ndim != 2]
+            if vectors:
+                raise RefgptError("is no matrix", where="muon", got=listed(vectors), wanted="names of matrices")
+
+    @default_float_state()
+    def step(self, batches: Sequence[Batch] | Batch, lr: float) -> Step:
+        """One step of the optimiser.
+
+        Parameters
+        ----------
+        batches : sequence of Batch
+            Micro-batches: the step is that of all of them as one batch, to the bit.
+        lr : float
+            The learning rate.
+
+        Returns
+        -------
+        Step
+
+        Raises
+        ------
+        RefgptError
+            If a batch cannot be used, or the loss or a gradient is infinite or NaN: then nothing has changed.
+        """
+        lr = number("lr", lr, 0, None, RefgptError)
+        given: Iterable[Any] = (
+            [batches] if isinstance(batches, Batch) else collected("batches", batches, "a list of Batch", RefgptError)
+        )
+        for batch in given:
+            instance_of("batches", batch, Batch, RefgptError)
+        loss, gradients = summed_gradients(self._model, self._parameters, given)
+        norm = clip_gradients(gradients, self.clip)
+        self.n_steps += 1
+        for name, w in self._weights.items():
+            if self.muon is not None and name in self.muon.names:
+                decay = self.optimiser.weight_decay if name in self._decays else 0.0
+                self.muon.update(w, gradients[name], self._state[name], lr, decay)
+            else:
+                decays = name in self._decays
+                self.optimiser.update(w, gradients[name], self._state[name], self.n_steps, lr, decays)
+        self._adopt()
+        return Step(loss, norm)
+
+    def save(self, directory: str | Path) -> None:
+        """Keep everything that ``resume`` needs in a directory, which is made if it is not there.
+
+        It holds one file, which replaces an earlier one when it is whole.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written.
+        """
+        write_state(directory, State(self.n_steps, self.optimiser, self.clip, self.muon, self._weights, self._state))
+
+    @classmethod
+    @default_float_state()
+    def resume(cls, directory: str | Path, model: Any) -> Trainer:
+        """Go on from what ``save`` kept, as if there had been no pause: to the bit.
+
+        Parameters
+        ----------
+        directory : str or Path
+        model : Model
+            The model that was trained, loaded from the files it was loaded from then; with an adapter of the same
+            matrices and rank if it had one. The weights that were trained are replaced.
+
+        Raises
+        ------
+        RefgptError
+            If the file is damaged, or is that of another model.
+        """
+        state = read_state(directory)
+        trainer = cls(model, state.optimiser, state.clip, state.muon)
+        trainer._take(state, directory)
+        return trainer
+
+    def write(self, directory: str | Path) -> None:
+        """Write what was trained: a whole model for Hugging Face in float32, or the adapter in PEFT's format.
+
+        Parameters
+        ----------
+        directory : str or Path
+            Not there yet, or empty. It appears when it is whole.
+
+        Raises
+        ------
+        CheckpointError
+            If it is taken, or cannot be written.
+        """
+        if self._parameters.adapted:
+            write_adapter(self._model, directory)
+            return
+        trained = replace(self._model.checkpoint, params=self._tree(), checked=())
+        convert(trained, self._model.tokenizer, directory, "hf", "f32")
+
+    def _own_weights(self) -> dict[str, np.ndarray]:
+        """Arrays that may be changed in place, by their names in files."""
+        parameters = self._parameters
+        if parameters.adapted:
+            return parameters.adapter_arrays()
+        quantised = [n for n, x in parameters.leaves.items() if isinstance(x, Panels) and x.kind in BLOCK_BYTES]
+        if quantised:
+            raise RefgptError(
+                "weights of 8 or 4 bits cannot be trained: a step is smaller than what they are rounded to",
+                where="model",
+                got=listed(quantised),
+                fix="load it with dtype='f32', or give it an adapter (refgpt.training.new_adapter)",
+            )
+        dtype = dtype_of(self._model.engine)
+        own: dict[str, np.ndarray] = {}
+        for leaf, stored in parameters.leaves.items():
+            if (name := parameters.name(leaf)) not in own:
+                own[name] = np.array(widen(stored, dtype), order="C")
+        self._weights = own
+        self._adopt()
+        return own
+
+    def _tree(self) -> ParamTree:
+        """The model's weights as they are by now."""
+        own, name = self._weights, self._parameters.name
+        return self._model.engine.kept().map(lambda leaf, _: own[name(leaf)])
+
+    def _adopt(self) -> None:
+        engine = self._model.engine
+        engine.adopt(engine.kept() if self._parameters.adapted else self._tree())
+
+    def _decaying(self) -> frozenset[str]:
+        """The names of the weights that decay."""
+        if self.optimiser.decay is not None:
+            self._check_names("decay", self.optimiser.decay)
+            return frozenset(self.optimiser.decay)
+        if self._parameters.adapted:
+            return frozenset(self._weights)
+        embeddings = self._parameters.name("wte")
+        return frozenset(name for name, w in self._weights.items() if w.ndim == 2 and name != embeddings)
+
+    def _check_names(self, where: str, names: Iterable[str]) -> None:
+        unknown = [name for name in names if name not in self._weights]
+        if unknown:
+            raise RefgptError(
+                "there are no such weights to train",
+                where=where,
+                got=listed(unknown),
+                wanted=f"names as {next(iter(self._weights))}",
+            )
+
+    def _take(self, state: State, directory: object) -> None:
+        """Weights and moments of a state, once it is known that they are this model's."""
+        shapes = {name: w.shape for name, w in self._weights.items()}
+        found = {name: w.shape for name, w in state.weights.items()}
+        wrong = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+        if wrong:
+            raise CheckpointError("is of another model, or another adapter", where=directory, got=listed(wrong))
+        for name, w in self._weights.items():
+            if state.weights[name].dtype != w.dtype:
+                got = state.weights[name].dtype
+                raise CheckpointError("was trained in another precision", where=directory, got=got, wanted=w.dtype)
+            w[...] = state.weights[name]
+            self._state[name] = {kind: np.array(moment) for kind, moment in state.moments.get(name, {}).items()}
+            for kind, moment in self._state[name].items():
+                if moment.shape != w.shape or moment.dtype != w.dtype:
+                    raise CheckpointError("is damaged", where=directory, got=f"{kind} of {name}: {moment.shape}")
+        self.n_steps = state.n_steps
+        self._adopt()

@@ -1,0 +1,130 @@
+"""The gradients of batches: through both backends, against the specification."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refgpt import training
+from refgpt._common.errors import GenerationError, RefgptError
+from refgpt.checkpoints.families.gptj import full_name
+from refgpt.spec import gradients
+from tests.helpers.training_models import BACKENDS, CONFIG, PARAMS, batch_of, model_in
+
+# float32 against float64, end to end: a wrong row, mask or factor shows in the first digits.
+CLOSE = 1e-4
+
+
+def oracle(params, batch):
+    """Mean over all targets, of texts without their padding, in float64."""
+    texts = [
+        (batch.ids[i, :n], batch.labels[i, :n], int(batch.prefix_lens[i])) for i, n in enumerate(batch.lens.tolist())
+    ]
+    n_targets = sum(int((labels[1:] != -100).sum()) for _, labels, _ in texts)
+    parts = [gradients.gradients(params, CONFIG, ids, labels, p, n_targets) for ids, labels, p in texts]
+    return sum(loss for loss, _ in parts), {
+        full_name(name): sum(found[name] for _, found in parts) for name, _ in params.items()
+    }
+
+
+@pytest.mark.parametrize("prefix_len", [0, 4])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_has_the_specs_gradients(tmp_path, backend, prefix_len):
+    batch = batch_of(4, prefix_len=prefix_len)
+    loss, found = training.gradients(model_in(tmp_path, backend=backend), batch)
+    want_loss, want = oracle(PARAMS, batch)
+    assert abs(loss - want_loss) <= CLOSE * want_loss
+    assert list(found) == list(want)
+    for name, gradient in found.items():
+        assert gradient.dtype == np.float32 and gradient.shape == want[name].shape
+        assert np.abs(gradient - want[name]).max() <= CLOSE * np.abs(want[name]).max(), name
+
+
+def test_float64_is_the_oracle_itself(tmp_path):
+    batch = batch_of(3)
+    loss, found = training.gradients(model_in(tmp_path, backend="numpy", dtype="f64"), batch)
+    want_loss, want = oracle(PARAMS, batch)
+    assert abs(loss - want_loss) <= 1e-14 * loss
+    assert all(np.abs(found[name] - want[name]).max() <= 1e-15 for name in want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_quantised_weights_count_as_what_they_decode_to(tmp_path, backend):
+    model = model_in(tmp_path, backend=backend, dtype="q8")
+    batch = batch_of(2)
+    _, found = training.gradients(model, batch)
+    _, want = oracle(model.params(), batch)
+    # In C rows are rounded to 8 bits on their way to such weights: a hundredth, and no more digits than that.
+    assert all(np.abs(found[n] - want[n]).max() <= 0.1 * np.abs(want[n]).max() for n in want)
+
+
+def test_padding_is_never_looked_at(tmp_path):
+    model, ids = model_in(tmp_path, backend="numpy"), np.array([[3, 9, 4, 60]])
+    loss, found = training.gradients(model, training.Batch(ids[:, :3], ids[:, :3]))
+    padded = training.Batch([[3, 9, 4, 999]], [[3, 9, 4, 999]], lens=[3])
+    padded_loss, padded_found = training.gradients(model, padded)
+    assert loss == padded_loss and all((found[name] == padded_found[name]).all() for name in found)
+
+
+def test_a_tied_head_is_trained_as_the_embeddings_that_it_is(tmp_path):
+    import json
+
+    from safetensors.numpy import load_file, save_file
+
+    model_in(tmp_path)
+    path = tmp_path / "model"
+    tensors = load_file(path / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, path / "model.safetensors")
+    told = json.loads((path / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (path / "config.json").write_text(json.dumps(told))
+    batch, tied = batch_of(2), PARAMS.map(lambda name, leaf: PARAMS.wte if name == "w_head" else leaf)
+    _, want = oracle(tied, batch)
+    both = want["transformer.wte.weight"] + want.pop("lm_head.weight")
+    import refgpt
+
+    model = refgpt.load(path, backend="numpy")
+    _, found = training.gradients(model, batch)
+    assert list(found) == list(want)
+    assert np.abs(found["transformer.wte.weight"] - both).max() <= CLOSE * np.abs(both).max()
+    trainer = training.Trainer(model)
+    trainer.step([batch], 1e-2)
+    assert model.params().wte is model.params().w_head
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (([3, 4], [3, 4]), r"ids: .*wanted whole numbers \[b, t\]"),
+        (([[3, 4]], [[3]]), "labels: there must be one for each id"),
+        (([[3, 4], [5]], [[3, 4], [5]]), "ids"),
+        (([[3, 4.5]], [[3, 4]]), "ids"),
+        (([[]], [[]]), "ids"),
+        (([[3, 4]], [[3, 4]], [3]), r"prefix_lens\[0\].*got 3"),
+        (([[3, 4]], [[3, 4]], None, [0]), r"lens\[0\].*got 0"),
+        (([[3, 4]], [[3, 4]], None, [1, 2]), "lens: there must be one for each text"),
+    ],
+)
+def test_a_batch_that_makes_no_sense_is_refused(arguments, fault):
+    with pytest.raises(GenerationError, match=fault):
+        training.Batch(*arguments)
+
+
+def test_what_the_model_cannot_take_is_named(tmp_path):
+    model = model_in(tmp_path, backend="numpy")
+    with pytest.raises(GenerationError, match=r"text 1 of the batch, ids\[1\].*got 61"):
+        training.gradients(model, training.Batch([[3, 4], [3, 61]], [[3, 4], [3, 4]]))
+    with pytest.raises(GenerationError, match=r"text 0 of the batch, labels\[1\].*got -7"):
+        training.gradients(model, training.Batch([[3, 4]], [[3, -7]]))
+    with pytest.raises(GenerationError, match="no target"):
+        training.gradients(model, training.Batch([[3, 4]], [[3, -100]]))
+    with pytest.raises(RefgptError, match="model: .*wanted a Model"):
+        training.gradients("gpt-j", batch_of(1))
+
+
+def test_a_family_without_gradients_is_refused_by_name(tmp_path, monkeypatch):
+    model = model_in(tmp_path, backend="numpy")
+    monkeypatch.delitem(gradients.FAMILIES, "gptj")
+    for call in (lambda: training.gradients(model, batch_of(1)), lambda: training.Trainer(model)):
+        with pytest.raises(RefgptError, match=r"no gradients.*got gptj"):
+            call()

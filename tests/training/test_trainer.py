@@ -1,0 +1,223 @@
+"""Training: what a step does, that micro-batches and pauses do not change a bit, and what is written."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import refgpt
+from refgpt import training
+from refgpt._common.errors import CheckpointError, RefgptError
+from refgpt.numbers.adapted import Adapted
+from refgpt.numbers.leaves import widen
+from refgpt.training.state import STATE, read_state
+from tests.helpers.tiny import random_params
+from tests.helpers.training_models import BACKENDS, CONFIG, PARAMS, batch_of, model_in, one_by_one
+
+BATCHES = [batch_of(3, seed=seed, prefix_len=seed % 3) for seed in range(4)]
+MUON = training.Muon(["transformer.h.0.attn.q_proj.weight", "transformer.h.1.mlp.fc_in.weight"])
+#: By name: what a trainer is made with, and whether its model has an adapter.
+KINDS = {
+    "full": ({"optimiser": training.AdamW(weight_decay=0.1)}, False),
+    "muon": ({"optimiser": training.AdamW(weight_decay=0.1), "muon": MUON, "clip": None}, False),
+    "lora": ({"clip": 0.1}, True),
+}
+
+
+def start(tmp_path, kind, backend="numpy", **options):
+    settings, adapter = KINDS[kind]
+    model = model_in(tmp_path, backend=backend, **options)
+    if adapter:
+        training.new_adapter(model, rank=3, alpha=6, targets="q,v,fc_out", seed=1)
+    return model, training.Trainer(model, **settings)
+
+
+def weights(model):
+    leaves = dict(model.engine.kept().items())
+    return {name: np.array(widen(leaf)) for name, leaf in leaves.items()}
+
+
+def same(one, other):
+    return all((one[name] == other[name]).all() for name in one)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_goes_down_and_the_model_goes_on_with_what_was_trained(tmp_path, kind, backend):
+    model, trainer = start(tmp_path, kind, backend)
+    before = model.logits([3, 4, 5])
+    losses = [trainer.step([BATCHES[0]], 1e-2).loss for _ in range(12)]
+    assert losses[-1] < 0.8 * losses[0]
+    loss, _ = training.gradients(model, BATCHES[0])
+    assert loss == trainer.step([BATCHES[0]], 0.0).loss  # of the model as it is by now, with every backend
+    assert np.abs(model.logits([3, 4, 5]) - before).max() > 1e-3
+    if backend == "c":
+        assert model.verify([3, 4, 5, 6], 2).first_broken is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_micro_batches_are_one_batch_to_the_bit(tmp_path, kind, backend):
+    runs = []
+    for split in (lambda batch: [batch], one_by_one):
+        model, trainer = start(tmp_path, kind, backend)
+        steps = [trainer.step(split(batch), 1e-2) for batch in BATCHES]
+        runs.append((steps, weights(model)))
+    assert runs[0][0] == runs[1][0] and same(runs[0][1], runs[1][1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pause_changes_no_bit(tmp_path, kind, backend):
+    model, trainer = start(tmp_path, kind, backend)
+    for batch in BATCHES[:2]:
+        trainer.step([batch], 1e-2)
+    trainer.save(tmp_path / "state")
+    steps = [trainer.step([batch], 1e-2) for batch in BATCHES[2:]]
+    again, _ = start(tmp_path, kind, backend)
+    resumed = training.Trainer.resume(tmp_path / "state", again)
+    assert resumed.n_steps == 2
+    assert [resumed.step([batch], 1e-2) for batch in BATCHES[2:]] == steps
+    assert same(weights(model), weights(again))
+    resumed.save(tmp_path / "state")  # takes the place of the earlier one
+    assert [path.name for path in (tmp_path / "state").iterdir()] == [STATE]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_model_is_written_for_hugging_face(tmp_path, backend):
+    model, trainer = start(tmp_path, "full", backend)
+    trainer.step([BATCHES[0]], 1e-2)
+    trainer.write(tmp_path / "out")
+    written = refgpt.load(tmp_path / "out", backend=backend)
+    assert {leaf.dtype for _, leaf in written.checkpoint.params.items()} == {np.dtype(np.float32)}
+    assert same(weights(model), weights(written))
+    with pytest.raises(CheckpointError, match="not empty"):
+        trainer.write(tmp_path / "out")
+
+
+def test_halves_are_trained_as_singles(tmp_path):
+    params = random_params(CONFIG, 5, "f16")
+    for backend in BACKENDS:
+        model = model_in(tmp_path, params, backend=backend)
+        trainer = training.Trainer(model)
+        for _ in range(3):  # far below what float16 could hold beside a weight near 1
+            trainer.step([BATCHES[0]], 1e-5)
+        moved = weights(model)["ln_w"] - widen(params.ln_w)
+        assert (np.abs(moved) > 0).all() and (np.abs(moved) < 4e-5).all()
+
+
+def test_steps_are_what_they_say(tmp_path):
+    model, trainer = start(tmp_path, "full")
+    loss, found = training.gradients(model, BATCHES[0])
+    norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in found.values()))
+    step = trainer.step([BATCHES[0]], 1e-3)
+    assert step.loss == loss and abs(step.norm - norm) <= 1e-12 * norm
+    # Of the first step of Adam every number moves by the learning rate, against its gradient, and decay comes first.
+    clipped = {name: g / step.norm for name, g in found.items()}
+    for name, decays in (("transformer.h.0.attn.q_proj.weight", 0.1), ("transformer.wte.weight", 0.0)):
+        before = PARAMS.blocks[0].wq if "q_proj" in name else PARAMS.wte
+        after = model.params().blocks[0].wq if "q_proj" in name else model.params().wte
+        want = before * (1 - 1e-3 * decays) - 1e-3 * np.sign(found[name])
+        seen = np.abs(clipped[name]) > 1e-5  # beside which eps is nothing
+        assert seen.any() and np.abs(after - want)[seen].max() <= 1e-6
+
+
+@pytest.mark.parametrize("clip", [None, 0.25, 1e6])
+def test_a_gradient_that_is_too_long_is_shortened(tmp_path, clip):
+    model = model_in(tmp_path, backend="numpy")
+    _, found = training.gradients(model, BATCHES[0])
+    trainer = training.Trainer(model, clip=clip)
+    norm = trainer.step([BATCHES[0]], 1e-3).norm
+    trainer.save(tmp_path / "state")
+    share = min(1, (clip or np.inf) / norm)
+    assert (share < 0.5) == (clip == 0.25)
+    for name, moments in read_state(tmp_path / "state").moments.items():
+        want = 0.1 * share * found[name]  # the first moment after one step
+        assert np.abs(moments["mean"] - want).max() <= 1e-5 * np.abs(want).max()
+
+
+def test_what_decays_can_be_said(tmp_path):
+    model = model_in(tmp_path, backend="numpy")
+    trainer = training.Trainer(model, training.AdamW(weight_decay=0.5, decay=["transformer.ln_f.weight"]))
+    plain = model_in(tmp_path, backend="numpy")
+    without = training.Trainer(plain)
+    for one in (trainer, without):
+        one.step([BATCHES[0]], 1e-2)
+    decayed, other = weights(model), weights(plain)
+    assert [name for name in decayed if (decayed[name] != other[name]).any()] == ["ln_w"]
+
+
+def test_a_gradient_that_is_no_number_changes_nothing(tmp_path):
+    model, trainer = start(tmp_path, "full")
+    model.engine.params.blocks[0].ln_w[0] = np.nan
+    before = weights(model)
+    with pytest.raises(RefgptError, match="not a number"):
+        trainer.step([BATCHES[0]], 1e-2)
+    assert trainer.n_steps == 0
+    assert all(np.array_equal(before[name], after, equal_nan=True) for name, after in weights(model).items())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_quantised_weights_are_trained_by_adapters_only(tmp_path, backend):
+    model = model_in(tmp_path, backend=backend, dtype="q8")
+    with pytest.raises(RefgptError, match=r"cannot be trained.*new_adapter"):
+        training.Trainer(model)
+    base = model.engine.kept()
+    trainer = training.Trainer(training.new_adapter(model))
+    losses = [trainer.step([BATCHES[0]], 1e-2).loss for _ in range(6)]
+    assert losses[-1] < losses[0]
+    for name, leaf in model.engine.kept().items():
+        assert (leaf.base if isinstance(leaf, Adapted) else leaf) is dict(base.items())[name]
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"optimiser": "adam"}, "optimiser"),
+        ({"clip": 0}, "clip"),
+        ({"optimiser": training.AdamW(decay=["lm_tail.weight"])}, r"decay: .*lm_tail"),
+        ({"muon": training.Muon(["transformer.ln_f.weight"])}, "muon: is no matrix"),
+        ({"muon": training.Muon(["nowhere"])}, "muon: there are no such weights"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named(tmp_path, settings, fault):
+    with pytest.raises(RefgptError, match=fault):
+        training.Trainer(model_in(tmp_path, backend="numpy"), **settings)
+
+
+def test_steps_that_cannot_be_made_are_refused(tmp_path):
+    _, trainer = start(tmp_path, "full")
+    for batches, lr in (([BATCHES[0]], -1), ([BATCHES[0]], np.nan), (["text"], 1e-3), ([], 1e-3)):
+        with pytest.raises(RefgptError):
+            trainer.step(batches, lr)
+    assert trainer.n_steps == 0
+
+
+def test_states_that_are_not_this_models_are_refused(tmp_path):
+    _, trainer = start(tmp_path, "full")
+    trainer.step([BATCHES[0]], 1e-3)
+    trainer.save(tmp_path / "state")
+    model, _ = start(tmp_path, "lora")
+    with pytest.raises(CheckpointError, match="another model, or another adapter"):
+        training.Trainer.resume(tmp_path / "state", model)
+    with pytest.raises(CheckpointError):
+        training.Trainer.resume(tmp_path / "nowhere", model)
+    with pytest.raises(CheckpointError, match="another precision"):
+        training.Trainer.resume(tmp_path / "state", model_in(tmp_path, backend="numpy", dtype="f64"))
+    whole = (tmp_path / "state" / STATE).read_bytes()
+    for damaged in (whole[:-8], whole[:40], b"", whole.replace(b'\\"n_steps\\"', b'\\"m_steps\\"')):
+        (tmp_path / "state" / STATE).write_bytes(damaged)
+        with pytest.raises(CheckpointError):
+            training.Trainer.resume(tmp_path / "state", model_in(tmp_path, backend="numpy"))
+
+
+def test_a_save_that_fails_leaves_the_earlier_one(tmp_path, monkeypatch):
+    _, trainer = start(tmp_path, "full")
+    trainer.save(tmp_path / "state")
+    before = (tmp_path / "state" / STATE).read_bytes()
+    trainer.step([BATCHES[0]], 1e-3)
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(CheckpointError, match="No space left"):
+        trainer.save(tmp_path / "state")
+    assert [path.name for path in (tmp_path / "state").iterdir()] == [STATE]
+    assert (tmp_path / "state" / STATE).read_bytes() == before
