@@ -8,7 +8,7 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_bytes() -> int | None:
-    """The largest resident memory of this process so far, mapped files included; None where nobody tells.
+    """The largest resident memory of this process so far, mapped files included; None if the system does not report it.
 
     Of this process alone: getrusage would also count what the process that started it held.
     """

@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def make_models(work: Path, n_layer: int, forms: list[str]) -> None:
-    """Those that are not there; one that cannot be made is told of, and the engines that need it will be left out."""
+    """Make the missing models. If one cannot be made, report it; the engines that need it are left out."""
     models = work / f"models-{n_layer}"
     models.mkdir(exist_ok=True)
     for form in forms:

@@ -65,7 +65,7 @@ def read_stamp(work: Path, isa: str) -> dict[str, str]:
 
 
 def install(work: Path, isa: str) -> None:
-    """Make the environment, or bring it up to date. A peer that cannot be installed is told of and left out."""
+    """Make the environment, or bring it up to date. A peer that cannot be installed is reported and left out."""
     done = read_stamp(work, isa)
     if not python_of(work).exists():
         venv.create(work / "venv", with_pip=True)

@@ -1,8 +1,8 @@
-"""Pictures of what ``refgpt.tracing`` finds, with matplotlib: ``pip install 'refgpt[plot]'``.
+"""Draws the results of ``refgpt.tracing`` with matplotlib: ``pip install 'refgpt[plot]'``.
 
-Each function takes what a function of ``refgpt.tracing`` returned, and labels of tokens from ``token_labels``; it draws
-on the axes that it is given, or on new ones, and returns them. Nothing is shown or saved, and no setting of matplotlib
-is changed: ``ax.figure.savefig("picture.png")``. Layers rise from below, as the residual stream does.
+Each function takes the result of a function of ``refgpt.tracing``, and token labels from ``token_labels``. It draws on
+the given axes or on new ones, and returns them. Nothing is shown or saved, and no setting of matplotlib is changed:
+``ax.figure.savefig("picture.png")``. The first layer is at the bottom.
 """
 
 from refgpt.plotting.attention import attention_grid, attention_map

@@ -1,4 +1,4 @@
-"""Attention patterns: who looks at whom."""
+"""Maps of attention patterns."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def attention_map(
     bar: bool = True,
     cmap: Any = None,
 ) -> Axes:
-    """One head's attention: a row of cells for each query, from the first token down, over the keys it looks at.
+    """One head's attention: a row of cells for each query, first token on top, and a column for each key.
 
-    Keys that a query may not see, as they come after it, stay blank.
+    Keys that a query may not see stay blank.
 
     Parameters
     ----------
@@ -44,9 +44,9 @@ def attention_map(
     ax : Axes, optional
         By default new ones.
     queries : sequence of str [t], optional
-        Labels of the queries, where only some positions were recorded.
+        Labels of the queries, if only some positions were recorded.
     vmax : float, optional
-        What has the last colour; by default the largest weight. The first colour is 0.
+        Value of the last colour; by default the largest weight. The first colour is 0.
     bar : bool
         Whether there is a colour bar.
     cmap : optional
@@ -90,9 +90,9 @@ def attention_grid(
     Parameters
     ----------
     patterns : ndarray [h, t, s] or [layer, h, t, s], or mapping of str to ndarray [h, t, s]
-        Of one layer, of several, or what ``refgpt.tracing.record`` returned: its "pattern"s are drawn.
+        Patterns of one layer or several, or a result of ``refgpt.tracing.record``, whose "pattern" entries are drawn.
     tokens : sequence of str [s], optional
-        Labels, shown where there is room for all of them; else positions are numbered.
+        Labels, shown if all of them fit; otherwise positions are numbered.
     axes : array of Axes, optional
         One for each head, in order; by default new ones, the first layer lowest.
     vmax, bar, cmap
@@ -101,7 +101,7 @@ def attention_grid(
     Returns
     -------
     ndarray of Axes
-        [rows, columns] as they lie on the page; as given, if given.
+        [rows, columns] in the order of the page; in the given shape, if axes were given.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def _stack(patterns: Any) -> tuple[list[str], np.ndarray]:
     if not isinstance(patterns, Mapping):
         try:
             three = np.ndim(patterns) == 3
-        except ValueError:  # ragged, which the next line says
+        except ValueError:  # ragged: the next line raises a clear error
             three = False
         array = numbers("patterns", patterns, "head, query, key" if three else "layer, head, query, key")
         return ([""], array[None]) if three else (list(map(str, range(len(array)))), array)
@@ -177,7 +177,7 @@ def _new_axes(n_layer: int, n_head: int, n_queries: int, n_keys: int) -> np.ndar
 
 
 def _name(layer: str, head: int, room: float) -> str:
-    """A title of what is no wider than ``room`` points, as far as it goes."""
+    """The longest title that fits into ``room`` points, if any does."""
     names = [f"layer {layer}, head {head}", f"{layer}.{head}"] if layer else [f"head {head}", str(head)]
     return next((name for name in names if text_width(name, 8) <= room), names[-1])
 
@@ -188,7 +188,7 @@ def _places(table: np.ndarray, n_layer: int, n_head: int, new: bool) -> np.ndarr
         raise RefgptError(
             "must have one for each head", where="axes", got=f"{table.size} axes", wanted=f"{n_layer * n_head}"
         )
-    if any(ax is None for ax in table.flat):  # which would be a figure for each
+    if any(ax is None for ax in table.flat):  # None would make a new figure for each
         raise RefgptError("is no axes", where="axes", got="None", wanted="matplotlib's Axes for each head")
     if not new:
         return table.reshape(n_layer, n_head)
@@ -198,7 +198,7 @@ def _places(table: np.ndarray, n_layer: int, n_head: int, new: bool) -> np.ndarr
 
 
 def _label_small(ax: Axes, keys: list[str] | None, queries: list[str], room: Room, outer: bool) -> None:
-    """Tokens where each has room, else numbers; in a grid of our own only along its edges."""
+    """Label with tokens if all fit, otherwise with numbers; in a grid of new axes only along its edges."""
     if keys is not None and all_fit(room.width * 0.8):
         label_columns(ax, keys, room.width * 0.8)
         label_rows(ax, queries, room.height * 0.8)

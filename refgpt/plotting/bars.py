@@ -1,4 +1,4 @@
-"""Bars: where a logit comes from."""
+"""Bars of logit attributions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from refgpt.tracing import Attribution
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Of the room of a layer, what its bars take.
+#: Share of a layer's width that its bars take.
 FILLED = 0.84
 
 
@@ -29,7 +29,7 @@ def attribution_bars(
     named: int = 3,
     tokenizer: Tokenizer | None = None,
 ) -> Axes:
-    """Direct logit attribution: a bar for each term of a logit, layer by layer, which together make it.
+    """Direct logit attribution: a bar for each term of a logit, layer by layer. The terms add up to the logit.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def attribution_bars(
         A bar for each head, in order, or one for all heads of a layer; then one for attention's bias, in models that
         have it, and one for its MLP.
     named : int
-        So many of the heads with the largest terms are named.
+        Number of heads with the largest terms to name.
     tokenizer : Tokenizer, optional
         Names the token in the title.
 
@@ -86,7 +86,7 @@ def attribution_bars(
     ax.margins(y=0.12)
     ax.set_xlim(-0.7, n_layer + 1.7)
     low, high = ax.get_ylim()
-    ax.set_ylim(low, high + 0.14 * (high - low))  # a line of room for the legend, above the names of heads
+    ax.set_ylim(low, high + 0.14 * (high - low))  # leave a line for the legend above the names of heads
     ax.legend(loc="upper left", ncols=3, fontsize=LARGEST)
     return ax
 

@@ -1,6 +1,6 @@
-"""What pictures are drawn on: axes, colours that everybody can tell apart, and the one way in for matplotlib.
+"""Axes, colours that are distinguishable with colour blindness, and the import of matplotlib.
 
-Axes that are given are used and returned, and nothing else is touched: no setting of matplotlib, no window.
+Given axes are used and returned. Nothing else is changed: no setting of matplotlib, no window.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
-#: From nothing to much: lightness rises all the way, so that it reads in grey and with any colour blindness too.
+#: Sequential: lightness increases monotonically, so it also works in grey and with any colour blindness.
 SEQUENTIAL = "viridis"
 #: Below and above 0: orange and violet, which no common colour blindness confuses (ColorBrewer).
 DIVERGING = "PuOr"
@@ -27,7 +27,7 @@ DIVERGING = "PuOr"
 #: differ in lightness.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7")
 GREY = "#777777"
-#: Line styles and markers that tell apart what has the same colour.
+#: Line styles and markers that distinguish lines of the same colour.
 STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ("-", "v"), ("--", "P"))
 
 POINTS = 72.0  # in an inch
@@ -62,7 +62,7 @@ def library() -> Any:
 
 
 def new_or_given(ax: Axes | None, width: float = 7.2, height: float = 3.6) -> Axes:
-    """The axes that were given, or new ones in a figure of so many inches.
+    """The given axes, or new ones in a figure of ``width`` x ``height`` inches.
 
     Raises
     ------
@@ -96,18 +96,18 @@ def cells(
     left: float = AROUND,
     below: float = AROUND,
 ) -> tuple[Axes, Room]:
-    """Axes for a heat map, and how much room its cells will have.
+    """Axes for a heat map, and the size of its cells.
 
     Parameters
     ----------
     ax : Axes or None
-        New ones are made large enough for cells of the size asked for, as far as ``MOST_INCHES`` go.
+        New axes are large enough for cells of the requested size, up to ``MOST_INCHES``.
     n_x, n_y : int
         Columns and rows.
     bar : bool
-        Whether a colour bar takes some of the width.
+        Whether to leave space for a colour bar.
     square : bool
-        Whether cells are.
+        Whether cells are square.
     left, below : float
         Points for the labels of the rows and of the columns.
     """
@@ -149,7 +149,7 @@ def heat(
     cmap: Any = None,
     limits: Mapping[str, Any],
 ) -> AxesImage:
-    """A heat map; what is NaN stays blank.
+    """Draw a heat map; NaN stays blank.
 
     Parameters
     ----------
@@ -202,7 +202,7 @@ def up_from_zero(values: np.ndarray) -> dict[str, float]:
 
 
 def ink(image: AxesImage, value: float) -> str:
-    """Black or white: what can be read on the colour of a value (relative luminance, as in WCAG 2)."""
+    """Black or white, whichever is readable on the colour of a value (relative luminance, as in WCAG 2)."""
     channels = np.array(image.to_rgba(np.array(value))[:3])
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return "black" if linear @ (0.2126, 0.7152, 0.0722) > 0.18 else "white"
@@ -216,5 +216,5 @@ def whole_ticks(axis: Any) -> None:
 
 
 def depth_names(n: int) -> list[str]:
-    """Names of the places on the residual stream: before the first block, and after each."""
+    """Names of the positions along the residual stream: before the first block, and after each block."""
     return ["embed", *map(str, range(n - 1))]

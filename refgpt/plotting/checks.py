@@ -1,4 +1,4 @@
-"""What can be drawn: arrays of numbers of the right axes, and as many labels as they have places."""
+"""Checks of arguments: arrays of numbers with the right axes, and the right number of labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LABELS = "refgpt.plotting.token_labels(tokenizer, ids) makes them of the same id
 
 
 def numbers(name: str, value: Any, axes: str) -> np.ndarray:
-    """An array of numbers with so many axes, none of them empty, in float64.
+    """Check that a value is an array of numbers with the given axes, none of them empty; return it in float64.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ def numbers(name: str, value: Any, axes: str) -> np.ndarray:
         What to call it.
     value : object
     axes : str
-        One word an axis, as "layer, head": how many there must be, and what they are for the error.
+        One word for each axis, such as "layer, head". They give the number of axes, and are named in the error.
 
     Raises
     ------
@@ -56,21 +56,21 @@ def positive(name: str, value: Any) -> float | None:
 
 
 def tokenizer_or_none(value: Any) -> Any:
-    """A tokenizer, by what pictures ask of one, or None; anything else is refused."""
+    """Check that a value is a tokenizer (has the methods that plotting uses) or None."""
     if value is not None and not all(callable(getattr(value, ask, None)) for ask in ("has", "token_bytes")):
         raise RefgptError("is no tokenizer", where="tokenizer", got=shown(value), wanted="model.tokenizer, or None")
     return value
 
 
 def title(name: str, value: Any) -> str:
-    """A text to be shown; anything else is refused."""
+    """Check that a value is a text."""
     if not isinstance(value, str):
         raise RefgptError("cannot be used", where=name, got=shown(value), wanted="a text")
     return value
 
 
 def instance(name: str, value: Any, kind: type, maker: str) -> None:
-    """Refuse what no function of ``refgpt.tracing`` has returned.
+    """Refuse a value that is not the result of a function of ``refgpt.tracing``.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def instance(name: str, value: Any, kind: type, maker: str) -> None:
     """
     if not isinstance(value, kind):
         raise RefgptError(
-            "is nothing that can be drawn",
+            "cannot be drawn",
             where=name,
             got=type(value).__name__,
             wanted=f"what refgpt.tracing.{maker} returns",
@@ -86,7 +86,7 @@ def instance(name: str, value: Any, kind: type, maker: str) -> None:
 
 
 def as_many(name: str, labels: Sequence[Any], n: int, of: str, fix: str = "") -> None:
-    """Refuse labels of another number than there are places.
+    """Refuse a wrong number of labels.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def as_many(name: str, labels: Sequence[Any], n: int, of: str, fix: str = "") ->
 
 
 def texts(name: str, labels: Sequence[Any], n: int, of: str) -> None:
-    """Refuse labels of another number than there are places, and those that are no texts: ids, say.
+    """Refuse a wrong number of labels, and labels that are not texts, such as ids.
 
     Raises
     ------

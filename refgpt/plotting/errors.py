@@ -1,4 +1,4 @@
-"""Errors by activation and layer, out of a comparison."""
+"""Errors by activation and layer, from a comparison."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from refgpt._common.errors import RefgptError
 from refgpt.plotting.checks import instance
 from refgpt.tracing import Comparison
 
-#: Fields of a ``Difference`` that are errors, and how they are called on an axis.
+#: Fields of a ``Difference`` that are errors, and their labels on an axis.
 ERRORS = {"relative": "relative error (rms)", "rms": "error (rms)", "max_abs": "largest error"}
 
 
 def error_table(name: str, comparison: Comparison, measure: str) -> tuple[list[str], np.ndarray]:
-    """Activations of the blocks that were compared, in their order, and their errors. -> names [n], [n, n_layer]
+    """The compared activations of the blocks, in order, and their errors. -> names [n], [n, n_layer]
 
-    What was not compared is NaN.
+    Activations that were not compared are NaN.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Labels that can be read: tokens with their blanks, as many as there is room for, and texts in cells."""
+"""Readable labels: tokens with visible blanks, as many as fit, and texts in cells."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
-#: Characters of a token that are shown.
+#: Most characters of a token that are shown.
 MOST_CHARACTERS = 12
-#: Sizes in points: nobody can read less than the first, and the second is enough.
+#: Smallest readable and largest useful letter size, in points.
 SMALLEST, LARGEST = 6.0, 9.0
-#: Sooner than smaller than this, labels stand upright.
+#: Below this size, labels are rotated instead of made smaller.
 LEAST_LEVEL = 7.5
 #: Height of a line of text, in sizes of its letters.
 LINE = 1.3
@@ -42,9 +42,9 @@ def readable(text: str, most: int = MOST_CHARACTERS) -> str:
 
 
 def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
-    """A label for each id: its text made readable, or its bytes where they are part of a character only.
+    """A label for each id: its readable text, or its bytes if they are only part of a character.
 
-    Ids without a text are named in angle brackets: "<end>" for the one that ends a text, else the number.
+    Ids without a text are shown in angle brackets: "<end>" for the end-of-text token, otherwise the number.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
     Raises
     ------
     RefgptError
-        If ``ids`` are no whole numbers, or ``tokenizer`` is none.
+        If ``ids`` are not whole numbers, or ``tokenizer`` is not a tokenizer.
     """
     if tokenizer_or_none(tokenizer) is None:
         raise RefgptError("is no tokenizer", where="tokenizer", got=None, wanted="model.tokenizer")
@@ -79,7 +79,7 @@ def _label(tokenizer: Tokenizer, token_id: int) -> str:
 def labels_or_numbers(
     name: str, labels: Sequence[str] | None, places: Iterable[int], of: str = "position"
 ) -> list[str]:
-    """The labels that were given, one for each place, made readable; without any the numbers of the places.
+    """The given labels, one for each place, made readable; without labels, the numbers of the places.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def labels_or_numbers(
 
 @lru_cache(maxsize=1 << 14)
 def text_width(text: str, size: float) -> float:
-    """How wide a text is in the font of the labels, in points."""
+    """Width of a text in the labels' font, in points."""
     library()
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
@@ -104,12 +104,12 @@ def text_width(text: str, size: float) -> float:
 
 
 def widest(labels: Sequence[str], size: float = LARGEST) -> float:
-    """The room that the longest label takes beside or below a heat map, in points."""
+    """Width of the longest label, in points."""
     return max((text_width(label, size) for label in labels), default=0.0)
 
 
 def label_columns(ax: Axes, labels: Sequence[str], room: float) -> None:
-    """Labels below the columns: level if all fit, else upright, and only every so many-th if need be.
+    """Labels below the columns: horizontal if all fit, otherwise vertical, and only every n-th if necessary.
 
     Parameters
     ----------
@@ -128,18 +128,18 @@ def label_columns(ax: Axes, labels: Sequence[str], room: float) -> None:
 
 
 def label_rows(ax: Axes, labels: Sequence[str], room: float) -> None:
-    """Labels beside the rows, all or every so many-th. ``room`` is points from one row to the next."""
+    """Labels beside the rows, all or every n-th. ``room`` is the distance between rows, in points."""
     size, step = _fitted(room)
     _put(ax.yaxis, list(map(readable, labels)), step, size, 0)
 
 
 def all_fit(room: float) -> bool:
-    """Whether each place has room for a label."""
+    """Whether every place can have a label."""
     return _fitted(room)[1] == 1
 
 
 def _fitted(room: float) -> tuple[float, int]:
-    """Size of the letters, and how many places there are to a label."""
+    """Size of the letters, and the number of places per label."""
     step = math.ceil(SMALLEST * LINE / room)
     return min(LARGEST, room * step / LINE), step
 
@@ -151,10 +151,10 @@ def _put(axis: Any, labels: Sequence[str], step: int, size: float, rotation: flo
 
 
 def write_cells(ax: Axes, image: AxesImage, values: np.ndarray, texts: Sequence[Sequence[str]], room: Room) -> None:
-    """Write a text into each cell of a heat map where it fits, if need be cut; in black or white, as can be read.
+    """Write a text into each cell of a heat map if it fits, shortened if necessary, in a readable colour.
 
-    values [rows, columns] as the image has them, texts likewise; cells of NaN and empty texts stay free. If most texts
-    would find no room, none is written: what is left would seem to mean something.
+    values and texts are [rows, columns] like the image; cells of NaN and empty texts stay empty. If most texts do not
+    fit, none is written, because a few texts would seem to have a special meaning.
     """
     size = min(LARGEST, room.height / LINE)
     there = [(i, j, texts[i][j]) for i, j in np.argwhere(np.isfinite(values)).tolist() if texts[i][j]]
@@ -176,7 +176,8 @@ def write_cells(ax: Axes, image: AxesImage, values: np.ndarray, texts: Sequence[
 
 
 def fitting(text: str, size: float, width: float) -> str:
-    """The text if it is no wider, else as much of it as fits before an ellipsis: two characters or nothing."""
+    """The text if it fits into ``width``, otherwise a shortened text with an ellipsis (at least two characters), or
+    ""."""
     if text_width(text, size) <= width:
         return text
     cuts = (text[:n] + "…" for n in range(len(text) - 1, 1, -1))

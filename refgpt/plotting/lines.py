@@ -1,4 +1,4 @@
-"""Lines: errors by layer, lengths of the residual stream by depth, numbers by token."""
+"""Line plots: errors by layer, norms of the residual stream by depth, numbers by token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from refgpt.tracing import Comparison
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: So many lines of a legend find room among the lines of a picture.
+#: A legend with more lines than this is drawn beside the plot.
 MOST_INSIDE = 4
 
 
@@ -96,9 +96,9 @@ def error_lines(
 
 
 def norm_lines(norms: np.ndarray, ax: Axes | None = None) -> Axes:
-    """How long the vectors of the residual stream are at each depth: a thin line a position, and their median.
+    """Norms of the residual stream's vectors at each depth: a thin line for each position, and their median.
 
-    The first position has a line of its own: in many models it is far longer than the others.
+    The first position has a separate line: in many models its norm is far larger than the others.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def token_lines(
     ax : Axes, optional
         By default new ones.
     label : str
-        What the numbers are.
+        Label of the numbers.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Heat maps of what is one number for each layer and head, layer and position, or layer and activation."""
+"""Heat maps of numbers by layer and head, layer and position, or layer and activation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def head_map(
     bar: bool = True,
     cmap: Any = None,
 ) -> Axes:
-    """One number for each head: a row of cells for each layer, the first one lowest, with the number where it fits.
+    """One number for each head: a row of cells for each layer, the first layer at the bottom, with the numbers if they
+    fit.
 
     Parameters
     ----------
@@ -41,9 +42,9 @@ def head_map(
     ax : Axes, optional
         By default new ones.
     label : str
-        What the numbers are.
+        Label of the numbers.
     signed : bool, optional
-        Whether colours are those on both sides of 0; by default if a number is negative.
+        Whether to use a diverging colour map around 0; by default if a number is negative.
     bar : bool
         Whether there is a colour bar.
     cmap : optional
@@ -83,7 +84,7 @@ def lens_map(
     bar: bool = True,
     cmap: Any = None,
 ) -> Axes:
-    """The logit lens: at each depth and position the likeliest next token, on the colour of its probability.
+    """The logit lens: the most likely next token at each depth and position, on the colour of its probability.
 
     Parameters
     ----------
@@ -94,11 +95,11 @@ def lens_map(
     ax : Axes, optional
         By default new ones.
     tokenizer : Tokenizer, optional
-        Names the likeliest tokens; without it there are colours only.
+        Used to write the most likely tokens; without it only colours are drawn.
     targets : sequence of int [t], optional
-        The id that does follow each position, or -1: cells that have it for the likeliest are framed.
+        The id that really follows each position, or -1. Cells that predict it as most likely are framed.
     down : bool
-        Positions run down and depths to the right: so the tokens of a long text find room.
+        Whether positions run downwards and depths to the right, which suits long texts.
     bar : bool
         Whether there is a colour bar.
     cmap : optional
@@ -132,7 +133,7 @@ def lens_map(
     labels = labels_or_numbers("tokens", tokens, range(n))
     depths = depth_names(n_depths)
     best = np.stack([np.argmax(depth, axis=-1) for depth in lens])  # [depth, t]
-    # One depth at a time, for v is large.
+    # One depth at a time, because v is large.
     values = np.stack([np.exp(log_softmax(depth).max(axis=-1)) for depth in lens])
     names = [[""] * n] * n_depths if tokenizer is None else [token_labels(tokenizer, row) for row in best]
     hits = np.zeros_like(best, bool) if targets is None else best == np.array(targets)
@@ -160,9 +161,9 @@ def causal_map(
     bar: bool = True,
     cmap: Any = None,
 ) -> Axes:
-    """Causal tracing: how much of the clean answer each state brings back, a row of cells for each layer.
+    """Causal tracing: how much each state restores the clean answer, a row of cells for each layer.
 
-    0 is the corrupt run, 1 the clean one; colours are those on both sides of 0.
+    0 is the corrupt run, 1 the clean run; the colours diverge around 0.
 
     Parameters
     ----------

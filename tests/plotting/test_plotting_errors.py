@@ -49,7 +49,7 @@ CASES = [
     (lambda: plotting.error_map(comparison(), measure="cosine"), "measure: .*cosine"),
     (lambda: plotting.error_map(comparison(n_layer=0)), "comparison: no activation of a block was compared; got embed"),
     (lambda: plotting.error_map(comparison(scale=0.0)), "comparison: has no error to draw"),
-    (lambda: plotting.error_lines({"q4": 3}), "q4: is nothing that can be drawn; got int"),
+    (lambda: plotting.error_lines({"q4": 3}), "q4: cannot be drawn; got int"),
     (lambda: plotting.error_lines({}), "comparisons: leaves nothing to draw"),
     (lambda: plotting.error_lines({"q4": comparison()}, parts="mlp"), "q4, parts: was not compared; got 'mlp'"),
     (lambda: plotting.norm_lines(np.ones(3)), r"norms: .*\[depth, position\]"),

@@ -1,1 +1,1 @@
-"""Kinds of files: each module reads one, and knows nothing of what a model is."""
+"""File formats: each module reads one format, without any knowledge of models."""

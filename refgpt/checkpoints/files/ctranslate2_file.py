@@ -1,4 +1,4 @@
-"""The file ``model.bin`` of CTranslate2: named arrays one after the other, and second names of some of them.
+"""The file ``model.bin`` of CTranslate2: named arrays one after the other, and aliases of some of them.
 
 The layout is that of ``_serialize`` in https://github.com/OpenNMT/CTranslate2,
 ``python/ctranslate2/specs/model_spec.py``; little-endian, nothing aligned:
@@ -33,23 +33,23 @@ U8, U16, U32 = (struct.Struct(kind) for kind in ("<B", "<H", "<L"))
 VERSION = 6
 LONGEST_NAME = 512
 MOST_RANKS = 8
-#: Of variables, and of second names: GPT-J-6B has 600, and every variable takes microseconds and a kilobyte.
+#: Most variables, and most aliases: GPT-J-6B has 600, and every variable takes microseconds and a kilobyte.
 MOST_VARIABLES = 1 << 15
 SCALE = "_scale"
 
 
 @dataclass(frozen=True)
 class Variables:
-    """What a file holds.
+    """The contents of a file.
 
     Attributes
     ----------
     spec : str
         The kind of model, "TransformerDecoderSpec" for one.
     revision : int
-        Of the specification.
+        Revision of the specification.
     arrays : dict of str to ndarray
-        Read-only views into the mapped file, also under their second names.
+        Read-only views into the mapped file, also under their aliases.
     """
 
     spec: str
@@ -58,7 +58,7 @@ class Variables:
 
 
 def spec_at(path: Path) -> str | None:
-    """The kind of model that a file says it holds; None if it is no such file."""
+    """The kind of model that a file states; None if it is not a CTranslate2 file."""
     with open_file(path, CheckpointError) as file:
         beginning = file.read(6 + LONGEST_NAME)
     if len(beginning) < 6:
@@ -75,7 +75,7 @@ def read(path: Path) -> Variables:
     Raises
     ------
     CheckpointError
-        If it is of another version, or a count, length or name makes no sense, or there is data after its end.
+        If it has another version, an invalid count, length or name, or data after its end.
     """
     mapped = map_file(path)
     with here_and_there(mapped):
@@ -105,7 +105,7 @@ class _Reader(Cursor):
         return Variables(spec, revision, arrays)
 
     def add_aliases(self, arrays: dict[str, np.ndarray]) -> None:
-        """A second name of a quantised matrix is one of its scale, too."""
+        """Add aliases. An alias of a quantised matrix is also an alias of its scale."""
         for _ in range(self.count("second names")):
             alias, name = self.name("a second name"), self.name("a variable")
             if name not in arrays or alias in arrays:
@@ -140,7 +140,7 @@ class _Reader(Cursor):
         return view(self.mapped, name, DTYPES[kind], start, n_bytes, shape)
 
     def count(self, what: str) -> int:
-        """Of variables or second names."""
+        """Read the number of variables or aliases."""
         n = self.number(U32, f"the number of {what}")
         if n > MOST_VARIABLES:
             self.refuse(f"the number of {what} makes no sense", n)

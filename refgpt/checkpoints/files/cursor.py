@@ -1,4 +1,5 @@
-"""Reading a mapped file from its beginning on: every step is held against what is left before anything is built."""
+"""Reading a mapped file sequentially. Every length is checked against the remaining bytes before anything is
+allocated."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ from refgpt.numbers.mapped import MappedFile
 
 
 class Cursor:
-    """A place in a mapped file that moves on as fields are read.
+    """A position in a mapped file that advances as fields are read.
 
     Attributes
     ----------
     at : int
-        How many bytes are before it.
+        Offset in bytes.
     """
 
     def __init__(self, mapped: MappedFile, at: int = 0) -> None:
@@ -24,26 +25,26 @@ class Cursor:
 
     @property
     def left(self) -> int:
-        """How many bytes come after it."""
+        """Number of remaining bytes."""
         return len(self.mapped) - self.at
 
     def unpack(self, fields: struct.Struct, what: str) -> tuple[Any, ...]:
-        """The next numbers; ``what`` they are is for the error."""
+        """Read the next numbers; ``what`` describes them in errors."""
         start = self.skip(fields.size, what)
         return fields.unpack_from(self.mapped, start)
 
     def take(self, n_bytes: int, what: str) -> bytes:
-        """The next bytes."""
+        """Read the next bytes."""
         start = self.skip(n_bytes, what)
         return self.mapped[start : self.at]
 
     def skip(self, n_bytes: int, what: str) -> int:
-        """Move on without reading; returns where the skipped bytes begin.
+        """Skip bytes; returns the offset at which they begin.
 
         Raises
         ------
         CheckpointError
-            If fewer are left.
+            If fewer bytes remain.
         """
         if not 0 <= n_bytes <= self.left:
             raise CheckpointError(

@@ -14,7 +14,7 @@ q8_0    scale, 32 signed bytes                     scale x byte
 ======  =========================================  ==================================
 
 The low halves of the 16 bytes are the numbers 0 to 15, the high halves 16 to 31. Every product is exact in float32, and
-a sum is rounded once, so there is one right answer, which ``decode`` gives. None of it is exact in float16 or bfloat16.
+a sum is rounded once, so the result of ``decode`` is unique. In float16 or bfloat16 it would not be exact.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BLOCKS: dict[str, np.dtype] = {
     "q5_1": np.dtype([("scale", "<f2"), ("least", "<f2"), ("fifth", "u1", 4), ("halves", "u1", 16)]),
     "q8_0": np.dtype([("scale", "<f2"), ("bytes", "i1", 32)]),
 }
-#: What is taken from the integers of formats whose numbers lie on both sides of zero.
+#: Subtracted from the integers of formats with positive and negative numbers.
 MIDDLE = {"q4_0": 8, "q5_0": 16}
 
 #: The numbers of formats (``enum ggml_type``), read or not. 4 and 5 have been removed; what is not here is newer.
@@ -84,7 +84,7 @@ FLOATS = ("f32", "f16", "bf16")
 READ = (*FLOATS, *BLOCKS)
 
 MOST_DIMENSIONS = 4  # of any ggml tensor
-#: The way out of a format that is not read.
+#: Advice for an unsupported format.
 REQUANTISE = "convert the original weights again: q8_0, q5_1, q5_0, q4_1, q4_0, f16 and f32 are read"
 
 
@@ -97,9 +97,9 @@ class Blocks(Encoded):
     blocks : ndarray [n_out, n_in / 32]
         Of one of the dtypes of ``BLOCKS``; usually a view into a mapped file.
     encoding : str
-        Its name there.
+        Its name in ``BLOCKS``.
     place : str
-        Its file and what it is called there, for errors.
+        Its file and its name in the file, for errors.
     """
 
     blocks: np.ndarray
@@ -126,7 +126,7 @@ class Blocks(Encoded):
 
 
 def decode(blocks: np.ndarray, encoding: str) -> np.ndarray:
-    """The numbers of some rows of blocks [n, b]: float32 [n, b x 32]; NaN where a scale is none."""
+    """Decode rows of blocks [n, b] to float32 [n, b x 32]; NaN where a scale is NaN."""
     numbers = integers(blocks, encoding).astype(np.float32)
     with np.errstate(invalid="ignore"):
         numbers *= blocks["scale"].astype(np.float32)[..., None]
@@ -136,7 +136,7 @@ def decode(blocks: np.ndarray, encoding: str) -> np.ndarray:
 
 
 def integers(blocks: np.ndarray, encoding: str) -> np.ndarray:
-    """What the scales multiply, of blocks [n, b]: [n, b, 32] of int8."""
+    """The integers of blocks [n, b], which the scales multiply: int8 [n, b, 32]."""
     names = BLOCKS[encoding].names or ()
     if "bytes" in names:
         return blocks["bytes"]
@@ -148,7 +148,7 @@ def integers(blocks: np.ndarray, encoding: str) -> np.ndarray:
 
 
 def n_bytes_of(where: str, encoding: str, shape: tuple[int, ...]) -> int:
-    """How many bytes a tensor takes.
+    """Number of bytes of a tensor.
 
     Raises
     ------
@@ -185,7 +185,7 @@ def encoding_of(where: str, number: int) -> str:
 
 
 def map_tensor(mapped: MappedFile, name: str, encoding: str, shape: tuple[int, ...], start: int) -> Leaf:
-    """A tensor whose bytes, as many as ``n_bytes_of`` says, begin at ``start`` of a mapped file; nothing is read.
+    """A tensor as a view of ``n_bytes_of`` bytes from ``start`` of a mapped file; nothing is read.
 
     Raises
     ------

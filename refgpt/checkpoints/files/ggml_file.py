@@ -7,8 +7,8 @@ Everything is little-endian, and nothing is aligned::
     each tensor: int32 n_dims, length of the name, type; int32 dimensions, the innermost first; the name; the numbers
 
 ``ftype`` is 1000 x (version of the quantisation) + (type of most tensors). The tensors have the names of transformers'
-``GPTJForCausalLM``. Nothing says that the model is a GPT-J: other models' files begin alike, and are told by not
-fitting.
+``GPTJForCausalLM``. The file does not state that the model is a GPT-J: files of other models begin in the same way, and
+are recognised because their sizes do not fit.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TENSOR = struct.Struct("<3i")
 
 QUANTISATION_VERSION = 2
 VERSION_FACTOR = 1000
-#: What most tensors of a file are (``enum ggml_ftype``); those that are not named are not known.
+#: Type of most tensors of a file (``enum ggml_ftype``); values that are not listed are unknown.
 FILE_TYPES = {
     0: "f32",
     1: "f16",
@@ -60,7 +60,7 @@ FILE_TYPES = {
 }
 FILE_TYPES_READ = (0, 1, 2, 3, 4, 7, 8, 9)
 
-#: Ten times the tokens of GPT-J, and their bytes: GPT-J's take 0.4 MB.
+#: Limits for tokens and their bytes, ten times those of GPT-J, whose tokens take 0.4 MB.
 MOST_TOKENS = 1 << 19
 MOST_TOKEN_BYTES = 8 << 20
 LONGEST_NAME = 256
@@ -105,13 +105,12 @@ def read(path: Path, title: str, header: Sequence[str], n_tensors: tuple[int, in
     Returns
     -------
     GgmlFile
-        Whose float tensors are read-only, unaligned views into the mapped file, and whose quantised ones are ``Blocks``
-        over it.
+        Float tensors are read-only, unaligned views into the mapped file; quantised tensors are ``Blocks`` over it.
 
     Raises
     ------
     CheckpointError
-        If it is another kind of file, is damaged or cut short, or has a format that is not read, which is named.
+        If it is another kind of file, is damaged or truncated, or has an unsupported format, which the error names.
     """
     mapped = map_file(path)
     refuse_others(mapped, "a ggml file", MAGIC)

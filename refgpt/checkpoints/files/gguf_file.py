@@ -1,8 +1,8 @@
 """The GGUF format, versions 2 and 3: metadata by key, a list of tensors, then their numbers, each on a boundary.
 
-The layout is that of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The file is read here, not by the gguf
-library: every count is held against the bytes that are left before anything is built, and tensors become views into the
-mapped file. Like ggml itself this asks that tensors lie in their order without gaps.
+The layout is that of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. This module reads the file itself
+instead of using the gguf library: it checks every count against the remaining bytes before allocating anything, and
+makes tensors views into the mapped file. Like ggml itself, it requires tensors to be stored in order without gaps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HEADER = struct.Struct("<4xI2Q")  # version, tensors, metadata
 ALIGNMENT_KEY = "general.alignment"
 DEFAULT_ALIGNMENT = 32
 
-#: Numbers in metadata, by type: how one is read.
+#: Struct formats of the numbers in metadata, by type.
 SCALARS = {
     0: struct.Struct("<B"),
     1: struct.Struct("<b"),
@@ -62,7 +62,7 @@ class GgufFile:
     Attributes
     ----------
     version : int
-        Of the format, 2 or 3.
+        Version of the format, 2 or 3.
     metadata : mapping
         By key: int, float, bool, bytes (a string: not always UTF-8), a list of bytes, or an array of numbers.
     tensors : mapping
@@ -80,8 +80,8 @@ def read(path: Path) -> GgufFile:
     Raises
     ------
     CheckpointError
-        If it is another kind of file, a version or a format that is not read, or a count, a length, an offset or a name
-        makes no sense.
+        If it is another kind of file, has an unsupported version or format, or an invalid count, length, offset or
+        name.
     """
     mapped = map_file(path)
     refuse_others(mapped, "a GGUF file", MAGIC)
@@ -121,7 +121,7 @@ def _check_version(path: Path, version: int) -> None:
 
 
 class _Metadata:
-    """Reads the keys and values; the strings are counted over all of them."""
+    """Reads the keys and values. The number of strings is limited over all values together."""
 
     def __init__(self, cursor: Cursor) -> None:
         self.cursor, self.n_strings, self.start = cursor, 0, cursor.at

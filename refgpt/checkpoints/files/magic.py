@@ -1,4 +1,4 @@
-"""What a file of weights is by its first bytes, so that a wrong one is refused by its name."""
+"""Recognises files by their first bytes, so that the error for a wrong file names its format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from refgpt.numbers.mapped import MappedFile
 RIGHT_FILE = "check that the download is complete and is the right file"
 
 SAVE_AGAIN = "save it again with a recent torch, or convert it to safetensors"
-#: First bytes (the number is written little-endian, so "ggml" is "lmgg"), what the file is, and the way out.
+#: First bytes (numbers are little-endian, so "ggml" is "lmgg"), a description of the file, and advice.
 MAGICS = {
     b"lmgg": ("a ggml file", "name this file itself as the model: it needs no other"),
     b"GGUF": ("a GGUF file", "name this file itself as the model: it needs no other"),
@@ -24,7 +24,7 @@ MAGICS = {
 }
 
 
-#: Those that no module here reads.
+#: Formats that no module here reads.
 FOREIGN = (b"fmgg", b"tjgg", b"algg", b"\x89HDF\r\n\x1a\n")
 
 
@@ -37,19 +37,19 @@ def begins_with(path: Path, magic: bytes) -> bool:
 
 
 def recognised(beginning: bytes) -> tuple[str, str] | None:
-    """What a file that begins with these bytes is, and the way out; None for any other."""
+    """The format of a file that begins with these bytes, and advice; None if unknown."""
     if len(beginning) >= 9 and beginning[8:9] == b"{" and int.from_bytes(beginning[:8], "little") < 1 << 32:
         return "a safetensors file", "give it the ending .safetensors and put config.json beside it"
     return next((kind for magic, kind in MAGICS.items() if beginning.startswith(magic)), None)
 
 
 def refuse_foreign(path: Path) -> None:
-    """Refuse a file that is plainly of a format that no reader here has.
+    """Refuse a file of a known format that cannot be read.
 
     Raises
     ------
     CheckpointError
-        That says which.
+        Names the format.
     """
     found = next((magic for magic in FOREIGN if begins_with(path, magic)), None)
     if found is not None:
@@ -63,7 +63,7 @@ def refuse_others(mapped: MappedFile, wanted: str, magic: bytes) -> None:
     Raises
     ------
     CheckpointError
-        That says what the file is instead, where that can be told.
+        Names the file's actual format, if it is known.
     """
     beginning = mapped[:16]
     if beginning.startswith(magic):

@@ -1,7 +1,7 @@
-"""The files of ``numpy.savez``: a zip archive of arrays, mapped where they lie.
+"""The files of ``numpy.savez``: zip archives of arrays, which are mapped.
 
 The layout is that of https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html. An array's header is a
-Python dictionary; it is matched against the one way in which NumPy writes it, and never evaluated.
+Python dictionary; it is matched against NumPy's exact form, and never evaluated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from refgpt.checkpoints.files.zip_directory import Member, read_directory
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.mapped import MappedFile, here_and_there, map_file, view
 
-#: bfloat16 is no dtype of NumPy's; JAX's arrays of it are saved as "two bytes of something".
+#: NumPy has no bfloat16; JAX saves such arrays with the dtype "two bytes, unspecified".
 DTYPES: dict[str, np.dtype] = {
     "<V2": BFLOAT16,
     "|V2": BFLOAT16,

@@ -1,9 +1,8 @@
-"""A pickle is a program for a small stack machine. This is that machine, with only the instructions that tensors need.
+"""A pickle is a program for a small stack machine. This module is that machine with only the instructions for tensors.
 
-Python's own ``pickle`` imports and calls whatever a file names, so opening a stranger's file runs the stranger's
-code. Here nothing is imported and nothing foreign is called: a global name is looked up in a table of a dozen
-entries, each an object of this module, and an instruction or name that is not in its table ends the reading. So there
-is nothing to be tricked into.
+Python's own ``pickle`` imports and calls whatever a file names, so opening an untrusted file runs its code. Here
+nothing is imported and no foreign code is called: a global name is looked up in a table of a dozen objects of this
+module, and an instruction or name that is not in its table is an error.
 
 torch writes protocol 2 (https://docs.python.org/3/library/pickletools.html describes every instruction).
 """
@@ -30,7 +29,7 @@ MOST_INSTRUCTIONS = 1 << 16
 
 @dataclass(frozen=True)
 class Storage:
-    """A run of numbers that a tensor views: the member ``data/<key>`` of the archive."""
+    """The numbers that a tensor views: the member ``data/<key>`` of the archive."""
 
     key: str
     dtype: np.dtype
@@ -39,7 +38,8 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A view of a storage; offset, shape and strides count elements, as the file states them: not yet checked."""
+    """A view of a storage. Offset, shape and strides count elements; they are as stated in the file, not yet
+    checked."""
 
     storage: Storage
     offset: int
@@ -49,7 +49,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Maker:
-    """What a callable's name stands for: a function of this module, to be given the arguments on the stack."""
+    """The function of this module that replaces a named callable. It gets the arguments on the stack."""
 
     make: Callable[[tuple], Any]
 
@@ -98,7 +98,7 @@ STORAGES = {
     "Bool": np.dtype("?"),
 }
 
-#: Everything a file may name.
+#: All names that a file may use.
 GLOBALS: dict[str, object] = {
     "collections.OrderedDict": Maker(_make_dict),
     "torch._utils._rebuild_tensor_v2": Maker(_make_tensor),
@@ -131,7 +131,7 @@ class Machine:
         Raises
         ------
         CheckpointError
-            At the first instruction or name that a file of tensors has no use for, or that does not make sense.
+            At the first instruction or name that is invalid or not needed for tensors.
         """
         if len(self.program) > LARGEST_PROGRAM:
             self.refuse("the list of tensors is absurdly long", f"{len(self.program)} bytes")
@@ -146,7 +146,7 @@ class Machine:
         self.refuse("the list of tensors is absurdly long", f"more than {MOST_INSTRUCTIONS} instructions")
 
     def finish(self) -> object:
-        """The one value that must be left at the end."""
+        """Return the single value that must remain at the end."""
         if self.at != len(self.program):
             self.refuse("there is data after the end of the list of tensors")
         result = self.pop()
@@ -250,7 +250,7 @@ class Machine:
         self.push(target)
 
     def build(self) -> None:
-        """Attributes of a state dict (the version numbers of its modules) say nothing about tensors: dropped."""
+        """Drop the attributes of a state dict (version numbers of modules): tensors do not need them."""
         state, target = self.pop(), self.pop()
         if not isinstance(target, dict) or not isinstance(state, dict):
             self.refuse("the file asks for more than tensors", "attributes of an object")

@@ -1,7 +1,7 @@
 """The safetensors format: eight bytes of length, a JSON header, then the tensors' bytes side by side.
 
-The layout is described at https://huggingface.co/docs/safetensors. The header is read here, not by the safetensors
-library, because the byte offsets are wanted: tensors become views into the mapped file.
+The layout is described at https://huggingface.co/docs/safetensors. This module reads the header itself instead of using
+the safetensors library, because it needs the byte offsets: tensors become views into the mapped file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype("?"),
 }
 
-#: A hundred times what a 6B model needs.
+#: Size limit of the header, a hundred times what a 6B model needs.
 LARGEST_HEADER = 4 << 20
 
 
@@ -60,7 +60,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_mapped(mapped: MappedFile) -> tuple[dict[str, np.ndarray], object]:
-    """The same of a file that is mapped already, and what the header has for ``__metadata__``, unchecked."""
+    """Like ``read``, for a mapped file. Also returns the header's ``__metadata__``, unchecked."""
     path = mapped.path
     header, data_start = _read_header(mapped)
     metadata = header.pop("__metadata__", None)

@@ -9,7 +9,7 @@ from refgpt.numbers.mapped import release
 
 
 class ScaledRows(Encoded):
-    """Rows of an array.
+    """A matrix made of an array's rows, reordered, scaled, or both.
 
     Parameters
     ----------
@@ -19,7 +19,7 @@ class ScaledRows(Encoded):
         float32; what the numbers were multiplied with before they were rounded to integers. A number is the integer
         times ``1 / scale``, with either operation rounded to float32.
     order : ndarray [n_out] or None
-        Which of the stored rows each row is; None if they are in order.
+        Index of the stored row for each row; None if they are in order.
     place : str
         See ``Encoded``.
     """
@@ -36,7 +36,7 @@ class ScaledRows(Encoded):
         which = slice(start, stop) if self.order is None else self.order[start:stop]
         if self.scale is None:
             return self.stored[which]
-        with np.errstate(all="ignore"):  # numbers that are none are found by who asked for them
+        with np.errstate(all="ignore"):  # the caller checks for NaN and infinity
             return self.stored[which].astype(np.float32) * (np.float32(1) / self.scale[which])[:, None]
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""A matrix whose parts lie apart, or lie on their side: joined and turned while its rows are read."""
+"""A matrix whose parts are stored separately or transposed. They are joined and transposed while its rows are read."""
 
 from __future__ import annotations
 
