@@ -75,7 +75,11 @@ def find_mask(
         raise ConfigError(
             f"{key} makes no sense", where=path, got=shown(stated), wanted=" or ".join(MASKS[1:]), fix=FIX
         )
-    corners = {name: _corner(buffer, n_ctx) for name, buffer in buffers.items() if name.endswith((".attn.bias", ".attention.bias"))}
+    corners = {
+        name: _corner(buffer, n_ctx)
+        for name, buffer in buffers.items()
+        if name.endswith((".attn.bias", ".attention.bias"))
+    }
     found = {name: _pattern(corner) for name, corner in corners.items() if corner is not None}
     patterns = set(found.values())
     if len(patterns) > 1 or "other" in patterns:

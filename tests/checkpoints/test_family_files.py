@@ -52,7 +52,7 @@ def test_logits_are_those_of_transformers(case):
 def test_every_format_keeps_every_bit(tmp_path, case):
     """From each format to each other."""
     at, want, config = HERE / case, numbers(HERE / case), open_checkpoint(HERE / case).config
-    for n, to in enumerate("hf gguf refgpt hf refgpt gguf hf".split()):
+    for n, to in enumerate(["hf", "gguf", "refgpt", "hf", "refgpt", "gguf", "hf"]):
         convert(open_checkpoint(at), None, tmp_path / f"{n}", to)
         at = tmp_path / f"{n}"
         there = open_checkpoint(at)
@@ -146,7 +146,7 @@ def test_a_fused_tensor_of_another_shape_is_named(tmp_path):
         open_checkpoint(path)
 
 
-# ---- config.json ---------------------------------------------------------------------------------------------------------
+# ---- config.json ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
