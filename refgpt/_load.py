@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from refgpt._common.arguments import flag, one_of, path_of, whole_number
-from refgpt._common.errors import RefgptError
+from refgpt._common.errors import RefgptError, TokenizerError
 from refgpt._common.float_state import default_float_state
 from refgpt._common.progress import Progress
 from refgpt._common.wording import shown
@@ -22,7 +23,7 @@ from refgpt.numbers.dtypes import KV_DTYPES, KVDtype, known_dtype
 from refgpt.numbers.panels import PACKED_DTYPES
 from refgpt.runtime.engine import Engine
 from refgpt.runtime.spec_engine import SpecEngine, kept_params
-from refgpt.tokenizers import Tokenizer, find_tokenizer, tokenizer_of
+from refgpt.tokenizers import Tokenizer, find_tokenizer, load_tokenizer, tokenizer_of
 
 log = logging.getLogger("refgpt")
 
@@ -41,6 +42,7 @@ def load(
     verify: bool = True,
     revision: str | None = None,
     copy: bool = False,
+    tokenizer: str | os.PathLike[str] | Tokenizer | bool | None = None,
 ) -> Model:
     """Load a model.
 
@@ -75,6 +77,9 @@ def load(
     copy : bool
         Whether to copy into memory also those weights that could be read where they lie in their files: of a model in
         the packed format, and of any model with the NumPy backend. See the notes.
+    tokenizer : path-like, Tokenizer, False or None
+        None: the model's own, if it has one. If that cannot be used, a warning says why, and the model takes and gives
+        ids alone. Another: one from ``refgpt.load_tokenizer``, or where its files are. False: none.
 
     Returns
     -------
@@ -99,8 +104,8 @@ def load(
     kept_in, cached_in = known_dtype(dtype), known_dtype(kv_dtype)
     check_options(backend, kept_in, threads, cached_in)
     flag("verify", verify, RefgptError)
-    checkpoint, tokenizer = open_model(path, mask, progress, revision)
-    return start(checkpoint, tokenizer, backend, kept_in, mask, threads, cached_in, progress, verify, copy)
+    checkpoint, found = open_model(path, mask, progress, revision, tokenizer)
+    return start(checkpoint, found, backend, kept_in, mask, threads, cached_in, progress, verify, copy)
 
 
 def check_options(backend: str, dtype: str | None, threads: int | None, kv_dtype: KVDtype | None) -> None:
@@ -205,19 +210,44 @@ def open_model(
     mask: str = "auto",
     progress: Progress | None = None,
     revision: str | None = None,
+    tokenizer: str | os.PathLike[str] | Tokenizer | bool | None = None,
 ) -> tuple[Checkpoint, Tokenizer | None]:
     """A model's files without its weights' numbers: what ``load`` begins with, in well under a second, but for archives
     and what has to be fetched first.
 
     Parameters, and the errors that need no numbers, are those of ``load``.
     """
-    path = _files_of(path, revision)
-    checkpoint = open_checkpoint(path, mask, progress)
+    given: Tokenizer | None = None
+    if isinstance(tokenizer, Tokenizer):
+        given = tokenizer
+    elif tokenizer is True:
+        raise RefgptError(
+            "cannot be used",
+            where="tokenizer",
+            got="True",
+            wanted="a path, a Tokenizer, False or None",
+            fix="leave it out",
+        )
+    elif tokenizer is not None and tokenizer is not False:
+        given = load_tokenizer(tokenizer)
+    checkpoint = open_checkpoint(_files_of(path, revision), mask, progress)
+    if tokenizer is None:
+        checkpoint, found = _with_own_tokenizer(checkpoint)
+    else:
+        checkpoint, found = replace(checkpoint, own_tokenizer=False), given
+    if found is not None:
+        found.fit(checkpoint.config.n_vocab)
+    return checkpoint, found
+
+
+def _with_own_tokenizer(checkpoint: Checkpoint) -> tuple[Checkpoint, Tokenizer | None]:
+    """The tokenizer that came with a checkpoint; if it is broken, none, and the checkpoint knows why."""
     vocabulary, directory = checkpoint.vocabulary, checkpoint.directory
-    tokenizer = find_tokenizer(directory) if vocabulary is None else tokenizer_of(vocabulary, directory)
-    if tokenizer is not None:
-        tokenizer.fit(checkpoint.config.n_vocab)
-    return checkpoint, tokenizer
+    try:
+        return checkpoint, find_tokenizer(directory) if vocabulary is None else tokenizer_of(vocabulary, directory)
+    except TokenizerError as fault:
+        log.warning("the model's tokenizer cannot be used, so that it takes and gives ids alone: %s", fault)
+        return replace(checkpoint, tokenizer_fault=str(fault)), None
 
 
 def _files_of(path: str | os.PathLike[str] | None, revision: str | None) -> Path:

@@ -203,8 +203,11 @@ class Model:
         settings = GenerationParams.of(params, changes)
         batch = is_batch(prompt)
         prompts: Any = prompt if batch else [prompt]
-        done = generate(self, [encode_prompt(one, self.config, self.tokenizer, settings) for one in prompts], settings)
+        done = generate(self, [self._encode(one, settings) for one in prompts], settings)
         return done if batch else done[0]
+
+    def _encode(self, prompt: Prompt, settings: GenerationParams) -> list[int]:
+        return encode_prompt(prompt, self.config, self.tokenizer, settings, self.checkpoint.tokenizer_fault)
 
     def stream(self, prompt: Prompt, params: GenerationParams | None = None, **changes: Any) -> Iterator[str]:
         """Continue one prompt, piece by piece.
@@ -233,9 +236,10 @@ class Model:
             raise GenerationError(
                 "this model has no tokenizer, so there is no text to stream",
                 where="stream",
+                got=self.checkpoint.tokenizer_fault or None,
                 fix="use generate, whose result has .ids",
             )
-        return stream_text(self, encode_prompt(prompt, self.config, self.tokenizer, settings), settings)
+        return stream_text(self, self._encode(prompt, settings), settings)
 
     def score(self, prompt: Prompt | np.ndarray, continuations: Sequence[Prompt] | np.ndarray) -> list[np.ndarray]:
         """Log-probabilities of texts that may follow a prompt.
@@ -264,7 +268,10 @@ class Model:
             If the prompt or a continuation cannot be used, or they are longer together than the model's context; before
             anything is computed.
         """
-        return score(self, *encode_continuations(prompt, continuations, self.config, self.tokenizer))
+        return score(
+            self,
+            *encode_continuations(prompt, continuations, self.config, self.tokenizer, self.checkpoint.tokenizer_fault),
+        )
 
     def classify(
         self,

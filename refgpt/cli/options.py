@@ -116,16 +116,22 @@ def add_loading_arguments(group: argparse._ActionsContainer, dtypes: Sequence[st
         choices=KV_DTYPES,
         help="what to keep the attention cache in (default: f16 with q8 and q4, else f32)",
     )
-    add_revision(group)
+    add_source(group)
     add("-t", "--threads", type=int, metavar="N", help="threads to use (default: one per core)")
 
 
-def add_revision(group: argparse._ActionsContainer) -> None:
-    """Declare which version of a model on the hub is meant."""
+def add_source(group: argparse._ActionsContainer) -> None:
+    """Declare which version of a model on the hub is meant, and which tokenizer."""
     group.add_argument(
         "--revision",
         metavar="REVISION",
         help="of a model on the hub: a branch, tag or commit (default: the main branch)",
+    )
+    group.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        type=lambda text: False if text == "none" else text,
+        help="a tokenizer instead of the model's: its directory or file; none for ids alone",
     )
 
 
