@@ -106,16 +106,18 @@ def cache(n_slots: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     return k, v
 
 
-def attention(dtype: str, n_rows: int) -> Work:
-    """The last ``n_rows`` positions of a full context."""
+def attention(dtype: str, n_rows: int, window: int = N_CTX) -> Work:
+    """The last ``n_rows`` positions of a full context, of whose keys each sees ``window``."""
     n_slots = 8 if n_rows == 1 else 1
     k_cache, v_cache = cache(n_slots, dtype)
     q, out = random(n_rows, N_HEAD, D_HEAD), random(n_rows, N_HEAD, D_HEAD)
     n_visible = np.arange(N_CTX - n_rows, N_CTX) + 1
+    first = np.maximum(n_visible - window, 0)
     tiles = [kernels.query_tiles(np.full(n_rows, slot)) for slot in range(n_slots)]
-    calls = [partial(kernels.attention, q, k_cache, v_cache, t, n_visible, out) for t in tiles]
-    n_ops = 4 * int(n_visible.sum()) * N_HEAD * D_HEAD
-    return Work(cycle(calls), (k_cache.nbytes + v_cache.nbytes) // n_slots, n_ops, n_rows > 1)
+    calls = [partial(kernels.attention, q, k_cache, v_cache, t, n_visible, out, first_visible=first) for t in tiles]
+    n_ops = 4 * int((n_visible - first).sum()) * N_HEAD * D_HEAD
+    n_bytes = (k_cache.nbytes + v_cache.nbytes) // n_slots * int(n_visible[-1] - first[0]) // N_CTX
+    return Work(cycle(calls), n_bytes, n_ops, n_rows > 1)
 
 
 def kv_append(dtype: str) -> Work:
@@ -133,6 +135,12 @@ def embedding(dtype: str) -> Work:
     return Work(cycle(calls), N_PREFILL * D_MODEL * table.itemsize + out.nbytes)
 
 
+def embedding_panels(dtype: str) -> Work:
+    table, out = kernels.pack(random(N_VOCAB, D_MODEL, dtype=dtype)), random(N_PREFILL, D_MODEL)
+    ids = np.random.default_rng(0).integers(0, N_VOCAB, (100, N_PREFILL))
+    return Work(cycle([partial(kernels.embedding, table, some, out) for some in ids]), 2 * out.nbytes)
+
+
 def embedding_quantised() -> Work:
     table, out = quantised("q8", N_VOCAB, D_MODEL), random(N_PREFILL, D_MODEL)
     ids = np.random.default_rng(0).integers(0, N_VOCAB, (100, N_PREFILL))
@@ -142,6 +150,11 @@ def embedding_quantised() -> Work:
 def residual() -> Work:
     x, a, b = (random(N_PREFILL, D_MODEL) for _ in range(3))
     return Work(cycle([partial(kernels.residual, x, a, b, x)]), 4 * x.nbytes)
+
+
+def add() -> Work:
+    x, a = (random(N_PREFILL, D_MODEL) for _ in range(2))
+    return Work(cycle([partial(kernels.add, x, a, x)]), 3 * x.nbytes)
 
 
 def rowwise(op: str, n: int) -> Work:
@@ -154,10 +167,11 @@ def layer_norm() -> Work:
     return Work(cycle([partial(kernels.layer_norm, x, w, b, 1e-5, out)]), 2 * x.nbytes)
 
 
-def rotary() -> Work:
+def rotary(halves: bool = False) -> Work:
     x, out = random(N_PREFILL, N_HEAD, D_HEAD), random(N_PREFILL, N_HEAD, D_HEAD)
-    tables = rotary_tables(D_ROTARY, N_CTX)
-    return Work(cycle([partial(kernels.rotary, x, *tables, np.arange(N_PREFILL), out)]), 2 * x.nbytes)
+    tables = rotary_tables(D_ROTARY, N_CTX, halves=halves)
+    turn = kernels.rotary_halves if halves else kernels.rotary
+    return Work(cycle([partial(turn, x, *tables, np.arange(N_PREFILL), out)]), 2 * x.nbytes)
 
 
 def row_sum(n_bytes: int = BEYOND_CACHES) -> Work:
@@ -195,9 +209,10 @@ def linears(kind: str) -> dict[str, Callable[[], Work]]:
 
 
 def attentions(dtype: str) -> dict[str, Callable[[], Work]]:
-    return {
+    whole = {
         f"{n} rows, 2048 keys" if n > 1 else "1 row, 2048 keys": partial(attention, dtype, n) for n in (1, N_PREFILL)
     }
+    return whole | {"1 row, the last 256 of 2048 keys": partial(attention, dtype, 1, N_CTX // 8)}
 
 
 CASES: dict[str, dict[str, Callable[[], Work]]] = {
@@ -207,11 +222,18 @@ CASES: dict[str, dict[str, Callable[[], Work]]] = {
     **{f"kv_append_{dtype}": {"512 rows": partial(kv_append, dtype)} for dtype in ("f32", "f16")},
     **{f"embedding_{dtype}": {"512 rows of 4096": partial(embedding, dtype)} for dtype in ("f32", "f16", "bf16")},
     "embedding_q8": {"512 rows of 4096": embedding_quantised},
+    **{
+        f"embedding_panels_{dtype}": {"512 rows of 4096": partial(embedding_panels, dtype)}
+        for dtype in ("f32", "f16", "bf16")
+    },
     "residual": {"512 rows of 4096": residual},
+    "add": {"512 rows of 4096": add},
     "softmax": {"512 rows of 2048": partial(rowwise, "softmax", N_CTX)},
     "gelu": {"512 rows of 16384": partial(rowwise, "gelu", D_FF)},
+    "gelu_erf": {"512 rows of 16384": partial(rowwise, "gelu_erf", D_FF)},
     "layer_norm": {"512 rows of 4096": layer_norm},
     "rotary": {"512 rows, 64 of 256 turn": rotary},
+    "rotary_halves": {"512 rows, 64 of 256 turn": partial(rotary, True)},
     "row_sum": {"512 MiB": row_sum},
     "pack_b2": {"16384 x 4096": partial(pack, "f16")},
     "pack_b4": {"16384 x 4096": partial(pack, "f32")},

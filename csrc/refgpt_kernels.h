@@ -34,7 +34,7 @@
 #include <stdint.h>
 
 /* Changes whenever a struct or a contract below changes; the binding refuses another number. */
-#define REFGPT_ABI 5
+#define REFGPT_ABI 6
 #define REFGPT_LANES 16     /* rows side by side in a panel */
 #define REFGPT_CHUNK 32     /* terms of a partial sum */
 #define REFGPT_FEW_ROWS 8   /* that linear takes as they are; the most rows of a query tile */
@@ -84,8 +84,10 @@ typedef struct {
     int64_t slot;              /* which sequence of the cache */
 } refgpt_query_tile;
 
-/* z[r, h] = sum over s < n_visible[r] of softmax(q[r, h] . k[s, h] / sqrt(d_head)) v[s, h]. Items: tiles x heads, heads fastest.
- * Scores are chunked over d_head, exp is summed striped, z is chunked over s. attention_{f32,f16}: the dtype of the cache. */
+/* z[r, h] = sum over first_visible[r] <= s < n_visible[r] of softmax(q[r, h] . k[s, h] / divisor) v[s, h]. Items: tiles x heads,
+ * heads fastest. Scores are chunked over d_head, exp is summed striped from the first visible key on, z is chunked over s: chunks
+ * are cut from key 0 on, so that the first may be the end of one. Keys outside are not read, but for those that share a panel with
+ * one inside. attention_{f32,f16}: the dtype of the cache. */
 typedef struct {
     const float *q; /* [t, n_head, d_head], rotated */
     const void *k;  /* [slot][n_head] panels [capacity / 16][d_head][16]: lanes are keys */
@@ -94,8 +96,10 @@ typedef struct {
     float *pattern; /* [n_head, t, n_keys] or NULL; invisible keys get 0 */
     float *scratch; /* [workers][8][capacity] */
     const refgpt_query_tile *tiles;
-    const int64_t *n_visible; /* [t], 1 .. capacity: causal or prefix mask, a row sees the keys before this one */
+    const int64_t *first_visible; /* [t], 0 .. n_visible - 1: local mask, a row sees the keys from this one on; NULL is all 0 */
+    const int64_t *n_visible;     /* [t], 1 .. capacity: causal or prefix mask, a row sees the keys before this one */
     int64_t n_rows, n_keys, n_head, d_head, capacity; /* capacity is a multiple of 16 */
+    float divisor;                                    /* of the scores */
 } refgpt_attention_args;
 
 /* Puts keys and values at their positions in the cache, rounded to its dtype (nearest even); what is too large for float16 becomes
@@ -133,8 +137,12 @@ typedef struct {
     int64_t n;
 } refgpt_gelu_args;
 
+/* y = max(x, 0) - t Q(t) with t = |x| and Q(t) = (1 - erf(t / sqrt 2)) / 2, as csrc/ops/gelu_erf.h writes it in steps: GELU itself.
+ * Its arguments are gelu's, its op is gelu_erf. x may be y. Items: rows. */
+
 /* Turns the pairs (2i, 2i+1) of the first d_rotary dimensions of every head by the row's angle and copies the rest:
- * y = fma(x, cos, partner * sin), with sin negated at even dimensions. x may be y. Items: rows. */
+ * y = fma(x, cos, partner * sin), with sin negated at even dimensions. x may be y. Items: rows. rotary_halves: the pairs are
+ * (i, i + d_rotary / 2), sin is negated in the first half, and the tables hold each half's cosines and sines in turn. */
 typedef struct {
     const float *x;           /* [t, n_head, d_head] */
     const float *cos;         /* [n_ctx, d_rotary], each cosine twice */
@@ -151,9 +159,18 @@ typedef struct {
     int64_t n;
 } refgpt_residual_args;
 
-/* y[r] = table[ids[r]], widened exactly. Items: rows. embedding_{f32,f16,bf16,q8}: the dtype of the table. */
+/* y = x + a. y may be either. Items: rows. */
 typedef struct {
-    const void *table;  /* [n_vocab, n]; of 8 bits: panels [ceil(n_vocab / 16)][ceil(n / 32)] of blocks */
+    const float *x, *a; /* [n_rows, n] */
+    float *y;
+    int64_t n;
+} refgpt_add_args;
+
+/* y[r] = table[ids[r]], widened exactly. Items: rows. embedding_{f32,f16,bf16,q8}: the dtype of the table.
+ * embedding_panels_{f32,f16,bf16}: a table in panels. */
+typedef struct {
+    const void
+        *table; /* [n_vocab, n]; panels [ceil(n_vocab / 16)][n][16]; or of 8 bits [ceil(n_vocab / 16)][ceil(n / 32)] blocks */
     const int64_t *ids; /* [n_rows], 0 .. n_vocab - 1 */
     float *y;           /* [n_rows, n] */
     int64_t n;

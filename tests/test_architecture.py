@@ -52,7 +52,7 @@ INNER_FLOORS = {
     "spec": [{"config", "masks", "ops", "positions", "taps"}, {"ids"}, FAMILIES, {"families"}, {"bounds"}],
     "checkpoints": [{"checkpoint", "files", "mask"}, {"families"}, {"layouts"}, {"open", "hub"}],
     "runtime": [
-        {"engine", "batch", "buffers", "cache", "rotation", "taps"},
+        {"engine", "activation", "batch", "buffers", "cache", "rotation", "taps"},
         {"attend", "recorded", "spec_engine"},
         FAMILIES,
         {"families"},

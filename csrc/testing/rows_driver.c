@@ -22,6 +22,7 @@ typedef struct {
         refgpt_linear_quantised_args linear_quantised;
         refgpt_quantise_rows_args quantise_rows;
         refgpt_residual_args residual;
+        refgpt_add_args add;
         refgpt_attention_args attention;
         refgpt_kv_append_args kv_append;
         refgpt_softmax_args softmax;
@@ -208,12 +209,20 @@ static void attention_case(call *c, const char *dtype, int64_t n, int64_t n_rows
                                 random_below(4) ? output(c, n_head * n_rows * n_keys * (int64_t)sizeof(float)) : NULL,
                                 floats(c, 8 * capacity),
                                 tiles,
+                                NULL,
                                 indices(c, n_rows, 1, n_keys + 1),
                                 n_rows,
                                 n_keys,
                                 n_head,
                                 d_head,
-                                capacity};
+                                capacity,
+                                2.5f};
+    if (random_below(2)) { /* local: some of the last keys that each row sees */
+        const int64_t *n_visible = c->args.attention.n_visible;
+        int64_t *first_visible = indices(c, n_rows, 0, 1);
+        for (int64_t r = 0; r < n_rows; r++) first_visible[r] = random_below(n_visible[r]);
+        c->args.attention.first_visible = first_visible;
+    }
     c->n_items = n_tiles * n_head;
 }
 
@@ -273,6 +282,20 @@ static void embedding_case(call *c, const char *dtype, int64_t n, int64_t n_rows
     c->n_items = n_rows;
 }
 
+static void embedding_panels_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    void *table = stored(c, panels_of(33) * n * LANES, dtype);
+    c->args.embedding =
+        (refgpt_embedding_args){table, indices(c, n_rows, 0, 33), output(c, n_rows * n * (int64_t)sizeof(float)), n};
+    c->n_items = n_rows;
+}
+
+static void add_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    (void)dtype;
+    c->args.add =
+        (refgpt_add_args){floats(c, n_rows * n), floats(c, n_rows * n), output(c, n_rows * n * (int64_t)sizeof(float)), n};
+    c->n_items = n_rows;
+}
+
 static void residual_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     (void)dtype;
     c->args.residual = (refgpt_residual_args){floats(c, n_rows * n), floats(c, n_rows * n), floats(c, n_rows * n),
@@ -318,13 +341,15 @@ static const struct {
     {"attention", attention_case},
     {"kv_append", kv_append_case},
     {"softmax", softmax_case},
-    {"gelu", gelu_case},
-    {"rotary", rotary_case},
+    {"gelu", gelu_case},     /* gelu_erf too, */
+    {"rotary", rotary_case}, /* and rotary_halves: they take the same arguments */
     {"layer_norm", layer_norm_case},
+    {"embedding_panels", embedding_panels_case}, /* before the shorter name */
     {"embedding", embedding_case},
     {"row_sum", row_sum_case},
     {"pack", pack_case},
     {"residual", residual_case},
+    {"add", add_case},
     {"quantise_rows", quantise_rows_case}, /* before the shorter name */
     {"quantise", quantise_case},
     {"digests", digests_case},

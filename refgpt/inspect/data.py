@@ -106,6 +106,7 @@ def gather(model: Model, ids: np.ndarray, prefix_len: int, verify: bool, progres
             "embed": attribution.embed,
             "heads": attribution.heads.tolist(),
             "mlps": attribution.mlps.tolist(),
+            "attn_biases": attribution.attn_biases.tolist(),
             "bias": attribution.bias,
             "total": attribution.total,
             "logit": attribution.logit,

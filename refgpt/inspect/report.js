@@ -466,11 +466,13 @@ function drawLens() {
 // Attribution: a bar for each writer, in groups.
 
 function drawAttribution() {
-  const { token: id, embed, heads, mlps, bias, total, logit } = data.attribution;
+  const { token: id, embed, heads, mlps, attn_biases: biases, bias, total, logit } = data.attribution;
+  const biased = biases.some((value) => value !== 0); // of attention's output, which GPT-J has not
   const blocks = heads.map((terms, layer) => ({
     name: String(layer),
     bars: [
       ...terms.map((value, head) => ({ name: `layer ${layer}, head ${head}`, value })),
+      ...(biased ? [{ name: `layer ${layer}, attention's bias`, value: biases[layer] }] : []),
       { name: `layer ${layer}, MLP`, value: mlps[layer], striped: true },
     ],
   }));
@@ -526,13 +528,13 @@ function drawAttribution() {
   });
   select(values.indexOf(Math.max(...values)));
 
-  const head = ["layer", ...heads[0].map((_, i) => `head ${i}`), "MLP", "sum"];
+  const head = ["layer", ...heads[0].map((_, i) => `head ${i}`), ...(biased ? ["bias"] : []), "MLP", "sum"];
   const sumOf = (terms) => terms.reduce((sum, term) => sum + term, 0);
   const rows = heads.map((terms, layer) => [
     String(layer),
-    ...[...terms, mlps[layer], sumOf(terms) + mlps[layer]].map(signed),
+    ...[...terms, ...(biased ? [biases[layer]] : []), mlps[layer], sumOf(terms) + biases[layer] + mlps[layer]].map(signed),
   ]);
-  const filled = (name, value) => [name, ...Array(heads[0].length + 1).fill(""), signed(value)];
+  const filled = (name, value) => [name, ...Array(heads[0].length + (biased ? 2 : 1)).fill(""), signed(value)];
   byId("attribution-table").append(
     table(head, [filled("embed", embed), ...rows, filled("bias", bias), filled("total", total)]),
   );

@@ -4,7 +4,18 @@ from refgpt.kernels.attention import attention, kv_append, kv_shapes, query_tile
 from refgpt.kernels.calling import Program
 from refgpt.kernels.linear import LinearInput, linear, pack, quantise_rows, scratch_bytes
 from refgpt.kernels.native import CHUNK, FEW_ROWS
-from refgpt.kernels.ops import embedding, gelu, layer_norm, residual, rotary, row_sum, softmax
+from refgpt.kernels.ops import (
+    add,
+    embedding,
+    gelu,
+    gelu_erf,
+    layer_norm,
+    residual,
+    rotary,
+    rotary_halves,
+    row_sum,
+    softmax,
+)
 from refgpt.kernels.quantising import digests, quantise, store
 from refgpt.kernels.registry import Kernel, active, force_isa, forced_isa, list_kernels
 from refgpt.kernels.selfcheck import check_bits, wrong_kernels
@@ -20,6 +31,7 @@ __all__ = [
     "LinearInput",
     "Program",
     "active",
+    "add",
     "attention",
     "check_bits",
     "check_threads",
@@ -28,6 +40,7 @@ __all__ = [
     "force_isa",
     "forced_isa",
     "gelu",
+    "gelu_erf",
     "kv_append",
     "kv_shapes",
     "layer_norm",
@@ -39,6 +52,7 @@ __all__ = [
     "query_tiles",
     "residual",
     "rotary",
+    "rotary_halves",
     "row_sum",
     "scratch_bytes",
     "softmax",

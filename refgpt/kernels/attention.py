@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from refgpt._common.errors import KernelError
+from refgpt._common.wording import shown
 from refgpt.kernels.calling import (
     I64,
     SMALLEST_PIECE,
@@ -12,6 +13,7 @@ from refgpt.kernels.calling import (
     arguments,
     check_apart,
     check_array,
+    check_before,
     check_shape,
     check_whole,
     check_within,
@@ -96,6 +98,8 @@ def attention(
     n_visible: np.ndarray,
     out: np.ndarray | None = None,
     *,
+    first_visible: np.ndarray | None = None,
+    divisor: float | None = None,
     pattern: np.ndarray | None = None,
     scratch: np.ndarray | None = None,
     threads: int | None = None,
@@ -110,6 +114,10 @@ def attention(
         From ``query_tiles``.
     n_visible : ndarray [t], int64
         For GPT-J max(position + 1, prefix_len).
+    first_visible : ndarray [t], int64, optional
+        The first key that each row sees, below its ``n_visible``; by default 0. Earlier keys are not read.
+    divisor : float, optional
+        Of the scores; by default the root of the head's width.
     pattern : ndarray [h, t, n_keys], optional
         Receives the attention probabilities, 0 where a key is not visible.
     scratch : ndarray [threads, 8, capacity], optional
@@ -121,6 +129,16 @@ def attention(
     check_shape("n_visible", n_visible, (n_rows,))
     n_keys = capacity if pattern is None else check_shape("pattern", pattern, (n_head, n_rows, None))[2]
     check_within("n_visible", n_visible, 1, min(capacity, n_keys) + 1, program)
+    if first_visible is not None:
+        check_shape("first_visible", first_visible, (n_rows,))
+        check_within("first_visible", first_visible, 0, min(capacity, n_keys), program)
+        check_before(first_visible, n_visible)
+        if program is not None:
+            program.watch_order(first_visible, n_visible)
+    if divisor is None:
+        divisor = np.sqrt(np.float32(d_head))
+    elif isinstance(divisor, bool) or not isinstance(divisor, float | int | np.floating) or not np.float32(divisor) > 0:
+        raise KernelError("not a number above 0", where="divisor", got=shown(divisor))
     _check_tiles(tiles, n_rows, n_slots, program)
     if scratch is None:
         scratch = np.empty((n_threads, FEW_ROWS, capacity), np.float32)
@@ -129,7 +147,7 @@ def attention(
     if program is not None:
         program.limit_threads(len(scratch))
     z = output(out, q.shape)
-    read = (q, k_cache, v_cache, tiles, n_visible)
+    read = (q, k_cache, v_cache, tiles, n_visible, first_visible)
     check_apart("out", z, *read, pattern, scratch)
     check_apart("scratch", scratch, *read, pattern)
     if pattern is not None:
@@ -143,12 +161,14 @@ def attention(
         pattern=ffi.NULL if pattern is None else floats("pattern", pattern, pattern.shape, written=True),
         scratch=floats("scratch", scratch, scratch.shape, written=True),
         tiles=tile_pointer(tiles),
+        first_visible=ffi.NULL if first_visible is None else indices("first_visible", first_visible),
         n_visible=indices("n_visible", n_visible),
         n_rows=n_rows,
         n_keys=n_keys,
         n_head=n_head,
         d_head=d_head,
         capacity=capacity,
+        divisor=divisor,
     )
     grain = max(1, SMALLEST_PIECE // max(1, 2 * capacity * d_head))
     run(table_row(f"attention_{dtype}", kernel), args, len(tiles) * n_head, grain, n_threads, program)

@@ -35,6 +35,7 @@ class Program:
         self._steps: Any = None
         self._ranges: dict[tuple[int, int, int, int], tuple[str, np.ndarray, Any]] = {}
         self._tiles: dict[tuple[int, int, int, int], tuple[np.ndarray, Any]] = {}
+        self._ordered: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = {}
         self._c_ranges: Any = None
         self._most_threads = MOST_THREADS
 
@@ -51,6 +52,10 @@ class Program:
     def watch_tiles(self, tiles: np.ndarray, n_rows: int, n_slots: int) -> None:
         """Refuse to run while these tiles do not cover the rows."""
         self._tiles[tiles.ctypes.data, tiles.size, n_rows, n_slots] = tiles, tile_pointer(tiles)
+
+    def watch_order(self, first: np.ndarray, stop: np.ndarray) -> None:
+        """Refuse to run while a number of ``first`` is not below its number of ``stop``."""
+        self._ordered[first.ctypes.data, stop.ctypes.data, first.size] = first, stop
 
     def limit_threads(self, most: int) -> None:
         """Refuse to run on more threads: a call has room for so many."""
@@ -82,6 +87,8 @@ class Program:
         for (_, n, n_rows, n_slots), (_, data) in self._tiles.items():
             if not lib.refgpt_tiles_fit(data, n, n_rows, n_slots):
                 raise uncovered()
+        for first, stop in self._ordered.values():
+            check_before(first, stop)
 
 
 Arguments = tuple[Any, dict[str, Any]]
@@ -189,6 +196,12 @@ def check_within(name: str, index: np.ndarray, least: int, stop: int, program: P
         raise _outside(name, index, least, stop)
     if program is not None:
         program.watch(name, index, least, stop)
+
+
+def check_before(first: np.ndarray, stop: np.ndarray) -> None:
+    """Refuse rows that see no key: in C their sizes would be negative."""
+    if not (first < stop).all():
+        raise KernelError("a row sees no key", where="first_visible", fix="let it be below n_visible")
 
 
 def _outside(name: str, index: np.ndarray, least: int, stop: int) -> KernelError:

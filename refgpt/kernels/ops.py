@@ -28,7 +28,7 @@ from refgpt.kernels.calling import (
 from refgpt.kernels.native import ffi
 from refgpt.kernels.registry import Kernel
 from refgpt.numbers.leaves import Leaf
-from refgpt.numbers.panels import Panels
+from refgpt.numbers.panels import FLOATS, Panels
 
 
 def embedding(
@@ -42,7 +42,7 @@ def embedding(
 ) -> np.ndarray:
     """Rows of a table [n_vocab, c] as float32: ids int64 [t], out [t, c].
 
-    The table is an array in the dtype it was stored in, or panels of 8 bits.
+    The table is an array in the dtype it was stored in, or panels of floats or of 8 bits.
     """
     if not isinstance(table, np.ndarray | Panels):
         raise KernelError("neither an array nor panels", where="table", got=type(table).__name__)
@@ -59,7 +59,8 @@ def embedding(
         y=floats("out", y, (n_rows, n)),
         n=n,
     )
-    run(table_row(f"embedding_{kind}", kernel), args, n_rows, 16, threads, program)
+    layout = "panels_" if isinstance(table, Panels) and kind in FLOATS else ""
+    run(table_row(f"embedding_{layout}{kind}", kernel), args, n_rows, 16, threads, program)
     return y
 
 
@@ -99,7 +100,8 @@ def _rowwise(
     n_rows, n = check_shape("x", x, (None, None))
     y = output(out, x.shape)
     check_apart("out", y, over=(x,))
-    args = arguments(op, x=floats("x", x, x.shape), y=floats("out", y, x.shape), n=n)
+    struct = op.removesuffix("_erf")  # both forms of GELU take the same arguments
+    args = arguments(struct, x=floats("x", x, x.shape), y=floats("out", y, x.shape), n=n)
     run(table_row(op, kernel), args, n_rows, 4, threads, program)
     return y
 
@@ -114,6 +116,18 @@ def gelu(
 ) -> np.ndarray:
     """GELU (tanh form) of every element of x [t, f]; out may be x."""
     return _rowwise("gelu", x, out, threads, kernel, program)
+
+
+def gelu_erf(
+    x: np.ndarray,
+    out: np.ndarray | None = None,
+    *,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+    program: Program | None = None,
+) -> np.ndarray:
+    """GELU itself, with erf, of every element of x [t, f]; out may be x."""
+    return _rowwise("gelu_erf", x, out, threads, kernel, program)
 
 
 def softmax(
@@ -154,6 +168,24 @@ def residual(
     return y
 
 
+def add(
+    x: np.ndarray,
+    a: np.ndarray,
+    out: np.ndarray | None = None,
+    *,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+    program: Program | None = None,
+) -> np.ndarray:
+    """The residual stream x [t, c] and what one branch adds to it: ``x + a``; out may be either."""
+    n_rows, n = check_shape("x", x, (None, None))
+    y = output(out, x.shape)
+    check_apart("out", y, over=(x, a))
+    args = arguments("add", x=floats("x", x, x.shape), a=floats("a", a, x.shape), y=floats("out", y, x.shape), n=n)
+    run(table_row("add", kernel), args, n_rows, 4, threads, program)
+    return y
+
+
 def row_sum(x: np.ndarray, *, threads: int | None = None, kernel: Kernel | None = None) -> np.ndarray:
     """Sums of the rows of x [t, n] as [t]: the yardstick for how fast memory is read."""
     n_rows, n = check_shape("x", x, (None, None))
@@ -183,6 +215,38 @@ def rotary(
 
     The tables are [n_ctx, d_rotary]: each cosine twice, each sine once negated and once not.
     """
+    return _rotated("rotary", x, cos, sin, positions, out, threads, kernel, program)
+
+
+def rotary_halves(
+    x: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    positions: np.ndarray,
+    out: np.ndarray | None = None,
+    *,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+    program: Program | None = None,
+) -> np.ndarray:
+    """The same for pairs of the first and the second half of what turns.
+
+    The tables are [n_ctx, d_rotary]: all cosines twice, all sines once negated and once not.
+    """
+    return _rotated("rotary_halves", x, cos, sin, positions, out, threads, kernel, program)
+
+
+def _rotated(
+    op: str,
+    x: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    positions: np.ndarray,
+    out: np.ndarray | None,
+    threads: int | None,
+    kernel: Kernel | None,
+    program: Program | None,
+) -> np.ndarray:
     n_rows, n_head, d_head = check_shape("x", x, (None, None, None))
     n_ctx, d_rotary = check_shape("cos", cos, (None, None))
     if d_rotary % 2 or d_rotary > d_head:
@@ -204,5 +268,5 @@ def rotary(
         d_head=d_head,
         d_rotary=d_rotary,
     )
-    run(table_row("rotary", kernel), args, n_rows, 16, threads, program)
+    run(table_row(op, kernel), args, n_rows, 16, threads, program)
     return y

@@ -14,10 +14,22 @@ import numpy as np
 from refgpt._common.errors import KernelError
 from refgpt.kernels.attention import attention, kv_append, kv_shapes, query_tiles
 from refgpt.kernels.linear import linear, pack, quantise_rows
-from refgpt.kernels.ops import embedding, gelu, layer_norm, residual, rotary, row_sum, softmax
+from refgpt.kernels.ops import (
+    add,
+    embedding,
+    gelu,
+    gelu_erf,
+    layer_norm,
+    residual,
+    rotary,
+    rotary_halves,
+    row_sum,
+    softmax,
+)
 from refgpt.kernels.quantising import digests, quantise
 from refgpt.kernels.registry import Kernel, list_kernels
 from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.panels import FLOATS, Panels, panel_shape
 
 #: Of the bytes that ``_outputs`` gives for each op.
@@ -28,19 +40,25 @@ PROMISED = {
     "linear_q8": "2d1450b470a850cd",
     "linear_q4": "4c3d07c262edcfc8",
     "quantise_rows": "d625f9e213dc92ee",
-    "attention_f32": "34d5115c9b79ece0",
-    "attention_f16": "193ffa77df5f8154",
+    "attention_f32": "41809171b830a56e",
+    "attention_f16": "431abed6d58d7ac6",
     "kv_append_f32": "c888ba78e7be6104",
     "kv_append_f16": "10691489aa9fb35e",
     "softmax": "0d4b53ca24d98a30",
     "layer_norm": "8e62e19c676e010c",
     "gelu": "aa8aaf2d98bcd7e4",
+    "gelu_erf": "de3d9733e433a232",
     "rotary": "c0cb523f820f195e",
+    "rotary_halves": "ed47fb4608e8d3e7",
     "residual": "aad142adfaa6a15c",
+    "add": "da905eb875818f18",
     "embedding_f32": "9585580ac1038219",
     "embedding_f16": "b044efc4c82c3cce",
     "embedding_bf16": "53b6ac347150d675",
     "embedding_q8": "1c0983f52803f24e",
+    "embedding_panels_f32": "5e75dc8b2a1e0a22",
+    "embedding_panels_f16": "080cb0df1d7c0475",
+    "embedding_panels_bf16": "8bd8e62693013fcb",
     "pack_b2": "a87ee087243d1001",
     "pack_b4": "fa686ca3a53f698f",
     "row_sum": "2d1ba335ae213e05",
@@ -101,23 +119,34 @@ def _outputs(kernel: Kernel) -> Iterator[np.ndarray]:
             yield from (k_cache, v_cache)
         else:
             k_cache[:], v_cache[:] = _numbers(6, *k_cache.shape), _numbers(7, *v_cache.shape)
-            yield attention(q, k_cache, v_cache, query_tiles(slots), positions + 1, kernel=kernel, threads=1)
+            tiles = query_tiles(slots)
+            yield attention(q, k_cache, v_cache, tiles, positions + 1, kernel=kernel, threads=1)
+            local = np.maximum(positions - 6, 0)
+            yield attention(
+                q, k_cache, v_cache, tiles, positions + 1, first_visible=local, divisor=0.75, kernel=kernel, threads=1
+            )
     elif op == "softmax":
         yield softmax(wide, kernel=kernel, threads=1)
-    elif op == "gelu":
-        yield gelu(wide, kernel=kernel, threads=1)
+    elif op in ("gelu", "gelu_erf"):
+        yield (gelu if op == "gelu" else gelu_erf)(wide, kernel=kernel, threads=1)
     elif op == "layer_norm":
         yield layer_norm(wide, x[0], x[1], 1e-5, kernel=kernel, threads=1)
+    elif op == "add":
+        yield add(x, wide, kernel=kernel, threads=1)
     elif op == "residual":
         yield residual(x, wide, x[::-1].copy(), kernel=kernel, threads=1)
-    elif op == "rotary":
+    elif op in ("rotary", "rotary_halves"):
         cos, sin = _numbers(8, 20, 18), _numbers(9, 20, 18)
-        yield rotary(_numbers(5, 20, 3, 25), cos, sin, positions, kernel=kernel, threads=1)
+        yield (rotary if op == "rotary" else rotary_halves)(
+            _numbers(5, 20, 3, 25), cos, sin, positions, kernel=kernel, threads=1
+        )
     elif op == "row_sum":
         yield row_sum(x, kernel=kernel, threads=1)
     elif op.startswith("embedding"):
-        table = _stored(3, kind, 40, 75) if kind in FLOATS else _quantised(3, kind, 40, 75)
-        yield embedding(table, positions * 2, kernel=kernel, threads=1)
+        table: Leaf = _stored(3, kind, 40, 75) if kind in FLOATS else _quantised(3, kind, 40, 75)
+        if "panels" in op:
+            table = pack(_stored(3, kind, 40, 75))
+        yield embedding(table, positions * 2 + ("panels" in op), kernel=kernel, threads=1)
     elif op.startswith("pack"):
         yield pack(_stored(3, "f32" if op == "pack_b4" else "f16", 40, 75), kernel=kernel, threads=1).data
     elif op.startswith("quantise"):

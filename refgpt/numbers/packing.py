@@ -1,8 +1,9 @@
 """From leaves as they are stored to leaves as they are kept: one storage plan, and one loop that casts and packs.
 
-``plan`` says what becomes of a leaf. ``parts`` makes it so, some rows at a time: it checks them, casts them and puts them
-into rows or panels. Engines gather the parts in memory, converters write one after the other, and neither ever holds a
-second copy of a large matrix. The pages of the file that a leaf occupied are given back before the next is touched.
+``plan`` says what becomes of a leaf. ``parts`` makes it so, some rows at a time: it checks them, casts them and puts
+them into rows or panels. Engines gather the parts in memory, converters write one after the other, and neither ever
+holds a second copy of a large matrix. The pages of the file that a leaf occupied are given back before the next is
+touched.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ def kept_kind(name: str, dtype: str | None) -> str | None:
     """What a matrix is kept in for a dtype that was asked for; ``name`` is what ``Params.items`` calls it.
 
     Of a model in "q4" the embeddings have 8 bits: a token reads one row of them, so that they cost memory but no time,
-    and an error there goes through every block. Where the head is tied to them it has 8 bits too: one table is all there
-    is. Embeddings of positions stay floats, as stored: they are few, and each is added to every text.
+    and an error there goes through every block. Where the head is tied to them it has 8 bits too: there
+    is one table. Embeddings of positions stay floats, as stored: they are few, and each is added to every text.
     """
     if name == "wpe" and dtype in BLOCK_BYTES:
         return None

@@ -38,7 +38,8 @@ def attribution_bars(
     ax : Axes, optional
         By default new ones.
     by : "head" or "layer"
-        A bar for each head, in order, or one for all heads of a layer; then one for its MLP.
+        A bar for each head, in order, or one for all heads of a layer; then one for attention's bias, in models that
+        have it, and one for its MLP.
     named : int
         So many of the heads with the largest terms are named.
     tokenizer : Tokenizer, optional
@@ -59,12 +60,15 @@ def attribution_bars(
     named = whole_number("named", named, 0, None, RefgptError)
     heads = attribution.heads if by == "head" else attribution.heads.sum(axis=1, keepdims=True)  # [layer, bars]
     n_layer, n_bars = heads.shape
-    width = FILLED / (n_bars + 1)
-    places = np.arange(1, n_layer + 1)[:, None] - FILLED / 2 + width * (np.arange(n_bars + 1) + 0.5)
-    ax = new_or_given(ax, min(12.0, max(6.0, 1.2 + n_layer * max(0.35, 0.09 * (n_bars + 1)))), 3.6)
+    n_others = 2 if attribution.attn_biases.any() else 1
+    width = FILLED / (n_bars + n_others)
+    places = np.arange(1, n_layer + 1)[:, None] - FILLED / 2 + width * (np.arange(n_bars + n_others) + 0.5)
+    ax = new_or_given(ax, min(12.0, max(6.0, 1.2 + n_layer * max(0.35, 0.09 * (n_bars + n_others)))), 3.6)
     what = "heads" if by == "head" else "all heads"
     bars = {"width": width * 0.92}
-    ax.bar(places[:, :-1].ravel(), heads.ravel(), color=COLOURS[0], label=what, **bars)
+    ax.bar(places[:, :n_bars].ravel(), heads.ravel(), color=COLOURS[0], label=what, **bars)
+    if n_others == 2:
+        ax.bar(places[:, -2], attribution.attn_biases, color=GREY, **bars)
     ax.bar(places[:, -1], attribution.mlps, color=COLOURS[1], label="MLP", **bars)
     ax.bar(
         [0, n_layer + 1],

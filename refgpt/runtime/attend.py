@@ -18,11 +18,28 @@ def attend(
     batch: Batch,
     to: Buffers,
     tap: TapView,
+    divisor: float | None = None,
+    local: bool = False,
 ) -> np.ndarray:
-    """Put new keys and values into the cache, then let each query mix the values that it sees. All [t, h, d]."""
+    """Put new keys and values into the cache, then let each query mix the values that it sees. All [t, h, d].
+
+    Scores are divided by ``divisor``, by default the root of the head's width. In a ``local`` layer a query sees the
+    nearest keys only, and no others are read.
+    """
     kernels.kv_append(k, v, *kv, batch.positions, batch.slots, **to.how)
     pattern = _room_for_pattern(q) if tap.wants("pattern") else None  # [h, t, s]
-    z = kernels.attention(q, *kv, batch.tiles, batch.n_visible, to.z, pattern=pattern, scratch=to.scores, **to.how)
+    z = kernels.attention(
+        q,
+        *kv,
+        batch.tiles,
+        batch.n_visible,
+        to.z,
+        first_visible=batch.first_visible if local else None,
+        divisor=divisor,
+        pattern=pattern,
+        scratch=to.scores,
+        **to.how,
+    )
     if pattern is not None and (patched := tap("pattern", pattern)) is not pattern:  # mix the values anew
         z = _mixed(patched, v.astype(kv[1].dtype))
     return tap("z", z)

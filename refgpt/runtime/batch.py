@@ -20,6 +20,8 @@ class Batch:
         Token, sequence and place in it of each row.
     n_visible : ndarray [t], int64
         Each row sees the keys of its sequence before this one: the causal and the prefix mask.
+    first_visible : ndarray [t], int64
+        In local layers each row sees the keys from this one on; zeros in models that have none.
     tiles : ndarray
         Neighbouring rows of one sequence, for the attention kernel.
     """
@@ -28,12 +30,22 @@ class Batch:
     slots: np.ndarray
     positions: np.ndarray
     n_visible: np.ndarray
+    first_visible: np.ndarray
     tiles: np.ndarray
 
     @classmethod
     def of(
-        cls, ids: Sequence[int] | np.ndarray, slots: np.ndarray, positions: np.ndarray, prefix_len: int = 0
+        cls,
+        ids: Sequence[int] | np.ndarray,
+        slots: np.ndarray,
+        positions: np.ndarray,
+        prefix_len: int = 0,
+        window: int | None = None,
     ) -> Batch:
-        """Rows whose sequences have a prefix of ``prefix_len`` positions that see each other."""
+        """Rows whose sequences have a prefix of ``prefix_len`` positions that see each other.
+
+        Rows of local layers see no more than the ``window`` keys that end with their own.
+        """
         n_visible = np.maximum(positions + 1, prefix_len)
-        return cls(np.array(ids, np.int64), slots, positions, n_visible, query_tiles(slots))
+        first_visible = np.zeros_like(positions) if window is None else np.maximum(positions + 1 - window, 0)
+        return cls(np.array(ids, np.int64), slots, positions, n_visible, first_visible, query_tiles(slots))

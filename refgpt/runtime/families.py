@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from refgpt.kernels import Program
-from refgpt.runtime import gptj
+from refgpt.runtime import gpt2, gpt_neo, gpt_neox, gptj
 from refgpt.runtime.batch import Batch
 from refgpt.runtime.buffers import Buffers
 from refgpt.runtime.cache import KVCache
@@ -38,4 +38,4 @@ class Family(Protocol):
 
 
 #: By family, as ``refgpt.spec.FAMILIES``.
-FAMILIES: dict[str, Family] = {"gptj": gptj}
+FAMILIES: dict[str, Family] = {"gpt2": gpt2, "gpt_neo": gpt_neo, "gptj": gptj, "gpt_neox": gpt_neox}

@@ -15,30 +15,34 @@ from refgpt._common.float_state import default_float_state
 
 
 @default_float_state()
-def rotary_tables(d_rotary: int, n_positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tables of ``refgpt.kernels.rotary``, for angles of position * 10000^(-2i / d_rotary).
+def rotary_tables(
+    d_rotary: int, n_positions: int, base: float = 10000.0, halves: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tables of ``refgpt.kernels.rotary``, for angles of position * base^(-2i / d_rotary); or of ``rotary_halves``.
 
     Returns
     -------
     cos, sin : ndarray [n_positions, d_rotary], float32
-        Each cosine twice; each sine negated for the even dimension and plain for the odd one. The row of a position
-        has the same bits however many positions there are.
+        Each cosine twice; each sine negated for the first dimension of its pair and plain for the second. The row of a
+        position has the same bits however many positions there are.
     """
     cos, sin = np.ones((1, d_rotary // 2)), np.zeros((1, d_rotary // 2))  # of position 0
-    step_cos, step_sin = _one_step(d_rotary)
+    step_cos, step_sin = _one_step(d_rotary, base)
     while len(cos) < n_positions:  # positions n .. 2n - 1 are positions 0 .. n - 1, turned by n steps
         turned = cos * step_cos - sin * step_sin, sin * step_cos + cos * step_sin
         cos, sin = np.concatenate((cos, turned[0])), np.concatenate((sin, turned[1]))
         step_cos, step_sin = step_cos * step_cos - step_sin * step_sin, 2 * step_cos * step_sin
     cos, sin = cos[:n_positions].astype(np.float32), sin[:n_positions].astype(np.float32)
+    if halves:
+        return np.concatenate((cos, cos), axis=1), np.concatenate((-sin, sin), axis=1)
     return np.repeat(cos, 2, axis=1), np.stack((-sin, sin), axis=-1).reshape(n_positions, d_rotary)
 
 
-def _one_step(d_rotary: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and sine of 10000^(-2i / d_rotary), rounded once from 40 decimal digits. -> [d_rotary / 2] each"""
+def _one_step(d_rotary: int, base: float) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of base^(-2i / d_rotary), rounded once from 40 decimal digits. -> [d_rotary / 2] each"""
     with localcontext() as context:
         context.prec = 40
-        rates = [(Decimal(10000).ln() * -2 * i / d_rotary).exp() for i in range(d_rotary // 2)]  # 1 and below
+        rates = [(Decimal(base).ln() * -2 * i / d_rotary).exp() for i in range(d_rotary // 2)]  # 1 and below
         pairs = [(float(_series(rate, 0)), float(_series(rate, 1))) for rate in rates]
     cos, sin = np.array(pairs).reshape(-1, 2).T
     return cos, sin

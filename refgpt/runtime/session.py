@@ -96,8 +96,8 @@ class Runtime:
 
     @property
     def bytes_per_token(self) -> int:
-        """What of them a step has to read: all but the embedding table, of which it takes a row."""
-        return self.n_bytes - self.params.wte.nbytes
+        """What of them a step has to read: all but the tables of embeddings, of which it takes a row each."""
+        return self.n_bytes - sum(leaf.nbytes for name, leaf in self.params.items() if name in self.params.looked_up)
 
     def cache_bytes(self, n_positions: int) -> int:
         """What keys and values of so many positions take."""
@@ -114,7 +114,8 @@ class Runtime:
         self.check_files()
         n = len(tokens)
         prefix_len = check_prefix(prefix_len, n, self.config)
-        batch = Batch.of(tokens, np.zeros(n, np.int64), np.arange(n, dtype=np.int64), prefix_len)
+        positions = np.arange(n, dtype=np.int64)
+        batch = Batch.of(tokens, np.zeros(n, np.int64), positions, prefix_len, self.config.window)
         cache = KVCache(self.config, 1, n, self.kv_dtype)
         buffers = Buffers.of(self.config, n, cache.padded_capacity, self.threads)
         logits = self.family.forward(self.params, self.config, batch, cache, self.tables(n), buffers, tap=tap)
@@ -183,7 +184,8 @@ class RuntimeSession:
         logits = []
         for start, stop in pairwise(cuts):
             positions = held + np.arange(start, stop, dtype=np.int64)
-            batch = Batch.of(tokens[start:stop], np.full(stop - start, seq, np.int64), positions, prefix_len)
+            slots = np.full(stop - start, seq, np.int64)
+            batch = Batch.of(tokens[start:stop], slots, positions, prefix_len, self._runtime.config.window)
             logits.append(self._pass(batch, slice(None) if every_row else slice(-1, None)))
             self.cache.lengths[seq] = held + stop
         return np.concatenate(logits) if every_row else logits[-1][0]
@@ -194,7 +196,7 @@ class RuntimeSession:
         if len(tokens) != len(slots):
             raise GenerationError("not one token a sequence", where="ids", got=len(tokens), wanted=len(slots))
         self._check_room(int(self.cache.lengths[slots].max()) + 1)
-        batch = Batch.of(tokens, slots, self.cache.lengths[slots])
+        batch = Batch.of(tokens, slots, self.cache.lengths[slots], window=self._runtime.config.window)
         logits = self._pass(batch)
         self.cache.lengths[slots] += 1
         return logits

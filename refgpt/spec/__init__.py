@@ -1,9 +1,9 @@
 """The specification: the models in plain NumPy, one file a family, and how far float32 may stray from them."""
 
 from refgpt.spec.families import FAMILIES, family_of, forward, leaf_shapes, tap_names, tap_shapes
-from refgpt.spec.masks import causal_mask, prefix_mask
-from refgpt.spec.ops import embedding, gelu, layer_norm, linear, softmax
-from refgpt.spec.positions import rotary_angles, rotate_pairs
+from refgpt.spec.masks import causal_mask, local_mask, prefix_mask
+from refgpt.spec.ops import embedding, gelu, gelu_erf, layer_norm, linear, softmax
+from refgpt.spec.positions import rotary_angles, rotate_halves, rotate_pairs
 from refgpt.spec.taps import Recorder, Tap, TapNames, checked, no_tap, prefixed, tap_axes
 
 __all__ = [
@@ -17,13 +17,16 @@ __all__ = [
     "family_of",
     "forward",
     "gelu",
+    "gelu_erf",
     "layer_norm",
     "leaf_shapes",
     "linear",
+    "local_mask",
     "no_tap",
     "prefix_mask",
     "prefixed",
     "rotary_angles",
+    "rotate_halves",
     "rotate_pairs",
     "softmax",
     "tap_axes",

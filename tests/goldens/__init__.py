@@ -1,6 +1,7 @@
 """What other implementations compute and write, recorded by ``python -m tests.goldens.record``.
 
-Here: activations of PyTorch's GPT-J, ``load(name)`` for each of ``NAMES``.
+Here: activations of PyTorch's GPT-J, ``load(name)`` for each of ``NAMES``, and of its kin, ``load_family(variant)`` for
+each of ``tests.helpers.families.VARIANTS`` but GPT-J.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tests.helpers.tiny import random_params, tiny_config
 
 HERE = Path(__file__).parent
 ACTIVATIONS = HERE / "activations"
+FAMILIES = HERE / "families"
 NAMES = sorted(path.stem for path in ACTIVATIONS.glob("*.npz"))
 
 
@@ -50,3 +52,26 @@ def load(name: str) -> Golden:
     return Golden(
         **about, **{key: held.get(key) for key in ("ids", "rows", "logits", "logits_float64", "hidden", "patterns")}
     )
+
+
+@dataclass(frozen=True)
+class FamilyGolden:
+    """One recorded run of a variant, all in float64. Weights are not stored: ``random_params(config, seed)``."""
+
+    seed: int
+    ids: np.ndarray  # [t]
+    logits: np.ndarray  # [t, v]
+    hidden: np.ndarray  # [n_layer + 1, t, c]: the stream before each block, then ln_final
+    patterns: np.ndarray  # [n_layer, h, t, s]
+
+
+def family_file(variant: str) -> Path:
+    """Where the run of a variant is kept."""
+    return FAMILIES / f"{variant.replace(', ', '_').replace(' ', '_')}.npz"
+
+
+def load_family(variant: str) -> FamilyGolden:
+    """The recorded run of a variant."""
+    with np.load(family_file(variant)) as file:
+        held = dict(file)
+    return FamilyGolden(seed=json.loads(str(held.pop("about")))["seed"], **held)

@@ -8,6 +8,7 @@ from importlib import import_module
 #: What can be recorded, each by the module of that name in ``recorders``.
 RECORDERS = {
     "activations": "logits, hidden states and attention patterns of small models: PyTorch's",
+    "families": "logits and hidden states of small GPT-2, GPT-Neo and GPT-NeoX models: PyTorch's",
     "default_model": "text and logits of the default model: PyTorch's",
     "sampling": "what transformers' logits processors keep",
     "gpt2_tokens": "ids of GPT-2's tokenizer: transformers'. DIRECTORY holds its vocab.json and merges.txt",

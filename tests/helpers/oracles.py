@@ -15,10 +15,12 @@ from refgpt import spec
 from refgpt.kernels import (
     CHUNK,
     Kernel,
+    add,
     attention,
     digests,
     embedding,
     gelu,
+    gelu_erf,
     kv_append,
     kv_shapes,
     layer_norm,
@@ -29,6 +31,7 @@ from refgpt.kernels import (
     query_tiles,
     residual,
     rotary,
+    rotary_halves,
     softmax,
 )
 from refgpt.kernels.registry import ffi, lib
@@ -161,12 +164,18 @@ def filled_cache(k: np.ndarray, v: np.ndarray, capacity: int, dtype: str) -> tup
 
 
 def attention_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_head: int = 2, d_head: int = 24) -> Case:
-    """``n`` keys (one at least) in each of two sequences; the rows are some of the one, then some of the other."""
+    """``n`` keys (one at least) in each of two sequences; the rows are some of the one, then some of the other.
+
+    Where there is an even number of rows they are of a local layer: each sees the last of its keys only. Their scores
+    are divided by another number, too.
+    """
     n_keys, capacity, n_slots = max(n, 1), max(n, 1) + 5, 2
     q = numbers(rng, flavour, n_rows, n_head, d_head, huge=1e4)
     k, v = (numbers(rng, flavour, n_slots, n_keys, n_head, d_head, huge=1e4) for _ in range(2))
     slots = (np.arange(n_rows) < n_rows // 3).astype(np.int64)
     n_visible = rng.integers(1, n_keys + 1, n_rows)
+    local, divisor = n_rows % 2 == 0, 1.5 if n_rows % 2 == 0 else None
+    first_visible = np.maximum(n_visible - rng.integers(1, 70, n_rows), 0) if local else np.zeros_like(n_visible)
     k_cache, v_cache = filled_cache(k, v, capacity, dtype)
     padded = v_cache.shape[-2]
 
@@ -182,6 +191,8 @@ def attention_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_he
             query_tiles(slots[rows]),
             n_visible[rows],
             z,
+            first_visible=first_visible[rows] if local else None,
+            divisor=divisor,
             pattern=pattern,
             scratch=scratch,
             threads=1,
@@ -195,12 +206,13 @@ def attention_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_he
         if not mine.any():
             continue
         mask = np.arange(n_keys) < n_visible[mine][:, None]
-        scores = np.einsum("thd,shd->hts", float64(q[mine]), float64(k[slot])) / np.sqrt(d_head)
+        mask &= np.arange(n_keys) >= first_visible[mine][:, None]
+        scores = np.einsum("thd,shd->hts", float64(q[mine]), float64(k[slot])) / (divisor or np.sqrt(d_head))
         exact = spec.softmax(np.where(mask, scores, -np.inf))
         want[0][mine] = np.einsum("hts,shd->thd", exact, float64(v[slot]))
         want[1][mine] = exact.transpose(1, 0, 2)
-        bound[0][mine] = ops.attention_bound(q[mine], k[slot], v[slot], mask, dtype, CHUNK)
-        bound[1][mine] = ops.pattern_bound(q[mine], k[slot], mask, dtype, CHUNK).transpose(1, 0, 2)
+        bound[0][mine] = ops.attention_bound(q[mine], k[slot], v[slot], mask, dtype, CHUNK, divisor)
+        bound[1][mine] = ops.pattern_bound(q[mine], k[slot], mask, dtype, CHUNK, divisor).transpose(1, 0, 2)
     return Case(run, tuple(want), tuple(bound))
 
 
@@ -256,6 +268,12 @@ def gelu_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     return rowwise_case(x, gelu, spec.gelu(float64(x)), ops.gelu_bound(x))
 
 
+def gelu_erf_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    """Some as far out as the tail reaches, and farther."""
+    x = numbers(rng, flavour, n_rows, n) * rng.choice(np.float32([1, 3, 12]), (n_rows, n))
+    return rowwise_case(x, gelu_erf, spec.gelu_erf(float64(x)), ops.gelu_erf_bound(x))
+
+
 def layer_norm_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     x, eps = numbers(rng, flavour, n_rows, n) + np.float32(0.5), float(np.float32(1e-5))
     w, b = numbers(rng, flavour, n), numbers(rng, flavour, n)
@@ -267,18 +285,21 @@ def layer_norm_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     )
 
 
-def rotary_case(n: int, n_rows: int, flavour: str, rng: Rng, n_head: int = 3) -> Case:
+def rotary_case(halves: bool, n: int, n_rows: int, flavour: str, rng: Rng, n_head: int = 3) -> Case:
     """``n`` is the width of a head; about three quarters of it turn."""
     x, n_ctx, d_rotary = numbers(rng, flavour, n_rows, n_head, n), 300, n * 3 // 4 // 2 * 2
     positions = rng.integers(0, n_ctx, n_rows)
-    tables = rotary_tables(d_rotary, n_ctx)
+    base = 500.0 if halves else 10000.0
+    tables = rotary_tables(d_rotary, n_ctx, base, halves)
+    call, rotated = (rotary_halves, spec.rotate_halves) if halves else (rotary, spec.rotate_pairs)
 
     def run(kernel: Kernel, rows: slice) -> tuple[Output]:
         y, guards = guarded(x[rows].shape)
-        rotary(x[rows], *tables, positions[rows], y, threads=1, kernel=kernel)
+        call(x[rows], *tables, positions[rows], y, threads=1, kernel=kernel)
         return (Output(y, guards),)
 
-    return Case(run, (spec.rotate_pairs(float64(x), positions, d_rotary),), (ops.rotary_bound(x, positions, d_rotary),))
+    want = rotated(float64(x), positions, d_rotary, *([base] if halves else []))
+    return Case(run, (want,), (ops.rotary_bound(x, positions, d_rotary, base, halves),))
 
 
 def embedding_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
@@ -291,6 +312,19 @@ def embedding_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng) -> C
         return (Output(y, guards),)
 
     want = spec.embedding(ids, table, np.float64)
+    return Case(run, (want,), (np.zeros(want.shape),))
+
+
+def embedding_panels_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    whole = stored(rng, flavour, dtype, 37, n)
+    table, ids = pack(whole), rng.permutation(np.arange(n_rows, dtype=np.int64) % 37)
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
+        y, guards = guarded((len(ids[rows]), n))
+        embedding(table, ids[rows], y, threads=1, kernel=kernel)
+        return (Output(y, guards),)
+
+    want = spec.embedding(ids, whole, np.float64)
     return Case(run, (want,), (np.zeros(want.shape),))
 
 
@@ -316,6 +350,17 @@ def residual_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
         return (Output(y, guards),)
 
     return Case(run, (float64(x) + float64(a) + float64(b),), (ops.residual_bound(x, a, b),))
+
+
+def add_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    x, a = (numbers(rng, flavour, n_rows, n) for _ in range(2))
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
+        y, guards = guarded(x[rows].shape)
+        add(x[rows], a[rows], y, threads=1, kernel=kernel)
+        return (Output(y, guards),)
+
+    return Case(run, (float64(x) + float64(a),), (ops.residual_bound(x, a),))
 
 
 def row_sum_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
@@ -404,11 +449,15 @@ ORACLES: dict[str, Callable[[int, int, str, Rng], Case]] = {
     **{f"kv_append_{dtype}": partial(kv_append_case, dtype) for dtype in ("f32", "f16")},
     **{f"embedding_{dtype}": partial(embedding_case, dtype) for dtype in ("f32", "f16", "bf16")},
     "embedding_q8": embedding_quantised_case,
+    **{f"embedding_panels_{dtype}": partial(embedding_panels_case, dtype) for dtype in ("f32", "f16", "bf16")},
     "softmax": softmax_case,
     "layer_norm": layer_norm_case,
     "gelu": gelu_case,
-    "rotary": rotary_case,
+    "gelu_erf": gelu_erf_case,
+    "rotary": partial(rotary_case, False),
+    "rotary_halves": partial(rotary_case, True),
     "residual": residual_case,
+    "add": add_case,
     "pack_b2": partial(pack_case, np.dtype(np.float16)),
     "pack_b4": partial(pack_case, np.dtype(np.float32)),
     "row_sum": row_sum_case,

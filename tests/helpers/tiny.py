@@ -9,7 +9,7 @@ import numpy as np
 
 from refgpt import ModelConfig
 from refgpt.numbers.dtypes import BFLOAT16
-from refgpt.spec.gptj import Params, leaf_shapes
+from refgpt.spec import family_of, leaf_shapes
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
@@ -18,27 +18,28 @@ def tiny_config(**changes: Any) -> ModelConfig:
     return ModelConfig(**(shape | {"bos_id": None, "eos_id": None} | changes))
 
 
-def random_params(config: ModelConfig, seed: int, dtype: Literal["f32", "f16", "bf16"] = "f32") -> Params:
+def random_params(config: Any, seed: int, dtype: Literal["f32", "f16", "bf16"] = "f32") -> Any:
     """Weights of a size that keeps activations near 1 and attention uneven, rounded to ``dtype``.
 
     ``RandomState`` because its stream is frozen for ever, and uniform numbers because they need no library function:
     goldens are recorded for these weights without storing them.
     """
     stream = np.random.RandomState(seed)
-    leaves = {name: _round(_leaf(stream, name, shape), dtype) for name, shape in leaf_shapes(config).items()}
-    return Params.from_leaves(leaves, config.n_layer)
+    divided = getattr(config, "scale_attn_weights", config.model_type != "gpt_neo")
+    leaves = {name: _round(_leaf(stream, name, shape, divided), dtype) for name, shape in leaf_shapes(config).items()}
+    return family_of(config).Params.from_leaves(leaves, config.n_layer)
 
 
-def _leaf(stream: np.random.RandomState, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _leaf(stream: np.random.RandomState, name: str, shape: tuple[int, ...], divided: bool) -> np.ndarray:
     kind = name.rpartition(".")[2]
     uniform = (stream.random_sample(shape) * 2 - 1) * math.sqrt(3)  # mean 0, variance 1
-    if kind == "ln_w":
+    if kind in ("ln_w", "ln1_w", "ln2_w"):
         return 1 + 0.3 * uniform
     if len(shape) == 1:
         return 0.3 * uniform
-    if kind == "wte":
+    if kind in ("wte", "wpe"):
         return uniform
-    gain = 2 if kind in ("wq", "wk") else 1
+    gain = 2 if kind in ("wq", "wk") and divided else 1  # undivided scores would leave each query one key
     return uniform * (gain / math.sqrt(shape[1]))
 
 

@@ -8,11 +8,13 @@ import pytest
 from refgpt._common.errors import KernelError
 from refgpt.kernels import (
     active,
+    add,
     attention,
     check_threads,
     digests,
     embedding,
     gelu,
+    gelu_erf,
     kv_append,
     kv_shapes,
     layer_norm,
@@ -23,6 +25,7 @@ from refgpt.kernels import (
     query_tiles,
     residual,
     rotary,
+    rotary_halves,
     row_sum,
     softmax,
 )
@@ -49,12 +52,21 @@ def caches(dtype=np.float32) -> dict[str, np.ndarray]:
 GOOD = {
     "linear": lambda: {"x": floats(N, C), "w": pack(floats(F, C)), "bias": floats(F), "out": floats(N, F)},
     "quantise_rows": lambda: {"x": floats(N, C), "out": np.zeros(N * 40, np.uint8)},
+    "add": lambda: {"x": floats(N, C), "a": floats(N, C), "out": floats(N, C)},
     "residual": lambda: {"x": floats(N, C), "a": floats(N, C), "b": floats(N, C), "out": floats(N, C)},
     "embedding": lambda: {"table": floats(7, C), "ids": indices(0, 1, 2, 3, 6), "out": floats(N, C)},
     "layer_norm": lambda: {"x": floats(N, C), "w": floats(C), "b": floats(C), "eps": 1e-5, "out": floats(N, C)},
+    "gelu_erf": lambda: {"x": floats(N, C), "out": floats(N, C)},
     "gelu": lambda: {"x": floats(N, C), "out": floats(N, C)},
     "softmax": lambda: {"x": floats(N, C), "out": floats(N, C)},
     "row_sum": lambda: {"x": floats(N, C)},
+    "rotary_halves": lambda: {
+        "x": floats(N, HEADS, D),
+        "cos": rotary_tables(2, 9, halves=True)[0],
+        "sin": rotary_tables(2, 9, halves=True)[1],
+        "positions": indices(0, 1, 2, 3, 8),
+        "out": floats(N, HEADS, D),
+    },
     "rotary": lambda: {
         "x": floats(N, HEADS, D),
         "cos": rotary_tables(2, 9)[0],
@@ -74,6 +86,7 @@ GOOD = {
         **caches(),
         "tiles": query_tiles(indices(0, 0, 0, 1, 1)),
         "n_visible": indices(1, 2, 3, 4, 32),
+        "first_visible": indices(0, 1, 0, 3, 20),
         "out": floats(N, HEADS, D),
         "pattern": floats(HEADS, N, 32),
         "scratch": floats(4, 8, 32),
@@ -85,8 +98,8 @@ GOOD = {
 OPS = {
     f.__name__: f
     for group in (
-        (linear, pack, quantise_rows, residual, embedding),
-        (layer_norm, gelu, softmax, row_sum, rotary),
+        (linear, pack, quantise_rows, residual, add, embedding),
+        (layer_norm, gelu, gelu_erf, softmax, row_sum, rotary, rotary_halves),
         (kv_append, attention, quantise, digests),
     )
     for f in group
@@ -121,6 +134,9 @@ def tiles(*rows: tuple[int, int, int]) -> np.ndarray:
 FLOAT_ARRAYS = [
     ("quantise_rows", "x"),
     ("residual", "x"),
+    ("add", "x"),
+    ("add", "a"),
+    ("add", "out"),
     ("residual", "a"),
     ("residual", "b"),
     ("residual", "out"),
@@ -134,6 +150,8 @@ FLOAT_ARRAYS = [
     ("layer_norm", "out"),
     ("gelu", "x"),
     ("gelu", "out"),
+    ("gelu_erf", "x"),
+    ("gelu_erf", "out"),
     ("softmax", "x"),
     ("softmax", "out"),
     ("row_sum", "x"),
@@ -141,6 +159,10 @@ FLOAT_ARRAYS = [
     ("rotary", "cos"),
     ("rotary", "sin"),
     ("rotary", "out"),
+    ("rotary_halves", "x"),
+    ("rotary_halves", "cos"),
+    ("rotary_halves", "sin"),
+    ("rotary_halves", "out"),
     ("kv_append", "k"),
     ("kv_append", "v"),
     ("attention", "q"),
@@ -160,9 +182,11 @@ STORED_ARRAYS = [
 INDEX_ARRAYS = [
     ("embedding", "ids"),
     ("rotary", "positions"),
+    ("rotary_halves", "positions"),
     ("kv_append", "positions"),
     ("kv_append", "slots"),
     ("attention", "n_visible"),
+    ("attention", "first_visible"),
 ]
 OUTPUTS = [
     (op, name)
@@ -216,6 +240,9 @@ FAULTS = [
     ("quantise_rows", "out", "of floats", lambda x: x.view(np.float32)),
     ("quantise_rows", "out", "read-only", fixed),
     ("attention", "n_visible", "with 0", lambda x: np.append(indices(0), x[1:])),
+    ("attention", "first_visible", "of a row that sees no key", lambda x: np.append(indices(1), x[1:])),
+    ("attention", "first_visible", "negative", lambda x: np.append(indices(-1), x[1:])),
+    ("attention", "first_visible", "short of a row", lambda x: x[1:]),
     ("embedding", "ids", "just too large", lambda x: np.append(x[:-1], indices(7))),
     ("rotary", "positions", "just too large", lambda x: np.append(x[:-1], indices(9))),
     ("kv_append", "positions", "just too large", lambda x: np.append(x[:-1], indices(32))),
@@ -275,6 +302,9 @@ OVERLAPS = {
     ("embedding", "out"): ((), ("table",)),
     ("layer_norm", "out"): (("x",), ("w", "b")),
     ("gelu", "out"): (("x",), ()),
+    ("gelu_erf", "out"): (("x",), ()),
+    ("add", "out"): (("x", "a"), ()),
+    ("rotary_halves", "out"): (("x",), ("cos", "sin")),
     ("softmax", "out"): (("x",), ()),
     ("residual", "out"): (("x", "a", "b"), ()),
     ("rotary", "out"): (("x",), ("cos", "sin")),
@@ -368,16 +398,19 @@ def test_query_tiles_cover_neighbours_of_one_sequence(slots):
 def test_no_rows_are_no_work(op):
     empty = {
         "quantise_rows": ("x", "out"),
+        "add": ("x", "a", "out"),
         "residual": ("x", "a", "b", "out"),
         "linear": ("x", "out"),
         "embedding": ("ids", "out"),
         "layer_norm": ("x", "out"),
         "gelu": ("x", "out"),
+        "gelu_erf": ("x", "out"),
         "softmax": ("x", "out"),
         "row_sum": ("x",),
         "rotary": ("x", "positions", "out"),
+        "rotary_halves": ("x", "positions", "out"),
         "kv_append": ("k", "v", "positions", "slots"),
-        "attention": ("q", "tiles", "n_visible", "out"),
+        "attention": ("q", "tiles", "n_visible", "first_visible", "out"),
         "pack": ("w",),
         "quantise": ("w",),
         "digests": ("words", "out"),

@@ -21,7 +21,9 @@ def recorded() -> tuple[Program, dict[str, np.ndarray], dict[str, np.ndarray]]:
     x = embedding(table, index["ids"], program=program).reshape(3, 2, 16)
     turned = rotary(x, turn, turn, index["positions"], program=program)
     kv_append(turned, x, k_cache, v_cache, index["positions"], index["slots"], program=program)
-    z = attention(x, k_cache, v_cache, index["tiles"], index["n_visible"], threads=2, program=program)
+    index["first_visible"] = np.array([0, 1, 0])
+    visible = index["n_visible"], index["first_visible"]
+    z = attention(x, k_cache, v_cache, index["tiles"], visible[0], first_visible=visible[1], threads=2, program=program)
     return program, index, {"x": x, "z": z, "k": k_cache, "v": v_cache}
 
 
@@ -36,6 +38,9 @@ STALE = [
     ("n_visible", 0),
     ("n_visible", 33),
     ("n_visible", 2**62),
+    ("first_visible", -1),
+    ("first_visible", 2),  # where a row's last key is its first or second
+    ("first_visible", 2**62),
 ]
 
 

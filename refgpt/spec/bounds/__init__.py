@@ -10,13 +10,18 @@ from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
 from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.tree import ParamTree
-from refgpt.spec.bounds import gptj
+from refgpt.spec.bounds import gpt2, gpt_neo, gpt_neox, gptj
 from refgpt.spec.bounds.ops import KV_ROUNDING
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import tap_names
 
 #: By family, as ``refgpt.spec.FAMILIES``.
-BOUNDS: dict[str, Callable[..., np.ndarray]] = {"gptj": gptj.tap_bound}
+BOUNDS: dict[str, Callable[..., np.ndarray]] = {
+    "gpt2": gpt2.tap_bound,
+    "gpt_neo": gpt_neo.tap_bound,
+    "gptj": gptj.tap_bound,
+    "gpt_neox": gpt_neox.tap_bound,
+}
 
 
 def tap_bound(
@@ -52,7 +57,7 @@ def tap_bound(
     Returns
     -------
     ndarray
-        Of the activation's shape; for "embed", a copy of stored numbers, zeros that broadcast to it.
+        Of the activation's shape; for "embed" and "pos_embed", copies of stored numbers, zeros that broadcast to it.
 
     Raises
     ------

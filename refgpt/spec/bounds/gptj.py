@@ -16,7 +16,7 @@ from refgpt.spec.bounds.ops import (
     rotary_bound,
     z_bound,
 )
-from refgpt.spec.gptj import Config, Params
+from refgpt.spec.gptj import Config, Params, taps
 from refgpt.spec.masks import prefix_mask
 
 
@@ -30,10 +30,11 @@ def tap_bound(
     chunk: int | None,
 ) -> np.ndarray:
     """See ``refgpt.spec.bounds.tap_bound``; ``name`` is one of ``tap_names(config)``."""
+    stream = taps(config).stream
     if name == "embed":
         return np.zeros(config.d_model)
     if name == "ln_final":
-        return layer_norm_bound(trace[_stream(config.n_layer)], params.ln_w, params.ln_b, config.ln_eps)
+        return layer_norm_bound(trace[stream(config.n_layer)], params.ln_w, params.ln_b, config.ln_eps)
     if name == "logits":
         return linear_bound(trace["ln_final"], params.w_head, params.b_head, chunk)
     _, number, part = name.split(".")
@@ -45,7 +46,7 @@ def tap_bound(
 
     match part:
         case "ln":
-            return layer_norm_bound(trace[_stream(i)], p.ln_w, p.ln_b, config.ln_eps)
+            return layer_norm_bound(trace[stream(i)], p.ln_w, p.ln_b, config.ln_eps)
         case "q" | "k" | "v":
             return linear_bound(of("ln"), getattr(p, f"w{part}"), None, chunk).reshape(-1, config.n_head, config.d_head)
         case "q_rot" | "k_rot":
@@ -65,9 +66,4 @@ def tap_bound(
         case "mlp_out":
             return linear_bound(of("mlp_post"), p.w_out, p.b_out, chunk)
         case _:  # resid_post
-            return residual_bound(trace[_stream(i)], of("attn_out"), of("mlp_out"))
-
-
-def _stream(i: int) -> str:
-    """Name of the residual stream that enters block ``i``."""
-    return "embed" if i == 0 else f"blocks.{i - 1}.resid_post"
+            return residual_bound(trace[stream(i)], of("attn_out"), of("mlp_out"))

@@ -11,13 +11,14 @@ Inputs count as exact: each bound belongs to one operation on the float32 arrays
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.leaves import Leaf, widen
 from refgpt.numbers.panels import BLOCK, FLOATS, Panels
-from refgpt.spec.ops import gelu, softmax
+from refgpt.spec.ops import ACTIVATIONS, gelu, gelu_erf, softmax
 from refgpt.spec.positions import rotary_angles
 
 #: Unit roundoff of float32: half the distance from 1 to the next number.
@@ -146,34 +147,69 @@ def gelu_bound(x: np.ndarray) -> np.ndarray:
     return np.abs(gelu(x)) * (share * off / (1 - share * off) + gamma(3)) + np.abs(x) * 2.0**-50 + TINY
 
 
-def rotary_bound(x: np.ndarray, positions: np.ndarray, d_rotary: int) -> np.ndarray:
-    """Of ``rotate_pairs`` with sines and cosines from float64. x [t, h, d] -> [t, h, d].
+def gelu_erf_bound(x: np.ndarray) -> np.ndarray:
+    """Of ``gelu_erf`` computed as ``max(x, 0) - t Q(t)`` with ``t = |x|``. Any shape.
+
+    ``Q(t)`` is ``exp(-t^2 / 2) p(q) / (1 + t)``. ``q = (t - 3.5) / (t + 3.5)`` is rounded three times, and ``p``
+    changes at most 0.36 times as much as ``q``, both relatively: 1.1 roundings. Nine fused steps of ``p`` come to less
+    than 1.5 roundings of it, as the first are multiplied by powers of ``q``; its fit and the rounding of its
+    coefficients to less than 0.7 (both computed over the whole range). Two more for ``1 + t`` and the quotient, two for
+    joining power and quotient to ``t``, and one for correcting the power by the square's rounding: nine at most, and
+    EXP_ERROR. The last subtraction rounds once. Where the power is below the smallest normal number it may be taken for
+    0: ``t Q(t)`` is then at most 0.4 times it.
+    """
+    x = widen(x, np.float64)
+    tail = np.abs(gelu_erf(-np.abs(x)))  # t Q(t)
+    off = tail * (gamma(9) + EXP_ERROR) + EXP_FLUSH
+    return off + gamma(1) * (np.abs(gelu_erf(x)) + off) + TINY
+
+
+#: Of the MLP's activation by its name, as ``refgpt.spec.ops.ACTIVATIONS``.
+ACTIVATION_BOUNDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    name: gelu_erf_bound if formula is gelu_erf else gelu_bound for name, formula in ACTIVATIONS.items()
+}
+
+
+def rotary_bound(
+    x: np.ndarray, positions: np.ndarray, d_rotary: int, base: float = 10000.0, halves: bool = False
+) -> np.ndarray:
+    """Of ``rotate_pairs``, or ``rotate_halves``, with sines and cosines from float64. x [t, h, d] -> [t, h, d].
 
     Three roundings a term: the sine or cosine, the product, the sum. Before the first of them it may be off by eight
     float64 roundings of the largest angle, which is the position. Dimensions from ``d_rotary`` on are exact.
     """
-    angles = rotary_angles(positions, d_rotary)[:, None, :]  # [t, 1, r/2]
+    angles = rotary_angles(positions, d_rotary, base)[:, None, :]  # [t, 1, r/2]
     cos, sin = np.abs(np.cos(angles)), np.abs(np.sin(angles))
-    even, odd = _size(x[..., 0:d_rotary:2]), _size(x[..., 1:d_rotary:2])  # [t, h, r/2] each
+    half = d_rotary // 2
+    evens = slice(0, half) if halves else slice(0, d_rotary, 2)
+    odds = slice(half, d_rotary) if halves else slice(1, d_rotary, 2)
+    even, odd = _size(x[..., evens]), _size(x[..., odds])  # [t, h, r/2] each
     slip = 8 * 2.0**-53 * np.asarray(positions)[:, None, None] * (even + odd) + 2 * TINY  # [t, h, r/2]
     bound = np.zeros(x.shape)
-    bound[..., 0:d_rotary:2] = gamma(3) * (even * cos + odd * sin) + slip
-    bound[..., 1:d_rotary:2] = gamma(3) * (odd * cos + even * sin) + slip
+    bound[..., evens] = gamma(3) * (even * cos + odd * sin) + slip
+    bound[..., odds] = gamma(3) * (odd * cos + even * sin) + slip
     return bound
 
 
 def pattern_bound(
-    q: np.ndarray, k: np.ndarray, mask: np.ndarray, kv_dtype: KVDtype = "f32", chunk: int | None = None
+    q: np.ndarray,
+    k: np.ndarray,
+    mask: np.ndarray,
+    kv_dtype: KVDtype = "f32",
+    chunk: int | None = None,
+    divisor: float | None = None,
 ) -> np.ndarray:
     """Of the attention pattern from rotated queries [t, h, d] and keys [s, h, d], mask [t, s] -> [h, t, s].
 
     A score is a sum of ``d`` products, of keys that the cache has rounded: product and additions (there is no bias)
-    round ``depth`` times, scaling three times (root, reciprocal, product); ``softmax_bound`` does the rest.
+    round ``depth`` times, scaling three times (divisor, reciprocal, product); ``softmax_bound`` does the rest. Scores
+    are divided by the root of ``d`` where no ``divisor`` is given.
     """
+    divisor = math.sqrt(q.shape[-1]) if divisor is None else divisor
     d = q.shape[-1]
     cache_error = _cache_error(k, kv_dtype)  # [s, h, d]
     each = gamma(depth(d, chunk) + 3) * (_size(k) + cache_error) + cache_error  # [s, h, d]
-    return softmax_bound(_scores(q, k, mask), _products(_size(q), each) + d * TINY)
+    return softmax_bound(_scores(q, k, mask, divisor), _products(_size(q), each, divisor) + d * TINY)
 
 
 def z_bound(pattern: np.ndarray, v: np.ndarray, kv_dtype: KVDtype = "f32", chunk: int | None = None) -> np.ndarray:
@@ -189,14 +225,21 @@ def z_bound(pattern: np.ndarray, v: np.ndarray, kv_dtype: KVDtype = "f32", chunk
 
 
 def attention_bound(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, kv_dtype: KVDtype = "f32", chunk: int | None = None
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: np.ndarray,
+    kv_dtype: KVDtype = "f32",
+    chunk: int | None = None,
+    divisor: float | None = None,
 ) -> np.ndarray:
     """Of ``z`` when the pattern is not seen on the way: rotated q [t, h, d], k and v [s, h, d] -> [t, h, d].
 
     The pattern's error reaches ``z`` through the values, and the mix is of the pattern with that error.
     """
-    pattern = softmax(_scores(q, k, mask))  # [h, t, s]
-    error = pattern_bound(q, k, mask, kv_dtype, chunk)  # [h, t, s]
+    divisor = math.sqrt(q.shape[-1]) if divisor is None else divisor
+    pattern = softmax(_scores(q, k, mask, divisor))  # [h, t, s]
+    error = pattern_bound(q, k, mask, kv_dtype, chunk, divisor)  # [h, t, s]
     return np.einsum("hts,shd->thd", error, _size(v)) + z_bound(pattern + error, v, kv_dtype, chunk)
 
 
@@ -205,12 +248,12 @@ def residual_bound(*terms: np.ndarray) -> np.ndarray:
     return gamma(len(terms) - 1) * np.sum([_size(term) for term in terms], axis=0)
 
 
-def _products(q: np.ndarray, k: np.ndarray) -> np.ndarray:
-    return np.einsum("thd,shd->hts", q, k) / math.sqrt(q.shape[-1])
+def _products(q: np.ndarray, k: np.ndarray, divisor: float) -> np.ndarray:
+    return np.einsum("thd,shd->hts", q, k) / divisor
 
 
-def _scores(q: np.ndarray, k: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return np.where(mask, _products(widen(q, np.float64), widen(k, np.float64)), -np.inf)
+def _scores(q: np.ndarray, k: np.ndarray, mask: np.ndarray, divisor: float) -> np.ndarray:
+    return np.where(mask, _products(widen(q, np.float64), widen(k, np.float64), divisor), -np.inf)
 
 
 def _size(x: Leaf) -> np.ndarray:

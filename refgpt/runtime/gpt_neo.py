@@ -1,0 +1,98 @@
+"""GPT-Neo in kernels: ``refgpt/spec/gpt_neo.py`` line by line, over rows of any sequences at any positions.
+
+As in ``refgpt/runtime/gptj.py``, keys and values of earlier rows come from the cache, activations go to ``Buffers``,
+and with a program in the buffers calls are recorded instead of made.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refgpt import kernels
+from refgpt.kernels import LinearInput, Program
+from refgpt.runtime.activation import KERNELS
+from refgpt.runtime.attend import attend
+from refgpt.runtime.batch import Batch
+from refgpt.runtime.buffers import Buffers
+from refgpt.runtime.cache import KVCache
+from refgpt.runtime.taps import TapView
+from refgpt.spec.gpt_neo import Block, Config, Params
+from refgpt.spec.taps import Tap, no_tap
+
+
+def tables(config: Config, n_positions: int) -> None:
+    """What ``forward`` looks up by position: nothing, for learned positions are parameters."""
+
+
+def attention(
+    x: LinearInput,
+    p: Block,
+    local: bool,
+    batch: Batch,
+    kv: tuple[np.ndarray, np.ndarray],
+    to: Buffers,
+    tap: TapView,
+) -> np.ndarray:
+    """Multi-head self-attention with undivided scores; new keys and values join the cache. x [t, c] -> [t, c]."""
+    flat, heads = to.attn_out.shape, to.q.shape
+    q = tap("q", kernels.linear(x, p.wq, None, to.q.reshape(flat), **to.how).reshape(heads))  # [t, h, d]
+    k = tap("k", kernels.linear(x, p.wk, None, to.k.reshape(flat), **to.how).reshape(heads))  # [t, h, d]
+    v = tap("v", kernels.linear(x, p.wv, None, to.v.reshape(flat), **to.how).reshape(heads))  # [t, h, d]
+    z = attend(q, k, v, kv, batch, to, tap, divisor=1.0, local=local)  # [t, h, d]
+    mixed = LinearInput(z.reshape(flat), to.ready, **to.how)  # [t, c]
+    return tap("attn_out", kernels.linear(mixed, p.wo, p.bo, to.attn_out, **to.how))  # [t, c]
+
+
+def mlp(x: LinearInput, p: Block, cfg: Config, to: Buffers, tap: TapView) -> np.ndarray:
+    """Two linear layers with an activation between them. x [t, c] -> [t, c]."""
+    hidden = tap("mlp_pre", kernels.linear(x, p.w_in, p.b_in, to.mlp, **to.how))  # [t, f]
+    hidden = tap("mlp_post", KERNELS[cfg.activation](hidden, to.mlp, **to.how))  # [t, f]
+    rows = LinearInput(hidden, to.ready, **to.how)
+    return tap("mlp_out", kernels.linear(rows, p.w_out, p.b_out, to.mlp_out, **to.how))  # [t, c]
+
+
+def block(
+    x: np.ndarray,
+    p: Block,
+    cfg: Config,
+    local: bool,
+    batch: Batch,
+    kv: tuple[np.ndarray, np.ndarray],
+    to: Buffers,
+    tap: TapView,
+) -> np.ndarray:
+    """Attention, then MLP, which sees what attention added. x [t, c] -> [t, c], in x's place."""
+    normed = tap("ln1", kernels.layer_norm(x, p.ln1_w, p.ln1_b, cfg.ln_eps, to.ln, **to.how))  # [t, c]
+    rows = LinearInput(normed, to.ln_ready, **to.how)
+    attn_out = attention(rows, p, local, batch, kv, to, tap)  # [t, c]
+    x = tap("resid_mid", kernels.add(x, attn_out, to.x, **to.how))  # [t, c]
+    normed = tap("ln2", kernels.layer_norm(x, p.ln2_w, p.ln2_b, cfg.ln_eps, to.ln, **to.how))  # [t, c]
+    rows = LinearInput(normed, to.ln_ready, **to.how)
+    return tap("resid_post", kernels.add(x, mlp(rows, p, cfg, to, tap), to.x, **to.how))  # [t, c]
+
+
+def forward(
+    params: Params,
+    config: Config,
+    batch: Batch,
+    cache: KVCache,
+    tables: None,
+    buffers: Buffers,
+    wanted: slice = slice(None),
+    tap: Tap = no_tap,
+    program: Program | None = None,
+) -> np.ndarray:
+    """Logits [len(wanted), v] of some rows after one pass over ``batch``: see ``refgpt.runtime.gptj.forward``."""
+    shown = TapView.to(tap)
+    to = buffers.first(len(batch.ids), program)
+    tokens = shown("embed", kernels.embedding(params.wte, batch.ids, to.x, **to.how))  # [t, c]
+    places = shown("pos_embed", kernels.embedding(params.wpe, batch.positions, to.attn_out, **to.how))  # [t, c]
+    x = shown("resid_pre", kernels.add(tokens, places, to.x, **to.how))  # [t, c]
+    for i, p in enumerate(params.blocks):
+        kv, local = (cache.k[i], cache.v[i]), config.attention_layers[i] == "local"
+        x = block(x, p, config, local, batch, kv, to, shown.part(f"blocks.{i}."))  # [t, c]
+    x, ln = x[wanted], to.ln[wanted]
+    x = shown("ln_final", kernels.layer_norm(x, params.ln_w, params.ln_b, config.ln_eps, ln, **to.how))
+    logits = np.empty((len(x), config.n_vocab), np.float32)
+    rows_of_head = LinearInput(x, to.ready, **to.how)
+    return shown("logits", kernels.linear(rows_of_head, params.wte, None, logits, **to.how))  # [t, v]

@@ -1,0 +1,106 @@
+"""GPT-NeoX in kernels: ``refgpt/spec/gpt_neox.py`` line by line, over rows of any sequences at any positions.
+
+As in ``refgpt/runtime/gptj.py``, keys and values of earlier rows come from the cache, activations go to ``Buffers``,
+and with a program in the buffers calls are recorded instead of made.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refgpt import kernels
+from refgpt.kernels import LinearInput, Program
+from refgpt.runtime.activation import KERNELS
+from refgpt.runtime.attend import attend
+from refgpt.runtime.batch import Batch
+from refgpt.runtime.buffers import Buffers
+from refgpt.runtime.cache import KVCache
+from refgpt.runtime.rotation import rotary_tables
+from refgpt.runtime.taps import TapView
+from refgpt.spec.gpt_neox import Block, Config, Params
+from refgpt.spec.taps import Tap, no_tap
+
+#: Cosines and sines of the rotary angles, [n_positions, d_rotary] each.
+Rotation = tuple[np.ndarray, np.ndarray]
+
+
+def tables(config: Config, n_positions: int) -> Rotation:
+    """What ``forward`` looks up by position, for as many positions as will be used."""
+    return rotary_tables(config.d_rotary, n_positions, config.rotary_base, halves=True)
+
+
+def attention(
+    x: LinearInput,
+    p: Block,
+    batch: Batch,
+    kv: tuple[np.ndarray, np.ndarray],
+    rotation: Rotation,
+    to: Buffers,
+    tap: TapView,
+) -> np.ndarray:
+    """Multi-head self-attention, rotary in halves; new keys and values join the cache. x [t, c] -> [t, c]."""
+    flat, heads = to.attn_out.shape, to.q.shape
+    q = tap("q", kernels.linear(x, p.wq, p.bq, to.q.reshape(flat), **to.how).reshape(heads))  # [t, h, d]
+    k = tap("k", kernels.linear(x, p.wk, p.bk, to.k.reshape(flat), **to.how).reshape(heads))  # [t, h, d]
+    v = tap("v", kernels.linear(x, p.wv, p.bv, to.v.reshape(flat), **to.how).reshape(heads))  # [t, h, d]
+    q = tap("q_rot", kernels.rotary_halves(q, *rotation, batch.positions, to.q, **to.how))  # [t, h, d]
+    k = tap("k_rot", kernels.rotary_halves(k, *rotation, batch.positions, to.k, **to.how))  # [t, h, d]
+    z = attend(q, k, v, kv, batch, to, tap)  # [t, h, d]
+    mixed = LinearInput(z.reshape(flat), to.ready, **to.how)  # [t, c]
+    return tap("attn_out", kernels.linear(mixed, p.wo, p.bo, to.attn_out, **to.how))  # [t, c]
+
+
+def mlp(x: LinearInput, p: Block, cfg: Config, to: Buffers, tap: TapView) -> np.ndarray:
+    """Two linear layers with an activation between them. x [t, c] -> [t, c]."""
+    hidden = tap("mlp_pre", kernels.linear(x, p.w_in, p.b_in, to.mlp, **to.how))  # [t, f]
+    hidden = tap("mlp_post", KERNELS[cfg.activation](hidden, to.mlp, **to.how))  # [t, f]
+    rows = LinearInput(hidden, to.ready, **to.how)
+    return tap("mlp_out", kernels.linear(rows, p.w_out, p.b_out, to.mlp_out, **to.how))  # [t, c]
+
+
+def block(
+    x: np.ndarray,
+    p: Block,
+    cfg: Config,
+    batch: Batch,
+    kv: tuple[np.ndarray, np.ndarray],
+    rotation: Rotation,
+    to: Buffers,
+    tap: TapView,
+) -> np.ndarray:
+    """Attention and MLP side by side, or one after the other. x [t, c] -> [t, c], in x's place."""
+    normed = tap("ln1", kernels.layer_norm(x, p.ln1_w, p.ln1_b, cfg.ln_eps, to.ln, **to.how))  # [t, c]
+    rows = LinearInput(normed, to.ln_ready, **to.how)
+    attn_out = attention(rows, p, batch, kv, rotation, to, tap)  # [t, c]
+    if not cfg.use_parallel_residual:
+        x = tap("resid_mid", kernels.add(x, attn_out, to.x, **to.how))  # [t, c]
+    normed = tap("ln2", kernels.layer_norm(x, p.ln2_w, p.ln2_b, cfg.ln_eps, to.ln, **to.how))  # [t, c]
+    rows = LinearInput(normed, to.ln_ready, **to.how)
+    mlp_out = mlp(rows, p, cfg, to, tap)  # [t, c]
+    if cfg.use_parallel_residual:
+        return tap("resid_post", kernels.residual(x, attn_out, mlp_out, to.x, **to.how))  # [t, c]
+    return tap("resid_post", kernels.add(x, mlp_out, to.x, **to.how))  # [t, c]
+
+
+def forward(
+    params: Params,
+    config: Config,
+    batch: Batch,
+    cache: KVCache,
+    tables: Rotation,
+    buffers: Buffers,
+    wanted: slice = slice(None),
+    tap: Tap = no_tap,
+    program: Program | None = None,
+) -> np.ndarray:
+    """Logits [len(wanted), v] of some rows after one pass over ``batch``: see ``refgpt.runtime.gptj.forward``."""
+    shown = TapView.to(tap)
+    to = buffers.first(len(batch.ids), program)
+    x = shown("embed", kernels.embedding(params.wte, batch.ids, to.x, **to.how))  # [t, c]
+    for i, p in enumerate(params.blocks):
+        x = block(x, p, config, batch, (cache.k[i], cache.v[i]), tables, to, shown.part(f"blocks.{i}."))  # [t, c]
+    x, ln = x[wanted], to.ln[wanted]
+    x = shown("ln_final", kernels.layer_norm(x, params.ln_w, params.ln_b, config.ln_eps, ln, **to.how))
+    logits = np.empty((len(x), config.n_vocab), np.float32)
+    rows_of_head = LinearInput(x, to.ready, **to.how)
+    return shown("logits", kernels.linear(rows_of_head, params.w_head, None, logits, **to.how))  # [t, v]
