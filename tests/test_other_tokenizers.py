@@ -98,7 +98,7 @@ def test_the_tokenizer_that_was_asked_for_is_the_one_converted(broken, tokenizer
 
 
 def test_the_command_line(broken, tokenizer, capsys):
-    assert main(["generate", "-m", str(broken), "--tokenizer", str(tokenizer), "-p", "It", "-n", "2"]) == 0
+    assert main(["generate", "-m", str(broken), "--tokenizer", str(tokenizer), "--echo", "-n", "2", "It"]) == 0
     assert capsys.readouterr().out.startswith("It")
     assert main(["info", "-m", str(broken), "--tokenizer", "none"]) == 0
     assert "none: the model takes and gives ids" in capsys.readouterr().out
