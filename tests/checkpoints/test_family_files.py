@@ -6,17 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import refgpt
 from refgpt import CheckpointError, ConfigError
 from refgpt.checkpoints import open_checkpoint
+from refgpt.checkpoints.families import FAMILIES
 from refgpt.checkpoints.files import torch_pickle
 from refgpt.conversion import convert
 from refgpt.numbers.leaves import widen
 from refgpt.spec import forward
 from tests.goldens.recorders.family_files import CASES, HERE, IDS, LOGITS
+from tests.helpers.fuzzing import FAST
 
+FAST = settings(FAST, max_examples=300)
 RECORDED = np.load(LOGITS)
 
 
@@ -216,3 +221,38 @@ def test_masks_of_local_layers_are_not_taken_for_a_prompt_s():
     assert open_checkpoint(HERE / "gpt_neo").mask == "causal"
     assert "lower triangular" in open_checkpoint(HERE / "gpt2_half").mask_source
     assert "lower triangular" in open_checkpoint(HERE / "gpt_neox_brain").mask_source
+
+
+WEIRD = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    10**30,
+    float("nan"),
+    "global",
+    [],
+    ["local"],
+    [[["local"], 2]],
+    [[[{}], 3]],
+    {},
+    {"a": []},
+]
+
+
+@FAST
+@given(st.sampled_from(["gpt2", "gpt_neo", "gpt_neox_sequential"]), st.data())
+def test_whatever_config_json_says_is_read_or_refused(case, data):
+    raw = json.loads((HERE / case / "config.json").read_text())
+    keys = [*sorted(raw), "attention_layers", "num_hidden_layers", "rotary_pct", "rotary_emb_base", "rope_scaling"]
+    for key in data.draw(st.lists(st.sampled_from(keys), min_size=1, max_size=3)):
+        raw[key] = data.draw(st.sampled_from(WEIRD))
+    raw["rope_parameters"] = data.draw(st.sampled_from([*WEIRD, {"rope_theta": []}, {"partial_rotary_factor": {}}]))
+    form = FAMILIES[case.removesuffix("_sequential")].HUGGING_FACE
+    try:
+        config = form.read_config(raw, HERE / case / "config.json")
+    except ConfigError as fault:
+        assert len(str(fault)) < 1000
+    else:
+        assert form.read_config(form.config_json(config), HERE / "config.json") == config

@@ -226,6 +226,14 @@ def test_gguf_as_llama_cpp_writes_it(tmp_path, config, encoding):
     assert_holds(checkpoint, decoded(random_tree(config), encoding))
 
 
+def test_a_head_that_gguf_has_twice(tmp_path):
+    params = random_tree(GPT2)
+    same = open_checkpoint(write(tmp_path / "same.gguf", family_gguf(GPT2, params, "q4_0", head=params.wte)))
+    assert_holds(same, decoded(params, "q4_0"))
+    with pytest.raises(CheckpointError, match="the head is another matrix"):
+        open_checkpoint(write(tmp_path / "other.gguf", family_gguf(GPT2, params, head=params.wte + 1)))
+
+
 def test_the_activation_that_gguf_does_not_tell_is_the_models(tmp_path, caplog):
     caplog.set_level("INFO", "refgpt")
     open_checkpoint(write(tmp_path / "m.gguf", family_gguf(NEOX, random_tree(NEOX))))

@@ -120,8 +120,10 @@ def neox_ggml(
     return family_ggml(header.values(), neox_state(params, config.n_head), config.n_vocab, False, encoding)
 
 
-def family_gguf(config: Any, params: Any, encoding: str = "f32", **changes: Any) -> bytes:
-    """As llama.cpp writes GPT-2 and GPT-NeoX."""
+def family_gguf(
+    config: Any, params: Any, encoding: str = "f32", head: np.ndarray | None = None, **changes: Any
+) -> bytes:
+    """As llama.cpp writes GPT-2 and GPT-NeoX; with ``head``, a GPT-2's as its older converters do."""
     name = {"gpt2": "gpt2", "gpt_neox": "gptneox"}[config.model_type]
     keys: dict[str, Any] = {
         "general.architecture": name,
@@ -157,6 +159,7 @@ def family_gguf(config: Any, params: Any, encoding: str = "f32", **changes: Any)
             f"{at}ffn_down.bias": block.b_out,
         }
     state |= {"output_norm.weight": params.ln_w, "output_norm.bias": params.ln_b}
+    state |= {} if head is None else {"output.weight": head}
     keys = {key: value for key, value in (keys | changes).items() if value is not None}
     return gguf_bytes(keys, state, encoding=encoding)
 
