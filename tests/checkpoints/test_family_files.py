@@ -17,7 +17,7 @@ from refgpt.checkpoints.families import FAMILIES
 from refgpt.checkpoints.files import torch_pickle
 from refgpt.conversion import convert
 from refgpt.numbers.leaves import widen
-from refgpt.spec import forward
+from refgpt.spec import forward, gpt2, gpt_neo, gpt_neox
 from tests.goldens.recorders.family_files import CASES, HERE, IDS, LOGITS
 from tests.helpers.fuzzing import FAST
 
@@ -256,3 +256,15 @@ def test_whatever_config_json_says_is_read_or_refused(case, data):
         assert len(str(fault)) < 1000
     else:
         assert form.read_config(form.config_json(config), HERE / "config.json") == config
+
+
+def test_what_config_json_leaves_out_is_as_in_transformers():
+    """The defaults of GPT2Config, GPTNeoConfig and GPTNeoXConfig, written down a second time."""
+    path = Path("config.json")
+    assert FAMILIES["gpt2"].HUGGING_FACE.read_config({}, path) == gpt2.Config()
+    neo = FAMILIES["gpt_neo"].HUGGING_FACE.read_config({}, path)
+    layers = ("global", "local") * 12
+    assert neo == gpt_neo.Config(n_layer=24, n_head=16, d_model=2048, d_ff=8192, attention_layers=layers)
+    neox = FAMILIES["gpt_neox"].HUGGING_FACE.read_config({}, path)
+    shape = {"n_layer": 44, "n_head": 64, "d_model": 6144, "d_ff": 24576, "d_rotary": 24, "n_vocab": 50432}
+    assert neox == gpt_neox.Config(**shape, n_ctx=2048, activation="gelu", bos_id=0, eos_id=2)
