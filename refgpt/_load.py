@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from refgpt._common.arguments import flag, function_of, one_of, path_of, whole_number
-from refgpt._common.errors import RefgptError
+from refgpt._common.errors import RefgptError, TokenizerError
 from refgpt._common.float_state import default_float_state
 from refgpt._common.progress import Progress
 from refgpt._common.wording import shown
@@ -23,7 +23,7 @@ from refgpt.numbers.dtypes import KV_DTYPES, KVDtype, dtype_name, known_dtype
 from refgpt.numbers.panels import PACKED_DTYPES
 from refgpt.runtime.engine import Engine
 from refgpt.runtime.spec_engine import SpecEngine, kept_params
-from refgpt.tokenizers import Tokenizer, find_tokenizer, tokenizer_of
+from refgpt.tokenizers import Tokenizer, find_tokenizer, load_tokenizer, tokenizer_of
 
 log = logging.getLogger("refgpt")
 
@@ -43,6 +43,7 @@ def load(
     revision: str | None = None,
     copy: bool = False,
     adapter: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | Tokenizer | bool | None = None,
 ) -> Model:
     """Load a model.
 
@@ -81,6 +82,9 @@ def load(
     adapter : path, optional
         A directory with a LoRA adapter in PEFT's format. It is applied beside the weights, whatever they are kept in:
         they stay as they are.
+    tokenizer : path-like, Tokenizer, False or None
+        None: the model's own, if it has one. If that cannot be used, a warning says why, and the model takes and gives
+        ids alone. Another: one from ``refgpt.load_tokenizer``, or where its files are. False: none.
 
     Returns
     -------
@@ -106,14 +110,14 @@ def load(
     check_options(backend, kept_in, threads, cached_in)
     for name, value in (("verify", verify), ("copy", copy)):
         flag(name, value, RefgptError)
-    checkpoint, tokenizer = open_model(path, mask, progress, revision)
+    checkpoint, found = open_model(path, mask, progress, revision, tokenizer)
     if adapter is None:
-        return start(checkpoint, tokenizer, backend, kept_in, mask, threads, cached_in, progress, verify, copy)
+        return start(checkpoint, found, backend, kept_in, mask, threads, cached_in, progress, verify, copy)
     from refgpt.checkpoints.adapters import read_adapter
     from refgpt.training.lora import attach
 
     pairs = read_adapter(adapter, checkpoint.config)  # before the weights, which may take long
-    model = start(checkpoint, tokenizer, backend, kept_in, mask, threads, cached_in, progress, verify, copy)
+    model = start(checkpoint, found, backend, kept_in, mask, threads, cached_in, progress, verify, copy)
     attach(model.engine, pairs)
     return model
 
@@ -258,6 +262,7 @@ def open_model(
     mask: str = "auto",
     progress: Progress | None = None,
     revision: str | None = None,
+    tokenizer: str | os.PathLike[str] | Tokenizer | bool | None = None,
 ) -> tuple[Checkpoint, Tokenizer | None]:
     """Open a model's files without reading the weights. This is the first half of ``load``; it takes well under a
     second, except for archives and models that must be downloaded.
@@ -265,13 +270,37 @@ def open_model(
     Parameters, and the errors that need no numbers, are those of ``load``.
     """
     _check_progress(progress)
-    path = _files_of(path, revision)
-    checkpoint = open_checkpoint(path, mask, progress)
+    given: Tokenizer | None = None
+    if isinstance(tokenizer, Tokenizer):
+        given = tokenizer
+    elif tokenizer is True:
+        raise RefgptError(
+            "cannot be used",
+            where="tokenizer",
+            got="True",
+            wanted="a path, a Tokenizer, False or None",
+            fix="leave it out",
+        )
+    elif tokenizer is not None and tokenizer is not False:
+        given = load_tokenizer(tokenizer)
+    checkpoint = open_checkpoint(_files_of(path, revision), mask, progress)
+    if tokenizer is None:
+        checkpoint, found = _with_own_tokenizer(checkpoint)
+    else:
+        checkpoint, found = replace(checkpoint, own_tokenizer=False), given
+    if found is not None:
+        found.fit(checkpoint.config.n_vocab)
+    return checkpoint, found
+
+
+def _with_own_tokenizer(checkpoint: Checkpoint) -> tuple[Checkpoint, Tokenizer | None]:
+    """The tokenizer that came with a checkpoint; if it is broken, none, and the checkpoint knows why."""
     vocabulary, directory = checkpoint.vocabulary, checkpoint.directory
-    tokenizer = find_tokenizer(directory) if vocabulary is None else tokenizer_of(vocabulary, directory)
-    if tokenizer is not None:
-        tokenizer.fit(checkpoint.config.n_vocab)
-    return checkpoint, tokenizer
+    try:
+        return checkpoint, find_tokenizer(directory) if vocabulary is None else tokenizer_of(vocabulary, directory)
+    except TokenizerError as fault:
+        log.warning("the model's tokenizer cannot be used, so that it takes and gives ids alone: %s", fault)
+        return replace(checkpoint, tokenizer_fault=str(fault)), None
 
 
 def _check_progress(progress: Progress | None) -> None:

@@ -226,8 +226,11 @@ class Model:
         settings = GenerationParams.of(params, changes)
         batch = is_batch(prompt)
         prompts: Any = prompt if batch else [prompt]
-        done = generate(self, [encode_prompt(one, self.config, self.tokenizer, settings) for one in prompts], settings)
+        done = generate(self, [self._encode(one, settings) for one in prompts], settings)
         return done if batch else done[0]
+
+    def _encode(self, prompt: Prompt, settings: GenerationParams) -> list[int]:
+        return encode_prompt(prompt, self.config, self.tokenizer, settings, self.checkpoint.tokenizer_fault)
 
     def stream(self, prompt: Prompt, params: GenerationParams | None = None, **changes: Any) -> Iterator[str]:
         """Continue one prompt, piece by piece.
@@ -263,9 +266,10 @@ class Model:
             raise GenerationError(
                 "this model has no tokenizer, so there is no text to stream",
                 where="stream",
+                got=self.checkpoint.tokenizer_fault or None,
                 fix="use generate, whose result has .ids",
             )
-        return stream_text(self, encode_prompt(prompt, self.config, self.tokenizer, settings), settings)
+        return stream_text(self, self._encode(prompt, settings), settings)
 
     @overload
     def score(
@@ -314,9 +318,9 @@ class Model:
             one token more, as the last is only predicted; before anything is computed.
         """
         flag("return_greedy", return_greedy, GenerationError)
-        return score(
-            self, *encode_continuations(prompt, continuations, self.config, self.tokenizer), bool(return_greedy)
-        )
+        fault = self.checkpoint.tokenizer_fault
+        encoded = encode_continuations(prompt, continuations, self.config, self.tokenizer, fault)
+        return score(self, *encoded, bool(return_greedy))
 
     def classify(
         self,

@@ -124,8 +124,22 @@ def test_loading_options_reach_the_loader(path, monkeypatch, run):
     record(start, None)
     record(refgpt.load, None)
     monkeypatch.setattr(loading, "progress_bar", lambda: contextlib.nullcontext(bar))
-    options = ["--mask", "prefix", "--dtype", "f16", "--kv-dtype", "f16", "-t", "2", "--revision", "r1", "--copy"]
-    files = {"path": path, "mask": "prefix", "progress": bar, "revision": "r1"}
+    options = [
+        "--mask",
+        "prefix",
+        "--dtype",
+        "f16",
+        "--kv-dtype",
+        "f16",
+        "-t",
+        "2",
+        "--revision",
+        "r1",
+        "--tokenizer",
+        "t",
+        "--copy",
+    ]
+    files = {"path": path, "mask": "prefix", "progress": bar, "revision": "r1", "tokenizer": "t"}
     running = {"dtype": "f16", "kv_dtype": "f16", "threads": 2, "progress": bar, "copy": True}
     for command in (["generate", "-m", path, "hi"], ["demo", "-m", path, "qa", "hi"]):
         told.clear()

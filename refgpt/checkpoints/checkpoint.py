@@ -77,6 +77,10 @@ class Checkpoint:
         If the files have checksums of the weights: the bytes to check (``verify_checksums``).
     config_file : Path or None
         A config.json in transformers' format that came with the weights; it may have more entries than ``config``.
+    own_tokenizer : bool
+        Whether its tokenizer is the one that came with it; False where another was asked for.
+    tokenizer_fault : str
+        Why the tokenizer that came with it cannot be used; "" if it can, or there is none.
     """
 
     path: Path
@@ -90,6 +94,8 @@ class Checkpoint:
     vocabulary: Vocabulary | None = None
     checked: tuple[Checked, ...] = ()
     config_file: Path | None = None
+    own_tokenizer: bool = True
+    tokenizer_fault: str = ""
 
     @property
     def directory(self) -> Path:

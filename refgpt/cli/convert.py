@@ -8,7 +8,7 @@ from pathlib import Path
 from refgpt._load import open_model
 from refgpt.checkpoints import MASKS
 from refgpt.cli.loading import progress_bar
-from refgpt.cli.options import Commands, add_command, add_revision
+from refgpt.cli.options import Commands, add_command, add_source
 from refgpt.cli.printing import print_line
 from refgpt.conversion import TARGETS, convert
 from refgpt.conversion.staging import check_free
@@ -43,7 +43,7 @@ def add_to(commands: Commands) -> None:
         default="auto",
         help="mask to record for the model (default: the mask that the files state)",
     )
-    add_revision(command)
+    add_source(command)
 
 
 def _convert(arguments: argparse.Namespace) -> int:
@@ -53,7 +53,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     source_path, destination = sources[0], Path(sources[1])
     check_free(destination)  # check before an archive is unpacked
     with progress_bar() as progress:
-        source, tokenizer = open_model(source_path, arguments.mask, progress, arguments.revision)
+        source, tokenizer = open_model(source_path, arguments.mask, progress, arguments.revision, arguments.tokenizer)
     with progress_bar("converting") as progress:
         convert(source, tokenizer, destination, arguments.to, arguments.dtype, progress)
     n_bytes = sum(path.stat().st_size for path in destination.iterdir())

@@ -15,7 +15,7 @@ from refgpt._load import open_model
 from refgpt.checkpoints import Checkpoint, TensorInfo
 from refgpt.cli.json_output import print_json
 from refgpt.cli.loading import progress_bar
-from refgpt.cli.options import Commands, add_command, add_json, add_model, add_revision
+from refgpt.cli.options import Commands, add_command, add_json, add_model, add_source
 from refgpt.cli.printing import print_line
 from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers import Tokenizer
@@ -43,12 +43,14 @@ def add_to(commands: Commands) -> None:
     add_model(info, positional=True)
     info.add_argument("--tensors", action="store_true", help="list every tensor")
     add_json(info)
-    add_revision(info)
+    add_source(info)
 
 
 def _info(arguments: argparse.Namespace) -> int:
     with progress_bar() as progress:
-        checkpoint, tokenizer = open_model(arguments.model, progress=progress, revision=arguments.revision)
+        checkpoint, tokenizer = open_model(
+            arguments.model, progress=progress, revision=arguments.revision, tokenizer=arguments.tokenizer
+        )
     if arguments.json:
         print_json(_record(checkpoint, tokenizer))
         return 0

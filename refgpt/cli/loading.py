@@ -39,6 +39,7 @@ def load_model(arguments: argparse.Namespace, backend: str) -> Model:
             progress=progress,
             revision=arguments.revision,
             copy=arguments.copy,
+            tokenizer=arguments.tokenizer,
         )
 
 
@@ -50,7 +51,9 @@ def load_for(arguments: argparse.Namespace, encode: Callable[[AnyConfig, Tokeniz
     backend, dtype, threads, kv_dtype = arguments.backend, arguments.dtype, arguments.threads, arguments.kv_dtype
     check_options(backend, dtype, threads, kv_dtype)
     with progress_bar() as progress:
-        checkpoint, tokenizer = open_model(arguments.model, arguments.mask, progress, arguments.revision)
+        checkpoint, tokenizer = open_model(
+            arguments.model, arguments.mask, progress, arguments.revision, arguments.tokenizer
+        )
         encoded = encode(checkpoint.config, tokenizer)
         model = start(
             checkpoint, tokenizer, backend, dtype, arguments.mask, threads, kv_dtype, progress, copy=arguments.copy

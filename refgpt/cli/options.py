@@ -124,16 +124,22 @@ def add_loading_arguments(group: argparse._ActionsContainer, dtypes: Sequence[st
         action="store_true",
         help="copy into memory also what could be read from the files as they lie: they may then be written to",
     )
-    add_revision(group)
-    add("-t", "--threads", type=int, metavar="N", help="number of threads (default: one per core)")
+    add_source(group)
+    add("-t", "--threads", type=int, metavar="N", help="threads to use (default: one per core)")
 
 
-def add_revision(group: argparse._ActionsContainer) -> None:
-    """Declare the option that selects a version of a model on the hub."""
+def add_source(group: argparse._ActionsContainer) -> None:
+    """Declare which version of a model on the hub is meant, and which tokenizer."""
     group.add_argument(
         "--revision",
         metavar="REVISION",
         help="branch, tag or commit of a model on the hub (default: the main branch)",
+    )
+    group.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        type=lambda text: False if text == "none" else text,
+        help="a tokenizer instead of the model's: its directory or file; none for ids alone",
     )
 
 

@@ -51,8 +51,8 @@ from refgpt.tokenizers import Tokenizer
 DTYPES = (None, "f32", "f16", "bf16")
 FILE = "model.gguf"
 NUMBERS = {name: number for number, name in TYPES.items()}
-#: The type of most tensors of a file (llama.cpp's ``llama_ftype``).
-FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32}
+#: What most tensors of a file are (llama.cpp's ``llama_ftype``).
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q6_K": 18, "bf16": 32}
 VERSION = 3
 #: Types of tokens, besides ``UNUSED``.
 NORMAL, CONTROL = 1, 3

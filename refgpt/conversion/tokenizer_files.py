@@ -17,7 +17,7 @@ def tokenizer_bytes(source: Checkpoint, tokenizer: Tokenizer | None) -> int:
     """Lower bound for the tokenizer's size in bytes."""
     if tokenizer is None:
         return 0
-    if source.vocabulary is not None:
+    if source.vocabulary is not None or not source.own_tokenizer:
         return sum(map(len, tokenizer.files().values()))
     there = (source.directory / name for name in TOKENIZER_FILES)
     return sum(path.stat().st_size for path in there if path.is_file())
@@ -33,7 +33,7 @@ def write_tokenizer(source: Checkpoint, tokenizer: Tokenizer | None, directory: 
     """
     if tokenizer is None:
         return
-    if source.vocabulary is None:
+    if source.vocabulary is None and source.own_tokenizer:
         for name in TOKENIZER_FILES:
             if (source.directory / name).is_file():
                 (directory / name).write_bytes(read_bytes(source.directory / name))

@@ -68,7 +68,11 @@ def is_batch(prompt: object) -> bool:
 
 
 def encode_prompt(
-    prompt: Prompt | np.ndarray, config: AnyConfig, tokenizer: Tokenizer | None, params: GenerationParams
+    prompt: Prompt | np.ndarray,
+    config: AnyConfig,
+    tokenizer: Tokenizer | None,
+    params: GenerationParams,
+    fault: str = "",
 ) -> list[int]:
     """A prompt as ids that leave room for at least one new token.
 
@@ -78,7 +82,7 @@ def encode_prompt(
         If the prompt is too long, is a text without a tokenizer, is empty without a token to start from, or has ids
         that do not exist.
     """
-    ids = prompt_ids(prompt, config, tokenizer)
+    ids = prompt_ids(prompt, config, tokenizer, fault)
     too_long = len(ids) + (params.max_new_tokens if params.truncate else 1) > config.n_ctx
     if too_long and params.truncate and config.n_ctx > 1:
         n_kept = max(config.n_ctx - params.max_new_tokens, config.n_ctx // 2)
@@ -102,7 +106,9 @@ def encode_prompt(
     return [int(i) for i in check_ids(ids, config)]
 
 
-def prompt_ids(prompt: Prompt | np.ndarray, config: AnyConfig, tokenizer: Tokenizer | None) -> list[int]:
+def prompt_ids(
+    prompt: Prompt | np.ndarray, config: AnyConfig, tokenizer: Tokenizer | None, fault: str = ""
+) -> list[int]:
     """The ids of a prompt; of an empty one the id that a text begins with, if there is such an id.
 
     Raises
@@ -113,7 +119,7 @@ def prompt_ids(prompt: Prompt | np.ndarray, config: AnyConfig, tokenizer: Tokeni
     if not isinstance(prompt, str):
         ids = list(prompt)
     elif tokenizer is None:
-        raise needs_tokenizer("the prompt is text", "give the prompt as a list of ids")
+        raise needs_tokenizer("the prompt is text", "give the prompt as a list of ids", fault)
     else:
         ids = tokenizer.encode(prompt)
     if not len(ids):
@@ -122,8 +128,11 @@ def prompt_ids(prompt: Prompt | np.ndarray, config: AnyConfig, tokenizer: Tokeni
     return ids
 
 
-def needs_tokenizer(why: str, instead: str) -> GenerationError:
-    """The error of a text for a model that takes ids alone."""
+def needs_tokenizer(why: str, instead: str, fault: str = "") -> GenerationError:
+    """The error of a text for a model that takes ids alone; ``fault`` is why its own tokenizer cannot be used."""
+    if fault:
+        fix = f"give another: tokenizer='DIRECTORY' (--tokenizer DIRECTORY), or {instead}"
+        return GenerationError(f"{why}, and this model's tokenizer cannot be used", got=fault, fix=fix)
     return GenerationError(
         f"{why}, and this model has no tokenizer", fix=f"put its tokenizer.json beside the weights, or {instead}"
     )

@@ -114,6 +114,7 @@ def encode_continuations(
     continuations: Sequence[Prompt] | np.ndarray,
     config: AnyConfig,
     tokenizer: Tokenizer | None,
+    fault: str = "",
 ) -> tuple[list[int], list[list[int]]]:
     """A prompt and what may follow it, as ids that fit into the model's context.
 
@@ -145,7 +146,7 @@ def encode_continuations(
             wanted="a list of texts, or of lists of ids",
         )
     given = prompt if isinstance(prompt, str) else _ids("prompt", prompt, config)
-    start = check_ids(prompt_ids(given, config, tokenizer), config).tolist()
+    start = check_ids(prompt_ids(given, config, tokenizer, fault), config).tolist()
     before = (prompt, tokenizer.encode(prompt)) if isinstance(prompt, str) and tokenizer is not None else None
     encoded = []
     for i, continuation in enumerate(continuations):
@@ -153,7 +154,7 @@ def encode_continuations(
         if not isinstance(continuation, str):
             ids = _ids(where, continuation, config)
         elif tokenizer is None:
-            raise needs_tokenizer(f"{where} is text", "give it as a list of ids")
+            raise needs_tokenizer(f"{where} is text", "give it as a list of ids", fault)
         else:
             ids = _ids(where, _encode_after(before, continuation, tokenizer), config)
         if len(start) + len(ids) > config.n_ctx + 1:

@@ -37,7 +37,7 @@ def one_changed(mask, row, column):
 def test_one_wrong_element_is_noticed(row):
     for column in (0, row, min(row + 1, N - 1), N - 1):
         for mask in (np.tri(N), np.ones((N, N))):
-            with pytest.raises(CheckpointError, match=r'h\.0\.attn\.bias other.*--mask prefix'):
+            with pytest.raises(CheckpointError, match=r"h\.0\.attn\.bias other.*--mask prefix"):
                 find(one_changed(mask, row, column))
 
 

@@ -6,17 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import refgpt
 from refgpt import CheckpointError, ConfigError
 from refgpt.checkpoints import open_checkpoint
+from refgpt.checkpoints.families import FAMILIES
 from refgpt.checkpoints.files import torch_pickle
 from refgpt.conversion import convert
 from refgpt.numbers.leaves import widen
-from refgpt.spec import forward
+from refgpt.spec import forward, gpt2, gpt_neo, gpt_neox
 from tests.goldens.recorders.family_files import CASES, HERE, IDS, LOGITS
+from tests.helpers.fuzzing import FAST
 
+FAST = settings(FAST, max_examples=300)
 RECORDED = np.load(LOGITS)
 
 
@@ -52,7 +57,7 @@ def test_logits_are_those_of_transformers(case):
 def test_every_format_keeps_every_bit(tmp_path, case):
     """From each format to each other."""
     at, want, config = HERE / case, numbers(HERE / case), open_checkpoint(HERE / case).config
-    for n, to in enumerate("hf gguf refgpt hf refgpt gguf hf".split()):
+    for n, to in enumerate(["hf", "gguf", "refgpt", "hf", "refgpt", "gguf", "hf"]):
         convert(open_checkpoint(at), None, tmp_path / f"{n}", to)
         at = tmp_path / f"{n}"
         there = open_checkpoint(at)
@@ -146,7 +151,7 @@ def test_a_fused_tensor_of_another_shape_is_named(tmp_path):
         open_checkpoint(path)
 
 
-# ---- config.json ---------------------------------------------------------------------------------------------------------
+# ---- config.json ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -216,3 +221,50 @@ def test_masks_of_local_layers_are_not_taken_for_a_prompt_s():
     assert open_checkpoint(HERE / "gpt_neo").mask == "causal"
     assert "lower triangular" in open_checkpoint(HERE / "gpt2_half").mask_source
     assert "lower triangular" in open_checkpoint(HERE / "gpt_neox_brain").mask_source
+
+
+WEIRD = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    10**30,
+    float("nan"),
+    "global",
+    [],
+    ["local"],
+    [[["local"], 2]],
+    [[[{}], 3]],
+    {},
+    {"a": []},
+]
+
+
+@FAST
+@given(st.sampled_from(["gpt2", "gpt_neo", "gpt_neox_sequential"]), st.data())
+def test_whatever_config_json_says_is_read_or_refused(case, data):
+    raw = json.loads((HERE / case / "config.json").read_text())
+    keys = [*sorted(raw), "attention_layers", "num_hidden_layers", "rotary_pct", "rotary_emb_base", "rope_scaling"]
+    for key in data.draw(st.lists(st.sampled_from(keys), min_size=1, max_size=3)):
+        raw[key] = data.draw(st.sampled_from(WEIRD))
+    raw["rope_parameters"] = data.draw(st.sampled_from([*WEIRD, {"rope_theta": []}, {"partial_rotary_factor": {}}]))
+    form = FAMILIES[case.removesuffix("_sequential")].HUGGING_FACE
+    try:
+        config = form.read_config(raw, HERE / case / "config.json")
+    except ConfigError as fault:
+        assert len(str(fault)) < 1000
+    else:
+        assert form.read_config(form.config_json(config), HERE / "config.json") == config
+
+
+def test_what_config_json_leaves_out_is_as_in_transformers():
+    """The defaults of GPT2Config, GPTNeoConfig and GPTNeoXConfig, written down a second time."""
+    path = Path("config.json")
+    assert FAMILIES["gpt2"].HUGGING_FACE.read_config({}, path) == gpt2.Config()
+    neo = FAMILIES["gpt_neo"].HUGGING_FACE.read_config({}, path)
+    layers = ("global", "local") * 12
+    assert neo == gpt_neo.Config(n_layer=24, n_head=16, d_model=2048, d_ff=8192, attention_layers=layers)
+    neox = FAMILIES["gpt_neox"].HUGGING_FACE.read_config({}, path)
+    shape = {"n_layer": 44, "n_head": 64, "d_model": 6144, "d_ff": 24576, "d_rotary": 24, "n_vocab": 50432}
+    assert neox == gpt_neox.Config(**shape, n_ctx=2048, activation="gelu", bos_id=0, eos_id=2)

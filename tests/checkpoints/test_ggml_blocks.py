@@ -4,7 +4,7 @@ import pytest
 
 from refgpt._common.errors import CheckpointError
 from refgpt.checkpoints.files import ggml_blocks
-from refgpt.checkpoints.files.ggml_blocks import BLOCKS, TYPES, Blocks, decode, map_tensor
+from refgpt.checkpoints.files.ggml_blocks import BLOCKS, SIZES, TYPES, Blocks, decode, map_tensor
 from refgpt.numbers.leaves import widen
 from refgpt.numbers.mapped import map_file
 from tests.helpers.ggml_writers import QUANTISED, block_bytes, decoded_block, tensor_bytes
@@ -49,7 +49,10 @@ def test_tables_are_the_librarys():
     by_library = {kind.value: kind.name.lower() for kind in gguf.GGMLQuantizationType}
     assert {n: name.lower() for n, name in TYPES.items() if n not in (4, 5)}.items() <= by_library.items()
     for encoding, dtype in BLOCKS.items():
-        assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[encoding.upper()]] == (32, dtype.itemsize)
+        assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[encoding.upper()]] == (
+            SIZES.get(encoding, 32),
+            dtype.itemsize,
+        )
 
 
 @pytest.mark.parametrize("encoding", QUANTISED)

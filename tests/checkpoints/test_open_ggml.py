@@ -214,7 +214,7 @@ def test_what_does_no_harm_is_let_be(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", QUANTISED)
-@pytest.mark.parametrize("version", [0, 1, 3])
+@pytest.mark.parametrize("version", [3])
 def test_other_versions_of_quantisation_are_refused_by_name(tmp_path, encoding, version):
     path = write(tmp_path / "old.bin", ggml_bytes(encoding=encoding, version=version))
     with pytest.raises(CheckpointError, match=f"{encoding} of version {version}.*version 2.*convert the original"):
@@ -225,7 +225,9 @@ def test_the_version_says_nothing_about_floats(tmp_path):
     assert_holds(open_checkpoint(write(tmp_path / "f32.bin", ggml_bytes(version=1))), PARAMS)
 
 
-@pytest.mark.parametrize(("ftype", "name"), [(5, "q4_2"), (6, "q4_3"), (2010, "q2_K"), (2014, "q6_K"), (77, "unknown")])
+@pytest.mark.parametrize(
+    ("ftype", "name"), [(1005, "q4_2"), (2006, "q4_3"), (2010, "q2_K"), (1014, "q6_K"), (77, "unknown")]
+)
 def test_other_quantisations_are_refused_by_name(tmp_path, ftype, name):
     with pytest.raises(CheckpointError, match=f"not read.*{name} .*convert the original"):
         open_checkpoint(write(tmp_path / "x.bin", ggml_bytes(ftype=ftype)))
@@ -271,10 +273,10 @@ def test_files_of_other_models_are_refused(tmp_path):
     neox = struct.pack("<9i", 0x67676D6C, 50, 16, 32, 4, 2, 8, 1, 1) + tokens
     for n, raw in enumerate((llama, gpt2, neox)):
         path = write(tmp_path / f"{n}.bin", raw + ggml_tensor("x", np.ones((2, 2)), "f32"))
-        with pytest.raises(CheckpointError, match=r"no GPT-J's ggml file.*LLaMA, GPT-2"):
+        with pytest.raises(CheckpointError, match=r"no GPT-J's ggml file.*LLaMA, MPT"):
             open_checkpoint(path)
     state = {name.replace("transformer.h.", "model/h"): tensor for name, tensor in state_dict(PARAMS).items()}
-    with pytest.raises(CheckpointError, match=r"no tensor transformer\.h\.0\.mlp\.fc_in\.bias.*LLaMA, GPT-2"):
+    with pytest.raises(CheckpointError, match=r"no tensor transformer\.h\.0\.mlp\.fc_in\.bias.*LLaMA, MPT"):
         open_checkpoint(write(tmp_path / "names.bin", ggml_bytes(tensors=state)))
 
 

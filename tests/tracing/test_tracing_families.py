@@ -88,7 +88,7 @@ def test_a_restored_stream_restores_the_answer(variant):
     engine = engine_of(variant, "spec")
     part = "resid_mid" if "resid_mid" in taps_of(engine.config).block else "attn_out"
     for name in ("resid_post", part):
-        traced = causal_trace(engine, IDS, OTHER[:-1] + [1], answer=3, other=5, part=name)
+        traced = causal_trace(engine, IDS, [*OTHER[:-1], 1], answer=3, other=5, part=name)
         assert traced.restored.shape == (engine.config.n_layer, len(IDS))
-    whole = causal_trace(engine, IDS, OTHER[:-1] + [1], answer=3, other=5, positions=-1)
+    whole = causal_trace(engine, IDS, [*OTHER[:-1], 1], answer=3, other=5, positions=-1)
     assert whole.restored[-1, 0] == pytest.approx(whole.clean)

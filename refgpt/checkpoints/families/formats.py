@@ -22,6 +22,7 @@ from refgpt.checkpoints.families.settings import (
     read_ids,
     value_of,
 )
+from refgpt.checkpoints.files.ggml_file import Header
 from refgpt.numbers.leaves import Leaf, row_slices
 from refgpt.numbers.mapped import release
 from refgpt.numbers.tree import ParamTree
@@ -288,25 +289,31 @@ class Ggml:
     ----------
     title, config
         See ``HuggingFace``.
-    header : tuple of str
-        The header's numbers in order, by the names that ggml's example gives them.
+    headers : tuple of Header
+        How the files begin; the first that fits to the last byte counts.
     fields : mapping of str to str
-        Which of them each field of the configuration is.
-    names : callable
-        From a leaf to the name of its tensor.
-    n_tensors : (int, int)
-        How many there are of a block, and beside.
+        Which number of the header each field of the configuration is.
+    names : Names
+        The tensors.
     constants : mapping
         Fields that ggml's code fixes.
+    told : mapping of str to callable
+        Fields that the tensors tell: each from the tensors by name.
+    tied_head : str or None
+        The head, in families in which it is no leaf but the embedding.
+    note : str
+        What to tell the reader of such files.
     """
 
     title: str
     config: Any
-    header: tuple[str, ...]
+    headers: tuple[Header, ...]
     fields: Mapping[str, str]
-    names: Any
-    n_tensors: tuple[int, int]
+    names: Names
     constants: Mapping[str, Any]
+    told: Mapping[str, Callable[[Mapping[str, Leaf]], Any]] = field(default_factory=dict)
+    tied_head: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -338,3 +345,30 @@ class CTranslate2:
     demands: Mapping[str, tuple[float, str]]
     needed: tuple[str, ...]
     free: frozenset[str]
+
+
+def without_head(form: Gguf | Ggml, tensors: Mapping[str, Leaf], path: Path, fix: str) -> Mapping[str, Leaf]:
+    """The tensors without a head that is the embedding once more, as some converters write it.
+
+    Programs that quantise give the two different encodings: the finer one stands for both.
+
+    Raises
+    ------
+    CheckpointError
+        If the head is another matrix.
+    """
+    table = form.names("wte")
+    if form.tied_head is None or form.tied_head not in tensors or table not in tensors:
+        return tensors
+    head, embedding = tensors[form.tied_head], tensors[table]
+    others = {name: tensor for name, tensor in tensors.items() if name != form.tied_head}
+    if head.shape == embedding.shape and (head.nbytes != embedding.nbytes or head.dtype != embedding.dtype):
+        return {**others, table: max(embedding, head, key=lambda leaf: leaf.nbytes)}
+    if not same_numbers(head, embedding):
+        raise CheckpointError(
+            f"the head is another matrix than the embedding, which {form.title} does not have",
+            where=path,
+            got=f"{form.tied_head} and {table} differ",
+            fix=fix,
+        )
+    return others

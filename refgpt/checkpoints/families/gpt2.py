@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 
-from refgpt.checkpoints.families.formats import Gguf, HuggingFace
+from refgpt.checkpoints.families.formats import Ggml, Gguf, HuggingFace
 from refgpt.checkpoints.families.names import Names, Place, thirds
 from refgpt.checkpoints.families.settings import DECODER
+from refgpt.checkpoints.files.ggml_file import Header
 from refgpt.spec.gpt2 import Config
 
 TITLE = "GPT-2"
 MODEL_TYPE = Config.model_type
-CTRANSLATE2 = MESH = GGML = None
+CTRANSLATE2 = MESH = None
 
 #: The names and defaults are those of transformers' ``GPT2LMHeadModel`` and ``GPT2Config``. Its matrices are [in, out].
 HUGGING_FACE = HuggingFace(
@@ -97,4 +98,32 @@ GGUF = Gguf(
     told={"d_ff": lambda tensors: tensors["blk.0.ffn_up.bias"].size},
     own={"activation": "gelu_new", "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
     tied_head="output.weight",
+)
+
+#: As ggml's example gpt-2 writes them: matrices are [out, in], and the head may be there once more.
+GGML = Ggml(
+    title=TITLE,
+    config=Config,
+    headers=(Header(TITLE, ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer", "ftype"), (12, 5)),),
+    fields={"n_layer": "n_layer", "n_head": "n_head", "d_model": "n_embd", "n_vocab": "n_vocab", "n_ctx": "n_ctx"},
+    names=Names(
+        body="model/",
+        model={"wte": "wte", "wpe": "wpe", "ln_w": "ln_f/g", "ln_b": "ln_f/b"},
+        block={
+            "ln1_w": "h{}/ln_1/g",
+            "ln1_b": "h{}/ln_1/b",
+            **thirds("h{}/attn/c_attn/w", "wq wk wv"),
+            **thirds("h{}/attn/c_attn/b", "bq bk bv"),
+            "wo": "h{}/attn/c_proj/w",
+            "bo": "h{}/attn/c_proj/b",
+            "ln2_w": "h{}/ln_2/g",
+            "ln2_b": "h{}/ln_2/b",
+            "w_in": "h{}/mlp/c_fc/w",
+            "b_in": "h{}/mlp/c_fc/b",
+            "w_out": "h{}/mlp/c_proj/w",
+            "b_out": "h{}/mlp/c_proj/b",
+        },
+    ),
+    constants={"ln_eps": 1e-5},
+    tied_head="model/lm_head",
 )

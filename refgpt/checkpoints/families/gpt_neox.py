@@ -10,14 +10,15 @@ from typing import Any
 
 from refgpt._common.errors import ConfigError
 from refgpt._common.wording import shown
-from refgpt.checkpoints.families.formats import Gguf, HuggingFace
+from refgpt.checkpoints.families.formats import Ggml, Gguf, HuggingFace
 from refgpt.checkpoints.families.names import Names, thirds
 from refgpt.checkpoints.families.settings import DECODER, Demands
+from refgpt.checkpoints.files.ggml_file import Header
 from refgpt.spec.gpt_neox import Config
 
 TITLE = "GPT-NeoX"
 MODEL_TYPE = Config.model_type
-CTRANSLATE2 = MESH = GGML = None
+CTRANSLATE2 = MESH = None
 
 #: The share of each head that is rotated, and the base: transformers' defaults.
 SHARE, BASE = 0.25, 10000.0
@@ -116,7 +117,12 @@ HUGGING_FACE = HuggingFace(
     write=_write_rotation,
 )
 
-#: As llama.cpp writes them: queries, keys and values one after the other. It writes neither the base nor the activation.
+_NOTE = (
+    "the file does not say which GELU the MLP uses: it is the exact one here, as in Pythia; llama.cpp and ggml compute "
+    "the tanh form, which changes the logits by about 0.001"
+)
+
+#: As llama.cpp writes them: queries, keys and values one after the other; neither the base nor the activation is told.
 GGUF = Gguf(
     title=TITLE,
     config=Config,
@@ -162,6 +168,34 @@ GGUF = Gguf(
     },
     told={"attention_bias": lambda tensors: "blk.0.attn_qkv.bias" in tensors},
     own={"activation": "gelu"},
-    note="the file does not say which GELU the MLP uses: it is the exact one, as in Pythia; llama.cpp computes "
-    "the tanh form, which changes the logits by about 0.001",
+    note=_NOTE,
+)
+
+#: The header's numbers in ggml's example gpt-neox. Before 13 May 2023 ``par_res`` was not among them, and attention and
+#: MLP always parallel.
+_NUMBERS = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer", "n_rot", "par_res", "ftype")
+
+#: As ggml's example gpt-neox writes them; the tensors have the names of transformers.
+GGML = Ggml(
+    title=TITLE,
+    config=Config,
+    headers=(
+        Header(TITLE, _NUMBERS, (12, 4), counted=False),
+        Header(TITLE, tuple(name for name in _NUMBERS if name != "par_res"), (12, 4), counted=False),
+    ),
+    fields={
+        "n_layer": "n_layer",
+        "n_head": "n_head",
+        "d_model": "n_embd",
+        "d_rotary": "n_rot",
+        "n_vocab": "n_vocab",
+        "n_ctx": "n_ctx",
+        "use_parallel_residual": "par_res",
+    },
+    names=HUGGING_FACE.names,
+    constants={"ln_eps": 1e-5, "rotary_base": BASE, "activation": "gelu", "use_parallel_residual": True},
+    told={
+        "attention_bias": lambda tensors: HUGGING_FACE.names("blocks.0.bq") in tensors,
+    },
+    note=_NOTE,
 )

@@ -7,6 +7,7 @@ import re
 from refgpt.checkpoints.families import gptj_mesh
 from refgpt.checkpoints.families.formats import CTranslate2, Ggml, Gguf, HuggingFace
 from refgpt.checkpoints.families.names import Names
+from refgpt.checkpoints.files.ggml_file import Header
 from refgpt.spec.gptj import Config
 
 TITLE = "GPT-J"
@@ -123,7 +124,7 @@ GGUF = Gguf(
 GGML = Ggml(
     title=TITLE,
     config=Config,
-    header=("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer", "n_rot", "ftype"),
+    headers=(Header(TITLE, ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer", "n_rot", "ftype"), (10, 5)),),
     fields={
         "n_layer": "n_layer",
         "n_head": "n_head",
@@ -133,7 +134,6 @@ GGML = Ggml(
         "n_ctx": "n_ctx",
     },
     names=HUGGING_FACE.names,
-    n_tensors=(10, 5),
     constants={"ln_eps": 1e-5},
 )
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
-from refgpt._common.errors import CheckpointError
+from refgpt._common.errors import CheckpointError, RefgptError
 from refgpt._common.progress import Progress
 from refgpt.checkpoints.checkpoint import Checkpoint
-from refgpt.checkpoints.families import holders
-from refgpt.checkpoints.families.formats import Ggml
+from refgpt.checkpoints.families import Family, holders
+from refgpt.checkpoints.families.formats import Ggml, without_head
 from refgpt.checkpoints.families.names import named_params
 from refgpt.checkpoints.families.settings import build_config
 from refgpt.checkpoints.files import ggml_file
 from refgpt.checkpoints.files.ggml_file import OTHER_MODEL, VERSION_FACTOR, GgmlFile
 from refgpt.checkpoints.layouts import single_file
 from refgpt.checkpoints.mask import find_mask, names_of
+from refgpt.numbers.tree import ParamTree
 from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers.vocabulary import Vocabulary
 
+log = logging.getLogger("refgpt")
+
+#: What most of these files are.
+MOST = "GPT-J"
 END_OF_TEXT = b"<|endoftext|>"
 
 
@@ -30,11 +36,7 @@ def is_at(path: Path) -> bool:
 def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoint:
     """Open it, which takes no time: see ``open_checkpoint``."""
     file = single_file.file_at(path, ggml_file.MAGIC)
-    (family,) = holders("GGML")
-    form: Ggml = family.GGML
-    content = ggml_file.read(file, form.title, form.header, form.n_tensors)
-    config = _config(form, content, file)
-    params = named_params(content.tensors, form.names, form.title, config, file, lambda *_: OTHER_MODEL)
+    family, content, config, params = _that_fits(file)
     mask, source = find_mask(mask, {}, config.n_ctx, names_of(file), file)
     vocabulary = Vocabulary(content.tokens, False, None, None, config.eos_id, file)
     infos = single_file.tensor_infos(content.tensors, file)
@@ -43,16 +45,49 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     return Checkpoint(path, kind, family.MODEL_TYPE, config, params, mask, source, infos, vocabulary)
 
 
+def _that_fits(file: Path) -> tuple[Family, GgmlFile, AnyConfig, ParamTree]:
+    """The first family whose file it is to the last byte.
+
+    Where it is none's, the error is that of the family whose first tensor is there, else that of GPT-J, which most of
+    these files are.
+    """
+    faults: list[tuple[bool, RefgptError]] = []
+    families: list[Family] = sorted(holders("GGML"), key=lambda family: family.TITLE != MOST)
+    for family in families:
+        form = family.GGML
+        assert form is not None
+        for header in form.headers:
+            seen: list[str] = []
+            try:
+                content = ggml_file.read(file, header, seen)
+                tensors = without_head(form, content.tensors, file, OTHER_MODEL)
+                config = _config(form, content, file)
+                params = named_params(tensors, form.names, form.title, config, file, lambda *_: OTHER_MODEL)
+            except RefgptError as fault:
+                known = {form.names(leaf) for leaf in ("wte", "ln_w", "blocks.0.w_in")}
+                faults.append((bool(known & set(seen)), fault))
+                continue
+            if form.note:
+                log.info("%s: %s", file, form.note)
+            return family, content, config, params
+    raise max(faults, key=lambda fault: fault[0])[1]
+
+
 def _config(form: Ggml, content: GgmlFile, path: Path) -> AnyConfig:
     """The header does not tell the MLP's width, which the tensors do, nor what ggml's code fixes."""
-    given: dict[str, Any] = {field: content.numbers[name] for field, name in form.fields.items()}
+    given: dict[str, Any] = dict(form.constants)
+    for field, name in form.fields.items():
+        if name in content.numbers:
+            number = content.numbers[name]
+            given[field] = bool(number) if isinstance(getattr(form.config, field), bool) else number
     name = form.names("blocks.0.b_in")
     if name not in content.tensors:
         raise CheckpointError(
             f"this is no {form.title}'s ggml file", where=path, got=f"no tensor {name}", fix=OTHER_MODEL
         )
     end = _end_of_text(content.tokens, form.config.eos_id)
-    told = {"d_ff": content.tensors[name].size, **form.constants, "bos_id": end, "eos_id": end}
+    told = {field: tell(content.tensors) for field, tell in form.told.items()}
+    told |= {"d_ff": content.tensors[name].size, "bos_id": end, "eos_id": end}
     config: AnyConfig = build_config(form.config, given | told, form.fields, path, OTHER_MODEL)
     return config
 

@@ -18,7 +18,7 @@ from refgpt._common.progress import Progress
 from refgpt._common.wording import listed, shown
 from refgpt.checkpoints.checkpoint import Checkpoint
 from refgpt.checkpoints.families import SUPPORTED, holders
-from refgpt.checkpoints.families.formats import Gguf, same_numbers
+from refgpt.checkpoints.families.formats import Gguf, without_head
 from refgpt.checkpoints.families.names import named_params
 from refgpt.checkpoints.families.settings import MOST_ENDS, Demands, build_config, first_keys
 from refgpt.checkpoints.files import gguf_file
@@ -84,7 +84,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
         )
     form: Gguf = family.GGUF
     config = read_config(form, metadata, tensors, file)
-    params = named_params(_without_head(form, tensors, file), form.names, form.title, config, file, lambda *_: FIX)
+    params = named_params(without_head(form, tensors, file, FIX), form.names, form.title, config, file, lambda *_: FIX)
     mask, source = _mask(mask, metadata, config, file)
     infos = single_file.tensor_infos(tensors, file)
     vocabulary = read_vocabulary(metadata, config, file)
@@ -166,33 +166,6 @@ def _own(form: Gguf, metadata: Mapping[str, Any], given: Mapping[str, Any], path
     if form.note and not any(OWN + field in metadata for field in form.own):
         log.info("%s: %s", path, form.note)
     return found
-
-
-def _without_head(form: Gguf, tensors: Mapping[str, Leaf], path: Path) -> Mapping[str, Leaf]:
-    """The tensors without a head that is the embedding once more, as some converters write it.
-
-    Programs that quantise give the two different encodings: the finer one stands for both.
-
-    Raises
-    ------
-    CheckpointError
-        If the head is another matrix.
-    """
-    table = form.names("wte")
-    if form.tied_head is None or form.tied_head not in tensors or table not in tensors:
-        return tensors
-    head, embedding = tensors[form.tied_head], tensors[table]
-    others = {name: tensor for name, tensor in tensors.items() if name != form.tied_head}
-    if head.shape == embedding.shape and (head.nbytes != embedding.nbytes or head.dtype != embedding.dtype):
-        return {**others, table: max(embedding, head, key=lambda leaf: leaf.nbytes)}
-    if not same_numbers(head, embedding):
-        raise CheckpointError(
-            f"the head is another matrix than the embedding, which {form.title} does not have",
-            where=path,
-            got=f"{form.tied_head} and {table} differ",
-            fix=FIX,
-        )
-    return others
 
 
 def _value(metadata: Mapping[str, Any], keys: tuple[str, ...], like: Any, path: Path) -> Any:

@@ -151,13 +151,13 @@ def gelu_bound(x: np.ndarray) -> np.ndarray:
 def gelu_erf_bound(x: np.ndarray) -> np.ndarray:
     """Of ``gelu_erf`` computed as ``max(x, 0) - t Q(t)`` with ``t = |x|``. Any shape.
 
-    ``Q(t)`` is ``exp(-t^2 / 2) p(q) / (1 + t)``. ``q = (t - 3.5) / (t + 3.5)`` is rounded three times, and ``p`` changes
-    at most 0.36 times as much as ``q``, both relatively: 1.1 roundings. Nine fused steps of ``p`` come to less than 1.5
-    roundings of it, as the first are multiplied by powers of ``q``; its fit and the rounding of its coefficients to less
-    than 0.7 (both computed over the whole range). Two more for ``1 + t`` and the quotient, two for joining power and
-    quotient to ``t``, and one for correcting the power by the square's rounding: nine at most, and EXP_ERROR. The last
-    subtraction rounds once. Where the power is below the smallest normal number it may be taken for 0: ``t Q(t)`` is
-    then at most 0.4 times it.
+    ``Q(t)`` is ``exp(-t^2 / 2) p(q) / (1 + t)``. ``q = (t - 3.5) / (t + 3.5)`` is rounded three times, and ``p``
+    changes at most 0.36 times as much as ``q``, both relatively: 1.1 roundings. Nine fused steps of ``p`` come to less
+    than 1.5 roundings of it, as the first are multiplied by powers of ``q``; its fit and the rounding of its
+    coefficients to less than 0.7 (both computed over the whole range). Two more for ``1 + t`` and the quotient, two for
+    joining power and quotient to ``t``, and one for correcting the power by the square's rounding: nine at most, and
+    EXP_ERROR. The last subtraction rounds once. Where the power is below the smallest normal number it may be taken for
+    0: ``t Q(t)`` is then at most 0.4 times it.
     """
     x = widen(x, np.float64)
     tail = np.abs(gelu_erf(-np.abs(x)))  # t Q(t)

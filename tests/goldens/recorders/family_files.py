@@ -102,5 +102,27 @@ def main() -> None:
         (directory / "config.json").write_text(json.dumps(text, indent=1, sort_keys=True) + "\n")
         with torch.no_grad():
             logits[case] = model.double()(torch.tensor([IDS])).logits[0].numpy()
+        _check_written(case, logits[case])
     np.savez(LOGITS, **logits)
     print(f"wrote {LOGITS} with transformers {transformers.__version__}, torch {torch.__version__}")
+
+
+def _check_written(case: str, logits: np.ndarray) -> None:
+    """Hold transformers to what the package writes: it has to find every tensor, no other, and compute the same."""
+    import tempfile
+    from pathlib import Path
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from refgpt.checkpoints import open_checkpoint
+    from refgpt.conversion import convert
+
+    with tempfile.TemporaryDirectory() as directory:
+        convert(open_checkpoint(HERE / case), None, Path(directory) / "hf", "hf")
+        model, info = AutoModelForCausalLM.from_pretrained(
+            Path(directory) / "hf", output_loading_info=True, dtype="auto"
+        )
+        assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), (case, info)
+        with torch.no_grad():
+            assert (model.double()(torch.tensor([IDS])).logits[0].numpy() == logits).all(), case
