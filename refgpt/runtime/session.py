@@ -17,7 +17,7 @@ from refgpt.numbers.dtypes import KV_DTYPES, STORED_DTYPES, KVDtype
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.mapped import files_of
 from refgpt.numbers.packing import pack_params
-from refgpt.numbers.panels import BLOCK_BYTES, PACKED_DTYPES, Panels
+from refgpt.numbers.panels import BLOCK_BYTES, LANES, PACKED_DTYPES, Panels
 from refgpt.numbers.tree import ParamTree
 from refgpt.runtime.batch import Batch
 from refgpt.runtime.buffers import Buffers
@@ -194,6 +194,24 @@ class RuntimeSession:
         target: int = empty[common.index(n_common)]
         cache.copy(seq, target, n_common)
         return target
+
+    def export(self, seq: int, start: int, stop: int) -> tuple[Any, int]:
+        """See ``Session.export``."""
+        self._check_slots([seq])
+        cache = self.cache
+        if start % LANES or stop % LANES or not 0 <= start < stop <= cache.lengths[seq] or cache.prefix_lens[seq]:
+            raise GenerationError("cannot be exported", where="positions", got=f"{start} to {stop}")
+        k, v = cache.exported(seq, start, stop)
+        return (k, v), k.nbytes + v.nbytes
+
+    def adopt(self, seq: int, ids: Sequence[int], contents: Sequence[Any]) -> None:
+        """See ``Session.adopt``."""
+        self._check_slots([seq])
+        tokens = check_ids(ids, self._runtime.config)
+        self._check_room(len(tokens))
+        if self.cache.lengths[seq]:
+            raise GenerationError("the slot is not empty", where="seq", got=seq)
+        self.cache.adopt(seq, tokens, contents)
 
     def release(self, seq: int) -> None:
         """See ``Session.release``."""

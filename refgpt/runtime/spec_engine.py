@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -134,6 +135,16 @@ class SpecSession:
         ids, prefix_len = self._texts[seq]
         self._texts[empty[0]] = [*ids], prefix_len
         return empty[0]
+
+    def export(self, seq: int, start: int, stop: int) -> tuple[Any, int]:
+        """See ``Session.export``. There is nothing to keep but the ids, which whoever adopts knows."""
+        return None, 8 * (stop - start)
+
+    def adopt(self, seq: int, ids: Sequence[int], contents: Sequence[Any]) -> None:
+        """See ``Session.adopt``."""
+        if self._texts.get(seq, ([], 0))[0]:
+            raise GenerationError("the slot is not empty", where="seq", got=seq)
+        self._texts[seq] = check_ids(ids, self._engine.config).tolist(), 0
 
     def release(self, seq: int) -> None:
         """See ``Session.release``."""
