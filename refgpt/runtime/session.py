@@ -161,7 +161,7 @@ class RuntimeSession:
         for i, ((_, ids, prefix_len), start) in enumerate(zip(parts, starts, strict=True)):
             tokens.append(check_ids(ids, self._runtime.config))
             prefix_lens.append(check_prefix(prefix_len, len(tokens[i])))
-            if prefix_len and start:
+            if prefix_lens[i] and start:
                 raise GenerationError("a prefix must begin its sequence", where="prefix_len", got=prefix_len)
             self._check_room(start + len(tokens[i]))
             counts[i] = whole_number(f"n_rows[{i}]", counts[i], 0, len(tokens[i]), GenerationError)

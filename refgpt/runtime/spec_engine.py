@@ -113,7 +113,8 @@ class SpecSession:
         for slot, ids, prefix_len in parts:
             before, prefix_before = self._texts.get(slot, ([], 0))
             new = check_ids(ids, config).tolist()
-            if check_prefix(prefix_len, len(new)) and before:
+            prefix_len = check_prefix(prefix_len, len(new))
+            if prefix_len and before:
                 raise GenerationError("a prefix must begin its sequence", where="prefix_len", got=prefix_len)
             check_ids([*before, *new], config)
             texts[slot] = [*before, *new], prefix_len if not before else prefix_before
@@ -121,7 +122,7 @@ class SpecSession:
             raise GenerationError("a slot is given twice", where="parts", got=[slot for slot, _, _ in parts])
         for (slot, ids, _), n in zip(parts, [1] * len(parts) if n_rows is None else n_rows, strict=True):
             text, prefix_len = texts[slot]
-            whole_number("n_rows", n, 0, len(ids), GenerationError)
+            n = whole_number("n_rows", n, 0, len(ids), GenerationError)
             rows += [self._engine.logits(text[:end], prefix_len)[-1] for end in range(len(text) - n + 1, len(text) + 1)]
         self._texts |= texts
         return np.array(rows, self._engine.dtype).reshape(len(rows), config.n_vocab)
