@@ -322,6 +322,33 @@ class Model:
         encoded = encode_continuations(prompt, continuations, self.config, self.tokenizer, fault)
         return score(self, *encoded, bool(return_greedy))
 
+    def embed(
+        self, texts: Prompt | Sequence[Prompt] | np.ndarray, layer: int = -1, pooling: str = "mean"
+    ) -> np.ndarray:
+        """Texts as vectors: hidden states, pooled over the positions of each text. See ``refgpt.tracing.embed``.
+
+        Parameters
+        ----------
+        texts : list of str or of list of int
+            One text alone is a list of one.
+        layer : int
+            0 is the embedding, i the residual stream after the i-th block, -1 the final LayerNorm's output.
+        pooling : "mean", "last", "first" or "max"
+
+        Returns
+        -------
+        ndarray [n, c], float32
+            Each row depends on its text alone, to the last bit.
+
+        Raises
+        ------
+        GenerationError
+            If a text or an argument cannot be used; before anything is computed.
+        """
+        from refgpt.tracing import embed
+
+        return embed(self, texts, layer, pooling)
+
     def classify(
         self,
         text: str,

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
@@ -88,9 +89,32 @@ def test_every_option_reaches_the_model(path, monkeypatch, run):
         "3",
         "--truncate",
         "left",
+        "--repeat-last-n",
+        20,
+        "--no-repeat-ngram-size",
+        4,
+        "--min-p",
+        0.01,
+        "--typical-p",
+        0.95,
+        "--epsilon-cutoff",
+        0.001,
+        "--eta-cutoff",
+        0.002,
+        "--min-new-tokens",
+        2,
+        "--suppress-token",
+        5,
+        "--suppress-token",
+        6,
+        "--length-penalty",
+        2,
+        "--early-stopping",
+        "never",
     ]
     assert run("generate", "-m", path, "hi", *options).out == "hi\n"
-    assert asked == {
+    defaults = {field.name: field.default for field in fields(refgpt.GenerationParams)}
+    assert {name: value for name, value in asked.items() if value != defaults[name]} == {
         "max_new_tokens": 3,
         "temperature": 0.5,
         "top_k": 4,
@@ -103,8 +127,29 @@ def test_every_option_reaches_the_model(path, monkeypatch, run):
         "ignore_eos": True,
         "speculate": 3,
         "truncate": "left",
-        "logprobs": None,
+        "repeat_last_n": 20,
+        "no_repeat_ngram_size": 4,
+        "min_p": 0.01,
+        "typical_p": 0.95,
+        "epsilon_cutoff": 0.001,
+        "eta_cutoff": 0.002,
+        "min_new_tokens": 2,
+        "suppress_tokens": (5, 6),
+        "length_penalty": 2.0,
+        "early_stopping": "never",
     }
+
+
+@pytest.mark.parametrize("early, said", [("yes", True), ("no", False), ("never", "never")])
+def test_several_texts_are_printed_with_a_line_between_them(path, run, early, said):
+    options = ["--num-return-sequences", 2, "-n", 5]
+    got = run("generate", "-m", path, "hi", *options, "--seed", 3, "--echo")
+    one, two = refgpt.load(path).generate("hi", n=2, seed=3, max_new_tokens=5, **DEFAULTS)
+    assert got.out == f"hi{one.text}\n---\nhi{two.text}\n"
+    got = run("generate", "-m", path, "hi", *options, "--num-beams", 3, "--early-stopping", early)
+    asked = {"num_beams": 3, "early_stopping": said, "num_return_sequences": 2}
+    one, two = refgpt.load(path).generate("hi", max_new_tokens=5, **asked, **DEFAULTS)
+    assert got.out == f"{one.text}\n---\n{two.text}\n"
 
 
 def test_loading_options_reach_the_loader(path, monkeypatch, run):

@@ -201,6 +201,12 @@ def test_biases_of_single_tokens_add_up():
     assert sampler.choose(row).id == 2
 
 
+def test_a_word_longer_than_the_text_has_not_been_begun():
+    row = np.array([1.0, 0, 0], np.float32)
+    for params in ({"sequence_bias": {(2, 2, 1): 9.0}}, {"bad_words_ids": [[2, 2, 0]]}):
+        assert Sampler(SamplingParams(temperature=0, **params), prompt=[2]).choose(row).id == 0
+
+
 def test_where_nothing_may_be_drawn_it_is_said():
     with pytest.raises(GenerationError, match="no token is left that may be drawn.*suppress_tokens"):
         write(suppress_tokens=list(range(61)))

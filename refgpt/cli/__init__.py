@@ -12,14 +12,28 @@ from collections.abc import Sequence
 from refgpt import __version__
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
-from refgpt.cli import bench, chat, classify, completion, convert, demo, generate, info, inspect, kernels, raft, verify
+from refgpt.cli import (
+    bench,
+    chat,
+    classify,
+    completion,
+    convert,
+    demo,
+    embed,
+    generate,
+    info,
+    inspect,
+    kernels,
+    raft,
+    verify,
+)
 from refgpt.cli.flags import in_flags
 from refgpt.cli.options import add_verbosity
 from refgpt.cli.parser import CommandParser
 from refgpt.cli.printing import Formatter, print_line
 from refgpt.cli.signals import signals_raised
 
-COMMANDS = (generate, chat, classify, demo, raft, convert, info, verify, kernels, inspect, bench, completion)
+COMMANDS = (generate, chat, classify, embed, demo, raft, convert, info, verify, kernels, inspect, bench, completion)
 
 EXAMPLES = """examples:
     refgpt generate "Once upon a time"       write a tale with the included model

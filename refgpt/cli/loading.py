@@ -62,8 +62,17 @@ def load_for(arguments: argparse.Namespace, encode: Callable[[AnyConfig, Tokeniz
 
 
 def print_continuation(arguments: argparse.Namespace, prompt: str, params: GenerationParams, echo: bool) -> None:
-    """Load the model and print its continuation of a prompt, after the prompt itself if ``echo``."""
+    """Print what the model that the arguments ask for writes after a prompt, and the prompt before it if ``echo``.
+
+    Several texts have a line of three hyphens between them.
+    """
     model, ids = load_for(arguments, lambda config, tokenizer: encode_prompt(prompt, config, tokenizer, params))
+    if max(params.num_return_sequences, params.num_beams) > 1:
+        texts = model.generate(ids, params)
+        for i, one in enumerate(texts if isinstance(texts, list) else [texts]):
+            print_text("---\n" if i else "")
+            print_text(f"{prompt if echo else ''}{one.text}\n")
+        return
     pieces = model.stream(ids, params)
     if echo:
         print_text(prompt)

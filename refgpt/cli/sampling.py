@@ -52,18 +52,53 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         help="above 0: penalise tokens in proportion to how often they were generated (default: 0)",
     )
     add(
-        "--seed",
+        "--repeat-last-n",
         type=int,
         metavar="N",
-        help="random seed; the same seed gives the same text (default: a new one each time)",
+        help="the repetition penalty looks at the last N tokens only (default: at all of them)",
     )
     add(
-        "--stop",
-        action="append",
-        metavar="TEXT",
-        help=r"stop before this text; "
-        r"can be given several times; \n is a new line",
+        "--no-repeat-ngram-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="write no N tokens in a row that stand in the text already (default: 0, off)",
     )
+    add(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="leave out tokens less likely than P times the likeliest one (default: off)",
+    )
+    add(
+        "--typical-p",
+        type=float,
+        metavar="P",
+        help="choose among the tokens that are about as surprising as expected, of probability P together (default: off)",
+    )
+    add("--epsilon-cutoff", type=float, metavar="X", help="leave out tokens less likely than X (default: off)")
+    add(
+        "--eta-cutoff",
+        type=float,
+        metavar="X",
+        help="the same, but less strict where the model is less certain (default: off)",
+    )
+    add(
+        "--min-new-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="do not end the text before N tokens (default: 0)",
+    )
+    add(
+        "--suppress-token",
+        type=int,
+        action="append",
+        metavar="ID",
+        help="never write this token; can be repeated",
+    )
+    add("--seed", type=int, metavar="N", help="the same number gives the same text again (default: a new one)")
+    add("--stop", action="append", metavar="TEXT", help=r"end before this text; can be repeated; \n is a new line")
     add(
         "--speculate",
         type=int,
@@ -94,6 +129,14 @@ def sampling_of(
         repetition_penalty=arguments.repetition_penalty,
         presence_penalty=arguments.presence_penalty,
         frequency_penalty=arguments.frequency_penalty,
+        repeat_last_n=arguments.repeat_last_n,
+        no_repeat_ngram_size=arguments.no_repeat_ngram_size,
+        min_p=arguments.min_p,
+        typical_p=arguments.typical_p,
+        epsilon_cutoff=arguments.epsilon_cutoff,
+        eta_cutoff=arguments.eta_cutoff,
+        min_new_tokens=arguments.min_new_tokens,
+        suppress_tokens=arguments.suppress_token,
         seed=arguments.seed,
         stop=[*stop, *(unescaped(text) for text in arguments.stop or ())],
         ignore_eos=arguments.ignore_eos,

@@ -13,6 +13,7 @@ from refgpt._common.errors import GenerationError, RefgptError
 from refgpt._common.wording import shown
 from refgpt.evaluation.tables import Table
 from refgpt.evaluation.templates import Template, check_examples, check_labels
+from refgpt.generation.prefix_cache import PrefixCache
 from refgpt.generation.prompts import Prompt
 from refgpt.generation.sampling import log_softmax
 from refgpt.generation.scoring import encode_continuations, score
@@ -40,6 +41,10 @@ class Classification:
     label: str
     probabilities: dict[str, float]
     scores: dict[str, float]
+
+
+#: Bytes for keys and values of what prompts begin with: the examples, which are computed once for all texts.
+MOST_KNOWN = 1 << 29
 
 
 class Classifier:
@@ -84,7 +89,7 @@ class Classifier:
         self.template = template if isinstance(template, Template) else Template.parse(template, self.labels)
         self.examples = check_examples(examples, self.labels)
         self.normalise = normalise
-        self._model = model
+        self._model, self._known = model, PrefixCache(MOST_KNOWN)
         self._answers = [self.template.answer(label) for label in self.labels]
         self._neutral = self.encode_prompt(self.template.neutral) if normalise == "pmi" else None
 
@@ -106,7 +111,7 @@ class Classifier:
 
     def choose(self, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> Classification:
         """Choose a label, given what ``encode`` returned."""
-        scores = _sums(score(self._model, prompt, answers))
+        scores = _sums(score(self._model, prompt, answers, prefix_cache=self._known))
         if self.normalise == "mean":
             scores = scores / [len(answer) for answer in answers]
         elif self._neutral is not None:
@@ -127,7 +132,7 @@ class Classifier:
         """Each label's log-likelihood after the neutral prompt. It is the same for every text, so it is computed
         once."""
         assert self._neutral is not None
-        return _sums(score(self._model, *self._neutral))
+        return _sums(score(self._model, *self._neutral, prefix_cache=self._known))
 
 
 def classify_column(classifier: Classifier, table: Table, column: str) -> Iterator[Classification]:

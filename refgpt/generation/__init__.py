@@ -2,6 +2,7 @@
 
 from refgpt.generation.loop import generate, generate_events, stream_text
 from refgpt.generation.params import GenerationParams
+from refgpt.generation.prefix_cache import PrefixCache
 from refgpt.generation.prompts import Prompt, encode_prompt
 from refgpt.generation.results import Event, Generation
 from refgpt.generation.sampling import SamplingParams
@@ -12,6 +13,7 @@ __all__ = [
     "Event",
     "Generation",
     "GenerationParams",
+    "PrefixCache",
     "Prompt",
     "SamplingParams",
     "Scheduler",

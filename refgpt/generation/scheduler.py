@@ -17,6 +17,7 @@ from refgpt._common.arguments import whole_number
 from refgpt._common.errors import GenerationError, RefgptError
 from refgpt.generation.beams import Beams
 from refgpt.generation.params import GenerationParams
+from refgpt.generation.prefix_cache import PrefixCache
 from refgpt.generation.prompts import Prompt, encode_prompt
 from refgpt.generation.results import Event
 from refgpt.generation.room import Room, position_bytes
@@ -55,6 +56,8 @@ class Scheduler:
         What keys and values may take together. It is counted in whole blocks of 128 positions.
     capacity : int, optional
         The longest sequence, prompt and new tokens together. By default what memory and context allow.
+    prefix_cache : PrefixCache, optional
+        Where what was computed for earlier prompts is looked for, and kept. It changes no text.
 
     Raises
     ------
@@ -82,9 +85,10 @@ class Scheduler:
         max_cache_bytes: int = MOST_CACHE,
         *,
         capacity: int | None = None,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         n_ctx, n_bytes = model.engine.config.n_ctx, position_bytes(model.engine)
-        self._model = model
+        self._model, self._prefix_cache = model, prefix_cache
         self._n_slots = whole_number("max_slots", max_slots, 1, None, GenerationError)
         self._n_positions = whole_number("max_cache_bytes", max_cache_bytes, n_bytes, None, GenerationError) // n_bytes
         longest = n_ctx if capacity is None else whole_number("capacity", capacity, 1, None, GenerationError)
@@ -196,6 +200,8 @@ class Scheduler:
             if task.shared.row is None:
                 task.slots = slots
                 self._running.append(task)
+                if self._prefix_cache is not None and not task.prefix_len:  # the last token's row has to be computed
+                    task.n_read = self._prefix_cache.fill(self._session, slots[0], task.ids[: task.n_prompt - 1])
             else:
                 reader = next(one for one in self._running if one.shared is task.shared)
                 self._session.fork(reader.slots[0], slots)
@@ -268,6 +274,8 @@ class Scheduler:
         if shared.row is None:
             shared.row = rows[0].copy()
             self._waiting.extendleft(reversed(shared.waiting))
+            if self._prefix_cache is not None and not task.prefix_len:
+                self._prefix_cache.keep(self._session, task.slots[0], task.ids[: task.n_prompt])
         try:
             events = task.take(self._session, rows)
         except Exception as error:

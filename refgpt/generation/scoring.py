@@ -13,6 +13,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from refgpt._common.errors import GenerationError
+from refgpt.generation.prefix_cache import PrefixCache
 from refgpt.generation.prompts import BYTES, Prompt, needs_tokenizer, prompt_ids
 from refgpt.generation.results import Event
 from refgpt.generation.sampling import check_logits, log_softmax
@@ -58,13 +59,22 @@ def score(
     prompt: Sequence[int],
     continuations: Sequence[Sequence[int]],
     return_greedy: Literal[False] = False,
+    prefix_cache: PrefixCache | None = None,
 ) -> list[np.ndarray]: ...
 @overload
 def score(
-    model: Generates, prompt: Sequence[int], continuations: Sequence[Sequence[int]], return_greedy: bool
+    model: Generates,
+    prompt: Sequence[int],
+    continuations: Sequence[Sequence[int]],
+    return_greedy: bool,
+    prefix_cache: PrefixCache | None = None,
 ) -> Any: ...
 def score(
-    model: Generates, prompt: Sequence[int], continuations: Sequence[Sequence[int]], return_greedy: bool = False
+    model: Generates,
+    prompt: Sequence[int],
+    continuations: Sequence[Sequence[int]],
+    return_greedy: bool = False,
+    prefix_cache: PrefixCache | None = None,
 ) -> list[np.ndarray] | list[tuple[np.ndarray, bool]]:
     """Log-probability of each token of each continuation, given the prompt and the tokens before it.
 
@@ -78,6 +88,8 @@ def score(
         Both as ``encode_continuations`` returns them.
     return_greedy : bool
         Say too whether a continuation is what greedy decoding would have written.
+    prefix_cache : PrefixCache, optional
+        Where what was computed for earlier prompts is looked for, and kept. It changes no bit.
 
     Returns
     -------
@@ -98,7 +110,11 @@ def score(
     tasks = [Given(prompt, prefix_of(model, prompt), ids, n_positions) for ids in continuations]
     some = [task for task, ids in zip(tasks, continuations, strict=True) if len(ids)]
     scheduler = Scheduler(
-        model, min(len(some), MOST_TOGETHER), enough_bytes(model.engine, n_positions), capacity=n_positions
+        model,
+        min(len(some), MOST_TOGETHER),
+        enough_bytes(model.engine, n_positions),
+        capacity=n_positions,
+        prefix_cache=prefix_cache,
     )
     scheduler.add_tasks(some)
     while scheduler.busy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -88,6 +89,21 @@ class KVCache:
         self.held_prefixes[target] = self.prefix_lens[source]
         self.ids[target, start:stop] = self.ids[source, start:stop]
         self.lengths[target] = self.n_held[target] = stop
+
+    def exported(self, slot: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of keys and values of some positions, in whole panels."""
+        panels = slice(start // LANES, stop // LANES)
+        return self.k[:, slot, :, panels].copy(), self.v[:, slot, :, :, start:stop].copy()
+
+    def adopt(self, slot: int, ids: np.ndarray, contents: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Fill a slot from its beginning with what ``exported`` gave for these tokens."""
+        start = 0
+        for k, v in contents:
+            stop = start + v.shape[-2]
+            self.k[:, slot, :, start // LANES : stop // LANES], self.v[:, slot, :, :, start:stop] = k, v
+            start = stop
+        self.prefix_lens[slot] = 0
+        self.hold(slot, 0, ids)
 
     def check_overflow(self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> None:
         """Raise an error if logits are NaN because keys or values of these rows were too large for float16.

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -53,6 +53,17 @@ class Session(Protocol):
         Both go on apart. Nothing is computed again, and no more of the cache is copied than must be: an empty slot that
         has held part of the same text before is filled from where they part. By default any slot will do.
         """
+        ...
+
+    def export(self, seq: int, start: int, stop: int) -> tuple[Any, int]:
+        """What ``adopt`` needs of some positions of a sequence, and how many bytes it takes.
+
+        ``start`` is a multiple of 16, and ``stop`` too. There must be no prefix in the sequence.
+        """
+        ...
+
+    def adopt(self, seq: int, ids: Sequence[int], contents: Sequence[Any]) -> None:
+        """Begin a sequence in an empty slot with what was exported of others that began with these tokens, in order."""
         ...
 
     def release(self, seq: int) -> None:

@@ -17,7 +17,7 @@ from refgpt.numbers.dtypes import KV_DTYPES, STORED_DTYPES, KVDtype
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.mapped import files_of
 from refgpt.numbers.packing import pack_params
-from refgpt.numbers.panels import BLOCK_BYTES, PACKED_DTYPES, Panels
+from refgpt.numbers.panels import BLOCK_BYTES, LANES, PACKED_DTYPES, Panels
 from refgpt.numbers.tree import ParamTree
 from refgpt.runtime.adopting import repacked
 from refgpt.runtime.batch import Batch
@@ -169,7 +169,7 @@ class RuntimeSession:
         for i, ((_, ids, prefix_len), start) in enumerate(zip(parts, starts, strict=True)):
             tokens.append(check_ids(ids, self._runtime.config))
             prefix_lens.append(check_prefix(prefix_len, len(tokens[i]), self._runtime.config))
-            if prefix_len and start:
+            if prefix_lens[i] and start:
                 raise GenerationError("a prefix must begin its sequence", where="prefix_len", got=prefix_len)
             self._check_room(start + len(tokens[i]))
             counts[i] = whole_number(f"n_rows[{i}]", counts[i], 0, len(tokens[i]), GenerationError)
@@ -203,6 +203,24 @@ class RuntimeSession:
         target: int = empty[common.index(n_common)]
         cache.copy(seq, target, n_common)
         return target
+
+    def export(self, seq: int, start: int, stop: int) -> tuple[Any, int]:
+        """See ``Session.export``."""
+        self._check_slots([seq])
+        cache = self.cache
+        if start % LANES or stop % LANES or not 0 <= start < stop <= cache.lengths[seq] or cache.prefix_lens[seq]:
+            raise GenerationError("cannot be exported", where="positions", got=f"{start} to {stop}")
+        k, v = cache.exported(seq, start, stop)
+        return (k, v), k.nbytes + v.nbytes
+
+    def adopt(self, seq: int, ids: Sequence[int], contents: Sequence[Any]) -> None:
+        """See ``Session.adopt``."""
+        self._check_slots([seq])
+        tokens = check_ids(ids, self._runtime.config)
+        self._check_room(len(tokens))
+        if self.cache.lengths[seq]:
+            raise GenerationError("the slot is not empty", where="seq", got=seq)
+        self.cache.adopt(seq, tokens, contents)
 
     def release(self, seq: int) -> None:
         """See ``Session.release``."""

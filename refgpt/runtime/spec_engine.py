@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -133,7 +134,8 @@ class SpecSession:
         for slot, ids, prefix_len in parts:
             before, prefix_before = self._texts.get(slot, ([], 0))
             new = check_ids(ids, config).tolist()
-            if check_prefix(prefix_len, len(new), self._engine.config) and before:
+            prefix_len = check_prefix(prefix_len, len(new), self._engine.config)
+            if prefix_len and before:
                 raise GenerationError("a prefix must begin its sequence", where="prefix_len", got=prefix_len)
             check_ids([*before, *new], config)
             texts[slot] = [*before, *new], prefix_len if not before else prefix_before
@@ -141,7 +143,7 @@ class SpecSession:
             raise GenerationError("a slot is given twice", where="parts", got=[slot for slot, _, _ in parts])
         for (slot, ids, _), n in zip(parts, [1] * len(parts) if n_rows is None else n_rows, strict=True):
             text, prefix_len = texts[slot]
-            whole_number("n_rows", n, 0, len(ids), GenerationError)
+            n = whole_number("n_rows", n, 0, len(ids), GenerationError)
             rows += [self._engine.logits(text[:end], prefix_len)[-1] for end in range(len(text) - n + 1, len(text) + 1)]
         self._texts |= texts
         return np.array(rows, self._engine.dtype).reshape(len(rows), config.n_vocab)
@@ -155,6 +157,16 @@ class SpecSession:
         ids, prefix_len = self._texts[seq]
         self._texts[empty[0]] = [*ids], prefix_len
         return empty[0]
+
+    def export(self, seq: int, start: int, stop: int) -> tuple[Any, int]:
+        """See ``Session.export``. There is nothing to keep but the ids, which whoever adopts knows."""
+        return None, 8 * (stop - start)
+
+    def adopt(self, seq: int, ids: Sequence[int], contents: Sequence[Any]) -> None:
+        """See ``Session.adopt``."""
+        if self._texts.get(seq, ([], 0))[0]:
+            raise GenerationError("the slot is not empty", where="seq", got=seq)
+        self._texts[seq] = check_ids(ids, self._engine.config).tolist(), 0
 
     def release(self, seq: int) -> None:
         """See ``Session.release``."""

@@ -12,6 +12,7 @@ from refgpt.tracing.attention_scores import (
 from refgpt.tracing.attribution import Attribution, logit_attribution
 from refgpt.tracing.causal_tracing import CausalTrace, causal_trace
 from refgpt.tracing.comparing import Comparison, Difference, compare
+from refgpt.tracing.embedding import embed
 from refgpt.tracing.gradients import record_gradients
 from refgpt.tracing.lens import logit_lens, residual_norms
 from refgpt.tracing.memory import trace_bytes
@@ -46,6 +47,7 @@ __all__ = [
     "causal_trace",
     "compare",
     "duplicate_token_score",
+    "embed",
     "head_scores",
     "induction_score",
     "logit_attribution",

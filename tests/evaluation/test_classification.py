@@ -60,7 +60,7 @@ def test_a_classifier_computes_what_no_text_tells_once(model, monkeypatch):
     asked = []
     right = module.score
 
-    def score(model, prompt, continuations):
+    def score(model, prompt, continuations, prefix_cache):
         asked.append(model.tokenizer.decode(prompt))
         return right(model, prompt, continuations)
 
@@ -77,7 +77,7 @@ def test_the_prompts_mask_is_the_models(model):
 
 
 def test_of_equal_labels_the_first_is_taken(model, monkeypatch):
-    monkeypatch.setattr(module, "score", lambda *_: [np.array([-1.0])] * 3)
+    monkeypatch.setattr(module, "score", lambda *_, **__: [np.array([-1.0])] * 3)
     got = model.classify("ab", LABELS, TEMPLATE)
     assert got.label == "good" and list(got.probabilities.values()) == pytest.approx([1 / 3] * 3)
 
