@@ -9,6 +9,7 @@
 #include "ops/kv_append.h"
 #include "ops/layer_norm.h"
 #include "ops/gelu.h"
+#include "ops/gelu_backward.h"
 #include "ops/residual.h"
 #include "ops/rotary.h"
 #include "ops/embedding.h"

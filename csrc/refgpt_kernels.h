@@ -34,7 +34,7 @@
 #include <stdint.h>
 
 /* Changes whenever a struct or a contract below changes; the binding refuses another number. */
-#define REFGPT_ABI 5
+#define REFGPT_ABI 6
 #define REFGPT_LANES 16     /* rows side by side in a panel */
 #define REFGPT_CHUNK 32     /* terms of a partial sum */
 #define REFGPT_FEW_ROWS 8   /* that linear takes as they are; the most rows of a query tile */
@@ -132,6 +132,15 @@ typedef struct {
     float *y;
     int64_t n;
 } refgpt_gelu_args;
+
+/* dx = dy (s + ((x s) (e s)) rise) with x within -16 .. 16, e = exp(-2 sqrt(2/pi) (x + 0.044715 x^3)), s = 1 / (1 + e) and
+ * rise = 2 sqrt(2/pi) (1 + 0.134145 x^2): the slope of gelu, times dy. dx may be either. Items: rows. */
+typedef struct {
+    const float *x;  /* [n_rows, n] */
+    const float *dy; /* [n_rows, n] */
+    float *dx;
+    int64_t n;
+} refgpt_gelu_backward_args;
 
 /* Turns the pairs (2i, 2i+1) of the first d_rotary dimensions of every head by the row's angle and copies the rest:
  * y = fma(x, cos, partner * sin), with sin negated at even dimensions. x may be y. Items: rows. */

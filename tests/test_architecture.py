@@ -52,7 +52,7 @@ INNER_FLOORS = {
         {"adopting", "engine", "batch", "buffers", "cache", "rotation", "taps"},
         {"attend", "recorded", "spec_engine"},
         {"gptj"},
-        {"families"},
+        {"families", "gradients"},
         {"session"},
     ],
     "generation": [

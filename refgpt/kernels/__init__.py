@@ -4,7 +4,7 @@ from refgpt.kernels.attention import attention, kv_append, kv_shapes, query_tile
 from refgpt.kernels.calling import Program
 from refgpt.kernels.linear import LinearInput, linear, pack, quantise_rows, scratch_bytes
 from refgpt.kernels.native import CHUNK, FEW_ROWS
-from refgpt.kernels.ops import embedding, gelu, layer_norm, residual, rotary, row_sum, softmax
+from refgpt.kernels.ops import embedding, gelu, gelu_backward, layer_norm, residual, rotary, row_sum, softmax
 from refgpt.kernels.quantising import digests, quantise, store
 from refgpt.kernels.registry import Kernel, active, force_isa, forced_isa, list_kernels
 from refgpt.kernels.selfcheck import check_bits, wrong_kernels
@@ -28,6 +28,7 @@ __all__ = [
     "force_isa",
     "forced_isa",
     "gelu",
+    "gelu_backward",
     "kv_append",
     "kv_shapes",
     "layer_norm",

@@ -9,7 +9,7 @@ except ImportError as error:  # a checkout that was never built
         "the C kernels are not built", got=error, fix='run "python -m pip install ." or use backend="numpy"'
     ) from None
 
-ABI = 5
+ABI = 6
 if ABI != lib.REFGPT_ABI:
     raise KernelError(
         "the installed C kernels are of another version than this Python code",

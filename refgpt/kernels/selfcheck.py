@@ -14,7 +14,7 @@ import numpy as np
 from refgpt._common.errors import KernelError
 from refgpt.kernels.attention import attention, kv_append, kv_shapes, query_tiles
 from refgpt.kernels.linear import linear, pack, quantise_rows
-from refgpt.kernels.ops import embedding, gelu, layer_norm, residual, rotary, row_sum, softmax
+from refgpt.kernels.ops import embedding, gelu, gelu_backward, layer_norm, residual, rotary, row_sum, softmax
 from refgpt.kernels.quantising import digests, quantise
 from refgpt.kernels.registry import Kernel, list_kernels
 from refgpt.numbers.dtypes import BFLOAT16
@@ -35,6 +35,7 @@ PROMISED = {
     "softmax": "0d4b53ca24d98a30",
     "layer_norm": "8e62e19c676e010c",
     "gelu": "aa8aaf2d98bcd7e4",
+    "gelu_backward": "07cff3f24e6f4baa",
     "rotary": "c0cb523f820f195e",
     "residual": "aad142adfaa6a15c",
     "embedding_f32": "9585580ac1038219",
@@ -106,6 +107,8 @@ def _outputs(kernel: Kernel) -> Iterator[np.ndarray]:
         yield softmax(wide, kernel=kernel, threads=1)
     elif op == "gelu":
         yield gelu(wide, kernel=kernel, threads=1)
+    elif op == "gelu_backward":
+        yield gelu_backward(x * np.float32(4), wide, kernel=kernel, threads=1)
     elif op == "layer_norm":
         yield layer_norm(wide, x[0], x[1], 1e-5, kernel=kernel, threads=1)
     elif op == "residual":

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.tree import ParamTree
 from refgpt.spec.config import AnyConfig
+from refgpt.spec.gradients import LeafGradients
 from refgpt.spec.taps import Tap, no_tap
 
 
@@ -60,6 +61,22 @@ class Engine(Protocol):
 
     def kept(self) -> ParamTree:
         """The weights as it computes with them: rounded or quantised to what they are kept in."""
+        ...
+
+    def loss_backward(
+        self,
+        ids: np.ndarray,
+        labels: np.ndarray,
+        trace: Mapping[str, np.ndarray],
+        n_targets: int,
+        leaves: LeafGradients,
+        tap: Tap = no_tap,
+    ) -> float:
+        """One text's share of a loss, and its gradients: ``refgpt.spec.gradients.loss_backward``."""
+        ...
+
+    def product(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+        """``x w^T``, summed as the engine sums. x [t, n], w [m, n] -> [t, m]"""
         ...
 
     @property

@@ -13,6 +13,7 @@ from refgpt.kernels import (
     digests,
     embedding,
     gelu,
+    gelu_backward,
     kv_append,
     kv_shapes,
     layer_norm,
@@ -53,6 +54,7 @@ GOOD = {
     "embedding": lambda: {"table": floats(7, C), "ids": indices(0, 1, 2, 3, 6), "out": floats(N, C)},
     "layer_norm": lambda: {"x": floats(N, C), "w": floats(C), "b": floats(C), "eps": 1e-5, "out": floats(N, C)},
     "gelu": lambda: {"x": floats(N, C), "out": floats(N, C)},
+    "gelu_backward": lambda: {"x": floats(N, C), "dy": floats(N, C), "out": floats(N, C)},
     "softmax": lambda: {"x": floats(N, C), "out": floats(N, C)},
     "row_sum": lambda: {"x": floats(N, C)},
     "rotary": lambda: {
@@ -86,7 +88,7 @@ OPS = {
     f.__name__: f
     for group in (
         (linear, pack, quantise_rows, residual, embedding),
-        (layer_norm, gelu, softmax, row_sum, rotary),
+        (layer_norm, gelu, gelu_backward, softmax, row_sum, rotary),
         (kv_append, attention, quantise, digests),
     )
     for f in group
@@ -134,6 +136,9 @@ FLOAT_ARRAYS = [
     ("layer_norm", "out"),
     ("gelu", "x"),
     ("gelu", "out"),
+    ("gelu_backward", "x"),
+    ("gelu_backward", "dy"),
+    ("gelu_backward", "out"),
     ("softmax", "x"),
     ("softmax", "out"),
     ("row_sum", "x"),
@@ -275,6 +280,7 @@ OVERLAPS = {
     ("embedding", "out"): ((), ("table",)),
     ("layer_norm", "out"): (("x",), ("w", "b")),
     ("gelu", "out"): (("x",), ()),
+    ("gelu_backward", "out"): (("x", "dy"), ()),
     ("softmax", "out"): (("x",), ()),
     ("residual", "out"): (("x", "a", "b"), ()),
     ("rotary", "out"): (("x",), ("cos", "sin")),
@@ -373,6 +379,7 @@ def test_no_rows_are_no_work(op):
         "embedding": ("ids", "out"),
         "layer_norm": ("x", "out"),
         "gelu": ("x", "out"),
+        "gelu_backward": ("x", "dy", "out"),
         "softmax": ("x", "out"),
         "row_sum": ("x",),
         "rotary": ("x", "positions", "out"),
