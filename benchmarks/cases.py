@@ -162,6 +162,11 @@ def rowwise(op: str, n: int) -> Work:
     return Work(cycle([partial(getattr(kernels, op), x, out)]), 2 * x.nbytes)
 
 
+def gelu_backward() -> Work:
+    x, dy, out = (random(N_PREFILL, D_FF) for _ in range(3))
+    return Work(cycle([partial(kernels.gelu_backward, x, dy, out)]), 3 * x.nbytes)
+
+
 def layer_norm() -> Work:
     x, w, b, out = random(N_PREFILL, D_MODEL), random(D_MODEL), random(D_MODEL), random(N_PREFILL, D_MODEL)
     return Work(cycle([partial(kernels.layer_norm, x, w, b, 1e-5, out)]), 2 * x.nbytes)
@@ -231,6 +236,7 @@ CASES: dict[str, dict[str, Callable[[], Work]]] = {
     "softmax": {"512 rows of 2048": partial(rowwise, "softmax", N_CTX)},
     "gelu": {"512 rows of 16384": partial(rowwise, "gelu", D_FF)},
     "gelu_erf": {"512 rows of 16384": partial(rowwise, "gelu_erf", D_FF)},
+    "gelu_backward": {"512 rows of 16384": gelu_backward},
     "layer_norm": {"512 rows of 4096": layer_norm},
     "rotary": {"512 rows, 64 of 256 turn": rotary},
     "rotary_halves": {"512 rows, 64 of 256 turn": partial(rotary, True)},

@@ -10,6 +10,7 @@
 #include "ops/layer_norm.h"
 #include "ops/gelu.h"
 #include "ops/gelu_erf.h"
+#include "ops/gelu_backward.h"
 #include "ops/residual.h"
 #include "ops/add.h"
 #include "ops/rotary.h"

@@ -139,6 +139,14 @@ typedef struct {
 
 /* y = max(x, 0) - t Q(t) with t = |x| and Q(t) = (1 - erf(t / sqrt 2)) / 2, as csrc/ops/gelu_erf.h writes it in steps: GELU itself.
  * Its arguments are gelu's, its op is gelu_erf. x may be y. Items: rows. */
+/* dx = dy (s + ((x s) (e s)) rise) with x within -16 .. 16, e = exp(-2 sqrt(2/pi) (x + 0.044715 x^3)), s = 1 / (1 + e) and
+ * rise = 2 sqrt(2/pi) (1 + 0.134145 x^2): the slope of gelu, times dy. dx may be either. Items: rows. */
+typedef struct {
+    const float *x;  /* [n_rows, n] */
+    const float *dy; /* [n_rows, n] */
+    float *dx;
+    int64_t n;
+} refgpt_gelu_backward_args;
 
 /* Turns the pairs (2i, 2i+1) of the first d_rotary dimensions of every head by the row's angle and copies the rest:
  * y = fma(x, cos, partner * sin), with sin negated at even dimensions. x may be y. Items: rows. rotary_halves: the pairs are

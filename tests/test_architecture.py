@@ -55,7 +55,7 @@ INNER_FLOORS = {
         {"adopting", "engine", "activation", "batch", "buffers", "cache", "rotation", "taps"},
         {"attend", "recorded", "spec_engine"},
         FAMILIES,
-        {"families"},
+        {"families", "gradients"},
         {"session"},
     ],
     "generation": [

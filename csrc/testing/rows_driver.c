@@ -28,6 +28,7 @@ typedef struct {
         refgpt_softmax_args softmax;
         refgpt_layer_norm_args layer_norm;
         refgpt_gelu_args gelu;
+        refgpt_gelu_backward_args gelu_backward;
         refgpt_rotary_args rotary;
         refgpt_embedding_args embedding;
         refgpt_row_sum_args row_sum;
@@ -254,6 +255,13 @@ static void gelu_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     c->n_items = n_rows;
 }
 
+static void gelu_backward_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    (void)dtype;
+    c->args.gelu_backward = (refgpt_gelu_backward_args){floats(c, n_rows * n), floats(c, n_rows * n),
+                                                        output(c, n_rows * n * (int64_t)sizeof(float)), n};
+    c->n_items = n_rows;
+}
+
 static void layer_norm_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     (void)dtype;
     c->args.layer_norm = (refgpt_layer_norm_args){
@@ -343,6 +351,7 @@ static const struct {
     {"softmax", softmax_case},
     {"gelu", gelu_case},     /* gelu_erf too, */
     {"rotary", rotary_case}, /* and rotary_halves: they take the same arguments */
+    {"gelu_backward", gelu_backward_case},
     {"layer_norm", layer_norm_case},
     {"embedding_panels", embedding_panels_case}, /* before the shorter name */
     {"embedding", embedding_case},

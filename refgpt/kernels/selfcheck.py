@@ -18,6 +18,7 @@ from refgpt.kernels.ops import (
     add,
     embedding,
     gelu,
+    gelu_backward,
     gelu_erf,
     layer_norm,
     residual,
@@ -47,6 +48,7 @@ PROMISED = {
     "softmax": "0d4b53ca24d98a30",
     "layer_norm": "8e62e19c676e010c",
     "gelu": "aa8aaf2d98bcd7e4",
+    "gelu_backward": "07cff3f24e6f4baa",
     "gelu_erf": "de3d9733e433a232",
     "rotary": "c0cb523f820f195e",
     "rotary_halves": "ed47fb4608e8d3e7",
@@ -130,6 +132,8 @@ def _outputs(kernel: Kernel) -> Iterator[np.ndarray]:
         yield softmax(wide, kernel=kernel, threads=1)
     elif op in ("gelu", "gelu_erf"):
         yield (gelu if op == "gelu" else gelu_erf)(wide, kernel=kernel, threads=1)
+    elif op == "gelu_backward":
+        yield gelu_backward(x * np.float32(4), wide, kernel=kernel, threads=1)
     elif op == "layer_norm":
         yield layer_norm(wide, x[0], x[1], 1e-5, kernel=kernel, threads=1)
     elif op == "add":

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from refgpt._common.errors import GenerationError
 from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.tree import ParamTree
 from refgpt.spec.config import AnyConfig
+from refgpt.spec.gradients import LeafGradients
 from refgpt.spec.taps import Tap, no_tap
 
 #: What one pass adds to one sequence: its slot, the new tokens, and how many leading positions of the sequence see one
@@ -111,6 +112,22 @@ class Engine(Protocol):
 
     def kept(self) -> ParamTree:
         """The weights that it computes with, rounded or quantised to their dtype in memory."""
+        ...
+
+    def loss_backward(
+        self,
+        ids: np.ndarray,
+        labels: np.ndarray,
+        trace: Mapping[str, np.ndarray],
+        n_targets: int,
+        leaves: LeafGradients,
+        tap: Tap = no_tap,
+    ) -> float:
+        """One text's share of a loss, and its gradients: ``refgpt.spec.gradients.loss_backward``."""
+        ...
+
+    def product(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+        """``x w^T``, summed as the engine sums. x [t, n], w [m, n] -> [t, m]"""
         ...
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -27,6 +27,7 @@ from refgpt.runtime.engine import Part, no_empty_slot
 from refgpt.runtime.families import FAMILIES
 from refgpt.runtime.recorded import MOST_ROWS, RecordedPass
 from refgpt.spec.config import AnyConfig
+from refgpt.spec.gradients import LeafGradients
 from refgpt.spec.ids import check_cut, check_ids, check_prefix, check_tokens
 from refgpt.spec.taps import Tap, no_tap
 
@@ -82,6 +83,26 @@ class Runtime:
         """See ``Engine.adopt``. They are packed anew at each call, into the memory of the last one's."""
         self.params = repacked(params, self.params, self.adopted, partial(store, threads=self.threads))
         self._files, self.adopted = files_of(leaf for _, leaf in self.params.items()), True
+
+    def loss_backward(
+        self,
+        ids: np.ndarray,
+        labels: np.ndarray,
+        trace: Mapping[str, np.ndarray],
+        n_targets: int,
+        leaves: LeafGradients,
+        tap: Tap = no_tap,
+    ) -> float:
+        """See ``Engine.loss_backward``; no bit depends on the number of threads or the instruction set."""
+        from refgpt.runtime.gradients import loss_backward
+
+        return loss_backward(self.params, self.config, ids, labels, trace, n_targets, leaves, self.threads, tap)
+
+    def product(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+        """See ``Engine.product``."""
+        from refgpt.runtime.gradients import Ops
+
+        return Ops(self.threads).product(x, w)
 
     def kept(self) -> ParamTree:
         """See ``Engine.kept``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from refgpt.numbers.tree import ParamTree, Tree
 from refgpt.runtime.engine import Part, no_empty_slot
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import forward
+from refgpt.spec.gradients import LeafGradients, loss_backward
 from refgpt.spec.ids import check_cut, check_ids, check_prefix
 from refgpt.spec.taps import Tap, no_tap
 
@@ -110,6 +111,23 @@ class SpecEngine:
     def kept(self) -> ParamTree:
         """See ``Engine.kept``."""
         return self.params
+
+    def loss_backward(
+        self,
+        ids: np.ndarray,
+        labels: np.ndarray,
+        trace: Mapping[str, np.ndarray],
+        n_targets: int,
+        leaves: LeafGradients,
+        tap: Tap = no_tap,
+    ) -> float:
+        """See ``Engine.loss_backward``."""
+        return loss_backward(self.params, self.config, ids, labels, trace, n_targets, leaves, tap)
+
+    def product(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+        """See ``Engine.product``."""
+        found: np.ndarray = x @ w.T
+        return found
 
     def adopt(self, params: ParamTree) -> None:
         """See ``Engine.adopt``."""

@@ -1,7 +1,6 @@
 """Gradients of activations: by how much a loss changes with each number that a model computes on its way to it.
 
-The forward pass is the engine's own; the backward pass over its trace is the specification's
-(``refgpt.spec.gradients``), in the engine's precision. A gradient times its activation is how far, to first order, the
+Forward and backward pass are the engine's own; what they compute is specified in ``refgpt.spec.gradients``. A gradient times its activation is how far, to first order, the
 loss would rise if the activation were larger by all of itself: attribution by gradient (Simonyan et al. 2013,
 https://arxiv.org/abs/1312.6034, and, for what patching would find, Nanda 2023, "Attribution patching").
 """
@@ -14,7 +13,7 @@ import numpy as np
 
 from refgpt._common.float_state import default_float_state
 from refgpt.spec import tap_names
-from refgpt.spec.gradients import LeafGradients, check_labels, gradients_of, loss_backward, no_targets, targets_of
+from refgpt.spec.gradients import LeafGradients, check_labels, gradients_of, no_targets, targets_of
 from refgpt.tracing.memory import check_fits, dtype_of, trace_bytes
 from refgpt.tracing.places import Indices, Names, find_indices, find_names, rows_of
 from refgpt.tracing.recording import record
@@ -79,5 +78,5 @@ def record_gradients(
 
     trace = record(engine, tokens, prefix_len)
     none_of_them = LeafGradients((), found.__setitem__)
-    loss_backward(engine.kept(), config, tokens, labels, trace, n_targets, none_of_them, keep)
+    engine.loss_backward(tokens, labels, trace, n_targets, none_of_them, keep)
     return {name: found[name] for name in wanted}

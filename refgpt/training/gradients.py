@@ -11,7 +11,7 @@ import numpy as np
 from refgpt._common.arguments import instance_of
 from refgpt._common.errors import RefgptError
 from refgpt._common.float_state import default_float_state
-from refgpt.spec.gradients import LeafGradients, loss_backward, no_targets
+from refgpt.spec.gradients import LeafGradients, no_targets
 from refgpt.tracing import record
 from refgpt.training.batch import Batch
 from refgpt.training.parameters import Parameters, TrainedModel, check_model
@@ -21,7 +21,8 @@ from refgpt.training.parameters import Parameters, TrainedModel, check_model
 def gradients(model: Any, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
     """The loss of a batch, and its gradient by everything that can be trained.
 
-    The forward pass is the model's own engine's, the backward pass over its trace that of ``refgpt.spec.gradients``.
+    Forward and backward pass are those of the model's engine. In C no bit of a gradient depends on the number of threads
+    or on the instruction set.
 
     Parameters
     ----------
@@ -70,11 +71,11 @@ def summed_gradients(
             else:
                 sums[name] = part if part.flags.owndata else part.copy()
 
-    loss, leaves, params = 0.0, LeafGradients(parameters.wanted, take), engine.kept()
+    loss, leaves = 0.0, LeafGradients(parameters.wanted, take)
     for text in texts:
         if text.n_targets:
             trace = record(engine, text.ids, text.prefix_len)
-            loss += loss_backward(params, engine.config, text.ids, text.labels, trace, n_targets, leaves)
+            loss += engine.loss_backward(text.ids, text.labels, trace, n_targets, leaves)
     return loss, {name: sums[name] for name in parameters.names()}
 
 

@@ -55,6 +55,7 @@ class Parameters:
         params, stored = model.engine.kept(), model.checkpoint.params
         self.leaves: dict[str, Leaf] = dict(params.items())
         self.adapted = {name: leaf for name, leaf in self.leaves.items() if isinstance(leaf, Adapted)}
+        self._product = model.engine.product
         self._tied = stored.w_head is stored.wte
 
     @property
@@ -73,8 +74,8 @@ class Parameters:
             return
         adapted, dtype = self.adapted[leaf], gradient.dtype
         scaled = gradient * dtype.type(adapted.scale)  # [n_out, n_in]
-        yield peft_key(leaf, "A"), adapted.b.astype(dtype).T @ scaled  # [rank, n_in]
-        yield peft_key(leaf, "B"), scaled @ adapted.a.astype(dtype).T  # [n_out, rank]
+        yield peft_key(leaf, "A"), self._product(adapted.b.astype(dtype).T, scaled.T)  # [rank, n_in]
+        yield peft_key(leaf, "B"), self._product(scaled, adapted.a.astype(dtype))  # [n_out, rank]
 
     def adapter_arrays(self) -> dict[str, np.ndarray]:
         """The matrices of the adapters themselves, by their names in files."""

@@ -20,6 +20,7 @@ from refgpt.kernels import (
     digests,
     embedding,
     gelu,
+    gelu_backward,
     gelu_erf,
     kv_append,
     kv_shapes,
@@ -274,6 +275,18 @@ def gelu_erf_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     return rowwise_case(x, gelu_erf, spec.gelu_erf(float64(x)), ops.gelu_erf_bound(x))
 
 
+def gelu_backward_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    x, dy = numbers(rng, flavour, n_rows, n) * np.float32(3), numbers(rng, flavour, n_rows, n)
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
+        dx, guards = guarded(x[rows].shape)
+        gelu_backward(x[rows], dy[rows], dx, threads=1, kernel=kernel)
+        return (Output(dx, guards),)
+
+    want = spec.gradients.gelu_backward(float64(dy), float64(x))
+    return Case(run, (want,), (ops.gelu_backward_bound(x, dy),))
+
+
 def layer_norm_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     x, eps = numbers(rng, flavour, n_rows, n) + np.float32(0.5), float(np.float32(1e-5))
     w, b = numbers(rng, flavour, n), numbers(rng, flavour, n)
@@ -453,6 +466,7 @@ ORACLES: dict[str, Callable[[int, int, str, Rng], Case]] = {
     "softmax": softmax_case,
     "layer_norm": layer_norm_case,
     "gelu": gelu_case,
+    "gelu_backward": gelu_backward_case,
     "gelu_erf": gelu_erf_case,
     "rotary": partial(rotary_case, False),
     "rotary_halves": partial(rotary_case, True),

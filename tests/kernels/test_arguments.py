@@ -14,6 +14,7 @@ from refgpt.kernels import (
     digests,
     embedding,
     gelu,
+    gelu_backward,
     gelu_erf,
     kv_append,
     kv_shapes,
@@ -58,6 +59,7 @@ GOOD = {
     "layer_norm": lambda: {"x": floats(N, C), "w": floats(C), "b": floats(C), "eps": 1e-5, "out": floats(N, C)},
     "gelu_erf": lambda: {"x": floats(N, C), "out": floats(N, C)},
     "gelu": lambda: {"x": floats(N, C), "out": floats(N, C)},
+    "gelu_backward": lambda: {"x": floats(N, C), "dy": floats(N, C), "out": floats(N, C)},
     "softmax": lambda: {"x": floats(N, C), "out": floats(N, C)},
     "row_sum": lambda: {"x": floats(N, C)},
     "rotary_halves": lambda: {
@@ -99,7 +101,7 @@ OPS = {
     f.__name__: f
     for group in (
         (linear, pack, quantise_rows, residual, add, embedding),
-        (layer_norm, gelu, gelu_erf, softmax, row_sum, rotary, rotary_halves),
+        (layer_norm, gelu, gelu_backward, gelu_erf, softmax, row_sum, rotary, rotary_halves),
         (kv_append, attention, quantise, digests),
     )
     for f in group
@@ -152,6 +154,9 @@ FLOAT_ARRAYS = [
     ("gelu", "out"),
     ("gelu_erf", "x"),
     ("gelu_erf", "out"),
+    ("gelu_backward", "x"),
+    ("gelu_backward", "dy"),
+    ("gelu_backward", "out"),
     ("softmax", "x"),
     ("softmax", "out"),
     ("row_sum", "x"),
@@ -305,6 +310,7 @@ OVERLAPS = {
     ("gelu_erf", "out"): (("x",), ()),
     ("add", "out"): (("x", "a"), ()),
     ("rotary_halves", "out"): (("x",), ("cos", "sin")),
+    ("gelu_backward", "out"): (("x", "dy"), ()),
     ("softmax", "out"): (("x",), ()),
     ("residual", "out"): (("x", "a", "b"), ()),
     ("rotary", "out"): (("x",), ("cos", "sin")),
@@ -405,6 +411,7 @@ def test_no_rows_are_no_work(op):
         "layer_norm": ("x", "out"),
         "gelu": ("x", "out"),
         "gelu_erf": ("x", "out"),
+        "gelu_backward": ("x", "dy", "out"),
         "softmax": ("x", "out"),
         "row_sum": ("x",),
         "rotary": ("x", "positions", "out"),

@@ -12,6 +12,7 @@ from refgpt.kernels import (
     attention,
     embedding,
     gelu,
+    gelu_backward,
     kv_append,
     kv_shapes,
     layer_norm,
@@ -315,7 +316,7 @@ def test_softmax_of_minus_infinity_is_zero_and_of_nan_is_nan(kernel):
     assert (np.abs(y[2] - 0.05) <= 0.05 * ops.gamma(23)).all()
 
 
-@each("gelu")
+@pytest.mark.parametrize("kernel", [kernel for kernel in RUNNABLE if kernel.op == "gelu"], ids=str)
 def test_gelu_over_a_wide_range(kernel):
     x = np.concatenate(
         [np.linspace(-15, 15, 60001), np.geomspace(1e-45, 1e18, 3000), -np.geomspace(1e-45, 1e18, 3000), [0.0, -0.0]]
@@ -329,11 +330,25 @@ def test_gelu_over_a_wide_range(kernel):
     assert np.isnan(ends[2])
 
 
+@each("gelu_backward")
+def test_the_slope_of_gelu_over_a_wide_range(kernel):
+    x = np.concatenate([np.linspace(-20, 20, 8001), 10.0 ** np.arange(-40, 39)]).astype(np.float32)
+    x = np.concatenate([x, -x])[None]
+    dy = np.ones_like(x)
+    got = gelu_backward(x, dy, kernel=kernel)
+    assert_same_bits(got, gelu_backward(x, dy, kernel=SCALAR["gelu_backward"]))
+    want = spec.gradients.gelu_backward(dy.astype(np.float64), x.astype(np.float64))
+    assert (np.abs(got - want) <= ops.gelu_backward_bound(x, dy)).all()
+    ends = gelu_backward(np.array([[np.inf, -np.inf, np.nan]], np.float32), np.ones((1, 3), np.float32), kernel=kernel)
+    assert ends[0, 0] == 1 and abs(ends[0, 1]) < 1e-30 and np.isnan(ends[0, 2])
+
+
 # ---- in place --------------------------------------------------------------------------------------------------------
 
 IN_PLACE = {
     "softmax": softmax,
     "gelu": gelu,
+    "gelu_backward": lambda x, **o: gelu_backward(x, x[::-1].copy(), **o),
     "layer_norm": lambda x, **o: layer_norm(x, x[0].copy(), x[1].copy(), 1e-5, **o),
     "rotary": lambda x, **o: rotary(x.reshape(5, 3, 23), *rotary_tables(18, 9), np.arange(5), **o),
 }

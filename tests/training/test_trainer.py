@@ -8,6 +8,7 @@ import pytest
 import refgpt
 from refgpt import training
 from refgpt._common.errors import CheckpointError, RefgptError
+from refgpt.kernels import force_isa, list_kernels
 from refgpt.numbers.adapted import Adapted
 from refgpt.numbers.leaves import widen
 from refgpt.training.state import STATE, read_state
@@ -64,6 +65,19 @@ def test_micro_batches_are_one_batch_to_the_bit(tmp_path, kind, backend):
         steps = [trainer.step(split(batch), 1e-2) for batch in BATCHES]
         runs.append((steps, weights(model)))
     assert runs[0][0] == runs[1][0] and same(runs[0][1], runs[1][1])
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [*((kind, None) for kind in KINDS), ("lora", "q8"), ("lora", "q4")])
+def test_weights_have_the_same_bits_on_every_instruction_set_and_number_of_threads(tmp_path, kind, dtype):
+    isas = sorted({kernel.isa for kernel in list_kernels() if kernel.obstacle is None})
+    runs = []
+    for isa, threads in [*((isa, 1) for isa in isas), (isas[0], 3)]:
+        with force_isa(isa):
+            model, trainer = start(tmp_path, kind, "c", dtype=dtype, threads=threads)
+            steps = [trainer.step([batch], 1e-2) for batch in BATCHES[:2]]
+            runs.append((steps, weights(model)))
+    assert len(runs) > 2
+    assert all(steps == runs[0][0] and same(found, runs[0][1]) for steps, found in runs)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -171,6 +171,29 @@ ACTIVATION_BOUNDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def gelu_backward_bound(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    """Of ``gelu_backward`` computed as ``dy (s + x s (1 - s) rise)`` with ``s = 1 / (1 + exp(-2 u))``. Any shape.
+
+    The power is off as in ``gelu_bound``. ``s`` feels the share that it has in ``1 + power``, and ``1 - s``, taken as
+    ``power s``, the rest; then they are rounded two and three times. The second term has four more roundings in ``rise``
+    and four of products; the sum and the last product are two. ``2^-50 (1 + |x|^3)`` covers the spec's own
+    ``1 - tanh^2``, which cancels; beyond 16 the kernel takes the slope at 16, and so ``2^-117`` at most is left out.
+    """
+    x, dy = widen(x, np.float64), np.abs(widen(dy, np.float64))
+    near = np.clip(x, -16, 16)
+    twice_u = 2 * math.sqrt(2 / math.pi) * (near + 0.044715 * near * near * near)
+    power = np.exp(np.clip(-twice_u, -100, 100))
+    off = np.expm1(gamma(8) * np.minimum(np.abs(twice_u), 100) + EXP_ERROR)
+    share = power / (1 + power)
+    s_off = share * off / (1 - share * off) + gamma(2)
+    rest_off = (1 - share) * off / (1 - off) + gamma(3)
+    rise = 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * near * near)
+    s, bend = 1 - share, np.abs(near) * (1 - share) * share * rise
+    bend_off = (1 + s_off) * (1 + rest_off) * (1 + gamma(8)) - 1
+    off = s * s_off + bend * bend_off + gamma(2) * (s * (1 + s_off) + bend * (1 + bend_off))
+    return dy * (off + 2.0**-50 * (1 + np.abs(near) ** 3) + 2.0**-117) + TINY
+
+
 def rotary_bound(
     x: np.ndarray, positions: np.ndarray, d_rotary: int, base: float = 10000.0, halves: bool = False
 ) -> np.ndarray:
