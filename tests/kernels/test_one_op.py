@@ -9,10 +9,12 @@ import pytest
 from refgpt import spec
 from refgpt.kernels import (
     CHUNK,
+    add,
     attention,
     embedding,
     gelu,
     gelu_backward,
+    gelu_erf,
     kv_append,
     kv_shapes,
     layer_norm,
@@ -21,6 +23,7 @@ from refgpt.kernels import (
     quantise_rows,
     query_tiles,
     rotary,
+    rotary_halves,
     softmax,
 )
 from refgpt.numbers.dtypes import BFLOAT16
@@ -316,16 +319,20 @@ def test_softmax_of_minus_infinity_is_zero_and_of_nan_is_nan(kernel):
     assert (np.abs(y[2] - 0.05) <= 0.05 * ops.gamma(23)).all()
 
 
-@pytest.mark.parametrize("kernel", [kernel for kernel in RUNNABLE if kernel.op == "gelu"], ids=str)
-def test_gelu_over_a_wide_range(kernel):
+@each("gelu")
+def test_both_forms_of_gelu_over_a_wide_range(kernel):
+    call, formula, bound = {
+        "gelu": (gelu, spec.gelu, ops.gelu_bound),
+        "gelu_erf": (gelu_erf, spec.gelu_erf, ops.gelu_erf_bound),
+    }[kernel.op]
     x = np.concatenate(
         [np.linspace(-15, 15, 60001), np.geomspace(1e-45, 1e18, 3000), -np.geomspace(1e-45, 1e18, 3000), [0.0, -0.0]]
     ).astype(np.float32)[None]
-    got = gelu(x, kernel=kernel)
-    assert_same_bits(got, gelu(x, kernel=SCALAR["gelu"]))
-    assert (np.abs(got - spec.gelu(x.astype(np.float64))) <= ops.gelu_bound(x)).all()
+    got = call(x, kernel=kernel)
+    assert_same_bits(got, call(x, kernel=SCALAR[kernel.op]))
+    assert (np.abs(got - formula(x.astype(np.float64))) <= bound(x)).all()
     assert np.signbit(got[0, -2:]).tolist() == [False, True]
-    ends = gelu(np.array([[np.inf, -np.inf, np.nan]], np.float32), kernel=kernel)[0]
+    ends = call(np.array([[np.inf, -np.inf, np.nan]], np.float32), kernel=kernel)[0]
     assert ends[0] == np.inf
     assert np.isnan(ends[2])
 
@@ -349,7 +356,12 @@ IN_PLACE = {
     "softmax": softmax,
     "gelu": gelu,
     "gelu_backward": lambda x, **o: gelu_backward(x, x[::-1].copy(), **o),
+    "gelu_erf": gelu_erf,
+    "add": lambda x, **o: add(x, x[::-1].copy(), **o),
     "layer_norm": lambda x, **o: layer_norm(x, x[0].copy(), x[1].copy(), 1e-5, **o),
+    "rotary_halves": lambda x, **o: rotary_halves(
+        x.reshape(5, 3, 23), *rotary_tables(18, 9, halves=True), np.arange(5), **o
+    ),
     "rotary": lambda x, **o: rotary(x.reshape(5, 3, 23), *rotary_tables(18, 9), np.arange(5), **o),
 }
 

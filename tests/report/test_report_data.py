@@ -93,6 +93,7 @@ def test_the_lens_and_the_attribution_are_those_of_tracing(causal):
         "heads": want.heads.tolist(),
         "bias": want.bias,
         "mlps": want.mlps.tolist(),
+        "attn_biases": want.attn_biases.tolist(),
         "total": want.total,
         "logit": want.logit,
     }
