@@ -124,14 +124,11 @@ def test_several_continuations_in_few_slots(mask, seed, n_slots, n):
     scheduler = Scheduler(model, n_slots, 3 * BLOCK * position_bytes(model.engine))
     before = scheduler.add([1, 2], seed=1, max_new_tokens=5)
     mine, after = scheduler.add_ids(PROMPT * 4, params), scheduler.add([9], seed=2, max_new_tokens=5)
-    events, n_read = [], 0
-    step = scheduler._session.step
+    events, read, step = [], [], scheduler._session.step
+    scheduler._session.step = lambda parts, n_rows: (read.extend(parts), step(parts, n_rows))[1]
     while scheduler.busy:
-        scheduler._session.step = lambda parts, n_rows: (read.extend(parts), step(parts, n_rows))[1]
-        read = []
         events += scheduler.step()
-        n_read += sum(len(ids) for _, ids, _ in read if len(ids) > 2)
-    assert n_read == 16
+    assert sum(len(ids) for _, ids, _ in read if len(ids) > 2) == 16
     for index, one in enumerate(want):
         assert [e.choice.id for e in events if (e.seq, e.index) == (mine, index)] == one.ids
     assert {event.seq for event in events} == {before, mine, after}
@@ -167,7 +164,7 @@ def test_functions_of_ones_own_change_scores_and_end_texts():
 
 @pytest.mark.parametrize("bad", [lambda ids, s: s[:5], lambda ids, s: s * np.nan, lambda ids, s: s + np.inf])
 def test_scores_that_cannot_be_used_are_named(bad):
-    with pytest.raises(GenerationError, match="^logits_processor: gave scores that cannot be used"):
+    with pytest.raises(GenerationError, match=r"^logits_processor: gave scores that cannot be used"):
         write(logits_processor=bad)
 
 
@@ -208,9 +205,9 @@ def test_a_word_longer_than_the_text_has_not_been_begun():
 
 
 def test_where_nothing_may_be_drawn_it_is_said():
-    with pytest.raises(GenerationError, match="no token is left that may be drawn.*suppress_tokens"):
+    with pytest.raises(GenerationError, match=r"no token is left that may be drawn.*suppress_tokens"):
         write(suppress_tokens=list(range(61)))
-    with pytest.raises(GenerationError, match="no token is left"):
+    with pytest.raises(GenerationError, match=r"no token is left"):
         write(suppress_tokens=list(range(61)), num_beams=2)
 
 
@@ -276,7 +273,7 @@ def test_what_the_model_or_beams_cannot_do_is_said(asked, said):
 
 
 def test_more_beams_than_slots_are_refused_and_a_stream_has_one_text():
-    with pytest.raises(GenerationError, match="needs more slots than there are; got 2; wanted 3"):
+    with pytest.raises(GenerationError, match=r"needs more slots than there are; got 2; wanted 3"):
         Scheduler(model_of(), 2).add(PROMPT, num_beams=3)
-    with pytest.raises(GenerationError, match="^stream: gives one text, token by token; got num_return_sequences 2"):
+    with pytest.raises(GenerationError, match=r"^stream: gives one text, token by token; got num_return_sequences 2"):
         refgpt.load().stream("a", n=2)

@@ -162,7 +162,7 @@ def test_scoring_computes_what_prompts_share_once(engine):
 
 
 def test_a_size_that_makes_no_sense_is_named():
-    with pytest.raises(GenerationError, match="^max_bytes: cannot be used; got -1"):
+    with pytest.raises(GenerationError, match=r"^max_bytes: cannot be used; got -1"):
         PrefixCache(-1)
 
 

@@ -74,7 +74,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "--typical-p",
         type=float,
         metavar="P",
-        help="choose among the tokens that are about as surprising as expected, of probability P together (default: off)",
+        help="choose among tokens that are about as surprising as expected, of probability P together (default: off)",
     )
     add("--epsilon-cutoff", type=float, metavar="X", help="leave out tokens less likely than X (default: off)")
     add(

@@ -1,4 +1,4 @@
-"""Keys and values of earlier texts, found again by their ids: a text that begins as another did is not computed anew."""
+"""Keys and values of earlier texts, found again by their ids: what texts begin with is not computed twice."""
 
 from __future__ import annotations
 

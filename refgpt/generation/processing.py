@@ -43,9 +43,26 @@ class Processing:
         single = dict(params.logit_bias or {})
         self._biases = [*dict(params.sequence_bias or {}).items(), *(((i,), bias) for i, bias in single.items())]
         self._processors: tuple[Processor, ...] = functions_of(params.logits_processor or ())
+        self._idle = params.repetition_penalty == 1 and not any(
+            (
+                self._biases,
+                self._bad_words,
+                self._processors,
+                params.presence_penalty,
+                params.frequency_penalty,
+                params.no_repeat_ngram_size,
+                params.min_new_tokens,
+                params.forced_eos_token_id is not None,
+                params.exponential_decay_length_penalty,
+                params.suppress_tokens,
+                params.begin_suppress_tokens,
+            )
+        )
 
     def __call__(self, scores: np.ndarray, ids: Sequence[int]) -> np.ndarray:
         """Scores [v] of the token that follows ``ids``, float64, changed in place or anew."""
+        if self._idle:
+            return scores
         p, text = self._params, np.asarray(ids, np.intp)
         n_new, ends = len(text) - self._n_prompt, self._ends[self._ends < len(scores)]
         if self._biases:

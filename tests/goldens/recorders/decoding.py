@@ -1,7 +1,7 @@
 """Record what transformers' generate() writes with a small model, and what its filters keep of random logits.
 
-Recorded with transformers 5.18 and torch 2.13. decoding.json has each case's prompt, parameters, texts and, of beams, their
-scores; filters.npz has logits and what is left of them (-inf = removed), for the cases that FILTERS names.
+Recorded with transformers 5.18 and torch 2.13. decoding.json has each case's prompt, parameters, texts and the
+scores of beams; filters.npz has logits and what is left of them (-inf = removed), for the cases that FILTERS names.
 """
 
 from __future__ import annotations
