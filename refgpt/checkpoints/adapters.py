@@ -20,7 +20,7 @@ from refgpt._common.arguments import path_of
 from refgpt._common.errors import CheckpointError, missing
 from refgpt._common.small_files import is_there, read_json, reading
 from refgpt._common.wording import listed, shown, tensor_at
-from refgpt.checkpoints.families.gptj import full_name
+from refgpt.checkpoints.families.gptj import MODEL_TYPE, full_name
 from refgpt.checkpoints.files import safetensors_file, torch_pickle
 from refgpt.numbers.casting import cast
 from refgpt.numbers.dtypes import dtype_name
@@ -108,6 +108,10 @@ def read_adapter(directory: str | os.PathLike[str], config: AnyConfig) -> dict[s
     CheckpointError
         Naming what is missing, damaged, of another shape or for another model, or not a plain pair of matrices.
     """
+    if config.model_type != MODEL_TYPE:
+        raise CheckpointError(
+            "adapters of this family of models are not read", where="adapter", got=config.model_type, wanted=MODEL_TYPE
+        )
     place = path_of("adapter", directory, CheckpointError)
     told = read_json(place / CONFIG, CheckpointError)
     _check_config(told, place / CONFIG)
