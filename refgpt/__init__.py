@@ -6,6 +6,7 @@ model.generate("Once upon a time", max_new_tokens=40, seed=1).text
 """
 
 import logging
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,12 @@ from refgpt._common.errors import (
 from refgpt._common.wording import PrintableRecords
 from refgpt._load import default_model_path, load, merge_adapter
 from refgpt._model import Model
-from refgpt.generation import Generation, GenerationParams, Scheduler
 from refgpt.spec.gptj import Config as ModelConfig
 from refgpt.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from refgpt.evaluation import Classification
+    from refgpt.generation import Generation, GenerationParams, Scheduler
 
 _moved.install()
 logging.getLogger("refgpt").addFilter(PrintableRecords())  # log messages contain file names
@@ -58,9 +59,19 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Classification":  # its package is imported on first use
-        from refgpt.evaluation import Classification
+#: Packages that are imported on first use, and names that come from them.
+LAZY_PACKAGES = ("conversion", "evaluation", "generation", "kernels", "plotting", "tracing", "training")
+LAZY_NAMES = {
+    "Classification": "evaluation",
+    "Generation": "generation",
+    "GenerationParams": "generation",
+    "Scheduler": "generation",
+}
 
-        return Classification
+
+def __getattr__(name: str) -> Any:
+    if name in LAZY_PACKAGES:
+        return import_module(f"refgpt.{name}")
+    if name in LAZY_NAMES:
+        return getattr(import_module(f"refgpt.{LAZY_NAMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,11 +11,6 @@ import numpy as np
 from refgpt._common.arguments import flag
 from refgpt._common.errors import GenerationError, RefgptError
 from refgpt.checkpoints.checkpoint import Checkpoint
-from refgpt.generation.loop import generate, stream_text
-from refgpt.generation.params import GenerationParams
-from refgpt.generation.prompts import Prompt, encode_prompt, is_batch
-from refgpt.generation.results import Generation
-from refgpt.generation.scoring import encode_continuations, score
 from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.mapped import check_unchanged
 from refgpt.numbers.panels import BLOCK_BYTES
@@ -26,6 +21,9 @@ from refgpt.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from refgpt.evaluation import Classification
+    from refgpt.generation.params import GenerationParams
+    from refgpt.generation.prompts import Prompt
+    from refgpt.generation.results import Generation
     from refgpt.tracing import Indices, Names, Patches, Report, TapResult
 
 
@@ -223,6 +221,9 @@ class Model:
         GenerationError
             If a prompt or parameter cannot be used. Raised before anything is computed.
         """
+        from refgpt.generation import GenerationParams, generate
+        from refgpt.generation.prompts import is_batch
+
         settings = GenerationParams.of(params, changes)
         batch = is_batch(prompt)
         prompts: Any = prompt if batch else [prompt]
@@ -230,6 +231,8 @@ class Model:
         return done if batch else done[0]
 
     def _encode(self, prompt: Prompt, settings: GenerationParams) -> list[int]:
+        from refgpt.generation import encode_prompt
+
         return encode_prompt(prompt, self.config, self.tokenizer, settings, self.checkpoint.tokenizer_fault)
 
     def stream(self, prompt: Prompt, params: GenerationParams | None = None, **changes: Any) -> Iterator[str]:
@@ -250,6 +253,9 @@ class Model:
         GenerationError
             If the prompt or a parameter cannot be used. Raised by the call, not at the first piece.
         """
+        from refgpt.generation import GenerationParams, stream_text
+        from refgpt.generation.prompts import is_batch
+
         settings = GenerationParams.of(params, changes)
         if is_batch(prompt):
             raise GenerationError(
@@ -318,6 +324,8 @@ class Model:
             one token more, as the last is only predicted; before anything is computed.
         """
         flag("return_greedy", return_greedy, GenerationError)
+        from refgpt.generation import encode_continuations, score
+
         fault = self.checkpoint.tokenizer_fault
         encoded = encode_continuations(prompt, continuations, self.config, self.tokenizer, fault)
         return score(self, *encoded, bool(return_greedy))

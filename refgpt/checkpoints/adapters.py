@@ -28,7 +28,6 @@ from refgpt.numbers.finite import check_finite
 from refgpt.numbers.leaves import widen
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import leaf_shapes
-from refgpt.spec.gradients.families import gradients_of
 
 CONFIG = "adapter_config.json"
 READERS = {"adapter_model.safetensors": safetensors_file.read, "adapter_model.bin": torch_pickle.read}
@@ -87,7 +86,6 @@ def module_name(leaf: str) -> str:
 
 def adaptable(config: AnyConfig) -> dict[str, str]:
     """The matrices that can have an adapter: leaves, by the modules that they are the weights of."""
-    gradients_of(config)  # a family that cannot be trained has no adapters either
     return {module_name(leaf): leaf for leaf, shape in leaf_shapes(config).items() if len(shape) == 2 and leaf != "wte"}
 
 
@@ -110,6 +108,10 @@ def read_adapter(directory: str | os.PathLike[str], config: AnyConfig) -> dict[s
     CheckpointError
         Naming what is missing, damaged, of another shape or for another model, or not a plain pair of matrices.
     """
+    if config.model_type != gptj.MODEL_TYPE:
+        raise CheckpointError(
+            "adapters of this family of models are not read", where="adapter", got=config.model_type, wanted=gptj.MODEL_TYPE
+        )
     place = path_of("adapter", directory, CheckpointError)
     told = read_json(place / CONFIG, CheckpointError)
     _check_config(told, place / CONFIG)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -14,8 +14,10 @@ from refgpt._common.errors import GenerationError
 from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.tree import ParamTree
 from refgpt.spec.config import AnyConfig
-from refgpt.spec.gradients import LeafGradients
 from refgpt.spec.taps import Tap, no_tap
+
+if TYPE_CHECKING:
+    from refgpt.spec.gradients import LeafGradients
 
 #: What one pass adds to one sequence: its slot, the new tokens, and how many leading positions of the sequence see one
 #: another. A prefix begins an empty sequence and is given in one piece; of a sequence in progress the number is 0.

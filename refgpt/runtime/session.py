@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,9 +27,11 @@ from refgpt.runtime.engine import Part, no_empty_slot
 from refgpt.runtime.families import FAMILIES
 from refgpt.runtime.recorded import MOST_ROWS, RecordedPass
 from refgpt.spec.config import AnyConfig
-from refgpt.spec.gradients import LeafGradients
 from refgpt.spec.ids import check_cut, check_ids, check_prefix, check_tokens
 from refgpt.spec.taps import Tap, no_tap
+
+if TYPE_CHECKING:
+    from refgpt.spec.gradients import LeafGradients
 
 #: Rows of a long prompt that go through the model together; enough for the kernels to work at full speed.
 PREFILL_ROWS = 512

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -23,9 +23,11 @@ from refgpt.numbers.tree import ParamTree, Tree
 from refgpt.runtime.engine import Part, no_empty_slot
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import forward
-from refgpt.spec.gradients import LeafGradients, loss_backward
 from refgpt.spec.ids import check_cut, check_ids, check_prefix
 from refgpt.spec.taps import Tap, no_tap
+
+if TYPE_CHECKING:
+    from refgpt.spec.gradients import LeafGradients
 
 
 @default_float_state()
@@ -122,6 +124,8 @@ class SpecEngine:
         tap: Tap = no_tap,
     ) -> float:
         """See ``Engine.loss_backward``."""
+        from refgpt.spec.gradients import loss_backward  # only training needs it
+
         return loss_backward(self.params, self.config, ids, labels, trace, n_targets, leaves, tap)
 
     def product(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:

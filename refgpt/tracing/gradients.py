@@ -1,8 +1,8 @@
 """Gradients of activations: by how much a loss changes with each number that a model computes on its way to it.
 
-Forward and backward pass are the engine's own; what they compute is specified in ``refgpt.spec.gradients``. A gradient times its activation is how far, to first order, the
-loss would rise if the activation were larger by all of itself: attribution by gradient (Simonyan et al. 2013,
-https://arxiv.org/abs/1312.6034, and, for what patching would find, Nanda 2023, "Attribution patching").
+Forward and backward pass are the engine's own; what they compute is specified in ``refgpt.spec.gradients``. A gradient
+times its activation is how far, to first order, the loss would rise if the activation were larger by all of itself:
+attribution by gradient (Simonyan et al. 2013, https://arxiv.org/abs/1312.6034).
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from refgpt.training.parameters import Parameters, TrainedModel, check_model
 def gradients(model: Any, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
     """The loss of a batch, and its gradient by everything that can be trained.
 
-    Forward and backward pass are those of the model's engine. In C no bit of a gradient depends on the number of threads
-    or on the instruction set.
+    Forward and backward pass are those of the model's engine. In C no bit of a gradient depends on the number of
+    threads or on the instruction set.
 
     Parameters
     ----------

@@ -118,7 +118,7 @@ def test_what_the_model_cannot_take_is_named(tmp_path):
         training.gradients(model, training.Batch([[3, 4]], [[3, -7]]))
     with pytest.raises(GenerationError, match="no target"):
         training.gradients(model, training.Batch([[3, 4]], [[3, -100]]))
-    with pytest.raises(RefgptError, match="model: .*wanted a Model"):
+    with pytest.raises(RefgptError, match=r"model: .*wanted a Model"):
         training.gradients("gpt-j", batch_of(1))
 
 

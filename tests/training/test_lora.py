@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 import refgpt
 from refgpt import training
 from refgpt._common.errors import CheckpointError, RefgptError
+from refgpt.checkpoints.adapters import read_adapter
 from refgpt.numbers.adapted import Adapted
 from refgpt.numbers.leaves import widen
 from refgpt.spec import forward, gradients
@@ -86,7 +88,7 @@ def test_decoding_uses_it_too(tmp_path):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_are_those_of_both_factors(tmp_path, backend):
     model, batch = adapted(tmp_path, backend), batch_of(2)
-    loss, found = training.gradients(model, batch)
+    _, found = training.gradients(model, batch)
     assert len(found) == 2 * 3 * CONFIG.n_layer and next(iter(found)) == KEY
     leaf = model.engine.kept().blocks[1].w_in
     name = "base_model.model.transformer.h.1.mlp.fc_in.lora_{}.weight"
@@ -219,6 +221,11 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, damage, fault):
     save_file({k: np.ascontiguousarray(v) for k, v in damage(tensors).items()}, path / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match=fault):
         refgpt.load(tmp_path / "model", backend="numpy", adapter=path)
+
+
+def test_an_adapter_for_another_family_is_refused_by_name(tmp_path):
+    with pytest.raises(CheckpointError, match=r"^adapter: .*got gpt2; wanted gptj"):
+        read_adapter(tmp_path, SimpleNamespace(model_type="gpt2"))
 
 
 def test_an_adapter_that_is_not_there_is_a_missing_file(tmp_path):

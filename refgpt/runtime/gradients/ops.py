@@ -1,9 +1,9 @@
 """Each operation's backward in kernels: the formulas are in ``refgpt/spec/gradients/ops.py``.
 
-A product that sums over rows of activations, or over the outputs of a weight, needs its operands the other way round than
-they lie: they are turned, and then multiplied by the kernel of the forward pass. So a weight of 8 or 4 bits, whose blocks
-run along its inputs, is decoded into the panels of its transpose, in float32, for as long as it is used; no weight is
-kept twice.
+A product that sums over rows of activations, or over the outputs of a weight, needs its operands the other way round
+than they lie: they are turned, and then multiplied by the kernel of the forward pass. So a weight of 8 or 4 bits, whose
+blocks run along its inputs, is decoded into the panels of its transpose, in float32, for as long as it is used; no
+weight is kept twice.
 """
 
 from __future__ import annotations

@@ -175,8 +175,8 @@ def gelu_backward_bound(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
     """Of ``gelu_backward`` computed as ``dy (s + x s (1 - s) rise)`` with ``s = 1 / (1 + exp(-2 u))``. Any shape.
 
     The power is off as in ``gelu_bound``. ``s`` feels the share that it has in ``1 + power``, and ``1 - s``, taken as
-    ``power s``, the rest; then they are rounded two and three times. The second term has four more roundings in ``rise``
-    and four of products; the sum and the last product are two. ``2^-50 (1 + |x|^3)`` covers the spec's own
+    ``power s``, the rest; then they are rounded two and three times. The second term has four more roundings in
+    ``rise`` and four of products; the sum and the last product are two. ``2^-50 (1 + |x|^3)`` covers the spec's own
     ``1 - tanh^2``, which cancels; beyond 16 the kernel takes the slope at 16, and so ``2^-117`` at most is left out.
     """
     x, dy = widen(x, np.float64), np.abs(widen(dy, np.float64))
