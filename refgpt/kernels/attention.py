@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from refgpt._common.errors import KernelError
+from refgpt._common.float_state import default_float_state
 from refgpt._common.wording import shown
 from refgpt.kernels.calling import (
     I64,
     SMALLEST_PIECE,
     Program,
     arguments,
+    as_float32,
     check_apart,
     check_array,
     check_before,
@@ -136,7 +140,7 @@ def attention(
         if program is not None:
             program.watch_order(first_visible, n_visible)
     if divisor is None:
-        divisor = np.sqrt(np.float32(d_head))
+        divisor = _root(d_head)
     elif isinstance(divisor, bool) or not isinstance(divisor, float | int | np.floating) or not np.float32(divisor) > 0:
         raise KernelError("not a number above 0", where="divisor", got=shown(divisor))
     _check_tiles(tiles, n_rows, n_slots, program)
@@ -168,11 +172,18 @@ def attention(
         n_head=n_head,
         d_head=d_head,
         capacity=capacity,
-        divisor=divisor,
+        divisor=as_float32(divisor),
     )
     grain = max(1, SMALLEST_PIECE // max(1, 2 * capacity * d_head))
     run(table_row(f"attention_{dtype}", kernel), args, len(tiles) * n_head, grain, n_threads, program)
     return z
+
+
+@cache
+@default_float_state()
+def _root(n: int) -> float:
+    """The root of a width, whatever the caller's floating-point state is."""
+    return float(np.sqrt(np.float32(n)))
 
 
 def _check_tiles(tiles: np.ndarray, n_rows: int, n_slots: int, program: Program | None) -> None:

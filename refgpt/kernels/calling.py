@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from refgpt._common.errors import KernelError
+from refgpt._common.float_state import default_float_state
 from refgpt.kernels.native import ffi, lib
 from refgpt.kernels.registry import Kernel, active
 from refgpt.kernels.threads import MOST_THREADS, check_threads
@@ -196,6 +198,13 @@ def check_within(name: str, index: np.ndarray, least: int, stop: int, program: P
         raise _outside(name, index, least, stop)
     if program is not None:
         program.watch(name, index, least, stop)
+
+
+@cache
+@default_float_state()
+def as_float32(number: float) -> float:
+    """A number as C will have it, rounded to nearest whatever the caller's floating-point state is."""
+    return float(np.float32(number))
 
 
 def check_before(first: np.ndarray, stop: np.ndarray) -> None:

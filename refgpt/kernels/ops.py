@@ -14,6 +14,7 @@ from refgpt._common.errors import KernelError
 from refgpt.kernels.calling import (
     Program,
     arguments,
+    as_float32,
     check_apart,
     check_shape,
     check_whole,
@@ -88,7 +89,7 @@ def layer_norm(
         b=floats("b", b, (n,)),
         y=floats("out", y, x.shape),
         n=n,
-        eps=eps,
+        eps=as_float32(eps),
     )
     run(table_row("layer_norm", kernel), args, n_rows, 4, threads, program)
     return y

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from refgpt import kernels
+from refgpt._common.float_state import default_float_state
 from refgpt.kernels import LinearInput, Program
 from refgpt.runtime.activation import KERNELS
 from refgpt.runtime.attend import attend
@@ -18,6 +19,12 @@ from refgpt.runtime.cache import KVCache
 from refgpt.runtime.taps import TapView
 from refgpt.spec.gpt2 import Block, Config, Params, score_divisor
 from refgpt.spec.taps import Tap, no_tap
+
+
+@default_float_state()
+def divisors(config: Config) -> list[float]:
+    """What the scores of each block are divided by, whatever the caller's floating-point state is."""
+    return [score_divisor(config, i) for i in range(config.n_layer)]
 
 
 def tables(config: Config, n_positions: int) -> None:
@@ -55,7 +62,7 @@ def block(
     x: np.ndarray,
     p: Block,
     cfg: Config,
-    layer: int,
+    divisor: float,
     batch: Batch,
     kv: tuple[np.ndarray, np.ndarray],
     to: Buffers,
@@ -64,7 +71,7 @@ def block(
     """Attention, then MLP, which sees what attention added. x [t, c] -> [t, c], in x's place."""
     normed = tap("ln1", kernels.layer_norm(x, p.ln1_w, p.ln1_b, cfg.ln_eps, to.ln, **to.how))  # [t, c]
     rows = LinearInput(normed, to.ln_ready, **to.how)
-    attn_out = attention(rows, p, score_divisor(cfg, layer), batch, kv, to, tap)  # [t, c]
+    attn_out = attention(rows, p, divisor, batch, kv, to, tap)  # [t, c]
     x = tap("resid_mid", kernels.add(x, attn_out, to.x, **to.how))  # [t, c]
     normed = tap("ln2", kernels.layer_norm(x, p.ln2_w, p.ln2_b, cfg.ln_eps, to.ln, **to.how))  # [t, c]
     rows = LinearInput(normed, to.ln_ready, **to.how)
@@ -88,8 +95,9 @@ def forward(
     tokens = shown("embed", kernels.embedding(params.wte, batch.ids, to.x, **to.how))  # [t, c]
     places = shown("pos_embed", kernels.embedding(params.wpe, batch.positions, to.attn_out, **to.how))  # [t, c]
     x = shown("resid_pre", kernels.add(tokens, places, to.x, **to.how))  # [t, c]
-    for i, p in enumerate(params.blocks):
-        x = block(x, p, config, i, batch, (cache.k[i], cache.v[i]), to, shown.part(f"blocks.{i}."))  # [t, c]
+    for i, (p, divisor) in enumerate(zip(params.blocks, divisors(config), strict=True)):
+        kv = cache.k[i], cache.v[i]
+        x = block(x, p, config, divisor, batch, kv, to, shown.part(f"blocks.{i}."))  # [t, c]
     x, ln = x[wanted], to.ln[wanted]
     x = shown("ln_final", kernels.layer_norm(x, params.ln_w, params.ln_b, config.ln_eps, ln, **to.how))
     logits = np.empty((len(x), config.n_vocab), np.float32)

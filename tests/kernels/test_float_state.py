@@ -17,6 +17,7 @@ from refgpt.numbers.quantisation import quantise
 from refgpt.runtime import Runtime
 from refgpt.runtime.rotation import rotary_tables
 from tests.helpers.buffers import RUNNABLE
+from tests.helpers.families import VARIANTS
 from tests.helpers.tiny import random_params, tiny_config
 
 # As the registers MXCSR and FPCR hold them.
@@ -99,6 +100,7 @@ def test_threads_that_were_made_under_another_state_have_the_default(state):
 def test_what_python_and_numpy_compute_is_the_same(state):
     config = tiny_config()
     params = random_params(config, 3, "f32")
+    kin = {variant: random_params(variant, 3) for variant in VARIANTS.values()}
     rng = np.random.default_rng(0)
     w, logits = rng.standard_normal((33, 70)).astype(np.float32), rng.standard_normal(500).astype(np.float32)
 
@@ -106,6 +108,7 @@ def test_what_python_and_numpy_compute_is_the_same(state):
         tables = rotary_tables(16, 300)
         quantised = [quantise(w, kind).data for kind in ("q8", "q4")]
         runtimes = [Runtime(params, config, dtype=dtype, threads=2).logits([1, 2, 3]) for dtype in ("f16", "q8", "q4")]
+        runtimes += [Runtime(kin[c], c, threads=2).logits([1, 2, 3]) for c in VARIANTS.values()]
         return [a.tobytes() for a in (*tables, *quantised, *runtimes, log_softmax(logits))]
 
     want = everything()
