@@ -237,7 +237,7 @@ def test_every_unread_pattern_can_match(tmp_path):
     assert str(error.value).count("not read") == len(UNREAD)
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "gpt_neo", "gpt_neox", "llama", None, 3, ["gptj"]])
+@pytest.mark.parametrize("model_type", ["bloom", "opt", "llama", None, 3, ["gptj"]])
 def test_other_families_are_refused_by_name(tmp_path, model_type):
     with pytest.raises(ConfigError, match=r"not supported.*gptj") as error:
         open_checkpoint(write(tmp_path, model_type=model_type))

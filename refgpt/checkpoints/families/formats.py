@@ -103,7 +103,7 @@ class HuggingFace:
                     where=path,
                     got=shown(raw[key]),
                     wanted=" or ".join(map(repr, accepted)),
-                    fix=f"use a checkpoint of {self.title}" + (" or GPT-JT" if self.title == "GPT-J" else ""),
+                    fix=f"use a checkpoint of {self.title}",
                 )
         given: dict[str, Any] = {
             field: value_of(raw, keys, path) for field, keys in self.keys.items() if any(key in raw for key in keys)

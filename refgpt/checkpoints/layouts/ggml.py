@@ -65,7 +65,7 @@ def _that_fits(file: Path) -> tuple[Family, GgmlFile, AnyConfig, ParamTree]:
                 params = named_params(tensors, form.names, form.title, config, file, lambda *_: OTHER_MODEL)
             except RefgptError as fault:
                 known = {form.names(leaf) for leaf in ("wte", "ln_w", "blocks.0.w_in")}
-                faults.append((bool(known & set(seen)), fault))
+                faults.append((bool(known & set(seen)), fault.with_traceback(None)))  # which would keep what was read
                 continue
             if form.note:
                 log.info("%s: %s", file, form.note)
