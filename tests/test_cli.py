@@ -19,7 +19,6 @@ import pytest
 
 import refgpt
 from refgpt import cli
-from refgpt._common import wording
 from refgpt._load import open_model, start
 from refgpt.cli import loading
 from refgpt.kernels import force_isa, list_kernels
@@ -496,8 +495,3 @@ def test_a_progress_bar_for_long_loads_at_a_terminal_only(monkeypatch):
     assert progress_shown(monkeypatch, 20_000_000) == ""
     with loading.progress_bar() as progress:  # captured, not a terminal
         assert progress is None
-
-
-def test_sizes_have_three_digits():
-    sizes = [0, 999, 1000, 12_102_000_000, 999_600, 5e15]
-    assert [wording.size(n) for n in sizes] == ["0 B", "999 B", "1 kB", "12.1 GB", "1 MB", "5e+03 TB"]

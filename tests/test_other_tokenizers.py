@@ -101,4 +101,4 @@ def test_the_command_line(broken, tokenizer, capsys):
     assert main(["generate", "-m", str(broken), "--tokenizer", str(tokenizer), "--echo", "-n", "2", "It"]) == 0
     assert capsys.readouterr().out.startswith("It")
     assert main(["info", "-m", str(broken), "--tokenizer", "none"]) == 0
-    assert "none: the model takes and gives ids" in capsys.readouterr().out
+    assert "none: the model takes and returns token ids" in capsys.readouterr().out

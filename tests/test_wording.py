@@ -150,3 +150,8 @@ def test_arguments_do_not_fill_a_message(value):
         with pytest.raises(RefgptError) as caught:
             use()
         assert len(str(caught.value)) < 1000 and str(caught.value).isprintable()
+
+
+def test_sizes_have_three_digits():
+    sizes = [0, 999, 1000, 12_102_000_000, 999_600, 5e15]
+    assert [wording.size(n) for n in sizes] == ["0 B", "999 B", "1 kB", "12.1 GB", "1 MB", "5e+03 TB"]

@@ -188,7 +188,7 @@ class Trainer:
                 "weights of 8 or 4 bits cannot be trained: a step is smaller than what they are rounded to",
                 where="model",
                 got=listed(quantised),
-                fix="load it with dtype='f32', or give it an adapter (refgpt.training.new_adapter)",
+                fix="load it with dtype='f32' (--dtype f32), or give it an adapter (refgpt.training.new_adapter)",
             )
         dtype = dtype_of(self._model.engine)
         own: dict[str, np.ndarray] = {}

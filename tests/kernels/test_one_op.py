@@ -319,7 +319,7 @@ def test_softmax_of_minus_infinity_is_zero_and_of_nan_is_nan(kernel):
     assert (np.abs(y[2] - 0.05) <= 0.05 * ops.gamma(23)).all()
 
 
-@each("gelu")
+@pytest.mark.parametrize("kernel", [row for row in RUNNABLE if row.op in ("gelu", "gelu_erf")], ids=str)
 def test_both_forms_of_gelu_over_a_wide_range(kernel):
     call, formula, bound = {
         "gelu": (gelu, spec.gelu, ops.gelu_bound),

@@ -7,7 +7,7 @@ import pytest
 
 from refgpt import training
 from refgpt._common.errors import GenerationError, RefgptError
-from refgpt.checkpoints.families.gptj import full_name
+from refgpt.checkpoints.families.gptj import HUGGING_FACE
 from refgpt.spec import gradients
 from tests.helpers.training_models import BACKENDS, CONFIG, PARAMS, batch_of, model_in
 
@@ -23,7 +23,7 @@ def oracle(params, batch):
     n_targets = sum(int((labels[1:] != -100).sum()) for _, labels, _ in texts)
     parts = [gradients.gradients(params, CONFIG, ids, labels, p, n_targets) for ids, labels, p in texts]
     return sum(loss for loss, _ in parts), {
-        full_name(name): sum(found[name] for _, found in parts) for name, _ in params.items()
+        HUGGING_FACE.names(name): sum(found[name] for _, found in parts) for name, _ in params.items()
     }
 
 
