@@ -3,7 +3,7 @@
 from refgpt.generation.loop import generate, generate_events, stream_text
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prefix_cache import PrefixCache
-from refgpt.generation.prompts import Prompt, encode_prompt
+from refgpt.generation.prompts import encode_prompt
 from refgpt.generation.results import Event, Generation
 from refgpt.generation.sampling import SamplingParams
 from refgpt.generation.scheduler import Scheduler
@@ -14,7 +14,6 @@ __all__ = [
     "Generation",
     "GenerationParams",
     "PrefixCache",
-    "Prompt",
     "SamplingParams",
     "Scheduler",
     "encode_continuations",
