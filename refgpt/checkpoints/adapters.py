@@ -110,7 +110,10 @@ def read_adapter(directory: str | os.PathLike[str], config: AnyConfig) -> dict[s
     """
     if config.model_type != gptj.MODEL_TYPE:
         raise CheckpointError(
-            "adapters of this family of models are not read", where="adapter", got=config.model_type, wanted=gptj.MODEL_TYPE
+            "adapters of this family of models are not read",
+            where="adapter",
+            got=config.model_type,
+            wanted=gptj.MODEL_TYPE,
         )
     place = path_of("adapter", directory, CheckpointError)
     told = read_json(place / CONFIG, CheckpointError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ class Shared:
     row: np.ndarray | None = None
 
 
-class Task:
+class Task(ABC):
     """A text on its way through the slots of a session: first its ids are read, then it goes on by itself.
 
     Parameters
@@ -89,12 +90,12 @@ class Task:
         return self.n_read < len(self.ids)
 
     def next_ids(self, alone: bool) -> list[tuple[int, list[int]]]:
-        """The tokens that its slots take next, and of which it needs the rows; more of them if it is ``alone``."""
-        raise NotImplementedError
+        """The tokens that its slots take next, whose rows it needs; more of them if it is ``alone``. By default none."""
+        return []
 
+    @abstractmethod
     def take(self, session: Session, rows: np.ndarray) -> list[Event]:
         """Go on, given rows of logits [t, v]: those of the ids from the prompt's last on, or of ``next_ids``."""
-        raise NotImplementedError
 
 
 def prefix_of(model: Generates, prompt: Sequence[int]) -> int:

@@ -42,7 +42,7 @@ class Batch:
         prefix_lens: int | np.ndarray = 0,
         window: int | None = None,
     ) -> Batch:
-        """Rows whose sequences have a prefix of ``prefix_lens`` positions that see each other (one for all, or one a row).
+        """Rows whose sequences have a prefix of ``prefix_lens`` positions (one for all, or one per row).
 
         Rows of local layers see no more than the ``window`` keys that end with their own.
         """
