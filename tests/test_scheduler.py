@@ -227,7 +227,7 @@ def test_fewer_slots_where_the_system_grants_no_more():
 
     scheduler = Scheduler(SimpleNamespace(engine=Poor(ENGINES["runtime"]), tokenizer=None, mask="causal"), 8)
     for _ in range(5):
-        scheduler.add([1, 2], max_new_tokens=3)
+        scheduler.add([1, 2], max_new_tokens=3, ignore_eos=True)
     scheduler.step()
     assert (scheduler.n_running, scheduler.n_waiting) == (2, 3)
 
