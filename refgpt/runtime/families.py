@@ -18,7 +18,7 @@ class Family(Protocol):
     """A module that runs a family of models in kernels, beside the one of ``refgpt.spec`` that specifies it."""
 
     def tables(self, config: Any, n_positions: int) -> Any:
-        """The tables that ``forward`` indexes by position, for ``n_positions`` positions."""
+        """What ``forward`` takes from the configuration alone, such as angles, for ``n_positions`` positions."""
         ...
 
     def forward(

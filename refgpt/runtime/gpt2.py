@@ -22,13 +22,9 @@ from refgpt.spec.taps import Tap, no_tap
 
 
 @default_float_state()
-def divisors(config: Config) -> list[float]:
+def tables(config: Config, n_positions: int) -> list[float]:
     """What the scores of each block are divided by, whatever the caller's floating-point state is."""
     return [score_divisor(config, i) for i in range(config.n_layer)]
-
-
-def tables(config: Config, n_positions: int) -> None:
-    """What ``forward`` looks up by position: nothing, for learned positions are parameters."""
 
 
 def attention(
@@ -83,7 +79,7 @@ def forward(
     config: Config,
     batch: Batch,
     cache: KVCache,
-    tables: None,
+    tables: list[float],
     buffers: Buffers,
     wanted: slice | np.ndarray = slice(None),
     tap: Tap = no_tap,
@@ -95,7 +91,7 @@ def forward(
     tokens = shown("embed", kernels.embedding(params.wte, batch.ids, to.x, **to.how))  # [t, c]
     places = shown("pos_embed", kernels.embedding(params.wpe, batch.positions, to.attn_out, **to.how))  # [t, c]
     x = shown("resid_pre", kernels.add(tokens, places, to.x, **to.how))  # [t, c]
-    for i, (p, divisor) in enumerate(zip(params.blocks, divisors(config), strict=True)):
+    for i, (p, divisor) in enumerate(zip(params.blocks, tables, strict=True)):
         kv = cache.k[i], cache.v[i]
         x = block(x, p, config, divisor, batch, kv, to, shown.part(f"blocks.{i}."))  # [t, c]
     x, ln = x[wanted], to.ln[wanted]
