@@ -90,7 +90,7 @@ class Task(ABC):
         return self.n_read < len(self.ids)
 
     def next_ids(self, alone: bool) -> list[tuple[int, list[int]]]:
-        """The tokens that its slots take next, whose rows it needs; more of them if it is ``alone``. By default none."""
+        """The tokens that its slots take next, whose rows it needs; more of them if it is ``alone``. None here."""
         return []
 
     @abstractmethod
