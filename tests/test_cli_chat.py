@@ -17,7 +17,8 @@ import refgpt
 from refgpt import cli
 from refgpt._common.errors import GenerationError
 from refgpt.cli.chat import MOST_BYTES
-from refgpt.cli.dialogue import TEMPLATES, Dialogue, fitting
+from refgpt.cli.dialogue import Dialogue, fitting
+from refgpt.generation.chat_templates import TEMPLATES
 from refgpt.generation.params import GenerationParams
 from tests.helpers.model_files import write_model
 from tests.helpers.tiny import random_params, tiny_config

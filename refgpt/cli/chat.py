@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from refgpt._common.errors import GenerationError, RefgptError
 from refgpt._common.small_files import reading
 from refgpt._common.wording import listed
-from refgpt.cli.dialogue import TEMPLATES, ChatTemplate, Dialogue
+from refgpt.cli.dialogue import Dialogue
 from refgpt.cli.loading import load_for
 from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.parser import did_you_mean
 from refgpt.cli.printing import print_line, print_text
 from refgpt.cli.sampling import add_sampling_arguments, sampling_of
+from refgpt.generation.chat_templates import TEMPLATES, ChatTemplate, chat_template
 from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers import Tokenizer
 
@@ -90,7 +91,7 @@ def _chat(arguments: argparse.Namespace) -> int:
 def _template(arguments: argparse.Namespace) -> ChatTemplate:
     if arguments.template != "pygmalion" and (arguments.character, arguments.persona) != (None, None):
         arguments.parser.error("--character and --persona are for --template pygmalion")
-    return TEMPLATES[arguments.template].with_character(arguments.character or "Assistant", arguments.persona or "")
+    return chat_template(arguments.template, arguments.character or "Assistant", arguments.persona or "")
 
 
 def _check_tokenizer(config: AnyConfig, tokenizer: Tokenizer | None) -> None:

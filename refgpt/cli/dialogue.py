@@ -2,88 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 
 from refgpt._common.errors import GenerationError
 from refgpt._model import Model
+from refgpt.generation.chat_templates import ChatTemplate
 from refgpt.generation.params import GenerationParams
 from refgpt.tokenizers import Tokenizer
-
-
-@dataclass(frozen=True)
-class ChatTemplate:
-    """The format of a conversation that a model was trained on.
-
-    Attributes
-    ----------
-    about : str
-        Which models use it.
-    opening : str
-        The text before the first turn.
-    before, between, after : str
-        The text before a question, between question and answer, and after the answer.
-    stop : tuple of str
-        An answer ends before any of these.
-    """
-
-    about: str
-    opening: str
-    before: str
-    between: str
-    after: str
-    stop: tuple[str, ...]
-
-    def prompt(self, turns: Sequence[tuple[str, str]], question: str) -> str:
-        """Format the turns so far, each a question and its answer, and the new question."""
-        gap = "" if self.between.endswith("\n") else " "
-        told = [f"{self.before}{asked}{self.between}{gap}{answer}{self.after}" for asked, answer in turns]
-        return f"{self.opening}{''.join(told)}{self.before}{question}{self.between}"
-
-    def with_character(self, name: str, persona: str) -> ChatTemplate:
-        """The same template with "{character}" and "{persona}" filled in."""
-
-        def fill(text: str) -> str:
-            return text.replace("{character}", name).replace("{persona}", persona)
-
-        return replace(self, opening=fill(self.opening), between=fill(self.between), stop=tuple(map(fill, self.stop)))
-
-
-ALPACA = ChatTemplate(
-    "models trained on Alpaca's instructions",
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n",
-    "### Instruction:\n",
-    "\n\n### Response:\n",
-    "\n\n",
-    ("### Instruction:", "### Response:"),
-)
-
-TEMPLATES: Mapping[str, ChatTemplate] = MappingProxyType(
-    {
-        "base": ChatTemplate(
-            "models without instruction tuning, GPT-J itself among them",
-            "A conversation between a curious person and a helpful assistant.\n\n",
-            "User: ",
-            "\nAssistant:",
-            "\n",
-            ("\nUser:", "\nAssistant:"),
-        ),
-        "gpt-jt": ChatTemplate(
-            "GPT-JT", "Please answer the following question:\n\n", "Question: ", "\nAnswer:", "\n\n", ("\n",)
-        ),
-        "alpaca": ALPACA,
-        "dolly": replace(ALPACA, about="Dolly 1", after="\n\n### End\n\n", stop=(*ALPACA.stop, "### End")),
-        "pygmalion": ChatTemplate(
-            "Pygmalion",
-            "{character}'s Persona: {persona}\n<START>\n",
-            "You: ",
-            "\n{character}:",
-            "\n",
-            ("\nYou:", "\n{character}:", "<START>"),
-        ),
-    }
-)
 
 
 class Dialogue:

@@ -1,0 +1,198 @@
+"""Requests in the form of OpenAI's completions and chat completions, as prompts and generation parameters.
+
+The form is that of https://platform.openai.com/docs/api-reference/completions and ``.../chat``. Whatever of
+``GenerationParams`` it lacks may be given under its own name: ``top_k``, ``min_p``, ``repetition_penalty``,
+``ignore_eos`` and the others. Fields that mean nothing here are ignored, as other servers do; those that would change
+the text and cannot be obeyed are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from refgpt._common.arguments import flag, whole_number
+from refgpt._common.errors import GenerationError
+from refgpt._common.wording import shown
+from refgpt.generation.chat_templates import ChatTemplate
+from refgpt.generation.params import GenerationParams
+from refgpt.generation.prompts import Prompt, is_batch
+
+#: Names of OpenAI's, and what they are called in ``GenerationParams``.
+RENAMED = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
+#: Fields of ``GenerationParams`` that are functions of Python, which no request can carry.
+FUNCTIONS = {"logits_processor", "stopping_criteria"}
+#: Fields of ``GenerationParams`` that a request can have.
+FIELDS = tuple(field.name for field in fields(GenerationParams) if field.name not in FUNCTIONS)
+#: Fields that would change the answer and cannot be obeyed, and what they may be nevertheless.
+REFUSED: Mapping[str, tuple[Any, ...]] = {
+    "suffix": ("",),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+}
+#: Completions have so many tokens where the request does not say.
+DEFAULT_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """What a request asks for.
+
+    Attributes
+    ----------
+    chat : bool
+        Whether it is a chat completion.
+    prompts : tuple of (str or list of int)
+        Several only in completions.
+    params : GenerationParams
+        The same for all of them.
+    n : int
+        How many continuations of each prompt are returned: the likeliest of those that ``params`` asks for, which are
+        more where the request has ``best_of``.
+    logprobs : int or None
+        How many likely tokens are returned beside each; None for no log-probabilities. ``params`` may ask for more, to
+        find the likeliest texts.
+    model : str or None
+        The model's name.
+    echo : bool
+        Whether the prompt is part of the text.
+    stream, include_usage : bool
+        Whether pieces are wanted as they come, and their number at the end.
+    """
+
+    chat: bool
+    prompts: tuple[Prompt, ...]
+    params: GenerationParams
+    n: int = 1
+    logprobs: int | None = None
+    model: str | None = None
+    echo: bool = False
+    stream: bool = False
+    include_usage: bool = False
+
+
+def parse_completion(body: Mapping[str, Any], **defaults: Any) -> CompletionRequest:
+    """A body of ``/v1/completions``.
+
+    Parameters
+    ----------
+    body : mapping
+        As JSON gives it. A field that is null counts as absent.
+    **defaults
+        Of ``GenerationParams``, where the body says nothing; else OpenAI's, of which ``max_new_tokens`` is 16.
+
+    Raises
+    ------
+    GenerationError
+        With the body's own name of a field as its ``where``.
+    """
+    given = _given(body)
+    prompt = given.pop("prompt", None)
+    if prompt is None:
+        raise GenerationError("is missing", where="prompt", wanted="a text, a list of ids, or a list of either")
+    several = is_batch(prompt)
+    return CompletionRequest(
+        chat=False,
+        prompts=tuple(prompt) if several else (prompt,),
+        echo=flag("echo", given.pop("echo", False), GenerationError),
+        **_common(given, GenerationParams(**{"max_new_tokens": DEFAULT_TOKENS, **defaults})),
+    )
+
+
+def parse_chat(body: Mapping[str, Any], template: ChatTemplate, n_ctx: int, **defaults: Any) -> CompletionRequest:
+    """A body of ``/v1/chat/completions``, its messages made one prompt.
+
+    Parameters
+    ----------
+    template : ChatTemplate
+        The format of the prompt. The text ends at its stop strings too.
+    n_ctx : int
+        The model's context, which bounds the answer where the request does not.
+
+    Other parameters and errors are those of ``parse_completion``.
+    """
+    given = _given(body)
+    prompt = template.prompt_of(given.pop("messages", None))
+    wanted = flag("logprobs", given.pop("logprobs", False), GenerationError)
+    n_top = whole_number("top_logprobs", given.pop("top_logprobs", 0), 0, None, GenerationError)
+    if n_top and not wanted:
+        raise GenerationError("needs logprobs", where="top_logprobs", got=n_top, fix="set logprobs to true")
+    if wanted:
+        given["logprobs"] = n_top
+    asked = _common(given, GenerationParams(**{"max_new_tokens": n_ctx, **defaults}))
+    asked["params"] = replace(asked["params"], stop=(*template.stop, *asked["params"].stops))
+    return CompletionRequest(chat=True, prompts=(prompt,), **asked)
+
+
+def params_of(given: Mapping[str, Any], base: GenerationParams) -> GenerationParams:
+    """Generation parameters changed by the fields of a JSON object; a field that no parameter is called is ignored.
+
+    Raises
+    ------
+    GenerationError
+        With the object's own name of a field as its ``where``.
+    """
+    changes: dict[str, Any] = {}
+    names: dict[str, str] = {"num_return_sequences": "n"}
+    for name, value in given.items():
+        field = RENAMED.get(name, name)
+        if field in FIELDS and value is not None:
+            changes[field], names[field] = value, name
+    if "logit_bias" in changes:
+        changes["logit_bias"] = _logit_bias(changes["logit_bias"])
+    if isinstance(seed := changes.get("seed"), int) and seed < 0:  # OpenAI's are of 64 bits, with a sign
+        changes["seed"] = seed % (1 << 64)
+    try:
+        return GenerationParams.of(base, changes)
+    except GenerationError as error:
+        where = names.get(str(error.where), error.where)
+        raise GenerationError(error.what, where=where, got=error.got, wanted=error.wanted, fix=error.fix) from None
+
+
+def _given(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are given, without those that cannot be obeyed."""
+    if not isinstance(body, Mapping):
+        raise GenerationError("cannot be used", where="body", got=shown(body), wanted="an object")
+    given = {name: value for name, value in body.items() if value is not None}
+    for name, allowed in REFUSED.items():
+        if name in given and given[name] not in allowed:
+            raise GenerationError("is not supported", where=name, got=shown(given[name]), fix="leave it out")
+    return given
+
+
+def _common(given: Mapping[str, Any], base: GenerationParams) -> dict[str, Any]:
+    """What completions and chat completions have in common."""
+    params, model, options = params_of(given, base), given.get("model"), given.get("stream_options", {})
+    n, logprobs = params.num_return_sequences, params.n_alternatives
+    best_of = whole_number("best_of", given.get("best_of", n), n, None, GenerationError)
+    if best_of > n:
+        params = replace(params, num_return_sequences=best_of, logprobs=logprobs or 0)
+    if not isinstance(model, str | None):
+        raise GenerationError("cannot be used", where="model", got=shown(model), wanted="a name")
+    if not isinstance(options, Mapping):
+        raise GenerationError("cannot be used", where="stream_options", got=shown(options), wanted="an object")
+    usage = options.get("include_usage")
+    return {
+        "params": params,
+        "n": n,
+        "logprobs": logprobs,
+        "model": model,
+        "stream": flag("stream", given.get("stream", False), GenerationError),
+        "include_usage": flag("stream_options.include_usage", False if usage is None else usage, GenerationError),
+    }
+
+
+def _logit_bias(given: Any) -> dict[int, float]:
+    """JSON's keys are texts."""
+    try:
+        return {int(token): bias for token, bias in given.items()}
+    except (AttributeError, ValueError):
+        raise GenerationError(
+            "cannot be used", where="logit_bias", got=shown(given), wanted="an object from ids to numbers"
+        ) from None
