@@ -49,3 +49,8 @@ class Batch:
         n_visible = np.maximum(positions + 1, prefix_lens)
         first_visible = np.zeros_like(positions) if window is None else np.maximum(positions + 1 - window, 0)
         return cls(np.array(ids, np.int64), slots, positions, n_visible, first_visible, query_tiles(slots))
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """All of them, in the order of the attributes."""
+        return self.ids, self.slots, self.positions, self.n_visible, self.first_visible, self.tiles

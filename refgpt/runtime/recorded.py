@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 
 import numpy as np
 
@@ -27,13 +26,13 @@ class RecordedPass:
     """
 
     def __init__(self, record: Callable[[Batch, Program], np.ndarray], batch: Batch, threads: int) -> None:
-        self._batch = Batch(**{field.name: getattr(batch, field.name).copy() for field in fields(Batch)})
+        self._batch = Batch(*(array.copy() for array in batch.arrays))
         self._program, self._threads = Program(), threads
         self._logits = record(self._batch, self._program)
 
     def run(self, batch: Batch) -> np.ndarray:
         """Logits of these rows, which must be valid: they are not checked here."""
-        for field in fields(Batch):
-            np.copyto(getattr(self._batch, field.name), getattr(batch, field.name))
+        for ours, theirs in zip(self._batch.arrays, batch.arrays, strict=True):
+            ours[...] = theirs
         self._program.run(self._threads)
         return self._logits.copy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -196,13 +196,16 @@ class RuntimeSession:
                 raise GenerationError("a prefix must begin its sequence", where="prefix_len", got=prefix_len)
             self._check_room(start + len(tokens[i]))
             counts[i] = whole_number(f"n_rows[{i}]", counts[i], 0, len(tokens[i]), GenerationError)
-        sizes = np.array([len(new) for new in tokens])
-        ends = np.cumsum(sizes)
-        positions = np.arange(ends[-1]) + np.repeat(np.array(starts) - ends + sizes, sizes)
-        prefixes, window = np.repeat(prefix_lens, sizes), self._runtime.config.window
-        batch = Batch.of(np.concatenate(tokens), np.repeat(slots, sizes), positions, prefixes, window)
+        # Lists, since most passes have few rows, of which NumPy's calls would take longer than these loops.
+        stops = [start + len(new) for start, new in zip(starts, tokens, strict=True)]
+        positions = [position for start, stop in zip(starts, stops, strict=True) for position in range(start, stop)]
+        of_rows = [i for i, new in enumerate(tokens) for _ in new]  # the part that each row belongs to
+        ids = tokens[0] if len(tokens) == 1 else np.concatenate(tokens)
+        prefixes = np.array(prefix_lens)[of_rows] if any(prefix_lens) else 0
+        batch = Batch.of(ids, slots[of_rows], np.array(positions), prefixes, self._runtime.config.window)
         # Of each part at least the last row is computed, in which keys that overflowed would show.
-        wanted = np.concatenate([np.arange(end - max(n, 1), end) for end, n in zip(ends, counts, strict=True)])
+        ends = accumulate(map(len, tokens))
+        wanted = np.array([row for end, n in zip(ends, counts, strict=True) for row in range(end - max(n, 1), end)])
         self.cache.n_held[slots] = np.minimum(self.cache.n_held[slots], starts)
         logits = self._pass(batch, wanted)
         for slot, new, start, prefix_len in zip(slots, tokens, starts, prefix_lens, strict=True):
@@ -337,9 +340,10 @@ class RuntimeSession:
 
     def _check_slots(self, seqs: Sequence[int] | np.ndarray) -> np.ndarray:
         slots, n_slots = np.array(seqs, np.int64), len(self.cache.lengths)
-        if not slots.size or not 0 <= slots.min() <= slots.max() < n_slots or len(set(slots.tolist())) < slots.size:
+        listed = slots.tolist()
+        if not listed or min(listed) < 0 or max(listed) >= n_slots or len(set(listed)) < len(listed):
             raise GenerationError(
-                "not slots of this session", where="seq", got=slots.tolist(), wanted=f"0 to {n_slots - 1}, each once"
+                "not slots of this session", where="seq", got=listed, wanted=f"0 to {n_slots - 1}, each once"
             )
         return slots
 
