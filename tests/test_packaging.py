@@ -48,10 +48,13 @@ def test_data_of_packages_is_listed() -> None:
         for pattern in patterns
         for path in (ROOT / package.replace(".", "/")).glob(pattern)
     }
-    assert {path.name for path in beside} == {"py.typed", "report.html", "report.css", "report.js"}
+    assert {"py.typed", "report.html", "report.css", "report.js", "views.css", "attention.js"} <= {
+        path.name for path in beside
+    }
     assert beside <= listed
-    manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8")
-    assert "recursive-include refgpt/inspect *.html *.css *.js" in manifest.splitlines()
+    kinds = {f"*{path.suffix}" for path in beside if path.suffix in {".html", ".css", ".js", ".svg"}}
+    (line,) = re.findall(r"^recursive-include refgpt (.+)$", (ROOT / "MANIFEST.in").read_text("utf-8"), re.MULTILINE)
+    assert kinds <= set(line.split())
 
 
 def in_sdist(path: str, manifest: str) -> bool:

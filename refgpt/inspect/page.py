@@ -1,8 +1,9 @@
-"""Builds the page as one file from a template, a style, a script and the data. Nothing else is allowed to run."""
+"""Builds the page as one file from a template, styles, scripts and the data. Nothing else is allowed to run."""
 
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import Mapping
 from hashlib import sha256
@@ -11,6 +12,9 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+#: Modules of the views, each after those it imports.
+VIEWS = ("draw", "chooser", "pass", "attention", "lens", "attribution")
+
 
 def page(data: Mapping[str, Any]) -> str:
     """The HTML that shows ``gather``'s data.
@@ -18,15 +22,27 @@ def page(data: Mapping[str, Any]) -> str:
     Its content security policy allows exactly this style and this script, by their hashes, and nothing else: no other
     script, no image, no connection.
     """
-    template, style, program = (_read(f"report.{kind}") for kind in ("html", "css", "js"))
     policy = (
-        f"default-src 'none'; script-src {_hash(program)}; style-src {_hash(style)}; "
+        f"default-src 'none'; script-src {_hash(program())}; style-src {_hash(style())}; "
         "base-uri 'none'; form-action 'none'"
     )
     # One pass over the template: inserted text is not searched again.
-    return Template(template).substitute(
-        policy=policy, title=escape(str(data["model"])), style=style, program=program, data=inert(data)
+    return Template(_read("report.html")).substitute(
+        policy=policy, title=escape(str(data["model"])), style=style(), program=program(), data=inert(data)
     )
+
+
+def style() -> str:
+    """The styles of the page and of the views."""
+    return _read("report.css") + "\n" + _read("views/views.css")
+
+
+def program() -> str:
+    """The modules of the views and of the page as one script: they share one scope, so imports and exports go."""
+    modules = [*(f"views/{name}.js" for name in VIEWS), "report.js"]
+    text = "\n".join(_read(name) for name in modules)
+    without_imports = re.sub(r"^import \{[^}]*\} from \"[^\"]*\";\n", "", text, flags=re.MULTILINE)
+    return '"use strict";\n\n' + re.sub(r"^export ", "", without_imports, flags=re.MULTILINE)
 
 
 def inert(data: Mapping[str, Any]) -> str:

@@ -9,13 +9,13 @@ import json
 import os
 import re
 from html.parser import HTMLParser
-from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
 import refgpt
 from refgpt.inspect import build_report
-from refgpt.inspect.page import inert, page
+from refgpt.inspect.page import inert, page, program, style
 from tests.helpers.model_files import write_model
 from tests.helpers.pages import EVIL, EvilTokenizer, data_of, with_tokenizer
 from tests.helpers.tiny import random_params, tiny_config
@@ -48,16 +48,21 @@ class Outline(HTMLParser):
             self.inside.setdefault(self.cdata_elem, []).append(text)
 
 
-def source(kind):
-    return files("refgpt.inspect").joinpath(f"report.{kind}").read_text(encoding="utf-8")
+INSPECT = Path(refgpt.inspect.__file__).parent
+#: What the page is made of, by the paths below the package.
+SOURCES = {
+    path.relative_to(INSPECT).as_posix(): path.read_text(encoding="utf-8")
+    for path in sorted(INSPECT.rglob("*"))
+    if path.suffix in {".html", ".css", ".js"}
+}
 
 
 def test_no_token_becomes_markup(evil):
     tame = Outline(page({"model": "tame"}))
     outline = Outline(build_report(evil, list(range(len(EVIL)))))
     assert [tag for tag, _ in outline.elements] == [tag for tag, _ in tame.elements]
-    assert outline.inside["style"] == [source("css")]
-    assert [text for text in outline.inside["script"] if not text.startswith("{")] == [source("js")]
+    assert outline.inside["style"] == [style()]
+    assert [text for text in outline.inside["script"] if not text.startswith("{")] == [program()]
     for _, attributes in outline.elements:
         assert not [name for name in attributes if name.startswith("on")]
         assert set(attributes) & {"src", "href", "action", "srcset"} <= {"href"}
@@ -88,7 +93,10 @@ def test_the_policy_allows_this_style_and_this_program_alone(evil):
         for tag, a in Outline(build_report(evil, [0])).elements
         if a.get("http-equiv") == "Content-Security-Policy"
     )
-    digest = {kind: base64.b64encode(hashlib.sha256(source(kind).encode()).digest()).decode() for kind in ("js", "css")}
+    digest = {
+        kind: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for kind, text in (("js", program()), ("css", style()))
+    }
     assert policy == (
         f"default-src 'none'; script-src 'sha256-{digest['js']}'; style-src 'sha256-{digest['css']}'; "
         "base-uri 'none'; form-action 'none'"
@@ -96,10 +104,23 @@ def test_the_policy_allows_this_style_and_this_program_alone(evil):
 
 
 def test_nothing_of_the_sources_ends_them_or_fetches():
-    assert not re.search(r"</(style|script)|<!--", source("css") + source("js"), re.IGNORECASE)
-    both = source("css") + source("js") + source("html")
+    assert not re.search(r"</(style|script)|<!--", style() + program(), re.IGNORECASE)
+    both = style() + program() + SOURCES["report.html"]
     assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttpRequest|import\(|WebSocket|sendBeacon", both)
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", source("js"))
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", program())
+
+
+def test_the_modules_become_one_script():
+    """Every module is in it, after those it imports, and no name is declared twice."""
+    scripts = [path for path in SOURCES if path.endswith(".js")]
+    assert len(scripts) == 7
+    places = {path: program().index(SOURCES[path].splitlines()[0]) for path in scripts}
+    for path in scripts:
+        for name in re.findall(r'^import .* from "\./(?:views/)?(.*)";$', SOURCES[path], re.MULTILINE):
+            assert places[f"views/{name}"] < places[path]
+    names = re.findall(r"^(?:async )?(?:const|let|function|class) (\w+)", program(), re.MULTILINE)
+    assert len(names) == len(set(names)) > 30
+    assert not re.search(r"^(import|export) ", program(), re.MULTILINE)
 
 
 def test_the_same_model_and_prompt_give_the_same_page(evil):
@@ -124,5 +145,5 @@ def test_a_folder_whose_name_is_no_text(evil):
 
 
 def test_the_sources_are_kept_to_the_width_of_a_page():
-    for kind in ("html", "css", "js"):
-        assert [line for line in source(kind).splitlines() if len(line) > 120 or line != line.rstrip()] == []
+    lines = [line for text in SOURCES.values() for line in text.splitlines()]
+    assert [line for line in lines if len(line) > 120 or line != line.rstrip()] == []
