@@ -1,7 +1,7 @@
 """A page about one forward pass: a single HTML file that needs no network and no other files.
 
-``data`` gathers what the page shows, ``labels`` makes tokens visible, ``views/`` holds the scripts and the style that draw
-it, ``page`` puts them, ``report.html``, ``report.css``, ``report.js`` and the data together.
+``data`` gathers what the page shows, ``labels`` makes tokens visible, ``views/`` holds the scripts and the style that
+draw it, ``page`` puts them, ``report.html``, ``report.css``, ``report.js`` and the data together.
 """
 
 from __future__ import annotations
