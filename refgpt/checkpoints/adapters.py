@@ -1,8 +1,8 @@
 """LoRA adapters as PEFT stores them: adapter_config.json beside adapter_model.safetensors, or .bin.
 
 Which matrices have an adapter is read from the tensors, and compared with what the configuration says. Whatever would
-change the model and is not a plain pair of matrices is refused by name: an adapter that is half understood gives a
-model that nobody trained.
+change the model and is not a plain pair of matrices is refused by name: otherwise the model
+would silently compute something else than was trained.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from refgpt.spec.families import leaf_shapes
 
 CONFIG = "adapter_config.json"
 READERS = {"adapter_model.safetensors": safetensors_file.read, "adapter_model.bin": torch_pickle.read}
-#: What PEFT's wrapper puts before a model's own names.
+#: The prefix that PEFT's wrapper adds to the model's tensor names.
 WRAPPER = "base_model.model."
 TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
-#: Keys that change nothing about what an adapter computes, or that are read below.
+#: Keys that do not affect what an adapter computes, or that are read below.
 KNOWN = frozenset(
     [
         "peft_type",
@@ -61,7 +61,7 @@ KNOWN = frozenset(
         "bias",
     ]
 )
-#: Ways to begin a training after which the base is what it was; the others change it.
+#: Initialisations that leave the base weights unchanged; all others change them.
 HARMLESS_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
@@ -75,7 +75,7 @@ class Pair:
 
 
 def peft_key(leaf: str, side: str) -> str:
-    """What matrix A or B beside a leaf is called: "base_model.model.transformer.h.0.attn.q_proj.lora_A.weight"."""
+    """The name of matrix A or B of a leaf: "base_model.model.transformer.h.0.attn.q_proj.lora_A.weight"."""
     return f"{WRAPPER}{module_name(leaf)}.lora_{side}.weight"
 
 
@@ -85,7 +85,7 @@ def module_name(leaf: str) -> str:
 
 
 def adaptable(config: AnyConfig) -> dict[str, str]:
-    """The matrices that can have an adapter: leaves, by the modules that they are the weights of."""
+    """The matrices that can have an adapter: each leaf by the name of its module."""
     return {module_name(leaf): leaf for leaf, shape in leaf_shapes(config).items() if len(shape) == 2 and leaf != "wte"}
 
 

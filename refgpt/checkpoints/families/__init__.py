@@ -1,7 +1,7 @@
-"""Families: what each calls its tensors and its configuration's keys, in every format that holds it.
+"""Families: the names of each family's tensors and configuration keys, in every format that stores it.
 
-A layout knows how files lie and are read. It finds the family in ``FAMILIES`` by what the files call it, and asks it
-for the rest.
+A layout knows how files are arranged and read. It looks up the family in ``FAMILIES`` by the name in the files, and
+takes all names from there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from refgpt.checkpoints.families.formats import CTranslate2, Ggml, Gguf, Hugging
 
 
 class Family(Protocol):
-    """A module with the names of one family in each format; None where the format has never held it."""
+    """A module with the names of one family in each format; None if the format does not support the family."""
 
     @property
     def TITLE(self) -> str:
@@ -43,7 +43,7 @@ class Family(Protocol):
 FAMILIES: dict[str, Family] = {family.MODEL_TYPE: family for family in (gpt2, gpt_neo, gptj, gpt_neox)}
 #: What to do about a model of another family.
 SUPPORTED = "use a checkpoint of GPT-J or GPT-JT, GPT-2, GPT-Neo, or GPT-NeoX"
-#: Models that are taken for one of these, by model_type: they look alike and compute otherwise.
+#: Models that resemble one of these families but compute something else, by model_type.
 OTHERS = {
     "codegen": "CodeGen",
     "falcon": "Falcon",

@@ -1,4 +1,4 @@
-"""What a format has to know of a family: one class a format. Each family fills in its own."""
+"""What a format needs to know about a family: one class for each format, one instance for each family."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ class HuggingFace:
     keys : mapping
         config.json: the key of each field, then the other names under which transformers knows it.
     demands : mapping
-        Keys that may be absent but must not say otherwise, and why.
+        Values that keys must have if they are present, and why.
     constants : mapping
-        What config.json says of every model of the family, and is the default where it says nothing.
+        Values that config.json has in every model of the family; also the defaults of absent keys.
     defaults : mapping
         Fields whose default in transformers is another than that of ``config``.
     mask : str or None
         The buffer that holds a layer's mask, with "{}" for the layer's number, without ``names.body``; None if none
         holds the whole of it.
     aliases : mapping of str to str
-        Other names that tensors have had, without ``names.body``.
+        Further names of tensors, without ``names.body``.
     tied_head : str or None
-        The head, in families in which it is no leaf but the embedding.
+        The name of the head in families whose head is the embedding and so not a leaf.
     read, write : callable
-        What takes more than a key: ``read(raw, given, path)`` changes the fields that a config.json gave, and
-        ``write(config)`` gives further keys.
+        For settings that take more than one key: ``read(raw, given, path)`` changes the fields that a config.json
+        gave, and ``write(config)`` gives further keys.
     """
 
     title: str
@@ -81,7 +81,7 @@ class HuggingFace:
     write: Callable[[Any], dict[str, Any]] = lambda config: {}
 
     def read_config(self, raw: Mapping[str, Any], path: Path) -> Any:
-        """The keys of a config.json as a ``Config``; what is absent has the default of transformers.
+        """Build the ``Config`` from the keys of a config.json; absent keys have the defaults of transformers.
 
         Parameters
         ----------
@@ -122,14 +122,14 @@ class HuggingFace:
         return read_ids(self.keys, self.defaults.get("eos_id", self.config.eos_id), raw, n_vocab, path)
 
     def with_ids(self, config: AnyConfig, raw: Mapping[str, Any], path: Path) -> Any:
-        """The configuration with the ids of another file, such as a generation_config.json, as far as it has them."""
+        """The configuration with the ids that another file, such as a generation_config.json, states."""
         try:
             return replace(config, **self.read_ids(raw, config.n_vocab, path))  # type: ignore[type-var]
         except ConfigError as fault:
             raise (fault if fault.where == path else fault.within(path)) from None
 
     def config_json(self, config: AnyConfig) -> dict[str, Any]:
-        """A configuration in the words of transformers."""
+        """The configuration as a config.json of transformers."""
         ids = ids_of(config)
         fields = {keys[0]: ids[field] if field in ids else getattr(config, field) for field, keys in self.keys.items()}
         return {"architectures": [self.architecture], **self.constants, **fields, **self.write(config)}
@@ -137,7 +137,7 @@ class HuggingFace:
     def split_names(
         self, tensors: Mapping[str, np.ndarray], path: Path
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Weights and buffers, each under its name without ``names.body``.
+        """Separate weights and buffers, each under its name without ``names.body``.
 
         Raises
         ------
@@ -161,7 +161,7 @@ class HuggingFace:
         return weights, buffers
 
     def masks(self, buffers: Mapping[str, np.ndarray], n_layer: int) -> dict[str, np.ndarray]:
-        """Those buffers that hold a layer's mask."""
+        """The buffers that hold a layer's mask."""
         names = [] if self.mask is None else [self.mask.format(i) for i in range(n_layer)]
         return {name: buffers[name] for name in names if name in buffers}
 
@@ -254,18 +254,18 @@ class Gguf:
     keys : mapping
         Metadata: the key of each field, then other names that the format has had for it; "{}" is the architecture.
     optional : tuple of str
-        Those fields that may be absent, and are then the family's.
+        Fields that may be absent; the family's value is then used.
     demands : mapping
-        Keys that may be absent but must not say otherwise, and why; "{}" is the architecture.
+        Values that keys must have if they are present, and why; "{}" is the architecture.
     told : mapping of str to callable
-        Fields that the tensors tell, whatever a key says: each from the tensors by name.
+        Fields that are read from the shapes of tensors and not from keys: a function of the tensors by name for each.
     own : mapping
         Fields for which the format has no key, which this package writes as "refgpt.<field>": what each is in files
         that do not say it, or a function that tells it from the other fields.
     note : str
-        What to tell the reader of such files.
+        A note that is shown to users of such files.
     tied_head : str or None
-        The head, in families in which it is no leaf but the embedding.
+        The name of the head in families whose head is the embedding and so not a leaf.
     """
 
     title: str
@@ -290,19 +290,19 @@ class Ggml:
     title, config
         See ``HuggingFace``.
     headers : tuple of Header
-        How the files begin; the first that fits to the last byte counts.
+        Possible headers; the first with which the file's size fits exactly is used.
     fields : mapping of str to str
-        Which number of the header each field of the configuration is.
+        The number in the header for each field of the configuration.
     names : Names
         The tensors.
     constants : mapping
-        Fields that ggml's code fixes.
+        Fields that are constants in ggml's code.
     told : mapping of str to callable
-        Fields that the tensors tell: each from the tensors by name.
+        Fields that are read from the shapes of tensors: a function of the tensors by name for each.
     tied_head : str or None
-        The head, in families in which it is no leaf but the embedding.
+        The name of the head in families whose head is the embedding and so not a leaf.
     note : str
-        What to tell the reader of such files.
+        A note that is shown to users of such files.
     """
 
     title: str
@@ -325,11 +325,11 @@ class CTranslate2:
     title, config
         See ``HuggingFace``.
     spec : str
-        What the file calls the kind of model.
+        The name of the kind of model in the file.
     model, block : mapping of str to str
         The variable of each leaf, without "decoder/" and "layer_N/".
     qkv : str
-        That which holds queries, keys and values, in a block.
+        The variable of a block that holds queries, keys and values.
     demands : mapping
         Single values, of the model or of every layer, that are the same in every model of the family, and why.
     needed, free : collections of str
@@ -348,9 +348,9 @@ class CTranslate2:
 
 
 def without_head(form: Gguf | Ggml, tensors: Mapping[str, Leaf], path: Path, fix: str) -> Mapping[str, Leaf]:
-    """The tensors without a head that is the embedding once more, as some converters write it.
+    """Leave out a head that repeats the embedding, as some converters write it.
 
-    Programs that quantise give the two different encodings: the finer one stands for both.
+    Quantising programs encode the two differently; the more precise one is then used for both.
 
     Raises
     ------

@@ -113,7 +113,8 @@ HUGGING_FACE = HuggingFace(
     write=_write_layers,
 )
 
-#: No other program writes or reads such files; the names are those that llama.cpp gives the same things in others.
+#: No other program writes or reads GGUF files of GPT-Neo. The names are llama.cpp's names of the same tensors in other
+#: families.
 GGUF = Gguf(
     title=TITLE,
     config=Config,

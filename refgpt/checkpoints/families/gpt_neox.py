@@ -122,7 +122,7 @@ _NOTE = (
     "the tanh form, which changes the logits by about 0.001"
 )
 
-#: As llama.cpp writes them: queries, keys and values one after the other; neither the base nor the activation is told.
+#: As llama.cpp writes them: first all queries, then keys, then values. The base and the activation are not stored.
 GGUF = Gguf(
     title=TITLE,
     config=Config,

@@ -1,6 +1,6 @@
 """The names of GPT-J in checkpoints of Mesh Transformer JAX: keys of its configuration, and the order of its leaves.
 
-Nothing in such a checkpoint is named. Each device saved the leaves of its ``{"opt_state", "params", "step"}`` in the
+Such a checkpoint stores no names. Each device saved the leaves of its ``{"opt_state", "params", "step"}`` in the
 order in which JAX flattens dictionaries, by key, so that layer_10 comes before layer_2; "slim" checkpoints have no
 "opt_state". The names are those of https://github.com/kingoflolz/mesh-transformer-jax, ``mesh_transformer/layers.py``,
 where ``linear_1`` makes the values and ``linear_2`` the keys, and a matrix is [in, out].
@@ -32,10 +32,10 @@ KEYS = {
     "n_vocab": "n_vocab",
     "d_rotary": "pe_rotary_dims",
 }
-#: All but the last are demanded; without it, whole heads are rotated.
+#: All keys but the last are required; without the last one, whole heads are rotated.
 NEEDED = tuple(KEYS.values())[:-1]
 
-#: Keys that may be absent but must not say otherwise, and why.
+#: Values that keys must have if they are present, and why.
 DEMANDS = {
     "pe": ("rotary", "GPT-J encodes positions by rotation"),
     "norm": ("layernorm", "GPT-J normalises with LayerNorm, of which all shards hold the same scale and offset"),
@@ -45,7 +45,7 @@ EXAMPLE = (
     '"pe": "rotary", "pe_rotary_dims": 64, "norm": "layernorm"}'
 )
 
-#: Summed with every row of "wte"; in every other model of the family it is part of that.
+#: A bias that is added to every row of "wte"; all other formats store the sum.
 WTE_BIAS = "wte_bias"
 EMBEDDING = {"linear/w": "wte", "linear/b": WTE_BIAS}
 BLOCK = {
@@ -67,8 +67,8 @@ HEAD = {
     "replicated_layer_norm/offset": "ln_b",
 }
 
-#: What the shards share out: a matrix's outputs or its inputs (these lie on their side), or rows; or nothing: each has
-#: the whole, and their sum is meant, since every device adds its own, or else all are the same.
+#: How a leaf is divided among the shards: by outputs, by inputs (stored transposed), or by rows. An undivided leaf is
+#: either stored as terms whose sum over the shards is the leaf (each device adds its own), or as equal copies.
 OUTPUTS, INPUTS = {"wq", "wk", "wv", "w_in", "w_head"}, {"wo", "w_out"}
 ROWS = {"wte", "b_in", "b_head"}
 SUMMED = {"b_out", WTE_BIAS}
@@ -109,9 +109,9 @@ def read_config(raw: Mapping[str, Any], path: Path) -> Config:
 
 
 def leaf_names(n_layer: int) -> dict[str, str]:
-    """Each leaf of the parameters by what it is called there, in the order in which a shard holds them.
+    """The leaf for each name in the checkpoint, in the order in which a shard stores them.
 
-    "layer_0/~/linear/w" -> "blocks.0.wq"; in front of every name there is "causal_transformer_shard/~/".
+    "layer_0/~/linear/w" -> "blocks.0.wq"; every name in the checkpoint begins with "causal_transformer_shard/~/".
     """
     names = {f"embedding_shard/~/{name}": leaf for name, leaf in EMBEDDING.items()}
     for i in range(n_layer):
@@ -178,7 +178,7 @@ def build_params(shards: Sequence[Sequence[np.ndarray]], config: Config, path: P
 
 
 def _shard_shape(kind: str, shape: tuple[int, ...], n: int) -> tuple[int, ...]:
-    """Of a shard's part of a leaf of this shape."""
+    """The shape of a shard's part of a leaf of this shape."""
     if kind in OUTPUTS:
         return shape[1], shape[0] // n
     if kind in INPUTS:
@@ -197,7 +197,7 @@ def _join(kind: str, parts: list[np.ndarray], place: str, wte_bias: np.ndarray) 
 
 
 def _sum(parts: list[np.ndarray]) -> np.ndarray:
-    """In float32, from the first shard to the last."""
+    """Sum in float32, from the first shard to the last."""
     total = np.zeros(parts[0].shape, np.float32)
     for part in parts:
         total += widen(part)

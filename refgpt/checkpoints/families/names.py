@@ -21,8 +21,8 @@ from refgpt.numbers.tree import ParamTree
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import family_of, leaf_shapes
 
-#: From the names of tensors that are missing and of those that are unknown to the way out; from none if a shape is
-#: another than the configuration says.
+#: Makes the advice of an error from the names of missing tensors and of unknown ones; both are empty if a shape
+#: differs from the configuration.
 WayOut = Callable[[list[str], list[str]], str]
 
 
@@ -35,11 +35,11 @@ class Place:
     tensor : str
         The tensor's name; of a block's with "{}" for the block's number.
     part : int or None
-        Of a tensor that queries, keys and values share: 0, 1 or 2.
+        0, 1 or 2 for queries, keys and values that are stored in one tensor.
     by_head : bool
-        Whether the three follow one another within each head, not one after the other as wholes.
+        Whether queries, keys and values alternate head by head; otherwise they are three consecutive matrices.
     turned : bool
-        Whether the tensor is [in, out], and not [out, in].
+        Whether the tensor is [in, out] instead of [out, in].
     """
 
     tensor: str
@@ -48,7 +48,7 @@ class Place:
     turned: bool = False
 
     def shape(self, leaf: tuple[int, ...]) -> tuple[int, ...]:
-        """Of the tensor, by the leaf's."""
+        """The shape of the tensor, from the shape of the leaf."""
         whole = leaf if self.part is None else (3 * leaf[0], *leaf[1:])
         return whole[::-1] if self.turned else whole
 
@@ -60,18 +60,18 @@ def thirds(tensor: str, leaves: str, by_head: bool = False, turned: bool = False
 
 @dataclass(frozen=True)
 class Names:
-    """What a format calls the tensors of a family.
+    """The names of a family's tensors in a format.
 
     Attributes
     ----------
     model : mapping of str to str or Place
-        Of each leaf that the model has once; a name alone is a tensor that holds just the leaf.
+        For each leaf outside the blocks; a plain name is a tensor that holds only the leaf.
     block : mapping of str to str or Place
-        Of each leaf of a block, with "{}" for the block's number.
+        For each leaf of a block, with "{}" for the block's number.
     body : str
-        What stands before the names of all tensors but the head's.
+        Prefix of the names of all tensors except the head's.
     head : str
-        How the names of the head's tensors begin, if ``body`` does not stand before them.
+        Prefix of the names of the head's tensors, if they do not have the prefix ``body``.
     """
 
     model: Mapping[str, str | Place]
@@ -136,7 +136,7 @@ def named_params(
 
 
 def _cut(tensor: Leaf, place: Place, shape: tuple[int, ...], config: AnyConfig) -> Leaf:
-    """A leaf out of the tensor that holds it."""
+    """Cut a leaf out of the tensor that holds it."""
     if place.part is None and not (place.turned and tensor.ndim == 2):
         return tensor
     where, n = place_of(tensor, place.tensor), shape[0]
@@ -156,7 +156,7 @@ def _cut(tensor: Leaf, place: Place, shape: tuple[int, ...], config: AnyConfig) 
 def named_tensors(params: ParamTree, names: Names, config: AnyConfig) -> dict[str, Leaf]:
     """The tensors of a format by name, in the order of the leaves, put together while they are read.
 
-    Where a tensor holds one leaf as it is, it is the leaf.
+    A tensor that holds one leaf unchanged is the leaf itself.
     """
     groups: dict[str, list[tuple[Place, Leaf]]] = {}
     for name, leaf in params.items():

@@ -1,4 +1,4 @@
-"""From the keys of a file to the configuration of a family."""
+"""Build a family's configuration from the keys of a file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from refgpt.spec.config import AnyConfig
 
 log = logging.getLogger("refgpt")
 
-#: Of a list of ids that end a text; models have two or three.
+#: Maximum length of a list of ids that end a text; models have two or three.
 MOST_ENDS = 64
 
 #: The key of each field of a configuration, then the other names of that key.
 Keys = Mapping[str, tuple[str, ...]]
-#: Keys that may be absent but must not say otherwise, and why.
+#: Values that keys must have if they are present, and why.
 Demands = Mapping[str, tuple[tuple[object, ...], str]]
 
-#: What no decoder of any family has.
+#: Values that hold for every decoder of every family.
 DECODER: Demands = {
     "add_cross_attention": ((False, None), "only decoders are read"),
     "is_encoder_decoder": ((False, None), "only decoders are read"),
@@ -30,21 +30,21 @@ DECODER: Demands = {
 
 
 def first_keys(keys: Keys) -> dict[str, str]:
-    """The name of each field that is written, and that errors use."""
+    """The first name of each field's key, which is written and used in errors."""
     return {field: names[0] for field, names in keys.items()}
 
 
 def build_config(family: Any, given: Mapping[str, Any], keys: Mapping[str, str], path: Path, fix: str = "") -> Any:
-    """The configuration of the fields that a file gives.
+    """Build the configuration from the fields that a file states.
 
     Parameters
     ----------
     family : type
         The family's ``Config``.
     keys : mapping of str to str
-        What the file calls the fields, for errors.
+        The names of the fields in the file, for errors.
     fix : str, optional
-        The way out of values that make no sense; by default to correct them, as in a file of text.
+        Advice for values that make no sense; by default, to correct them in the file.
 
     Raises
     ------

@@ -1,1 +1,1 @@
-"""Layouts: how the files of a model lie at a path. Each module has ``is_at`` and ``open_at``."""
+"""Layouts: how the files of a model are arranged at a path. Each module has ``is_at`` and ``open_at``."""

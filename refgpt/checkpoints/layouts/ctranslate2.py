@@ -1,12 +1,11 @@
 """A directory of CTranslate2: ``model.bin``, ``config.json`` with a few facts, the vocabulary as a list of tokens.
 
 The specification is that of https://github.com/OpenNMT/CTranslate2, ``python/ctranslate2/converters/transformers.py``.
-The shape of the model is that of its arrays; how many positions it was trained for is not stored, and taken to be what
-the family has by default.
+The shape of the model is read from its arrays. The number of positions is not stored; the family's default is used.
 
-Queries, keys and values are one matrix. Since version 3.12 the rows of queries and keys that are rotated lie as the
-other convention of rotation wants them: the first members of all pairs, then the second ones. They are put back, and
-8-bit matrices become the floats that CTranslate2 itself makes of them.
+Queries, keys and values are one matrix. Since version 3.12 the rotated rows of queries and keys are
+stored in the order of the other rotation convention: the first members of all pairs, then the second ones. They are
+reordered here, and 8-bit matrices are converted to the floats that CTranslate2 itself computes from them.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ def _fix(form: CTranslate2) -> str:
 
 
 def _split(form: CTranslate2, arrays: Arrays, file: Path) -> tuple[Arrays, list[Arrays]]:
-    """The variables of the model and of each layer; an error names all that have no place in the family."""
+    """Split the variables into the model's and each layer's; an error names all that the family does not have."""
     model: Arrays = {}
     numbered: dict[int, Arrays] = {}
     unknown = []
@@ -210,7 +209,7 @@ def _build_params(form: CTranslate2, model: Arrays, layers: list[Arrays], config
 def _third(
     form: CTranslate2, part: int, array: np.ndarray, scale: np.ndarray | None, shape: tuple[int, ...], where: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Queries, keys or values out of the matrix that they share."""
+    """Cut queries, keys or values out of the matrix that holds all three."""
     n = shape[0]
     if array.shape != (3 * n, shape[1]) or (scale is not None and scale.shape != (3 * n,)):
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""A model as one .bin file of ggml: the header is the configuration."""
+"""A model as one .bin file of ggml, whose header is the configuration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from refgpt.tokenizers.vocabulary import Vocabulary
 
 log = logging.getLogger("refgpt")
 
-#: What most of these files are.
+#: The family of most of these files.
 MOST = "GPT-J"
 END_OF_TEXT = b"<|endoftext|>"
 

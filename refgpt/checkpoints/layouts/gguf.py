@@ -39,23 +39,22 @@ NO_BOS, NO_EOS = "refgpt.no_bos_token", "refgpt.no_eos_token"
 #: Ids that end a text beside ``EOS``: an array, since GGUF has no key for several.
 FURTHER_EOS = "refgpt.further_eos_token_ids"
 
-#: Keys of any family that may be absent but must not say otherwise, and why.
+#: Values that keys of every family must have if they are present, and why.
 DEMANDS: Demands = {
     QUANTISATION: ((2,), "the blocks of other versions are laid out otherwise"),
     "split.count": ((0, 1), "this file is one of several; join them with llama-gguf-split --merge"),
 }
 
-#: Before the name of a field for which the format has no key.
+#: Prefix of the names of fields for which the format has no key.
 OWN = "refgpt."
 #: The mask, as this package writes it; GGUF has no key for a prompt that sees itself both ways.
 MASK = "refgpt.mask"
 
 TOKENIZER = "tokenizer.ggml."
-#: A tokenizer.json as it is, and (under names of this package's own) a tokenizer.model, and the tokenizer_config.json
-#: that completes either.
+#: Whole files: a tokenizer.json and, under names of this package's own, a tokenizer.model and a tokenizer_config.json.
 TOKENIZER_JSON, SENTENCEPIECE = "tokenizer.huggingface.json", "refgpt.tokenizer.model"
 TOKENIZER_SETTINGS = "refgpt.tokenizer.config"
-#: Types of tokens that are looked for in a text before anything else: control and user-defined; 5 is unused.
+#: Types of tokens that are matched in a text before merging begins: control and user-defined; 5 is unused.
 SPECIAL_TYPES, UNUSED = (3, 4), 5
 PRINTABLE = range(0x21, 0x7F)
 
@@ -148,7 +147,7 @@ def read_config(form: Gguf, metadata: Mapping[str, Any], tensors: Mapping[str, L
 
 
 def _further_ends(value: Any, n_vocab: int, path: Path) -> tuple[int, ...]:
-    """The ids of an array of whole numbers, none of them beyond the vocabulary."""
+    """The ids in an array of whole numbers, all of them within the vocabulary."""
     if value is None:
         return ()
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.size > MOST_ENDS:
@@ -157,7 +156,7 @@ def _further_ends(value: Any, n_vocab: int, path: Path) -> tuple[int, ...]:
 
 
 def _own(form: Gguf, metadata: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The fields for which the format has no key, as this package writes them, or by default."""
+    """Fields for which the format has no key: from this package's keys, or the defaults."""
     found: dict[str, Any] = {}
     for field, default in form.own.items():
         default = default(given) if callable(default) else default
@@ -169,7 +168,7 @@ def _own(form: Gguf, metadata: Mapping[str, Any], given: Mapping[str, Any], path
 
 
 def _value(metadata: Mapping[str, Any], keys: tuple[str, ...], like: Any, path: Path) -> Any:
-    """The value of the first key that is there, of the type of ``like``; None if none is."""
+    """The value of the first key that is present, with the type of ``like``; None if there is none."""
     key = next((key for key in keys if key in metadata), None)
     if key is None:
         return None
@@ -185,7 +184,7 @@ def _value(metadata: Mapping[str, Any], keys: tuple[str, ...], like: Any, path: 
         return tuple(text.split(" ")) if isinstance(like, tuple) else text
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{key} is not a number", where=path, got=_shown(value), fix=FIX)
-    # A float32 of the file is meant as the decimal that it was written from.
+    # The decimal number from which the file's float32 was written.
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
@@ -200,9 +199,9 @@ def _mask(asked: str, metadata: Mapping[str, Any], config: AnyConfig, path: Path
 
 
 def read_vocabulary(metadata: Mapping[str, Any], config: AnyConfig, path: Path) -> Vocabulary | None:
-    """What the metadata says about the tokenizer; None if it says nothing that is understood.
+    """The tokenizer in the metadata; None if there is none of a known kind.
 
-    That is a byte-level BPE, in lists or as a whole file, or a sentencepiece model that this package has put in.
+    Known kinds are a byte-level BPE, as lists or as a whole file, and a sentencepiece model written by this package.
 
     Raises
     ------
@@ -259,5 +258,5 @@ def _shown(value: object) -> str:
 
 
 def _text(value: object) -> object:
-    """A string of the metadata as text, whatever its bytes; any other value as it is."""
+    """Decode a string of the metadata, whatever its bytes; return any other value unchanged."""
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value

@@ -1,4 +1,4 @@
-"""A directory as Hugging Face lays it out: config.json beside the weights, in one file or in shards with an index.
+"""A directory in Hugging Face's layout: config.json beside the weights, in one file or in shards with an index.
 
 Two tables meet here: ``FORMATS`` knows how files are read, ``FAMILIES`` what tensors and keys are called.
 """
@@ -31,11 +31,11 @@ FORMATS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
     ".pt": torch_pickle.read,
     ".pth": torch_pickle.read,
 }
-#: The mask in config.json, as this package writes it: transformers has no key for it, and passes this one over.
+#: The mask in config.json, as this package writes it: transformers has no key for it, and ignores this one.
 MASK = "refgpt_mask"
 
 SAVE = "save_pretrained(directory, safe_serialization=True)"
-#: Files of weights that are not read, by pattern: what they are, and the way out.
+#: Files of weights that are not supported, by pattern: their description, and advice.
 UNREAD = {
     "flax_model*.msgpack": (
         "Flax",
@@ -60,7 +60,7 @@ UNREAD = {
 
 
 def is_at(path: Path) -> bool:
-    """Every path may be one."""
+    """Always true: this layout is tried last, and its errors list the supported files."""
     return True
 
 
@@ -115,7 +115,7 @@ def _find_weights(directory: Path) -> Path:
 
 
 def _unread(name: str) -> tuple[str, str] | None:
-    """What a file of weights is that is not read, and the way out, by its name."""
+    """Description of an unsupported file of weights, and advice, by its name."""
     return next((unread for pattern, unread in UNREAD.items() if fnmatch(name, pattern)), None)
 
 
@@ -141,7 +141,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Family]:
 
 
 def _with_generation_ids(names: HuggingFace, config: AnyConfig, path: Path) -> AnyConfig:
-    """The configuration with the ids that begin and end a text as a generation_config.json has them, if it has them."""
+    """The configuration with the ids of a generation_config.json that begin and end a text, if it states them."""
     if not is_there(path):
         return config
     said = {key: value for key, value in read_json(path, ConfigError).items() if value is not None}
@@ -212,6 +212,6 @@ def _reader_of(path: Path) -> Callable[[Path], dict[str, np.ndarray]]:
 
 
 def _names(raw: Mapping[str, Any], directory: Path) -> tuple[str, ...]:
-    """What a model is called: by its config, and by where it is."""
+    """The names of a model: in its config, and in its path."""
     given = raw.get("_name_or_path")
     return ((given,) if isinstance(given, str) else ()) + names_of(directory)

@@ -1,9 +1,8 @@
 """Checkpoints of Mesh Transformer JAX: ``params.json`` beside ``step_N/shard_K/J.npz``, as a directory or an archive.
 
-A shard is what one device held, its arrays in one order throughout the files J; ``Family.MESH`` says which they are.
-What comes before the parameters is the optimiser's, and is passed over. ``params.json`` is the configuration that the
-model was trained with, one of ``configs/`` there: it has to be put beside the step's directory or the archive, if it is
-not inside.
+A shard holds one device's arrays, in one order throughout the files J; ``Family.MESH`` lists them. The optimiser's
+arrays come before the parameters and are ignored. ``params.json`` is the configuration that the model was trained with,
+one of ``configs/`` in that repository. If it is not inside, put it beside the step's directory or the archive.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ FIRST_SHARD = "shard_0"
 
 
 def is_at(path: Path) -> bool:
-    """An archive by its name; a directory that holds a shard, or a step's directory that does."""
+    """Whether a path is an archive, by its name, or a directory that holds a shard or a step's directory with one."""
     return _step_directory(path) is not None if path.is_dir() else path.name.endswith(SUFFIXES)
 
 
 def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoint:
-    """Open an archive, a step's directory, or the directory around it: of several steps the last.
+    """Open an archive, a step's directory, or the directory around steps, of which the last is used.
 
     Parameters and errors are those of ``open_checkpoint``. An archive is unpacked: see ``mesh_archive.unpack``.
     """
-    (family,) = holders("MESH")  # such files name no family, and the program has but one
+    (family,) = holders("MESH")  # such files name no family, and the program supports only one
     names = family.MESH
     step = _step_directory(path) if path.is_dir() else None
     if step is None:
@@ -73,7 +72,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
 
 
 def _step_directory(path: Path) -> Path | None:
-    """The directory of shards that this one is, or that of the last step in it."""
+    """The directory itself if it holds shards, otherwise that of the last step in it."""
     if (path / FIRST_SHARD).is_dir():
         return path
     steps = _numbered(path, STEP, FIRST_SHARD)
@@ -81,7 +80,7 @@ def _step_directory(path: Path) -> Path | None:
 
 
 def _numbered(directory: Path, pattern: re.Pattern[str], within: str = "") -> dict[int, Path]:
-    """What is in a directory by its number; of directories only those with this ``within``. None may be there twice."""
+    """The entries of a directory by number; of directories only those that contain ``within``. Numbers are unique."""
     numbered: dict[int, Path] = {}
     for path in sorted(directory.iterdir()):
         if (found := pattern.fullmatch(path.name)) and (path / within).exists():
@@ -109,7 +108,7 @@ def _find_config(names: Any, directories: Sequence[Path]) -> AnyConfig | None:
 
 
 def _last_leaves(shards: Mapping[int, Pieces], n: int, path: Path) -> tuple[int, list[list[np.ndarray]]]:
-    """The last ``n`` leaves of each shard, and how many there are before them."""
+    """The last ``n`` leaves of each shard, and the number of leaves before them."""
     _check_numbers(shards, "the checkpoint has no shard_{}", path)
     state = []
     for k in range(len(shards)):
@@ -128,12 +127,12 @@ def _last_leaves(shards: Mapping[int, Pieces], n: int, path: Path) -> tuple[int,
 
 
 def _check_numbers(numbered: Mapping[int, Any], what: str, path: Path) -> None:
-    """Refuse what is not numbered 0, 1, ... without a gap."""
+    """Refuse numbers other than 0, 1, ... without a gap."""
     if missing := set(range(max(numbered, default=0) + 1)) - numbered.keys():
         raise CheckpointError(what.format(min(missing)), where=path, got=f"{len(numbered)} others", fix=FRESH_COPY)
 
 
 def _file(array: np.ndarray, path: Path) -> Path:
-    """Where an array is; of an archive's only the archive is a file that can be found again."""
+    """The file of an array. For arrays of an archive it is the archive, since the temporary files have no names."""
     mapped = file_of(array)
     return path if mapped is None or path.is_file() else mapped.path

@@ -1,8 +1,8 @@
 """A checkpoint of Mesh Transformer JAX as it is published: a tar archive, compressed with Zstandard.
 
 Such an archive can only be read from its beginning to its end. It holds the model shard by shard, and every matrix
-needs all the shards; so it is unpacked once, into temporary files that are mapped. Nothing is held in memory meanwhile
-but a buffer. The files have no name: the operating system frees them with the last map of them, also when the process
+needs all the shards; so it is unpacked once, into temporary files that are mapped. Meanwhile only a buffer is held in
+memory. The files have no name: the operating system frees them with the last map of them, also when the process
 is killed.
 """
 
@@ -32,20 +32,20 @@ from refgpt.spec.config import AnyConfig
 SUFFIXES = (".tar.zst", ".tar.zstd")
 PARAMS_JSON = "params.json"
 
-#: The files of a shard by their number, each with its arrays; none for one that holds only the optimiser's.
+#: The files of a shard by number, each with its arrays; empty for a file that holds only the optimiser's.
 Pieces = dict[int, list[np.ndarray]]
 
 MEMBER = re.compile(r"(?:[\w./-]*/)?shard_([0-9]{1,6})/([0-9]{1,6})\.npz")
 CONFIG = re.compile(rf"(?:[\w./-]*/)?{re.escape(PARAMS_JSON)}")
 BUFFER = 1 << 20
-#: Of headers between two members, which tarfile holds in memory: a thousand times what they need.
+#: Most bytes of headers between two members, which tarfile holds in memory: a thousand times what they need.
 MOST_HEADER_BYTES = 4 << 20
 MOST_MEMBERS = 1 << 13
-#: Of all shards, also those that are let go of: seven times what GPT-J-6B has with the optimiser's state.
+#: Most bytes of all shards, dropped ones included: seven times GPT-J-6B with the optimiser's state.
 MOST_ARRAYS = 1 << 16
-#: How much longer than the archive its contents may be. Trained weights hardly shrink, and never so much.
+#: Largest ratio of the contents' size to the archive's. Trained weights compress far less than this.
 MOST_RATIO = 64
-#: Whose complaints are about an archive; copying is shutil's.
+#: Modules whose errors mean a damaged archive.
 LIBRARIES = ("tarfile", "zstandard", "compression", "shutil", "tempfile", "encodings", "codecs")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -127,7 +127,7 @@ def _temporary_directory(path: Path) -> Path:
 
 
 def _check_room(directory: Path, path: Path, config: AnyConfig, shards: dict[int, Pieces]) -> None:
-    """Once it is known how wide the numbers are, refuse what will not fit, and do not wait for it."""
+    """Refuse an archive that will not fit, as soon as the width of its numbers is known."""
     arrays = [array for pieces in shards.values() for part in pieces.values() for array in part]
     width = max((array.itemsize for array in arrays if array.ndim == 2), default=2)
     n_bytes = width * config.n_params - sum(array.nbytes for array in arrays)
@@ -146,7 +146,7 @@ def _no_room(directory: Path, path: Path, got: str, wanted: str | None = None) -
 
 
 def _spool(content: IO[bytes], directory: Path, place: Path) -> MappedFile:
-    """A file of the archive, mapped from a temporary one."""
+    """Copy a file of the archive to a temporary file, and map that."""
     with tempfile.TemporaryFile(dir=directory) as file:
         try:
             shutil.copyfileobj(content, file, BUFFER)
@@ -159,7 +159,7 @@ def _spool(content: IO[bytes], directory: Path, place: Path) -> MappedFile:
 
 
 def _drop_optimiser(pieces: Pieces, n_leaves: int) -> None:
-    """Let go of files in front of the last ``n_leaves`` arrays; what is still to come can only push them back."""
+    """Drop files before the last ``n_leaves`` arrays: they hold optimiser state, wherever the archive ends."""
     n_behind = 0
     for j in sorted(pieces, reverse=True):
         n_behind += len(pieces[j])
@@ -169,7 +169,7 @@ def _drop_optimiser(pieces: Pieces, n_leaves: int) -> None:
 
 @contextmanager
 def _members(path: Path, progress: Progress | None) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
-    """The files of an archive in order, each with its name, to be read before the next; faults are CheckpointErrors."""
+    """Iterate over an archive's files and names; each must be read before the next. Faults raise CheckpointErrors."""
     decompressed, ZstdError = _zstandard(path)
     try:
         with open_file(path, CheckpointError) as file:
@@ -196,13 +196,13 @@ def _each_file(archive: tarfile.TarFile, stream: _Stream, path: Path) -> Iterato
             _refuse(path, f"the archive holds {shown(member.name)}, which is no plain file")
         stream.allowed = member.size + MOST_HEADER_BYTES
         yield member.name, content
-        while content.read(BUFFER):  # what nobody wanted
+        while content.read(BUFFER):  # an unused rest of the member
             pass
     _refuse(path, f"the archive has more than {MOST_MEMBERS} files")
 
 
 class _Stream:
-    """An archive's contents for tarfile, which believes what it reads: no more in one go than was allowed."""
+    """An archive's contents for tarfile, which trusts sizes in headers: limits the bytes of one read."""
 
     def __init__(self, decompressed: BinaryIO, file: BinaryIO, path: Path, progress: Progress | None) -> None:
         self.decompressed, self.file, self.path, self.progress = decompressed, file, path, progress
@@ -222,7 +222,7 @@ class _Stream:
 
 
 def _zstandard(path: Path) -> tuple[Callable[[BinaryIO], BinaryIO], type[Exception]]:
-    """A function that reads a compressed file, and what it raises: of the standard library where that has it."""
+    """A function that opens a compressed file, and the errors it raises: the standard library's if it has one."""
     try:
         from compression import zstd  # Python 3.14
 

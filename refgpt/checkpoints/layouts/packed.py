@@ -1,11 +1,11 @@
-"""The packed format, version 1: a directory whose matrices lie in the file as the kernels read them.
+"""The packed format, version 1: a directory whose matrices are stored as the kernels read them.
 
 It is mapped, not loaded: nothing is unpacked or copied, and processes that run the same model share its pages.
 
 ==================  ==================================================================================================
-file                what it holds
+file                contents
 ==================  ==================================================================================================
-config.json         the shape, in the words of the family's config.json at Hugging Face
+config.json         the shape, in the format of the family's config.json at Hugging Face
 packed.safetensors  every leaf, as a safetensors file of bytes (dtype U8)
 manifest.json       format, version, and of every other file its size and a SHA-256, which for packed.safetensors is
                     that of its header: of all bytes before the first tensor
@@ -62,7 +62,7 @@ AGAIN = "convert the original model again"
 
 @dataclass(frozen=True)
 class Stored:
-    """What the header says of a leaf."""
+    """The header's entry for a leaf."""
 
     kind: str
     layout: str
@@ -70,12 +70,12 @@ class Stored:
 
     @property
     def n_bytes(self) -> int:
-        """Without the zeros at its end."""
+        """Bytes without the padding at the end."""
         return Kept(self.kind, self.layout).n_bytes(self.shape)
 
     @property
     def n_padded(self) -> int:
-        """What it takes in the file."""
+        """Bytes in the file, with padding."""
         return -(-self.n_bytes // PAGE) * PAGE
 
 
@@ -136,7 +136,7 @@ def _check_manifest(directory: Path) -> str:
     Raises
     ------
     CheckpointError
-        If it is missing, of a later version, or a file is not what it says.
+        If it is missing or of a later version, or does not match a file.
     """
     path = directory / MANIFEST
     if not is_there(path):
@@ -209,7 +209,7 @@ def _sha256(raw: bytes) -> str:
 
 
 def _leaves(raw: Mapping[str, Any], config: AnyConfig, file: Path) -> dict[str, tuple[Stored, str]]:
-    """What the header says of each leaf, and its checksum."""
+    """The header's entry for each leaf, and its checksum."""
     wanted, looked_up = leaf_shapes(config), family_of(config).Params.looked_up
     if raw.keys() != wanted.keys():
         astray = sorted(raw.keys() ^ wanted.keys())
@@ -235,7 +235,7 @@ def _leaves(raw: Mapping[str, Any], config: AnyConfig, file: Path) -> dict[str, 
 
 
 def _bytes_of(tensors: Mapping[str, np.ndarray], name: str, stored: Stored, file: Path) -> np.ndarray:
-    """The bytes of a leaf, zeros at its end included."""
+    """The bytes of a leaf, including its padding."""
     tensor = tensors.get(name)
     if tensor is None or tensor.dtype != np.uint8 or tensor.shape != (stored.n_padded,):
         got = None if tensor is None else f"{tensor.dtype} {tensor.shape}"

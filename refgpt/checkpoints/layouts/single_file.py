@@ -1,4 +1,4 @@
-"""What the layouts have in common whose model is one file: ggml's and GGUF."""
+"""Common functions of the layouts that store a model in one file: ggml and GGUF."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ def _files_in(directory: Path, magic: bytes) -> list[Path]:
 
 
 def tensor_infos(tensors: Mapping[str, Leaf], path: Path) -> tuple[TensorInfo, ...]:
-    """What the checkpoint says of each tensor."""
+    """``TensorInfo`` of every tensor of the checkpoint."""
     return tuple(TensorInfo.of(name, leaf, path) for name, leaf in tensors.items())
