@@ -29,6 +29,7 @@ FLOORS = [
     {"generation"},
     {"tracing"},
     {"plotting", "evaluation", "training"},
+    {"cluster"},
     {"_model"},
     {"_load"},
     {"__init__"},
@@ -69,6 +70,12 @@ INNER_FLOORS = {
         {"scheduler"},
         {"loop"},
         {"scoring"},
+    ],
+    "cluster": [
+        {"compression", "rounds", "saving"},
+        {"feedback", "messages"},
+        {"coordinator", "worker"},
+        {"local"},
     ],
     "training": [
         {"batch", "optimiser", "parameters", "schedule"},

@@ -80,6 +80,12 @@ class Batch:
         for name, array in (("ids", ids), ("labels", labels), ("prefix_lens", prefix_lens), ("lens", lens)):
             object.__setattr__(self, name, array)
 
+    @property
+    def n_targets(self) -> int:
+        """How many tokens are to be predicted."""
+        assert self.lens is not None
+        return sum(len(targets_of(row[:n])[0]) for row, n in zip(self.labels, self.lens.tolist(), strict=True))
+
     def texts(self, config: AnyConfig) -> Iterator[Text]:
         """The texts one by one, once it is known that a model can take them.
 

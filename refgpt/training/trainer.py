@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,41 @@ class Trainer:
             vectors = [name for name in muon.names if self._weights[name].ndim != 2]
             if vectors:
                 raise RefgptError("is no matrix", where="muon", got=listed(vectors), wanted="names of matrices")
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """What is trained, by its names in files. A step changes these arrays; ``assign`` is for everybody else."""
+        return dict(self._weights)
+
+    @default_float_state()
+    def assign(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Go on from other weights. What the optimiser remembers of earlier gradients stays.
+
+        Parameters
+        ----------
+        weights : mapping of str to ndarray
+            All that is trained, in the shapes of ``weights``.
+
+        Raises
+        ------
+        RefgptError
+            If one is missing, unknown, of another shape, or not finite: then nothing has changed.
+        """
+        shapes = {name: w.shape for name, w in self._weights.items()}
+        wrong = sorted(
+            name
+            for name in shapes.keys() | weights.keys()
+            if name not in weights
+            or np.shape(weights[name]) != shapes.get(name)
+            or not np.isfinite(weights[name]).all()
+        )
+        if wrong:
+            raise RefgptError(
+                "are missing, unknown, of another shape or not finite", where="weights", got=listed(wrong)
+            )
+        for name, w in self._weights.items():
+            w[...] = weights[name]
+        self._adopt()
 
     @default_float_state()
     def step(self, batches: Sequence[Batch] | Batch, lr: float) -> Step:

@@ -1,0 +1,63 @@
+"""The coordinator's progress on disk: one file of safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from refgpt._common.arguments import path_of, whole_number
+from refgpt._common.errors import CheckpointError
+from refgpt._common.small_files import parse_json
+from refgpt.checkpoints.files.safetensors_file import read_mapped
+from refgpt.conversion.tensor_files import write_tensors
+from refgpt.numbers.finite import check_finite
+from refgpt.numbers.mapped import map_file
+
+PROGRESS, VERSION = "coordinator.safetensors", 1
+ARRAYS = ("weights", "momentum", "lost")
+
+
+def write_progress(directory: str | Path, round_: int, fingerprint: int, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write it to a directory, which is made if it is not there.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be written.
+    """
+    place = path_of("directory", directory, CheckpointError)
+    try:
+        place.mkdir(exist_ok=True)
+    except OSError as fault:
+        raise CheckpointError(f"cannot be made ({fault.strerror})", where=place) from fault
+    told = {"version": VERSION, "round": round_, "layout": fingerprint}
+    write_tensors(place / PROGRESS, arrays, {"refgpt_coordinator": json.dumps(told)})
+
+
+def read_progress(directory: str | Path, fingerprint: int, n: int) -> tuple[int, dict[str, np.ndarray]]:
+    """What ``write_progress`` wrote: the round, and arrays [n].
+
+    Raises
+    ------
+    CheckpointError
+        If it is not there, damaged, or of another model.
+    """
+    path = path_of("directory", directory, CheckpointError) / PROGRESS
+    tensors, metadata = read_mapped(map_file(path))
+    text = metadata.get("refgpt_coordinator") if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
+        raise CheckpointError("is no progress of a coordinator", where=path)
+    told = parse_json(text.encode(), path, CheckpointError)
+    if told.get("version") != VERSION:
+        raise CheckpointError("is of another version", where=path, got=told.get("version"), wanted=VERSION)
+    if told.get("layout") != fingerprint:
+        raise CheckpointError("is of another model, or trains other weights of it", where=path)
+    for name in ARRAYS:
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != (n,) or tensor.dtype != np.float32:
+            raise CheckpointError("is damaged", where=path, got=f"{name} is not {n} numbers of float32")
+        check_finite(f"{path}, {name}", tensor)
+    return whole_number("round", told.get("round"), 0, None, CheckpointError), {name: tensors[name] for name in ARRAYS}
