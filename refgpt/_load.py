@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -24,6 +26,9 @@ from refgpt.numbers.panels import PACKED_DTYPES
 from refgpt.runtime.engine import Engine
 from refgpt.runtime.spec_engine import SpecEngine, kept_params
 from refgpt.tokenizers import Tokenizer, find_tokenizer, load_tokenizer, tokenizer_of
+
+if TYPE_CHECKING:
+    from refgpt.checkpoints.adapters import Pair
 
 log = logging.getLogger("refgpt")
 
@@ -111,15 +116,8 @@ def load(
     for name, value in (("verify", verify), ("copy", copy)):
         flag(name, value, RefgptError)
     checkpoint, found = open_model(path, mask, progress, revision, tokenizer)
-    if adapter is None:
-        return start(checkpoint, found, backend, kept_in, mask, threads, cached_in, progress, verify, copy)
-    from refgpt.checkpoints.adapters import read_adapter
-    from refgpt.training.lora import attach
-
-    pairs = read_adapter(adapter, checkpoint.config)  # before the weights, which may take long
-    model = start(checkpoint, found, backend, kept_in, mask, threads, cached_in, progress, verify, copy)
-    attach(model.engine, pairs)
-    return model
+    checkpoint, pairs = open_adapter(adapter, checkpoint, mask)  # before the weights, which may take long
+    return start(checkpoint, found, backend, kept_in, mask, threads, cached_in, progress, verify, copy, pairs)
 
 
 def merge_adapter(
@@ -127,6 +125,9 @@ def merge_adapter(
     adapter: str | os.PathLike[str],
     out: str | os.PathLike[str],
     dtype: str | None = None,
+    mask: str = "auto",
+    progress: Progress | None = None,
+    revision: str | None = None,
 ) -> None:
     """Write a model with a LoRA adapter added to its weights, as a directory for Hugging Face.
 
@@ -141,22 +142,63 @@ def merge_adapter(
     dtype : "f32", "f16", "bf16" or None
         Of the matrices that are written; None is that of the model's embeddings. Sums are taken in float64 and rounded
         once.
+    mask : "auto", "causal" or "prefix"
+        What is recorded for the model; "auto" is the mask that the adapter was trained with, if it says so, or else
+        that of the model.
+    progress : callable, optional
+        Called with the bytes that are written, and all.
+    revision : str, optional
+        See ``load``.
 
     Raises
     ------
     RefgptError
         If a file or an argument cannot be used, or ``out`` is taken.
     """
-    from refgpt.checkpoints.adapters import read_adapter
     from refgpt.conversion import convert
+    from refgpt.conversion.staging import check_free
     from refgpt.training.lora import with_pairs
 
-    checkpoint, tokenizer = open_model(path)
-    pairs = read_adapter(adapter, checkpoint.config)
+    check_free(path_of("out", out, RefgptError))
+    checkpoint, tokenizer = open_model(path, mask, None, revision)
+    checkpoint, pairs = open_adapter(adapter, checkpoint, mask)
     stored = dtype_name(checkpoint.params.wte.dtype)
     kept = (stored if stored in ("f16", "bf16") else "f32") if dtype is None else dtype
     merged = replace(checkpoint, params=with_pairs(checkpoint.params, pairs))
-    convert(merged, tokenizer, os.fspath(out), "hf", kept)
+    convert(merged, tokenizer, os.fspath(out), "hf", kept, progress)
+
+
+def open_adapter(
+    adapter: str | os.PathLike[str] | None, checkpoint: Checkpoint, asked_mask: str = "auto"
+) -> tuple[Checkpoint, Mapping[str, Pair]]:
+    """Read the adapter of an opened model, as ``start`` takes it; no adapter has no pairs.
+
+    Parameters
+    ----------
+    adapter : path or None
+    checkpoint : Checkpoint
+    asked_mask : "auto", "causal" or "prefix"
+        What ``open_model`` was given; "auto" leaves the adapter the say.
+
+    Returns
+    -------
+    checkpoint : Checkpoint
+        With the mask that the adapter was trained with, if it says so.
+    pairs : mapping of str to Pair
+
+    Raises
+    ------
+    CheckpointError
+        See ``refgpt.checkpoints.adapters.read_adapter``.
+    """
+    if adapter is None:
+        return checkpoint, {}
+    from refgpt.checkpoints.adapters import adapter_mask, read_adapter
+
+    pairs, mask = read_adapter(adapter, checkpoint.config), adapter_mask(adapter)
+    if mask not in (None, checkpoint.mask) and asked_mask == "auto":
+        checkpoint = replace(checkpoint, mask=mask, mask_source="the adapter was trained with it")
+    return checkpoint, pairs
 
 
 def check_options(backend: str, dtype: str | None, threads: int | None, kv_dtype: KVDtype | None) -> None:
@@ -191,6 +233,7 @@ def start(
     progress: Progress | None = None,
     verify: bool = True,
     copy: bool = False,
+    pairs: Mapping[str, Pair] | None = None,
 ) -> Model:
     """Make a model from opened files. This is the second half of ``load``, which reads the weights.
 
@@ -203,6 +246,8 @@ def start(
         The ``mask`` that ``open_model`` was given. It only decides the log level at which the mask is reported.
     backend, dtype, threads, kv_dtype, progress, verify, copy
         See ``load``.
+    pairs : mapping of str to Pair, optional
+        An adapter, as ``open_adapter`` gives it.
 
     Returns
     -------
@@ -239,6 +284,10 @@ def start(
         engine = SpecEngine(
             kept_params(checkpoint.params, dtype, copy), checkpoint.config, np.float64 if dtype == "f64" else np.float32
         )
+    if pairs:
+        from refgpt.training.lora import attach
+
+        attach(engine, pairs)
     return Model(engine, checkpoint, tokenizer, backend, dtype)
 
 

@@ -78,9 +78,11 @@ INNER_FLOORS = {
         {"local"},
     ],
     "training": [
-        {"batch", "optimiser", "parameters", "schedule"},
-        {"gradients", "lora", "state"},
+        {"batch", "optimiser", "packing", "parameters", "schedule"},
+        {"dropout", "examples"},
+        {"data", "evaluating", "gradients", "lora", "state"},
         {"trainer"},
+        {"run"},
     ],
 }
 

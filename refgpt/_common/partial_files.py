@@ -60,3 +60,29 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file that is there whole or not at all; an earlier one is replaced.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process is writing it.
+    OSError
+        If it cannot be written.
+    """
+    partial = partial_name(path)
+    lock = lock_partial(partial)
+    try:
+        os.ftruncate(lock, 0)
+        with os.fdopen(os.dup(lock), "w", encoding="utf-8") as file:
+            file.write(text)
+        os.fsync(lock)
+        partial.replace(path)
+        sync(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(lock)

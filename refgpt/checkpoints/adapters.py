@@ -26,11 +26,15 @@ from refgpt.numbers.casting import cast
 from refgpt.numbers.dtypes import dtype_name
 from refgpt.numbers.finite import check_finite
 from refgpt.numbers.leaves import widen
+from refgpt.numbers.mapped import map_file
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import leaf_shapes
 
 CONFIG = "adapter_config.json"
-READERS = {"adapter_model.safetensors": safetensors_file.read, "adapter_model.bin": torch_pickle.read}
+SAFETENSORS = "adapter_model.safetensors"
+READERS = {SAFETENSORS: safetensors_file.read, "adapter_model.bin": torch_pickle.read}
+#: In the metadata of the weights: the mask that the adapter was trained with.
+MASK = "refgpt_mask"
 #: The prefix that PEFT's wrapper adds to the model's tensor names.
 WRAPPER = "base_model.model."
 TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -152,6 +156,20 @@ def read_adapter(directory: str | os.PathLike[str], config: AnyConfig) -> dict[s
         scale = alpha / (math.sqrt(rank) if told.get("use_rslora") else rank)
         pairs[leaf] = Pair(sides["A"], sides["B"], scale)
     return pairs
+
+
+def adapter_mask(directory: str | os.PathLike[str]) -> str | None:
+    """The mask that an adapter was trained with, "causal" or "prefix", if it was trained here; otherwise None.
+
+    PEFT's configuration has no place for it, so it stands in the metadata of the weights.
+    """
+    path = path_of("adapter", directory, CheckpointError) / SAFETENSORS
+    with reading(path, CheckpointError):
+        if not is_there(path):
+            return None
+    metadata = safetensors_file.read_mapped(map_file(path))[1]
+    mask = metadata.get(MASK) if isinstance(metadata, dict) else None
+    return mask if mask in ("causal", "prefix") else None
 
 
 def _check_config(told: dict[str, Any], path: Path) -> None:

@@ -20,10 +20,12 @@ from refgpt.cli import (
     convert,
     demo,
     embed,
+    finetune,
     generate,
     info,
     inspect,
     kernels,
+    merge,
     raft,
     verify,
 )
@@ -33,7 +35,23 @@ from refgpt.cli.parser import CommandParser
 from refgpt.cli.printing import Formatter, print_line
 from refgpt.cli.signals import signals_raised
 
-COMMANDS = (generate, chat, classify, embed, demo, raft, convert, info, verify, kernels, inspect, bench, completion)
+COMMANDS = (
+    generate,
+    chat,
+    classify,
+    embed,
+    demo,
+    raft,
+    finetune,
+    merge,
+    convert,
+    info,
+    verify,
+    kernels,
+    inspect,
+    bench,
+    completion,
+)
 
 EXAMPLES = """examples:
     refgpt generate "Once upon a time"       write a tale with the included model

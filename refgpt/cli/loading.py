@@ -10,8 +10,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from refgpt._common.progress import Progress
-from refgpt._load import check_options, load, open_model, start
+from refgpt._load import check_options, load, open_adapter, open_model, start
 from refgpt._model import Model
+from refgpt.checkpoints import Checkpoint
 from refgpt.cli.printing import print_text
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prompts import encode_prompt
@@ -39,6 +40,7 @@ def load_model(arguments: argparse.Namespace, backend: str) -> Model:
             progress=progress,
             revision=arguments.revision,
             copy=arguments.copy,
+            adapter=arguments.adapter,
             tokenizer=arguments.tokenizer,
         )
 
@@ -48,17 +50,32 @@ def load_for(arguments: argparse.Namespace, encode: Callable[[AnyConfig, Tokeniz
 
     The prompt is encoded first, so that a bad one is refused before the weights are read.
     """
+    return load_after(arguments, lambda checkpoint, tokenizer: encode(checkpoint.config, tokenizer))
+
+
+def load_after(arguments: argparse.Namespace, look: Callable[[Checkpoint, Tokenizer | None], T]) -> tuple[Model, T]:
+    """Load the model that the arguments name, after ``look`` has seen its files and is content."""
     backend, dtype, threads, kv_dtype = arguments.backend, arguments.dtype, arguments.threads, arguments.kv_dtype
     check_options(backend, dtype, threads, kv_dtype)
     with progress_bar() as progress:
         checkpoint, tokenizer = open_model(
             arguments.model, arguments.mask, progress, arguments.revision, arguments.tokenizer
         )
-        encoded = encode(checkpoint.config, tokenizer)
+        checkpoint, pairs = open_adapter(arguments.adapter, checkpoint, arguments.mask)
+        seen = look(checkpoint, tokenizer)
         model = start(
-            checkpoint, tokenizer, backend, dtype, arguments.mask, threads, kv_dtype, progress, copy=arguments.copy
+            checkpoint,
+            tokenizer,
+            backend,
+            dtype,
+            arguments.mask,
+            threads,
+            kv_dtype,
+            progress,
+            copy=arguments.copy,
+            pairs=pairs,
         )
-        return model, encoded
+        return model, seen
 
 
 def print_continuation(arguments: argparse.Namespace, prompt: str, params: GenerationParams, echo: bool) -> None:

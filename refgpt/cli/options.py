@@ -120,6 +120,11 @@ def add_loading_arguments(group: argparse._ActionsContainer, dtypes: Sequence[st
         help="dtype of the attention cache (default: f16 with q8 and q4, otherwise f32)",
     )
     add(
+        "--adapter",
+        metavar="DIRECTORY",
+        help="a LoRA adapter in PEFT's format, applied beside the weights",
+    )
+    add(
         "--copy",
         action="store_true",
         help="copy into memory also what could be read from the files as they lie: they may then be written to",

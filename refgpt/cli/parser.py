@@ -54,6 +54,11 @@ class CommandParser(argparse.ArgumentParser):
         hint = did_you_mean(name, known) or f"; {self.prog} --help lists the options"
         return f"unknown option {listed([name])}{hint}"
 
+    def _get_option_tuples(self, option_string: str) -> Any:
+        """As in argparse, but several names of one option do not make its beginning ambiguous."""
+        found = super()._get_option_tuples(option_string)
+        return found[:1] if len({id(match[0]) for match in found}) == 1 else found
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
             super()._check_value(action, value)

@@ -72,6 +72,25 @@ class ChatTemplate:
             pieces.append(begun if answer is None else begun + self._gap + answer + ("" if last else self.after))
         return opening + "".join(pieces)
 
+    def pieces_of(self, messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
+        """The same messages as pieces of text, each with whether a model is to write it: answers, to their ends.
+
+        Joined, the pieces before an answer are the prompt that ``prompt_of`` gives for the messages before it. An empty
+        answer is nothing to be written.
+
+        Parameters and errors are those of ``prompt_of``.
+        """
+        system, turns = _turns(messages)
+        opening = self.opening if system is None else self.system.replace("{system}", system)
+        pieces: list[tuple[str, bool]] = []
+        for asked, answer in turns:
+            begun = self.between.lstrip() if asked is None else f"{self.before}{asked}{self.between}"
+            pieces.append((opening + begun, False))
+            if answer is not None:
+                pieces.append((f"{self._gap}{answer}{self.after}", bool(answer)))
+            opening = ""
+        return pieces
+
     def with_character(self, name: str, persona: str) -> ChatTemplate:
         """The same template with "{character}" and "{persona}" filled in."""
 

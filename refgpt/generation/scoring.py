@@ -172,7 +172,7 @@ def encode_continuations(
         elif tokenizer is None:
             raise needs_tokenizer(f"{where} is text", "give it as a list of ids", fault)
         else:
-            ids = _ids(where, _encode_after(before, continuation, tokenizer), config)
+            ids = _ids(where, encode_after(before, continuation, tokenizer), config)
         if len(start) + len(ids) > config.n_ctx + 1:
             raise GenerationError(
                 "is too long for the model's context",
@@ -185,7 +185,7 @@ def encode_continuations(
     return start, encoded
 
 
-def _encode_after(before: tuple[str, list[int]] | None, text: str, tokenizer: Tokenizer) -> list[int]:
+def encode_after(before: tuple[str, list[int]] | None, text: str, tokenizer: Tokenizer) -> list[int]:
     """The ids of a text after another, of which the ids are given too; None if that was not a text."""
     if before is not None:
         prompt, prompt_ids = before

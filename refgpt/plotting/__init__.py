@@ -8,7 +8,7 @@ the given axes or on new ones, and returns them. Nothing is shown or saved, and 
 from refgpt.plotting.attention import attention_grid, attention_map
 from refgpt.plotting.bars import attribution_bars
 from refgpt.plotting.labels import readable, token_labels
-from refgpt.plotting.lines import error_lines, norm_lines, token_lines
+from refgpt.plotting.lines import error_lines, loss_lines, norm_lines, save_loss_lines, token_lines
 from refgpt.plotting.maps import causal_map, error_map, head_map, lens_map
 
 __all__ = [
@@ -20,8 +20,10 @@ __all__ = [
     "error_map",
     "head_map",
     "lens_map",
+    "loss_lines",
     "norm_lines",
     "readable",
+    "save_loss_lines",
     "token_labels",
     "token_lines",
 ]

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refgpt._common.arguments import collected
+from refgpt._common.arguments import collected, path_of
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
-from refgpt.plotting.canvas import COLOURS, GREY, POINTS, STYLES, depth_names, extent, new_or_given, whole_ticks
+from refgpt.plotting.canvas import (
+    COLOURS,
+    GREY,
+    POINTS,
+    STYLES,
+    depth_names,
+    extent,
+    library,
+    new_or_given,
+    whole_ticks,
+)
 from refgpt.plotting.checks import numbers, texts, title
 from refgpt.plotting.errors import ERRORS, error_table
 from refgpt.plotting.labels import label_columns, readable, widest
@@ -178,3 +189,66 @@ def token_lines(
     if len(rows) > 1 or "" not in rows:
         ax.legend()
     return ax
+
+
+def loss_lines(metrics: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
+    """The loss of a training by step: that of each step, their running mean, and those of the evaluations.
+
+    Parameters
+    ----------
+    metrics : sequence of mapping
+        The lines of metrics.jsonl: ``step`` with ``loss``, ``valid_loss`` or ``test_loss``.
+    ax : Axes, optional
+        By default new ones.
+
+    Raises
+    ------
+    RefgptError
+        If there is no loss among them, or matplotlib is not installed.
+    """
+    found = {name: _losses(metrics, name) for name in ("loss", "valid_loss", "test_loss")}
+    if not any(len(losses) for losses in found.values()):
+        raise RefgptError("hold no loss to draw", where="metrics", got="none", wanted="lines with 'step' and 'loss'")
+    ax = new_or_given(ax)
+    steps = found["loss"]
+    if len(steps):
+        ax.plot(steps[:, 0], steps[:, 1], color=COLOURS[0], alpha=0.3, linewidth=0.8, label="loss of a step")
+        smooth = steps[:, 1].copy()
+        for i in range(1, len(smooth)):
+            smooth[i] = 0.9 * smooth[i - 1] + 0.1 * smooth[i]
+        ax.plot(steps[:, 0], smooth, color=COLOURS[0], linewidth=1.8, label="its running mean")
+    for n, (name, label) in enumerate((("valid_loss", "validation"), ("test_loss", "test")), 1):
+        if len(losses := found[name]):
+            style, marker = STYLES[n]
+            ax.plot(*losses.T, color=COLOURS[n], linestyle=style, marker=marker, markersize=4, label=label)
+    ax.set(xlabel="step", ylabel="nats a token")
+    whole_ticks(ax.xaxis)
+    ax.grid(axis="y", alpha=0.3)
+    ax.legend()
+    return ax
+
+
+def save_loss_lines(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Draw ``loss_lines`` into a file; nothing is shown, and no window is opened.
+
+    Raises
+    ------
+    RefgptError
+        If there is nothing to draw, matplotlib is not installed, or the file cannot be written.
+    """
+    place = path_of("path", path, RefgptError)
+    library()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    loss_lines(metrics, figure.subplots())
+    try:
+        figure.savefig(place)
+    except OSError as fault:
+        raise RefgptError(f"cannot be written ({fault.strerror})", where=place) from fault
+
+
+def _losses(metrics: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """Step and loss of the lines that have one. -> [n, 2]"""
+    rows = [(line["step"], line[name]) for line in metrics if name in line and "step" in line]
+    return numbers(name, rows, "step, loss") if rows else np.empty((0, 2))

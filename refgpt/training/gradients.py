@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from refgpt._common.float_state import default_float_state
 from refgpt.spec.gradients import LeafGradients, no_targets
 from refgpt.tracing import record
 from refgpt.training.batch import Batch
+from refgpt.training.dropout import Dropout
 from refgpt.training.parameters import Parameters, TrainedModel, check_model
 
 
@@ -51,11 +53,12 @@ def gradients(model: Any, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
 
 
 def summed_gradients(
-    model: TrainedModel, parameters: Parameters, batches: Iterable[Batch]
+    model: TrainedModel, parameters: Parameters, batches: Iterable[Batch], dropout: Dropout | None = None
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Loss and gradients of all texts of some batches together.
 
-    Text after text, in their order: whatever the batches that they come in, the sums are the same, to the bit.
+    Text after text, in their order: whatever the batches that they come in, the sums are the same, to the bit. With
+    ``dropout`` each text is met by adapters of which some inputs are left out.
     """
     engine = model.engine
     texts = [text for batch in batches for text in batch.texts(engine.config)]
@@ -65,17 +68,21 @@ def summed_gradients(
     sums: dict[str, np.ndarray] = {}
 
     def take(leaf: str, gradient: np.ndarray) -> None:
-        for name, part in parameters.split(leaf, gradient):
+        shares = parameters.split(leaf, gradient) if dropout is None else dropout.split(leaf, gradient)
+        for name, part in shares:
             if name in sums:
                 sums[name] += part
             else:
                 sums[name] = part if part.flags.owndata else part.copy()
 
     loss, leaves = 0.0, LeafGradients(parameters.wanted, take)
-    for text in texts:
-        if text.n_targets:
-            trace = record(engine, text.ids, text.prefix_len)
-            loss += engine.loss_backward(text.ids, text.labels, trace, n_targets, leaves)
+    with nullcontext() if dropout is None else dropout:
+        for i, text in enumerate(texts):
+            if text.n_targets:
+                if dropout is not None:
+                    dropout.draw(i)
+                trace = record(engine, text.ids, text.prefix_len)
+                loss += engine.loss_backward(text.ids, text.labels, trace, n_targets, leaves)
     return loss, {name: sums[name] for name in parameters.names()}
 
 

@@ -15,7 +15,7 @@ from refgpt._common.arguments import number, whole_number
 from refgpt._common.errors import RefgptError
 from refgpt._common.float_state import default_float_state
 from refgpt._common.wording import listed, shown
-from refgpt.checkpoints.adapters import CONFIG, READERS, Pair, module_name, peft_key
+from refgpt.checkpoints.adapters import CONFIG, MASK, SAFETENSORS, Pair, module_name, peft_key
 from refgpt.conversion.staging import staged
 from refgpt.conversion.tensor_files import write_tensors
 from refgpt.numbers.adapted import Adapted
@@ -120,7 +120,7 @@ def write_adapter(model: TrainedModel, directory: str | Path) -> None:
         raise RefgptError("has no adapter to write", where="model", fix="give it one with new_adapter")
     tensors = {peft_key(n, side): x for n, leaf in adapted.items() for side, x in (("A", leaf.a), ("B", leaf.b))}
     with staged(Path(directory), sum(x.nbytes for x in tensors.values())) as staging:
-        write_tensors(staging / next(iter(READERS)), tensors, {"format": "pt"})
+        write_tensors(staging / SAFETENSORS, tensors, {"format": "pt", MASK: model.checkpoint.mask})
         text = json.dumps(_config(adapted, model.engine.config.n_layer), indent=2)
         (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
 

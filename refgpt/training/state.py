@@ -35,6 +35,8 @@ class State:
     optimiser: AdamW
     clip: float | None
     muon: Muon | None
+    dropout: float
+    seed: int
     weights: dict[str, np.ndarray]
     moments: dict[str, dict[str, np.ndarray]]
 
@@ -64,6 +66,8 @@ def write_state(directory: str | Path, state: State) -> None:
             "decay": None if state.optimiser.decay is None else list(state.optimiser.decay),
         },
         "muon": None if muon is None else {"names": list(muon.names), "momentum": muon.momentum},
+        "dropout": state.dropout,
+        "seed": state.seed,
     }
     arrays = {f"weights{SEPARATOR}{name}": w for name, w in state.weights.items()}
     for name, moments in state.moments.items():
@@ -102,7 +106,8 @@ def read_state(directory: str | Path) -> State:
     try:
         muon = None if told["muon"] is None else Muon(**told["muon"])
         n_steps = whole_number("n_steps", told["n_steps"], 0, None, CheckpointError)
-        return State(n_steps, AdamW(**told["adamw"]), told["clip"], muon, weights, moments)
+        settings = (AdamW(**told["adamw"]), told["clip"], muon, told.get("dropout", 0.0), told.get("seed", 0))
+        return State(n_steps, *settings, weights, moments)
     except (KeyError, TypeError) as fault:
         raise CheckpointError("its settings make no sense", where=path, got=shown(fault), fix=FRESH_COPY) from None
     except RefgptError as fault:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from refgpt._common.arguments import collected, instance_of, number
+from refgpt._common.arguments import collected, instance_of, number, whole_number
 from refgpt._common.errors import CheckpointError, RefgptError
 from refgpt._common.float_state import default_float_state
 from refgpt._common.wording import listed
@@ -20,6 +20,7 @@ from refgpt.numbers.panels import BLOCK_BYTES, Panels
 from refgpt.numbers.tree import ParamTree
 from refgpt.tracing.memory import dtype_of
 from refgpt.training.batch import Batch
+from refgpt.training.dropout import Dropout
 from refgpt.training.gradients import clip_gradients, summed_gradients
 from refgpt.training.lora import write_adapter
 from refgpt.training.optimiser import AdamW, Muon
@@ -56,6 +57,11 @@ class Trainer:
         Gradients longer than this are shortened to it; None: they are not.
     muon : Muon, optional
         What trains the matrices that it names; AdamW's ``weight_decay`` and ``decay`` hold for them too.
+    dropout : float
+        What share of the inputs of each adapter is left out, drawn anew for each text; of a model with adapters only.
+        See ``refgpt.training.dropout``.
+    seed : int
+        Of what is left out.
 
     Raises
     ------
@@ -66,15 +72,26 @@ class Trainer:
 
     @default_float_state()
     def __init__(
-        self, model: Any, optimiser: AdamW | None = None, clip: float | None = 1.0, muon: Muon | None = None
+        self,
+        model: Any,
+        optimiser: AdamW | None = None,
+        clip: float | None = 1.0,
+        muon: Muon | None = None,
+        dropout: float = 0.0,
+        seed: int = 0,
     ) -> None:
         self._model: TrainedModel = check_model(model)
         self.optimiser = AdamW() if optimiser is None else optimiser
         instance_of("optimiser", self.optimiser, AdamW, RefgptError)
         self.clip = None if clip is None else number("clip", clip, math.ulp(0), None, RefgptError)
         self.muon = muon
+        self.dropout = number("dropout", dropout, 0, math.nextafter(1, 0), RefgptError)
+        self.seed = whole_number("seed", seed, 0, 2**32 - 1, RefgptError)
         self.n_steps = 0
         self._parameters = Parameters(self._model)
+        if self.dropout and not self._parameters.adapted:
+            what = "only the inputs of adapters can be left out, and the model has none"
+            raise RefgptError(what, where="dropout", got=self.dropout, wanted=0)
         self._weights = self._own_weights()
         self._decays = self._decaying()
         self._state: dict[str, dict[str, np.ndarray]] = {name: {} for name in self._weights}
@@ -146,7 +163,8 @@ class Trainer:
         )
         for batch in given:
             instance_of("batches", batch, Batch, RefgptError)
-        loss, gradients = summed_gradients(self._model, self._parameters, given)
+        dropout = Dropout(self._model, self.dropout, self.seed, self.n_steps) if self.dropout else None
+        loss, gradients = summed_gradients(self._model, self._parameters, given, dropout)
         norm = clip_gradients(gradients, self.clip)
         self.n_steps += 1
         for name, w in self._weights.items():
@@ -169,7 +187,8 @@ class Trainer:
         CheckpointError
             If it cannot be written.
         """
-        write_state(directory, State(self.n_steps, self.optimiser, self.clip, self.muon, self._weights, self._state))
+        settings = (self.n_steps, self.optimiser, self.clip, self.muon, self.dropout, self.seed)
+        write_state(directory, State(*settings, self._weights, self._state))
 
     @classmethod
     @default_float_state()
@@ -189,7 +208,7 @@ class Trainer:
             If the file is damaged, or is that of another model.
         """
         state = read_state(directory)
-        trainer = cls(model, state.optimiser, state.clip, state.muon)
+        trainer = cls(model, state.optimiser, state.clip, state.muon, state.dropout, state.seed)
         trainer._take(state, directory)
         return trainer
 

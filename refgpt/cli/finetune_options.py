@@ -1,0 +1,181 @@
+"""The options of ``refgpt finetune``, and what other programs call them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from refgpt.generation.chat_templates import TEMPLATES
+from refgpt.training.data import TOO_LONG
+from refgpt.training.examples import LOSSES
+from refgpt.training.run import OPTIMISERS
+from refgpt.training.schedule import SHAPES
+
+#: What mlx-lm and Hugging Face's trainers call options, by what they are called here. Underscores will do for hyphens.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "--data": ("--train-file", "--dataset"),
+    "--valid": ("--validation-file", "--eval-data"),
+    "--output": ("--output-dir", "--adapter-path"),
+    "--rank": ("--lora-r", "--lora-rank"),
+    "--alpha": ("--lora-alpha",),
+    "--dropout": ("--lora-dropout",),
+    "--targets": ("--target-modules", "--lora-target-modules"),
+    "--iters": ("--max-steps",),
+    "--epochs": ("--num-train-epochs",),
+    "--batch-size": ("--per-device-train-batch-size",),
+    "--accumulate": ("--grad-accumulation-steps", "--gradient-accumulation-steps"),
+    "--max-seq-length": ("--max-length",),
+    "--schedule": ("--lr-scheduler-type",),
+    "--warmup": ("--warmup-steps",),
+    "--eps": ("--adam-epsilon",),
+    "--clip": ("--max-grad-norm",),
+    "--eval-every": ("--steps-per-eval", "--eval-steps"),
+    "--save-every": ("--save-steps",),
+    "--report-every": ("--steps-per-report", "--logging-steps"),
+}
+
+
+def add_finetune_arguments(parser: argparse.ArgumentParser) -> str:
+    """Declare them; returns a line for each that ``add_other_names`` gives other names."""
+    _add_data(parser)
+    _add_adapter(parser.add_argument_group("adapter"))
+    _add_steps(parser.add_argument_group("steps"))
+    _add_optimiser(parser.add_argument_group("optimiser"))
+    _add_watching(parser.add_argument_group("watching"))
+    return "\n  ".join(f"{name}: {', '.join(others)}" for name, others in ALIASES.items())
+
+
+def add_other_names(parser: argparse.ArgumentParser) -> None:
+    """Let the parser understand the other names, and underscores for hyphens, without listing them in its help."""
+    known = parser._option_string_actions
+    for name, others in ALIASES.items():
+        known.update(dict.fromkeys(others, known[name]))
+    known.update({f"--{name[2:].replace('-', '_')}": action for name, action in known.items() if name[:2] == "--"})
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", required=True, metavar="PATH", help="what to learn from: JSONL, a folder of it, or plain text")
+    add("--valid", metavar="FILE", help="texts for evaluation (default: the folder's valid.jsonl)")
+    add("-o", "--output", required=True, metavar="DIRECTORY", help="where the adapter or model is written")
+    add("--full", action="store_true", help="train all weights instead of an adapter")
+    group = parser.add_argument_group("texts").add_argument
+    group(
+        "--loss",
+        choices=LOSSES,
+        default="completion",
+        help="what is learned of texts with a prompt: the completion, or the prompt too (default: completion)",
+    )
+    group("--template", choices=TEMPLATES, default="base", help="format of conversations (default: base)")
+    group(
+        "--max-seq-length",
+        type=int,
+        metavar="N",
+        help="most tokens of a text; a text without a prompt is cut into pieces (default: the model's context)",
+    )
+    group(
+        "--too-long",
+        choices=TOO_LONG,
+        default="skip",
+        help="what becomes of longer texts with a prompt: left out, or cut at the end (default: skip)",
+    )
+    group("--strict", action="store_true", help="end with an error at the first malformed line")
+    group("--no-eos", dest="eos", action="store_false", help="do not put the token that ends a text after each")
+    group(
+        "--pack",
+        action="store_true",
+        help="fill each row of a batch with as many texts as have room in --max-seq-length; none sees another "
+        "(default: a text a row)",
+    )
+
+
+def _add_adapter(group: argparse._ActionsContainer) -> None:
+    add = group.add_argument
+    add("--rank", type=int, metavar="N", help="rank of the adapter's matrices (default: 8)")
+    add("--alpha", type=float, metavar="X", help="their product is multiplied by ALPHA / RANK (default: 16)")
+    add(
+        "--targets",
+        metavar="NAMES",
+        help="matrices that get one: some of q, k, v, o, fc_in, fc_out, with commas between, or all (default: q,v)",
+    )
+    add(
+        "--dropout",
+        type=float,
+        metavar="X",
+        help="share of inputs left out, anew for each text (default: 0)",
+    )
+
+
+def _add_steps(group: argparse._ActionsContainer) -> None:
+    add = group.add_argument
+    add("--epochs", type=int, default=1, metavar="N", help="how often each text is seen (default: 1)")
+    add("--iters", type=int, metavar="N", help="steps, instead of --epochs")
+    add("--batch-size", type=int, default=8, metavar="N", help="rows of a batch (default: 8)")
+    add("--accumulate", type=int, default=1, metavar="N", help="batches of a step (default: 1)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the adapter, the order and the dropout (default: 0)")
+
+
+def _add_optimiser(group: argparse._ActionsContainer) -> None:
+    add = group.add_argument
+    add(
+        "--optimizer",
+        "--optimiser",
+        choices=OPTIMISERS,
+        default="adamw",
+        help="muon: Muon for the matrices of the blocks, AdamW for the others (default: adamw)",
+    )
+    add(
+        "--learning-rate",
+        "--lr",
+        type=float,
+        metavar="X",
+        help="the largest learning rate (default: 1e-4, with --full 1e-5)",
+    )
+    add("--schedule", choices=SHAPES, default="cosine", help="how it goes down after the warm-up (default: cosine)")
+    add("--warmup", type=int, metavar="N", help="steps that lead up to it (default: 3%% of all)")
+    add("--floor", type=float, default=0.0, metavar="X", help="what the last step has, as a share of it (default: 0)")
+    add("--weight-decay", type=float, default=0.0, metavar="X", help="of matrices, not of embeddings (default: 0)")
+    add("--betas", type=float, nargs=2, default=(0.9, 0.999), metavar=("X", "Y"), help="AdamW's (default: 0.9 0.999)")
+    add("--eps", type=float, default=1e-8, metavar="X", help="AdamW's (default: 1e-8)")
+    add("--momentum", type=float, default=0.95, metavar="X", help="Muon's (default: 0.95)")
+    add("--clip", type=float, default=1.0, metavar="X", help="longest gradient; 0: any (default: 1)")
+
+
+def _add_watching(group: argparse._ActionsContainer) -> None:
+    add = group.add_argument
+    add("--eval-every", type=int, default=50, metavar="N", help="steps between evaluations (default: 50)")
+    add("--save-every", type=int, default=50, metavar="N", help="steps between states on the disk (default: 50)")
+    add(
+        "--report-every",
+        type=int,
+        default=10,
+        metavar="N",
+        help="steps between lines on standard error, where it is no terminal (default: 10)",
+    )
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of ``RunSettings``, by their names there."""
+    rate = arguments.learning_rate
+    return {
+        "iters": arguments.iters,
+        "epochs": arguments.epochs,
+        "batch_size": arguments.batch_size,
+        "accumulation": arguments.accumulate,
+        "row_length": arguments.max_seq_length,
+        "pack": arguments.pack,
+        "optimiser": arguments.optimizer,
+        "lr": (1e-5 if arguments.full else 1e-4) if rate is None else rate,
+        "schedule": arguments.schedule,
+        "warmup": arguments.warmup,
+        "floor": arguments.floor,
+        "betas": tuple(arguments.betas),
+        "eps": arguments.eps,
+        "weight_decay": arguments.weight_decay,
+        "momentum": arguments.momentum,
+        "clip": arguments.clip or None,
+        "dropout": 0.0 if arguments.dropout is None else arguments.dropout,
+        "seed": arguments.seed,
+        "eval_every": arguments.eval_every,
+        "save_every": arguments.save_every,
+    }

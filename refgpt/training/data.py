@@ -1,0 +1,182 @@
+"""Files of texts to learn from: JSONL, folders of it, and plain text.
+
+Nothing is dropped in silence: what is too long, empty or malformed is counted, and named by its line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from refgpt._common.arguments import one_of, path_of, whole_number
+from refgpt._common.errors import DataError, RefgptError, missing
+from refgpt._common.small_files import open_file, parse_json, read_bytes, reading
+from refgpt._common.wording import told
+from refgpt.training.examples import Encoder, Example, pieces_of
+
+#: A line of JSONL and a plain text have at most so many bytes.
+LONGEST_LINE = 1 << 24
+LONGEST_TEXT = 1 << 31
+JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+SPLITS = ("train", "valid", "test")
+#: Lines that are named, of each kind of those that are left out.
+MOST_NAMED = 5
+TOO_LONG = ("skip", "cut")
+
+
+@dataclass(eq=False)
+class Texts:
+    """The texts of a file.
+
+    Attributes
+    ----------
+    path : Path
+    examples : list of Example
+    n_cut : int
+        How many were too long, and were cut into pieces or shortened.
+    left_out : dict of str to list of str
+        Places of what cannot be learned from, by what is wrong with it: "too long", "empty", "malformed".
+    """
+
+    path: Path
+    examples: list[Example] = field(default_factory=list)
+    n_cut: int = 0
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave_out(self, why: str, place: str) -> None:
+        """Count a line, and remember where it is."""
+        self.left_out.setdefault(why, []).append(place)
+
+    @property
+    def n_tokens(self) -> int:
+        """Of all texts together."""
+        return sum(map(len, self.examples))
+
+    @property
+    def n_targets(self) -> int:
+        """Tokens that are to be predicted."""
+        return sum(example.n_targets for example in self.examples)
+
+    def summary(self) -> list[str]:
+        """What was read and what was not, as lines for people."""
+        cut = f", {self.n_cut:,} too long and cut" if self.n_cut else ""
+        learned = f"{self.n_tokens:,} tokens, {self.n_targets:,} of them learned"
+        lines = [f"{self.path}: {len(self.examples):,} texts{cut}, {learned}"]
+        for why, places in self.left_out.items():
+            more = f" and {len(places) - MOST_NAMED:,} more" if len(places) > MOST_NAMED else ""
+            lines.append(f"{self.path}: left out, {why}: {len(places):,} ({'; '.join(places[:MOST_NAMED])}{more})")
+        return lines
+
+    def digest(self) -> str:
+        """A checksum of all ids, of what is learned and of what sees itself both ways."""
+        found = hashlib.sha256()
+        for example in self.examples:
+            found.update(np.array([len(example), example.prefix_len], "<i8").tobytes())
+            found.update(example.ids.astype("<i4").tobytes() + example.wanted.tobytes())
+        return found.hexdigest()[:32]
+
+
+def find_splits(path: str | os.PathLike[str]) -> dict[str, Path]:
+    """The files of a data set: "train", and "valid" and "test" where it is a folder that has them.
+
+    Raises
+    ------
+    DataError
+        If there is nothing at the path, or a folder without train.jsonl or train.txt.
+    """
+    place = path_of("data", path, DataError)
+    with reading(place, DataError):
+        if not place.is_dir():
+            place.stat()
+            return {"train": place}
+        names = {split: [place / f"{split}.jsonl", place / f"{split}.txt"] for split in SPLITS}
+        found = {split: next((one for one in files if one.exists()), None) for split, files in names.items()}
+    if found["train"] is None:
+        raise missing(DataError)("has no file to learn from", where=place, wanted="train.jsonl or train.txt")
+    return {split: one for split, one in found.items() if one is not None}
+
+
+def read_texts(path: Path, encoder: Encoder, max_length: int, too_long: str = "skip", strict: bool = False) -> Texts:
+    """The texts of a file.
+
+    Parameters
+    ----------
+    path : Path
+        JSONL, by its suffix, or plain text: a single text that is cut into pieces.
+    encoder : Encoder
+    max_length : int
+        Most tokens of a text. One without a prompt is cut into pieces, and nothing of it is lost.
+    too_long : "skip" or "cut"
+        What becomes of longer texts with a prompt: they are left out, or lose their end.
+    strict : bool
+        Whether a malformed line is an error.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, or nothing in it can be learned from.
+    """
+    one_of("too_long", too_long, TOO_LONG, DataError)
+    max_length = whole_number("max_seq_length", max_length, 2, encoder.config.n_ctx, DataError)
+    texts = Texts(path)
+    if path.suffix.lower() not in JSON_SUFFIXES:
+        _add(texts, encoder.encode({"text": _plain_text(path)}), max_length, "cut", "the text")
+    else:
+        for n, raw in enumerate(_lines(path), 1):
+            place = f"line {n}"
+            if not raw.strip():
+                texts.leave_out("empty", place)
+                continue
+            try:
+                examples = encoder.encode(parse_json(raw, f"{path}, {place}", DataError))
+            except RefgptError as fault:
+                if strict:
+                    raise fault if fault.where is not None else fault.within(f"{path}, {place}") from None
+                got = "" if fault.got is None else f", got {told(fault.got)}"
+                texts.leave_out("malformed", f"{place}: {told(fault.what)}{got}")
+                continue
+            _add(texts, examples, max_length, too_long, place)
+    if not texts.examples:
+        got = "; ".join(texts.summary()[1:]) or "an empty file"
+        wanted = "lines as {'text'}, {'prompt', 'completion'} or {'messages'}, or plain text"
+        raise DataError("holds nothing that can be learned from", where=path, got=got, wanted=wanted)
+    return texts
+
+
+def _add(texts: Texts, examples: list[Example], most: int, too_long: str, place: str) -> None:
+    if not any(example.n_targets for example in examples):
+        texts.leave_out("empty", place)
+    for example in examples:
+        if len(example) > most and example.wanted.all():
+            texts.n_cut += 1
+            texts.examples += pieces_of(example, most)
+        elif len(example) > most and (too_long == "skip" or not example.wanted[1:most].any()):
+            texts.leave_out("too long", f"{place}: {len(example):,} tokens")
+        elif len(example) > most:
+            texts.n_cut += 1
+            texts.examples.append(Example(example.ids[:most], example.wanted[:most], min(example.prefix_len, most)))
+        elif example.n_targets:
+            texts.examples.append(example)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with reading(path, DataError), open_file(path, DataError) as file:
+        first = True
+        while raw := file.readline(LONGEST_LINE + 1):
+            if len(raw) > LONGEST_LINE:
+                wanted = f"at most {LONGEST_LINE:,} bytes"
+                raise DataError("a line is too long", where=path, wanted=wanted, fix="is it JSONL, a text a line?")
+            yield raw.removeprefix(b"\xef\xbb\xbf") if first else raw
+            first = False
+
+
+def _plain_text(path: Path) -> str:
+    try:
+        return read_bytes(path, DataError, LONGEST_TEXT).decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        raise DataError("is not UTF-8 text", where=path, got=f"byte {fault.start}") from None

@@ -1,0 +1,392 @@
+"""A training from texts to a written model: planned, watched, kept, and resumed to the bit after whatever ended it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from refgpt._common.arguments import keep_whole, number, one_of, path_of
+from refgpt._common.errors import CheckpointError, RefgptError
+from refgpt._common.partial_files import lock_partial, partial_name, replace_text, sync
+from refgpt._common.small_files import LARGEST_JSON, is_there, parse_json, read_bytes, reading
+from refgpt._common.wording import listed
+from refgpt.training.data import Texts
+from refgpt.training.evaluating import mean_loss
+from refgpt.training.examples import batch_of
+from refgpt.training.optimiser import AdamW, Muon
+from refgpt.training.packing import PlannedStep, plan_steps
+from refgpt.training.parameters import Parameters, TrainedModel
+from refgpt.training.schedule import SHAPES, schedule
+from refgpt.training.state import STATE
+from refgpt.training.trainer import Trainer
+
+SETTINGS = "finetune.json"
+METRICS = "metrics.jsonl"
+#: Inside the output: what a training is resumed from, and a result on its way.
+STATE_DIRECTORY = "state"
+RESULT_DIRECTORY = ".result"
+LOCK = ".running"
+OPTIMISERS = ("adamw", "muon")
+#: Files that make a directory a model or an adapter: they come last.
+LAST_FILES = ("config.json", "adapter_config.json")
+#: The share of the steps that are warm-up, unless it is said.
+WARMUP = 0.03
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How to train.
+
+    Attributes
+    ----------
+    iters : int, optional
+        Steps; by default as many as ``epochs`` need.
+    epochs : int
+        How often each text is seen.
+    batch_size : int
+        Rows of a micro-batch: texts, or with ``pack`` as many texts as have room in so many rows.
+    accumulation : int
+        Micro-batches of a step.
+    row_length : int, optional
+        Most tokens of a row; by default the model's context.
+    pack : bool
+        Whether short texts are put together to rows.
+    optimiser : "adamw" or "muon"
+        Muon trains the matrices of the blocks, AdamW what is left.
+    lr, schedule, warmup, floor
+        See ``schedule``; ``warmup`` None is 3% of the steps.
+    betas, eps, weight_decay, momentum, clip, dropout
+        See ``AdamW``, ``Muon`` and ``Trainer``.
+    seed : int
+        Of the order of the texts, and of what dropout leaves out.
+    eval_every, save_every : int
+        Steps from one evaluation, or state on the disk, to the next; both come after the last step too.
+    """
+
+    iters: int | None = None
+    epochs: int = 1
+    batch_size: int = 8
+    accumulation: int = 1
+    row_length: int | None = None
+    pack: bool = False
+    optimiser: str = "adamw"
+    lr: float = 1e-4
+    schedule: str = "cosine"
+    warmup: int | None = None
+    floor: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    momentum: float = 0.95
+    clip: float | None = 1.0
+    dropout: float = 0.0
+    seed: int = 0
+    eval_every: int = 50
+    save_every: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulation", "eval_every", "save_every"):
+            keep_whole(self, name, 1, None, RefgptError)
+        keep_whole(self, "iters", 1, None, RefgptError, optional=True)
+        keep_whole(self, "row_length", 2, None, RefgptError, optional=True)
+        keep_whole(self, "warmup", 0, None, RefgptError, optional=True)
+        keep_whole(self, "seed", 0, 2**32 - 1, RefgptError)
+        one_of("optimiser", self.optimiser, OPTIMISERS, RefgptError)
+        one_of("schedule", self.schedule, SHAPES, RefgptError)
+        number("lr", self.lr, 0, None, RefgptError)
+        number("floor", self.floor, 0, 1, RefgptError)
+        AdamW(self.betas, self.eps, self.weight_decay)
+        Muon((), self.momentum)
+
+
+@dataclass(frozen=True)
+class Event:
+    """A line of metrics.jsonl: what a step was like ("loss", before it), or an evaluation ("valid_loss", "test_loss").
+
+    Attributes
+    ----------
+    step : int
+        Steps done by then.
+    values : dict of str to number
+    """
+
+    step: int
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class Run:
+    """A training that writes into a directory; iterate over it to train.
+
+    The directory gets finetune.json (the settings, and the data by checksums), metrics.jsonl, at the end the model or
+    the adapter, and until then the state from which a run with the same arguments goes on.
+
+    Parameters
+    ----------
+    model : Model
+        With a new adapter where one is to be trained.
+    data : dict of str to Texts
+        "train", and "valid" and "test" if there are any.
+    out : Path
+        As ``check_output`` allows it.
+    settings : RunSettings
+    about : dict, optional
+        What else the result depends on, for finetune.json: another value of it is another run.
+    record : dict, optional
+        What finetune.json shall say besides, for people.
+
+    Attributes
+    ----------
+    n_steps, n_done : int
+        Of all steps, and of those that are done.
+    finished : bool
+        Whether the result is written.
+
+    Raises
+    ------
+    RefgptError
+        If the directory has a run with other settings, or another process is writing it.
+    """
+
+    def __init__(
+        self,
+        model: TrainedModel,
+        data: dict[str, Texts],
+        out: Path,
+        settings: RunSettings,
+        about: dict[str, Any] | None = None,
+        record: dict[str, Any] | None = None,
+    ) -> None:
+        self.model, self.data, self.out, self.settings = model, data, out, settings
+        self._lengths = list(map(len, data["train"].examples))
+        if settings.iters is None:
+            self.n_steps = sum(1 for _ in self._plan(settings.epochs))
+        else:
+            self.n_steps = settings.iters
+        warmup = round(WARMUP * self.n_steps) if settings.warmup is None else settings.warmup
+        self._rates = schedule(settings.schedule, settings.lr, warmup, self.n_steps, settings.floor)
+        told = {
+            "settings": asdict(settings) | {"betas": list(settings.betas)},
+            "data": {split: texts.digest() for split, texts in data.items()},
+            "about": about or {},
+            "record": record or {},
+        }
+        check_output(out)
+        with _writing(out):
+            out.mkdir(exist_ok=True)
+            self._lock: int | None = lock_partial(out / LOCK)
+        try:
+            earlier = _read(out / SETTINGS)
+            if earlier is None:
+                self._write(out / SETTINGS, json.dumps(told | {"finished": False}, indent=2) + "\n")
+            else:
+                _check_same(earlier, told, out)
+            self.finished = bool(earlier and earlier.get("finished"))
+            self._told = told
+            if self.finished:
+                self._forget_state()
+            self.trainer = self._trainer()
+            self.n_done = self.n_steps if self.finished else self.trainer.n_steps
+            if not self.finished:
+                self._cut_metrics()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let others write the directory."""
+        if self._lock is not None:
+            (self.out / LOCK).unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Event]:
+        if self.finished:
+            return
+        settings, n_done = self.settings, self.n_done
+        if not n_done:
+            yield from self._evaluate(0, "valid")
+        for i, planned in enumerate(self._plan(None)):
+            if i < n_done:
+                continue
+            if i == self.n_steps:
+                break
+            yield self._step(i, planned)
+            done = self.n_done = i + 1
+            if done % settings.eval_every == 0 or done == self.n_steps:
+                yield from self._evaluate(done, "valid")
+            if done % settings.save_every == 0 or done == self.n_steps:
+                if done == self.n_steps:
+                    yield from self._evaluate(done, "test")
+                self.trainer.save(self.out / STATE_DIRECTORY)
+        self._write_result()
+
+    def _plan(self, n_epochs: int | None) -> Iterator[PlannedStep]:
+        settings = self.settings
+        n_rows, row_length = settings.batch_size * settings.accumulation, settings.row_length
+        row_length = self.model.engine.config.n_ctx if row_length is None else row_length
+        return plan_steps(self._lengths, n_rows, row_length, settings.pack, settings.seed, n_epochs)
+
+    def _step(self, i: int, planned: PlannedStep) -> Event:
+        size, examples = self.settings.batch_size, self.data["train"].examples
+        parts = [[n for row in planned.rows[at : at + size] for n in row] for at in range(0, len(planned.rows), size)]
+        chosen = [[examples[n] for n in part] for part in parts]
+        began = time.monotonic()
+        step = self.trainer.step([batch_of(part) for part in chosen], self._rates[i])
+        seconds = time.monotonic() - began
+        n_tokens = sum(len(example) for part in chosen for example in part)
+        return self._tell(
+            i + 1,
+            epoch=planned.epoch + 1,
+            loss=step.loss,
+            norm=step.norm,
+            lr=self._rates[i],
+            texts=sum(map(len, chosen)),
+            tokens=n_tokens,
+            targets=sum(example.n_targets for part in chosen for example in part),
+            seconds=round(seconds, 3),
+            tokens_per_second=round(n_tokens / max(seconds, 1e-9), 1),
+        )
+
+    def _evaluate(self, done: int, split: str) -> Iterator[Event]:
+        if split in self.data:
+            began = time.monotonic()
+            loss, n_targets = mean_loss(self.model, self.data[split].examples)
+            seconds = round(time.monotonic() - began, 3)
+            yield self._tell(done, **{f"{split}_loss": loss, "targets": n_targets, "seconds": seconds})
+
+    def _tell(self, step: int, **values: Any) -> Event:
+        with _writing(self.out), (self.out / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        return Event(step, values)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl so far, as far as they are whole."""
+        path = self.out / METRICS
+        with reading(path, CheckpointError):
+            if not is_there(path):
+                return []
+            raw = path.read_bytes()
+        found = []
+        for line in raw.splitlines():
+            try:
+                found.append(parse_json(line, path, CheckpointError))
+            except CheckpointError:  # cut short when the process was killed
+                break
+        return found
+
+    def _write(self, path: Path, text: str) -> None:
+        with _writing(self.out):
+            replace_text(path, text)
+
+    def _cut_metrics(self) -> None:
+        """Forget the steps after the state on the disk: they are made again, to the same bits."""
+        kept = [line for line in self.metrics() if self.n_done and line.get("step", 0) <= self.n_done]
+        self._write(self.out / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def _trainer(self) -> Trainer:
+        settings, state = self.settings, self.out / STATE_DIRECTORY
+        if is_there(state / STATE):
+            return Trainer.resume(state, self.model)
+        muon = Muon(self._matrices(), settings.momentum) if settings.optimiser == "muon" else None
+        adamw = AdamW(settings.betas, settings.eps, settings.weight_decay)
+        return Trainer(self.model, adamw, settings.clip, muon, settings.dropout, settings.seed)
+
+    def _matrices(self) -> list[str]:
+        """The matrices of the blocks, by their names in files; of a model with adapters theirs."""
+        parameters = Parameters(self.model)
+        if parameters.adapted:
+            return parameters.names()
+        matrices = (n for n, leaf in parameters.leaves.items() if n.startswith("blocks.") and leaf.ndim == 2)
+        return [parameters.name(name) for name in matrices]
+
+    def _write_result(self) -> None:
+        """The model or adapter: its files get their places one by one, last the one without which it is none."""
+        result = self.out / RESULT_DIRECTORY
+        with _writing(self.out):
+            if is_there(result):  # of a run that was killed
+                shutil.rmtree(result)
+        self.trainer.write(result)
+        with _writing(self.out):
+            for path in sorted(result.iterdir(), key=lambda path: (path.name in LAST_FILES, path.name)):
+                path.replace(self.out / path.name)
+            result.rmdir()
+            sync(self.out)
+        self._write(self.out / SETTINGS, json.dumps(self._told | {"finished": True}, indent=2) + "\n")
+        self._forget_state()
+        self.finished = True
+
+    def _forget_state(self) -> None:
+        with _writing(self.out):
+            if is_there(self.out / STATE_DIRECTORY):
+                shutil.rmtree(self.out / STATE_DIRECTORY)
+
+
+def check_output(out: str | os.PathLike[str]) -> Path:
+    """A directory that a run can write: not there yet, empty, or that of an earlier run.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    place = path_of("output", out, CheckpointError)
+    with _writing(place):
+        if not place.parent.is_dir():
+            raise CheckpointError("there is no such directory to put it in", where=place.parent, fix="make it first")
+        if place.exists() and not place.is_dir():
+            raise CheckpointError("is there, and no directory", where=place, fix="name another")
+        begun = (LOCK, partial_name(place / SETTINGS).name)  # by a run that was killed at once
+        held = [path.name for path in place.iterdir() if path.name not in begun] if place.is_dir() else []
+        if held and SETTINGS not in held:
+            what = "the directory is not empty, and holds no training that could go on"
+            raise CheckpointError(what, where=place, fix="name another, or remove it first")
+    return place
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    with reading(path, CheckpointError):
+        if not is_there(path):
+            return None
+    return parse_json(read_bytes(path, CheckpointError, LARGEST_JSON), path, CheckpointError)
+
+
+def _check_same(earlier: dict[str, Any], told: dict[str, Any], out: Path) -> None:
+    """Refuse to go on with other settings or data: the result would be that of neither."""
+    other = []
+    now = json.loads(json.dumps(told))
+    for part in ("settings", "data", "about"):
+        values, before = now[part], earlier.get(part)
+        before = before if isinstance(before, dict) else {}
+        other += [name for name in sorted(before.keys() | values.keys()) if before.get(name) != values.get(name)]
+    if other:
+        raise CheckpointError(
+            "was begun with other settings or data",
+            where=out,
+            got=f"another {listed(other)}",
+            fix="give the same again to go on, or name another output",
+        )
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Turn the system's errors into one that names the output."""
+    try:
+        yield
+    except BlockingIOError:
+        raise CheckpointError("another process is training there", where=out, fix="wait for it") from None
+    except OSError as fault:
+        if fault.errno is None:
+            raise
+        raise CheckpointError(f"cannot be written ({fault.strerror})", where=out) from fault

@@ -1,0 +1,270 @@
+"""A whole training: planned, kept, stopped at any moment, and resumed to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import refgpt
+from refgpt import training
+from refgpt._common.errors import CheckpointError, RefgptError
+from refgpt.generation.chat_templates import TEMPLATES
+from refgpt.training.data import read_texts
+from refgpt.training.evaluating import mean_loss
+from refgpt.training.examples import Encoder, batch_of
+from refgpt.training.run import Run, RunSettings
+from refgpt.training.state import read_state
+from tests.helpers.finetune_files import PAIRS, write_lines, write_small_model
+from tests.helpers.work import HANGS
+
+SETTINGS = RunSettings(iters=7, batch_size=2, lr=1e-2, eval_every=3, save_every=2, dropout=0.2)
+WEIGHTS = "adapter_model.safetensors"
+
+
+def load(tmp_path, adapter=True, **options):
+    path = tmp_path / "model"
+    model = refgpt.load(path if path.exists() else write_small_model(path), **options)
+    if adapter:
+        training.new_adapter(model, rank=2, targets="q,v", seed=0)
+    return model
+
+
+def data_of(tmp_path, model, records=PAIRS):
+    path = write_lines(tmp_path / "train.jsonl", records)
+    texts = read_texts(path, Encoder(model.config, model.tokenizer, TEMPLATES["base"]), 60)
+    return {"train": texts, "valid": texts}
+
+
+def run_in(tmp_path, name="out", settings=SETTINGS, **options):
+    model = load(tmp_path, **options)
+    return Run(model, data_of(tmp_path, model), tmp_path / name, settings)
+
+
+def lines(directory):
+    found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in found]
+
+
+def test_a_run_is_the_steps_of_a_trainer(tmp_path):
+    settings = replace(SETTINGS, accumulation=2, schedule="linear", warmup=2, floor=0.1, weight_decay=0.1)
+    with run_in(tmp_path, settings=settings) as run:
+        events = list(run)
+    assert [event.step for event in events if "loss" in event.values] == list(range(1, 8))
+    evaluated = [event.step for event in events if "valid_loss" in event.values]
+    assert evaluated == [0, 3, 6, 7]
+    assert events[-1].values["valid_loss"] < events[0].values["valid_loss"] - 0.1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "adapter_config.json",
+        WEIGHTS,
+        "finetune.json",
+        "metrics.jsonl",
+    ]
+    model = load(tmp_path)
+    trainer = training.Trainer(model, training.AdamW(weight_decay=0.1), dropout=0.2)
+    examples = data_of(tmp_path, model)["train"].examples
+    rates = training.schedule("linear", 1e-2, 2, 7, 0.1)
+    seen = [event.values for event in events if "loss" in event.values]
+    assert [one["texts"] for one in seen[:4]] == [4, 1, 4, 1] and seen[0]["epoch"] == 1 and seen[2]["epoch"] == 2
+    for i, rate in enumerate(rates):
+        order = np.random.RandomState([0, i // 2]).permutation(5)
+        step = trainer.step([batch_of([examples[n] for n in (order[:4] if i % 2 == 0 else order[4:])])], rate)
+        assert (step.loss, step.norm, rate) == (seen[i]["loss"], seen[i]["norm"], seen[i]["lr"])
+    again = refgpt.load(tmp_path / "model", adapter=tmp_path / "out")
+    assert (again.logits([3, 4, 5]) == model.logits([3, 4, 5])).all()
+    assert mean_loss(again, examples)[0] == events[-1].values["valid_loss"]
+
+
+def test_all_weights_are_written_as_a_model(tmp_path):
+    settings = replace(SETTINGS, dropout=0.0, optimiser="muon", pack=True, row_length=60, epochs=3, iters=None)
+    with run_in(tmp_path, settings=settings, adapter=False, mask="prefix") as run:
+        list(run)
+        assert run.finished and run.n_steps == run.n_done
+    written = refgpt.load(tmp_path / "out")
+    assert written.mask == "prefix" and written.tokenizer is not None
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(tensors[f"transformer.h.{i}.attn.bias"].all() for i in range(2))
+    assert (written.logits([3, 4, 5]) == run.model.logits([3, 4, 5])).all()
+
+
+def test_what_was_stopped_goes_on_to_the_bit(tmp_path):
+    with run_in(tmp_path, "whole") as run:
+        list(run)
+    for stop in (1, 3, 5, 8):
+        with run_in(tmp_path) as run:
+            events = iter(run)
+            for _ in range(stop):
+                if next(events, None) is None:
+                    break
+            events.close()
+    with run_in(tmp_path) as run:
+        assert 0 < run.n_done < 7
+        list(run)
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    assert lines(tmp_path / "out") == lines(tmp_path / "whole")
+    with run_in(tmp_path) as run:
+        assert run.finished and list(run) == []
+
+
+COMMAND = ["finetune", "--iters", "30", "--batch-size", "2", "--lr", "1e-2", "--save-every", "4", "--eval-every", "7"]
+
+
+def begin(tmp_path, out):
+    place = ["-m", tmp_path / "model", "--data", tmp_path / "data", "-o", out, "--dropout", "0.1", "--rank", "2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(refgpt.__file__).parents[1])}
+    command = [sys.executable, "-m", "refgpt", *map(str, [*COMMAND, *place])]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_what_was_killed_at_any_moment_goes_on_to_the_bit(tmp_path):
+    write_small_model(tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    for split in ("train", "valid", "test"):
+        write_lines(tmp_path / "data" / f"{split}.jsonl", PAIRS)
+    whole = begin(tmp_path, tmp_path / "whole")
+    told, _ = whole.communicate(timeout=HANGS)
+    assert whole.returncode == 0, told
+    chance, out, metrics = random.Random(os.getpid()), tmp_path / "out", tmp_path / "out" / "metrics.jsonl"
+    for n_lines in sorted(chance.sample(range(3, 34), 2)):
+        process = begin(tmp_path, out)
+        while process.poll() is None:
+            if metrics.exists() and metrics.read_bytes().count(b"\n") >= n_lines:
+                time.sleep(chance.random() / 100)
+                break
+        process.kill()
+        process.communicate()
+    last = begin(tmp_path, out)
+    told, _ = last.communicate(timeout=HANGS)
+    assert last.returncode == 0, told
+    assert (out / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    assert lines(out) == lines(tmp_path / "whole")
+    kept = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert {path.name for path in out.iterdir()} == kept and "state" not in kept
+
+
+def test_a_result_that_was_half_in_place_is_written_again(tmp_path, monkeypatch):
+    replace_file, moved = Path.replace, []
+
+    def once(self, target):
+        if self.parent.name == ".result":
+            moved.append(self)
+            if len(moved) == 2:
+                raise KeyboardInterrupt
+        return replace_file(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", once)
+        with run_in(tmp_path) as run, pytest.raises(KeyboardInterrupt):
+            list(run)
+    assert not (tmp_path / "out" / "adapter_config.json").exists()  # so that nothing takes it for an adapter
+    with run_in(tmp_path) as run:
+        assert not run.finished and run.n_done == 7
+        assert list(run) == []
+    assert refgpt.load(tmp_path / "model", adapter=tmp_path / "out") is not None
+    assert not (tmp_path / "out" / ".result").exists()
+
+
+def test_a_run_that_was_killed_at_once_is_no_hindrance(tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in (".running", "finetune.json.partial"):
+        (tmp_path / "out" / name).write_text("{")
+    with run_in(tmp_path) as run:
+        next(iter(run))
+
+
+def test_other_settings_or_data_are_another_run(tmp_path):
+    with run_in(tmp_path) as run:
+        next(iter(run))
+    with pytest.raises(CheckpointError, match=r"other settings or data; got another batch_size, lr"):
+        run_in(tmp_path, settings=replace(SETTINGS, lr=2e-2, batch_size=3))
+    model = load(tmp_path)
+    with pytest.raises(CheckpointError, match=r"got another train, valid"):
+        Run(model, data_of(tmp_path, model, PAIRS[1:]), tmp_path / "out", SETTINGS)
+
+
+def test_two_runs_do_not_share_an_output(tmp_path):
+    with run_in(tmp_path), pytest.raises(CheckpointError, match="another process is training there"):
+        run_in(tmp_path)
+    with run_in(tmp_path) as run:
+        next(iter(run))
+
+
+def test_outputs_that_are_taken_are_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("")
+    for name, fault in (("file", "no directory"), ("full", "not empty"), ("no/where", "no such directory")):
+        with pytest.raises(CheckpointError, match=fault):
+            run_in(tmp_path, name)
+    assert (tmp_path / "full" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"settings": 3}'])
+def test_settings_that_are_damaged_are_refused(tmp_path, damage):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "finetune.json").write_text(damage)
+    with pytest.raises(CheckpointError, match=r"finetune\.json|other settings"):
+        run_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"iters": 0},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"row_length": 1},
+        {"warmup": -1},
+        {"seed": -1},
+        {"optimiser": "sgd"},
+        {"schedule": "step"},
+        {"lr": -1},
+        {"floor": 2},
+        {"betas": (1, 1)},
+        {"momentum": 1},
+        {"eval_every": 0},
+        {"save_every": 0},
+    ],
+)
+def test_settings_that_make_no_sense_are_named(settings):
+    with pytest.raises(RefgptError, match=f"^{next(iter(settings))}"):
+        RunSettings(**settings)
+
+
+@pytest.mark.parametrize("backend", ["c", "numpy"])
+def test_dropout_leaves_out_columns_and_its_gradient_is_exact(tmp_path, backend):
+    model, other = load(tmp_path, backend=backend), load(tmp_path, backend=backend)
+    batch = batch_of(data_of(tmp_path, model)["train"].examples[:1])
+    stream, masks = np.random.RandomState([3, 0, 0]), {}
+    for n in range(2):
+        for kind in "qv":
+            of = [getattr(one.engine.kept().blocks[n], f"w{kind}") for one in (model, other)]
+            for leaf in of:
+                leaf.b[...] = np.random.RandomState(n).standard_normal(leaf.b.shape) / 4
+            mask = np.where(stream.random_sample(of[0].shape[1]) >= 0.5, np.float32(2), np.float32(0))
+            masks[f"base_model.model.transformer.h.{n}.attn.{kind}_proj.lora_A.weight"] = mask
+            of[1].a *= mask
+    for one in (model, other):
+        one.engine.adopt(one.engine.kept())
+    before = model.logits([3, 4, 5])
+    trainer = training.Trainer(model, clip=None, dropout=0.5, seed=3)
+    step = trainer.step([batch], 0.0)
+    assert (model.logits([3, 4, 5]) == before).all()  # the adapter is whole again
+    loss, want = training.gradients(other, batch)
+    assert step.loss == loss
+    trainer.save(tmp_path / "state")
+    for name, moments in read_state(tmp_path / "state").moments.items():
+        gradient = want[name] * masks.get(name, 1)
+        assert np.abs(moments["mean"] - 0.1 * gradient).max() <= 1e-7 * np.abs(gradient).max()
+        assert np.abs(gradient).max() > 0
+    with pytest.raises(RefgptError, match="dropout: only the inputs of adapters"):
+        training.Trainer(load(tmp_path, adapter=False), dropout=0.1)
