@@ -196,11 +196,12 @@ def test_loading_options_reach_the_loader(path, monkeypatch, run):
                 "checkpoint": checkpoint,
                 "tokenizer": tokenizer,
                 "asked_mask": "prefix",
+                "pairs": {},
             },
         }
     told.clear()
-    run("verify", path, *options)
-    assert told == {"load": {**files, **running, "backend": "c"}}
+    run("verify", path, *options, "--adapter", "a")
+    assert told == {"load": {**files, **running, "backend": "c", "adapter": "a"}}
 
 
 @pytest.mark.parametrize("command", [["generate", "Hi"], ["demo", "qa", "Hi"]])

@@ -59,7 +59,7 @@ def test_an_adapter_of_the_prefix_mask_says_so(run, files):
     adapted = refgpt.load(files / "model", adapter=files / "out")
     assert adapted.mask == "prefix" and "adapter" in adapted.mask_source
     assert refgpt.load(files / "model", adapter=files / "out", mask="causal").mask == "causal"
-    got = run("merge", files / "model", files / "out", "-o", files / "merged")
+    got = run("merge", "-m", files / "model", files / "out", "-o", files / "merged")
     assert got.code == 0 and refgpt.load(files / "merged").mask == "prefix"
     assert run("merge", files / "model", files / "out", "-o", files / "causal", "--mask", "causal").code == 0
     assert refgpt.load(files / "causal").mask == "causal"
@@ -99,6 +99,9 @@ def test_mistakes_are_found_before_the_weights_are_read(run, files, monkeypatch)
     ):
         got = finetune(run, files, *options)
         assert got.code == 1 and fault in got.err, got.err
+    for given in (("x",), ("-m", "x", "y", "z")):
+        with pytest.raises(SystemExit):
+            run("merge", *given, "-o", files / "merged")
     for options in (("--full", "--rank", 3), ("--adapter", "x", "--targets", "q"), ("--optimizer", "sgd")):
         with pytest.raises(SystemExit):
             finetune(run, files, *options)

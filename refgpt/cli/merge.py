@@ -23,8 +23,9 @@ def add_to(commands: Commands) -> None:
     """Declare ``merge``."""
     command = add_command(commands, "merge", _merge, "write a model with an adapter added to its weights", EXAMPLES)
     add = command.add_argument
-    add("model", metavar="MODEL", help=MODEL_HELP.partition(" (default")[0])
-    add("adapter", metavar="ADAPTER", help="directory of a LoRA adapter in PEFT's format")
+    add("base", metavar="MODEL", help=MODEL_HELP.partition(" (default")[0])
+    add("directory", nargs="?", metavar="ADAPTER", help="directory of a LoRA adapter in PEFT's format")
+    add("-m", "--model", metavar="MODEL", help="the model, instead of MODEL: merge -m MODEL ADAPTER")
     add("-o", "--output", required=True, metavar="DIRECTORY", help="directory to create; it appears when complete")
     add(
         "--dtype",
@@ -42,10 +43,11 @@ def add_to(commands: Commands) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    out = Path(arguments.output)
+    given = [one for one in (arguments.model, arguments.base, arguments.directory) if one is not None]
+    if len(given) != 2:
+        arguments.parser.error("give a model and an adapter" if len(given) < 2 else "the model is given twice")
+    out, (model, adapter) = Path(arguments.output), given
     with progress_bar("merging") as progress:
-        merge_adapter(
-            arguments.model, arguments.adapter, out, arguments.dtype, arguments.mask, progress, arguments.revision
-        )
+        merge_adapter(model, adapter, out, arguments.dtype, arguments.mask, progress, arguments.revision)
     print_line(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:,.1f} MB")
     return 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from typing import Any
 
-from refgpt.training.run import Event
+from refgpt.training.run import RunEvent
 
 log = logging.getLogger("refgpt")
 
@@ -39,7 +40,7 @@ class TrainingBar:
         if self._bar is not None:
             self._bar.close()
 
-    def show(self, event: Event) -> None:
+    def show(self, event: RunEvent) -> None:
         """Show a step or an evaluation."""
         values = event.values
         if "loss" in values:
@@ -48,7 +49,7 @@ class TrainingBar:
         told = ", ".join(f"{name.replace('_', ' ')} {x:.4f}" for name, x in values.items() if name.endswith("_loss"))
         line = f"step {event.step}: {told}"
         if self._bar is not None:
-            self._bar.write(line)
+            self._bar.write(line, file=sys.stderr)
         else:
             log.info("%s", line)
 

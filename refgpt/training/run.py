@@ -107,7 +107,7 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
-class Event:
+class RunEvent:
     """A line of metrics.jsonl: what a step was like ("loss", before it), or an evaluation ("valid_loss", "test_loss").
 
     Attributes
@@ -212,7 +212,7 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Iterator[RunEvent]:
         if self.finished:
             return
         settings, n_done = self.settings, self.n_done
@@ -239,7 +239,7 @@ class Run:
         row_length = self.model.engine.config.n_ctx if row_length is None else row_length
         return plan_steps(self._lengths, n_rows, row_length, settings.pack, settings.seed, n_epochs)
 
-    def _step(self, i: int, planned: PlannedStep) -> Event:
+    def _step(self, i: int, planned: PlannedStep) -> RunEvent:
         size, examples = self.settings.batch_size, self.data["train"].examples
         parts = [[n for row in planned.rows[at : at + size] for n in row] for at in range(0, len(planned.rows), size)]
         chosen = [[examples[n] for n in part] for part in parts]
@@ -260,17 +260,17 @@ class Run:
             tokens_per_second=round(n_tokens / max(seconds, 1e-9), 1),
         )
 
-    def _evaluate(self, done: int, split: str) -> Iterator[Event]:
+    def _evaluate(self, done: int, split: str) -> Iterator[RunEvent]:
         if split in self.data:
             began = time.monotonic()
             loss, n_targets = mean_loss(self.model, self.data[split].examples)
             seconds = round(time.monotonic() - began, 3)
             yield self._tell(done, **{f"{split}_loss": loss, "targets": n_targets, "seconds": seconds})
 
-    def _tell(self, step: int, **values: Any) -> Event:
+    def _tell(self, step: int, **values: Any) -> RunEvent:
         with _writing(self.out), (self.out / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        return Event(step, values)
+        return RunEvent(step, values)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl so far, as far as they are whole."""

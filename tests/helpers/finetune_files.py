@@ -10,7 +10,9 @@ from tests.helpers.model_files import write_model, write_tokenizer
 from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(eos_id=0)
-PAIRS = [{"prompt": f"Say {word}!", "completion": f" {word}, {word}."} for word in ("toad", "mill", "well", "rain", "duck")]
+PAIRS = [
+    {"prompt": f"Say {word}!", "completion": f" {word}, {word}."} for word in ("toad", "mill", "well", "rain", "duck")
+]
 
 
 def write_small_model(directory: Path) -> Path:
