@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from refgpt._common.errors import DataError
 
 #: Longest name on most file systems in bytes, less the suffix.
 LONGEST_NAME = 255 - len("..partial")
@@ -86,3 +90,21 @@ def replace_text(path: Path, text: str) -> None:
         raise
     finally:
         os.close(lock)
+
+
+@contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Turn the system's errors within the block into a DataError that names the file.
+
+    Raises
+    ------
+    DataError
+    """
+    try:
+        yield
+    except BlockingIOError:
+        raise DataError("another run is writing it", where=path, fix="wait for it, or name another file") from None
+    except OSError as error:
+        if error.errno is None:  # raised by a signal handler, so not ours
+            raise
+        raise DataError(f"cannot be written ({error.strerror})", where=path) from None

@@ -11,6 +11,7 @@ import logging
 import re
 import reprlib
 from collections.abc import Iterable
+from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 from unicodedata import category
@@ -104,6 +105,12 @@ def listed(names: Iterable[str]) -> str:
     names = list(names)
     text = ", ".join(name if name.isprintable() and len(name) <= 120 else shown(name) for name in names[:MOST_LISTED])
     return text if len(names) <= MOST_LISTED else f"{text} and {len(names) - MOST_LISTED} more"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """'; did you mean ...?' if a known name resembles this one, otherwise ''."""
+    close = get_close_matches(name[:100].lower(), list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def tensor_at(path: Path, name: str) -> str:

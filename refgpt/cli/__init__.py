@@ -13,6 +13,7 @@ from refgpt import __version__
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
 from refgpt.cli import (
+    batch,
     bench,
     chat,
     classify,
@@ -38,6 +39,7 @@ from refgpt.cli.signals import signals_raised
 COMMANDS = (
     generate,
     chat,
+    batch,
     classify,
     embed,
     demo,

@@ -10,14 +10,13 @@ from collections.abc import Iterator
 
 from refgpt._common.errors import GenerationError, RefgptError
 from refgpt._common.small_files import reading
-from refgpt._common.wording import listed
+from refgpt._common.wording import did_you_mean, listed
 from refgpt.cli.dialogue import Dialogue
 from refgpt.cli.loading import load_for
 from refgpt.cli.options import Commands, add_command, add_running_arguments
-from refgpt.cli.parser import did_you_mean
 from refgpt.cli.printing import print_line, print_text
 from refgpt.cli.sampling import add_sampling_arguments, sampling_of
-from refgpt.generation.chat_templates import TEMPLATES, ChatTemplate, chat_template
+from refgpt.cli.templates import add_template, listing, template_of
 from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers import Tokenizer
 
@@ -43,23 +42,15 @@ MOST_BYTES = 1 << 20
 
 def add_to(commands: Commands) -> None:
     """Declare ``chat``."""
-    templates = "\n".join(f"  {name:<11} {template.about}" for name, template in TEMPLATES.items())
     help = "hold a conversation with a model: each line is a question; /help lists the commands"
-    chat = add_command(commands, "chat", _chat, help, EXAMPLES.format(templates=templates))
-    add = chat.add_argument
-    add("--template", choices=TEMPLATES, default="base", help="prompt format (see below; default: base)")
-    add(
-        "--character",
-        metavar="NAME",
-        help="name of the character that answers, with --template pygmalion (default: Assistant)",
-    )
-    add("--persona", metavar="TEXT", help="a few sentences that describe the character, with --template pygmalion")
+    chat = add_command(commands, "chat", _chat, help, EXAMPLES.format(templates=listing()))
+    add_template(chat)
     add_sampling_arguments(chat)
     add_running_arguments(chat)
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    template = _template(arguments)
+    template = template_of(arguments)
     params = sampling_of(arguments, template.stop)
     if sys.stdin is None:
         raise GenerationError("standard input is closed", fix="run refgpt chat in a terminal, or pipe questions to it")
@@ -86,12 +77,6 @@ def _chat(arguments: argparse.Namespace) -> int:
             continue
         print_line()
     return 0
-
-
-def _template(arguments: argparse.Namespace) -> ChatTemplate:
-    if arguments.template != "pygmalion" and (arguments.character, arguments.persona) != (None, None):
-        arguments.parser.error("--character and --persona are for --template pygmalion")
-    return chat_template(arguments.template, arguments.character or "Assistant", arguments.persona or "")
 
 
 def _check_tokenizer(config: AnyConfig, tokenizer: Tokenizer | None) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from refgpt._common.wording import listed, shown, told
+from refgpt._common.wording import did_you_mean, listed, shown, told
 
 #: What options want, by what makes it of a text.
 NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number"}
@@ -85,12 +84,6 @@ class CommandParser(argparse.ArgumentParser):
             self._check_value(action, value)
             return value
         return super()._get_values(action, arg_strings)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' if a known name resembles this one, otherwise ''."""
-    close = get_close_matches(name[:100].lower(), list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _is_option(text: str) -> bool:

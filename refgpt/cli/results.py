@@ -22,7 +22,7 @@ from typing import Any, Protocol, TextIO
 
 from refgpt._common.arguments import path_of
 from refgpt._common.errors import DataError
-from refgpt._common.partial_files import lock_partial, partial_name, sync
+from refgpt._common.partial_files import lock_partial, partial_name, sync, writing
 from refgpt._common.wording import displayable
 
 log = logging.getLogger("refgpt")
@@ -49,7 +49,7 @@ def check_suffix(path: str | None, *suffixes: str) -> str | None:
     suffix = path_of("output", path, DataError).suffix
     if suffix in suffixes:
         return suffix
-    if _stream_of(path) is not None or _is_special(path):
+    if is_stream(path):
         return suffixes[0]
     raise DataError("cannot be written", where="--output", got=path, wanted=f"a name in {' or '.join(suffixes)}")
 
@@ -76,7 +76,7 @@ def open_output(path: str | None, inputs: Iterable[str | os.PathLike[str]] = (),
     if path is None:
         yield Stream(sys.stdout)
         return
-    with _errors_of(path):
+    with writing(path):
         stream = _stream_of(path)
         special = os.open(path, os.O_WRONLY) if stream is None and _is_special(path) else None
     if stream is not None:
@@ -148,7 +148,7 @@ class PartialFile:
         if not self.n_texts:
             self.end()
         n_done = 0
-        with _errors_of(self.path or ""):
+        with writing(self.path or ""):
             while n_done < len(raw):
                 n_done += os.write(self._descriptor, raw[n_done:])
         self.n_bytes += len(raw)
@@ -166,7 +166,7 @@ def _replacing(path: str, keep: bool) -> Iterator[PartialFile]:
     """Write a partial file, and rename it to ``path`` at the end."""
     whole = Path(os.path.realpath(path))
     partial = partial_name(whole)
-    with _errors_of(path):
+    with writing(path):
         if whole.is_dir():
             raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
         if whole.exists() and not os.access(whole, os.W_OK):
@@ -181,7 +181,7 @@ def _replacing(path: str, keep: bool) -> Iterator[PartialFile]:
             os.fchmod(lock, stat.S_IMODE(whole.stat().st_mode))
         try:
             yield output
-            with _errors_of(path):
+            with writing(path):
                 output.end()
                 partial.replace(whole)
                 sync(whole.parent)
@@ -199,17 +199,9 @@ def _replacing(path: str, keep: bool) -> Iterator[PartialFile]:
         os.close(lock)
 
 
-@contextmanager
-def _errors_of(path: str | Path) -> Iterator[None]:
-    """Turn the system's errors into a DataError that names the file."""
-    try:
-        yield
-    except BlockingIOError:
-        raise DataError("another run is writing it", where=path, fix="wait for it, or name another file") from None
-    except OSError as error:
-        if error.errno is None:  # raised by a signal handler, so not ours
-            raise
-        raise DataError(f"cannot be written ({error.strerror})", where=path) from None
+def is_stream(path: str) -> bool:
+    """Whether a path is written to directly: a device, a pipe, or the file that standard output is redirected to."""
+    return _stream_of(path) is not None or _is_special(path)
 
 
 def _is_special(path: str) -> bool:

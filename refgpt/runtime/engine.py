@@ -108,6 +108,13 @@ class Engine(Protocol):
         """The order of every sum of products: number of terms per partial sum. None if no order is promised."""
         ...
 
+    def identity(self) -> dict[str, Any]:
+        """What its results depend on, as JSON: the configuration, dtypes, and a fingerprint of the weights.
+
+        The first call takes the time of reading all weights once.
+        """
+        ...
+
     def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
         """Scores for the next token at every position of a text. ``tap`` is called with every activation. -> [t, v]"""
         ...

@@ -12,7 +12,7 @@ import numpy as np
 from refgpt._common.arguments import one_of, whole_number
 from refgpt._common.errors import GenerationError
 from refgpt._common.progress import Progress
-from refgpt.kernels import CHUNK, Program, check_threads, forced_isa, store
+from refgpt.kernels import CHUNK, Program, check_threads, digests, forced_isa, store
 from refgpt.numbers.dtypes import KV_DTYPES, STORED_DTYPES, KVDtype
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.mapped import files_of
@@ -25,6 +25,7 @@ from refgpt.runtime.buffers import Buffers
 from refgpt.runtime.cache import KVCache
 from refgpt.runtime.engine import Part, no_empty_slot
 from refgpt.runtime.families import FAMILIES
+from refgpt.runtime.identity import identity_of
 from refgpt.runtime.recorded import MOST_ROWS, RecordedPass
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.ids import check_cut, check_ids, check_prefix, check_tokens
@@ -80,6 +81,7 @@ class Runtime:
         self.family = FAMILIES[config.model_type]
         self._n_tabled, self._tables = 0, None
         self.adopted = False
+        self._identity: dict[str, Any] | None = None
 
     def adopt(self, params: ParamTree) -> None:
         """See ``Engine.adopt``. They are packed anew at each call, into the memory of the last one's."""
@@ -109,6 +111,14 @@ class Runtime:
     def kept(self) -> ParamTree:
         """See ``Engine.kept``."""
         return self.params
+
+    def identity(self) -> dict[str, Any]:
+        """See ``Engine.identity``."""
+        if self._identity is None or self.adopted:  # those may have been changed in place
+            self.check_files()
+            digest = partial(digests, threads=self.threads)
+            self._identity = identity_of("c", self.config, self.params, self.kv_dtype, digest)
+        return self._identity
 
     def check_files(self) -> None:
         """Refuse to read weights in files that have been written to since they were opened: before every pass.

@@ -12,6 +12,7 @@ from refgpt._common.arguments import whole_number
 from refgpt._common.errors import GenerationError
 from refgpt._common.float_state import default_float_state
 from refgpt.numbers.casting import kept_leaf, other_dtype
+from refgpt.numbers.checksums import digests
 from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.finite import check_finite
 from refgpt.numbers.leaves import Leaf, row_slices
@@ -21,6 +22,7 @@ from refgpt.numbers.panels import BLOCK_BYTES, Panels
 from refgpt.numbers.quantisation import store
 from refgpt.numbers.tree import ParamTree, Tree
 from refgpt.runtime.engine import Part, no_empty_slot
+from refgpt.runtime.identity import identity_of
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import forward
 from refgpt.spec.ids import check_cut, check_ids, check_prefix
@@ -113,6 +115,10 @@ class SpecEngine:
     def kept(self) -> ParamTree:
         """See ``Engine.kept``."""
         return self.params
+
+    def identity(self) -> dict[str, Any]:
+        """See ``Engine.identity``."""
+        return identity_of(f"numpy {self.dtype}", self.config, self.params, self.kv_dtype, digests)
 
     def loss_backward(
         self,

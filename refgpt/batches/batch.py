@@ -1,0 +1,186 @@
+"""A file of prompts from its first request to its last record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from refgpt._common.arguments import flag, one_of, path_of
+from refgpt._common.errors import DataError, GenerationError
+from refgpt.batches.journal import SUFFIXES, Journal
+from refgpt.batches.lines import Lines
+from refgpt.batches.requests import Settings, request_of
+from refgpt.batches.running import Record, run_requests
+from refgpt.generation.chat_templates import ChatTemplate, chat_template
+from refgpt.generation.params import GenerationParams
+from refgpt.generation.sequence import Generates
+
+#: In which order records are written: that of the requests, or that in which they are complete.
+ORDERS = ("input", "completion")
+
+
+class Loaded(Generates, Protocol):
+    """What a batch needs of a model."""
+
+    @property
+    def checkpoint(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class BatchSummary:
+    """What a batch came to.
+
+    Attributes
+    ----------
+    n_requests : int
+        How many requests there are, each with a record now.
+    n_errors : int
+        How many of the records say why there is no answer.
+    n_earlier : int
+        How many were there from an earlier run.
+    """
+
+    n_requests: int
+    n_errors: int
+    n_earlier: int
+
+
+def run_batch(
+    model: Loaded,
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    params: GenerationParams | None = None,
+    *,
+    kind: str | None = None,
+    prompt_column: str = "prompt",
+    template: str | ChatTemplate = "base",
+    order: str = "input",
+    restart: bool = False,
+    on_record: Callable[[int, int], object] = lambda n_done, n_requests: None,
+    **running: Any,
+) -> BatchSummary:
+    """Answer a file of prompts.
+
+    Parameters
+    ----------
+    model : refgpt.Model
+    path : path
+        The requests. JSON lines: each ``{"prompt": ...}``, a text or ids, or ``{"messages": [...]}``, with "id",
+        "metadata" and any field of ``GenerationParams`` beside it, or OpenAI's batch format. CSV: the first line names
+        the columns; those called like parameters are parameters, "id" is the id, others go to the record. Text: each
+        line that is not blank is a prompt.
+    output : path
+        A .jsonl or .csv file. It is written when all requests have a record. Until then records are kept beside it,
+        under its name plus ".partial": a run that was cut off, by whatever, goes on where it was when it is called
+        again with the same file and settings. Nothing is answered twice, and nothing is lost.
+    params : GenerationParams, optional
+        Of requests that say nothing else. Those in OpenAI's format have its defaults.
+    kind : "jsonl", "csv", "text" or None
+        What the file is; None: as its name says.
+    prompt_column : str
+        The column of a CSV file that has the prompts.
+    template : str or ChatTemplate
+        What messages become a prompt by: "base", "gpt-jt", "alpaca", "dolly" or "pygmalion".
+    order : "input" or "completion"
+        See ``ORDERS``.
+    restart : bool
+        Whether the records of an earlier run of something else may go.
+    on_record : callable
+        Called with how many requests have a record, and how many there are: at the start, and after each one.
+    **running
+        ``max_slots``, ``max_cache_bytes``, ``max_kept_bytes`` (of the prefix cache) and ``on_tokens`` (called with the
+        number of new tokens of each pass).
+
+    Returns
+    -------
+    BatchSummary
+
+    Raises
+    ------
+    RefgptError
+        If a file or a setting cannot be used, before anything is computed. What is wrong with a single request is said
+        in its record.
+    """
+    lines = Lines(path_of("path", path, DataError), kind, prompt_column)
+    with Journal(check_output(output), lines.n_lines) as journal:
+        if lines.path.samefile(journal.path) or (journal.output.exists() and lines.path.samefile(journal.output)):
+            raise DataError("is also an input of this run", where=output, fix="write to another file")
+        return answer(
+            model,
+            lines,
+            journal,
+            params,
+            template=template,
+            order=order,
+            restart=restart,
+            on_record=on_record,
+            **running,
+        )
+
+
+def answer(
+    model: Loaded,
+    lines: Lines,
+    journal: Journal,
+    params: GenerationParams | None = None,
+    *,
+    template: str | ChatTemplate = "base",
+    order: str = "input",
+    restart: bool = False,
+    on_record: Callable[[int, int], object] = lambda n_done, n_requests: None,
+    **running: Any,
+) -> BatchSummary:
+    """``run_batch`` for files that are open already."""
+    one_of("order", order, ORDERS, GenerationError)
+    settings = settings_of(model, lines, params, template)
+    identity = {
+        "prompts": lines.sha256,
+        "format": f"{lines.kind} {lines.prompt_column}",
+        "model": model.engine.identity(),
+        "tokenizer": None if model.tokenizer is None else model.tokenizer.describe(),
+        "mask": model.mask,
+        "parameters": repr(settings.params),
+        "template": repr(settings.template),
+    }
+    journal.begin(identity, flag("restart", restart, GenerationError))
+    n_earlier = journal.n_done
+    on_record(journal.n_done, lines.n_lines)
+    for record in records_of(model, lines, settings, journal.is_done, **running):
+        journal.write(record)
+        on_record(journal.n_done, lines.n_lines)
+    journal.finish(order == "input")
+    return BatchSummary(lines.n_lines, journal.n_errors, n_earlier)
+
+
+def settings_of(model: Loaded, lines: Lines, params: GenerationParams | None, template: str | ChatTemplate) -> Settings:
+    """What holds for all requests of a file."""
+    return Settings(
+        model.engine.config.n_ctx,
+        params or GenerationParams(),
+        chat_template(template) if isinstance(template, str) else template,
+        Path(model.checkpoint.path).name,
+        f"{lines.sha256[:16]}_",
+    )
+
+
+def records_of(
+    model: Loaded,
+    lines: Lines,
+    settings: Settings,
+    is_done: Callable[[int], bool] = lambda index: False,
+    **running: Any,
+) -> Iterator[Record]:
+    """The records of the requests that are not done yet, as they are complete."""
+    left = ((i, request_of(line, settings)) for i, line in enumerate(lines) if not is_done(i))
+    yield from run_requests(model, left, fault=model.checkpoint.tokenizer_fault, **running)
+
+
+def check_output(output: str | os.PathLike[str]) -> Path:
+    """A file that a batch can write: a DataError if its suffix is another."""
+    path = path_of("output", output, DataError)
+    if path.suffix not in SUFFIXES:
+        raise DataError("cannot be written", where="output", got=path, wanted=f"a name in {' or '.join(SUFFIXES)}")
+    return path

@@ -1,0 +1,199 @@
+"""``refgpt batch``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+
+from refgpt._common.arguments import path_of
+from refgpt._common.errors import DataError
+from refgpt.batches.batch import ORDERS, BatchSummary, answer, check_output, records_of, settings_of
+from refgpt.batches.journal import Journal
+from refgpt.batches.lines import SUFFIXES, Lines
+from refgpt.batches.running import in_order
+from refgpt.cli.loading import load_model, watched
+from refgpt.cli.options import Commands, add_command, add_running_arguments
+from refgpt.cli.results import files_read, is_stream, json_line, open_output, refuse_inputs
+from refgpt.cli.sampling import add_sampling_arguments, sampling_of
+from refgpt.cli.templates import add_template, template_of
+from refgpt.generation.chat_templates import ChatTemplate
+from refgpt.generation.params import GenerationParams
+from refgpt.generation.scheduler import MOST_TOGETHER
+
+log = logging.getLogger("refgpt")
+
+EXAMPLES = """requests, one a line (.jsonl):
+  {"prompt": "Once upon a time", "id": "tale", "max_new_tokens": 50, "seed": 1}
+  {"messages": [{"role": "user", "content": "Who are you?"}], "temperature": 0}
+  {"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": {"prompt": "Once", "max_tokens": 5}}
+
+examples:
+  refgpt batch prompts.jsonl -o out.jsonl
+  refgpt batch -m ~/gpt-j-6b-q4 questions.csv --prompt-column question -o answers.csv --temperature 0
+  refgpt batch lines.txt -n 40 --seed 7 --order completion | head
+
+A run that was cut off goes on where it was: give the same command again.
+"""
+
+
+def add_to(commands: Commands) -> None:
+    """Declare ``batch``."""
+    batch = add_command(commands, "batch", _batch, "answer a file of prompts, many of them together", EXAMPLES)
+    add = batch.add_argument
+    add("file", metavar="FILE", help="the requests: .jsonl, .csv or .txt; - reads standard input")
+    add("-o", "--output", metavar="FILE", help="write to a .jsonl or .csv file (default: JSON to standard output)")
+    add("--format", choices=SUFFIXES, help="what FILE is (default: as its name says; jsonl for standard input)")
+    add(
+        "--prompt-column",
+        default="prompt",
+        metavar="NAME",
+        help="the column of a CSV file that has the prompts (default: prompt)",
+    )
+    add(
+        "--order",
+        choices=ORDERS,
+        default="input",
+        help="order of the records: that of the requests, or that in which they are complete (default: input)",
+    )
+    add("--restart", action="store_true", help="discard what an earlier run of other requests or options has left")
+    add(
+        "--slots",
+        dest="max_slots",
+        type=int,
+        default=MOST_TOGETHER,
+        metavar="N",
+        help="write at most N texts at once (default: %(default)s)",
+    )
+    add_template(batch)
+    add_sampling_arguments(batch)
+    add_running_arguments(batch)
+
+
+def _batch(arguments: argparse.Namespace) -> int:
+    params, template = sampling_of(arguments), template_of(arguments)
+    with _requests(arguments) as lines:
+        if arguments.output is None or is_stream(arguments.output):
+            _to_stream(arguments, lines, params, template)
+        else:
+            _to_file(arguments, lines, params, template)
+    return 0
+
+
+def _to_stream(arguments: argparse.Namespace, lines: Lines, params: GenerationParams, template: ChatTemplate) -> None:
+    """Print records as they come."""
+    with open_output(arguments.output) as output:
+        write = json_line(output)
+        model = load_model(arguments, arguments.backend)
+        # A bar would break up the records on a terminal.
+        with _meter(watched() and not sys.stdout.isatty()) as meter:
+            meter.show(0, lines.n_lines)
+            settings = settings_of(model, lines, params, template)
+            records = records_of(model, lines, settings, max_slots=arguments.max_slots, on_tokens=meter.add_tokens)
+            for n, record in enumerate(in_order(records) if arguments.order == "input" else records, 1):
+                write(record.content)
+                meter.show(n, lines.n_lines)
+
+
+def _to_file(arguments: argparse.Namespace, lines: Lines, params: GenerationParams, template: ChatTemplate) -> None:
+    """Answer what an earlier run has not."""
+    with Journal(check_output(arguments.output), lines.n_lines) as journal:
+        refuse_inputs(arguments.output, [lines.path])
+        model = load_model(arguments, arguments.backend)
+        refuse_inputs(arguments.output, files_read(model.checkpoint.path, arguments.output))
+        with _meter(watched()) as meter:
+            try:
+                summary = answer(
+                    model,
+                    lines,
+                    journal,
+                    params,
+                    template=template,
+                    order=arguments.order,
+                    restart=arguments.restart,
+                    on_record=meter.show,
+                    max_slots=arguments.max_slots,
+                    on_tokens=meter.add_tokens,
+                )
+            except BaseException:
+                if journal.n_done:
+                    log.warning(
+                        "%s has the answers to %d of %d requests: the same command goes on from there",
+                        journal.path,
+                        journal.n_done,
+                        lines.n_lines,
+                    )
+                raise
+    _report(summary, arguments.output, meter)
+
+
+def _report(summary: BatchSummary, output: str, meter: Meter) -> None:
+    log.info(
+        "wrote %s: %d records, %d of them from an earlier run; %s",
+        output,
+        summary.n_requests,
+        summary.n_earlier,
+        meter.speed(),
+    )
+    if summary.n_errors:
+        log.warning("%d of %d requests have no answer: their records say why", summary.n_errors, summary.n_requests)
+
+
+@contextmanager
+def _requests(arguments: argparse.Namespace) -> Iterator[Lines]:
+    """The requests of a file, or of standard input, which is copied to a file first."""
+    if arguments.file != "-":
+        yield Lines(path_of("file", arguments.file, DataError), arguments.format, arguments.prompt_column)
+        return
+    if sys.stdin is None:
+        raise DataError("standard input is closed", fix="name a file of requests")
+    with tempfile.NamedTemporaryFile(prefix="refgpt-") as copied:
+        shutil.copyfileobj(sys.stdin.buffer, copied)
+        copied.flush()
+        yield Lines(Path(copied.name), arguments.format or "jsonl", arguments.prompt_column)
+
+
+class Meter:
+    """Counts tokens, and shows a bar with their speed and the time that is left, if there is one."""
+
+    def __init__(self) -> None:
+        self._bar = None
+        self._n_tokens, self._start = 0, monotonic()
+
+    def add_tokens(self, n_new: int) -> None:
+        """So many have been written."""
+        self._n_tokens += n_new
+        if self._bar is not None:
+            self._bar.set_postfix_str(self.speed(), refresh=False)
+            self._bar.update(0)
+
+    def show(self, n_done: int, n_requests: int) -> None:
+        """So many requests have a record."""
+        if self._bar is not None:
+            if self._bar.total is None:  # what an earlier run has done says nothing about the speed of this one
+                self._bar.initial, self._bar.total = n_done, n_requests
+                self._bar.n = self._bar.last_print_n = n_done
+            self._bar.update(n_done - self._bar.n)
+
+    def speed(self) -> str:
+        """Tokens so far and how fast they came."""
+        seconds = max(1e-9, monotonic() - self._start)
+        return f"{self._n_tokens:,} tokens, {self._n_tokens / seconds:.3g} tokens/s"
+
+
+@contextmanager
+def _meter(shown: bool) -> Iterator[Meter]:
+    meter = Meter()
+    if not shown:
+        yield meter
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc="answering", unit="request", leave=False) as meter._bar:
+        yield meter
