@@ -28,7 +28,7 @@ from refgpt.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from refgpt.evaluation import Classification
-    from refgpt.generation import Generation, GenerationParams, Scheduler
+    from refgpt.generation import Constraint, Generation, GenerationParams, Scheduler, grammar, json_schema, regex
 
 _moved.install()
 logging.getLogger("refgpt").addFilter(PrintableRecords())  # log messages contain file names
@@ -42,6 +42,7 @@ __all__ = [
     "CheckpointError",
     "Classification",
     "ConfigError",
+    "Constraint",
     "DataError",
     "Generation",
     "GenerationError",
@@ -53,9 +54,12 @@ __all__ = [
     "Scheduler",
     "TokenizerError",
     "default_model_path",
+    "grammar",
+    "json_schema",
     "load",
     "load_tokenizer",
     "merge_adapter",
+    "regex",
 ]
 
 
@@ -63,9 +67,13 @@ __all__ = [
 LAZY_PACKAGES = ("conversion", "evaluation", "generation", "kernels", "plotting", "tracing", "training")
 LAZY_NAMES = {
     "Classification": "evaluation",
+    "Constraint": "generation",
     "Generation": "generation",
     "GenerationParams": "generation",
     "Scheduler": "generation",
+    "grammar": "generation",
+    "json_schema": "generation",
+    "regex": "generation",
 }
 
 

@@ -62,6 +62,8 @@ INNER_FLOORS = {
     ],
     "generation": [
         {"sampling_params", "stopping", "prompt_lookup", "prefix_cache", "chat_templates"},
+        {"constraint"},
+        {"matching"},
         {"processing"},
         {"sampling"},
         {"params"},
@@ -96,6 +98,7 @@ GUESTS = {
     "huggingface_hub": {"checkpoints"},
     "zstandard": {"checkpoints"},
     "matplotlib": {"plotting"},
+    "llguidance": {"generation"},
     "compression": {"checkpoints"},  # the standard library's, from Python 3.14
 }
 

@@ -1,5 +1,6 @@
 """From prompts to text: sampling, stop strings, drafts, the scheduler, and log-probabilities of given texts."""
 
+from refgpt.generation.constraint import Constraint, grammar, json_schema, regex
 from refgpt.generation.loop import generate, generate_events, stream_text
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prefix_cache import PrefixCache
@@ -10,6 +11,7 @@ from refgpt.generation.scheduler import Scheduler
 from refgpt.generation.scoring import encode_continuations, score
 
 __all__ = [
+    "Constraint",
     "Event",
     "Generation",
     "GenerationParams",
@@ -20,6 +22,9 @@ __all__ = [
     "encode_prompt",
     "generate",
     "generate_events",
+    "grammar",
+    "json_schema",
+    "regex",
     "score",
     "stream_text",
 ]

@@ -16,7 +16,7 @@ from refgpt.generation.params import Criterion, GenerationParams
 from refgpt.generation.results import Event
 from refgpt.generation.sampling import Choice, nothing_left, top_k_kept
 from refgpt.generation.sampling_params import functions_of
-from refgpt.generation.sequence import Generates, Task, ends_of, prefix_of, sampler_of, transcript_of
+from refgpt.generation.sequence import Generates, Task, ends_of, matcher_of, prefix_of, sampler_of, transcript_of
 from refgpt.runtime.engine import Session
 
 
@@ -36,7 +36,8 @@ class Beams(Task):
         super().__init__(request, prompt, len(prompt), prefix_of(model, prompt), len(prompt) + self._most_new)
         self.n_slots = params.num_beams
         self._model, self._params = model, params
-        self._sampler = sampler_of(model, params, prompt)
+        self._matcher = matcher_of(model, params, prompt)
+        self._sampler = sampler_of(model, params, prompt, matcher=self._matcher)
         self._ends = ends_of(model, params)
         self._criteria: tuple[Criterion, ...] = functions_of(params.stopping_criteria or ())
         self._going: list[tuple[Beam, int]] = []  # best first, each with its slot
@@ -86,6 +87,8 @@ class Beams(Task):
         """Whether a text ends with its last token."""
         if ids[-1] in self._ends or len(ids) == self._most_new:
             return True
+        if self._matcher is not None and self._matcher.over(ids):
+            return True
         return any([criterion([*self.ids, *ids], row) for criterion in self._criteria])
 
     def _go_on(self, session: Session, slots: list[int], chosen: list[tuple[int, Beam]]) -> None:
@@ -110,9 +113,10 @@ class Beams(Task):
         events = []
         for index, beam in enumerate(self._ended[: self._params.num_return_sequences]):
             transcript = transcript_of(self._model, self._params, self.ids)
+            ends = beam.ids[-1] in self._ends or (self._matcher is not None and self._matcher.complete(beam.ids))
             for i, token in enumerate(beam.ids, 1):
-                last, ends = i == len(beam.ids), token in self._ends
-                text = "" if ends else transcript.push(token)
+                last = i == len(beam.ids)
+                text = "" if token in self._ends else transcript.push(token)
                 text += transcript.finish() if last else ""
                 reason = None if not last else "length" if i == self._most_new and not ends else "stop"
                 score = beam.score if last else None

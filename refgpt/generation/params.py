@@ -11,6 +11,7 @@ import numpy as np
 from refgpt._common.arguments import flag, keep_whole, one_of
 from refgpt._common.errors import GenerationError
 from refgpt._common.wording import shown
+from refgpt.generation.constraint import Constraint
 from refgpt.generation.sampling_params import SamplingParams, functions_of, keep_form, number
 
 #: Tokens that a draft may have at most.
@@ -57,6 +58,10 @@ class GenerationParams(SamplingParams):
     stopping_criteria : callable, list of callables, or None
         Each is called after each token with the ids so far (prompt and new ones, a list) and the row of logits [v]
         that it was drawn from; the text ends with it, for "stop", where one of them returns True.
+    constraint : Constraint or None
+        What the text has to be: ``refgpt.json_schema(...)``, ``refgpt.regex(...)`` or ``refgpt.grammar(...)``. It ends,
+        for "stop", as soon as it is complete and nothing can follow, or with an end-of-text token where it is complete.
+        A text that ends for "length" is not complete. (Stop strings and ``stopping_criteria`` may end it before too.)
 
     Raises
     ------
@@ -76,6 +81,7 @@ class GenerationParams(SamplingParams):
     early_stopping: bool | str = False
     length_penalty: float = 1.0
     stopping_criteria: Criterion | Sequence[Criterion] | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,6 +99,9 @@ class GenerationParams(SamplingParams):
         flag("ignore_eos", self.ignore_eos, GenerationError)
         one_of("truncate", self.truncate, (None, "left"), GenerationError)
         keep_form(self, "stopping_criteria", functions_of)
+        if not isinstance(self.constraint, Constraint | None):
+            wanted = "what refgpt.json_schema, refgpt.regex or refgpt.grammar returns"
+            raise GenerationError("cannot be used", where="constraint", got=shown(self.constraint), wanted=wanted)
         keep_whole(self, "n", 1, None, GenerationError, optional=True)
         if self.n is not None:
             object.__setattr__(self, "num_return_sequences", self.n)

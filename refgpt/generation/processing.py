@@ -3,9 +3,9 @@
 Before it, and so also where the likeliest token is taken and for beams: ``sequence_bias`` and ``logit_bias``;
 ``repetition_penalty``; ``presence_penalty`` and ``frequency_penalty``, which transformers lacks;
 ``no_repeat_ngram_size``; ``bad_words_ids``; ``min_new_tokens``; ``forced_eos_token_id``;
-``exponential_decay_length_penalty``; ``suppress_tokens``; ``begin_suppress_tokens``; ``logits_processor``. After it,
-where a token is drawn: ``top_k``, ``top_p``, ``min_p``, ``typical_p``, ``epsilon_cutoff``, ``eta_cutoff``
-(``GenerationMixin._get_logits_processor``).
+``exponential_decay_length_penalty``; ``suppress_tokens``; ``begin_suppress_tokens``; ``logits_processor``; and last
+``constraint``, which nothing can undo. After it, where a token is drawn: ``top_k``, ``top_p``, ``min_p``,
+``typical_p``, ``epsilon_cutoff``, ``eta_cutoff`` (``GenerationMixin._get_logits_processor``).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from refgpt._common.errors import GenerationError
+from refgpt.generation.matching import ConstraintMatcher
 from refgpt.generation.sampling_params import Processor, SamplingParams, functions_of, id_list
 
 
@@ -31,12 +32,19 @@ class Processing:
         The tokens that end a text.
     most_new : int or None
         At most so many new tokens: the last of them may be a forced one.
+    matcher : ConstraintMatcher or None
+        Says which tokens the constraint allows.
     """
 
     def __init__(
-        self, params: SamplingParams, n_prompt: int, ends: Collection[int] = (), most_new: int | None = None
+        self,
+        params: SamplingParams,
+        n_prompt: int,
+        ends: Collection[int] = (),
+        most_new: int | None = None,
+        matcher: ConstraintMatcher | None = None,
     ) -> None:
-        self._params, self._n_prompt, self._most_new = params, n_prompt, most_new
+        self._params, self._n_prompt, self._most_new, self._matcher = params, n_prompt, most_new, matcher
         self._ends = np.array(sorted(ends), np.intp)
         words = params.bad_words_ids or ()
         self._bad_words = [word for word in words if len(word) > 1 or word[0] not in ends]
@@ -48,6 +56,7 @@ class Processing:
                 self._biases,
                 self._bad_words,
                 self._processors,
+                matcher is not None,
                 params.presence_penalty,
                 params.frequency_penalty,
                 params.no_repeat_ngram_size,
@@ -65,6 +74,7 @@ class Processing:
             return scores
         p, text = self._params, np.asarray(ids, np.intp)
         n_new, ends = len(text) - self._n_prompt, self._ends[self._ends < len(scores)]
+        possible = None if self._matcher is None else self._matcher.possible(ids[self._n_prompt :])[: len(scores)]
         if self._biases:
             _add_biases(scores, text, self._biases)
         if p.repetition_penalty != 1:
@@ -84,8 +94,10 @@ class Processing:
             scores[ends] = -np.inf
         if p.forced_eos_token_id is not None and n_new + 1 == self._most_new:
             forced = np.array(id_list(p.forced_eos_token_id), np.intp)
-            scores[:] = -np.inf
-            scores[forced[forced < len(scores)]] = 0
+            forced = forced[forced < len(scores)]
+            if possible is None or possible[forced].any():
+                scores[:] = -np.inf
+                scores[forced] = 0
         if p.exponential_decay_length_penalty is not None:
             start, factor = p.exponential_decay_length_penalty
             possible = ends[scores[ends] > -np.inf]
@@ -96,6 +108,8 @@ class Processing:
             _ban(scores, np.array(p.begin_suppress_tokens, np.intp))
         for processor in self._processors:
             scores = _processed(processor, text, scores)
+        if possible is not None:
+            scores[~possible] = -np.inf
         return scores
 
 

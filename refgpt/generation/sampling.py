@@ -16,6 +16,7 @@ import numpy as np
 
 from refgpt._common.errors import GenerationError
 from refgpt._common.float_state import default_float_state
+from refgpt.generation.matching import ConstraintMatcher
 from refgpt.generation.processing import Processing, exp, further_kept, log_probabilities
 from refgpt.generation.sampling_params import SamplingParams
 
@@ -48,6 +49,8 @@ class Sampler:
         At most so many tokens will be drawn.
     stream : int
         Which of the streams of random numbers that the seed gives: another one for each of several continuations.
+    matcher : ConstraintMatcher, optional
+        What the text is held to.
 
     Notes
     -----
@@ -64,12 +67,13 @@ class Sampler:
         ends: Collection[int] = (),
         most_new: int | None = None,
         stream: int = 0,
+        matcher: ConstraintMatcher | None = None,
     ) -> None:
         self.params = params
         self._n_ids = None if exists is None else len(exists)
         self._gaps = np.array([], np.intp) if exists is None else np.flatnonzero(~exists)
         self._text = list(prompt)
-        self._process = Processing(params, len(prompt), ends, most_new)
+        self._process = Processing(params, len(prompt), ends, most_new, matcher)
         # The first of several texts has the numbers that it would have alone.
         self._bits = np.random.PCG64(np.random.SeedSequence(params.seed, spawn_key=(stream,) if stream else ()))
 
@@ -214,7 +218,7 @@ def nothing_left(n: int) -> GenerationError:
     return GenerationError(
         "no token is left that may be drawn",
         where=f"after {n} tokens",
-        fix="ban fewer of them, as by bad_words_ids, suppress_tokens, no_repeat_ngram_size or min_new_tokens",
+        fix="ban fewer of them, as by bad_words_ids, suppress_tokens, no_repeat_ngram_size, min_new_tokens or constraint",
     )
 
 

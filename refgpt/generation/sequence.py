@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from refgpt.generation.matching import ConstraintMatcher
 from refgpt.generation.params import Criterion, GenerationParams
 from refgpt.generation.prompt_lookup import PromptLookup
 from refgpt.generation.prompts import needs_tokenizer
@@ -113,7 +114,22 @@ def ends_of(model: Generates, params: GenerationParams) -> set[int]:
     return {token for token in known if token is not None}
 
 
-def sampler_of(model: Generates, params: GenerationParams, prompt: Sequence[int], stream: int = 0) -> Sampler:
+def matcher_of(model: Generates, params: GenerationParams, prompt: Sequence[int]) -> ConstraintMatcher | None:
+    """What holds a continuation of a prompt to the constraint, if there is one."""
+    if params.constraint is None:
+        return None
+    if model.tokenizer is None:
+        raise needs_tokenizer("a constraint is about text", "leave it out")
+    return ConstraintMatcher(params.constraint, model.tokenizer, ends_of(model, params), prompt)
+
+
+def sampler_of(
+    model: Generates,
+    params: GenerationParams,
+    prompt: Sequence[int],
+    stream: int = 0,
+    matcher: ConstraintMatcher | None = None,
+) -> Sampler:
     """A sampler for a continuation of a prompt.
 
     Raises
@@ -129,6 +145,7 @@ def sampler_of(model: Generates, params: GenerationParams, prompt: Sequence[int]
         ends=ends_of(model, params),
         most_new=min(params.max_new_tokens, model.engine.config.n_ctx - len(prompt)),
         stream=stream,
+        matcher=matcher,
     )
 
 
@@ -136,7 +153,10 @@ def transcript_of(model: Generates, params: GenerationParams, prompt: Sequence[i
     """The text that follows a prompt, as yet empty."""
     if params.stops and model.tokenizer is None:
         raise needs_tokenizer("stop strings are text", "leave them out")
-    return Transcript(None if model.tokenizer is None else _decoder_after(prompt, model.tokenizer), params.stops)
+    decoder = None if model.tokenizer is None else _decoder_after(prompt, model.tokenizer)
+    if params.constraint is not None and decoder is not None:
+        decoder.finish()  # half a character at the end of the prompt is not part of the text
+    return Transcript(decoder, params.stops)
 
 
 class Continuation(Task):
@@ -152,7 +172,8 @@ class Continuation(Task):
         self._draft: list[int] = []
         self._left = n_positions - len(prompt)
         self._lookup = PromptLookup(prompt, params.speculate) if params.speculate else None
-        self._sampler = sampler_of(model, params, prompt, index)
+        self._matcher = matcher_of(model, params, prompt)
+        self._sampler = sampler_of(model, params, prompt, index, self._matcher)
         self._transcript = transcript_of(model, params, prompt)
         self._ends = ends_of(model, params)
         self._criteria: tuple[Criterion, ...] = functions_of(params.stopping_criteria or ())
@@ -160,6 +181,8 @@ class Continuation(Task):
     def next_ids(self, alone: bool) -> list[tuple[int, list[int]]]:
         """The last token and, if it is alone, a draft of what may follow."""
         self._draft = self._lookup.draft(self._left - 1) if alone and self._lookup is not None else []
+        if self._draft and self._matcher is not None:
+            del self._draft[self._matcher.n_possible(self._text[self.n_prompt :], self._draft) :]
         return [(self.slots[0], [self._text[-1], *self._draft])]
 
     def take(self, session: Session, rows: np.ndarray) -> list[Event]:
@@ -185,6 +208,9 @@ class Continuation(Task):
         self._left -= 1
         ended = choice.id in self._ends
         stopped = any([criterion(list(self._text), logits) for criterion in self._criteria])
+        if self._matcher is not None and not ended:
+            new = self._text[self.n_prompt :]
+            stopped |= self._matcher.over(new) or (not self._left and self._matcher.complete(new))
         text = "" if ended else self._transcript.push(choice.id)
         if ended or stopped or not self._left:
             text += self._transcript.finish()

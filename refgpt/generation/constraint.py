@@ -1,0 +1,170 @@
+"""What a text may be: JSON that a schema describes, or what a regular expression or a grammar describes.
+
+The library llguidance (the extra ``[constrain]``) reads all three.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from refgpt._common.errors import GenerationError
+from refgpt._common.wording import shown
+
+#: The mask of a step holds every token that fits, not only the one that the library's own tokenizer would write.
+_OPTIONS = '\n%llguidance {"no_forcing": true}\n'
+#: White space between the parts of JSON, without and with line breaks: bounded, lest a text consist of nothing else.
+_BLANKS = {False: " ", True: r"[ \t\n]{1,20}"}
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What a text may be. Make one with ``refgpt.json_schema``, ``refgpt.regex`` or ``refgpt.grammar``.
+
+    Attributes
+    ----------
+    kind : str
+        Which of the three, for display.
+    grammar : str
+        The grammar of the text, as the library takes it.
+    """
+
+    kind: str
+    grammar: str
+
+
+def json_schema(schema: Mapping[str, Any] | bool | str, indent: bool = False) -> Constraint:
+    """The constraint that a text is JSON which a schema describes.
+
+    Parameters
+    ----------
+    schema : mapping, bool or str
+        A JSON schema (https://json-schema.org, draft 2020-12), or its text. ``{}`` is any JSON.
+    indent : bool
+        Whether line breaks and indentation may stand between the parts of the JSON, up to 20 characters; otherwise at
+        most one blank may.
+
+    Returns
+    -------
+    Constraint
+        For ``generate(constraint=...)``. Properties come in the schema's order.
+
+    Raises
+    ------
+    GenerationError
+        If it is no schema, or has a keyword or a format that cannot be held to; or if llguidance is not installed.
+
+    Examples
+    --------
+    >>> import refgpt
+    >>> schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    >>> model = refgpt.load()
+    >>> model.generate("A toad: ", constraint=refgpt.json_schema(schema), seed=1).text  # doctest: +SKIP
+    '{"age": 4}'
+    """
+    try:
+        value = json.loads(schema) if isinstance(schema, str) else schema
+        if not isinstance(value, (Mapping, bool)):
+            raise TypeError("wanted a mapping, or JSON text")
+        if isinstance(value, Mapping):
+            value = {**value, "x-guidance": {"whitespace_pattern": _BLANKS[bool(indent)]}}
+        text = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _refused("json_schema", "is no JSON schema", f"{shown(schema)}: {error}") from None
+    return _checked("json_schema", f"start: %json {text}")
+
+
+def regex(pattern: str) -> Constraint:
+    r"""The constraint that a text, all of it, matches a regular expression.
+
+    Parameters
+    ----------
+    pattern : str
+        The syntax of Rust's regex library (https://docs.rs/regex/latest/regex/#syntax), which is Python's without
+        references to groups and without looking ahead or behind.
+
+    Returns
+    -------
+    Constraint
+        For ``generate(constraint=...)``.
+
+    Raises
+    ------
+    GenerationError
+        If it is no regular expression, or if llguidance is not installed.
+
+    Examples
+    --------
+    >>> import refgpt
+    >>> refgpt.load().generate("Seven times 7 is", constraint=refgpt.regex(r" \d{2}"), seed=1).text  # doctest: +SKIP
+    ' 49'
+    """
+    if not isinstance(pattern, str):
+        raise _refused("regex", "is no text", shown(pattern))
+    made = json.loads(_library().LLMatcher.grammar_from_regex(pattern))  # escapes what ends a pattern in a grammar
+    return _checked("regex", made["grammars"][0]["lark_grammar"])
+
+
+def grammar(text: str) -> Constraint:
+    """The constraint that a text is derived from a grammar.
+
+    Parameters
+    ----------
+    text : str
+        In llguidance's variant of Lark's syntax, with a rule ``start``
+        (https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md), or in llama.cpp's GBNF, with a rule
+        ``root``.
+
+    Returns
+    -------
+    Constraint
+        For ``generate(constraint=...)``.
+
+    Raises
+    ------
+    GenerationError
+        If it is no such grammar, or if llguidance is not installed.
+
+    Examples
+    --------
+    >>> import refgpt
+    >>> answer = refgpt.grammar('start: " yes" | " no, because" /[a-z ]{5,60}/ "."')
+    >>> refgpt.load().generate("Is the moon made of cheese?", constraint=answer, seed=1).text  # doctest: +SKIP
+    ' no, because it is very far away.'
+    """
+    if not isinstance(text, str):
+        raise _refused("grammar", "is no text", shown(text))
+    _library()
+    if "::=" in text:
+        from llguidance.gbnf_to_lark import any_to_lark
+
+        try:
+            text = any_to_lark(text)
+        except Exception as error:  # the converter's own, and whatever an odd text makes of it
+            raise _refused("grammar", "is no grammar", str(error)) from None
+    return _checked("grammar", text)
+
+
+def _checked(kind: str, text: str) -> Constraint:
+    """A constraint that the library accepts."""
+    made = Constraint(kind, text + _OPTIONS)
+    wrong, messages = _library().LLMatcher.validate_grammar_with_warnings(made.grammar)
+    if wrong:
+        raise _refused(kind, "cannot be used", " ".join(messages[0].split("\n   1 |")[0].split()))
+    return made
+
+
+def _refused(kind: str, what: str, got: str) -> GenerationError:
+    return GenerationError(what, where=kind, got=got)
+
+
+def _library() -> Any:
+    try:
+        import llguidance
+    except ImportError as fault:
+        raise GenerationError(
+            "a constraint needs llguidance", where="constraint", fix='pip install "refgpt[constrain]"'
+        ) from fault
+    return llguidance
