@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 
+from refgpt._common.arguments import path_of
+from refgpt._common.errors import GenerationError, RefgptError
+from refgpt._common.small_files import read_bytes
 from refgpt.cli.loading import print_continuation
 from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.prompts import add_prompt_arguments, read_prompt
 from refgpt.cli.sampling import add_sampling_arguments, sampling_of
+from refgpt.generation import Constraint, grammar, json_schema, regex
 
-EXAMPLES = """examples:
+#: Most bytes of a grammar or a schema.
+LARGEST_GRAMMAR = 1 << 22
+
+EXAMPLES = r"""examples:
   refgpt generate "Once upon a time"
   refgpt generate "Once upon a time" --temperature 0 -n 50        always the most likely token
-  refgpt generate "The recipe:" --top-k 40 --seed 7 --stop "\\n"   the same text every time, up to the end of a line
+  refgpt generate "The recipe:" --top-k 40 --seed 7 --stop "\n"   the same text every time, up to the end of a line
   refgpt generate "Once upon a time" --num-beams 4 -n 30          the likeliest text that a beam search finds
   refgpt generate "Once upon a time" --num-return-sequences 3     three texts
+  refgpt generate "The toad is" --regex " (old|green|[0-9]+ years old)\."    a text of this form
   refgpt generate -m ~/gpt-j-6b -f story.txt --truncate left      a model and a prompt of your own
   echo "Dear diary," | refgpt generate > diary.txt
 """
@@ -59,6 +68,11 @@ def add_to(commands: Commands) -> None:
         help="end a beam search as soon as there are enough ended texts; when a better one is unlikely; or when it is "
         "impossible (default: no)",
     )
+    what = generate.add_argument_group('what the text has to be (needs pip install "refgpt[constrain]")')
+    either = what.add_mutually_exclusive_group().add_argument
+    either("--json-schema", metavar="FILE", help="JSON that the schema in this file describes")
+    either("--regex", metavar="REGEX", help="a text that matches this regular expression")
+    either("--grammar", metavar="FILE", help="a text of the grammar in this file: Lark's syntax or llama.cpp's GBNF")
     add_running_arguments(generate)
 
 
@@ -71,6 +85,29 @@ def _generate(arguments: argparse.Namespace) -> int:
         num_beams=arguments.num_beams,
         length_penalty=arguments.length_penalty,
         early_stopping={"yes": True, "no": False}.get(arguments.early_stopping, "never"),
+        constraint=_constraint_of(arguments),
     )
     print_continuation(arguments, prompt, params, arguments.echo)
     return 0
+
+
+def _constraint_of(arguments: argparse.Namespace) -> Constraint | None:
+    """What the text has to be, if anything."""
+    if arguments.regex is not None:
+        return regex(arguments.regex)
+    if arguments.json_schema is not None:
+        return _from_file(arguments.json_schema, "--json-schema", json_schema)
+    if arguments.grammar is not None:
+        return _from_file(arguments.grammar, "--grammar", grammar)
+    return None
+
+
+def _from_file(file: str, option: str, make: Callable[[str], Constraint]) -> Constraint:
+    raw = read_bytes(path_of(option, file, GenerationError), GenerationError, LARGEST_GRAMMAR)
+    try:
+        return make(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        got = f"byte {error.start}"
+        raise GenerationError("is not UTF-8 text", where=file, got=got, fix="save it as UTF-8") from None
+    except RefgptError as error:
+        raise error.within(file) from None

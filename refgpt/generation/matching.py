@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,8 @@ from refgpt.tokenizers import Tokenizer
 
 #: Grammars that are kept compiled for each tokenizer.
 MOST_COMPILED = 32
+#: Tokens with a space at their start that are decoded to see whether a tokenizer drops it. Bytes keep it always.
+MOST_PROBED = 20
 
 
 class ConstraintMatcher:
@@ -163,6 +166,5 @@ def _begins_a_text(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
     before = [i for i in prompt if tokenizer.has(i)]
     if any(tokenizer.token_bytes(i).strip(b" ") for i in before):
         return False
-    ids = np.flatnonzero(tokenizer.exists).tolist()
-    spaced = next((i for i in ids if tokenizer.token_bytes(i).startswith(b" ")), None)
-    return spaced is not None and not tokenizer.decode([*before, spaced]).startswith(" ")
+    words = (i for i in np.flatnonzero(tokenizer.exists).tolist() if tokenizer.token_bytes(i).startswith(b" "))
+    return any(not tokenizer.decode([*before, word]).startswith(" ") for word in islice(words, MOST_PROBED))

@@ -74,7 +74,7 @@ class Processing:
             return scores
         p, text = self._params, np.asarray(ids, np.intp)
         n_new, ends = len(text) - self._n_prompt, self._ends[self._ends < len(scores)]
-        possible = None if self._matcher is None else self._matcher.possible(ids[self._n_prompt :])[: len(scores)]
+        allowed = None if self._matcher is None else self._matcher.possible(ids[self._n_prompt :])[: len(scores)]
         if self._biases:
             _add_biases(scores, text, self._biases)
         if p.repetition_penalty != 1:
@@ -95,7 +95,7 @@ class Processing:
         if p.forced_eos_token_id is not None and n_new + 1 == self._most_new:
             forced = np.array(id_list(p.forced_eos_token_id), np.intp)
             forced = forced[forced < len(scores)]
-            if possible is None or possible[forced].any():
+            if allowed is None or allowed[forced].any():
                 scores[:] = -np.inf
                 scores[forced] = 0
         if p.exponential_decay_length_penalty is not None:
@@ -108,8 +108,8 @@ class Processing:
             _ban(scores, np.array(p.begin_suppress_tokens, np.intp))
         for processor in self._processors:
             scores = _processed(processor, text, scores)
-        if possible is not None:
-            scores[~possible] = -np.inf
+        if allowed is not None:
+            scores[~allowed] = -np.inf
         return scores
 
 

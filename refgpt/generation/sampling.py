@@ -218,7 +218,7 @@ def nothing_left(n: int) -> GenerationError:
     return GenerationError(
         "no token is left that may be drawn",
         where=f"after {n} tokens",
-        fix="ban fewer of them, as by bad_words_ids, suppress_tokens, no_repeat_ngram_size, min_new_tokens or constraint",
+        fix="ban fewer of them, as by bad_words_ids, suppress_tokens, no_repeat_ngram_size, min_new_tokens, constraint",
     )
 
 

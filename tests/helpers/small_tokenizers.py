@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
+
+import sentencepiece
 
 SENTENCES = [
     "In the garden behind the mill there lived an old toad, and nobody knew how old.",
@@ -20,6 +23,22 @@ SENTENCEPIECE_FLAGS: dict[str, dict[str, Any]] = {
     "dummy prefix, no extra": {"add_dummy_prefix": True, "remove_extra_whitespaces": True},
     "no extra": {"add_dummy_prefix": False, "remove_extra_whitespaces": True},
 }
+
+
+def sentencepiece_model(name: str) -> bytes:
+    """A serialised model with one of ``SENTENCEPIECE_FLAGS``, trained in an instant."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES),
+        model_writer=model,
+        vocab_size=340,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        minloglevel=2,
+        **SENTENCEPIECE_FLAGS[name],
+    )
+    return model.getvalue()
 
 
 def write_json(directory: Path, name: str, value: object) -> Path:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 from typing import Any
 
 import pytest
-import sentencepiece
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from refgpt.tokenizers import Tokenizer, load_tokenizer
-from tests.helpers.small_tokenizers import SENTENCEPIECE_FLAGS, SENTENCES, write_json
+from tests.helpers.small_tokenizers import SENTENCEPIECE_FLAGS, SENTENCES, sentencepiece_model, write_json
 
 
 @pytest.fixture(scope="session")
@@ -46,21 +44,7 @@ def byte_level(trained: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def sentencepiece_models() -> dict[str, bytes]:
     """One serialised model for each of ``SENTENCEPIECE_FLAGS``."""
-    made = {}
-    for name, flags in SENTENCEPIECE_FLAGS.items():
-        model = io.BytesIO()
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(SENTENCES),
-            model_writer=model,
-            vocab_size=340,
-            model_type="bpe",
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            minloglevel=2,
-            **flags,
-        )
-        made[name] = model.getvalue()
-    return made
+    return {name: sentencepiece_model(name) for name in SENTENCEPIECE_FLAGS}
 
 
 @pytest.fixture(scope="session")
