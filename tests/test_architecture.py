@@ -75,10 +75,11 @@ INNER_FLOORS = {
         {"scoring"},
     ],
     "cluster": [
-        {"compression", "rounds", "saving"},
-        {"feedback", "messages"},
+        {"compression", "rounds", "saving", "simulation"},
+        {"feedback", "messages", "bill"},
         {"coordinator", "worker"},
         {"local"},
+        {"on_ray"},
     ],
     "training": [
         {"batch", "optimiser", "packing", "parameters", "schedule"},
@@ -99,6 +100,7 @@ GUESTS = {
     "zstandard": {"checkpoints"},
     "matplotlib": {"plotting"},
     "llguidance": {"generation"},
+    "ray": {"cluster"},
     "compression": {"checkpoints"},  # the standard library's, from Python 3.14
 }
 

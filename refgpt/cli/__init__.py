@@ -27,6 +27,7 @@ from refgpt.cli import (
     inspect,
     kernels,
     merge,
+    plan,
     raft,
     verify,
 )
@@ -52,6 +53,7 @@ COMMANDS = (
     kernels,
     inspect,
     bench,
+    plan,
     completion,
 )
 

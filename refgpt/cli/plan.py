@@ -1,0 +1,118 @@
+"""The command that tells what a training by many machines would cost."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from refgpt._common.errors import RefgptError
+from refgpt._common.wording import shown
+from refgpt._load import open_model
+from refgpt.cli.json_output import print_json
+from refgpt.cli.options import Commands, add_command, add_json
+from refgpt.cli.printing import print_line
+from refgpt.spec.gptj import Config
+
+#: GPT-JT's fine-tuning as it was published: 27,008 steps on 32 machines, 12.7 TB a machine instead of 633.
+STORY = "gpt-jt"
+STORY_STEPS, STORY_WORKERS, STORY_TERABYTES = 27_008, 32, 12.7
+DAY = 86_400
+
+EXAMPLES = """examples:
+  refgpt plan gpt-jt                                  GPT-JT's own training, from its parts
+  refgpt plan gpt-j-6b --steps 2000 --workers 4 --links 100 --step-seconds 30
+  refgpt plan ~/model --tokens 100e6 --batch 8192 --workers 8 --links 20
+  refgpt plan 1.8e6 --steps 5000 --workers 4 --links 10   an adapter of 1.8 million numbers
+"""
+
+
+def add_to(commands: Commands) -> None:
+    """Declare ``plan``."""
+    help = "what a training by many machines would cost in bytes and days, method by method"
+    plan = add_command(commands, "plan", _plan, help, EXAMPLES)
+    add = plan.add_argument
+    add("model", metavar="MODEL", help="a path, gpt-j-6b, gpt-jt, or how many numbers are trained, such as 7e6")
+    add("--tokens", type=float, metavar="N", help="tokens of the whole training, of all workers together")
+    add("--batch", type=float, metavar="N", help="tokens of one step, of all workers together (default: 131072)")
+    add("--steps", type=int, metavar="N", help="steps, instead of --tokens and --batch")
+    add("--workers", type=int, metavar="N", help="machines (default: 4)")
+    add("--links", type=float, default=1000, metavar="MBIT", help="Mbit/s of each link (default: 1000)")
+    add("--step-seconds", type=float, default=0.0, metavar="S", help="seconds that a step computes (default: 0)")
+    add("--sync", metavar="RHYTHM", help="a method of your own: every:H or random:P ...")
+    add("--compress", metavar="METHOD", help="... with none, f16, int4, topk:0.03,bits:2 or cocktail")
+    add_json(plan)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from refgpt.cluster.bill import METHODS, Training, bills
+
+    training = Training(
+        _n_trained(arguments.model),
+        _steps(arguments),
+        arguments.workers or (STORY_WORKERS if arguments.model == STORY else 4),
+        1e6 * arguments.links,
+        arguments.step_seconds,
+    )
+    own = ((arguments.sync or "every:1", arguments.compress or "none"),) if arguments.sync or arguments.compress else ()
+    rows = bills(training, (*METHODS, *own))
+    if arguments.json:
+        print_json({"training": asdict(training), "methods": [asdict(row) for row in rows]})
+        return 0
+    print_line(
+        f"{training.n_trained:,} numbers, {training.n_steps:,} steps, {training.n_workers} workers, "
+        f"{arguments.links:g} Mbit/s"
+    )
+    print_line(f"{'method':<34}{'a worker sends':>16}{'less by':>10}{'link busy':>12}{'in all':>12}")
+    for row in rows:
+        cells = _bytes(row.sent), f"{rows[0].sent / row.sent:,.1f}x", _time(row.link_seconds), _time(row.seconds)
+        print_line(f"{row.method:<34}{cells[0]:>16}{cells[1]:>10}{cells[2]:>12}{cells[3]:>12}")
+    if arguments.model == STORY:
+        print_line(
+            f"Published about the real training: {STORY_TERABYTES} TB a machine instead of 633 TB, "
+            f"{rows[0].sent / 1e12 / STORY_TERABYTES:.1f}x less. The 633 TB are the ring above. How many rounds were "
+            "skipped, and in how many bits values were sent, was not published."
+        )
+    return 0
+
+
+def _n_trained(model: str) -> int:
+    if model in (STORY, "gpt-j-6b", "gpt-j"):
+        return Config().n_params
+    try:
+        return int(float(model))
+    except (ValueError, OverflowError):
+        pass
+    if not Path(model).exists():
+        wanted = "a path, gpt-j-6b, gpt-jt, or a number such as 7e6"
+        raise RefgptError("there is no such model", where="model", got=shown(model), wanted=wanted)
+    checkpoint, _ = open_model(model, tokenizer=False)
+    return checkpoint.params.size
+
+
+def _steps(arguments: argparse.Namespace) -> int:
+    if arguments.steps is not None:
+        return int(arguments.steps)
+    if arguments.tokens is None:
+        if arguments.model == STORY:
+            return STORY_STEPS
+        raise RefgptError("how long is the training?", where="steps", wanted="--steps, or --tokens and --batch")
+    if not arguments.tokens > 0 or not (arguments.batch or 1) > 0:
+        raise RefgptError("cannot be used", where="tokens", got=arguments.tokens, wanted="a number above 0")
+    return max(1, round(arguments.tokens / (arguments.batch or 131072)))
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if n < 999.5 or unit == "TB":
+            return f"{n:.3g} {unit}" if n < 999.5 else f"{n:,.0f} {unit}"
+        n /= 1000
+    return ""
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 2 * DAY else f"{seconds / DAY:,.1f} days"

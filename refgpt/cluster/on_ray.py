@@ -1,0 +1,332 @@
+"""Workers as actors of Ray (https://docs.ray.io), on the machines of a Ray cluster.
+
+Ray starts the actors, tells when one has died, and carries the messages. A worker may die, hang, be cut off, or come
+back: a round goes on with those that have answered by a deadline. Who was absent takes the weights that all share, and
+works on from the next round. Needs the extra ``ray``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refgpt._common.arguments import number, whole_number
+from refgpt._common.errors import RefgptError
+from refgpt._common.wording import shown
+from refgpt.cluster.coordinator import Coordinator, Rules
+from refgpt.cluster.local import RoundReport
+from refgpt.cluster.rounds import Sync
+from refgpt.cluster.saving import PROGRESS
+from refgpt.cluster.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+#: Seconds after which a worker that failed is asked again, where no other one has answered.
+RETRY = 1.0
+
+#: Makes a worker, in the process in which it will work: ``make_worker(number)``.
+MakeWorker = Callable[[int], Worker]
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the coordinator waits.
+
+    Attributes
+    ----------
+    quorum : float
+        The share of the workers that have to answer before a round may end without the others.
+    deadline : float
+        Seconds that the others are given after that.
+    start, lost : float
+        Seconds without any worker, or without any answer in a round, after which the training gives up.
+    """
+
+    quorum: float = 0.5
+    deadline: float = 60.0
+    start: float = 600.0
+    lost: float = 1800.0
+
+    def __post_init__(self) -> None:
+        number("quorum", self.quorum, 0, 1, RefgptError)
+        number("deadline", self.deadline, 0, None, RefgptError)
+        number("start", self.start, 0, None, RefgptError)
+        number("lost", self.lost, 0, None, RefgptError)
+
+
+class Actor:
+    """What runs in a worker's process. Ray makes an actor of it, which answers calls one after another."""
+
+    def __init__(self, make_worker: MakeWorker, worker: int) -> None:
+        self._worker = make_worker(worker)
+        self._round = -1  # the round for which it has the weights
+
+    def ready(self) -> None:
+        """Answer, which a worker can when its model is loaded."""
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Its weights."""
+        return self._worker.trainer.weights
+
+    def take(self, weights: dict[str, np.ndarray], round_: int) -> None:
+        """See ``Worker.take``; they are the weights at the beginning of this round."""
+        self._worker.take(weights)
+        self._round = round_
+
+    def train(self, round_: int, steps: range, rates: Sequence[float], seed: int) -> bytes:
+        """See ``Worker.train``."""
+        if self._round != round_:  # an update or the weights never arrived
+            raise RefgptError("has the weights of another round", got=self._round, wanted=round_)
+        self._round = -1
+        return self._worker.train(round_, steps, rates, seed)
+
+    def apply(self, update: bytes, rules: Rules, round_: int) -> None:
+        """See ``Worker.apply``."""
+        method = rules.back or rules.compression
+        self._worker.apply(method.decode(update, self._worker.layout.n, rules.seed_of(round_, None)))
+        self._round = round_ + 1
+
+
+class Crew:
+    """The actors of a training: those that have the shared weights, and those that start, or are late.
+
+    Parameters
+    ----------
+    make_worker : callable
+    n_workers : int
+    resources : dict
+        Options of each actor for Ray, such as {"num_cpus": 1, "resources": {"trainer": 1}}.
+    """
+
+    def __init__(self, make_worker: MakeWorker, n_workers: int, resources: dict[str, Any]) -> None:
+        self._ray = import_ray()
+        self._make_worker = make_worker
+        # A dead actor is made anew by ``_start``, so that it loads the model and takes the weights of then.
+        self._class = self._ray.remote(Actor).options(max_restarts=0, **resources)
+        self._actors: dict[int, Any] = {}
+        self._busy: dict[int, Any] = {}  # what a worker that starts or is late has still to answer
+        self._stale = set(range(n_workers))  # workers that do not have the shared weights
+        for worker in range(n_workers):
+            self._start(worker)
+
+    def gather(self, patience: Patience) -> dict[str, np.ndarray]:
+        """Wait for the workers to start: for all of them, or at the deadline for a quorum. -> the first one's weights
+
+        Raises
+        ------
+        RefgptError
+            If no worker starts.
+        """
+        deadline, end = None, time.monotonic() + patience.start
+        while self._busy and (deadline is None or time.monotonic() < deadline):
+            if time.monotonic() > end:
+                fix = "look at `ray status`: are there enough CPUs?"
+                raise RefgptError("no worker has started", got=f"{patience.start:g} seconds", fix=fix)
+            self._look(0.1)
+            n_ready = len(self._actors) - len(self._busy)
+            if deadline is None and n_ready and n_ready >= patience.quorum * len(self._actors):
+                deadline = time.monotonic() + patience.deadline
+        for worker, actor in self._actors.items():
+            if worker not in self._busy:
+                weights = self._answer(worker, actor.weights.remote())
+                if weights is not None:
+                    found: dict[str, np.ndarray] = weights
+                    return found
+        return self.gather(patience)
+
+    def train(
+        self,
+        round_: int,
+        steps: range,
+        rates: Sequence[float],
+        weights: dict[str, np.ndarray],
+        rules: Rules,
+        patience: Patience,
+    ) -> dict[int, bytes]:
+        """Let all who can make the steps of a round. Who does not have the shared weights is given them first.
+
+        Returns
+        -------
+        dict of int to bytes
+            Their messages, by worker.
+
+        Raises
+        ------
+        RefgptError
+            If nobody answers for too long.
+        """
+        asked: dict[int, Any] = {}
+        answers: dict[int, bytes] = {}
+        again: dict[int, float] = {}  # when who failed is asked once more, if nobody else has answered by then
+        stored, began, deadline = None, time.monotonic(), None
+        while deadline is None or time.monotonic() < deadline:
+            self._look(0)
+            for worker, actor in self._actors.items():
+                if answers or worker in asked or worker in self._busy or time.monotonic() < again.get(worker, 0):
+                    continue  # once somebody has answered, nobody else begins
+                if worker in self._stale:
+                    stored = stored or self._ray.put(weights)
+                    actor.take.remote(stored, round_)
+                    self._stale.discard(worker)
+                asked[worker] = actor.train.remote(round_, steps, rates, rules.seed_of(round_, worker))
+            outstanding = {ref: worker for worker, ref in asked.items() if worker not in answers}
+            if answers and not outstanding:
+                break
+            done = self._done(list(outstanding), 0.05)
+            for ref in done:
+                worker = outstanding[ref]
+                answer = self._answer(worker, ref)
+                if answer is None:  # it has failed or died: this round goes on without it
+                    del asked[worker]
+                    again[worker] = time.monotonic() + RETRY
+                else:
+                    answers[worker] = answer
+            if deadline is None and answers and len(answers) >= patience.quorum * len(asked):
+                deadline = time.monotonic() + patience.deadline
+            if not answers and time.monotonic() - began > patience.lost:
+                raise RefgptError("no worker answers", where=f"round {round_}", got=f"{patience.lost:g} seconds")
+        for worker, ref in asked.items():
+            if worker not in answers:
+                logger.warning("worker %d is late: round %d goes on without it", worker, round_)
+                self._busy[worker] = ref
+                self._stale.add(worker)
+        return answers
+
+    def apply(self, workers: Sequence[int], update: bytes, rules: Rules, round_: int) -> None:
+        """Send an update to those whose messages counted; all others will be given the weights."""
+        stored = self._ray.put(update)
+        for worker, actor in self._actors.items():
+            if worker in workers and worker not in self._stale:
+                actor.apply.remote(stored, rules, round_)
+            else:
+                self._stale.add(worker)
+
+    def forget(self, workers: Iterable[int]) -> None:
+        """Give these the weights before their next round."""
+        self._stale.update(workers)
+
+    def stop(self) -> None:
+        """End the actors."""
+        for actor in self._actors.values():
+            self._ray.kill(actor)
+
+    def _start(self, worker: int) -> None:
+        self._actors[worker] = self._class.remote(self._make_worker, worker)
+        self._busy[worker] = self._actors[worker].ready.remote()
+        self._stale.add(worker)
+
+    def _look(self, seconds: float) -> None:
+        """See who has become ready."""
+        done = self._done(list(self._busy.values()), seconds)
+        for worker, ref in list(self._busy.items()):
+            if ref in done:
+                del self._busy[worker]
+                self._answer(worker, ref)
+
+    def _done(self, refs: list[Any], seconds: float) -> list[Any]:
+        if not refs:
+            time.sleep(seconds)
+            return []
+        done: list[Any] = self._ray.wait(refs, num_returns=len(refs), timeout=seconds)[0]
+        return done
+
+    def _answer(self, worker: int, ref: Any) -> Any:
+        """What a worker answered; None if it could not, or has died and is started anew."""
+        try:
+            return self._ray.get(ref)
+        except self._ray.exceptions.RayTaskError as fault:  # its own code failed
+            cause = fault.cause if isinstance(fault.cause, RefgptError) else None
+            logger.warning("worker %d: %s", worker, shown(str(cause or fault).strip().splitlines()[-1]))
+            self._stale.add(worker)
+        except self._ray.exceptions.RayError as fault:
+            logger.warning("worker %d is gone (%s): it is started anew", worker, type(fault).__name__)
+            self._start(worker)
+        return None
+
+
+def train_on_ray(
+    make_worker: MakeWorker,
+    n_workers: int,
+    rates: Sequence[float],
+    sync: Sync,
+    rules: Rules,
+    *,
+    patience: Patience | None = None,
+    progress: str | Path | None = None,
+    resources: dict[str, Any] | None = None,
+) -> Iterator[tuple[RoundReport, dict[str, np.ndarray]]]:
+    """Train a model by workers on the machines of a Ray cluster, to which this process is connected (``ray.init``).
+
+    With equal seeds, and if no worker is late or lost, the weights are those of ``train_locally``, bit for bit.
+
+    Parameters
+    ----------
+    make_worker : callable
+        Makes a worker in its own process, by its number; see ``Worker``. Ray sends it there pickled.
+    n_workers : int
+        Those for which there is no room yet start as soon as machines join.
+    rates, sync, rules
+        See ``train_locally``.
+    patience : Patience, optional
+    progress : path, optional
+        A directory. After each round everything is kept there that the training needs to go on; if there is something
+        in it, the training goes on from that.
+    resources : dict, optional
+        Options of each actor for Ray; by default one processor each.
+
+    Yields
+    ------
+    (RoundReport, dict of str to ndarray)
+        After each round, with the weights that all share, as views.
+
+    Raises
+    ------
+    RefgptError
+        If Ray is missing or not connected, no worker starts or answers, or the progress is of another training.
+    """
+    n_workers = whole_number("n_workers", n_workers, 1, None, RefgptError)
+    patience = patience or Patience()
+    if not import_ray().is_initialized():
+        raise RefgptError("there is no Ray cluster", where="ray", fix="call ray.init(), or ray.init(address='auto')")
+    crew = Crew(make_worker, n_workers, {"num_cpus": 1} if resources is None else resources)
+    try:
+        coordinator = Coordinator(crew.gather(patience), rules)
+        if progress is not None and (Path(progress) / PROGRESS).exists():
+            coordinator.resume(progress)
+        sent = received = 0.0
+        rounds = sync.rounds(len(rates), rules.seed)
+        while coordinator.round < len(rounds):
+            i = coordinator.round
+            answers = crew.train(i, rounds[i], rates, coordinator.weights, rules, patience)
+            try:
+                result = coordinator.close(answers)
+            except RefgptError as fault:  # nothing usable came: the round is tried again
+                logger.warning("%s", fault)
+                crew.forget(answers)
+                continue
+            for worker, damage in result.refused.items():
+                logger.warning("worker %d sent a message that is refused: %s", worker, damage)
+            crew.apply([message.worker for message in result.messages], result.update, rules, i)
+            if progress is not None:
+                coordinator.save(progress)
+            sent += sum(map(len, answers.values())) / len(answers)
+            received += len(result.update)
+            yield RoundReport(i, rounds[i].stop, result.loss, sent, received, result), coordinator.weights
+    finally:
+        crew.stop()
+
+
+def import_ray() -> Any:
+    """Ray; a RefgptError that says how to install it where it is missing."""
+    try:
+        import ray
+    except ImportError:
+        fix = 'pip install "refgpt[ray]"'
+        raise RefgptError("training on many machines needs Ray", where="ray", fix=fix) from None
+    return ray

@@ -1,0 +1,157 @@
+"""Workers as actors of Ray, on this machine: the same bits as in one process, and what becomes of a lost worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from refgpt import training
+from refgpt._common.errors import RefgptError
+from refgpt.cluster import Rules, Worker, parse_compression, parse_sync, train_locally
+from refgpt.cluster.on_ray import Patience, train_on_ray
+from tests.helpers.training_models import batch_of, model_in
+
+ray = pytest.importorskip("ray", reason='needs the extra "ray"')
+
+RATES = training.schedule("cosine", 1e-2, 2, 12)
+RULES = Rules(parse_compression("topk:0.1,bits:2"), seed=3)
+SYNC, EACH_STEP = parse_sync("every:3"), parse_sync("every:1")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    root = str(Path(__file__).parents[2])
+    environment = {"PYTHONPATH": os.pathsep.join([root, *sys.path]), "OMP_NUM_THREADS": "1"}
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=100 << 20,
+        log_to_driver=False,
+        runtime_env={"env_vars": environment},
+        _node_ip_address="127.0.0.1",
+    )
+    yield
+    ray.shutdown()
+
+
+def maker(directory, sabotage=None):
+    """Makes workers whose models lie in ``directory``; ``sabotage(worker, step)`` is called before each step."""
+
+    def batches(worker):
+        def of_step(step):
+            if sabotage is not None:
+                sabotage(worker, step)
+            return [batch_of(2, seed=1000 * worker + step % 4)]
+
+        return of_step
+
+    def make(worker):
+        place = Path(directory) / f"{worker}-{os.getpid()}"
+        place.mkdir(parents=True)
+        trainer = training.Trainer(model_in(place, backend="c", threads=1))
+        (place / "up").touch()
+        return Worker(worker, trainer, batches(worker), RULES.compression)
+
+    return make
+
+
+def alone(directory, n_workers):
+    """The same in one process."""
+    make = maker(directory)
+    workers = [make(worker) for worker in range(n_workers)]
+    batches = [worker._batches for worker in workers]
+    *_, (report, trainer) = train_locally(lambda i: workers[i].trainer, batches, RATES, SYNC, RULES)
+    return report, trainer.weights
+
+
+def same(one, other):
+    return all((one[name] == other[name]).all() for name in one)
+
+
+def wait_for(condition):
+    """Wait until something has happened in another process."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_the_bits_are_those_of_one_process_and_a_cut_off_run_goes_on(cluster, tmp_path):
+    (tmp_path / "alone").mkdir()
+    report, wanted = alone(tmp_path / "alone", 2)
+    *_, (found, weights) = train_on_ray(maker(tmp_path / "ray"), 2, RATES, SYNC, RULES)
+    assert same(weights, wanted) and found.loss == report.loss and found.sent == report.sent
+
+    progress = tmp_path / "progress"
+    run = train_on_ray(maker(tmp_path / "first"), 2, RATES, SYNC, RULES, progress=progress)
+    first, _ = next(run)
+    second, _ = next(run)
+    run.close()
+    rest = [r.round for r, _ in train_on_ray(maker(tmp_path / "then"), 2, RATES, SYNC, RULES, progress=progress)]
+    assert [first.round, second.round, *rest] == [0, 1, 2, 3]
+
+
+def test_a_killed_worker_is_replaced_and_the_others_go_on(cluster, tmp_path):
+    once = tmp_path / "killed"
+
+    def kill(worker, step):
+        if worker == 1 and step == 1 and not once.exists():
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    counted = []
+    for report, _ in train_on_ray(maker(tmp_path / "ray", kill), 3, RATES, EACH_STEP, RULES):
+        counted.append(sorted(message.worker for message in report.result.messages))
+        if report.round == 1:
+            wait_for(lambda: len(list(tmp_path.glob("ray/1-*/up"))) == 2)
+    assert once.exists() and counted[0] == [0, 1, 2] and counted[1] == [0, 2]
+    assert [0, 1, 2] in counted[2:]
+
+
+def test_a_worker_that_hangs_is_left_behind_and_comes_back(cluster, tmp_path):
+    once = tmp_path / "slept"
+
+    def sleep(worker, step):
+        if worker == 0 and step == 1 and not once.exists():
+            once.touch()
+            time.sleep(3)
+            (tmp_path / "awake").touch()
+
+    counted = []
+    patience = Patience(quorum=0.5, deadline=0.5)
+    for report, _ in train_on_ray(maker(tmp_path / "ray", sleep), 3, RATES, EACH_STEP, RULES, patience=patience):
+        counted.append(sorted(message.worker for message in report.result.messages))
+        if report.round == 1:
+            wait_for((tmp_path / "awake").exists)
+    assert counted[0] == [0, 1, 2] and 0 not in counted[1] and any(0 in workers for workers in counted[2:])
+
+
+def test_a_worker_whose_gradients_are_not_finite_is_left_out(cluster, tmp_path, caplog):
+    def fail(worker, step):
+        if worker == 2:
+            raise RefgptError("the gradient is not a number")
+
+    reports = [report for report, _ in train_on_ray(maker(tmp_path / "ray", fail), 3, RATES, SYNC, RULES)]
+    assert len(reports) == 4
+    assert all(sorted(m.worker for m in report.result.messages) == [0, 1] for report in reports)
+    assert any("worker 2" in message and "not a number" in message for message in caplog.messages)
+
+
+def test_nobody_answers(cluster, tmp_path):
+    def fail(worker, step):
+        raise RefgptError("no data")
+
+    with pytest.raises(RefgptError, match="no worker answers"):
+        list(train_on_ray(maker(tmp_path / "ray", fail), 2, RATES, SYNC, RULES, patience=Patience(lost=2)))
+
+
+def test_without_a_cluster_there_is_one_clear_error(tmp_path):
+    if ray.is_initialized():
+        ray.shutdown()
+    with pytest.raises(RefgptError, match="there is no Ray cluster"):
+        next(train_on_ray(maker(tmp_path), 2, RATES, SYNC, RULES))
