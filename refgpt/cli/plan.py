@@ -10,7 +10,7 @@ from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
 from refgpt._load import open_model
 from refgpt.cli.json_output import print_json
-from refgpt.cli.options import Commands, add_command, add_json
+from refgpt.cli.options import Commands, StoreModel, add_command, add_json
 from refgpt.cli.printing import print_line
 from refgpt.spec.gptj import Config
 
@@ -18,6 +18,8 @@ from refgpt.spec.gptj import Config
 STORY = "gpt-jt"
 STORY_STEPS, STORY_WORKERS, STORY_TERABYTES = 27_008, 32, 12.7
 DAY = 86_400
+
+MODEL_HELP = "a path, gpt-j-6b, gpt-jt, or how many numbers are trained, such as 7e6 (default: the included model)"
 
 EXAMPLES = """examples:
   refgpt plan gpt-jt                                  GPT-JT's own training, from its parts
@@ -32,7 +34,8 @@ def add_to(commands: Commands) -> None:
     help = "what a training by many machines would cost in bytes and days, method by method"
     plan = add_command(commands, "plan", _plan, help, EXAMPLES)
     add = plan.add_argument
-    add("model", metavar="MODEL", help="a path, gpt-j-6b, gpt-jt, or how many numbers are trained, such as 7e6")
+    plan.add_argument("model", nargs="?", action=StoreModel, metavar="MODEL", help=MODEL_HELP)
+    add("-m", "--model", action=StoreModel, metavar="MODEL", help="the same as MODEL")
     add("--tokens", type=float, metavar="N", help="tokens of the whole training, of all workers together")
     add("--batch", type=float, metavar="N", help="tokens of one step, of all workers together (default: 131072)")
     add("--steps", type=int, metavar="N", help="steps, instead of --tokens and --batch")
@@ -76,7 +79,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _n_trained(model: str) -> int:
+def _n_trained(model: str | None) -> int:
+    if model is None:
+        return open_model(None, tokenizer=False)[0].params.size
     if model in (STORY, "gpt-j-6b", "gpt-j"):
         return Config().n_params
     try:
