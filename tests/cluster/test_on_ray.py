@@ -20,6 +20,7 @@ ray = pytest.importorskip("ray", reason='needs the extra "ray"')
 
 RATES = training.schedule("cosine", 1e-2, 2, 12)
 RULES = Rules(parse_compression("topk:0.1,bits:2"), seed=3)
+SOON = 0.5  # seconds for a late worker, which sleeps much longer
 SYNC, EACH_STEP = parse_sync("every:3"), parse_sync("every:1")
 
 
@@ -124,7 +125,7 @@ def test_a_worker_that_hangs_is_left_behind_and_comes_back(cluster, tmp_path):
             (tmp_path / "awake").touch()
 
     counted = []
-    patience = Patience(quorum=0.5, deadline=0.5)
+    patience = Patience(quorum=0.5, deadline=SOON)
     for report, _ in train_on_ray(maker(tmp_path / "ray", sleep), 3, RATES, EACH_STEP, RULES, patience=patience):
         counted.append(sorted(message.worker for message in report.result.messages))
         if report.round == 1:
