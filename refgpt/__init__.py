@@ -18,6 +18,7 @@ from refgpt._common.errors import (
     GenerationError,
     KernelError,
     RefgptError,
+    ServerError,
     TokenizerError,
 )
 from refgpt._common.wording import PrintableRecords
@@ -52,6 +53,7 @@ __all__ = [
     "ModelConfig",
     "RefgptError",
     "Scheduler",
+    "ServerError",
     "TokenizerError",
     "default_model_path",
     "grammar",

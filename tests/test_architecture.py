@@ -34,6 +34,7 @@ FLOORS = [
     {"_load"},
     {"__init__"},
     {"inspect"},
+    {"server"},
     {"cli"},
     {"__main__"},
 ]
@@ -69,7 +70,7 @@ INNER_FLOORS = {
         {"params"},
         {"prompts", "results"},
         {"room", "sequence", "openai"},
-        {"beams", "openai_answers"},
+        {"beams", "openai_answers", "scored"},
         {"scheduler"},
         {"loop"},
         {"scoring"},
@@ -80,6 +81,15 @@ INNER_FLOORS = {
         {"coordinator", "worker"},
         {"local"},
         {"on_ray"},
+    ],
+    "server": [
+        {"settings", "errors", "metrics", "texts"},
+        {"core", "aside", "security", "fields"},
+        {"exchange", "state"},
+        {"plain", "logs", "page_files", "protocol"},
+        {"completions", "information", "kobold", "looking", "mesh"},
+        {"app"},
+        {"running"},
     ],
     "training": [
         {"batch", "optimiser", "packing", "parameters", "schedule"},
@@ -101,6 +111,9 @@ GUESTS = {
     "matplotlib": {"plotting"},
     "llguidance": {"generation"},
     "ray": {"cluster"},
+    "starlette": {"server"},
+    "uvicorn": {"server"},
+    "h11": {"server"},
     "compression": {"checkpoints"},  # the standard library's, from Python 3.14
 }
 

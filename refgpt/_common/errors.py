@@ -77,6 +77,10 @@ class KernelError(RefgptError):
     """A kernel was called with unusable arrays, or the forced instruction set cannot run on this machine."""
 
 
+class ServerError(RefgptError):
+    """A server cannot be set up as asked, or what it needs is not installed."""
+
+
 class MissingConfig(ConfigError, FileNotFoundError):
     """A model's configuration file does not exist."""
 

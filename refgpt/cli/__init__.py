@@ -29,6 +29,7 @@ from refgpt.cli import (
     merge,
     plan,
     raft,
+    serve,
     verify,
 )
 from refgpt.cli.flags import in_flags
@@ -40,6 +41,7 @@ from refgpt.cli.signals import signals_raised
 COMMANDS = (
     generate,
     chat,
+    serve,
     batch,
     classify,
     embed,

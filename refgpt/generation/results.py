@@ -62,6 +62,8 @@ class Event:
         Which of several continuations of the prompt. Those of a beam search come at its end, the best first.
     score : float or None
         Of the last token of a beam, see ``Generation``.
+    prompt : tuple of Choice, or None
+        Of the first event where the prompt is scored: the prompt's tokens but the first, with their log-probabilities.
     """
 
     seq: int
@@ -72,6 +74,7 @@ class Event:
     error: Exception | None = None
     index: int = 0
     score: float | None = None
+    prompt: tuple[Choice, ...] | None = None
 
 
 def gathered(events: Sequence[Event], n_prompt: int) -> Generation:

@@ -102,6 +102,11 @@ class Sampler:
         threshold = float(self._bits.random_raw() >> 12) * 2.0**-52 * cumulative[-1]
         chosen = int(ids[np.searchsorted(cumulative, threshold, side="right")])
         self._text.append(chosen)
+        return self.report(logits, chosen)
+
+    @default_float_state()
+    def report(self, logits: np.ndarray, chosen: int) -> Choice:
+        """A token with the log-probabilities that the parameters ask for, whatever chose it. logits [v]"""
         if self.params.n_alternatives is None:
             return Choice(chosen)
         logprobs = log_softmax(logits)

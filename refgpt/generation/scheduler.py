@@ -21,7 +21,8 @@ from refgpt.generation.prefix_cache import PrefixCache
 from refgpt.generation.prompts import Prompt, encode_prompt
 from refgpt.generation.results import Event
 from refgpt.generation.room import Room, position_bytes
-from refgpt.generation.sequence import Continuation, Generates, Task
+from refgpt.generation.scored import ScoredContinuation
+from refgpt.generation.sequence import Continuation, Generates, Masked, Task
 from refgpt.runtime.engine import Engine, Part, Session
 
 #: Sequences that are decoded together at most, and bytes that their keys and values may take together.
@@ -137,13 +138,29 @@ class Scheduler:
         settings = GenerationParams.of(params, changes)
         return self.add_ids(encode_prompt(prompt, self._model.engine.config, self._model.tokenizer, settings), settings)
 
-    def add_ids(self, prompt: Sequence[int], params: GenerationParams) -> int:
-        """``add`` for a prompt as ``encode_prompt`` returns it."""
+    def add_ids(
+        self,
+        prompt: Sequence[int],
+        params: GenerationParams,
+        scored: bool = False,
+        go_on: bool = True,
+        mask: str | None = None,
+    ) -> int:
+        """``add`` for a prompt as ``encode_prompt`` returns it.
+
+        ``scored``: the first event has the prompt's log-probabilities too (``refgpt.generation.scored``), which are
+        causal and so not for a mask that is "prefix", unless nothing is to follow them: ``go_on`` is False.
+        ``mask``: "causal" or "prefix" in place of the model's own.
+        """
+        n, texts = self._n_added, range(params.num_return_sequences)
+        model = self._model if mask is None else Masked(self._model.engine, self._model.tokenizer, mask)
         if params.num_beams > 1:
-            return self.add_tasks([Beams(self._n_added, prompt, self._model, params)])
-        return self.add_tasks(
-            [Continuation(self._n_added, prompt, self._model, params, i) for i in range(params.num_return_sequences)]
-        )
+            return self.add_tasks([Beams(n, prompt, model, params)])
+        if not scored:
+            return self.add_tasks([Continuation(n, prompt, model, params, i) for i in texts])
+        first = ScoredContinuation(n, prompt, model, params, go_on)
+        others = texts[1:] if go_on else ()
+        return self.add_tasks([first, *(Continuation(n, prompt, model, params, i) for i in others)])
 
     def add_tasks(self, tasks: Sequence[Task]) -> int:
         """Put the texts of one request in line. They continue one prompt, which is read once for all of them."""
@@ -201,7 +218,7 @@ class Scheduler:
                 task.slots = slots
                 self._running.append(task)
                 if self._prefix_cache is not None and not task.prefix_len:  # the last token's row has to be computed
-                    task.n_read = self._prefix_cache.fill(self._session, slots[0], task.ids[: task.n_prompt - 1])
+                    task.n_read = self._prefix_cache.fill(self._session, slots[0], task.ids[: task.first_row])
             else:
                 reader = next(one for one in self._running if one.shared is task.shared)
                 self._session.fork(reader.slots[0], slots)
@@ -232,14 +249,14 @@ class Scheduler:
         share = max(1, left // max(1, len(reading)))
         for i, task in enumerate(reading):
             most = max(share, left - share * (len(reading) - 1)) if not i else share
-            start, size = task.n_read, min(most, left, max(task.n_prompt - task.n_read, MOST_ROWS_WANTED))
+            start, size = task.n_read, min(most, left, max(task.first_row + 1 - task.n_read, MOST_ROWS_WANTED))
             stop = min(len(task.ids), start + max(size, 0 if start else task.prefix_len))
             if i and stop - start > left:  # a prefix goes in one piece, if need be alone
                 continue
             left -= stop - start
             parts.append((task.slots[0], task.ids[start:stop], 0 if start else task.prefix_len))
             task.n_read = stop
-            n_rows.append(max(0, stop - max(start, task.n_prompt - 1)))
+            n_rows.append(max(0, stop - max(start, task.first_row)))
             owners.append(task)
             if left <= 0:
                 break
@@ -271,8 +288,8 @@ class Scheduler:
         if not len(rows) or task not in self._running:
             return []
         shared = task.shared
-        if shared.row is None:
-            shared.row = rows[0].copy()
+        if shared.row is None and task.n_read >= task.n_prompt:
+            shared.row = rows[task.n_prompt - 1 - task.n_read].copy()
             self._waiting.extendleft(reversed(shared.waiting))
             if self._prefix_cache is not None and not task.prefix_len:
                 self._prefix_cache.keep(self._session, task.slots[0], task.ids[: task.n_prompt])

@@ -33,6 +33,15 @@ class Generates(Protocol):
     def mask(self) -> str: ...
 
 
+@dataclass(frozen=True)
+class Masked:
+    """A model with another mask than its own."""
+
+    engine: Engine
+    tokenizer: Tokenizer | None
+    mask: str
+
+
 @dataclass
 class Shared:
     """What the texts that continue one prompt together have in common: it is read once for all of them.
@@ -71,6 +80,8 @@ class Task(ABC):
         Those that it has, ``n_slots`` of them, once it has them.
     n_read : int
         How many of its ids its first slot holds.
+    first_row : int
+        The first position whose row of logits goes to ``take``: the prompt's last, unless a subclass wants more.
     finished : bool
     shared : Shared
     """
@@ -82,6 +93,7 @@ class Task(ABC):
         self.prefix_len, self.n_positions = prefix_len, n_positions
         self.slots: list[int] = []
         self.n_read = 0
+        self.first_row = n_prompt - 1
         self.finished = False
         self.shared = Shared()
 

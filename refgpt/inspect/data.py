@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from math import isfinite
 from typing import Any
 
@@ -28,6 +28,8 @@ Prompt = str | Sequence[int] | np.ndarray
 
 #: Number of tokens listed for a prediction, and for a cell of the logit lens.
 N_PREDICTED, N_LENS = 10, 5
+#: What a page has beside the comparison with the spec.
+PARTS = ("attention", "lens", "attribution")
 #: An attention probability is stored as a whole number of these steps; the error is at most half a step, 0.0000076.
 STEPS = 65535
 #: Limits on the page's size and the prompt's length, so that a browser can show the page.
@@ -77,16 +79,39 @@ def html_bytes(config: AnyConfig, n: int) -> int:
     return PAGE_BYTES + 4 * (pattern + lens + predicted) // 3 + LABEL_BYTES * named + TAP_BYTES * len(tap_names(config))
 
 
-def gather(model: Model, ids: np.ndarray, prefix_len: int, verify: bool, progress: bool = False) -> dict[str, Any]:
+def gather(
+    model: Model,
+    ids: np.ndarray,
+    prefix_len: int,
+    verify: bool,
+    progress: bool = False,
+    parts: Collection[str] = PARTS,
+    position: int = -1,
+    token: int | None = None,
+) -> dict[str, Any]:
     """All that the page shows.
 
-    Parameters are those of ``build_report``; ``ids`` as ``prompt_of`` gives them.
+    Parameters
+    ----------
+    parts : collection of "attention", "lens" and "attribution"
+        What is computed; what is left out is None. "attention" comes with the predictions.
+    position : int
+        The row of logits that is attributed.
+    token : int, optional
+        The id whose logit is attributed; by default the likeliest.
+
+    Other parameters are those of ``build_report``; ``ids`` as ``prompt_of`` gives them.
     """
     config = model.config
-    pattern, predictions = _pattern_and_predictions(model, ids, prefix_len)
-    lens = _lens(model, ids, prefix_len)
-    attribution = logit_attribution(model, ids, prefix_len=prefix_len)
-    named = {*ids.tolist(), *np.unique(predictions["ids"]).tolist(), *np.unique(lens["ids"]).tolist()}
+    pattern, predictions = _pattern_and_predictions(model, ids, prefix_len) if "attention" in parts else (None, {})
+    lens = _lens(model, ids, prefix_len) if "lens" in parts else {}
+    attribution = None
+    if "attribution" in parts:
+        attribution = logit_attribution(model, ids, token, position=position, prefix_len=prefix_len)
+    named = set(ids.tolist())
+    for found in (predictions, lens):
+        named |= set(np.unique(found["ids"]).tolist()) if found else set()
+    named |= set() if attribution is None else {attribution.token}
     report = model.verify(ids.tolist(), prefix_len, progress=progress) if verify else None
     return {
         "maker": f"refgpt {__version__}",
@@ -97,11 +122,12 @@ def gather(model: Model, ids: np.ndarray, prefix_len: int, verify: bool, progres
         "n_vocab": config.n_vocab,
         "prefix_len": prefix_len,
         "ids": ids.tolist(),
-        "tokens": {str(i): _token(i, model.tokenizer) for i in sorted({*named, attribution.token})},
-        "predictions": {name: packed(values) for name, values in predictions.items()},
-        "pattern": packed(pattern),
-        "lens": {name: packed(values) for name, values in lens.items()},
-        "attribution": {
+        "tokens": {str(i): _token(i, model.tokenizer) for i in sorted(named)},
+        "predictions": {name: packed(values) for name, values in predictions.items()} or None,
+        "pattern": None if pattern is None else packed(pattern),
+        "lens": {name: packed(values) for name, values in lens.items()} or None,
+        "attribution": attribution
+        and {
             "token": attribution.token,
             "embed": attribution.embed,
             "heads": attribution.heads.tolist(),

@@ -86,12 +86,15 @@ class Tokenizer(ABC):
             )
         self.n_rows = n_rows
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, special: bool = True) -> list[int]:
         """The ids of the whole text; nothing is truncated, padded or added.
 
         Parameters
         ----------
         text : str
+        special : bool
+            Whether the strings of special tokens, such as "<|endoftext|>", become their ids. If not, they are text like
+            any other, as where somebody else has written the text.
 
         Returns
         -------
@@ -111,7 +114,7 @@ class Tokenizer(ABC):
             got = f"{text[error.start]!r} at position {error.start}"
             fix = "it was no UTF-8 where it came from: write it as UTF-8 there, or leave the character out"
             raise TokenizerError("holds a lone surrogate", where="the text", got=got, fix=fix) from None
-        ids = self._encode(text)
+        ids = self._encode(text, special)
         if self.n_rows is not None and max(ids, default=-1) >= self.n_rows:
             token_id = next(n for n in ids if n >= self.n_rows)
             token = self.token_bytes(token_id).decode("utf-8", "replace")
@@ -122,7 +125,7 @@ class Tokenizer(ABC):
         return ids
 
     @abstractmethod
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, special: bool) -> list[int]:
         """The ids of a valid text."""
 
     def describe(self) -> str:

@@ -8,6 +8,7 @@ needed for encoding, and keeps the bytes of every token for decoding.
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +138,25 @@ class ByteLevelBPE(Tokenizer):
         steps = step["pretokenizers"] if step["type"] == "Sequence" else [step]
         return any(step["type"] == "ByteLevel" and step.get("add_prefix_space") is True for step in steps)
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, special: bool) -> list[int]:
         with faults_named("the tokenizers library cannot encode this text", "the text"):
-            encoding = self._library.encode(text, add_special_tokens=False)
+            library = self._library if special else self._without_special
+            encoding = library.encode(text, add_special_tokens=False)
             ids = encoding.ids
         if self._missing_id in ids:
             start, end = encoding.offsets[ids.index(self._missing_id)]
             got = f"{text[start:end]!r} at position {start}"
             raise TokenizerError("no token spells this character", where="the text", got=got, fix="leave it out")
         return ids
+
+    @cached_property
+    def _without_special(self) -> tokenizers.Tokenizer:
+        """The library's tokenizer without the special tokens."""
+        description = json.loads(self._library.to_str())
+        description["added_tokens"] = [
+            entry for entry in description["added_tokens"] if not entry["special"] and entry["id"] != self.eos_id
+        ]
+        return tokenizers.Tokenizer.from_str(json.dumps(description))
 
 
 def load_tokenizer_json(path: Path) -> ByteLevelBPE:

@@ -58,14 +58,14 @@ class GreedyTokenizer(Tokenizer):
         self._lengths = {start: sorted(found, reverse=True) for start, found in lengths.items()}
         self._words = ByteLevel(add_prefix_space=False, use_regex=True)
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, special: bool) -> list[int]:
         ids: list[int] = []
         start = 0
-        for special in SPECIAL_IN_TEXT.finditer(text):
-            token_id = self._ids.get(special[0].encode())
+        for found in SPECIAL_IN_TEXT.finditer(text) if special else ():
+            token_id = self._ids.get(found[0].encode())
             if token_id is not None:
-                ids += [*self._of_words(text[start : special.start()]), token_id]
-                start = special.end()
+                ids += [*self._of_words(text[start : found.start()]), token_id]
+                start = found.end()
         return ids + self._of_words(text[start:])
 
     def _of_words(self, text: str) -> list[int]:

@@ -87,10 +87,12 @@ class SentencePieceTokenizer(Tokenizer):
         tokens |= {
             entry["id"]: text.encode() for text, entry in self.added_tokens.items() if entry["id"] >= self._n_pieces
         }
-        self._finder = None
+        self._finder = self._plain_finder = None
         if self.added_tokens:
             with faults_named("the added tokens cannot be looked for", path):
                 self._finder = AddedTokens(self.added_tokens)
+                plain = {text: entry for text, entry in self.added_tokens.items() if not entry["special"]}
+                self._plain_finder = AddedTokens(plain) if plain else None
                 self._middle = _loaded(model + DUMMY_PREFIX[False] + KEEP_WHITE_SPACE)
         own_eos = [library.eos_id()] if library.eos_id() >= 0 else []
         self.vocab = pieces | {text: entry["id"] for text, entry in self.added_tokens.items()}
@@ -149,13 +151,14 @@ class SentencePieceTokenizer(Tokenizer):
         text: str = self._library.decode([token_id])
         return text.encode()
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, special: bool) -> list[int]:
         with faults_named("the sentencepiece library cannot encode this text", "the text"):
-            if self._finder is None:
+            finder = self._finder if special else self._plain_finder
+            if finder is None:
                 return list(self._library.encode(text, out_type=int))
             ids: list[int] = []
             library = self._library
-            for part in self._finder.split(text):
+            for part in finder.split(text):
                 ids += [part] if isinstance(part, int) else library.encode(part, out_type=int)
                 library = self._middle
         return ids

@@ -1,0 +1,70 @@
+"""Work beside the scheduler, one piece after another in a thread of its own: a look inside the model, and vectors."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from refgpt.server.errors import busy
+
+T = TypeVar("T")
+
+#: Pieces of work that may wait.
+MOST_WAITING = 16
+
+
+class Aside:
+    """A thread that does what it is given, in order. It does not keep the process from ending."""
+
+    def __init__(self) -> None:
+        self._work: SimpleQueue[tuple[Callable[[], Any], asyncio.AbstractEventLoop, asyncio.Future]] = SimpleQueue()
+        self._n_waiting = 0
+        self._thread: threading.Thread | None = None
+
+    async def do(self, work: Callable[[], T]) -> T:
+        """Wait for its result. Work whose waiter is cancelled before it begins is skipped.
+
+        Raises
+        ------
+        ApiError
+            429 if too much waits already.
+        """
+        if self._n_waiting >= MOST_WAITING:
+            raise busy()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="refgpt-aside", daemon=True)
+            self._thread.start()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._n_waiting += 1
+        try:
+            self._work.put((work, loop, future))
+            return await future
+        finally:
+            self._n_waiting -= 1
+
+    def _run(self) -> None:
+        while True:
+            work, loop, future = self._work.get()
+            if future.cancelled():
+                continue
+            result, error = None, None
+            try:
+                result = work()
+            except Exception as fault:
+                error = fault
+            try:
+                loop.call_soon_threadsafe(_settle, future, result, error)
+            except RuntimeError:  # the loop is closed
+                return
+
+
+def _settle(future: asyncio.Future, result: Any, error: Exception | None) -> None:
+    if not future.done():
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)

@@ -1,0 +1,349 @@
+"""One thread owns the scheduler. Requests reach it through a queue, and its events go back to the event loop.
+
+The event loop never waits for the model, and the model never for a client: a request that nobody reads any more only
+keeps what is written of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from time import perf_counter
+from typing import Any
+
+from refgpt._common.errors import RefgptError
+from refgpt._model import Model
+from refgpt.generation.params import GenerationParams
+from refgpt.generation.prefix_cache import PrefixCache
+from refgpt.generation.results import Event
+from refgpt.generation.scheduler import Scheduler
+from refgpt.runtime.engine import Session
+from refgpt.server.errors import busy, closing, failed, refused
+from refgpt.server.metrics import Metrics
+from refgpt.server.settings import ServerSettings
+
+log = logging.getLogger("refgpt.server")
+
+
+class CountingCache(PrefixCache):
+    """A prefix cache that counts the tokens which it saved the model from reading."""
+
+    n_found = 0
+
+    def fill(self, session: Session, slot: int, ids: Sequence[int]) -> int:
+        """As of ``PrefixCache``."""
+        n = super().fill(session, slot, ids)
+        self.n_found += n
+        return n
+
+
+@dataclass(eq=False)
+class Written:
+    """A text on its way: what a client would lose if it ended now."""
+
+    held: str = ""
+    finished: bool = False
+
+
+@dataclass(eq=False)
+class Job:
+    """One request of a client: some prompts with the same parameters. Its attributes belong to the event loop.
+
+    Attributes
+    ----------
+    prompts : sequence of sequence of int
+        As ``encode_prompt`` returns them.
+    params : GenerationParams
+    scored : bool
+        Whether the first event of each prompt has the prompt's own log-probabilities.
+    go_on : bool
+        Whether new tokens follow. If not, the events have no token.
+    mask : str or None
+        In place of the model's own.
+    """
+
+    core: Core
+    prompts: Sequence[Sequence[int]]
+    params: GenerationParams
+    scored: bool = False
+    go_on: bool = True
+    mask: str | None = None
+    n_open: int = 0
+    began: float = field(default_factory=perf_counter)
+    last: float | None = None
+    error: Exception | None = None
+    accepted: asyncio.Event = field(default_factory=asyncio.Event)
+    _events: deque[tuple[int, Event]] = field(default_factory=deque)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def events(self) -> AsyncIterator[list[tuple[int, Event]]]:
+        """What has come since the last time, each event with the number of its prompt, until all texts are finished.
+
+        Raises
+        ------
+        ApiError
+            If the request cannot be used (before the first event), or fails.
+        """
+        while self.n_open or self._events:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._events:
+                some = list(self._events)
+                self._events.clear()
+                yield some
+            if self.error is not None:
+                raise self.error
+
+    async def until_accepted(self) -> None:
+        """Wait until it is certain that the request can be used; the ApiError that says why if it cannot."""
+        await self.accepted.wait()
+        if self.error is not None:
+            raise self.error
+
+    def cancel(self) -> None:
+        """Forget it: its slots are free within one step. Does nothing to a job that is over."""
+        self.core.cancel(self)
+
+    def end(self) -> None:
+        """Let its texts end as they are, for "length"."""
+        self.core.end(self)
+
+
+class Core:
+    """Runs a model for many clients.
+
+    Parameters
+    ----------
+    model : Model
+    settings : ServerSettings
+    metrics : Metrics
+
+    Notes
+    -----
+    All methods but ``_run`` and what it calls belong to the event loop's thread.
+    """
+
+    def __init__(self, model: Model, settings: ServerSettings, metrics: Metrics) -> None:
+        self.model, self.settings, self.metrics = model, settings, metrics
+        self.cache = CountingCache(settings.prefix_cache_bytes) if settings.prefix_cache_bytes else None
+        self._scheduler = self._new_scheduler()
+        self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._texts: dict[int, tuple[Job, int]] = {}  # by the scheduler's number of a request
+        self._written: dict[Job, dict[tuple[int, int], Written]] = {}
+        self._jobs: set[Job] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="refgpt-core", daemon=True)
+        self.draining = False
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to work for an event loop."""
+        self._loop = loop
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the step that it is in."""
+        self._commands.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def n_open(self) -> int:
+        """Texts that are not finished."""
+        return sum(job.n_open for job in self._jobs)
+
+    @property
+    def n_running(self) -> int:
+        """Texts that have a slot, as of the last step."""
+        return self._scheduler.n_running
+
+    @property
+    def n_waiting(self) -> int:
+        """Texts without a slot, as of the last step."""
+        return max(0, self.n_open - self._scheduler.n_running)
+
+    def submit(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: GenerationParams,
+        scored: bool = False,
+        go_on: bool = True,
+        mask: str | None = None,
+    ) -> Job:
+        """Put a request in line.
+
+        Raises
+        ------
+        ApiError
+            429 if too many wait, 503 if the server is about to end.
+        """
+        if self.draining:
+            raise closing()
+        n_open = len(prompts) * (params.num_return_sequences if go_on else 1)
+        if self._jobs and self.n_open + n_open > self.settings.max_slots + self.settings.max_queue:
+            raise busy()
+        job = Job(self, prompts, params, scored, go_on, mask, n_open)
+        self._jobs.add(job)
+        self.metrics.prompt_tokens.add(sum(map(len, prompts)))
+        self._commands.put(lambda: self._add(job))
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """``Job.cancel``."""
+        if job in self._jobs:
+            self._jobs.discard(job)
+            job.n_open = 0
+            self._commands.put(lambda: self._forget(job))
+
+    def end(self, job: Job) -> None:
+        """``Job.end``."""
+        if job in self._jobs:
+            self._commands.put(lambda: self._end(job))
+
+    def end_all(self) -> None:
+        """Let all texts end as they are."""
+        for job in self._jobs:
+            self.end(job)
+
+    # What follows is done by the core's own thread.
+
+    def _new_scheduler(self) -> Scheduler:
+        settings = self.settings
+        return Scheduler(self.model, settings.max_slots, settings.max_cache_bytes, prefix_cache=self.cache)
+
+    def _run(self) -> None:
+        going = True
+        while going:
+            try:
+                going = self._obey()
+                if going and self._scheduler.busy:
+                    self._deliver(self._scheduler.step())
+            except Exception as error:  # not a request's fault: begin anew, for those that come
+                log.exception("the scheduler failed")
+                self._fail_all(error)
+
+    def _obey(self) -> bool:
+        """Do what was asked for since the last step; wait for something if there is no work. -> whether to go on"""
+        try:
+            while True:
+                command = self._commands.get(block=not self._scheduler.busy)
+                if command is None:
+                    return False
+                command()
+        except Empty:
+            return True
+
+    def _add(self, job: Job) -> None:
+        self._written[job] = {}
+        added: list[int] = []
+        try:
+            for place in range(len(job.prompts)):
+                added.append(self._add_prompt(job, place, job.scored))
+        except Exception as error:
+            for number in added:
+                self._scheduler.cancel(number)
+            self._drop(job)
+            if not isinstance(error, RefgptError):
+                log.exception("a request could not be added")
+            self._tell(self._fail, job, refused(error) if isinstance(error, RefgptError) else failed(error))
+        else:
+            self._tell(job.accepted.set)
+
+    def _add_prompt(self, job: Job, place: int, scored: bool) -> int:
+        """Give a prompt to the scheduler. Where it sees itself both ways, it is scored by a causal pass of its own."""
+        ids, apart = job.prompts[place], scored and (job.mask or self.model.mask) == "prefix"
+        number = self._scheduler.add_ids(ids, job.params, scored, job.go_on and not apart, job.mask)
+        self._texts[number] = job, place
+        n_texts = job.params.num_return_sequences if job.go_on else 1
+        self._written[job] |= {(place, index): Written() for index in range(n_texts)}
+        return number
+
+    def _forget(self, job: Job) -> None:
+        for number in [number for number, (owner, _) in self._texts.items() if owner is job]:
+            self._scheduler.cancel(number)
+        self._drop(job)
+
+    def _end(self, job: Job) -> None:
+        written = self._written.get(job)
+        if written is None:
+            return
+        self._forget(job)
+        ends = [
+            (job, place, Event(0, None, text.held, "", "length", index=index))
+            for (place, index), text in written.items()
+            if not text.finished
+        ]
+        self._tell(self._dispatch, ends, perf_counter())
+
+    def _drop(self, job: Job) -> None:
+        self._texts = {number: text for number, text in self._texts.items() if text[0] is not job}
+        self._written.pop(job, None)
+
+    def _fail_all(self, error: Exception) -> None:
+        jobs = list(self._written)
+        self._texts, self._written = {}, {}
+        self._scheduler = self._new_scheduler()
+        for job in jobs:
+            self._tell(self._fail, job, failed(error))
+
+    def _deliver(self, events: list[Event]) -> None:
+        """Hand a step's events to the event loop, all at once."""
+        found = []
+        for event in events:
+            job, place = self._texts[event.seq]
+            if event.error is not None:
+                self._forget(job)
+                self._tell(self._fail, job, failed(event.error))
+                continue
+            if event.prompt is not None and event.choice is None and job.go_on:  # scored apart: now it is continued
+                try:
+                    del self._texts[event.seq]
+                    self._add_prompt(job, place, False)
+                except RefgptError as error:
+                    self._forget(job)
+                    self._tell(self._fail, job, failed(error))
+                    continue
+                found.append((job, place, Event(event.seq, None, "", "", None, prompt=event.prompt)))
+                continue
+            text = self._written[job][place, event.index]
+            text.held, text.finished = event.held, event.finish_reason is not None
+            found.append((job, place, event))
+            if text.finished and all(one.finished for one in self._written[job].values()):
+                self._drop(job)
+        if found:
+            self._tell(self._dispatch, found, perf_counter())
+
+    def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Have something done by the event loop."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # the loop is closed: nobody listens
+            log.debug("an event came after the end of the event loop")
+
+    # And this by the event loop's again.
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        self._jobs.discard(job)
+        job.error, job.n_open = error, 0
+        job.accepted.set()
+        job._wake.set()
+
+    def _dispatch(self, events: list[tuple[Job, int, Event]], now: float) -> None:
+        """Give each job its events."""
+        for job, place, event in events:
+            if job not in self._jobs:  # it was cancelled meanwhile
+                continue
+            job._events.append((place, event))
+            job._wake.set()
+            if event.choice is not None:
+                self.metrics.token_written(now - (job.last or job.began), first=job.last is None)
+                job.last = now
+            if event.finish_reason is not None:
+                job.n_open -= 1
+                if not job.n_open:
+                    self._jobs.discard(job)

@@ -1,0 +1,247 @@
+"""One request over HTTP and its answer, as a pure ASGI application sees them.
+
+Nothing stands between this and the connection that would hide that the client has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from time import perf_counter
+from typing import Any
+
+from refgpt.server.core import Job
+from refgpt.server.errors import ApiError, ClientGone
+from refgpt.server.settings import ServerSettings
+
+#: Media types that a web page can send to another's server without asking: none of them is JSON.
+SIMPLE_TYPES = ("text/plain", "multipart/form-data", "application/x-www-form-urlencoded")
+#: Seconds between two signs of life on a stream that has nothing to say.
+PING = 15.0
+#: What a page of another site that may ask is told.
+CROSS_ORIGIN = {
+    "vary": "Origin",
+    "access-control-allow-methods": "GET, POST, OPTIONS",
+    "access-control-allow-headers": "Authorization, Content-Type, X-API-Key",
+    "access-control-max-age": "600",
+}
+HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
+
+
+class Exchange:
+    """A request and its answer.
+
+    Attributes
+    ----------
+    scope : mapping
+        ASGI's.
+    status : int or None
+        Of the answer, once it has begun.
+    origin : str or None
+        The site whose page asks and may read the answer.
+    note : dict
+        What is worth a place in the log.
+    """
+
+    def __init__(self, scope: Any, receive: Any, send: Any, settings: ServerSettings) -> None:
+        self.scope, self._receive, self._send, self._settings = scope, receive, send, settings
+        self.began = perf_counter()
+        self.status: int | None = None
+        self.origin: str | None = None
+        self.note: dict[str, Any] = {}
+        self._ended = self._stalled = self._streams = False
+        self._last_put = self.began
+
+    @property
+    def headers(self) -> Mapping[bytes, bytes]:
+        """Of the request, by their names in lower case; the last of several."""
+        return dict(self.scope["headers"])
+
+    @property
+    def state(self) -> Any:
+        """What belongs to the whole server."""
+        return self.scope["app_state"]
+
+    async def body(self) -> bytes:
+        """All of the body.
+
+        Raises
+        ------
+        ApiError
+            413 if it is too large, 408 if it does not come in time.
+        """
+        most = self._settings.max_body_bytes
+        length = self.headers.get(b"content-length", b"")
+        if length.isdigit() and int(length[:20]) > most:
+            raise _too_large(most)
+        try:
+            return await asyncio.wait_for(self._read(most), self._settings.body_timeout or None)
+        except asyncio.TimeoutError:
+            message = f"the body did not arrive within {self._settings.body_timeout:g} seconds"
+            raise ApiError(408, message, code="timeout", headers={"connection": "close"}) from None
+
+    async def _read(self, most: int) -> bytes:
+        parts, size = [], 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > most:
+                raise _too_large(most)
+            if not message.get("more_body"):
+                return b"".join(parts)
+
+    async def json(self) -> dict[str, Any]:
+        """The body as a JSON object.
+
+        Raises
+        ------
+        ApiError
+            If it is none.
+        """
+        kind = self.headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
+        if kind in SIMPLE_TYPES:
+            raise ApiError(
+                415,
+                "the body has to be JSON, and the request to say so: Content-Type: application/json",
+                code="no_json",
+            )
+        return parsed(await self.body())
+
+    async def send_json(self, value: Any, status: int = 200, headers: Mapping[str, str] = {}) -> None:
+        """Answer with JSON."""
+        await self.send_bytes(dumped(value), "application/json", status, headers)
+
+    async def send_bytes(self, body: bytes, kind: str, status: int = 200, headers: Mapping[str, str] = {}) -> None:
+        """Answer with a whole body."""
+        await self._start(status, {"content-type": kind, "content-length": str(len(body)), **headers})
+        await self._put({"type": "http.response.body", "body": body})
+        self._ended = True
+
+    async def start_stream(self) -> None:
+        """Answer with server-sent events."""
+        await self._start(200, {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"})
+        self._streams = True
+
+    async def send_event(self, value: Any, name: str = "") -> None:
+        """Send an event with JSON, or a text as it is. Lines end in a line feed alone."""
+        data = value.encode() if isinstance(value, str) else dumped(value)
+        head = f"event: {name}\n".encode() if name else b""
+        await self._put({"type": "http.response.body", "body": head + b"data: " + data + b"\n\n", "more_body": True})
+
+    async def end_stream(self) -> None:
+        """There are no more events."""
+        await self._put({"type": "http.response.body", "body": b""})
+        self._ended = True
+
+    @asynccontextmanager
+    async def watched(self, job: Job | None = None) -> AsyncIterator[None]:
+        """While this lasts, a client that leaves cancels what is done here; it and the end of this cancel the job.
+
+        A stream that has nothing to say gets a comment now and then, so that nobody on the way takes it for dead.
+
+        Raises
+        ------
+        ClientGone
+        """
+        task = asyncio.current_task()
+        gone = False
+
+        async def watch() -> None:
+            nonlocal gone
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+            if self._ended:
+                return
+            gone = True
+            if job is not None:
+                job.cancel()
+            if task is not None:
+                task.cancel()
+
+        helpers = [asyncio.ensure_future(watch()), asyncio.ensure_future(self._ping())]
+        timer = asyncio.get_running_loop().call_later(self._settings.timeout, _end, job)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if gone:
+                raise ClientGone from None
+            raise
+        finally:
+            timer.cancel()
+            if job is not None:
+                job.cancel()
+            for helper in helpers:
+                helper.cancel()
+
+    async def _ping(self) -> None:
+        while True:
+            await asyncio.sleep(PING)
+            if self._streams and not self._ended and perf_counter() - self._last_put >= PING:
+                with suppress(ClientGone):
+                    await self._put({"type": "http.response.body", "body": b": wait\n\n", "more_body": True})
+
+    async def _start(self, status: int, headers: Mapping[str, str]) -> None:
+        self.status = status
+        cross = {} if self.origin is None else {**CROSS_ORIGIN, "access-control-allow-origin": self.origin}
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in {**HEADERS, **cross, **headers}.items()]
+        await self._put({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def _put(self, message: Any) -> None:
+        """Send a message, unless the client does not take it in time."""
+        timer = asyncio.get_running_loop().call_later(
+            self._settings.send_timeout, self._give_up, asyncio.current_task()
+        )
+        try:
+            await self._send(message)
+        except asyncio.CancelledError:
+            if self._stalled:
+                raise ClientGone from None
+            raise
+        finally:
+            timer.cancel()
+            self._last_put = perf_counter()
+
+    def _give_up(self, task: asyncio.Task | None) -> None:
+        self._stalled = True
+        if abort := self.scope.get("refgpt.abort"):
+            abort()
+        if task is not None:
+            task.cancel()
+
+
+def _end(job: Job | None) -> None:
+    if job is not None:
+        job.end()
+
+
+def parsed(body: bytes) -> dict[str, Any]:
+    """A body as a JSON object: an ApiError if it is none, or holds what JSON has not, such as NaN."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        value = json.loads(body.decode("utf-8-sig"), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError too
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+        raise ApiError(400, f"the body is not JSON: {why}", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise ApiError(400, "the body has to be a JSON object", code="invalid_json")
+    return value
+
+
+def dumped(value: Any) -> bytes:
+    """JSON in UTF-8, with escapes where a text is none."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"the body has more than {most} bytes", code="body_too_large", headers={"connection": "close"})

@@ -1,0 +1,82 @@
+"""The log: one line for each request, as text or as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from refgpt._common.wording import printable
+from refgpt.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from refgpt.server.exchange import Exchange
+
+log = logging.getLogger("refgpt.server")
+
+#: Paths that are asked for all the time, and say nothing when they are answered.
+QUIET = ("/health", "/metrics")
+
+
+def log_request(exchange: Exchange, seconds: float) -> None:
+    """Write a request's line. Prompts and texts are in its notes only where the settings ask for them."""
+    path, status = exchange.scope["path"][:200], exchange.status or 499
+    level = logging.DEBUG if path in QUIET and status == 200 else logging.INFO
+    if not log.isEnabledFor(level):
+        return
+    client = exchange.scope.get("client")
+    head = {
+        "client": str(client[0]) if client else "",
+        "method": exchange.scope["method"][:20],
+        "path": path,
+        "status": status,
+    }
+    notes = {"seconds": round(seconds, 4), **exchange.note}
+    told = [f"{name}={value if isinstance(value, (int, float)) else repr(value)}" for name, value in notes.items()]
+    text = printable(" ".join([*map(str, head.values()), *told]))
+    log.log(level, "%s", text, extra={"fields": {**head, **notes}})
+
+
+class JsonFormatter(logging.Formatter):
+    """Each record is one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As of ``logging.Formatter``."""
+        when = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
+        said = getattr(record, "fields", None) or {"message": record.getMessage()}
+        if record.exc_info:
+            said = {**said, "traceback": self.formatException(record.exc_info)}
+        return json.dumps({"time": when, "level": record.levelname.lower(), **said}, default=str)
+
+
+class _Forward(logging.Handler):
+    """Gives what uvicorn has to say to this package's own log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """As of ``logging.Handler``."""
+        log.log(record.levelno, "%s", printable(record.getMessage()), exc_info=record.exc_info)
+
+
+@contextmanager
+def logging_as(settings: ServerSettings) -> Iterator[None]:
+    """While this lasts, the log has the form that the settings ask for, and uvicorn's warnings are part of it."""
+    theirs, forward = logging.getLogger("uvicorn.error"), _Forward(logging.WARNING)
+    before = theirs.level, theirs.propagate, log.propagate
+    theirs.addHandler(forward)
+    theirs.setLevel(logging.WARNING)
+    theirs.propagate = False
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    if settings.log_format == "json":
+        log.addHandler(handler)
+        log.propagate = False
+    try:
+        yield
+    finally:
+        theirs.removeHandler(forward)
+        log.removeHandler(handler)
+        theirs.level, theirs.propagate, log.propagate = before

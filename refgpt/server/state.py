@@ -1,0 +1,169 @@
+"""What belongs to a server as a whole, and what every interface asks of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from time import time
+from types import MappingProxyType
+from typing import Any
+
+from refgpt._common.errors import RefgptError
+from refgpt._load import default_model_path
+from refgpt._model import Model
+from refgpt.generation.params import GenerationParams
+from refgpt.generation.prompts import encode_prompt, prompt_ids
+from refgpt.inspect.data import name_of
+from refgpt.server.aside import Aside
+from refgpt.server.core import Core
+from refgpt.server.errors import ApiError, too_long
+from refgpt.server.metrics import Gauge, Metrics
+from refgpt.server.settings import ServerSettings
+from refgpt.spec.ids import check_tokens
+
+#: Characters of prompts that are encoded at once, without a thread of their own.
+SHORT = 4096
+
+
+@dataclass(eq=False)
+class State:
+    """A model that is served.
+
+    Attributes
+    ----------
+    names : tuple of str
+        What it is called, the first in answers.
+    kobold : set
+        Requests of KoboldAI's clients that can be ended by name.
+    predictions : dict
+        Texts of Mesh Transformer JAX's second interface, by their numbers.
+    """
+
+    model: Model
+    settings: ServerSettings
+    metrics: Metrics
+    core: Core
+    aside: Aside
+    names: tuple[str, ...]
+    created: int
+    kobold: set[Any] = field(default_factory=set)
+    predictions: dict[int, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Model, settings: ServerSettings) -> State:
+        """The state of a new server; ``core`` and ``aside`` have not begun."""
+        metrics = Metrics()
+        core = Core(model, settings, metrics)
+        metrics.gauges += [
+            Gauge("refgpt_requests_running", "Texts that are being written.", lambda: core.n_running),
+            Gauge("refgpt_requests_waiting", "Texts that wait for a slot.", lambda: core.n_waiting),
+            Gauge("refgpt_slots", "Texts that can be written at once.", lambda: settings.max_slots),
+            Gauge(
+                "refgpt_prefix_cache_tokens_total",
+                "Tokens of prompts that were found in the prefix cache.",
+                lambda: core.cache.n_found if core.cache else 0,
+                "counter",
+            ),
+            Gauge(
+                "refgpt_prefix_cache_bytes",
+                "Memory that the prefix cache takes.",
+                lambda: core.cache.n_bytes if core.cache else 0,
+            ),
+        ]
+        included = model.checkpoint.path == default_model_path()
+        names = settings.served_names or ("refgpt-default" if included else name_of(model),)
+        return cls(model, settings, metrics, core, Aside(), names, int(time()))
+
+    def check_model(self, name: Any) -> None:
+        """Refuse a request for another model; one that names none means this one."""
+        if name is None or name == "":
+            return
+        if not isinstance(name, str):
+            raise ApiError(400, "model: has to be a text", param="model")
+        if name not in self.names:
+            message = f"the model {name[:200]!a} is not served here; there is {self.names[0]!a}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    def limited(self, params: GenerationParams, names: Mapping[str, str] = MappingProxyType({})) -> GenerationParams:
+        """Parameters within this server's limits: more new tokens are cut, anything else is refused.
+
+        Parameters
+        ----------
+        names : mapping
+            What a client calls the parameters, where it is something else.
+        """
+        s = self.settings
+        stops = params.stops
+        for name, got, most in (
+            ("n", params.num_return_sequences, s.max_texts),
+            ("num_beams", params.num_beams, s.max_slots),
+            ("stop", len(stops), s.max_stops),
+            ("stop", max(map(len, stops), default=0), s.max_stop_chars),
+            ("logprobs", params.n_alternatives or 0, s.max_logprobs),
+        ):
+            if got > most:
+                called = names.get(name, name)
+                raise ApiError(400, f"{called}: {got} is more than this server allows, {most}", param=called)
+        if s.max_tokens is not None and params.max_new_tokens > s.max_tokens:
+            params = replace(params, max_new_tokens=s.max_tokens)
+        return replace(params, speculate=min(params.speculate, s.speculate))
+
+    async def encode(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: GenerationParams,
+        special: bool,
+        name: str = "prompt",
+        go_on: bool = True,
+    ) -> list[list[int]]:
+        """Prompts as ids.
+
+        Parameters
+        ----------
+        special : bool
+            Whether strings such as "<|endoftext|>" are special tokens.
+        name : str
+            The field that has them.
+        go_on : bool
+            Whether there has to be room for a new token. If not, the last token need only be predicted.
+
+        Raises
+        ------
+        ApiError
+        """
+        if len(prompts) > self.settings.max_prompts:
+            n, most = len(prompts), self.settings.max_prompts
+            raise ApiError(400, f"{name}: {n} prompts are more than this server allows, {most}", param=name)
+
+        def work() -> list[list[int]]:
+            return [self._encode(prompt, params, special, name, go_on) for prompt in prompts]
+
+        if sum(map(len, prompts)) <= SHORT:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(None, work)
+
+    def _encode(
+        self, prompt: str | Sequence[int], params: GenerationParams, special: bool, name: str, go_on: bool
+    ) -> list[int]:
+        model, config = self.model, self.model.config
+        try:
+            given: Any = self.text_ids(prompt, special) if isinstance(prompt, str) else prompt
+            ids = prompt_ids(given or "", config, model.tokenizer, model.checkpoint.tokenizer_fault)
+            if not go_on and 0 < len(ids) <= config.n_ctx + 1:
+                return check_tokens(ids, config).tolist()
+            if params.truncate is None and len(ids) >= config.n_ctx:
+                raise too_long(len(ids), config.n_ctx, name)
+            return encode_prompt(ids, config, model.tokenizer, params, model.checkpoint.tokenizer_fault)
+        except RefgptError as error:
+            raise ApiError(400, str(error), param=name) from None
+
+    def text_ids(self, text: str, special: bool) -> list[int]:
+        """The ids of a text; an ApiError if there is no tokenizer, or it cannot spell the text."""
+        model = self.model
+        try:
+            if model.tokenizer is None:
+                return prompt_ids(text, model.config, None, model.checkpoint.tokenizer_fault)
+            return model.tokenizer.encode(text, special=special)
+        except RefgptError as error:
+            raise ApiError(400, str(error), param="prompt") from None

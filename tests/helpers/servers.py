@@ -1,0 +1,105 @@
+"""A real server on this machine, and the plainest client for it."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import sleep
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from refgpt import Model
+from refgpt.server import ServerSettings
+from tests.helpers.work import HANGS
+
+
+class Served:
+    """A running server, and requests to it."""
+
+    def __init__(self, running: Any) -> None:
+        self.running, self.state = running, running.state
+        self.port: int = running.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> SimpleNamespace:
+        """One request -> its status, headers, bytes, and JSON if it is any."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANGS)
+        raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        if raw is not None:
+            given.setdefault("content-type", "application/json")
+        try:
+            connection.request(method, path, raw, given)
+            answer = connection.getresponse()
+            content = answer.read()
+        finally:
+            connection.close()
+        kind = answer.headers.get("content-type", "")
+        found = json.loads(content) if kind == "application/json" and content else None
+        return SimpleNamespace(status=answer.status, headers=answer.headers, content=content, json=found)
+
+    def post(self, path: str, **body: Any) -> Any:
+        """The JSON that answers a request, which has to succeed."""
+        answer = self.ask("POST", path, body)
+        assert answer.status == 200, answer.content
+        return answer.json
+
+    def stream(self, path: str, **body: Any) -> list[Any]:
+        """The events of a stream; what is no JSON, such as "[DONE]", stays a text."""
+        answer = self.ask("POST", path, body)
+        assert answer.status == 200, answer.content
+        assert b"\r" not in answer.content
+        return [
+            data if data == "[DONE]" else json.loads(data)
+            for line in answer.content.decode().split("\n")
+            if line.startswith("data: ") and (data := line.removeprefix("data: "))
+        ]
+
+    def connect(self) -> socket.socket:
+        """A connection for clients that behave badly."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=HANGS)
+
+    def send(self, path: str, **body: Any) -> socket.socket:
+        """A connection on which a request was sent, and nothing read."""
+        connection = self.connect()
+        raw = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
+        return connection
+
+    def wait_until(self, condition: Any) -> None:
+        """Wait until something is so; a test that hangs fails."""
+        for _ in range(HANGS * 100):
+            if condition():
+                return
+            sleep(0.01)
+        raise AssertionError("it did not become so")
+
+
+@contextmanager
+def serving(model: Model, **settings: Any) -> Iterator[Served]:
+    """Serve a model in a thread while this lasts."""
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+    from refgpt.server.running import Running
+    from refgpt.server.state import State
+
+    given = {"port": 0, "grace": 0.0, "prefix_cache_bytes": 0} | settings
+    running = Running(State.of(model, ServerSettings(**given)))
+    thread = threading.Thread(target=lambda: asyncio.run(running.serve()), daemon=True)
+    thread.start()
+    while not running.started and thread.is_alive():
+        sleep(0.01)
+    try:
+        yield Served(running)
+    finally:
+        running.handle_exit(15, None)
+        thread.join(HANGS)
+        assert not thread.is_alive()
