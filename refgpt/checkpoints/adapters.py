@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ MASK = "refgpt_mask"
 #: The prefix that PEFT's wrapper adds to the model's tensor names.
 WRAPPER = "base_model.model."
 TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+
+#: Patterns of a file that are longer, or repeat more, are not tried: they may take for ever to match.
+LONGEST_PATTERN = 1000
+MOST_REPEATS = 4
 
 #: Keys that do not affect what an adapter computes, or that are read below.
 KNOWN = frozenset(
@@ -200,10 +205,12 @@ def _patterned(told: dict[str, Any], key: str, module: str, path: Path) -> Any:
     if not isinstance(patterns, dict):
         raise CheckpointError(f"{pattern_key} makes no sense", where=path, got=shown(patterns))
     for pattern, special in patterns.items():
-        if not re.fullmatch(r"\^?[\w.]+", pattern):  # others may take longer to match than anybody waits
-            raise CheckpointError(f"{pattern_key} has a pattern that is no name", where=path, got=shown(pattern))
-        name = pattern.removeprefix("^")
-        if module == name or (not pattern.startswith("^") and module.endswith(f".{name}")):
+        matches = _matcher(pattern, pattern_key, path)
+        if matches is None:
+            what = f"{pattern_key} has a pattern that may take for ever to match"
+            raise CheckpointError(what, where=path, got=shown(pattern), wanted="names of modules")
+        ends = [module, *(module[at + 1 :] for at, mark in enumerate(module) if mark == ".")]
+        if any(matches(end) for end in (ends[:1] if pattern.startswith("^") else ends)):
             value = special
             break
     whole = type(value) is int or (key == "lora_alpha" and type(value) is float and math.isfinite(value))
@@ -212,22 +219,44 @@ def _patterned(told: dict[str, Any], key: str, module: str, path: Path) -> Any:
     return value
 
 
+def _matcher(pattern: str, key: str, path: Path) -> Callable[[str], object] | None:
+    """What tells whether a name matches a pattern of a file, or None where that may take longer than anybody waits.
+
+    Without repeated groups and with few repetitions it takes a time of a small power of the name's length.
+    """
+    many = len(pattern) > LONGEST_PATTERN or len(re.findall(r"[*+?{]", pattern)) > MOST_REPEATS
+    if many or re.search(r"\)[*+?{]|\\\d|\(\?", pattern):
+        return None
+    try:
+        return re.compile(pattern).fullmatch
+    except (re.error, OverflowError, RecursionError):
+        raise CheckpointError(f"{key} has a pattern that is none", where=path, got=shown(pattern)) from None
+
+
 def _check_targets(told: dict[str, Any], found: Any, modules: dict[str, str], weights: Path) -> None:
-    """Refuse an adapter that lacks a pair, or has one too many. What a pattern means is left to the tensors."""
+    """Refuse an adapter that lacks a pair, or has one too many.
+
+    What a pattern means that may take for ever to match is left to the tensors.
+    """
     targets, layers = told.get("target_modules"), told.get("layers_to_transform")
     if not found:
         raise CheckpointError("holds no adapter", where=weights, wanted="pairs lora_A and lora_B")
     if targets == "all-linear":
         targets = sorted({module.rpartition(".")[2] for module in modules} - {"lm_head"})
+    matches = None
     if isinstance(targets, str):
-        return
-    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        if (matches := _matcher(targets, "target_modules", weights.parent / CONFIG)) is None:
+            return
+    elif not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         raise CheckpointError("target_modules makes no sense", where=weights.parent / CONFIG, got=shown(targets))
     if layers is not None and type(layers) is int:
         layers = [layers]
     if layers is not None and not (isinstance(layers, list) and all(type(layer) is int for layer in layers)):
         raise CheckpointError("layers_to_transform makes no sense", where=weights.parent / CONFIG, got=shown(layers))
-    wanted = {m for m in modules if any(m == target or m.endswith(f".{target}") for target in targets)}
+    if matches is not None:
+        wanted = set(filter(matches, modules))
+    else:
+        wanted = {m for m in modules if any(m == target or m.endswith(f".{target}") for target in targets)}
     if layers:
         wanted = {m for m in wanted if (at := re.search(r"\.h\.(\d+)\.", m)) and int(at[1]) in layers}
     if absent := sorted(wanted - set(found)):
