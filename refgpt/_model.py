@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -83,6 +85,37 @@ class Model:
         # Do not return the engine's packed weights: ``verify`` would then miss faults of the packing.
         check_unchanged(*(leaf for _, leaf in self.checkpoint.params.items()))
         return self.checkpoint.params.kept_as(self.dtype)
+
+    def with_adapter(self, adapter: str | os.PathLike[str]) -> Model:
+        """This model with a LoRA adapter beside its weights: several adapters can share one base in memory.
+
+        This model stays as it is. Each of the others has its own sessions; none costs more memory than its adapter.
+
+        Parameters
+        ----------
+        adapter : path
+            A directory with an adapter in PEFT's format.
+
+        Returns
+        -------
+        Model
+            With the mask that the adapter was trained with, if it says so.
+
+        Raises
+        ------
+        RefgptError
+            If the adapter cannot be used, or this model has one already.
+        """
+        from refgpt.checkpoints.adapters import adapter_mask, read_adapter
+        from refgpt.training.lora import attach
+
+        pairs, mask = read_adapter(adapter, self.config), adapter_mask(adapter)
+        checkpoint = self.checkpoint
+        if mask not in (None, checkpoint.mask):
+            checkpoint = replace(checkpoint, mask=mask, mask_source="the adapter was trained with it")
+        engine = copy(self.engine)
+        attach(engine, pairs)
+        return replace(self, engine=engine, checkpoint=checkpoint)
 
     def logits(self, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
         """Scores for the next token at every position of a text.

@@ -275,6 +275,25 @@ def test_settings_that_make_no_sense_are_named(tmp_path, settings, fault):
         training.new_adapter(model_in(tmp_path, backend="numpy"), **settings)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [None, "q8"])
+def test_several_adapters_share_one_base(tmp_path, backend, dtype):
+    paths = [written(tmp_path, adapted(tmp_path, targets=targets), targets) for targets in ("q,v", "k")]
+    base = refgpt.load(tmp_path / "model", backend=backend, dtype=dtype)
+    plain = base.logits(IDS)
+    models = [base.with_adapter(path) for path in paths]
+    for model, path in zip(models, paths, strict=True):
+        alone = refgpt.load(tmp_path / "model", backend=backend, dtype=dtype, adapter=path)
+        assert (model.logits(IDS) == alone.logits(IDS)).all()
+        for (name, leaf), (_, own) in zip(model.engine.kept().items(), base.engine.kept().items(), strict=True):
+            assert (leaf.base if isinstance(leaf, Adapted) else leaf) is own, name
+    training.Trainer(models[0]).step([batch_of(2)], 1e-2)
+    alone = refgpt.load(tmp_path / "model", backend=backend, dtype=dtype, adapter=paths[1])
+    assert (models[1].logits(IDS) == alone.logits(IDS)).all() and (base.logits(IDS) == plain).all()
+    with pytest.raises(RefgptError, match="an adapter already"):
+        models[0].with_adapter(paths[1])
+
+
 def test_one_adapter_is_enough(tmp_path):
     with pytest.raises(RefgptError, match="an adapter already"):
         training.new_adapter(adapted(tmp_path))
