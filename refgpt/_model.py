@@ -24,6 +24,7 @@ from refgpt.tokenizers import Tokenizer
 if TYPE_CHECKING:
     from refgpt.evaluation import Classification
     from refgpt.generation.params import GenerationParams
+    from refgpt.generation.prompt_file import PromptFile
     from refgpt.generation.prompts import Prompt
     from refgpt.generation.results import Generation
     from refgpt.tracing import Indices, Names, Patches, Report, TapResult
@@ -223,13 +224,30 @@ class Model:
         return verify(self.engine, self.params(), ids, prefix_len, progress=progress, on_tap=on_tap)
 
     @overload
-    def generate(self, prompt: str, params: GenerationParams | None = None, **changes: Any) -> Generation: ...
+    def generate(
+        self,
+        prompt: str,
+        params: GenerationParams | None = None,
+        *,
+        prompt_cache: str | os.PathLike[str] | None = None,
+        **changes: Any,
+    ) -> Generation: ...
     @overload
     def generate(
-        self, prompt: Sequence[Any] | np.ndarray, params: GenerationParams | None = None, **changes: Any
+        self,
+        prompt: Sequence[Any] | np.ndarray,
+        params: GenerationParams | None = None,
+        *,
+        prompt_cache: str | os.PathLike[str] | None = None,
+        **changes: Any,
     ) -> Any: ...
     def generate(
-        self, prompt: Prompt | Sequence[Prompt] | np.ndarray, params: GenerationParams | None = None, **changes: Any
+        self,
+        prompt: Prompt | Sequence[Prompt] | np.ndarray,
+        params: GenerationParams | None = None,
+        *,
+        prompt_cache: str | os.PathLike[str] | None = None,
+        **changes: Any,
     ) -> Any:
         """Continue one prompt or several.
 
@@ -239,6 +257,9 @@ class Model:
             A text or its ids. An empty one starts from the model's beginning-of-text token.
         params : GenerationParams, optional
             Generation parameters; the default is 128 new tokens sampled from the model's own distribution.
+        prompt_cache : path, optional
+            A file that keeps what is computed for the prompt: a later call whose prompt begins alike uses it, with the
+            same bits. It is written anew where the prompt has more than it. See ``refgpt.generation.PromptFile``.
         **changes
             Any field of ``GenerationParams``, instead of the one in ``params``.
 
@@ -260,7 +281,8 @@ class Model:
         settings = GenerationParams.of(params, changes)
         batch = is_batch(prompt)
         prompts: Any = prompt if batch else [prompt]
-        done = generate(self, [self._encode(one, settings) for one in prompts], settings)
+        encoded = [self._encode(one, settings) for one in prompts]
+        done = generate(self, encoded, settings, self._prompt_file(prompt_cache))
         return done if batch else done[0]
 
     def _encode(self, prompt: Prompt, settings: GenerationParams) -> list[int]:
@@ -268,7 +290,25 @@ class Model:
 
         return encode_prompt(prompt, self.config, self.tokenizer, settings, self.checkpoint.tokenizer_fault)
 
-    def stream(self, prompt: Prompt, params: GenerationParams | None = None, **changes: Any) -> Iterator[str]:
+    def _prompt_file(self, path: str | os.PathLike[str] | None) -> PromptFile | None:
+        from refgpt.generation import PromptFile
+
+        if path is not None and self.mask == "prefix":
+            raise GenerationError(
+                "a prompt that sees itself whole has nothing in common with another",
+                where="prompt_cache",
+                fix="leave it out, or load the model with mask='causal' (--mask causal)",
+            )
+        return None if path is None else PromptFile(path)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: GenerationParams | None = None,
+        *,
+        prompt_cache: str | os.PathLike[str] | None = None,
+        **changes: Any,
+    ) -> Iterator[str]:
         """Continue one prompt, piece by piece.
 
         Parameters are those of ``generate``, but there is only one prompt. A model without a tokenizer cannot stream
@@ -308,7 +348,7 @@ class Model:
                 got=self.checkpoint.tokenizer_fault or None,
                 fix="use generate, whose result has .ids",
             )
-        return stream_text(self, self._encode(prompt, settings), settings)
+        return stream_text(self, self._encode(prompt, settings), settings, self._prompt_file(prompt_cache))
 
     @overload
     def score(

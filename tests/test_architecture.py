@@ -56,13 +56,14 @@ INNER_FLOORS = {
     "checkpoints": [{"checkpoint", "files", "mask"}, {"families"}, {"layouts", "adapters"}, {"open", "hub"}],
     "runtime": [
         {"adopting", "engine", "activation", "batch", "buffers", "cache", "identity", "rotation", "taps"},
-        {"attend", "recorded", "spec_engine"},
+        {"attend", "recorded", "saved"},
+        {"spec_engine"},
         FAMILIES,
         {"families", "gradients"},
         {"session"},
     ],
     "generation": [
-        {"sampling_params", "stopping", "prompt_lookup", "prefix_cache", "chat_templates"},
+        {"sampling_params", "stopping", "prompt_lookup", "prefix_cache", "prompt_file", "chat_templates"},
         {"constraint"},
         {"matching"},
         {"processing"},

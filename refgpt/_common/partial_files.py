@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from refgpt._common.errors import DataError
 
@@ -66,8 +67,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file that is there whole or not at all; an earlier one is replaced.
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that gets its name when the block ends without an error; an earlier one is replaced.
 
     Raises
     ------
@@ -80,8 +82,8 @@ def replace_text(path: Path, text: str) -> None:
     lock = lock_partial(partial)
     try:
         os.ftruncate(lock, 0)
-        with os.fdopen(os.dup(lock), "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(os.dup(lock), "wb") as file:
+            yield file
         os.fsync(lock)
         partial.replace(path)
         sync(path.parent)
@@ -90,6 +92,12 @@ def replace_text(path: Path, text: str) -> None:
         raise
     finally:
         os.close(lock)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file that is there whole or not at all: see ``replacing``."""
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 @contextmanager

@@ -26,6 +26,7 @@ EXAMPLES = r"""examples:
   refgpt generate "Once upon a time" --num-return-sequences 3     three texts
   refgpt generate "The toad is" --regex " (old|green|[0-9]+ years old)\."    a text of this form
   refgpt generate -m ~/gpt-j-6b -f story.txt --truncate left      a model and a prompt of your own
+  refgpt generate -f story.txt --prompt-cache story.state         the second time the story is not read again
   echo "Dear diary," | refgpt generate > diary.txt
 """
 
@@ -37,6 +38,12 @@ def add_to(commands: Commands) -> None:
     generate.add_argument("--echo", action="store_true", help="print the prompt before its continuation")
     generate.add_argument(
         "--truncate", choices=["left"], help="if the prompt is too long, drop its beginning instead of raising an error"
+    )
+    generate.add_argument(
+        "--prompt-cache",
+        metavar="FILE",
+        help="keep what is computed for the prompt in a file, and begin with what it has of an earlier prompt that "
+        "begins alike; the text is the same",
     )
     add_sampling_arguments(generate)
     add = generate.add_argument_group("several texts").add_argument
@@ -87,7 +94,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         early_stopping={"yes": True, "no": False}.get(arguments.early_stopping, "never"),
         constraint=_constraint_of(arguments),
     )
-    print_continuation(arguments, prompt, params, arguments.echo)
+    print_continuation(arguments, prompt, params, arguments.echo, arguments.prompt_cache)
     return 0
 
 

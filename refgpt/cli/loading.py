@@ -15,6 +15,7 @@ from refgpt._model import Model
 from refgpt.checkpoints import Checkpoint
 from refgpt.cli.printing import print_text
 from refgpt.generation.params import GenerationParams
+from refgpt.generation.prompt_file import PromptFile
 from refgpt.generation.prompts import encode_prompt
 from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers import Tokenizer
@@ -78,19 +79,28 @@ def load_after(arguments: argparse.Namespace, look: Callable[[Checkpoint, Tokeni
         return model, seen
 
 
-def print_continuation(arguments: argparse.Namespace, prompt: str, params: GenerationParams, echo: bool) -> None:
+def print_continuation(
+    arguments: argparse.Namespace,
+    prompt: str,
+    params: GenerationParams,
+    echo: bool,
+    prompt_cache: str | None = None,
+) -> None:
     """Print what the model that the arguments ask for writes after a prompt, and the prompt before it if ``echo``.
 
-    Several texts have a line of three hyphens between them.
+    Several texts have a line of three hyphens between them. ``prompt_cache`` is that of ``Model.generate``.
     """
+    kept = {} if prompt_cache is None else {"prompt_cache": prompt_cache}
+    if prompt_cache is not None:
+        PromptFile(prompt_cache)  # what is there, and is none, is refused before the weights are read
     model, ids = load_for(arguments, lambda config, tokenizer: encode_prompt(prompt, config, tokenizer, params))
     if max(params.num_return_sequences, params.num_beams) > 1:
-        texts = model.generate(ids, params)
+        texts = model.generate(ids, params, **kept)
         for i, one in enumerate(texts if isinstance(texts, list) else [texts]):
             print_text("---\n" if i else "")
             print_text(f"{prompt if echo else ''}{one.text}\n")
         return
-    pieces = model.stream(ids, params)
+    pieces = model.stream(ids, params, **kept)
     if echo:
         print_text(prompt)
     for piece in pieces:

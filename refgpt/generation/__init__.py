@@ -4,6 +4,7 @@ from refgpt.generation.constraint import Constraint, grammar, json_schema, regex
 from refgpt.generation.loop import generate, generate_events, stream_text
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prefix_cache import PrefixCache
+from refgpt.generation.prompt_file import PromptFile
 from refgpt.generation.prompts import encode_prompt
 from refgpt.generation.results import Event, Generation
 from refgpt.generation.sampling import SamplingParams
@@ -16,6 +17,7 @@ __all__ = [
     "Generation",
     "GenerationParams",
     "PrefixCache",
+    "PromptFile",
     "SamplingParams",
     "Scheduler",
     "encode_continuations",

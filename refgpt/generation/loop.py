@@ -6,12 +6,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from refgpt.generation.params import GenerationParams
+from refgpt.generation.prefix_cache import PrefixKeeper
 from refgpt.generation.results import Event, gathered
 from refgpt.generation.scheduler import MOST_TOGETHER, Scheduler, enough_bytes
 from refgpt.generation.sequence import Generates
 
 
-def generate_events(model: Generates, prompts: Sequence[Sequence[int]], params: GenerationParams) -> Iterator[Event]:
+def generate_events(
+    model: Generates,
+    prompts: Sequence[Sequence[int]],
+    params: GenerationParams,
+    prefix_cache: PrefixKeeper | None = None,
+) -> Iterator[Event]:
     """Continue prompts, yielding each token as soon as it is drawn.
 
     Parameters
@@ -21,6 +27,8 @@ def generate_events(model: Generates, prompts: Sequence[Sequence[int]], params: 
         As ``encode_prompt`` returns them.
     params : GenerationParams
         The same for all of them.
+    prefix_cache : PrefixCache or PromptFile, optional
+        See ``Scheduler``.
 
     Yields
     ------
@@ -39,6 +47,7 @@ def generate_events(model: Generates, prompts: Sequence[Sequence[int]], params: 
         max(params.num_beams, min(n_texts, MOST_TOGETHER)),
         enough_bytes(model.engine, params.num_beams * capacity),
         capacity=capacity,
+        prefix_cache=prefix_cache,
     )
     for prompt in prompts:
         scheduler.add_ids(prompt, params)
@@ -49,7 +58,12 @@ def generate_events(model: Generates, prompts: Sequence[Sequence[int]], params: 
             yield event
 
 
-def generate(model: Generates, prompts: Sequence[Sequence[int]], params: GenerationParams) -> list[Any]:
+def generate(
+    model: Generates,
+    prompts: Sequence[Sequence[int]],
+    params: GenerationParams,
+    prefix_cache: PrefixKeeper | None = None,
+) -> list[Any]:
     """Run ``generate_events`` to its end and gather what belongs to each prompt.
 
     Returns
@@ -58,7 +72,7 @@ def generate(model: Generates, prompts: Sequence[Sequence[int]], params: Generat
         One a prompt; with several ``num_return_sequences`` a list of them for each prompt, of beams the best first.
     """
     events: list[dict[int, list[Event]]] = [{} for _ in prompts]
-    for event in generate_events(model, prompts, params):
+    for event in generate_events(model, prompts, params, prefix_cache):
         events[event.seq].setdefault(event.index, []).append(event)
     texts = [
         [gathered(own[index], len(prompt)) for index in sorted(own)]
@@ -67,11 +81,13 @@ def generate(model: Generates, prompts: Sequence[Sequence[int]], params: Generat
     return texts if params.num_return_sequences > 1 else [own[0] for own in texts]
 
 
-def stream_text(model: Generates, prompt: Sequence[int], params: GenerationParams) -> Iterator[str]:
+def stream_text(
+    model: Generates, prompt: Sequence[int], params: GenerationParams, prefix_cache: PrefixKeeper | None = None
+) -> Iterator[str]:
     """Run ``generate_events`` on one prompt -> its text, piece by piece; all of it so far if Ctrl-C ends it."""
     held = ""
     try:
-        for event in generate_events(model, [prompt], params):
+        for event in generate_events(model, [prompt], params, prefix_cache):
             held = event.held
             if event.text:
                 yield event.text

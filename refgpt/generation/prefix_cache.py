@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,6 +14,18 @@ from refgpt.runtime.engine import Session
 
 #: Positions of a block: texts share whole blocks.
 BLOCK = 32
+
+
+class PrefixKeeper(Protocol):
+    """Where a scheduler looks for what was computed for earlier prompts, and keeps it: a ``PrefixCache`` or another."""
+
+    def fill(self, session: Session, slot: int, ids: Sequence[int]) -> int:
+        """Give an empty slot as many leading positions of a text as are known. -> how many"""
+        ...
+
+    def keep(self, session: Session, slot: int, ids: Sequence[int]) -> None:
+        """Keep a text that a slot holds, or some of it."""
+        ...
 
 
 @dataclass(eq=False)

@@ -17,7 +17,7 @@ from refgpt._common.arguments import whole_number
 from refgpt._common.errors import GenerationError, RefgptError
 from refgpt.generation.beams import Beams
 from refgpt.generation.params import GenerationParams
-from refgpt.generation.prefix_cache import PrefixCache
+from refgpt.generation.prefix_cache import PrefixKeeper
 from refgpt.generation.prompts import Prompt, encode_prompt
 from refgpt.generation.results import Event
 from refgpt.generation.room import Room, position_bytes
@@ -57,7 +57,7 @@ class Scheduler:
         What keys and values may take together. It is counted in whole blocks of 128 positions.
     capacity : int, optional
         The longest sequence, prompt and new tokens together. By default what memory and context allow.
-    prefix_cache : PrefixCache, optional
+    prefix_cache : PrefixCache or PromptFile, optional
         Where what was computed for earlier prompts is looked for, and kept. It changes no text.
 
     Raises
@@ -86,7 +86,7 @@ class Scheduler:
         max_cache_bytes: int = MOST_CACHE,
         *,
         capacity: int | None = None,
-        prefix_cache: PrefixCache | None = None,
+        prefix_cache: PrefixKeeper | None = None,
     ) -> None:
         n_ctx, n_bytes = model.engine.config.n_ctx, position_bytes(model.engine)
         self._model, self._prefix_cache = model, prefix_cache

@@ -105,6 +105,28 @@ class KVCache:
         self.prefix_lens[slot] = 0
         self.hold(slot, 0, ids)
 
+    def layer(self, layer: int, slot: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of one layer's keys and values of the first ``n`` positions, in whole panels; zeros past them."""
+        panels = -(-n // LANES)
+        keys, values = self.k[layer, slot, :, :panels].copy(), self.v[layer, slot, :, :, : panels * LANES].copy()
+        keys[:, -1, :, n - (panels - 1) * LANES :] = 0
+        values[:, :, n:] = 0
+        return keys, values
+
+    def layer_bytes(self, n: int) -> tuple[int, int]:
+        """What the two that ``layer`` gives take."""
+        n_head, _, d_head, _ = self.k.shape[2:]
+        positions = -(-n // LANES) * LANES * n_head * self.k.dtype.itemsize
+        return positions * d_head, positions * self.v.shape[3] * LANES
+
+    def set_layer(self, layer: int, slot: int, n: int, n_kept: int, keys: np.ndarray, values: np.ndarray) -> None:
+        """Put back bytes that ``layer`` gave for ``n`` positions, the first ``n_kept`` of them."""
+        n_head, _, d_head, _ = self.k.shape[2:]
+        panels, kept = -(-n // LANES), -(-n_kept // LANES)
+        self.k[layer, slot, :, :kept] = keys.view(self.k.dtype).reshape(n_head, panels, d_head, LANES)[:, :kept]
+        shape = n_head, self.v.shape[3], panels * LANES, LANES
+        self.v[layer, slot, :, :, : kept * LANES] = values.view(self.v.dtype).reshape(shape)[:, :, : kept * LANES]
+
     def check_overflow(self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> None:
         """Raise an error if logits are NaN because keys or values of these rows were too large for float16.
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -67,6 +68,40 @@ class Session(Protocol):
 
     def adopt(self, seq: int, ids: Sequence[int], contents: Sequence[Any]) -> None:
         """Begin a sequence in an empty slot with what was exported of others that began with these tokens, in order."""
+        ...
+
+    def save(self, path: str | os.PathLike[str], seq: int = 0) -> None:
+        """Write a sequence to a file: its ids, with their keys and values.
+
+        A file there is replaced when the new one is whole. It takes about the memory of the sequence.
+
+        Raises
+        ------
+        GenerationError
+            If the slot is empty, or the file cannot be written.
+        """
+        ...
+
+    def load(self, path: str | os.PathLike[str], seq: int = 0, ids: Sequence[int] | None = None) -> list[int]:
+        """Begin a sequence in an empty slot with what ``save`` wrote. -> its ids
+
+        It goes on with the same bits as if its tokens had been computed here. The logits are not kept: for those of the
+        last token, truncate it, and append it again.
+
+        Parameters
+        ----------
+        path : path
+        seq : int
+            The slot.
+        ids : sequence of int, optional
+            Load only as much as begins with these tokens, which may be nothing. A prefix cannot be cut.
+
+        Raises
+        ------
+        GenerationError
+            If the file is none of these, is damaged, or was saved with another configuration, other weights or another
+            dtype of the cache; before anything large is allocated. The slot is empty then.
+        """
         ...
 
     def release(self, seq: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
@@ -19,6 +20,7 @@ from refgpt.numbers.mapped import files_of
 from refgpt.numbers.packing import pack_params
 from refgpt.numbers.panels import BLOCK_BYTES, LANES, PACKED_DTYPES, Panels
 from refgpt.numbers.tree import ParamTree
+from refgpt.runtime import saved
 from refgpt.runtime.adopting import repacked
 from refgpt.runtime.batch import Batch
 from refgpt.runtime.buffers import Buffers
@@ -116,9 +118,12 @@ class Runtime:
         """See ``Engine.identity``."""
         if self._identity is None or self.adopted:  # those may have been changed in place
             self.check_files()
-            digest = partial(digests, threads=self.threads)
-            self._identity = identity_of("c", self.config, self.params, self.kv_dtype, digest)
+            self._identity = identity_of("c", self.config, self.params, self.kv_dtype, self.digests)
         return self._identity
+
+    def digests(self, words: np.ndarray) -> np.ndarray:
+        """See ``refgpt.kernels.digests``."""
+        return digests(words, threads=self.threads)
 
     def check_files(self) -> None:
         """Refuse to read weights in files that have been written to since they were opened: before every pass.
@@ -257,6 +262,29 @@ class RuntimeSession:
         if self.cache.lengths[seq]:
             raise GenerationError("the slot is not empty", where="seq", got=seq)
         self.cache.adopt(seq, tokens, contents)
+
+    def save(self, path: str | os.PathLike[str], seq: int = 0) -> None:
+        """See ``Session.save``."""
+        self._check_slots([seq])
+        cache, engine = self.cache, self._runtime
+        ids, prefix_len = cache.ids[seq, : cache.lengths[seq]], int(cache.prefix_lens[seq])
+        saved.save(path, engine.identity(), ids, prefix_len, cache, seq, engine.digests)
+
+    def load(self, path: str | os.PathLike[str], seq: int = 0, ids: Sequence[int] | None = None) -> list[int]:
+        """See ``Session.load``."""
+        self._check_slots([seq])
+        cache, engine = self.cache, self._runtime
+        wanted = None if ids is None else np.array(ids, np.int64)
+        header = saved.read_header(path, engine.identity())
+        if cache.lengths[seq]:
+            raise GenerationError("the slot is not empty", where="seq", got=seq)
+        cache.n_held[seq] = 0
+        room = {"n_vocab": engine.config.n_vocab, "capacity": cache.capacity}
+        found = saved.load(header, cache, seq, engine.digests, **room, wanted=wanted)
+        cache.prefix_lens[seq] = header.prefix_len if len(found) else 0
+        cache.hold(seq, 0, found)
+        loaded: list[int] = found.tolist()
+        return loaded
 
     def release(self, seq: int) -> None:
         """See ``Session.release``."""

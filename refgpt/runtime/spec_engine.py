@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,6 @@ from refgpt.numbers.panels import BLOCK_BYTES, Panels
 from refgpt.numbers.quantisation import store
 from refgpt.numbers.tree import ParamTree, Tree
 from refgpt.runtime.engine import Part, no_empty_slot
-from refgpt.runtime.identity import identity_of
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import forward
 from refgpt.spec.ids import check_cut, check_ids, check_prefix
@@ -118,6 +118,8 @@ class SpecEngine:
 
     def identity(self) -> dict[str, Any]:
         """See ``Engine.identity``."""
+        from refgpt.runtime.identity import identity_of
+
         return identity_of(f"numpy {self.dtype}", self.config, self.params, self.kv_dtype, digests)
 
     def loss_backward(
@@ -195,6 +197,26 @@ class SpecSession:
         if self._texts.get(seq, ([], 0))[0]:
             raise GenerationError("the slot is not empty", where="seq", got=seq)
         self._texts[seq] = check_ids(ids, self._engine.config).tolist(), 0
+
+    def save(self, path: str | os.PathLike[str], seq: int = 0) -> None:
+        """See ``Session.save``. There is nothing to keep but the ids."""
+        from refgpt.runtime import saved
+
+        ids, prefix_len = self._texts.get(seq, ([], 0))
+        saved.save(path, self._engine.identity(), np.array(ids, np.int64), prefix_len, None, seq, digests)
+
+    def load(self, path: str | os.PathLike[str], seq: int = 0, ids: Sequence[int] | None = None) -> list[int]:
+        """See ``Session.load``."""
+        from refgpt.runtime import saved
+
+        config, wanted = self._engine.config, None if ids is None else np.array(ids, np.int64)
+        header = saved.read_header(path, self._engine.identity())
+        if self._texts.get(seq, ([], 0))[0]:
+            raise GenerationError("the slot is not empty", where="seq", got=seq)
+        room = {"n_vocab": config.n_vocab, "capacity": config.n_ctx}
+        found: list[int] = saved.load(header, None, seq, digests, **room, wanted=wanted).tolist()
+        self._texts[seq] = found, header.prefix_len if found else 0
+        return found
 
     def release(self, seq: int) -> None:
         """See ``Session.release``."""

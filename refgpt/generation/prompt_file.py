@@ -1,0 +1,48 @@
+"""A prompt on disk: what was computed for it is used by the next run that begins alike."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from refgpt._common.arguments import path_of
+from refgpt._common.errors import GenerationError
+from refgpt.runtime.engine import Session
+from refgpt.runtime.saved import read_header
+
+
+class PromptFile:
+    """A file that holds one prompt's keys and values, in place of a ``PrefixCache``. It changes no text.
+
+    A prompt uses as many leading positions of the file as it has in common with it, and then takes its place if it has
+    more. Prompts that see themselves whole (the prefix mask) cannot use one.
+
+    Parameters
+    ----------
+    path : path
+        It need not exist. A file there that is no saved prompt is refused, not overwritten.
+
+    Raises
+    ------
+    GenerationError
+        If there is such a file. One that was saved with another model is refused when it is used.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path: Path = path_of("prompt_cache", path, GenerationError)
+        self._n_known = 0
+        if os.path.lexists(self._path):
+            read_header(self._path)
+
+    def fill(self, session: Session, slot: int, ids: Sequence[int]) -> int:
+        """Give an empty slot as many leading positions of a text as the file has. -> how many"""
+        if not os.path.lexists(self._path):
+            return 0
+        self._n_known = len(session.load(self._path, slot, ids))
+        return self._n_known
+
+    def keep(self, session: Session, slot: int, ids: Sequence[int]) -> None:
+        """Keep a prompt that a slot holds, if the file does not have all of it that can be used."""
+        if len(ids) - 1 > self._n_known:
+            session.save(self._path, slot)
