@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from refgpt._common.wording import size
 from refgpt._model import Model
 from refgpt.checkpoints import Checkpoint
 from refgpt.cli.finetune_options import add_finetune_arguments, add_other_names, settings_of
+from refgpt.cli.finetune_workers import NEEDS_WORKERS, cluster_run
 from refgpt.cli.loading import load_after, watched
 from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.printing import print_line
@@ -46,6 +48,7 @@ examples:
   refgpt generate -m ~/gpt-j-6b --dtype q4 --adapter ~/answers "..."           use it
   refgpt finetune --full --data tales.txt --learning-rate 3e-4 -o tales        all weights of the included model
   refgpt finetune -m ~/gpt-j-6b --full --mask prefix --data pairs.jsonl -o out the recipe of GPT-JT
+  refgpt finetune --full --data tales.txt -o tales --workers 4 --sync random:0.04 --compress topk:0.03,bits:2
 the same command again goes on where an earlier one was stopped
 """
 
@@ -64,11 +67,18 @@ def _finetune(arguments: argparse.Namespace) -> int:
     _check(arguments)
     out, settings, files = check_output(arguments.output), RunSettings(**settings_of(arguments)), _files(arguments)
     model, data = load_after(arguments, partial(_read, arguments, files))
+    adapter = None
     if not arguments.full and arguments.adapter is None:
         given = {name: getattr(arguments, name) for name in ("rank", "alpha", "targets")}
-        new_adapter(model, **{name: value for name, value in given.items() if value is not None}, seed=arguments.seed)
+        adapter = {name: value for name, value in given.items() if value is not None} | {"seed": arguments.seed}
+        new_adapter(model, **adapter)
     record = {"refgpt": __version__, "model": str(model.checkpoint.path), "data": str(arguments.data)}
-    with Run(model, data, out, settings, _about(arguments, model), record) as run:
+    about = _about(arguments, model)
+    if arguments.workers is None:
+        started: AbstractContextManager[Run] = Run(model, data, out, settings, about, record)
+    else:
+        started = cluster_run(arguments, model, data, out, settings, about, record, adapter)
+    with started as run:
         if run.finished:
             print_line(f"{out}: finished already, after {run.n_steps:,} steps")
             return 0
@@ -106,6 +116,12 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("rank", "alpha", "targets"):
         if arguments.adapter is not None and getattr(arguments, name) is not None:
             arguments.parser.error(f"--{name} is for a new adapter; --adapter trains the one that it names")
+
+    given = [name for name in NEEDS_WORKERS if getattr(arguments, name) is not None]
+    if arguments.workers is None and given:
+        arguments.parser.error(f"--{given[0].replace('_', '-')} is for many machines; give --workers too")
+    if arguments.workers is not None and not arguments.workers > 0:
+        arguments.parser.error("--workers must be 1 or more")
 
 
 def _files(arguments: argparse.Namespace) -> dict[str, Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from refgpt.cli.finetune_workers import add_worker_arguments
 from refgpt.generation.chat_templates import TEMPLATES
 from refgpt.training.data import TOO_LONG
 from refgpt.training.examples import LOSSES
@@ -42,6 +43,7 @@ def add_finetune_arguments(parser: argparse.ArgumentParser) -> str:
     _add_steps(parser.add_argument_group("steps"))
     _add_optimiser(parser.add_argument_group("optimiser"))
     _add_watching(parser.add_argument_group("watching"))
+    add_worker_arguments(parser.add_argument_group("many machines"))
     return "\n  ".join(f"{name}: {', '.join(others)}" for name, others in ALIASES.items())
 
 

@@ -57,7 +57,7 @@ class TrainingBar:
         told = f"loss {values['loss']:.4f}, {values['tokens_per_second']:,.0f} tokens/s"
         if self._bar is not None:
             self._bar.set_postfix_str(told, refresh=False)
-            self._bar.update()
+            self._bar.update(step - self._bar.n)
         elif step % self._every == 0 or step in (self._n_before + 1, self._n_steps):
             seconds = (time.monotonic() - self._began) / (step - self._n_before) * (self._n_steps - step)
             log.info("step %d of %d: %s, %s left", step, self._n_steps, told, _clock(seconds))

@@ -12,7 +12,7 @@ import numpy as np
 from refgpt._common.errors import RefgptError
 from refgpt.cluster.compression import Compression, DamagedMessage
 
-#: Magic, version, worker, round, fingerprint of the layout, steps, targets, loss, bytes and CRC-32 of the payload.
+#: Magic, version, worker, round, fingerprint of the layout, steps, tokens, loss, bytes and CRC-32 of the payload.
 HEADER = struct.Struct("<4sIIQIIQdQI")
 MAGIC, VERSION = b"rgpt", 1
 
@@ -69,8 +69,8 @@ class Message:
     Attributes
     ----------
     worker, round : int
-    n_steps, n_targets : int
-        Steps of the optimiser, and tokens that were predicted in them.
+    n_steps, n_tokens : int
+        Steps of the optimiser, and tokens that were read in them.
     loss : float
         The mean over the steps.
     payload : bytes
@@ -80,13 +80,13 @@ class Message:
     worker: int
     round: int
     n_steps: int
-    n_targets: int
+    n_tokens: int
     loss: float
     payload: bytes
 
     def to_bytes(self, layout: Layout) -> bytes:
         """The message as it is sent."""
-        numbers = self.n_steps, self.n_targets, self.loss, len(self.payload), crc32(self.payload)
+        numbers = self.n_steps, self.n_tokens, self.loss, len(self.payload), crc32(self.payload)
         return HEADER.pack(MAGIC, VERSION, self.worker, self.round, layout.fingerprint, *numbers) + self.payload
 
 
@@ -101,7 +101,7 @@ def read_message(data: bytes, worker: int, round_: int, layout: Layout) -> Messa
     if not isinstance(data, bytes) or len(data) < HEADER.size:
         got = f"{len(data)} bytes" if isinstance(data, bytes) else type(data).__name__
         raise DamagedMessage("is no message", got=got)
-    magic, version, sender, number, fingerprint, n_steps, n_targets, loss, size, checksum = HEADER.unpack_from(data)
+    magic, version, sender, number, fingerprint, n_steps, n_tokens, loss, size, checksum = HEADER.unpack_from(data)
     payload = data[HEADER.size :]
     if (magic, version) != (MAGIC, VERSION):
         raise DamagedMessage("is of another program or version", got=(magic, version), wanted=(MAGIC, VERSION))
@@ -115,7 +115,7 @@ def read_message(data: bytes, worker: int, round_: int, layout: Layout) -> Messa
         raise DamagedMessage("was cut short or changed on the way", got=f"{len(payload)} bytes", wanted=size)
     if not np.isfinite(loss) or not n_steps:
         raise DamagedMessage("tells of no training", got=f"{n_steps} steps, a loss of {loss}")
-    return Message(sender, number, n_steps, n_targets, loss, payload)
+    return Message(sender, number, n_steps, n_tokens, loss, payload)
 
 
 def read_difference(message: Message, compression: Compression, layout: Layout, seed: int) -> np.ndarray:

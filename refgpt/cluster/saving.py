@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,18 @@ def write_progress(directory: str | Path, round_: int, fingerprint: int, arrays:
     write_tensors(place / PROGRESS, arrays, {"refgpt_coordinator": json.dumps(told)})
 
 
+def read_round(directory: str | Path) -> int:
+    """The round from which a training goes on; 0 if there is nothing yet.
+
+    Raises
+    ------
+    CheckpointError
+        If what is there is damaged.
+    """
+    path = path_of("directory", directory, CheckpointError) / PROGRESS
+    return whole_number("round", _opened(path)[1].get("round"), 0, None, CheckpointError) if path.exists() else 0
+
+
 def read_progress(directory: str | Path, fingerprint: int, n: int) -> tuple[int, dict[str, np.ndarray]]:
     """What ``write_progress`` wrote: the round, and arrays [n].
 
@@ -46,13 +59,7 @@ def read_progress(directory: str | Path, fingerprint: int, n: int) -> tuple[int,
         If it is not there, damaged, or of another model.
     """
     path = path_of("directory", directory, CheckpointError) / PROGRESS
-    tensors, metadata = read_mapped(map_file(path))
-    text = metadata.get("refgpt_coordinator") if isinstance(metadata, dict) else None
-    if not isinstance(text, str):
-        raise CheckpointError("is no progress of a coordinator", where=path)
-    told = parse_json(text.encode(), path, CheckpointError)
-    if told.get("version") != VERSION:
-        raise CheckpointError("is of another version", where=path, got=told.get("version"), wanted=VERSION)
+    tensors, told = _opened(path)
     if told.get("layout") != fingerprint:
         raise CheckpointError("is of another model, or trains other weights of it", where=path)
     for name in ARRAYS:
@@ -61,3 +68,14 @@ def read_progress(directory: str | Path, fingerprint: int, n: int) -> tuple[int,
             raise CheckpointError("is damaged", where=path, got=f"{name} is not {n} numbers of float32")
         check_finite(f"{path}, {name}", tensor)
     return whole_number("round", told.get("round"), 0, None, CheckpointError), {name: tensors[name] for name in ARRAYS}
+
+
+def _opened(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    tensors, metadata = read_mapped(map_file(path))
+    text = metadata.get("refgpt_coordinator") if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
+        raise CheckpointError("is no progress of a coordinator", where=path)
+    told = parse_json(text.encode(), path, CheckpointError)
+    if told.get("version") != VERSION:
+        raise CheckpointError("is of another version", where=path, got=told.get("version"), wanted=VERSION)
+    return tensors, told

@@ -58,14 +58,14 @@ class Worker:
         bytes
             The message (see ``Message``).
         """
-        losses, n_targets = [], 0
+        losses, n_tokens = [], 0
         for step in steps:
             batches = list(self._batches(step))
             losses.append(self.trainer.step(batches, rates[step]).loss)
-            n_targets += sum(batch.n_targets for batch in batches)
+            n_tokens += sum(batch.n_tokens for batch in batches)
         difference = self.layout.join(self.trainer.weights) - self._base
         payload, _ = self._sender.send(difference, seed)
-        message = Message(self.number, round_, len(steps), n_targets, float(np.mean(losses)), payload)
+        message = Message(self.number, round_, len(steps), n_tokens, float(np.mean(losses)), payload)
         return message.to_bytes(self.layout)
 
     def apply(self, update: np.ndarray) -> None:

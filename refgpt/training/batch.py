@@ -81,10 +81,10 @@ class Batch:
             object.__setattr__(self, name, array)
 
     @property
-    def n_targets(self) -> int:
-        """How many tokens are to be predicted."""
+    def n_tokens(self) -> int:
+        """Tokens of all texts together."""
         assert self.lens is not None
-        return sum(len(targets_of(row[:n])[0]) for row, n in zip(self.labels, self.lens.tolist(), strict=True))
+        return int(self.lens.sum())
 
     def texts(self, config: AnyConfig) -> Iterator[Text]:
         """The texts one by one, once it is known that a model can take them.

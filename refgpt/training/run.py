@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,9 +17,10 @@ from refgpt._common.errors import CheckpointError, RefgptError
 from refgpt._common.partial_files import lock_partial, partial_name, replace_text, sync
 from refgpt._common.small_files import LARGEST_JSON, is_there, parse_json, read_bytes, reading
 from refgpt._common.wording import listed
+from refgpt.training.batch import Batch
 from refgpt.training.data import Texts
 from refgpt.training.evaluating import mean_loss
-from refgpt.training.examples import batch_of
+from refgpt.training.examples import Example, batch_of
 from refgpt.training.optimiser import AdamW, Muon
 from refgpt.training.packing import PlannedStep, plan_steps
 from refgpt.training.parameters import Parameters, TrainedModel
@@ -192,12 +193,16 @@ class Run:
             if self.finished:
                 self._forget_state()
             self.trainer = self._trainer()
-            self.n_done = self.n_steps if self.finished else self.trainer.n_steps
+            self.n_done = self.n_steps if self.finished else self._n_saved()
             if not self.finished:
                 self._cut_metrics()
         except BaseException:
             self.close()
             raise
+
+    def _n_saved(self) -> int:
+        """The steps of the state on the disk."""
+        return self.trainer.n_steps
 
     def close(self) -> None:
         """Let others write the directory."""
@@ -234,28 +239,24 @@ class Run:
         self._write_result()
 
     def _plan(self, n_epochs: int | None) -> Iterator[PlannedStep]:
-        settings = self.settings
-        n_rows, row_length = settings.batch_size * settings.accumulation, settings.row_length
-        row_length = self.model.engine.config.n_ctx if row_length is None else row_length
-        return plan_steps(self._lengths, n_rows, row_length, settings.pack, settings.seed, n_epochs)
+        return planned_steps(self._lengths, self.model, self.settings, n_epochs)
 
     def _step(self, i: int, planned: PlannedStep) -> RunEvent:
-        size, examples = self.settings.batch_size, self.data["train"].examples
-        parts = [[n for row in planned.rows[at : at + size] for n in row] for at in range(0, len(planned.rows), size)]
-        chosen = [[examples[n] for n in part] for part in parts]
+        examples = self.data["train"].examples
         began = time.monotonic()
-        step = self.trainer.step([batch_of(part) for part in chosen], self._rates[i])
+        step = self.trainer.step(step_batches(examples, planned, self.settings.batch_size), self._rates[i])
         seconds = time.monotonic() - began
-        n_tokens = sum(len(example) for part in chosen for example in part)
+        chosen = [examples[n] for row in planned.rows for n in row]
+        n_tokens = sum(map(len, chosen))
         return self._tell(
             i + 1,
             epoch=planned.epoch + 1,
             loss=step.loss,
             norm=step.norm,
             lr=self._rates[i],
-            texts=sum(map(len, chosen)),
+            texts=len(chosen),
             tokens=n_tokens,
-            targets=sum(example.n_targets for part in chosen for example in part),
+            targets=sum(example.n_targets for example in chosen),
             seconds=round(seconds, 3),
             tokens_per_second=round(n_tokens / max(seconds, 1e-9), 1),
         )
@@ -297,20 +298,8 @@ class Run:
         self._write(self.out / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
     def _trainer(self) -> Trainer:
-        settings, state = self.settings, self.out / STATE_DIRECTORY
-        if is_there(state / STATE):
-            return Trainer.resume(state, self.model)
-        muon = Muon(self._matrices(), settings.momentum) if settings.optimiser == "muon" else None
-        adamw = AdamW(settings.betas, settings.eps, settings.weight_decay)
-        return Trainer(self.model, adamw, settings.clip, muon, settings.dropout, settings.seed)
-
-    def _matrices(self) -> list[str]:
-        """The matrices of the blocks, by their names in files; of a model with adapters theirs."""
-        parameters = Parameters(self.model)
-        if parameters.adapted:
-            return parameters.names()
-        matrices = (n for n, leaf in parameters.leaves.items() if n.startswith("blocks.") and leaf.ndim == 2)
-        return [parameters.name(name) for name in matrices]
+        state = self.out / STATE_DIRECTORY
+        return Trainer.resume(state, self.model) if is_there(state / STATE) else new_trainer(self.model, self.settings)
 
     def _write_result(self) -> None:
         """The model or adapter: its files get their places one by one, last the one without which it is none."""
@@ -332,6 +321,37 @@ class Run:
         with _writing(self.out):
             if is_there(self.out / STATE_DIRECTORY):
                 shutil.rmtree(self.out / STATE_DIRECTORY)
+
+
+def planned_steps(
+    lengths: Sequence[int], model: TrainedModel, settings: RunSettings, n_epochs: int | None = None
+) -> Iterator[PlannedStep]:
+    """See ``plan_steps``."""
+    n_rows, row_length = settings.batch_size * settings.accumulation, settings.row_length
+    row_length = model.engine.config.n_ctx if row_length is None else row_length
+    return plan_steps(lengths, n_rows, row_length, settings.pack, settings.seed, n_epochs)
+
+
+def step_batches(examples: Sequence[Example], planned: PlannedStep, batch_size: int) -> list[Batch]:
+    """The micro-batches of a step: ``batch_size`` rows each."""
+    parts = [planned.rows[at : at + batch_size] for at in range(0, len(planned.rows), batch_size)]
+    return [batch_of([examples[n] for row in part for n in row]) for part in parts]
+
+
+def new_trainer(model: TrainedModel, settings: RunSettings) -> Trainer:
+    """A trainer at its beginning."""
+    muon = Muon(_matrices(model), settings.momentum) if settings.optimiser == "muon" else None
+    adamw = AdamW(settings.betas, settings.eps, settings.weight_decay)
+    return Trainer(model, adamw, settings.clip, muon, settings.dropout, settings.seed)
+
+
+def _matrices(model: TrainedModel) -> list[str]:
+    """The matrices of the blocks, by their names in files; of a model with adapters theirs."""
+    parameters = Parameters(model)
+    if parameters.adapted:
+        return parameters.names()
+    matrices = (n for n, leaf in parameters.leaves.items() if n.startswith("blocks.") and leaf.ndim == 2)
+    return [parameters.name(name) for name in matrices]
 
 
 def check_output(out: str | os.PathLike[str]) -> Path:

@@ -103,7 +103,7 @@ def test_a_changed_byte_is_noticed(at, flip, cut):
     sent[at] ^= flip
     coordinator = Coordinator(WEIGHTS, Rules())
     result = coordinator.close({0: message(0, differences(1)[0]), 1: bytes(sent[: len(sent) - cut])})
-    # Steps, targets and the loss are what a worker tells of itself: nothing else can be changed unseen.
+    # Steps, tokens and the loss are what a worker tells of itself: nothing else can be changed unseen.
     if not result.refused:
         assert not cut and 24 <= at < 44
 

@@ -1,0 +1,150 @@
+"""The options of ``refgpt finetune`` for many machines."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from refgpt._common.errors import RefgptError
+from refgpt._common.wording import shown
+from refgpt._model import Model
+from refgpt.training.data import Texts
+from refgpt.training.run import Run, RunSettings
+
+#: Options that only make sense with --workers.
+NEEDS_WORKERS = ("address", "outer_lr", "outer_momentum", "max_ratio", "trim")
+
+
+def add_worker_arguments(group: argparse._ActionsContainer) -> None:
+    """Declare them."""
+    add = group.add_argument
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="train by N workers on a Ray cluster, each on its share of the texts (needs the extra ray)",
+    )
+    add("--address", metavar="ADDRESS", help="of the cluster, or auto (default: this machine alone)")
+    add(
+        "--sync",
+        default="random:0.04",
+        metavar="RHYTHM",
+        help="when workers exchange what they learnt: every:H steps, or random:P (default: random:0.04)",
+    )
+    add(
+        "--compress",
+        default="int4",
+        metavar="METHOD",
+        help="how: none, f16, int2, int4, int8, topk:SHARE,bits:B or cocktail (default: int4)",
+    )
+    add("--outer", choices=("none", "nesterov"), default="none", help="optimiser of the exchange (default: none)")
+    add("--outer-lr", type=float, metavar="X", help="its learning rate (default: 1, with nesterov 0.7)")
+    add("--outer-momentum", type=float, metavar="X", help="nesterov's momentum (default: 0.9)")
+    add(
+        "--error-decay",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="share of what was not sent that is kept (default: 1)",
+    )
+    add(
+        "--max-ratio",
+        type=float,
+        metavar="X",
+        help="shorten differences longer than X times the median (default: never)",
+    )
+    add("--trim", type=int, metavar="K", help="leave out the K largest and K smallest of each value (default: 0)")
+    add(
+        "--quorum",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="share of the workers that a round waits for (default: 0.5)",
+    )
+    add(
+        "--deadline",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds that it then waits for the others (default: 60)",
+    )
+
+
+@contextmanager
+def cluster_run(
+    arguments: argparse.Namespace,
+    model: Model,
+    data: dict[str, Texts],
+    out: Path,
+    settings: RunSettings,
+    about: dict[str, Any],
+    record: dict[str, Any],
+    adapter: dict[str, Any] | None,
+) -> Iterator[Run]:
+    """The run that the arguments ask for, connected to its cluster."""
+    from refgpt.cluster import Rules, parse_compression, parse_sync
+    from refgpt.cluster.on_ray import Patience, import_ray
+    from refgpt.cluster.run import ClusterRun, Job
+
+    compression, sync = parse_compression(arguments.compress), parse_sync(arguments.sync)
+    given = {name: getattr(arguments, name) for name in ("outer_lr", "outer_momentum", "max_ratio", "trim")}
+    if arguments.outer == "nesterov":
+        given["outer_lr"] = 0.7 if given["outer_lr"] is None else given["outer_lr"]
+    rules = Rules(
+        compression,
+        outer=arguments.outer,
+        error_decay=arguments.error_decay,
+        seed=arguments.seed,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    patience = Patience(arguments.quorum, arguments.deadline)
+    threads = arguments.threads or 1
+    names = ("backend", "dtype", "mask", "kv_dtype", "revision", "adapter")
+    options = {name: getattr(arguments, name) for name in names}
+    path = None if arguments.model is None else str(arguments.model)
+    if path is not None and Path(path).exists():
+        path = str(Path(path).resolve())  # the workers' current directory is another
+    if options["adapter"] is not None:
+        options["adapter"] = str(Path(options["adapter"]).resolve())
+    job = Job({"path": path, "threads": threads, "tokenizer": False, **options}, adapter, settings)
+    job.compression, job.error_decay = compression, rules.error_decay
+    ray = import_ray()
+    with ClusterRun(
+        model,
+        data,
+        out,
+        settings,
+        about,
+        record,
+        job=job,
+        n_workers=arguments.workers,
+        sync=sync,
+        rules=rules,
+        patience=patience,
+        resources={"num_cpus": threads},
+    ) as run:
+        if not run.finished:
+            _connect(ray, arguments.address, threads * arguments.workers)
+        try:
+            yield run
+        finally:
+            ray.shutdown()
+
+
+def _connect(ray: Any, address: str | None, n_cpus: int) -> None:
+    """Connect to a cluster, or start one on this machine."""
+    quiet = {"log_to_driver": False, "logging_level": "WARNING"}
+    try:
+        if address is None:
+            n_cpus = max(n_cpus, os.cpu_count() or 1)
+            ray.init(num_cpus=n_cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as fault:
+        lines = str(fault).strip().splitlines() or [type(fault).__name__]
+        fix = "start one with `ray start --head`"
+        raise RefgptError("there is no Ray cluster", where=address, got=shown(lines[0]), fix=fix) from None
