@@ -1,0 +1,160 @@
+"""Loss against bytes: the included model, fine-tuned on another text by several workers that exchange little.
+
+    python -m benchmarks.frontier TEXT... [--steps 600] [--workers 4] [--seeds 3] [--rates 1e-4,3e-4] [-o results.json]
+
+For every method and learning rate: the loss on the end of the text after the training, and what each worker sent, beside
+a synchronous training that exchanges a gradient of float16 around a ring after every step. Each method has the learning
+rate that suits it best, the synchronous training too. Workers run one after another in this process; bytes are those of
+the messages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+
+import refgpt
+from benchmarks.quick import sized
+from refgpt import training
+from refgpt.cluster import Rules, parse_compression, parse_sync, train_locally
+from refgpt.cluster.bill import ring_bytes
+from refgpt.training import Batch, Trainer, schedule
+
+#: Rhythm, compression, and options of ``Rules``.
+METHODS: dict[str, tuple[str, str, dict]] = {
+    "every:25, f16": ("every:25", "f16", {}),
+    "random:0.04, int4": ("random:0.04", "int4", {}),
+    "random:0.02, int4": ("random:0.02", "int4", {}),
+    "random:0.04, int4, nesterov": ("random:0.04", "int4", {"outer": "nesterov", "outer_lr": 0.7}),
+    "random:0.1, topk:0.03,bits:2": ("random:0.1", "topk:0.03,bits:2", {}),
+    "random:0.04, topk:0.03,bits:2": ("random:0.04", "topk:0.03,bits:2", {}),
+    "random:0.04, cocktail": ("random:0.04", "cocktail", {}),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all trainings have in common."""
+
+    rows: np.ndarray  # [n, t], ids to learn from
+    held: Batch
+    n_workers: int
+    n_steps: int
+    batch: int
+    warmup: int
+
+    def batches(self, worker: int, seed: int) -> Callable[[int], list[Batch]]:
+        """A worker's batches: it has every ``n_workers``-th row."""
+        own = self.rows[worker :: self.n_workers]
+
+        def of_step(step: int) -> list[Batch]:
+            ids = own[np.random.RandomState([seed, worker, step]).randint(0, len(own), self.batch)]
+            return [Batch(ids, ids)]
+
+        return of_step
+
+    def rates(self, peak: float) -> list[float]:
+        """The learning rate of each step."""
+        return schedule("cosine", peak, self.warmup, self.n_steps, 0.1)
+
+
+def trainer(threads: int | None) -> Trainer:
+    """A trainer of the included model."""
+    return Trainer(refgpt.load(dtype="f32", threads=threads), training.AdamW(betas=(0.9, 0.95), weight_decay=0.01))
+
+
+def synchronous(setting: Setting, peak: float, seed: int, threads: int | None) -> tuple[float, float]:
+    """-> the loss on what was held out, and the bytes that each worker of a ring sends"""
+    one = trainer(threads)
+    sources = [setting.batches(worker, seed) for worker in range(setting.n_workers)]
+    for step, rate in enumerate(setting.rates(peak)):
+        one.step([batch for source in sources for batch in source(step)], rate)
+    n_trained = sum(w.size for w in one.weights.values())
+    return held_out(one, setting), setting.n_steps * ring_bytes(n_trained, setting.n_workers)
+
+
+def sparse(setting: Setting, method: str, peak: float, seed: int, threads: int | None) -> tuple[float, float]:
+    """-> the same, of a method that exchanges little"""
+    rhythm, compression, options = METHODS[method]
+    *_, (report, one) = train_locally(
+        lambda worker: trainer(threads),
+        [setting.batches(worker, seed) for worker in range(setting.n_workers)],
+        setting.rates(peak),
+        parse_sync(rhythm),
+        Rules(parse_compression(compression), seed=seed, **options),
+    )
+    return held_out(one, setting), max(report.sent, report.received)
+
+
+def held_out(one: Trainer, setting: Setting) -> float:
+    """The loss on the text that no worker has seen: a step without a learning rate changes nothing but moments."""
+    return one.step([setting.held], 0.0).loss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure loss against bytes.")
+    add = parser.add_argument
+    add("texts", type=Path, nargs="+")
+    add("--steps", type=int, default=sized(600, 4))
+    add("--workers", type=int, default=sized(4, 2))
+    add("--seeds", type=int, default=sized(3, 1))
+    add("--rates", default=sized("1e-4,3e-4,1e-3", "3e-4"), help="peaks of the learning rate, with commas between")
+    add("--batch", type=int, default=sized(4, 1), help="rows of one worker's step")
+    add("--length", type=int, default=sized(64, 16), help="tokens of a row")
+    add("--methods", default=";".join(sized(list(METHODS), list(METHODS)[1:2])), help="with semicolons between")
+    add("--threads", type=int)
+    add("-o", "--output", type=Path, help="JSON with every run")
+    arguments = parser.parse_args()
+
+    tokenizer = refgpt.load().tokenizer
+    ids = np.concatenate([tokenizer.encode(path.read_text(encoding="utf-8")) for path in arguments.texts])
+    rows = ids[: len(ids) // arguments.length * arguments.length].reshape(-1, arguments.length)
+    n_held = max(1, min(sized(64, 2), len(rows) // 10))
+    held = Batch(rows[-n_held:], rows[-n_held:])
+    warmup = max(1, arguments.steps // 20)
+    setting = Setting(rows[:-n_held], held, arguments.workers, arguments.steps, arguments.batch, warmup)
+
+    runs: list[dict] = []
+    for method in ["synchronous", *filter(None, arguments.methods.split(";"))]:
+        for peak in map(float, arguments.rates.split(",")):
+            for seed in range(arguments.seeds):
+                if method == "synchronous":
+                    loss, sent = synchronous(setting, peak, seed, arguments.threads)
+                else:
+                    loss, sent = sparse(setting, method, peak, seed, arguments.threads)
+                runs.append({"method": method, "rate": peak, "seed": seed, "loss": loss, "sent": sent})
+                print(f"{method}, rate {peak:g}, seed {seed}: loss {loss:.4f}, sent {sent / 1e6:.1f} MB", flush=True)
+                if arguments.output is not None:
+                    arguments.output.write_text(json.dumps({"setting": vars(arguments), "runs": runs}, default=str))
+    print("\n" + table(runs))
+
+
+def table(runs: list[dict]) -> str:
+    """Each method with the learning rate that is best on average."""
+    lines = ["| method | rate | loss | to synchronous | a worker sends | less by |", "|---|---:|---:|---:|---:|---:|"]
+    best = {}
+    for method in dict.fromkeys(run["method"] for run in runs):
+        mine = [run for run in runs if run["method"] == method]
+        rates = {run["rate"] for run in mine}
+        rate = min(rates, key=lambda rate: mean(run["loss"] for run in mine if run["rate"] == rate))
+        best[method] = [run for run in mine if run["rate"] == rate]
+    base = best["synchronous"]
+    for method, mine in best.items():
+        losses = [run["loss"] for run in mine]
+        spread = f" +- {stdev(losses):.4f}" if len(losses) > 1 else ""
+        ratio = mean(losses) / mean(run["loss"] for run in base)
+        sent = mean(run["sent"] for run in mine)
+        less = mean(run["sent"] for run in base) / sent
+        cells = f"{mean(losses):.4f}{spread} | {ratio:.4f} | {sent / 1e6:,.1f} MB | {less:,.0f} x |"
+        lines.append(f"| {method} | {mine[0]['rate']:g} | {cells}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
