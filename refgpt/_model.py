@@ -230,6 +230,7 @@ class Model:
         params: GenerationParams | None = None,
         *,
         prompt_cache: str | os.PathLike[str] | None = None,
+        draft: Model | None = None,
         **changes: Any,
     ) -> Generation: ...
     @overload
@@ -239,6 +240,7 @@ class Model:
         params: GenerationParams | None = None,
         *,
         prompt_cache: str | os.PathLike[str] | None = None,
+        draft: Model | None = None,
         **changes: Any,
     ) -> Any: ...
     def generate(
@@ -247,6 +249,7 @@ class Model:
         params: GenerationParams | None = None,
         *,
         prompt_cache: str | os.PathLike[str] | None = None,
+        draft: Model | None = None,
         **changes: Any,
     ) -> Any:
         """Continue one prompt or several.
@@ -260,6 +263,10 @@ class Model:
         prompt_cache : path, optional
             A file that keeps what is computed for the prompt: a later call whose prompt begins alike uses it, with the
             same bits. It is written anew where the prompt has more than it. See ``refgpt.generation.PromptFile``.
+        draft : Model, optional
+            A smaller model with the same ids. It drafts tokens, up to 15 at a time, and one pass of this model checks
+            them: faster where the two mostly agree, and with the same result to the last bit, whatever the draft. What
+            was drafted from earlier in the text (``speculate``) goes first. Both may be of any family and dtype.
         **changes
             Any field of ``GenerationParams``, instead of the one in ``params``.
 
@@ -273,16 +280,19 @@ class Model:
         Raises
         ------
         GenerationError
-            If a prompt or parameter cannot be used. Raised before anything is computed.
+            If a prompt or parameter cannot be used, or the draft model's ids are not this one's. Raised before anything
+            is computed.
         """
         from refgpt.generation import GenerationParams, generate
+        from refgpt.generation.drafting import check_draft
         from refgpt.generation.prompts import is_batch
 
         settings = GenerationParams.of(params, changes)
         batch = is_batch(prompt)
         prompts: Any = prompt if batch else [prompt]
+        check_draft(self, draft, settings)
         encoded = [self._encode(one, settings) for one in prompts]
-        done = generate(self, encoded, settings, self._prompt_file(prompt_cache))
+        done = generate(self, encoded, settings, self._prompt_file(prompt_cache), draft)
         return done if batch else done[0]
 
     def _encode(self, prompt: Prompt, settings: GenerationParams) -> list[int]:
@@ -307,6 +317,7 @@ class Model:
         params: GenerationParams | None = None,
         *,
         prompt_cache: str | os.PathLike[str] | None = None,
+        draft: Model | None = None,
         **changes: Any,
     ) -> Iterator[str]:
         """Continue one prompt, piece by piece.
@@ -327,6 +338,7 @@ class Model:
             If the prompt or a parameter cannot be used. Raised by the call, not at the first piece.
         """
         from refgpt.generation import GenerationParams, stream_text
+        from refgpt.generation.drafting import check_draft
         from refgpt.generation.prompts import is_batch
 
         settings = GenerationParams.of(params, changes)
@@ -348,7 +360,8 @@ class Model:
                 got=self.checkpoint.tokenizer_fault or None,
                 fix="use generate, whose result has .ids",
             )
-        return stream_text(self, self._encode(prompt, settings), settings, self._prompt_file(prompt_cache))
+        check_draft(self, draft, settings)
+        return stream_text(self, self._encode(prompt, settings), settings, self._prompt_file(prompt_cache), draft)
 
     @overload
     def score(

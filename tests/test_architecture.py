@@ -62,7 +62,7 @@ INNER_FLOORS = {
         {"session"},
     ],
     "generation": [
-        {"sampling_params", "stopping", "prompt_lookup", "prefix_cache", "prompt_file", "chat_templates"},
+        {"sampling_params", "stopping", "prompt_lookup", "draft_pace", "prefix_cache", "prompt_file", "chat_templates"},
         {"constraint"},
         {"matching"},
         {"processing"},
@@ -70,7 +70,7 @@ INNER_FLOORS = {
         {"params"},
         {"prompts", "results"},
         {"room", "sequence", "openai"},
-        {"beams", "openai_answers", "scored"},
+        {"beams", "drafting", "openai_answers", "scored"},
         {"scheduler"},
         {"loop"},
         {"scoring"},

@@ -43,7 +43,7 @@ class Beams(Task):
         self._going: list[tuple[Beam, int]] = []  # best first, each with its slot
         self._ended: list[Beam] = []  # best first
 
-    def next_ids(self, alone: bool) -> list[tuple[int, list[int]]]:
+    def next_ids(self) -> list[tuple[int, list[int]]]:
         """The last token of each beam."""
         return [(slot, [beam.ids[-1]]) for beam, slot in self._going]
 

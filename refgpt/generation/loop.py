@@ -8,7 +8,7 @@ from typing import Any
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prefix_cache import PrefixKeeper
 from refgpt.generation.results import Event, gathered
-from refgpt.generation.scheduler import MOST_TOGETHER, Scheduler, enough_bytes
+from refgpt.generation.scheduler import MOST_TOGETHER, Scheduler, engines_of, enough_bytes
 from refgpt.generation.sequence import Generates
 
 
@@ -17,6 +17,7 @@ def generate_events(
     prompts: Sequence[Sequence[int]],
     params: GenerationParams,
     prefix_cache: PrefixKeeper | None = None,
+    draft: Generates | None = None,
 ) -> Iterator[Event]:
     """Continue prompts, yielding each token as soon as it is drawn.
 
@@ -29,6 +30,8 @@ def generate_events(
         The same for all of them.
     prefix_cache : PrefixCache or PromptFile, optional
         See ``Scheduler``.
+    draft : object with engine, tokenizer and mask, optional
+        A smaller model with the same ids, which drafts tokens for this one to check: see ``Scheduler``.
 
     Yields
     ------
@@ -38,16 +41,17 @@ def generate_events(
     Raises
     ------
     GenerationError
-        If the model computes logits that are NaN or infinite.
+        If the model computes logits that are NaN or infinite, or the draft model cannot be used.
     """
     capacity = min(model.engine.config.n_ctx, max(map(len, prompts)) + params.max_new_tokens)
     n_texts = len(prompts) * max(params.num_beams, params.num_return_sequences)
     scheduler = Scheduler(
         model,
         max(params.num_beams, min(n_texts, MOST_TOGETHER)),
-        enough_bytes(model.engine, params.num_beams * capacity),
+        enough_bytes(engines_of(model, draft), params.num_beams * capacity),
         capacity=capacity,
         prefix_cache=prefix_cache,
+        draft=draft,
     )
     for prompt in prompts:
         scheduler.add_ids(prompt, params)
@@ -63,6 +67,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     params: GenerationParams,
     prefix_cache: PrefixKeeper | None = None,
+    draft: Generates | None = None,
 ) -> list[Any]:
     """Run ``generate_events`` to its end and gather what belongs to each prompt.
 
@@ -72,7 +77,7 @@ def generate(
         One a prompt; with several ``num_return_sequences`` a list of them for each prompt, of beams the best first.
     """
     events: list[dict[int, list[Event]]] = [{} for _ in prompts]
-    for event in generate_events(model, prompts, params, prefix_cache):
+    for event in generate_events(model, prompts, params, prefix_cache, draft):
         events[event.seq].setdefault(event.index, []).append(event)
     texts = [
         [gathered(own[index], len(prompt)) for index in sorted(own)]
@@ -82,12 +87,16 @@ def generate(
 
 
 def stream_text(
-    model: Generates, prompt: Sequence[int], params: GenerationParams, prefix_cache: PrefixKeeper | None = None
+    model: Generates,
+    prompt: Sequence[int],
+    params: GenerationParams,
+    prefix_cache: PrefixKeeper | None = None,
+    draft: Generates | None = None,
 ) -> Iterator[str]:
     """Run ``generate_events`` on one prompt -> its text, piece by piece; all of it so far if Ctrl-C ends it."""
     held = ""
     try:
-        for event in generate_events(model, [prompt], params, prefix_cache):
+        for event in generate_events(model, [prompt], params, prefix_cache, draft):
             held = event.held
             if event.text:
                 yield event.text

@@ -53,6 +53,7 @@ class PrefixCache:
 
     Attributes
     ----------
+    max_bytes : int
     n_bytes : int
         What it takes.
 
@@ -67,7 +68,7 @@ class PrefixCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = whole_number("max_bytes", max_bytes, 0, None, GenerationError)
+        self.max_bytes = whole_number("max_bytes", max_bytes, 0, None, GenerationError)
         self._root, self._clock, self.n_bytes = _Node(), 0, 0
 
     def fill(self, session: Session, slot: int, ids: Sequence[int]) -> int:
@@ -106,7 +107,7 @@ class PrefixCache:
 
     def _make_room(self, n_bytes: int, end: _Node) -> bool:
         """Forget blocks until there is room for one more after ``end``, which stays. -> whether there is"""
-        while self.n_bytes + n_bytes > self._max_bytes:
+        while self.n_bytes + n_bytes > self.max_bytes:
             leaves = [node for node in self._leaves(self._root) if node is not end]
             if not leaves:
                 return False

@@ -9,10 +9,12 @@ from refgpt.runtime.engine import Engine
 BLOCK = 128
 
 
-def position_bytes(engine: Engine) -> int:
-    """What the keys and values of one position take."""
-    config = engine.config
-    return 2 * config.n_layer * config.d_model * STORED_DTYPES[engine.kv_dtype].itemsize
+def position_bytes(*engines: Engine) -> int:
+    """What the keys and values of one position take, in the caches of a model and of those that draft for it."""
+    return sum(
+        2 * engine.config.n_layer * engine.config.d_model * STORED_DTYPES[engine.kv_dtype].itemsize
+        for engine in engines
+    )
 
 
 class Room:

@@ -9,8 +9,9 @@ and sums from left to right, so that equal logits and an equal seed give equal i
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -74,8 +75,15 @@ class Sampler:
         self._gaps = np.array([], np.intp) if exists is None else np.flatnonzero(~exists)
         self._text = list(prompt)
         self._process = Processing(params, len(prompt), ends, most_new, matcher)
+        # A function of the caller's may remember its calls: it is called for tokens that are drawn, never for guesses.
+        self._process_guess = self._process
+        if params.logits_processor:
+            self._process_guess = Processing(
+                replace(params, logits_processor=None), len(prompt), ends, most_new, matcher
+            )
         # The first of several texts has the numbers that it would have alone.
         self._bits = np.random.PCG64(np.random.SeedSequence(params.seed, spawn_key=(stream,) if stream else ()))
+        self._ahead: deque[int] = deque()  # random numbers of draws to come, which guesses have looked at
 
     @default_float_state()
     def choose(self, logits: np.ndarray) -> Choice:
@@ -96,11 +104,8 @@ class Sampler:
         GenerationError
             If a logit is NaN or infinite, or no id may be drawn.
         """
-        ids, weights = self.candidates(logits)
-        cumulative = np.cumsum(weights)
-        # 52 bits, one fewer than a float64 holds: a product with them stays strictly below the sum.
-        threshold = float(self._bits.random_raw() >> 12) * 2.0**-52 * cumulative[-1]
-        chosen = int(ids[np.searchsorted(cumulative, threshold, side="right")])
+        chosen = _drawn(*self.candidates(logits), self._random(0))
+        self._ahead.popleft()
         self._text.append(chosen)
         return self.report(logits, chosen)
 
@@ -138,11 +143,45 @@ class Sampler:
             If a logit is NaN or infinite, or no id may be drawn.
         """
         check_logits(logits)
+        return self._kept(self._process(self.drawable(logits), self._text), len(self._text))
+
+    @default_float_state()
+    def guess(self, logits: np.ndarray, text: Sequence[int], n_ahead: int) -> int:
+        """What ``choose`` would draw from these logits after ``text``, with the random number of a later draw.
+
+        Nothing is remembered, and ``logits_processor`` is not called. Where another model's logits are much like this
+        one's, the guess is mostly right: both are compared with the same number.
+
+        Parameters
+        ----------
+        logits : ndarray [v]
+            Another model's.
+        text : sequence of int
+            The text so far, with earlier guesses.
+        n_ahead : int
+            Draws before this one.
+
+        Raises
+        ------
+        GenerationError
+            If a logit is NaN or infinite, or no id may be drawn.
+        """
+        check_logits(logits)
+        scores = self._process_guess(self.drawable(logits), text)
+        return _drawn(*self._kept(scores, len(text)), self._random(n_ahead))
+
+    def _random(self, n_ahead: int) -> int:
+        """The random number of a draw to come."""
+        while len(self._ahead) <= n_ahead:
+            self._ahead.append(self._bits.random_raw())
+        return self._ahead[n_ahead]
+
+    def _kept(self, scores: np.ndarray, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """What temperature and filters leave of scores [v] after a text of ``n_tokens``: ids and weights."""
         p = self.params
-        scores = self._process(self.drawable(logits), self._text)
         best = scores.max()
         if best == -np.inf:
-            raise nothing_left(len(self._text))
+            raise nothing_left(n_tokens)
         if p.temperature == 0:
             return np.array([scores.argmax()]), np.ones(1)
         with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, as it should
@@ -193,6 +232,14 @@ class Sampler:
         kept = top_k_kept(scores, k)
         kept[self._gaps_below(len(kept))] = False
         return np.flatnonzero(kept)
+
+
+def _drawn(ids: np.ndarray, weights: np.ndarray, random: int) -> int:
+    """One of the ids [n], drawn in proportion to the weights [n] with a random number of 64 bits."""
+    cumulative = np.cumsum(weights)
+    # 52 bits, one fewer than a float64 holds: a product with them stays strictly below the sum.
+    threshold = float(random >> 12) * 2.0**-52 * cumulative[-1]
+    return int(ids[np.searchsorted(cumulative, threshold, side="right")])
 
 
 def top_k_kept(scores: np.ndarray, k: int | None) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 from refgpt._common.arguments import whole_number
 from refgpt._common.errors import GenerationError, RefgptError
 from refgpt.generation.beams import Beams
+from refgpt.generation.drafting import Drafter
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prefix_cache import PrefixKeeper
 from refgpt.generation.prompts import Prompt, encode_prompt
@@ -34,9 +35,14 @@ ROWS_BESIDE, ROWS_ALONE = 64, 512
 MOST_ROWS_WANTED = 64
 
 
-def enough_bytes(engine: Engine, n_positions: int) -> int:
+def enough_bytes(engines: Sequence[Engine], n_positions: int) -> int:
     """What caches of some sequences may take together, though one may always have ``n_positions``."""
-    return max(MOST_CACHE, n_positions * position_bytes(engine))
+    return max(MOST_CACHE, n_positions * position_bytes(*engines))
+
+
+def engines_of(model: Generates, draft: Generates | None) -> list[Engine]:
+    """The engines that have caches: the model's, and the draft model's if there is one."""
+    return [one.engine for one in (model, draft) if one is not None]
 
 
 class Scheduler:
@@ -59,11 +65,14 @@ class Scheduler:
         The longest sequence, prompt and new tokens together. By default what memory and context allow.
     prefix_cache : PrefixCache or PromptFile, optional
         Where what was computed for earlier prompts is looked for, and kept. It changes no text.
+    draft : refgpt.Model, optional
+        A smaller model with the same ids, which drafts tokens for the large one to check: as many tokens in fewer
+        passes, and the same texts to the last bit, whatever the draft. Beams are not drafted.
 
     Raises
     ------
     GenerationError
-        If a number cannot be used.
+        If a number cannot be used, or the ids of the draft model are not the model's.
 
     Examples
     --------
@@ -87,8 +96,9 @@ class Scheduler:
         *,
         capacity: int | None = None,
         prefix_cache: PrefixKeeper | None = None,
+        draft: Generates | None = None,
     ) -> None:
-        n_ctx, n_bytes = model.engine.config.n_ctx, position_bytes(model.engine)
+        n_ctx, n_bytes = model.engine.config.n_ctx, position_bytes(*engines_of(model, draft))
         self._model, self._prefix_cache = model, prefix_cache
         self._n_slots = whole_number("max_slots", max_slots, 1, None, GenerationError)
         self._n_positions = whole_number("max_cache_bytes", max_cache_bytes, n_bytes, None, GenerationError) // n_bytes
@@ -96,6 +106,9 @@ class Scheduler:
         self._capacity = min(n_ctx, longest, self._n_positions)
         self._session = self._new_session()
         self._room = self._new_room()
+        self._drafter: Drafter | None = None
+        if draft is not None:
+            self._drafter = Drafter(model, draft, self._n_slots, self._capacity, prefix_cache)
         self._waiting: deque[Task] = deque()
         self._running: list[Task] = []
         self._n_added = 0
@@ -114,6 +127,16 @@ class Scheduler:
     def n_running(self) -> int:
         """How many texts have a slot."""
         return len(self._running)
+
+    @property
+    def n_drafted(self) -> int:
+        """How many tokens the draft model has drafted that the large one checked."""
+        return 0 if self._drafter is None else self._drafter.n_drafted
+
+    @property
+    def n_accepted(self) -> int:
+        """How many of the drafted tokens were what the large model drew."""
+        return 0 if self._drafter is None else self._drafter.n_accepted
 
     def add(self, prompt: Prompt | np.ndarray, params: GenerationParams | None = None, **changes: Any) -> int:
         """Put a prompt in line.
@@ -156,11 +179,13 @@ class Scheduler:
         model = self._model if mask is None else Masked(self._model.engine, self._model.tokenizer, mask)
         if params.num_beams > 1:
             return self.add_tasks([Beams(n, prompt, model, params)])
-        if not scored:
-            return self.add_tasks([Continuation(n, prompt, model, params, i) for i in texts])
-        first = ScoredContinuation(n, prompt, model, params, go_on)
-        others = texts[1:] if go_on else ()
-        return self.add_tasks([first, *(Continuation(n, prompt, model, params, i) for i in others)])
+        tasks = [Continuation(n, prompt, model, params, i) for i in texts]
+        if scored:
+            tasks = [ScoredContinuation(n, prompt, model, params, go_on), *(tasks[1:] if go_on else ())]
+        if self._drafter is not None:
+            for task in tasks:
+                task.pace = self._drafter.new_pace()
+        return self.add_tasks(tasks)
 
     def add_tasks(self, tasks: Sequence[Task]) -> int:
         """Put the texts of one request in line. They continue one prompt, which is read once for all of them."""
@@ -210,6 +235,8 @@ class Scheduler:
                 # What memory earlier texts have left behind is in the wrong slots: begin anew.
                 del self._session
                 self._session, self._room = self._new_session(), self._new_room()
+                if self._drafter is not None:
+                    self._drafter.begin_anew()
                 continue
             if slots is None:
                 break
@@ -240,8 +267,13 @@ class Scheduler:
         n_rows, owners = [], []
         writing = [task for task in self._running if not task.reads]
         reading = [task for task in self._running if task.reads]
+        alone = len(self._running) == 1
         for task in writing:
-            for slot, ids in task.next_ids(alone=len(self._running) == 1):
+            task.look_up(alone)
+        if self._drafter is not None:
+            self._drafter.draft([task for task in writing if isinstance(task, Continuation)], alone)
+        for task in writing:
+            for slot, ids in task.next_ids():
                 parts.append((slot, ids, 0))
                 n_rows.append(len(ids))
                 owners.append(task)

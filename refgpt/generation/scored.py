@@ -47,7 +47,7 @@ class ScoredContinuation(Continuation):
         n_left = len(self._given) - 1 - len(self._scores)
         for row in rows[:n_left]:
             check_logits(row)
-            self._scores.append(self._sampler.report(row, self._given[len(self._scores) + 1]))
+            self._scores.append(self.sampler.report(row, self._given[len(self._scores) + 1]))
         if self.reads:
             return []
         self._begun = True

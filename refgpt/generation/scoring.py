@@ -112,7 +112,7 @@ def score(
     scheduler = Scheduler(
         model,
         min(len(some), MOST_TOGETHER),
-        enough_bytes(model.engine, n_positions),
+        enough_bytes([model.engine], n_positions),
         capacity=n_positions,
         prefix_cache=prefix_cache,
     )

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from refgpt.generation.draft_pace import DraftPace
 from refgpt.generation.matching import ConstraintMatcher
 from refgpt.generation.params import Criterion, GenerationParams
 from refgpt.generation.prompt_lookup import PromptLookup
@@ -102,8 +103,12 @@ class Task(ABC):
         """Whether some of its ids are still to be read."""
         return self.n_read < len(self.ids)
 
-    def next_ids(self, alone: bool) -> list[tuple[int, list[int]]]:
-        """The tokens that its slots take next, whose rows it needs; more of them if it is ``alone``. None here."""
+    def look_up(self, alone: bool) -> None:
+        """Before each pass: draft, if it is ``alone``, what may follow from what was said before. Not here."""
+        return
+
+    def next_ids(self) -> list[tuple[int, list[int]]]:
+        """The tokens that its slots take next, whose rows it needs. None here."""
         return []
 
     @abstractmethod
@@ -172,7 +177,18 @@ def transcript_of(model: Generates, params: GenerationParams, prompt: Sequence[i
 
 
 class Continuation(Task):
-    """One continuation of a prompt: it draws its tokens, keeps its text and knows when to end."""
+    """One continuation of a prompt: it draws its tokens, keeps its text and knows when to end.
+
+    Attributes
+    ----------
+    text : list of int
+        The prompt, and what follows it so far.
+    sampler : Sampler
+    draft : list of int
+        Tokens that may follow the text, which the next pass checks.
+    pace : DraftPace or None
+        How much a draft model drafts; None without one.
+    """
 
     def __init__(
         self, request: int, prompt: Sequence[int], model: Generates, params: GenerationParams, index: int = 0
@@ -180,48 +196,60 @@ class Continuation(Task):
         n_positions = min(model.engine.config.n_ctx, len(prompt) + params.max_new_tokens)
         super().__init__(request, prompt, len(prompt), prefix_of(model, prompt), n_positions)
         self._index = index
-        self._text = list(prompt)
-        self._draft: list[int] = []
+        self.text = list(prompt)
+        self.draft: list[int] = []
+        self.pace: DraftPace | None = None
+        self._looked_up = False
         self._left = n_positions - len(prompt)
         self._lookup = PromptLookup(prompt, params.speculate) if params.speculate else None
         self._matcher = matcher_of(model, params, prompt)
-        self._sampler = sampler_of(model, params, prompt, index, self._matcher)
+        self.sampler = sampler_of(model, params, prompt, index, self._matcher)
         self._transcript = transcript_of(model, params, prompt)
         self._ends = ends_of(model, params)
         self._criteria: tuple[Criterion, ...] = functions_of(params.stopping_criteria or ())
 
-    def next_ids(self, alone: bool) -> list[tuple[int, list[int]]]:
-        """The last token and, if it is alone, a draft of what may follow."""
-        self._draft = self._lookup.draft(self._left - 1) if alone and self._lookup is not None else []
-        if self._draft and self._matcher is not None:
-            del self._draft[self._matcher.n_possible(self._text[self.n_prompt :], self._draft) :]
-        return [(self.slots[0], [self._text[-1], *self._draft])]
+    @property
+    def room(self) -> int:
+        """Tokens that a draft may have at most: one more is drawn after it."""
+        return self._left - 1
+
+    def look_up(self, alone: bool) -> None:
+        """Draft what followed the last tokens before, if it is alone."""
+        self.draft = self._lookup.draft(self.room) if alone and self._lookup is not None else []
+        if self.draft and self._matcher is not None:
+            del self.draft[self._matcher.n_possible(self.text[self.n_prompt :], self.draft) :]
+        self._looked_up = bool(self.draft)
+
+    def next_ids(self) -> list[tuple[int, list[int]]]:
+        """The last token and the draft of what may follow."""
+        return [(self.slots[0], [self.text[-1], *self.draft])]
 
     def take(self, session: Session, rows: np.ndarray) -> list[Event]:
         """Draw a token, or several if the text went on as was guessed, each from the row that it would have alone."""
-        if not self._draft:
+        if not self.draft:
             return [self._take(rows[0])]
-        n_held, n_confirmed, events = len(self._text), 0, []
-        for row, guess in zip(rows, [*self._draft, None], strict=True):
+        n_held, n_confirmed, events = len(self.text), 0, []
+        for row, guess in zip(rows, [*self.draft, None], strict=True):
             events.append(self._take(row))
-            if self.finished or self._text[-1] != guess:
+            if self.finished or self.text[-1] != guess:
                 break
             n_confirmed += 1
         session.truncate(self.slots[0], n_held + n_confirmed)
-        if self._lookup is not None:
-            self._lookup.learn(len(self._draft), n_confirmed)
+        drafted_by = self._lookup if self._looked_up else self.pace
+        if drafted_by is not None:
+            drafted_by.learn(len(self.draft), n_confirmed)
         return events
 
     def _take(self, logits: np.ndarray) -> Event:
-        choice = self._sampler.choose(logits)
-        self._text.append(choice.id)
+        choice = self.sampler.choose(logits)
+        self.text.append(choice.id)
         if self._lookup is not None:
             self._lookup.push(choice.id)
         self._left -= 1
         ended = choice.id in self._ends
-        stopped = any([criterion(list(self._text), logits) for criterion in self._criteria])
+        stopped = any([criterion(list(self.text), logits) for criterion in self._criteria])
         if self._matcher is not None and not ended:
-            new = self._text[self.n_prompt :]
+            new = self.text[self.n_prompt :]
             stopped |= self._matcher.over(new) or (not self._left and self._matcher.complete(new))
         text = "" if ended else self._transcript.push(choice.id)
         if ended or stopped or not self._left:

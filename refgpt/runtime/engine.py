@@ -150,6 +150,11 @@ class Engine(Protocol):
         """
         ...
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights read per decode step."""
+        ...
+
     def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
         """Scores for the next token at every position of a text. ``tap`` is called with every activation. -> [t, v]"""
         ...

@@ -142,7 +142,7 @@ class Runtime:
 
     @property
     def bytes_per_token(self) -> int:
-        """What of them a step has to read: all but the tables of embeddings, of which it takes a row each."""
+        """See ``Engine.bytes_per_token``: all but the tables of embeddings, of which a step takes a row each."""
         return self.n_bytes - sum(leaf.nbytes for name, leaf in self.params.items() if name in self.params.looked_up)
 
     def cache_bytes(self, n_positions: int) -> int:

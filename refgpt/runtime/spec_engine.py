@@ -112,6 +112,13 @@ class SpecEngine:
             file.check_unchanged()
         return forward(self.params, self.config, ids, prefix_len, self.dtype, tap)
 
+    @property
+    def bytes_per_token(self) -> int:
+        """See ``Engine.bytes_per_token``."""
+        return self.params.nbytes - sum(
+            leaf.nbytes for name, leaf in self.params.items() if name in self.params.looked_up
+        )
+
     def kept(self) -> ParamTree:
         """See ``Engine.kept``."""
         return self.params

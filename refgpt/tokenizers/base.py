@@ -172,6 +172,12 @@ class Tokenizer(ABC):
         except TypeError:  # not a whole number
             return False
 
+    def first_difference(self, other: Tokenizer, n_ids: int) -> int | None:
+        """The first id below ``n_ids`` whose token is not the same in another tokenizer; None if there is none."""
+        if self._tokens == other._tokens:
+            return None
+        return next((i for i in range(n_ids) if self._tokens.get(i) != other._tokens.get(i)), None)
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of an id's token.
 
