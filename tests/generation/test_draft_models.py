@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from refgpt._common.errors import GenerationError
-from refgpt.generation import drafting
+from refgpt.generation import drafting, room
 from refgpt.generation.draft_pace import MOST_CHECKED, DraftPace, pass_cost
 from refgpt.generation.drafting import check_draft, check_same_ids
 from refgpt.generation.loop import generate, stream_text
 from refgpt.generation.params import MOST_DRAFTED, GenerationParams
 from refgpt.generation.prefix_cache import PrefixCache
+from refgpt.generation.room import position_bytes
 from refgpt.generation.scheduler import Scheduler
 from refgpt.runtime import Runtime
 from refgpt.runtime.spec_engine import SpecEngine
@@ -77,9 +78,9 @@ def eager(monkeypatch):
     monkeypatch.setattr(DraftPace, "length", lambda self, room, n_texts=1: min(5, room))
 
 
-def watch(model):
-    """A model like this one, and a list of what its passes are given."""
-    passes, engine = [], model.engine
+def watch(model, passes=None):
+    """A model like this one, and a list of what its passes are given, or the list to add them to."""
+    engine, passes = model.engine, [] if passes is None else passes
 
     class Watched:
         def __getattr__(self, name):
@@ -135,6 +136,16 @@ def test_the_model_itself_drafts_what_it_will_draw(eager, settings, mask):
     assert scheduler.n_accepted == scheduler.n_drafted
 
 
+def test_a_slot_of_the_draft_model_passes_from_prompt_to_prompt(eager):
+    """A prompt that sees itself must not be taken for the beginning of a longer one."""
+    scheduler = Scheduler(model_of("the same", "prefix"), 1, draft=model_of("the same", "prefix"))
+    for n in (4, 12, 8, 20, 20):
+        scheduler.add(list(range(2, 2 + n)), temperature=0, max_new_tokens=12, ignore_eos=True)
+    while scheduler.busy:
+        scheduler.step()
+    assert scheduler.n_accepted == scheduler.n_drafted > 40
+
+
 def test_a_good_draft_takes_fewer_passes(eager):
     model, passes = watch(model_of("the same"))
     params = GenerationParams(max_new_tokens=40, temperature=1, seed=1, ignore_eos=True)
@@ -181,7 +192,8 @@ def test_beyond_its_context_the_draft_model_reads_the_latter_part(eager):
         n += 1
         assert text[n - 1] == last
         assert len(drafted) == min(5, len(text) - n - 1)
-        starts = range(max(0, n + len(drafted) - 1 - 12), n)
+        # It begins anew with half its context, 6 tokens, and goes on to its end.
+        starts = range(max(0, n + len(drafted) - 1 - 12), max(1, n - 5))
         assert any(drafted == greedy(draft.engine, text[start:n], len(drafted)) for start in starts)
         n += next((i for i, token in enumerate(drafted) if text[n + i : n + i + 1] != [token]), len(drafted))
     assert max(len(ids) for parts in seen for _, ids in parts) <= 7  # half its context and a token, not all of it
@@ -225,14 +237,17 @@ def test_a_long_prompt_is_read_in_pieces_while_others_are_written(eager, monkeyp
     monkeypatch.setattr(drafting, "ROWS_BESIDE", 16)
     model = model_of("a long context")
     draft, seen = watch(model)
-    scheduler = Scheduler(model, 2, draft=draft)
+    scheduler = Scheduler(watch(model, seen)[0], 2, draft=draft)
     talking = scheduler.add([3, 4, 5], temperature=0, max_new_tokens=190, ignore_eos=True)
     other = scheduler.add(list(range(1, 61)) * 2, temperature=0, max_new_tokens=30, ignore_eos=True)
     texts = {talking: [], other: []}
+    most = 0
     while scheduler.busy:
+        seen.clear()
         for event in scheduler.step():
             texts[event.seq].append(event.choice.id)
-    assert max(len(ids) for parts in seen for _, ids in parts) <= 16
+        most = max(most, sum(len(ids) for parts in seen for _, ids in parts))
+    assert 120 <= most <= 140  # the first pass, in which nobody waits
     for request, ids in ((talking, [3, 4, 5]), (other, list(range(1, 61)) * 2)):
         alone = generate(
             model, [ids], GenerationParams(temperature=0, max_new_tokens=len(texts[request]), ignore_eos=True)
@@ -301,13 +316,41 @@ def test_a_text_with_ids_that_the_draft_model_lacks_is_not_drafted(eager):
     model = model_of("the same", tokenizer=Letters(61))
     draft = model_of("fifty ids", tokenizer=Letters(50))
     scheduler = Scheduler(model, draft=draft)
-    scheduler.add([9, 55], temperature=0, max_new_tokens=9, ignore_eos=True)
-    while scheduler.busy:
-        scheduler.step()
-    assert not scheduler.n_drafted
+    for prompt, drafted in (([9, 55], False), ([9, 3], True)):
+        scheduler.add(prompt, temperature=0, max_new_tokens=9, ignore_eos=True)
+        while scheduler.busy:
+            scheduler.step()
+        assert bool(scheduler.n_drafted) is drafted
     for prompt in ([9, 55], [9, 3]):
         params = GenerationParams(max_new_tokens=40, temperature=1, seed=1, ignore_eos=True)
         assert generate(model, [prompt], params, draft) == generate(model, [prompt], params)
+
+
+def test_ids_that_only_the_draft_model_has_are_not_drafted(eager):
+    """A tokenizer may have tokens for which the head has no row."""
+    letters = Letters(61)
+    model, draft = model_of("fifty ids", tokenizer=letters), model_of("the same", tokenizer=letters)
+    params = GenerationParams(max_new_tokens=60, temperature=1.5, seed=1, ignore_eos=True)
+    assert generate(model, [[9, 3]], params, draft) == generate(model, [[9, 3]], params)
+
+
+def test_memory_that_short_texts_left_behind_is_given_back_by_both_models(eager, monkeypatch):
+    model, draft = model_of("the same"), model_of("noise")
+    begun = []
+    for one in (model, draft):
+        session = one.engine.session
+        monkeypatch.setattr(one.engine, "session", lambda *given, f=session, one=one: begun.append(one) or f(*given))
+    n_bytes = 3 * 64 * position_bytes(model.engine, draft.engine)
+    monkeypatch.setattr(room, "BLOCK", 16)
+    scheduler = Scheduler(model, 4, n_bytes, draft=draft)
+    for _ in range(4):
+        scheduler.add([3, 4], max_new_tokens=40, temperature=0, ignore_eos=True)
+    while scheduler.busy:
+        scheduler.step()
+    scheduler.add([3, 4], max_new_tokens=62, temperature=0, num_beams=3)
+    while scheduler.busy:
+        scheduler.step()
+    assert begun == [model, draft, model, draft]
 
 
 def config_of(n_vocab):
