@@ -213,7 +213,7 @@ class Drafter:
             for (text, length), row in zip(list(lengths.items()), rows, strict=True):
                 guess = text.sampler.guess(row[: self._n_rows], [*text.text, *text.draft], len(text.draft))
                 text.draft.append(guess)
-                if len(text.draft) == length:
+                if len(text.draft) == length or guess in text.ends:
                     del lengths[text]
                 else:
                     parts.append((text.slots[0], [guess], 0))

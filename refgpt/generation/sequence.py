@@ -186,6 +186,8 @@ class Continuation(Task):
     sampler : Sampler
     draft : list of int
         Tokens that may follow the text, which the next pass checks.
+    ends : set of int
+        The tokens that end it.
     pace : DraftPace or None
         How much a draft model drafts; None without one.
     """
@@ -205,7 +207,7 @@ class Continuation(Task):
         self._matcher = matcher_of(model, params, prompt)
         self.sampler = sampler_of(model, params, prompt, index, self._matcher)
         self._transcript = transcript_of(model, params, prompt)
-        self._ends = ends_of(model, params)
+        self.ends = ends_of(model, params)
         self._criteria: tuple[Criterion, ...] = functions_of(params.stopping_criteria or ())
 
     @property
@@ -246,7 +248,7 @@ class Continuation(Task):
         if self._lookup is not None:
             self._lookup.push(choice.id)
         self._left -= 1
-        ended = choice.id in self._ends
+        ended = choice.id in self.ends
         stopped = any([criterion(list(self.text), logits) for criterion in self._criteria])
         if self._matcher is not None and not ended:
             new = self.text[self.n_prompt :]
