@@ -57,7 +57,7 @@ def test_generate_prints_what_the_model_writes(run, path, backend):
 def test_every_option_reaches_the_model(path, monkeypatch, run):
     asked = {}
 
-    def stream(self, ids, params):
+    def stream(self, ids, params, draft=None):
         asked.update(vars(params))
         return iter([self.tokenizer.decode(ids)])
 
@@ -380,7 +380,7 @@ def test_kernels_shows_what_is_forced(run):
 
 
 def test_ctrl_c_ends_with_the_text_so_far(path, monkeypatch, run):
-    def stream(self, prompt, params):
+    def stream(self, prompt, params, draft=None):
         yield "so far"
         raise KeyboardInterrupt
 
@@ -405,7 +405,7 @@ def test_ctrl_c_in_a_pipeline_whose_reader_went_first(path):
     interrupted = (
         "import sys, refgpt\n"
         "from refgpt import cli\n"
-        "def stream(self, prompt, params):\n"
+        "def stream(self, prompt, params, draft=None):\n"
         "    sys.stdin.readline()\n"
         "    raise KeyboardInterrupt\n"
         "    yield\n"
@@ -437,13 +437,13 @@ def test_output_that_cannot_be_written_is_one_line_and_status_1(path, command, r
 
 
 def test_a_file_that_the_system_refuses_is_not_called_the_output(path, monkeypatch, run):
-    monkeypatch.setattr(refgpt.Model, "stream", lambda *_: open("/nowhere/at\x1b"))  # noqa: SIM115
+    monkeypatch.setattr(refgpt.Model, "stream", lambda *_, **__: open("/nowhere/at\x1b"))  # noqa: SIM115
     got = run("generate", "-m", path, "hi")
     assert (got.code, got.err) == (1, "refgpt: error: '/nowhere/at\\x1b': No such file or directory\n")
 
 
 def test_what_a_signal_handler_raises_comes_out_as_itself(path, monkeypatch):
-    def stream(self, prompt, params):
+    def stream(self, prompt, params, draft=None):
         raise TimeoutError("too slow")
 
     monkeypatch.setattr(refgpt.Model, "stream", stream)
@@ -474,7 +474,7 @@ def test_text_is_streamed_and_nothing_else_when_piped(path):
 def test_a_terminal_that_cannot_show_a_character_shows_the_rest(path, monkeypatch):
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
-    monkeypatch.setattr(refgpt.Model, "stream", lambda self, prompt, params: iter(["caf", "é!"]))
+    monkeypatch.setattr(refgpt.Model, "stream", lambda self, prompt, params, draft: iter(["caf", "é!"]))
     assert cli.main(["generate", "-m", path, "hi"]) == 0
     assert shown.getvalue() == b"caf?!\n"
 

@@ -93,7 +93,7 @@ class Told:
         self.answers, self.prompts = list(answers), []
         self.config, self.tokenizer = SimpleNamespace(n_ctx=400, n_vocab=256, bos_id=0, eos_id=0), Letters()
 
-    def stream(self, ids, params):
+    def stream(self, ids, params, draft=None):
         self.prompts.append(bytes(ids).decode())
         for piece in self.answers.pop(0):
             if isinstance(piece, type):
@@ -204,7 +204,7 @@ def test_in_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_ends():
     program = (
         "import sys, time, refgpt\n"
         "from refgpt import cli\n"
-        "def stream(self, ids, params):\n"
+        "def stream(self, ids, params, draft=None):\n"
         "    yield 'so far'\n"
         "    time.sleep(3600)\n"
         "refgpt.Model.stream = stream\n"

@@ -12,7 +12,7 @@ from refgpt._common.errors import GenerationError, RefgptError
 from refgpt._common.small_files import reading
 from refgpt._common.wording import did_you_mean, listed
 from refgpt.cli.dialogue import Dialogue
-from refgpt.cli.loading import load_for
+from refgpt.cli.loading import add_draft_arguments, load_with_draft
 from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.printing import print_line, print_text
 from refgpt.cli.sampling import add_sampling_arguments, sampling_of
@@ -47,6 +47,7 @@ def add_to(commands: Commands) -> None:
     add_template(chat)
     add_sampling_arguments(chat)
     add_running_arguments(chat)
+    add_draft_arguments(chat)
 
 
 def _chat(arguments: argparse.Namespace) -> int:
@@ -55,8 +56,8 @@ def _chat(arguments: argparse.Namespace) -> int:
     if sys.stdin is None:
         raise GenerationError("standard input is closed", fix="run refgpt chat in a terminal, or pipe questions to it")
     interactive = sys.stdin.isatty()
-    model, _ = load_for(arguments, _check_tokenizer)
-    dialogue = Dialogue(model, template, params)
+    model, draft, _ = load_with_draft(arguments, _check_tokenizer)
+    dialogue = Dialogue(model, template, params, draft)
     if interactive:
         log.info("a line is a question; /help lists the commands, Ctrl-D ends")
     for line in _typed_lines() if interactive else _piped_lines():

@@ -29,6 +29,7 @@ def add_to(commands: Commands) -> None:
         help="generate at most N tokens (default: %(default)s)",
     )
     add_running_arguments(demo)
+    demo.set_defaults(draft=None)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -21,11 +21,15 @@ class Dialogue:
     template : ChatTemplate
     params : GenerationParams
         Sampling parameters of the answers, including the template's stop strings.
+    draft : Model, optional
+        See ``Model.generate``.
     """
 
-    def __init__(self, model: Model, template: ChatTemplate, params: GenerationParams) -> None:
+    def __init__(
+        self, model: Model, template: ChatTemplate, params: GenerationParams, draft: Model | None = None
+    ) -> None:
         self.turns: list[tuple[str, str]] = []
-        self._model, self._template, self._params = model, template, params
+        self._model, self._template, self._params, self._draft = model, template, params, draft
 
     def ask(self, question: str, write: Callable[[str], object]) -> None:
         """Let the model answer a question.
@@ -56,7 +60,7 @@ class Dialogue:
                 wanted=f"at most {config.n_ctx - 1}",
                 fix="ask in fewer words",
             )
-        pieces = self._model.stream(ids, self._params)
+        pieces = self._model.stream(ids, self._params, draft=self._draft)
         said = waiting = ""
         try:
             for piece in pieces:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from refgpt._common.arguments import path_of
 from refgpt._common.errors import GenerationError, RefgptError
 from refgpt._common.small_files import read_bytes
-from refgpt.cli.loading import print_continuation
+from refgpt.cli.loading import add_draft_arguments, print_continuation
 from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.prompts import add_prompt_arguments, read_prompt
 from refgpt.cli.sampling import add_sampling_arguments, sampling_of
@@ -27,6 +27,7 @@ EXAMPLES = r"""examples:
   refgpt generate "The toad is" --regex " (old|green|[0-9]+ years old)\."    a text of this form
   refgpt generate -m ~/gpt-j-6b -f story.txt --truncate left      a model and a prompt of your own
   refgpt generate -f story.txt --prompt-cache story.state         the second time the story is not read again
+  refgpt generate -m ~/gpt-j-6b --draft ~/gpt-neo-125m "Once"     the same text, drafted by a smaller model
   echo "Dear diary," | refgpt generate > diary.txt
 """
 
@@ -81,6 +82,7 @@ def add_to(commands: Commands) -> None:
     either("--regex", metavar="REGEX", help="a text that matches this regular expression")
     either("--grammar", metavar="FILE", help="a text of the grammar in this file: Lark's syntax or llama.cpp's GBNF")
     add_running_arguments(generate)
+    add_draft_arguments(generate)
 
 
 def _generate(arguments: argparse.Namespace) -> int:

@@ -86,9 +86,19 @@ def check_draft(model: Generates, draft: object, params: GenerationParams) -> No
         return
     if not (hasattr(draft, "engine") and hasattr(draft, "tokenizer")):
         raise GenerationError("cannot be used", where="draft", got=shown(draft), wanted="a model from refgpt.load")
+    check_params(params)
+    check_same_ids(model.engine.config, model.tokenizer, draft.engine.config, draft.tokenizer)
+
+
+def check_params(params: GenerationParams) -> None:
+    """Refuse parameters that cannot be combined with a draft model: beams, whose texts are not drafted.
+
+    Raises
+    ------
+    GenerationError
+    """
     if params.num_beams > 1:
         raise GenerationError("cannot be combined with beam search", where="draft", fix="leave out num_beams or draft")
-    check_same_ids(model.engine.config, model.tokenizer, draft.engine.config, draft.tokenizer)
 
 
 def _token(tokenizer: Tokenizer, token_id: int) -> str:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import refgpt
 from refgpt._common.errors import GenerationError
 from refgpt.generation import drafting, room
 from refgpt.generation.draft_pace import MOST_CHECKED, DraftPace, pass_cost
@@ -411,6 +412,36 @@ def test_beams_beside_drafted_texts_are_what_they_would_be(eager):
     (want,) = generate(model, [[9, 3]], GenerationParams(**settings))
     assert [event.choice.id for event in events if event.seq == beams] == want.ids
     assert scheduler.n_drafted
+
+
+def test_generate_and_stream_of_a_model_take_a_draft_model(eager, monkeypatch):
+    model = refgpt.load()
+    drafted = []
+    learn = DraftPace.learn
+    monkeypatch.setattr(DraftPace, "learn", lambda self, *given: drafted.append(given) or learn(self, *given))
+    settings = {"max_new_tokens": 12, "seed": 1, "temperature": 0.7, "top_p": 0.9}
+    want = model.generate("Once upon a time", **settings)
+    assert model.generate("Once upon a time", draft=model, **settings) == want
+    assert "".join(model.stream("Once upon a time", draft=model, **settings)) == want.text
+    assert drafted == [(5, 5), (4, 4)] * 2
+    for call in (model.generate, model.stream):
+        with pytest.raises(GenerationError, match=r"^draft: cannot be used"):
+            call("Once", draft="gpt2")
+    with pytest.raises(GenerationError, match=r"^draft: cannot be combined with beam search"):
+        model.generate("Once", draft=model, num_beams=2)
+
+
+def test_a_constrained_text_is_drafted_with_tokens_that_may_follow(eager):
+    pytest.importorskip("llguidance")
+    model = refgpt.load()
+    settings = {"constraint": refgpt.regex(r"[a-z]{3}(, [a-z]{3}){4,9}\\."), "max_new_tokens": 60, "seed": 1}
+    want = model.generate("Three letters each: ", **settings)
+    assert model.generate("Three letters each: ", draft=model, **settings) == want
+    scheduler = refgpt.Scheduler(model, draft=model)
+    scheduler.add("Three letters each: ", **settings)
+    while scheduler.busy:
+        scheduler.step()
+    assert scheduler.n_drafted - 5 <= scheduler.n_accepted > 10
 
 
 def fared(pace, accepted, n_steps, n_texts=1):
