@@ -12,18 +12,18 @@ import pytest
 import refgpt
 from refgpt._common.errors import GenerationError
 from refgpt.generation import drafting, room
-from refgpt.generation.draft_pace import MOST_CHECKED, DraftPace, pass_cost
-from refgpt.generation.drafting import check_draft, check_same_ids
+from refgpt.generation.draft_pace import DraftPace
+from refgpt.generation.drafting import check_draft
 from refgpt.generation.loop import generate, stream_text
-from refgpt.generation.params import MOST_DRAFTED, GenerationParams
+from refgpt.generation.params import GenerationParams
 from refgpt.generation.prefix_cache import PrefixCache
 from refgpt.generation.room import position_bytes
 from refgpt.generation.scheduler import Scheduler
 from refgpt.runtime import Runtime
 from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import family_of
-from refgpt.tokenizers import Tokenizer
 from tests.helpers.families import VARIANTS
+from tests.helpers.small_tokenizers import Letters
 from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(eos_id=0, bos_id=1, n_ctx=64)
@@ -278,16 +278,6 @@ def test_the_callers_functions_hear_of_drawn_tokens_only(eager):
     assert run(None) == run(model_of("the same")) == run(model_of("noise"))
 
 
-class Letters(Tokenizer):
-    """Each id a letter."""
-
-    def __init__(self, n, changed=()):
-        super().__init__({i: chr(0x100 + i).encode() for i in range(n)} | dict(changed), None)
-
-    def _encode(self, text):
-        return [ord(letter) - 0x100 for letter in text]
-
-
 def test_stop_strings_end_a_drafted_text_where_they_would(eager):
     model = model_of("the same", tokenizer=Letters(61))
     whole = generate(model, [[9, 3]], GenerationParams(max_new_tokens=40, temperature=1, seed=1, ignore_eos=True))[0]
@@ -354,41 +344,6 @@ def test_memory_that_short_texts_left_behind_is_given_back_by_both_models(eager,
     assert begun == [model, draft, model, draft]
 
 
-def config_of(n_vocab):
-    return SimpleNamespace(n_vocab=n_vocab)
-
-
-@pytest.mark.parametrize(
-    "n_rows, tokenizer, n_draft_rows, draft_tokenizer",
-    [
-        (50400, Letters(50257), 50257, Letters(50257)),  # GPT-J and GPT-Neo
-        (50257, Letters(50257), 50400, Letters(50400)),
-        (50400, Letters(50400), 50257, Letters(50257)),
-        (61, None, 61, Letters(61)),
-        (61, None, 61, None),
-    ],
-)
-def test_vocabularies_that_agree(n_rows, tokenizer, n_draft_rows, draft_tokenizer):
-    check_same_ids(config_of(n_rows), tokenizer, config_of(n_draft_rows), draft_tokenizer)
-
-
-@pytest.mark.parametrize(
-    "n_rows, tokenizer, n_draft_rows, draft_tokenizer, said",
-    [
-        (61, Letters(61), 61, Letters(61, [(40, b"\x1b[2J")]), "first in the id 40.*got '.x1b.2J'; wanted 'Ĩ'"),
-        (1000, Letters(1000), 500, Letters(500), "first in the id 500.*got no token"),
-        (500, Letters(1000), 1000, Letters(1000), "first in the id 500"),
-        (61, None, 62, Letters(62), "the model has no tokenizer.*got 62 ids; wanted 61"),
-        (61, Letters(61), 62, None, "the draft model has no tokenizer"),
-    ],
-)
-def test_vocabularies_that_differ_are_refused_with_the_first_difference(
-    n_rows, tokenizer, n_draft_rows, draft_tokenizer, said
-):
-    with pytest.raises(GenerationError, match=f"^draft: .*{said}"):
-        check_same_ids(config_of(n_rows), tokenizer, config_of(n_draft_rows), draft_tokenizer)
-
-
 @pytest.mark.parametrize(
     "draft, changes, said",
     [
@@ -442,52 +397,6 @@ def test_a_constrained_text_is_drafted_with_tokens_that_may_follow(eager):
     while scheduler.busy:
         scheduler.step()
     assert scheduler.n_drafted - 5 <= scheduler.n_accepted > 10
-
-
-def fared(pace, accepted, n_steps, n_texts=1):
-    """The lengths of drafts of which so many tokens are accepted."""
-    lengths = []
-    for _ in range(n_steps):
-        lengths.append(n := pace.length(99, n_texts))
-        if n:
-            pace.learn(n, min(n, accepted))
-    return lengths
-
-
-def test_drafts_grow_with_their_success_and_become_rare_without():
-    assert fared(DraftPace(15, 0.05), 15, 60)[-1] == MOST_DRAFTED
-    assert 2 <= fared(DraftPace(15, 0.05), 2, 60)[-1] <= 4
-    lengths = fared(DraftPace(15, 0.05), 0, 400)
-    assert sum(lengths[100:]) <= 6
-    assert sum(lengths) < 40
-
-
-def test_after_failures_one_success_is_enough_to_try_again():
-    pace = DraftPace(15, 0.05)
-    fared(pace, 0, 400)
-    while not pace.length(99):
-        pass
-    pace.learn(1, 1)
-    assert pace.length(99)
-
-
-def test_a_draft_model_as_large_as_the_model_is_hardly_asked():
-    assert sum(fared(DraftPace(15, 1.0), 0, 200)) < 12
-
-
-def test_texts_together_share_the_rows_of_a_pass():
-    for n_texts in range(1, 20):
-        length = fared(DraftPace(15, 0.0), 15, 60, n_texts)[-1]
-        assert n_texts * (length + 1) <= max(MOST_CHECKED, n_texts)
-        assert length or n_texts > 3
-    assert DraftPace(15, 0.0).length(3) <= 3
-    assert DraftPace(15, 0.0).length(0) == 0
-
-
-def test_the_cost_of_a_pass_grows_with_its_rows():
-    costs = [pass_cost(n) for n in range(1, 17)]
-    assert costs[0] == 1
-    assert costs == sorted(costs)
 
 
 def test_requests_may_come_and_go_while_others_are_drafted(eager):

@@ -9,6 +9,8 @@ from typing import Any
 
 import sentencepiece
 
+from refgpt.tokenizers import Tokenizer
+
 SENTENCES = [
     "In the garden behind the mill there lived an old toad, and nobody knew how old.",
     "She said: \"I'll wait by the well until the rain is over; the ducks don't mind.\"",
@@ -53,3 +55,13 @@ def write_pair(
     merges = "".join(f"{left} {right}\n" for left, right in description["model"]["merges"])
     (directory / names[1]).write_text("#version: 0.2\n" + merges, encoding="utf-8")
     return write_json(directory, names[0], description["model"]["vocab"])
+
+
+class Letters(Tokenizer):
+    """Each id a letter."""
+
+    def __init__(self, n, changed=()):
+        super().__init__({i: chr(0x100 + i).encode() for i in range(n)} | dict(changed), None)
+
+    def _encode(self, text):
+        return [ord(letter) - 0x100 for letter in text]
