@@ -474,7 +474,7 @@ def test_text_is_streamed_and_nothing_else_when_piped(path):
 def test_a_terminal_that_cannot_show_a_character_shows_the_rest(path, monkeypatch):
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
-    monkeypatch.setattr(refgpt.Model, "stream", lambda self, prompt, params, draft: iter(["caf", "é!"]))
+    monkeypatch.setattr(refgpt.Model, "stream", lambda self, prompt, params: iter(["caf", "é!"]))
     assert cli.main(["generate", "-m", path, "hi"]) == 0
     assert shown.getvalue() == b"caf?!\n"
 

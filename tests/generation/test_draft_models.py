@@ -11,10 +11,9 @@ import pytest
 
 import refgpt
 from refgpt._common.errors import GenerationError
-from refgpt.generation import drafting, room
+from refgpt.generation import drafting, loop, room
 from refgpt.generation.draft_pace import DraftPace
 from refgpt.generation.drafting import check_draft
-from refgpt.generation.loop import generate, stream_text
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prefix_cache import PrefixCache
 from refgpt.generation.room import position_bytes
@@ -36,6 +35,10 @@ SETTINGS = [
     {"temperature": 1, "seed": 4, "top_k": 9, "eta_cutoff": 0.01, "epsilon_cutoff": 0.01, "forced_eos_token_id": 3},
 ]
 PROMPTS = [[5, 6, 7, 8, 5, 6, 7, 8, 5, 6], [9], list(range(2, 30)), [3, 4] * 10]
+
+
+def generate(model, prompts, params, draft=None):
+    return loop.generate(model, prompts, params, draft=draft)
 
 
 def noisy(params, config, scale):
@@ -286,7 +289,7 @@ def test_stop_strings_end_a_drafted_text_where_they_would(eager):
         params = GenerationParams(max_new_tokens=40, temperature=1, seed=1, ignore_eos=True, stop=stop)
         want = generate(model, [[9, 3]], params)
         assert generate(model, [[9, 3]], params, model) == want
-        assert "".join(stream_text(model, [9, 3], params, model)) == want[0].text
+        assert "".join(loop.stream_text(model, [9, 3], params, draft=model)) == want[0].text
 
 
 def test_a_draft_model_that_cannot_go_on_is_left_behind(eager, caplog):
