@@ -25,6 +25,7 @@ D_MODEL, D_FF, N_HEAD, D_HEAD, D_ROTARY, N_VOCAB, N_CTX = sized(
     (4096, 16384, 16, 256, 64, 50400, 2048), (64, 256, 2, 32, 16, 512, 64)
 )
 N_PREFILL = sized(512, 16)  # rows of a prompt that go through the model together
+N_TRAIN, N_SOME = sized((256, 128), (16, 9))  # rows of a text that is learnt from; of them that meet the head together
 #: What is streamed from memory is spread over so many bytes that no cache holds it from one call to the next.
 BEYOND_CACHES = sized(512 << 20, 1 << 20)
 
@@ -93,6 +94,63 @@ def linear_quantised(kind: str, n_rows: int, n_in: int, n_out: int) -> Work:
     calls = [partial(kernels.linear, x, panels, bias, out) for panels in copies]
     n_bytes = copies[0].nbytes + (x.nbytes + out.nbytes if n_rows > 1 else 0)
     return Work(cycle(calls), n_bytes, 2 * n_rows * n_in * n_out, n_rows > 1)
+
+
+def linear_backward(kind: str, n_out: int, n_in: int) -> Work:
+    dy, out = random(N_TRAIN, n_out), random(N_TRAIN, n_in)
+    w = quantised(kind, n_out, n_in) if kind in ("q8", "q4") else kernels.pack(random(n_out, n_in, dtype=kind))
+    matrix, product = random(n_out, n_in), np.empty_like(out)
+    call = partial(kernels.linear_backward, dy, w, out)
+    return Work(cycle([call]), w.nbytes, 2 * N_TRAIN * n_in * n_out, True, partial(np.matmul, dy, matrix, out=product))
+
+
+def linear_weight_backward(n_out: int, n_in: int) -> Work:
+    dy, x, into = random(N_TRAIN, n_out), random(N_TRAIN, n_in), random(n_out, n_in)
+    product, n_ops = np.empty_like(into), 2 * N_TRAIN * n_in * n_out
+    call = partial(kernels.linear_weight_backward, dy, x, into)
+    return Work(cycle([call]), into.nbytes, n_ops, True, partial(np.matmul, dy.T, x, out=product))
+
+
+def column_sum() -> Work:
+    x, into = random(N_TRAIN, D_FF), random(D_FF)
+    return Work(cycle([partial(kernels.column_sum, x, into)]), x.nbytes)
+
+
+def attention_backward(n_rows: int) -> Work:
+    dz, q, k, v = (random(n_rows, N_HEAD, D_HEAD) for _ in range(4))
+    n_visible = np.arange(n_rows) + 1
+    call = partial(kernels.attention_backward, dz, q, k, v, n_visible)
+    return Work(cycle([call]), 7 * q.nbytes, 10 * int(n_visible.sum()) * N_HEAD * D_HEAD, True)
+
+
+def cross_entropy_backward() -> Work:
+    logits, out, dy = random(N_SOME, N_VOCAB), random(N_SOME, N_VOCAB), random(N_SOME)
+    targets = np.arange(N_SOME) % N_VOCAB
+    return Work(cycle([partial(kernels.cross_entropy_backward, dy, logits, targets, out)]), 2 * logits.nbytes)
+
+
+def layer_norm_backward(of_weight: bool) -> Work:
+    x, dy, w = random(N_TRAIN, D_MODEL), random(N_TRAIN, D_MODEL), random(D_MODEL)
+    dx, moments = kernels.layer_norm_backward(dy, x, w, 1e-5)
+    if not of_weight:
+        call = partial(kernels.layer_norm_backward, dy, x, w, 1e-5, (dx, moments))
+        return Work(cycle([call]), 3 * x.nbytes)
+    call = partial(kernels.layer_norm_weight_backward, dy, x, moments, random(D_MODEL), random(D_MODEL))
+    return Work(cycle([call]), 2 * x.nbytes)
+
+
+def embedding_backward() -> Work:
+    table, dy = np.zeros((N_VOCAB, D_MODEL), np.float32), random(N_TRAIN, D_MODEL)
+    ids = np.random.default_rng(0).integers(0, N_VOCAB, (100, N_TRAIN))
+    return Work(cycle([partial(kernels.embedding_backward, dy, some, table) for some in ids]), 3 * dy.nbytes)
+
+
+def adamw() -> Work:
+    w, g, mean, square = (random(D_FF, D_MODEL) for _ in range(4))
+    call = partial(
+        kernels.adamw, w, g, mean, np.abs(square), betas=(0.9, 0.999), eps=1e-8, rate=1e-4, correction=0.5, shrink=1.0
+    )
+    return Work(cycle([call]), 7 * w.nbytes)
 
 
 def quantise_rows() -> Work:
@@ -222,6 +280,25 @@ def attentions(dtype: str) -> dict[str, Callable[[], Work]]:
 
 CASES: dict[str, dict[str, Callable[[], Work]]] = {
     **{f"linear_{dtype}": linears(dtype) for dtype in ("f32", "f16", "bf16", "q8", "q4")},
+    **{
+        f"linear_backward_{kind}": {
+            f"256 rows, {name}": partial(linear_backward, kind, n_out, n_in) for name, (n_in, n_out) in LAYERS.items()
+        }
+        for kind in ("f32", "f16", "bf16", "q8", "q4")
+    },
+    "linear_weight_backward": {
+        f"256 rows, {name}": partial(linear_weight_backward, n_out, n_in) for name, (n_in, n_out) in LAYERS.items()
+    },
+    "column_sum": {"256 rows of 16384": column_sum},
+    "attention_backward": {
+        "256 rows": partial(attention_backward, N_TRAIN),
+        "2048 rows": partial(attention_backward, N_CTX),
+    },
+    "cross_entropy_backward": {"128 rows of 50400": cross_entropy_backward},
+    "layer_norm_backward": {"256 rows of 4096": partial(layer_norm_backward, False)},
+    "layer_norm_weight_backward": {"256 rows of 4096": partial(layer_norm_backward, True)},
+    "embedding_backward": {"256 rows of 4096": embedding_backward},
+    "adamw": {"16384 x 4096": adamw},
     "quantise_rows": {"512 rows of 16384": quantise_rows},
     **{f"attention_{dtype}": attentions(dtype) for dtype in ("f32", "f16")},
     **{f"kv_append_{dtype}": {"512 rows": partial(kv_append, dtype)} for dtype in ("f32", "f16")},

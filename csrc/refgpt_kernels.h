@@ -34,7 +34,7 @@
 #include <stdint.h>
 
 /* Changes whenever a struct or a contract below changes; the binding refuses another number. */
-#define REFGPT_ABI 6
+#define REFGPT_ABI 7
 #define REFGPT_LANES 16     /* rows side by side in a panel */
 #define REFGPT_CHUNK 32     /* terms of a partial sum */
 #define REFGPT_FEW_ROWS 8   /* that linear takes as they are; the most rows of a query tile */
@@ -190,6 +190,96 @@ typedef struct {
     float *y;       /* [n_rows] */
     int64_t n;
 } refgpt_row_sum_args;
+
+/* dx[r, i] = sum over o of w[o, i] * dy[r, o], chunked over o. Items: 32 inputs. linear_backward_{f32,f16,bf16,q8,q4}: what w is kept
+ * in, in the panels that linear reads; weights are widened exactly, and rows are not rounded. */
+typedef struct {
+    const float *dy_panels; /* [n_rows, n_out] as panels */
+    const void *w;          /* [n_out, n_in]; see linear and linear_quantised */
+    float *dx;              /* [n_rows, n_in] */
+    int64_t n_rows, n_in, n_out;
+} refgpt_linear_backward_args;
+
+/* dw[o, i] += sum over r of x[r, i] * dy[r, o], chunked over r, from +0 on. Items: 16 outputs. */
+typedef struct {
+    const float *x;  /* [n_rows, n_in] */
+    const float *dy; /* [n_rows, n_out] */
+    float *dw;       /* [n_out, n_in] */
+    int64_t n_rows, n_in, n_out;
+} refgpt_linear_weight_backward_args;
+
+/* y[i] += sum over r of x[r, i], striped over r. Items: 16 columns. */
+typedef struct {
+    const float *x; /* [n_rows, n] */
+    float *y;       /* [n] */
+    int64_t n_rows, n;
+} refgpt_column_sum_args;
+
+/* The gradients of q, k and v by way of attention's z, of one text: row r sees the keys first_visible[r] <= s < n_visible[r]. With the
+ * pattern p as attention computes it, dp[r, s] = dz[r] . v[s], chunked over d_head, and the slope
+ * ds[r, s] = (p[r, s] * (dp[r, s] - sum over s of dp * p)) / divisor, whose sum is striped from the first visible key on:
+ * dq[r] = sum over s of ds[r, s] k[s], dk[s] = sum over r of ds[r, s] q[r], dv[s] = sum over r of p[r, s] dz[r], chunked over s and over
+ * r from 0 on; where r does not see s, both p and ds are 0. Items: heads. */
+typedef struct {
+    const float *q, *k, *v; /* [t, n_head, d_head], q and k rotated, k and v rounded as the cache keeps them */
+    const float *dz;        /* [t, n_head, d_head] */
+    float *dq, *dk, *dv;    /* [t, n_head, d_head] */
+    float *dpattern;        /* [n_head, t, t] or NULL: dp, of unseen keys too */
+    float *scratch; /* [workers][scratch_floats]; of each 5 n w + 64 (w + n + 16), n = t in whole 32, w = d_head in whole 16 */
+    const int64_t *first_visible; /* [t], 0 .. n_visible - 1, or NULL; see attention */
+    const int64_t *n_visible;     /* [t], 1 .. t */
+    int64_t n_rows, n_head, d_head, scratch_floats;
+    float divisor;
+} refgpt_attention_backward_args;
+
+/* The gradient of layer_norm's x. With mean, centred = x - mean, root = sqrt(variance + eps), normed = centred / root and
+ * dnormed = dy * w: dx = ((dnormed - a) - normed * b) / root, a and b the means of dnormed and of dnormed * normed. All sums are
+ * striped; no product is fused with a sum. Items: rows. */
+typedef struct {
+    const float *x;  /* [n_rows, n] */
+    const float *w;  /* [n] */
+    const float *dy; /* [n_rows, n] */
+    float *dx;       /* [n_rows, n] */
+    float *moments;  /* [n_rows, 2]: mean and root */
+    int64_t n;
+    float eps;
+} refgpt_layer_norm_backward_args;
+
+/* dw[i] += sum over r of dy[r, i] * ((x[r, i] - mean) / root), db[i] += sum over r of dy[r, i], striped over r. Items: 16 columns. */
+typedef struct {
+    const float *x, *dy;  /* [n_rows, n] */
+    const float *moments; /* [n_rows, 2], from layer_norm_backward */
+    float *dw, *db;       /* [n] */
+    int64_t n_rows, n;
+} refgpt_layer_norm_weight_backward_args;
+
+/* dtable[ids[r]] += dy[r], with ascending r. Items: 16 columns. */
+typedef struct {
+    const float *dy;    /* [n_rows, n] */
+    const int64_t *ids; /* [n_rows], 0 .. n_vocab - 1 */
+    float *dtable;      /* [n_vocab, n] */
+    int64_t n_rows, n;
+} refgpt_embedding_backward_args;
+
+/* dx[r] = (softmax(x[r]) - 1 at the target) * dy[r]: the gradient of the logits by way of cross-entropy, -log softmax(x[r])[target],
+ * which is log(total) - above. dx may be x. Items: rows. */
+typedef struct {
+    const float *x;         /* [n_rows, n] */
+    const int64_t *targets; /* [n_rows], 0 .. n - 1 */
+    const float *dy;        /* [n_rows] */
+    float *dx;              /* [n_rows, n] */
+    float *parts;           /* [n_rows, 2]: total, softmax's sum; above, x at the target - the largest x */
+    int64_t n;
+} refgpt_cross_entropy_backward_args;
+
+/* mean = mean * beta1 + rest1 * g, square = square * beta2 + (rest2 * g) * g,
+ * w = w * shrink - (rate * mean) / (sqrt(square) / correction + eps); no product is fused with a sum. Items: 512 elements. */
+typedef struct {
+    const float *g;           /* [n] */
+    float *w, *mean, *square; /* [n] */
+    int64_t n;
+    float beta1, rest1, beta2, rest2, shrink, rate, correction, eps;
+} refgpt_adamw_args;
 
 /* Rearranges a row-major matrix [n_out, n_in] into panels, zeros in the lanes past n_out. Items: panels.
  * pack_{b2,b4}: the size of an element in bytes. */

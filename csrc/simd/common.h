@@ -59,6 +59,17 @@ static inline float v16_sum(v16 a) {
         for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
     return lanes[0];
 }
+
+/* Sums of columns, striped over rows: 16 partial sums, added as v16_sum adds lanes, then added to what y holds. */
+static inline void start_stripes(v16 *sums) {
+    for (int l = 0; l < LANES; l++) sums[l] = v16_set1(0.0f);
+}
+static inline void add_stripes(v16 *sums, float *y, int64_t i, int64_t n) {
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) sums[l] = v16_add(sums[l], sums[l + half]);
+    store_row(y, i, n, v16_add(load_row(y, i, n, 0.0f), sums[0]));
+}
+
 static inline float v16_largest(v16 a) {
     float lanes[LANES];
     v16_store(lanes, a);

@@ -51,6 +51,19 @@ LANEWISE(v16_max, vbslq_f32(vcgtq_f32(x, y), x, y)) /* y if either is NaN, unlik
 LANEWISE(v16_min, vbslq_f32(vcltq_f32(x, y), x, y))
 #undef LANEWISE
 
+static inline v16 v16_sqrt(v16 a) {
+    v16 r;
+    EACH_QUARTER r.val[i] = vsqrtq_f32(a.val[i]);
+    return r;
+}
+static inline v16 v16_of_bytes(const int8_t *p) {
+    const int8x16_t bytes = vld1q_s8(p);
+    const int16x8_t lo = vmovl_s8(vget_low_s8(bytes)), hi = vmovl_high_s8(bytes);
+    v16 r;
+    r.val[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(lo))), r.val[1] = vcvtq_f32_s32(vmovl_high_s16(lo));
+    r.val[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(hi))), r.val[3] = vcvtq_f32_s32(vmovl_high_s16(hi));
+    return r;
+}
 static inline v16 v16_fma(v16 a, v16 b, v16 c) {
     v16 r;
     EACH_QUARTER r.val[i] = vfmaq_f32(c.val[i], a.val[i], b.val[i]);

@@ -81,6 +81,16 @@ LANEWISE(v16_max, x > y ? x : y) /* y if either is NaN */
 LANEWISE(v16_min, x < y ? x : y) /* y if either is NaN */
 #undef LANEWISE
 
+static inline v16 v16_sqrt(v16 a) {
+    v16 r;
+    EACH_LANE r.lane[l] = sqrtf(a.lane[l]);
+    return r;
+}
+static inline v16 v16_of_bytes(const int8_t *p) {
+    v16 r;
+    EACH_LANE r.lane[l] = (float)p[l];
+    return r;
+}
 static inline v16 v16_fma(v16 a, v16 b, v16 c) { /* a b + c, rounded once */
     v16 r;
     EACH_LANE r.lane[l] = fmaf(a.lane[l], b.lane[l], c.lane[l]);

@@ -123,3 +123,9 @@ static void multiply_stored(int64_t n_rows, rows x, int64_t n_panels, panels w, 
     else if (w.dtype == F16) multiply_f16(n_rows, x, n_panels, w, y, y_stride, n_in);
     else multiply_bf16(n_rows, x, n_panels, w, y, y_stride, n_in);
 }
+
+/* Rows that lie side by side: element i of row r at i * x.inner + r. */
+static void multiply_beside(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in) {
+    w.dtype = F32, x.row = 1;
+    multiply(n_rows, x, n_panels, w, y, y_stride, n_in);
+}

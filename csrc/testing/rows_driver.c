@@ -3,13 +3,14 @@
  *
  *     rows_driver [isa]    with an isa: it is an error if one of its rows cannot run
  *
- * Each buffer is an allocation of exactly its size, and outputs lie between guards. */
+ * Each buffer is an allocation of exactly its size, and outputs lie between guards. Before a call they are filled with one byte, which
+ * makes floats of 0.75: kernels that add to an output add to that. */
 #include "../refgpt_kernels.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { LANES = 16, GUARD = 64, FILL = 0xff, MOST_BUFFERS = 16, MOST_OUTPUTS = 2, MOST_ELEMENTS = 4200 };
+enum { LANES = 16, GUARD = 64, FILL = 0x3f, MOST_BUFFERS = 16, MOST_OUTPUTS = 4, MOST_ELEMENTS = 4200 };
 
 static const int64_t sizes[] = {0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97, 129, 200};
 static const int64_t row_counts[] = {1, 2, 3, 5, 8, 9, 13, 16, 17, 19, 33, 130};
@@ -21,6 +22,15 @@ typedef struct {
         refgpt_linear_args linear;
         refgpt_linear_quantised_args linear_quantised;
         refgpt_quantise_rows_args quantise_rows;
+        refgpt_linear_backward_args linear_backward;
+        refgpt_linear_weight_backward_args linear_weight_backward;
+        refgpt_column_sum_args column_sum;
+        refgpt_attention_backward_args attention_backward;
+        refgpt_layer_norm_backward_args layer_norm_backward;
+        refgpt_layer_norm_weight_backward_args layer_norm_weight_backward;
+        refgpt_embedding_backward_args embedding_backward;
+        refgpt_cross_entropy_backward_args cross_entropy_backward;
+        refgpt_adamw_args adamw;
         refgpt_residual_args residual;
         refgpt_add_args add;
         refgpt_attention_args attention;
@@ -323,6 +333,8 @@ static void pack_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     c->n_items = panels_of(n_rows);
 }
 
+#include "training_cases.h"
+
 static void quantise_case(call *c, const char *kind, int64_t n, int64_t n_rows) {
     static const char *const dtypes[] = {"f32", "f16", "bf16"};
     const int64_t dtype = random_below(3), n_blocks = (n + 31) / 32, block = strcmp(kind, "q4") ? 544 : 288;
@@ -345,21 +357,30 @@ static const struct {
     const char *name;
     make_case make;
 } families[] = {
+    {"linear_backward", linear_backward_case}, /* before the shorter names, here and below */
+    {"linear_weight_backward", linear_weight_backward_case},
     {"linear", linear_case},
+    {"attention_backward", attention_backward_case},
     {"attention", attention_case},
+    {"column_sum", column_sum_case},
+    {"cross_entropy_backward", cross_entropy_backward_case},
+    {"adamw", adamw_case},
     {"kv_append", kv_append_case},
     {"softmax", softmax_case},
+    {"gelu_backward", gelu_backward_case},
     {"gelu", gelu_case},     /* gelu_erf too, */
     {"rotary", rotary_case}, /* and rotary_halves: they take the same arguments */
-    {"gelu_backward", gelu_backward_case},
+    {"layer_norm_backward", layer_norm_backward_case},
+    {"layer_norm_weight_backward", layer_norm_weight_backward_case},
     {"layer_norm", layer_norm_case},
-    {"embedding_panels", embedding_panels_case}, /* before the shorter name */
+    {"embedding_panels", embedding_panels_case},
+    {"embedding_backward", embedding_backward_case},
     {"embedding", embedding_case},
     {"row_sum", row_sum_case},
     {"pack", pack_case},
     {"residual", residual_case},
     {"add", add_case},
-    {"quantise_rows", quantise_rows_case}, /* before the shorter name */
+    {"quantise_rows", quantise_rows_case},
     {"quantise", quantise_case},
     {"digests", digests_case},
 };

@@ -21,6 +21,18 @@ from refgpt.kernels.quantising import digests, quantise, store
 from refgpt.kernels.registry import Kernel, active, force_isa, forced_isa, list_kernels
 from refgpt.kernels.selfcheck import check_bits, wrong_kernels
 from refgpt.kernels.threads import check_threads
+from refgpt.kernels.training import (
+    adamw,
+    attention_backward,
+    attention_backward_scratch,
+    column_sum,
+    cross_entropy_backward,
+    embedding_backward,
+    layer_norm_backward,
+    layer_norm_weight_backward,
+    linear_backward,
+    linear_weight_backward,
+)
 
 Activations = LinearInput  # its former name
 
@@ -32,12 +44,18 @@ __all__ = [
     "LinearInput",
     "Program",
     "active",
+    "adamw",
     "add",
     "attention",
+    "attention_backward",
+    "attention_backward_scratch",
     "check_bits",
     "check_threads",
+    "column_sum",
+    "cross_entropy_backward",
     "digests",
     "embedding",
+    "embedding_backward",
     "force_isa",
     "forced_isa",
     "gelu",
@@ -46,7 +64,11 @@ __all__ = [
     "kv_append",
     "kv_shapes",
     "layer_norm",
+    "layer_norm_backward",
+    "layer_norm_weight_backward",
     "linear",
+    "linear_backward",
+    "linear_weight_backward",
     "list_kernels",
     "pack",
     "quantise",

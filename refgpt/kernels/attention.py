@@ -144,10 +144,7 @@ def attention(
         check_before(first_visible, n_visible)
         if program is not None:
             program.watch_order(first_visible, n_visible)
-    if divisor is None:
-        divisor = _root(d_head)
-    elif isinstance(divisor, bool) or not isinstance(divisor, float | int | np.floating) or not np.float32(divisor) > 0:
-        raise KernelError("not a number above 0", where="divisor", got=shown(divisor))
+    divisor = score_divisor(divisor, d_head)
     _check_tiles(tiles, n_rows, n_slots, program)
     if scratch is None:
         scratch = np.empty((n_threads, FEW_ROWS, capacity), np.float32)
@@ -177,11 +174,20 @@ def attention(
         n_head=n_head,
         d_head=d_head,
         capacity=capacity,
-        divisor=as_float32(divisor),
+        divisor=divisor,
     )
     grain = max(1, SMALLEST_PIECE // max(1, 2 * capacity * d_head))
     run(table_row(f"attention_{dtype}", kernel), args, len(tiles) * n_head, grain, n_threads, program)
     return z
+
+
+def score_divisor(divisor: float | None, d_head: int) -> float:
+    """What scores are divided by: a number as C will have it, by default the root of a head's width."""
+    if divisor is None:
+        return _root(d_head)
+    if isinstance(divisor, bool) or not isinstance(divisor, float | int | np.floating) or not np.float32(divisor) > 0:
+        raise KernelError("not a number above 0", where="divisor", got=shown(divisor))
+    return as_float32(divisor)
 
 
 @cache

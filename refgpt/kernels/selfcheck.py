@@ -29,6 +29,17 @@ from refgpt.kernels.ops import (
 )
 from refgpt.kernels.quantising import digests, quantise
 from refgpt.kernels.registry import Kernel, list_kernels
+from refgpt.kernels.training import (
+    adamw,
+    attention_backward,
+    column_sum,
+    cross_entropy_backward,
+    embedding_backward,
+    layer_norm_backward,
+    layer_norm_weight_backward,
+    linear_backward,
+    linear_weight_backward,
+)
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.panels import FLOATS, Panels, panel_shape
@@ -40,13 +51,24 @@ PROMISED = {
     "linear_bf16": "8831cafb419cfb1d",
     "linear_q8": "2d1450b470a850cd",
     "linear_q4": "4c3d07c262edcfc8",
+    "linear_backward_f32": "446f6872027ed67d",
+    "linear_backward_f16": "a061bb5231c8d8d1",
+    "linear_backward_bf16": "89b803f756a25ccd",
+    "linear_backward_q8": "ca2d42e63606085c",
+    "linear_backward_q4": "2b1adebecc301663",
+    "linear_weight_backward": "40639c1d40055c50",
+    "column_sum": "715d8c1564fcc788",
     "quantise_rows": "d625f9e213dc92ee",
     "attention_f32": "41809171b830a56e",
     "attention_f16": "431abed6d58d7ac6",
+    "attention_backward": "ec84d9a9df1b45a5",
     "kv_append_f32": "c888ba78e7be6104",
     "kv_append_f16": "10691489aa9fb35e",
     "softmax": "0d4b53ca24d98a30",
     "layer_norm": "8e62e19c676e010c",
+    "cross_entropy_backward": "d82a973b7fdcbd66",
+    "layer_norm_backward": "03b05a3051e298b7",
+    "layer_norm_weight_backward": "a880742f47c21835",
     "gelu": "aa8aaf2d98bcd7e4",
     "gelu_backward": "07cff3f24e6f4baa",
     "gelu_erf": "de3d9733e433a232",
@@ -61,6 +83,8 @@ PROMISED = {
     "embedding_panels_f32": "5e75dc8b2a1e0a22",
     "embedding_panels_f16": "080cb0df1d7c0475",
     "embedding_panels_bf16": "8bd8e62693013fcb",
+    "embedding_backward": "a7a82d4c45e3dcba",
+    "adamw": "6c3a33dc07df7320",
     "pack_b2": "a87ee087243d1001",
     "pack_b4": "fa686ca3a53f698f",
     "row_sum": "2d1ba335ae213e05",
@@ -107,7 +131,12 @@ def _outputs(kernel: Kernel) -> Iterator[np.ndarray]:
     op, kind = kernel.op, kernel.op.rpartition("_")[2]
     x, wide = _numbers(1, 20, 75), _numbers(2, 20, 75) * np.float32(30)
     positions, slots = np.arange(20, dtype=np.int64), np.repeat(np.arange(2, dtype=np.int64), 10)
-    if op.startswith("linear"):
+    if op.startswith("linear_backward"):
+        w = pack(_stored(3, kind, 75, 40)) if kind in FLOATS else _quantised(3, kind, 75, 40)
+        yield linear_backward(x, w, kernel=kernel, threads=1)
+    elif op in TRAINING:
+        yield from _training_outputs(kernel, x, wide, positions)
+    elif op.startswith("linear"):
         w = pack(_stored(3, kind, 40, 75)) if kind in FLOATS else _quantised(3, kind, 40, 75)
         for n_rows in (1, 3, 20):
             yield linear(x[:n_rows], w, _numbers(4, 40), kernel=kernel, threads=1)
@@ -158,6 +187,53 @@ def _outputs(kernel: Kernel) -> Iterator[np.ndarray]:
         yield quantise(_numbers(3, 40, 75), kind, kernel=kernel, threads=1).data
     else:
         yield digests(x.reshape(-1).view(np.uint32), 200, kernel=kernel, threads=1)
+
+
+#: Ops of ``refgpt.kernels.training`` whose outputs ``_training_outputs`` gives.
+TRAINING = frozenset(
+    (
+        "linear_weight_backward",
+        "column_sum",
+        "attention_backward",
+        "cross_entropy_backward",
+        "layer_norm_backward",
+        "layer_norm_weight_backward",
+        "embedding_backward",
+        "adamw",
+    )
+)
+
+
+def _training_outputs(kernel: Kernel, x: np.ndarray, wide: np.ndarray, positions: np.ndarray) -> Iterator[np.ndarray]:
+    """Those of the backward pass and the optimiser: sums over 20 rows, added to numbers."""
+    op, before = kernel.op, _numbers(10, 75)
+    if op == "linear_weight_backward":
+        yield linear_weight_backward(_numbers(5, 20, 40), x, _numbers(10, 40, 75), kernel=kernel, threads=1)
+    elif op == "column_sum":
+        yield column_sum(wide, before, kernel=kernel, threads=1)
+    elif op == "attention_backward":
+        dz, q, k, v = (_numbers(seed, 20, 3, 25) * np.float32(3) for seed in (4, 5, 6, 7))
+        yield from attention_backward(dz, q, k, v, positions + 1, kernel=kernel, threads=1)
+        seen, first = np.maximum(positions + 1, 7), np.maximum(positions - 6, 0)
+        dpattern = np.empty((3, 20, 20), np.float32)
+        how = {"first_visible": first, "divisor": 0.75, "dpattern": dpattern, "kernel": kernel, "threads": 1}
+        yield from attention_backward(dz, q, k, v, seen, **how)
+        yield dpattern
+    elif op == "cross_entropy_backward":
+        yield from cross_entropy_backward(x[:, 0].copy(), wide, positions * 3, kernel=kernel, threads=1)
+    elif op == "layer_norm_backward":
+        yield from layer_norm_backward(x, wide, x[0], 1e-5, kernel=kernel, threads=1)
+    elif op == "layer_norm_weight_backward":
+        moments, before_b = np.abs(_numbers(8, 20, 2)), before.copy()
+        layer_norm_weight_backward(x, wide, moments, before, before_b, kernel=kernel, threads=1)
+        yield from (before, before_b)
+    elif op == "embedding_backward":
+        yield embedding_backward(x, positions % 7, _numbers(10, 9, 75), kernel=kernel, threads=1)
+    else:
+        w, mean, square = x.copy(), _numbers(4, 20, 75), np.abs(_numbers(5, 20, 75))
+        how = {"eps": 1e-8, "rate": 1e-3, "correction": 0.5, "shrink": 0.99, "kernel": kernel, "threads": 1}
+        adamw(w, wide, mean, square, betas=(0.9, 0.999), **how)
+        yield from (w, mean, square)
 
 
 def _bits(seed: int, *shape: int) -> np.ndarray:

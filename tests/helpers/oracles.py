@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -37,35 +36,26 @@ from refgpt.kernels import (
 )
 from refgpt.kernels.registry import ffi, lib
 from refgpt.numbers import checksums, quantisation
-from refgpt.numbers.leaves import widen
 from refgpt.numbers.panels import Panels, n_blocks, n_panels, panel_shape
 from refgpt.runtime.rotation import rotary_tables
+from refgpt.spec import gradients
 from refgpt.spec.bounds import ops
 from tests.helpers.buffers import SCALAR, Output, assert_same_bits, guarded, numbers, stored
+from tests.helpers.cases import MOST_WORKERS, Case, Rng, float64
+from tests.helpers.gradient_oracles import (
+    adamw_case,
+    attention_backward_case,
+    column_sum_case,
+    cross_entropy_backward_case,
+    embedding_backward_case,
+    layer_norm_backward_case,
+    layer_norm_weight_backward_case,
+    linear_backward_case,
+    linear_weight_backward_case,
+)
 from tests.helpers.quantised import decoded_rows, quantised_panels
 
-Rng = np.random.Generator
-MOST_WORKERS = 8
 EVERY_ROW = slice(None)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One set of inputs.
-
-    Attributes
-    ----------
-    run : callable
-        ``run(kernel, rows)`` calls the kernel on these rows of the inputs (a slice) and returns its outputs.
-    want : tuple of ndarray
-        What each output should hold, in float64; rows first. NaN only where the header says NaN.
-    bound : tuple of ndarray
-        How far each may be away.
-    """
-
-    run: Callable[[Kernel, slice], tuple[Output, ...]]
-    want: tuple[np.ndarray, ...]
-    bound: tuple[np.ndarray, ...]
 
 
 def hold_to_spec(case: Case, kernel: Kernel) -> None:
@@ -86,10 +76,6 @@ def hold_to_scalar(case: Case, kernel: Kernel) -> None:
     for output, want in zip(outputs, wants, strict=True):
         assert_same_bits(output.value, want.value)
         assert np.isnan(output.guards).all()
-
-
-def float64(x: np.ndarray) -> np.ndarray:
-    return widen(x, np.float64)
 
 
 # ---- linear ----------------------------------------------------------------------------------------------------------
@@ -283,7 +269,7 @@ def gelu_backward_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
         gelu_backward(x[rows], dy[rows], dx, threads=1, kernel=kernel)
         return (Output(dx, guards),)
 
-    want = spec.gradients.gelu_backward(float64(dy), float64(x))
+    want = gradients.gelu_backward(float64(dy), float64(x))
     return Case(run, (want,), (ops.gelu_backward_bound(x, dy),))
 
 
@@ -457,6 +443,15 @@ def digests_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
 ORACLES: dict[str, Callable[[int, int, str, Rng], Case]] = {
     **{f"linear_{dtype}": partial(linear_case, dtype) for dtype in ("f32", "f16", "bf16")},
     **{f"linear_{kind}": partial(linear_quantised_case, kind) for kind in ("q8", "q4")},
+    **{f"linear_backward_{kind}": partial(linear_backward_case, kind) for kind in ("f32", "f16", "bf16", "q8", "q4")},
+    "linear_weight_backward": linear_weight_backward_case,
+    "column_sum": column_sum_case,
+    "attention_backward": attention_backward_case,
+    "cross_entropy_backward": cross_entropy_backward_case,
+    "layer_norm_backward": layer_norm_backward_case,
+    "layer_norm_weight_backward": layer_norm_weight_backward_case,
+    "embedding_backward": embedding_backward_case,
+    "adamw": adamw_case,
     "quantise_rows": quantise_rows_case,
     **{f"attention_{dtype}": partial(attention_case, dtype) for dtype in ("f32", "f16")},
     **{f"kv_append_{dtype}": partial(kv_append_case, dtype) for dtype in ("f32", "f16")},

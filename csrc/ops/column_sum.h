@@ -1,0 +1,12 @@
+/* Sums of columns, striped over rows, for the gradients of biases. Bound by the cache. */
+
+KERNEL(column_sum) {
+    const refgpt_column_sum_args *a = args;
+    for (int64_t p = begin; p < end; p++) {
+        v16 sums[LANES];
+        start_stripes(sums);
+        for (int64_t r = 0; r < a->n_rows; r++)
+            sums[r % LANES] = v16_add(sums[r % LANES], load_row(a->x + r * a->n, p * LANES, a->n, 0.0f));
+        add_stripes(sums, a->y, p * LANES, a->n);
+    }
+}

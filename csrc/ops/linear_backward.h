@@ -1,0 +1,95 @@
+/* The backward of linear layers: the gradient of their rows. It sums over outputs, which are the lanes of the weights' panels, and the
+ * blocks of 8- and 4-bit weights run across them. So a piece of the weights is turned, widened to float32, and then met by all rows
+ * that stay in the L2 cache with it. This costs a few operations a weight beside one for each row, and no weight is kept twice: a second
+ * layout would double the memory of the largest matrices, and its blocks would round them anew. Bound by arithmetic. */
+
+enum { BACK_BLOCKS = 3, BACK_PANELS = BACK_BLOCKS * BLOCK / LANES, BACK_DEPTH = 128, BACK_ROWS = 256 };
+enum { BACK_WIDTH = BACK_PANELS * LANES };
+
+/* The lanes of one panel of floats at 16 inputs, as 16 inputs of each lane. */
+ALWAYS_INLINE void turn_floats(const void *w, int64_t at, int64_t n_inputs, enum dtype dtype, float *turned) {
+    float square[LANES * LANES] __attribute__((aligned(64))) = {0};
+    for (int64_t i = 0; i < n_inputs; i++) v16_store(square + i * LANES, load_stored(w, at + i * LANES, dtype));
+    for (int64_t l = 0; l < LANES; l++)
+        for (int64_t i = 0; i < LANES; i++) turned[l * LANES + i] = square[i * LANES + l];
+}
+
+/* The 32 inputs of one lane of a block: integers times the lane's scale. */
+ALWAYS_INLINE void widen_lane(const char *block, int64_t lane, float scale, enum dtype dtype, float *first, float *second) {
+    int8_t integers[BLOCK];
+    if (dtype == Q8)
+        for (int quad = 0; quad < BLOCK / 4; quad++) memcpy(integers + 4 * quad, block + (quad * LANES + lane) * 4, 4);
+    else {
+        uint8_t both[BLOCK / 2];
+        int8_t low[BLOCK / 2], high[BLOCK / 2];
+        for (int step = 0; step < 4; step++) memcpy(both + 4 * step, block + (step * LANES + lane) * 4, 4);
+        for (int i = 0; i < BLOCK / 2; i++) low[i] = (int8_t)((both[i] & 15) - 8), high[i] = (int8_t)((both[i] >> 4) - 8);
+        for (int step = 0; step < 4; step++) {
+            memcpy(integers + 8 * step, low + 4 * step, 4);
+            memcpy(integers + 8 * step + 4, high + 4 * step, 4);
+        }
+    }
+    v16_store(first, v16_mul(v16_of_bytes(integers), v16_set1(scale)));
+    v16_store(second, v16_mul(v16_of_bytes(integers + LANES), v16_set1(scale)));
+}
+
+/* Weights of `depth` outputs from `first_out` on, a multiple of 16, and of some blocks of inputs: as panels [n_panels][BACK_DEPTH][16]
+ * whose lanes are inputs. */
+ALWAYS_INLINE void widen_piece(const refgpt_linear_backward_args *a, int64_t first_out, int64_t depth, int64_t first_block,
+                               int64_t n_panels, enum dtype dtype, float *wide) {
+    const int64_t n_blocks = (a->n_in + BLOCK - 1) / BLOCK, first_in = first_block * BLOCK;
+    for (int64_t o = 0; o < depth; o += LANES) {
+        const int64_t panel = (first_out + o) / LANES;
+        if (dtype == Q8 || dtype == Q4) {
+            for (int64_t p = 0; p < n_panels; p += 2) {
+                const char *block = (const char *)a->w + (panel * n_blocks + first_block + p / 2) * block_bytes(dtype);
+                float scales[LANES];
+                v16_store(scales, v16_load_f16((const uint16_t *)(block + block_bytes(dtype) - 2 * LANES)));
+                float *to = wide + (p * BACK_DEPTH + o) * LANES;
+                for (int64_t l = 0; l < LANES; l++, to += LANES)
+                    widen_lane(block, l, scales[l], dtype, to, to + BACK_DEPTH * LANES);
+            }
+        } else {
+            for (int64_t p = 0; p < n_panels; p++) {
+                const int64_t at = (panel * a->n_in + first_in + p * LANES) * LANES;
+                const int64_t n_inputs = smaller(LANES, a->n_in - first_in - p * LANES);
+                turn_floats(a->w, at, n_inputs, dtype, wide + (p * BACK_DEPTH + o) * LANES);
+            }
+        }
+    }
+}
+
+ALWAYS_INLINE void linear_backward_block(const refgpt_linear_backward_args *a, int64_t first_row, int64_t first_block,
+                                         int64_t n_inputs, enum dtype dtype) {
+    float totals[BACK_ROWS * BACK_WIDTH] __attribute__((aligned(64)));
+    float wide[(BACK_PANELS + 1) * BACK_DEPTH * LANES] __attribute__((aligned(64))); /* a block's second half may be padding */
+    const int64_t n_rows = smaller(BACK_ROWS, a->n_rows - first_row), n_panels = (n_inputs + LANES - 1) / LANES;
+    memset(totals, 0, (size_t)(n_rows * BACK_WIDTH) * sizeof *totals);
+    for (int64_t o = 0; o < a->n_out; o += BACK_DEPTH) {
+        const int64_t depth = smaller(BACK_DEPTH, a->n_out - o);
+        widen_piece(a, o, depth, first_block, n_panels, dtype, wide);
+        for (int64_t p = 0; p < n_panels; p += TILE_PANELS)
+            for (int64_t r = 0; r < n_rows; r += LANES) {
+                const int64_t next = r + LANES < n_rows ? LANES * a->n_out : -r * a->n_out;
+                const rows dy = {a->dy_panels + (first_row + r) * a->n_out + o * LANES, 1, LANES, next, BACK_DEPTH * LANES};
+                const panels w = {wide + p * BACK_DEPTH * LANES, BACK_DEPTH * LANES, 0, F32};
+                multiply_beside(smaller(LANES, n_rows - r), dy, smaller(TILE_PANELS, n_panels - p), w,
+                                totals + r * BACK_WIDTH + p * LANES, BACK_WIDTH, depth);
+            }
+    }
+    for (int64_t r = 0; r < n_rows; r++)
+        memcpy(a->dx + (first_row + r) * a->n_in + first_block * BLOCK, totals + r * BACK_WIDTH,
+               (size_t)n_inputs * sizeof *totals);
+}
+
+ALWAYS_INLINE void linear_backward(const refgpt_linear_backward_args *a, int64_t begin, int64_t end, enum dtype dtype) {
+    for (int64_t r = 0; r < a->n_rows; r += BACK_ROWS)
+        for (int64_t b = begin; b < end; b += BACK_BLOCKS)
+            linear_backward_block(a, r, b, smaller(smaller(b + BACK_BLOCKS, end) * BLOCK, a->n_in) - b * BLOCK, dtype);
+}
+
+KERNEL(linear_backward_f32) { linear_backward(args, begin, end, F32); }
+KERNEL(linear_backward_f16) { linear_backward(args, begin, end, F16); }
+KERNEL(linear_backward_bf16) { linear_backward(args, begin, end, BF16); }
+KERNEL(linear_backward_q8) { linear_backward(args, begin, end, Q8); }
+KERNEL(linear_backward_q4) { linear_backward(args, begin, end, Q4); }

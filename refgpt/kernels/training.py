@@ -1,0 +1,379 @@
+"""The kernels of the backward pass and of optimisers. See ``refgpt.kernels.ops`` for what their functions share.
+
+Gradients of weights are sums over the rows of a text. They are added to an array, ``into``, which holds those of
+earlier texts or zeros.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refgpt._common.errors import KernelError
+from refgpt._common.wording import shown
+from refgpt.kernels.attention import score_divisor
+from refgpt.kernels.calling import (
+    SMALLEST_PIECE,
+    arguments,
+    as_float32,
+    check_apart,
+    check_array,
+    check_before,
+    check_panels,
+    check_shape,
+    check_whole,
+    check_within,
+    floats,
+    indices,
+    output,
+    run,
+    table_row,
+)
+from refgpt.kernels.linear import pack
+from refgpt.kernels.native import CHUNK, ffi
+from refgpt.kernels.ops import LARGEST_FLOAT
+from refgpt.kernels.registry import Kernel
+from refgpt.kernels.threads import check_threads
+from refgpt.numbers.panels import BLOCK, LANES, Panels, aligned_zeros, n_blocks, n_panels
+
+#: Elements of an item of ``adamw``.
+ADAMW_ITEM = CHUNK * LANES
+
+
+def linear_backward(
+    dy: np.ndarray,
+    w: Panels,
+    out: np.ndarray | None = None,
+    *,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+) -> np.ndarray:
+    """The gradient of the rows of ``linear``: ``dy @ w``. dy [t, n_out], w packed [n_out, n_in], out [t, n_in].
+
+    Weights of 8 and 4 bits count as the numbers that they decode to; rows are not rounded.
+    """
+    w = check_panels("w", w)
+    n_rows, n_out = check_shape("dy", dy, (None, w.n_out))
+    dx = output(out, (n_rows, w.n_in))
+    check_apart("out", dx, dy, w.data)
+    rows = pack(_singles("dy", dy), threads=threads)
+    args = arguments(
+        "linear_backward",
+        dy_panels=ffi.from_buffer("float[]", rows.data),
+        w=ffi.from_buffer(check_whole("w", w.data)),
+        dx=floats("out", dx, (n_rows, w.n_in)),
+        n_rows=n_rows,
+        n_in=w.n_in,
+        n_out=n_out,
+    )
+    grain = 3 * max(1, SMALLEST_PIECE // max(1, n_rows * n_out * BLOCK * 3))  # 3 blocks go together
+    run(table_row(f"linear_backward_{w.kind}", kernel), args, n_blocks(w.n_in), grain, threads)
+    return dx
+
+
+def linear_weight_backward(
+    dy: np.ndarray, x: np.ndarray, into: np.ndarray, *, threads: int | None = None, kernel: Kernel | None = None
+) -> np.ndarray:
+    """Add the gradient of the weights of ``linear``, ``dy.T @ x``, to ``into`` [n_out, n_in]. dy [t, n_out], x [t,
+    n_in]."""
+    n_rows, n_out = check_shape("dy", dy, (None, None))
+    n_in = check_shape("x", x, (n_rows, None))[1]
+    check_apart("into", into, dy, x)
+    args = arguments(
+        "linear_weight_backward",
+        x=floats("x", x, (n_rows, n_in)),
+        dy=floats("dy", dy, (n_rows, n_out)),
+        dw=floats("into", into, (n_out, n_in), written=True),
+        n_rows=n_rows,
+        n_in=n_in,
+        n_out=n_out,
+    )
+    grain = max(1, SMALLEST_PIECE // max(1, n_rows * n_in * LANES))
+    grain = max(grain, min(8, n_panels(n_out) // 4))  # 8 panels share what is gathered for them
+    run(table_row("linear_weight_backward", kernel), args, n_panels(n_out), grain, threads)
+    return into
+
+
+def column_sum(
+    x: np.ndarray, into: np.ndarray, *, threads: int | None = None, kernel: Kernel | None = None
+) -> np.ndarray:
+    """Add the sums of the columns of x [t, n] to ``into`` [n]: the gradient of a bias."""
+    n_rows, n = check_shape("x", x, (None, None))
+    check_apart("into", into, x)
+    pointers = {"x": floats("x", x, x.shape), "y": floats("into", into, (n,), written=True)}
+    args = arguments("column_sum", **pointers, n_rows=n_rows, n=n)
+    run(table_row("column_sum", kernel), args, n_panels(n), _columns_grain(n_rows), threads)
+    return into
+
+
+def attention_backward(
+    dz: np.ndarray,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    n_visible: np.ndarray,
+    *,
+    first_visible: np.ndarray | None = None,
+    divisor: float | None = None,
+    dpattern: np.ndarray | None = None,
+    out: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    scratch: np.ndarray | None = None,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The gradients of q, k and v of one text, from that of attention's z. All [t, h, d].
+
+    Scores are computed again, some queries at a time: memory is linear in the text.
+
+    Parameters
+    ----------
+    q, k, v : ndarray [t, h, d]
+        Queries and keys rotated; keys and values as the cache keeps them, rounded to its dtype.
+    n_visible, first_visible, divisor
+        See ``attention``; of a text the keys are its own rows.
+    dpattern : ndarray [h, t, t], optional
+        Receives the gradient of the attention probabilities, also of keys that a row does not see.
+    out : three ndarrays [t, h, d], optional
+        For the gradients of q, k and v.
+    scratch : ndarray [threads, attention_backward_scratch(t, d)], optional
+        Memory, some for each thread.
+    """
+    n_rows, n_head, d_head = shape = check_shape("dz", dz, (None, None, None))
+    n_threads = check_threads(threads)
+    check_shape("n_visible", n_visible, (n_rows,))
+    check_within("n_visible", n_visible, 1, n_rows + 1)
+    if first_visible is not None:
+        check_shape("first_visible", first_visible, (n_rows,))
+        check_within("first_visible", first_visible, 0, n_rows)
+        check_before(first_visible, n_visible)
+    scratch_floats = attention_backward_scratch(n_rows, d_head)
+    if scratch is None:
+        scratch = aligned_zeros((n_threads, scratch_floats), np.dtype(np.float32))
+    elif check_shape("scratch", scratch, (None, scratch_floats))[0] < n_threads:
+        raise KernelError("wrong shape", where="scratch", got=scratch.shape, wanted=(n_threads, scratch_floats))
+    read = (dz, q, k, v, n_visible, first_visible)
+    dq, dk, dv = (output(given, shape) for given in (out or (None, None, None)))
+    check_apart("out", dq, *read, dk, dv, dpattern)
+    check_apart("out", dk, *read, dv, dpattern)
+    check_apart("out", dv, *read, dpattern)
+    check_apart("scratch", scratch, *read, dq, dk, dv, dpattern)
+    if dpattern is not None:
+        check_array("dpattern", dpattern)
+        check_apart("dpattern", dpattern, *read)
+    args = arguments(
+        "attention_backward",
+        q=floats("q", q, shape),
+        k=floats("k", k, shape),
+        v=floats("v", v, shape),
+        dz=floats("dz", dz, shape),
+        dq=floats("out", dq, shape),
+        dk=floats("out", dk, shape),
+        dv=floats("out", dv, shape),
+        dpattern=ffi.NULL if dpattern is None else floats("dpattern", dpattern, (n_head, n_rows, n_rows), written=True),
+        scratch=floats("scratch", scratch, scratch.shape, written=True),
+        first_visible=ffi.NULL if first_visible is None else indices("first_visible", first_visible),
+        n_visible=indices("n_visible", n_visible),
+        n_rows=n_rows,
+        n_head=n_head,
+        d_head=d_head,
+        scratch_floats=scratch_floats,
+        divisor=score_divisor(divisor, d_head),
+    )
+    grain = max(1, SMALLEST_PIECE // max(1, 5 * n_rows * n_rows * d_head))
+    run(table_row("attention_backward", kernel), args, n_head, grain, n_threads)
+    return dq, dk, dv
+
+
+def attention_backward_scratch(n_rows: int, d_head: int) -> int:
+    """How many float32 each thread of ``attention_backward`` needs."""
+    width, n_keys = n_panels(d_head) * LANES, -(-n_rows // CHUNK) * CHUNK
+    return 5 * n_keys * width + 2 * CHUNK * (width + n_keys + LANES)
+
+
+def layer_norm_backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    w: np.ndarray,
+    eps: float,
+    out: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gradient of the input x [t, c] of ``layer_norm``, [t, c]; and its rows' mean and root, [t, 2]: ``out``."""
+    n_rows, n = check_shape("x", x, (None, None))
+    if not isinstance(eps, float | int | np.floating) or not abs(eps) <= LARGEST_FLOAT:
+        raise KernelError("cannot be used", where="eps", got=shown(eps), wanted="a number of float32")
+    given = out or (None, None)
+    dx, moments = output(given[0], x.shape), output(given[1], (n_rows, 2))
+    check_apart("out", dx, x, w, dy, moments)
+    check_apart("out", moments, x, w, dy)
+    args = arguments(
+        "layer_norm_backward",
+        x=floats("x", x, x.shape),
+        w=floats("w", w, (n,)),
+        dy=floats("dy", dy, x.shape),
+        dx=floats("out", dx, x.shape),
+        moments=floats("out", moments, (n_rows, 2)),
+        n=n,
+        eps=as_float32(eps),
+    )
+    run(table_row("layer_norm_backward", kernel), args, n_rows, 4, threads)
+    return dx, moments
+
+
+def layer_norm_weight_backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    moments: np.ndarray,
+    into_w: np.ndarray,
+    into_b: np.ndarray,
+    *,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+) -> None:
+    """Add the gradients of the weight and bias [c] of ``layer_norm``; ``moments`` are those of its
+    ``layer_norm_backward``."""
+    n_rows, n = check_shape("x", x, (None, None))
+    check_apart("into_w", into_w, dy, x, moments, into_b)
+    check_apart("into_b", into_b, dy, x, moments)
+    args = arguments(
+        "layer_norm_weight_backward",
+        x=floats("x", x, x.shape),
+        dy=floats("dy", dy, x.shape),
+        moments=floats("moments", moments, (n_rows, 2)),
+        dw=floats("into_w", into_w, (n,), written=True),
+        db=floats("into_b", into_b, (n,), written=True),
+        n_rows=n_rows,
+        n=n,
+    )
+    run(table_row("layer_norm_weight_backward", kernel), args, n_panels(n), _columns_grain(n_rows), threads)
+
+
+def embedding_backward(
+    dy: np.ndarray, ids: np.ndarray, into: np.ndarray, *, threads: int | None = None, kernel: Kernel | None = None
+) -> np.ndarray:
+    """Add the gradient dy [t, c] of each row to the row of its id, int64 [t], of ``into`` [n_vocab, c]: in their
+    order."""
+    n_rows, n = check_shape("dy", dy, (None, None))
+    n_vocab = check_shape("into", into, (None, n))[0]
+    check_shape("ids", ids, (n_rows,))
+    check_within("ids", ids, 0, n_vocab)
+    check_apart("into", into, dy, ids)
+    args = arguments(
+        "embedding_backward",
+        dy=floats("dy", dy, (n_rows, n)),
+        ids=indices("ids", ids),
+        dtable=floats("into", into, (n_vocab, n), written=True),
+        n_rows=n_rows,
+        n=n,
+    )
+    run(table_row("embedding_backward", kernel), args, n_panels(n), _columns_grain(n_rows), threads)
+    return into
+
+
+def cross_entropy_backward(
+    dy: np.ndarray,
+    logits: np.ndarray,
+    targets: np.ndarray,
+    out: np.ndarray | None = None,
+    *,
+    parts: np.ndarray | None = None,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gradient of logits [t, v] by way of the cross-entropy with targets int64 [t], and the parts of that.
+
+    Parameters
+    ----------
+    dy : ndarray [t]
+        The gradient of each row's cross-entropy.
+    out : ndarray [t, v], optional
+        May be ``logits``.
+    parts : ndarray [t, 2], optional
+        For the second result.
+
+    Returns
+    -------
+    dlogits : ndarray [t, v]
+    parts : ndarray [t, 2]
+        The cross-entropy of a row is the logarithm of its first number less its second.
+    """
+    n_rows, n = check_shape("logits", logits, (None, None))
+    check_shape("targets", targets, (n_rows,))
+    check_within("targets", targets, 0, n)
+    dx, parts = output(out, logits.shape), output(parts, (n_rows, 2))
+    check_apart("out", dx, dy, targets, parts, over=(logits,))
+    check_apart("parts", parts, dy, targets, logits)
+    args = arguments(
+        "cross_entropy_backward",
+        x=floats("logits", logits, logits.shape),
+        targets=indices("targets", targets),
+        dy=floats("dy", dy, (n_rows,)),
+        dx=floats("out", dx, logits.shape),
+        parts=floats("parts", parts, (n_rows, 2)),
+        n=n,
+    )
+    run(table_row("cross_entropy_backward", kernel), args, n_rows, 4, threads)
+    return dx, parts
+
+
+def adamw(
+    w: np.ndarray,
+    g: np.ndarray,
+    mean: np.ndarray,
+    square: np.ndarray,
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    rate: float,
+    correction: float,
+    shrink: float = 1.0,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+) -> None:
+    """One step of AdamW for one array, in place of w, mean and square.
+
+    Parameters
+    ----------
+    w, g, mean, square : ndarray of any one shape
+        Weights, gradient, and the means of gradients and of their squares so far.
+    betas, eps : float
+        Adam's.
+    rate : float
+        The learning rate over ``1 - betas[0]^t``.
+    correction : float
+        The root of ``1 - betas[1]^t``.
+    shrink : float
+        One less the learning rate times the weight decay.
+    """
+    check_array("w", w)
+    check_apart("w", w, g, mean, square)
+    check_apart("mean", mean, g, square)
+    check_apart("square", square, g)
+    args = arguments(
+        "adamw",
+        g=floats("g", g, w.shape),
+        w=floats("w", w, w.shape, written=True),
+        mean=floats("mean", mean, w.shape, written=True),
+        square=floats("square", square, w.shape, written=True),
+        n=w.size,
+        beta1=as_float32(betas[0]),
+        rest1=as_float32(1 - betas[0]),
+        beta2=as_float32(betas[1]),
+        rest2=as_float32(1 - betas[1]),
+        shrink=as_float32(shrink),
+        rate=as_float32(rate),
+        correction=as_float32(correction),
+        eps=as_float32(eps),
+    )
+    run(table_row("adamw", kernel), args, -(-w.size // ADAMW_ITEM), 64, threads)
+
+
+def _columns_grain(n_rows: int) -> int:
+    """Panels of columns that are worth waking a thread for."""
+    return max(1, SMALLEST_PIECE // 4 // max(1, n_rows * LANES))
+
+
+def _singles(name: str, array: np.ndarray) -> np.ndarray:
+    floats(name, array, array.shape)
+    return array
