@@ -58,7 +58,8 @@ INNER_FLOORS = {
         {"attend", "recorded", "saved"},
         {"spec_engine"},
         FAMILIES,
-        {"families", "gradients"},
+        {"families"},
+        {"gradients"},
         {"session"},
     ],
     "generation": [

@@ -171,8 +171,25 @@ class Engine(Protocol):
         n_targets: int,
         leaves: LeafGradients,
         tap: Tap = no_tap,
+        prefix_len: int = 0,
     ) -> float:
-        """One text's share of a loss, and its gradients: ``refgpt.spec.gradients.loss_backward``."""
+        """One text's share of a loss, and its gradients, from a trace: ``refgpt.spec.gradients.loss_backward``."""
+        ...
+
+    def text_backward(
+        self,
+        ids: np.ndarray,
+        labels: np.ndarray,
+        prefix_len: int,
+        n_targets: int,
+        leaves: LeafGradients,
+        recompute: bool = False,
+    ) -> float:
+        """One text's share of a loss, and the gradients of leaves, from a forward pass of its own.
+
+        Parameters are those of ``refgpt.spec.gradients.loss_backward``. With ``recompute`` only what passes from block
+        to block is kept of the forward pass, and each block is computed again when it is needed.
+        """
         ...
 
     def product(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:

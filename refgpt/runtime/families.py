@@ -11,6 +11,7 @@ from refgpt.runtime import gpt2, gpt_neo, gpt_neox, gptj
 from refgpt.runtime.batch import Batch
 from refgpt.runtime.buffers import Buffers
 from refgpt.runtime.cache import KVCache
+from refgpt.runtime.taps import TapView
 from refgpt.spec.taps import Tap, no_tap
 
 
@@ -19,6 +20,25 @@ class Family(Protocol):
 
     def tables(self, config: Any, n_positions: int) -> Any:
         """What ``forward`` takes from the configuration alone, such as angles, for ``n_positions`` positions."""
+        ...
+
+    def embed(self, params: Any, config: Any, batch: Batch, to: Buffers, tap: TapView) -> np.ndarray:
+        """What enters the first block. -> [t, c]"""
+        ...
+
+    def layer(
+        self,
+        i: int,
+        x: np.ndarray,
+        params: Any,
+        config: Any,
+        batch: Batch,
+        kv: tuple[np.ndarray, np.ndarray],
+        tables: Any,
+        to: Buffers,
+        tap: TapView,
+    ) -> np.ndarray:
+        """Block ``i``, whose keys and values are those of its layer. x [t, c] -> [t, c], in x's place"""
         ...
 
     def forward(

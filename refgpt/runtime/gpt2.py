@@ -74,6 +74,28 @@ def block(
     return tap("resid_post", kernels.add(x, mlp(rows, p, cfg, to, tap), to.x, **to.how))  # [t, c]
 
 
+def embed(params: Params, config: Config, batch: Batch, to: Buffers, tap: TapView) -> np.ndarray:
+    """What enters the first block: tokens and their places. -> [t, c]"""
+    tokens = tap("embed", kernels.embedding(params.wte, batch.ids, to.x, **to.how))  # [t, c]
+    places = tap("pos_embed", kernels.embedding(params.wpe, batch.positions, to.attn_out, **to.how))  # [t, c]
+    return tap("resid_pre", kernels.add(tokens, places, to.x, **to.how))  # [t, c]
+
+
+def layer(
+    i: int,
+    x: np.ndarray,
+    params: Params,
+    config: Config,
+    batch: Batch,
+    kv: tuple[np.ndarray, np.ndarray],
+    tables: list[float],
+    to: Buffers,
+    tap: TapView,
+) -> np.ndarray:
+    """Block ``i``. x [t, c] -> [t, c], in x's place."""
+    return block(x, params.blocks[i], config, tables[i], batch, kv, to, tap)  # [t, c]
+
+
 def forward(
     params: Params,
     config: Config,
@@ -88,12 +110,9 @@ def forward(
     """Logits [len(wanted), v] of some rows after one pass over ``batch``: see ``refgpt.runtime.gptj.forward``."""
     shown = TapView.to(tap)
     to = buffers.first(len(batch.ids), program)
-    tokens = shown("embed", kernels.embedding(params.wte, batch.ids, to.x, **to.how))  # [t, c]
-    places = shown("pos_embed", kernels.embedding(params.wpe, batch.positions, to.attn_out, **to.how))  # [t, c]
-    x = shown("resid_pre", kernels.add(tokens, places, to.x, **to.how))  # [t, c]
-    for i, (p, divisor) in enumerate(zip(params.blocks, tables, strict=True)):
-        kv = cache.k[i], cache.v[i]
-        x = block(x, p, config, divisor, batch, kv, to, shown.part(f"blocks.{i}."))  # [t, c]
+    x = embed(params, config, batch, to, shown)  # [t, c]
+    for i, kv in enumerate(zip(cache.k, cache.v, strict=True)):
+        x = layer(i, x, params, config, batch, kv, tables, to, shown.part(f"blocks.{i}."))  # [t, c]
     x, ln = x[wanted], to.ln[wanted]
     x = shown("ln_final", kernels.layer_norm(x, params.ln_w, params.ln_b, config.ln_eps, ln, **to.how))
     logits = np.empty((len(x), config.n_vocab), np.float32)

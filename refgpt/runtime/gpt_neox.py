@@ -82,6 +82,26 @@ def block(
     return tap("resid_post", kernels.add(x, mlp_out, to.x, **to.how))  # [t, c]
 
 
+def embed(params: Params, config: Config, batch: Batch, to: Buffers, tap: TapView) -> np.ndarray:
+    """What enters the first block. -> [t, c]"""
+    return tap("embed", kernels.embedding(params.wte, batch.ids, to.x, **to.how))  # [t, c]
+
+
+def layer(
+    i: int,
+    x: np.ndarray,
+    params: Params,
+    config: Config,
+    batch: Batch,
+    kv: tuple[np.ndarray, np.ndarray],
+    tables: Rotation,
+    to: Buffers,
+    tap: TapView,
+) -> np.ndarray:
+    """Block ``i``. x [t, c] -> [t, c], overwrites x."""
+    return block(x, params.blocks[i], config, batch, kv, tables, to, tap)  # [t, c]
+
+
 def forward(
     params: Params,
     config: Config,
@@ -96,9 +116,9 @@ def forward(
     """Logits [len(wanted), v] of some rows after one pass over ``batch``: see ``refgpt.runtime.gptj.forward``."""
     shown = TapView.to(tap)
     to = buffers.first(len(batch.ids), program)
-    x = shown("embed", kernels.embedding(params.wte, batch.ids, to.x, **to.how))  # [t, c]
-    for i, p in enumerate(params.blocks):
-        x = block(x, p, config, batch, (cache.k[i], cache.v[i]), tables, to, shown.part(f"blocks.{i}."))  # [t, c]
+    x = embed(params, config, batch, to, shown)  # [t, c]
+    for i, kv in enumerate(zip(cache.k, cache.v, strict=True)):
+        x = layer(i, x, params, config, batch, kv, tables, to, shown.part(f"blocks.{i}."))  # [t, c]
     x, ln = x[wanted], to.ln[wanted]
     x = shown("ln_final", kernels.layer_norm(x, params.ln_w, params.ln_b, config.ln_eps, ln, **to.how))
     logits = np.empty((len(x), config.n_vocab), np.float32)

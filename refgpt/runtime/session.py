@@ -98,11 +98,27 @@ class Runtime:
         n_targets: int,
         leaves: LeafGradients,
         tap: Tap = no_tap,
+        prefix_len: int = 0,
     ) -> float:
         """See ``Engine.loss_backward``; no bit depends on the number of threads or the instruction set."""
         from refgpt.runtime.gradients import loss_backward
 
-        return loss_backward(self.params, self.config, ids, labels, trace, n_targets, leaves, self.threads, tap)
+        return loss_backward(self, ids, labels, trace, n_targets, leaves, tap, prefix_len)
+
+    def text_backward(
+        self,
+        ids: np.ndarray,
+        labels: np.ndarray,
+        prefix_len: int,
+        n_targets: int,
+        leaves: LeafGradients,
+        recompute: bool = False,
+    ) -> float:
+        """See ``Engine.text_backward``; no bit depends on the number of threads or the instruction set."""
+        from refgpt.runtime.gradients import text_backward
+
+        self.check_files()
+        return text_backward(self, ids, labels, prefix_len, n_targets, leaves, recompute)
 
     def product(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
         """See ``Engine.product``."""

@@ -26,7 +26,7 @@ from refgpt.runtime.engine import Part, no_empty_slot
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import forward
 from refgpt.spec.ids import check_cut, check_ids, check_prefix
-from refgpt.spec.taps import Tap, no_tap
+from refgpt.spec.taps import Recorder, Tap, no_tap
 
 if TYPE_CHECKING:
     from refgpt.spec.gradients import LeafGradients
@@ -137,11 +137,26 @@ class SpecEngine:
         n_targets: int,
         leaves: LeafGradients,
         tap: Tap = no_tap,
+        prefix_len: int = 0,
     ) -> float:
-        """See ``Engine.loss_backward``."""
+        """See ``Engine.loss_backward``. The mask is in the trace."""
         from refgpt.spec.gradients import loss_backward  # only training needs it
 
         return loss_backward(self.params, self.config, ids, labels, trace, n_targets, leaves, tap)
+
+    def text_backward(
+        self,
+        ids: np.ndarray,
+        labels: np.ndarray,
+        prefix_len: int,
+        n_targets: int,
+        leaves: LeafGradients,
+        recompute: bool = False,
+    ) -> float:
+        """See ``Engine.text_backward``. It keeps every activation in any case."""
+        recorder = Recorder()
+        self.logits(ids.tolist(), prefix_len, recorder)
+        return self.loss_backward(ids, labels, recorder.trace, n_targets, leaves)
 
     def product(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
         """See ``Engine.product``."""

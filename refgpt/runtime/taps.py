@@ -21,17 +21,25 @@ class TapView:
         The activations that it reads or changes; None means all.
     prefix : str
         Prefix of the names in this part of the model.
+    looks_only : bool
+        Whether the tap changes nothing, so that its answers need no look.
     """
 
     tap: Tap
     names: frozenset[str] | None
     prefix: str = ""
+    looks_only: bool = False
 
     @classmethod
     def to(cls, tap: Tap) -> TapView:
         """A view for a tap: no names for ``no_tap``, otherwise the tap's ``names`` if it has that attribute."""
         names = () if tap is no_tap else getattr(tap, "names", None)
         return cls(checked(tap, np.float32), None if names is None else frozenset(names))
+
+    @classmethod
+    def to_nothing(cls) -> TapView:
+        """A view that shows nothing to anybody."""
+        return cls(no_tap, frozenset())
 
     def part(self, prefix: str) -> TapView:
         """The view for a part of the model."""
@@ -46,4 +54,6 @@ class TapView:
             return value
         copy = value.copy()
         answer = self.tap(self.prefix + name, copy)
+        if self.looks_only:
+            return value
         return value if answer is copy and np.array_equal(copy, value) else np.ascontiguousarray(answer)

@@ -85,7 +85,7 @@ def no_tap(name: str, value: np.ndarray) -> np.ndarray:
 
 def prefixed(tap: Tap, prefix: str) -> Tap:
     """A tap for one part of a model: it calls ``tap`` with ``prefix`` put before each name."""
-    return lambda name, value: tap(prefix + name, value)
+    return no_tap if tap is no_tap else lambda name, value: tap(prefix + name, value)
 
 
 def checked(tap: Tap, dtype: DTypeLike) -> Tap:

@@ -77,6 +77,6 @@ def record_gradients(
         return gradient
 
     trace = record(engine, tokens, prefix_len)
-    none_of_them = LeafGradients((), found.__setitem__)
-    engine.loss_backward(tokens, labels, trace, n_targets, none_of_them, keep)
+    none_of_them = LeafGradients((), lambda name, gradient: None)
+    engine.loss_backward(tokens, labels, trace, n_targets, none_of_them, keep, prefix_len)
     return {name: found[name] for name in wanted}

@@ -15,6 +15,7 @@ import numpy as np
 from refgpt.numbers.adapted import Adapted
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.tree import ParamTree
+from refgpt.spec.gradients import Gradient
 from refgpt.training.parameters import Parameters, TrainedModel
 
 
@@ -62,8 +63,9 @@ class Dropout:
 
         return current.map(thinned)
 
-    def split(self, leaf: str, gradient: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    def split(self, leaf: str, gradient: Gradient) -> Iterator[tuple[str, Gradient]]:
         """``Parameters.split``; of columns that were left out the gradient is zero."""
         (name_a, of_a), of_b = self._parameters.split(leaf, gradient)
+        assert isinstance(of_a, np.ndarray)
         yield name_a, of_a * self._kept[leaf].astype(of_a.dtype)
         yield of_b

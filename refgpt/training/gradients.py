@@ -12,15 +12,18 @@ import numpy as np
 from refgpt._common.arguments import instance_of
 from refgpt._common.errors import RefgptError
 from refgpt._common.float_state import default_float_state
-from refgpt.spec.gradients import LeafGradients, no_targets
-from refgpt.tracing import record
+from refgpt.runtime import SpecEngine
+from refgpt.runtime.engine import Engine
+from refgpt.spec import tap_names
+from refgpt.spec.gradients import Gradient, LeafGradients, no_targets
+from refgpt.tracing.memory import check_fits, dtype_of, trace_bytes
 from refgpt.training.batch import Batch
 from refgpt.training.dropout import Dropout
 from refgpt.training.parameters import Parameters, TrainedModel, check_model
 
 
 @default_float_state()
-def gradients(model: Any, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
+def gradients(model: Any, batch: Batch, recompute: bool = False) -> tuple[float, dict[str, np.ndarray]]:
     """The loss of a batch, and its gradient by everything that can be trained.
 
     Forward and backward pass are those of the model's engine. In C no bit of a gradient depends on the number of
@@ -32,6 +35,9 @@ def gradients(model: Any, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
         As ``refgpt.load`` gives it, with either backend. Weights that are kept in fewer bits count as the numbers that
         they decode to.
     batch : Batch
+    recompute : bool
+        Keep of each forward pass only what passes from block to block, and compute each block again when the backward
+        pass comes to it: less memory, a third more time, the same bits. The NumPy backend keeps everything.
 
     Returns
     -------
@@ -49,11 +55,15 @@ def gradients(model: Any, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
     """
     instance_of("batch", batch, Batch, RefgptError)
     trained = check_model(model)
-    return summed_gradients(trained, Parameters(trained), [batch])
+    return summed_gradients(trained, Parameters(trained), [batch], None, recompute)
 
 
 def summed_gradients(
-    model: TrainedModel, parameters: Parameters, batches: Iterable[Batch], dropout: Dropout | None = None
+    model: TrainedModel,
+    parameters: Parameters,
+    batches: Iterable[Batch],
+    dropout: Dropout | None = None,
+    recompute: bool = False,
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Loss and gradients of all texts of some batches together.
 
@@ -65,12 +75,15 @@ def summed_gradients(
     n_targets = sum(text.n_targets for text in texts)
     if not n_targets:
         raise no_targets()
+    check_activations_fit(engine, max(len(text.ids) for text in texts), recompute)
     sums: dict[str, np.ndarray] = {}
 
-    def take(leaf: str, gradient: np.ndarray) -> None:
+    def take(leaf: str, gradient: Gradient) -> None:
         shares = parameters.split(leaf, gradient) if dropout is None else dropout.split(leaf, gradient)
         for name, part in shares:
-            if name in sums:
+            if not isinstance(part, np.ndarray):
+                part.add_to(sums.setdefault(name, np.zeros(part.shape, np.float32)))
+            elif name in sums:
                 sums[name] += part
             else:
                 sums[name] = part if part.flags.owndata else part.copy()
@@ -81,9 +94,23 @@ def summed_gradients(
             if text.n_targets:
                 if dropout is not None:
                     dropout.draw(i)
-                trace = record(engine, text.ids, text.prefix_len)
-                loss += engine.loss_backward(text.ids, text.labels, trace, n_targets, leaves)
+                loss += engine.text_backward(text.ids, text.labels, text.prefix_len, n_targets, leaves, recompute)
     return loss, {name: sums[name] for name in parameters.names()}
+
+
+def check_activations_fit(engine: Engine, n: int, recompute: bool) -> None:
+    """Refuse a text of ``n`` tokens whose activations need more memory than there is, before anything is computed."""
+    kept = trace_bytes(engine.config, n, tap_names(engine.config), None, dtype_of(engine).itemsize)
+    if not isinstance(engine, SpecEngine):  # which keeps everything
+        kept = {name: n_bytes for name, n_bytes in kept.items() if name.rpartition(".")[2] not in ("pattern", "logits")}
+        if recompute:
+            kept = {name: n_bytes for name, n_bytes in kept.items() if name.startswith("blocks.0.") or "resid" in name}
+    check_fits(
+        sum(kept.values()) + 4 * max(kept.values()),
+        f"{len(kept)} activations of {n} tokens",
+        "learn from shorter texts" if recompute else "learn from shorter texts, or pass recompute=True",
+        "text",
+    )
 
 
 def clip_gradients(found: dict[str, np.ndarray], most: float | None) -> float:

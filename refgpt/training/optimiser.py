@@ -6,7 +6,7 @@ Everything is elementwise, or a product of whole matrices, and in the dtype of t
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from refgpt._common.wording import shown
 #: https://kellerjordan.github.io/posts/muon
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
+#: ``x w^T``, summed as an engine sums.
+Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def _names(where: str, value: Any) -> tuple[str, ...]:
@@ -68,7 +70,14 @@ class AdamW:
             object.__setattr__(self, "decay", _names("decay", self.decay))
 
     def update(
-        self, w: np.ndarray, g: np.ndarray, state: dict[str, np.ndarray], step: int, lr: float, decay: bool
+        self,
+        w: np.ndarray,
+        g: np.ndarray,
+        state: dict[str, np.ndarray],
+        step: int,
+        lr: float,
+        decay: bool,
+        threads: int | None = None,
     ) -> None:
         """One step for one array, in place.
 
@@ -84,18 +93,36 @@ class AdamW:
             The learning rate.
         decay : bool
             Whether these weights shrink.
+        threads : int, optional
+            Take the step in a kernel on so many threads: float32 only, the same bits.
         """
         (beta1, beta2), mean, square = self.betas, state.get("mean"), state.get("square")
         if mean is None or square is None:
             mean, square = state["mean"], state["square"] = np.zeros_like(w), np.zeros_like(w)
-        if decay and self.weight_decay:
-            w *= 1 - lr * self.weight_decay
+        shrink = 1 - lr * self.weight_decay if decay else 1.0
+        rate, correction = lr / (1 - beta1**step), math.sqrt(1 - beta2**step)
+        if threads is not None:
+            from refgpt.kernels import adamw  # the NumPy backend works without compiled kernels
+
+            adamw(
+                w,
+                np.ascontiguousarray(g),
+                mean,
+                square,
+                betas=self.betas,
+                eps=self.eps,
+                rate=rate,
+                correction=correction,
+                shrink=shrink,
+                threads=threads,
+            )
+            return
+        w *= shrink
         mean *= beta1
         mean += (1 - beta1) * g
         square *= beta2
         square += (1 - beta2) * g * g
-        root = np.sqrt(square) / math.sqrt(1 - beta2**step) + self.eps
-        w -= (lr / (1 - beta1**step)) * mean / root
+        w -= rate * mean / (np.sqrt(square) / correction + self.eps)
 
 
 @dataclass(frozen=True)
@@ -123,30 +150,40 @@ class Muon:
         object.__setattr__(self, "momentum", number("momentum", self.momentum, 0, math.nextafter(1, 0), RefgptError))
 
     def update(
-        self, w: np.ndarray, g: np.ndarray, state: dict[str, np.ndarray], lr: float, weight_decay: float
+        self,
+        w: np.ndarray,
+        g: np.ndarray,
+        state: dict[str, np.ndarray],
+        lr: float,
+        weight_decay: float,
+        product: Product | None = None,
     ) -> None:
-        """One step for one matrix, in place; ``state`` holds the "momentum" so far."""
+        """One step for one matrix, in place; ``state`` holds the "momentum" so far. ``product`` is an engine's."""
         sum_ = state.get("momentum")
         if sum_ is None:
             sum_ = state["momentum"] = np.zeros_like(w)
         sum_ *= self.momentum
         sum_ += (1 - self.momentum) * g
-        towards = orthogonalised((1 - self.momentum) * g + self.momentum * sum_)
+        towards = orthogonalised((1 - self.momentum) * g + self.momentum * sum_, product or _product)
         if weight_decay:
             w *= 1 - lr * weight_decay
         w -= lr * math.sqrt(max(1.0, w.shape[0] / w.shape[1])) * towards
 
 
-def orthogonalised(x: np.ndarray) -> np.ndarray:
+def _product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    return np.matmul(x, w.T)
+
+
+def orthogonalised(x: np.ndarray, product: Product = _product) -> np.ndarray:
     """A matrix with the same singular vectors, and singular values near 1: five steps of Newton-Schulz.
 
-    x [n_out, n_in] -> [n_out, n_in]
+    x [n_out, n_in] -> [n_out, n_in]; ``product(x, w)`` is ``x w^T``
     """
     tall = x.shape[0] > x.shape[1]
     y = x.T if tall else x  # at most as many rows as columns
     y = y / (np.sqrt((y * y).sum()) + 1e-7)
     a, b, c = NEWTON_SCHULZ
     for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = y @ y.T
-        y = a * y + (b * gram + c * (gram @ gram)) @ y
+        gram = product(y, y)
+        y = a * y + product(b * gram + c * product(gram, gram.T), y.T)
     return y.T if tall else y

@@ -15,7 +15,8 @@ from refgpt.checkpoints.families import gptj
 from refgpt.numbers.adapted import Adapted
 from refgpt.numbers.leaves import Leaf
 from refgpt.runtime.engine import Engine
-from refgpt.spec.gradients import gradients_of
+from refgpt.runtime.gradients import MatrixGradient
+from refgpt.spec.gradients import Gradient, gradients_of
 
 
 class TrainedModel(Protocol):
@@ -67,12 +68,19 @@ class Parameters:
         """What a leaf is called in files; a tied head is called as the embeddings that it is."""
         return gptj.HUGGING_FACE.names("wte" if leaf == "w_head" and self._tied else leaf)
 
-    def split(self, leaf: str, gradient: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    def split(self, leaf: str, gradient: Gradient) -> Iterator[tuple[str, Gradient]]:
         """The gradient of a leaf as those of what is trained of it, by their names in files."""
         if not self.adapted:
             yield self.name(leaf), gradient
             return
-        adapted, dtype = self.adapted[leaf], gradient.dtype
+        adapted = self.adapted[leaf]
+        if isinstance(gradient, MatrixGradient):
+            of_a, of_b = gradient.of_adapter(adapted.a, adapted.b, adapted.scale)
+            yield peft_key(leaf, "A"), of_a  # [rank, n_in]
+            yield peft_key(leaf, "B"), of_b  # [n_out, rank]
+            return
+        assert isinstance(gradient, np.ndarray)
+        dtype = gradient.dtype
         scaled = gradient * dtype.type(adapted.scale)  # [n_out, n_in]
         yield peft_key(leaf, "A"), self._product(adapted.b.astype(dtype).T, scaled.T)  # [rank, n_in]
         yield peft_key(leaf, "B"), self._product(scaled, adapted.a.astype(dtype))  # [n_out, rank]

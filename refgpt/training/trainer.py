@@ -62,6 +62,8 @@ class Trainer:
         See ``refgpt.training.dropout``.
     seed : int
         Of what is left out.
+    recompute : bool
+        See ``gradients``: less memory, more time, the same bits.
 
     Raises
     ------
@@ -79,15 +81,17 @@ class Trainer:
         muon: Muon | None = None,
         dropout: float = 0.0,
         seed: int = 0,
+        recompute: bool = False,
     ) -> None:
         self._model: TrainedModel = check_model(model)
         self.optimiser = AdamW() if optimiser is None else optimiser
         instance_of("optimiser", self.optimiser, AdamW, RefgptError)
         self.clip = None if clip is None else number("clip", clip, math.ulp(0), None, RefgptError)
-        self.muon = muon
+        self.muon, self.recompute = muon, recompute
         self.dropout = number("dropout", dropout, 0, math.nextafter(1, 0), RefgptError)
         self.seed = whole_number("seed", seed, 0, 2**32 - 1, RefgptError)
         self.n_steps = 0
+        self._threads: int | None = getattr(self._model.engine, "threads", None)  # of kernels
         self._parameters = Parameters(self._model)
         if self.dropout and not self._parameters.adapted:
             what = "only the inputs of adapters can be left out, and the model has none"
@@ -164,16 +168,16 @@ class Trainer:
         for batch in given:
             instance_of("batches", batch, Batch, RefgptError)
         dropout = Dropout(self._model, self.dropout, self.seed, self.n_steps) if self.dropout else None
-        loss, gradients = summed_gradients(self._model, self._parameters, given, dropout)
+        loss, gradients = summed_gradients(self._model, self._parameters, given, dropout, self.recompute)
         norm = clip_gradients(gradients, self.clip)
         self.n_steps += 1
         for name, w in self._weights.items():
             if self.muon is not None and name in self.muon.names:
                 decay = self.optimiser.weight_decay if name in self._decays else 0.0
-                self.muon.update(w, gradients[name], self._state[name], lr, decay)
+                self.muon.update(w, gradients[name], self._state[name], lr, decay, self._model.engine.product)
             else:
                 decays = name in self._decays
-                self.optimiser.update(w, gradients[name], self._state[name], self.n_steps, lr, decays)
+                self.optimiser.update(w, gradients[name], self._state[name], self.n_steps, lr, decays, self._threads)
         self._adopt()
         return Step(loss, norm)
 
@@ -192,7 +196,7 @@ class Trainer:
 
     @classmethod
     @default_float_state()
-    def resume(cls, directory: str | Path, model: Any) -> Trainer:
+    def resume(cls, directory: str | Path, model: Any, recompute: bool = False) -> Trainer:
         """Go on from what ``save`` kept, as if there had been no pause: to the bit.
 
         Parameters
@@ -201,6 +205,8 @@ class Trainer:
         model : Model
             The model that was trained, loaded from the files it was loaded from then; with an adapter of the same
             matrices and rank if it had one. The weights that were trained are replaced.
+        recompute : bool
+            See ``Trainer``. It changes no bit, and so need not be what it was.
 
         Raises
         ------
@@ -208,7 +214,7 @@ class Trainer:
             If the file is damaged, or is that of another model.
         """
         state = read_state(directory)
-        trainer = cls(model, state.optimiser, state.clip, state.muon, state.dropout, state.seed)
+        trainer = cls(model, state.optimiser, state.clip, state.muon, state.dropout, state.seed, recompute)
         trainer._take(state, directory)
         return trainer
 

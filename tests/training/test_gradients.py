@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from refgpt import training
+import refgpt
+from refgpt import kernels, training
 from refgpt._common.errors import GenerationError, RefgptError
 from refgpt.checkpoints.families.gptj import HUGGING_FACE
 from refgpt.spec import gradients
+from refgpt.tracing import memory
+from tests.helpers.model_files import write_model
+from tests.helpers.tiny import random_params
 from tests.helpers.training_models import BACKENDS, CONFIG, PARAMS, batch_of, model_in
 
 # float32 against float64, end to end: a wrong row, mask or factor shows in the first digits.
@@ -56,6 +63,58 @@ def test_quantised_weights_count_as_what_they_decode_to(tmp_path, backend):
     _, want = oracle(model.params(), batch)
     # In C rows are rounded to 8 bits on their way to such weights: a hundredth, and no more digits than that.
     assert all(np.abs(found[n] - want[n]).max() <= 0.1 * np.abs(want[n]).max() for n in want)
+
+
+@pytest.mark.parametrize("dtype", [None, "f16", "q8", "q4"])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_blocks_computed_again_have_the_same_bits(tmp_path, dtype, adapter, monkeypatch):
+    model = model_in(tmp_path, backend="c", dtype=dtype)
+    if adapter:
+        training.new_adapter(model, rank=2, targets="q,v")
+    batch = batch_of(3, prefix_len=3)
+    loss, found = training.gradients(model, batch)
+    blocks = []
+    layer = model.engine.family.layer
+    monkeypatch.setattr(model.engine.family, "layer", lambda i, *rest: (blocks.append(i), layer(i, *rest))[1])
+    again, recomputed = training.gradients(model, batch, recompute=True)
+    assert again == loss and all(found[name].tobytes() == recomputed[name].tobytes() for name in found)
+    assert blocks == [0, 1, 1, 0] * 3
+
+
+def test_a_text_is_learnt_in_memory_linear_in_it(tmp_path):
+    """Never as much as a text's logits [t, v] would take, nor its pattern [h, t, t]."""
+    config = dataclasses.replace(CONFIG, n_vocab=3000, n_ctx=600)
+    path = write_model(tmp_path / "model", config, random_params(config, 3))
+    model, ids = refgpt.load(path), np.random.RandomState(0).randint(0, 3000, (1, 600))
+    training.new_adapter(model, rank=2)
+    tracemalloc.start()
+    training.gradients(model, training.Batch(ids, ids), recompute=True)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < min(4 * 600 * 3000, 4 * CONFIG.n_head * 600 * 600)
+
+
+def test_what_nobody_wants_is_not_computed(tmp_path, monkeypatch):
+    """Below the lowest adapter nothing is, and in its block no more than its own gradients need."""
+    model = model_in(tmp_path, backend="c")
+    training.new_adapter(model, rank=2, targets="q,v")
+    turned, backward = [], kernels.linear_backward
+
+    def watched(dy, w, **how):
+        turned.append(w.shape)
+        return backward(dy, w, **how)
+
+    monkeypatch.setattr(kernels, "linear_backward", watched)
+    training.gradients(model, batch_of(1))
+    c, f, v = CONFIG.d_model, CONFIG.d_ff, CONFIG.n_vocab
+    assert turned == [(v, c), (c, f), (f, c), (c, c), (c, c), (c, c), (c, c), (c, c)]  # head; all of block 1; wo
+
+
+def test_a_text_that_does_not_fit_into_memory_is_refused_first(tmp_path, monkeypatch):
+    model = model_in(tmp_path, backend="c")
+    monkeypatch.setattr(memory, "available_memory", lambda: 20_000)
+    with pytest.raises(RefgptError, match=r"more memory than there is.*recompute=True"):
+        training.gradients(model, batch_of(1))
 
 
 def test_padding_is_never_looked_at(tmp_path):

@@ -39,6 +39,17 @@ def test_adamw_is_pytorchs(torchs, case):
         assert np.abs(w - torchs[f"adamw_{case}"][n - 1]).max() <= 1e-15  # float64, weights of 0.5
 
 
+def test_the_kernel_has_the_bits_of_numpy():
+    w, steps = (array.astype(np.float32) for array in gradients(3))
+    optimiser, runs = SETTINGS[1][1], []
+    for threads in (None, 1, 2):
+        own, state = w.copy(), {}
+        for n, gradient in enumerate(steps, 1):
+            optimiser.update(own, gradient, state, n, 1e-2, True, threads)
+        runs.append([own.tobytes(), *(state[kind].tobytes() for kind in ("mean", "square"))])
+    assert runs[0] == runs[1] == runs[2]
+
+
 def test_muon_is_pytorchs(torchs):
     w, steps = gradients(9, (0, 1))
     start, muon, state = w.copy(), Muon(["w"], 0.9), {}

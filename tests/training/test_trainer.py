@@ -80,6 +80,16 @@ def test_weights_have_the_same_bits_on_every_instruction_set_and_number_of_threa
     assert all(steps == runs[0][0] and same(found, runs[0][1]) for steps, found in runs)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_recomputation_changes_no_bit(tmp_path, kind):
+    runs = []
+    for recompute in (False, True):
+        model, trainer = start(tmp_path, kind, "c")
+        trainer.recompute = recompute
+        runs.append(([trainer.step([batch], 1e-2) for batch in BATCHES[:2]], weights(model)))
+    assert runs[0][0] == runs[1][0] and same(runs[0][1], runs[1][1])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pause_changes_no_bit(tmp_path, kind, backend):

@@ -1,38 +1,39 @@
-"""GPT-J's backward pass in kernels: ``refgpt/spec/gradients/gptj.py`` line by line, head by head in attention."""
+"""GPT-J's backward pass in kernels: ``refgpt/spec/gradients/gptj.py`` line by line."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 
+from refgpt.runtime.gradients.activations import Activations
 from refgpt.runtime.gradients.ops import Ops
 from refgpt.runtime.rotation import rotary_tables
 from refgpt.spec.gptj import Block, Config, Params
 from refgpt.spec.gradients import LeafGradients
 from refgpt.spec.taps import Tap, no_tap, prefixed
 
+#: The activations of a block that its backward pass reads.
+READS: tuple[str, ...] = ("ln", "q_rot", "k_rot", "v", "z", "mlp_pre", "mlp_post")
+#: The leaf that gives the logits.
+HEAD = "w_head"
+
 
 def attention_backward(
-    dy: np.ndarray, p: Block, cfg: Config, trace: Mapping[str, np.ndarray], tap: Tap, leaves: LeafGradients, ops: Ops
-) -> np.ndarray:
+    dy: np.ndarray,
+    p: Block,
+    cfg: Config,
+    kept: Mapping[str, np.ndarray],
+    tap: Tap,
+    leaves: LeafGradients,
+    ops: Ops,
+    onwards: bool,
+) -> np.ndarray | None:
     """From the gradient of "attn_out" to that of "ln", as far as attention reads it. dy [t, c] -> [t, c]."""
-    heads, flat, root = trace["q"].shape, dy.shape, np.float32(math.sqrt(cfg.d_head))
-    x, pattern = trace["ln"], trace["pattern"]  # [t, c], [h, t, s]
-    leaves.add("wo", lambda: ops.linear_weight_backward(dy, trace["z"].reshape(flat)))
+    heads, flat, x = kept["q_rot"].shape, dy.shape, kept["ln"]
+    leaves.add("wo", lambda: ops.linear_weight_backward(dy, kept["z"].reshape(flat)))
     dz = tap("z", ops.linear_backward(dy, p.wo).reshape(heads))  # [t, h, d]
-    by_head = [np.ascontiguousarray(trace[name].transpose(1, 0, 2)) for name in ("q_rot", "k_rot", "v")]
-    q, k, v = by_head  # [h, t, d]
-    dz_by_head = np.ascontiguousarray(dz.transpose(1, 0, 2))  # [h, t, d]
-    dpattern = np.stack([ops.product(dz_by_head[h], v[h]) for h in range(cfg.n_head)])  # [h, t, s]
-    dpattern = tap("pattern", dpattern)
-    dq, dk, dv = (np.empty(heads, np.float32) for _ in range(3))  # [t, h, d] each
-    for h in range(cfg.n_head):
-        dscores = ops.softmax_backward(dpattern[h], pattern[h]) / root  # [t, s], of the products q k
-        dk[:, h] = ops.product(dscores.T, q[h].T)  # [s, d]
-        dq[:, h] = ops.product(dscores, k[h].T)  # [t, d]
-        dv[:, h] = ops.product(pattern[h].T, dz_by_head[h].T)  # [s, d]
+    dq, dk, dv = ops.attention_backward(dz, kept["q_rot"], kept["k_rot"], kept["v"], tap)  # [t, h, d] each
     rotation = rotary_tables(cfg.d_rotary, len(dy))
     dk, dq = tap("k_rot", dk), tap("q_rot", dq)  # [s, h, d], [t, h, d]
     dv = tap("v", dv).reshape(flat)  # [s, c]
@@ -41,19 +42,21 @@ def attention_backward(
     leaves.add("wv", lambda: ops.linear_weight_backward(dv, x))
     leaves.add("wk", lambda: ops.linear_weight_backward(dk, x))
     leaves.add("wq", lambda: ops.linear_weight_backward(dq, x))
-    return ops.linear_backward(dq, p.wq) + ops.linear_backward(dk, p.wk) + ops.linear_backward(dv, p.wv)  # [t, c]
+    if not onwards:
+        return None
+    return ops.add(ops.add(ops.linear_backward(dq, p.wq), ops.linear_backward(dk, p.wk)), ops.linear_backward(dv, p.wv))
 
 
 def mlp_backward(
-    dy: np.ndarray, p: Block, trace: Mapping[str, np.ndarray], tap: Tap, leaves: LeafGradients, ops: Ops
+    dy: np.ndarray, p: Block, kept: Mapping[str, np.ndarray], tap: Tap, leaves: LeafGradients, ops: Ops
 ) -> np.ndarray:
     """From the gradient of "mlp_out" to that of "ln", as far as the MLP reads it. dy [t, c] -> [t, c]."""
     leaves.add("b_out", lambda: ops.bias_backward(dy))
-    leaves.add("w_out", lambda: ops.linear_weight_backward(dy, trace["mlp_post"]))
+    leaves.add("w_out", lambda: ops.linear_weight_backward(dy, kept["mlp_post"]))
     dhidden = tap("mlp_post", ops.linear_backward(dy, p.w_out))  # [t, f]
-    dhidden = tap("mlp_pre", ops.gelu_backward(dhidden, trace["mlp_pre"]))  # [t, f]
+    dhidden = tap("mlp_pre", ops.gelu_backward(dhidden, kept["mlp_pre"]))  # [t, f]
     leaves.add("b_in", lambda: ops.bias_backward(dhidden))
-    leaves.add("w_in", lambda: ops.linear_weight_backward(dhidden, trace["ln"]))
+    leaves.add("w_in", lambda: ops.linear_weight_backward(dhidden, kept["ln"]))
     return ops.linear_backward(dhidden, p.w_in)  # [t, c]
 
 
@@ -62,44 +65,54 @@ def block_backward(
     x: np.ndarray,
     p: Block,
     cfg: Config,
-    trace: Mapping[str, np.ndarray],
+    kept: Mapping[str, np.ndarray],
     tap: Tap,
     leaves: LeafGradients,
     ops: Ops,
+    onwards: bool,
 ) -> np.ndarray:
-    """From the gradient of "resid_post" to that of the block's input. dy, x [t, c] -> [t, c]."""
+    """From the gradient of "resid_post" to that of the block's input. dy, x [t, c] -> [t, c].
+
+    Where nothing below the block is wanted, only what its own leaves need is computed: ``onwards`` is False.
+    """
     dy = tap("resid_post", dy)  # [t, c]
-    dln = mlp_backward(tap("mlp_out", dy), p, trace, tap, leaves, ops)  # [t, c]
-    dln = dln + attention_backward(tap("attn_out", dy), p, cfg, trace, tap, leaves, ops)  # [t, c]
-    dx, dw, db = ops.layer_norm_backward(tap("ln", dln), x, p.ln_w, cfg.ln_eps)  # [t, c], [c], [c]
-    leaves.add("ln_b", lambda: db)
-    leaves.add("ln_w", lambda: dw)
-    return dy + dx  # [t, c]
+    onwards_to_ln = onwards or leaves.wants("ln_")
+    dmlp, dattn = tap("mlp_out", dy), tap("attn_out", dy)  # [t, c] each
+    dln = mlp_backward(dmlp, p, kept, tap, leaves, ops) if onwards_to_ln or leaves.wants("w_", "b_") else None
+    through_attention = attention_backward(dattn, p, cfg, kept, tap, leaves, ops, onwards_to_ln)
+    if dln is None or through_attention is None:
+        return dy
+    dln = tap("ln", ops.add(dln, through_attention))  # [t, c]
+    dx, norm = ops.layer_norm_backward(dln, x, p.ln_w, cfg.ln_eps)  # [t, c]
+    leaves.add("ln_b", norm.bias)
+    leaves.add("ln_w", norm.weight)
+    return ops.add(dx, dy)  # [t, c]
 
 
 def backward(
     params: Params,
     config: Config,
     ids: np.ndarray,
-    trace: Mapping[str, np.ndarray],
-    dlogits: np.ndarray,
+    activations: Activations,
+    dlast: np.ndarray,
     leaves: LeafGradients,
     ops: Ops,
     tap: Tap = no_tap,
 ) -> None:
-    """Gradients of leaves and activations: see ``refgpt.spec.gradients.gptj.backward``."""
-    dlogits = tap("logits", dlogits)  # [t, v]
-    leaves.add("b_head", lambda: ops.bias_backward(dlogits))
-    leaves.add("w_head", lambda: ops.linear_weight_backward(dlogits, trace["ln_final"]))
-    dln = tap("ln_final", ops.linear_backward(dlogits, params.w_head))  # [t, c]
-    streams = [trace["embed"], *(trace[f"blocks.{i}.resid_post"] for i in range(config.n_layer))]  # [t, c] each
-    dx, dw, db = ops.layer_norm_backward(dln, streams[-1], params.ln_w, config.ln_eps)  # [t, c], [c], [c]
-    leaves.add("ln_b", lambda: db)
-    leaves.add("ln_w", lambda: dw)
+    """Gradients of leaves and activations from that of "ln_final", dlast [t, c], down.
+
+    See ``refgpt.spec.gradients.gptj.backward``.
+    """
+    streams = activations.streams  # [t, c] each
+    dx, norm = ops.layer_norm_backward(dlast, streams[-1], params.ln_w, config.ln_eps)  # [t, c]
+    leaves.add("ln_b", norm.bias)
+    leaves.add("ln_w", norm.weight)
     for i in reversed(range(config.n_layer)):
         part = f"blocks.{i}."
-        block = {name.removeprefix(part): value for name, value in trace.items() if name.startswith(part)}
-        to = leaves.within(part)
-        dx = block_backward(dx, streams[i], params.blocks[i], config, block, prefixed(tap, part), to, ops)
+        onwards = tap is not no_tap or leaves.wants("wte", *(f"blocks.{j}." for j in range(i)))
+        if not onwards and not leaves.wants(part):
+            return
+        to, kept = leaves.within(part), activations.block(i)
+        dx = block_backward(dx, streams[i], params.blocks[i], config, kept, prefixed(tap, part), to, ops, onwards)
     dx = tap("embed", dx)  # [t, c]
     leaves.add("wte", lambda: ops.embedding_backward(dx, ids, config.n_vocab))

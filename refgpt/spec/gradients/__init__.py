@@ -14,11 +14,13 @@ from refgpt.spec.gradients.ops import (
     rotate_pairs_backward,
     softmax_backward,
 )
-from refgpt.spec.gradients.wanted import LeafGradients
+from refgpt.spec.gradients.wanted import Addend, Gradient, LeafGradients
 
 __all__ = [
     "FAMILIES",
     "NO_TARGET",
+    "Addend",
+    "Gradient",
     "LeafGradients",
     "bias_backward",
     "check_labels",

@@ -19,7 +19,7 @@ from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import forward
 from refgpt.spec.gradients.families import gradients_of
 from refgpt.spec.gradients.ops import cross_entropy, cross_entropy_backward
-from refgpt.spec.gradients.wanted import LeafGradients
+from refgpt.spec.gradients.wanted import Gradient, LeafGradients
 from refgpt.spec.ids import check_flat, check_ids
 from refgpt.spec.taps import Recorder, Tap, no_tap
 
@@ -151,7 +151,12 @@ def gradients(
     forward(params, config, ids, prefix_len, dtype, recorder)
     found: dict[str, np.ndarray] = {}
     names = [name for name, _ in params.items()]
-    leaves = LeafGradients(names, found.__setitem__)
+
+    def take(leaf: str, gradient: Gradient) -> None:
+        assert isinstance(gradient, np.ndarray)
+        found[leaf] = gradient
+
+    leaves = LeafGradients(names, take)
     loss = loss_backward(params, config, ids, labels, recorder.trace, n_targets, leaves, tap)
     return loss, {name: found[name] for name in names}
 

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Protocol
 
 import numpy as np
+
+
+class Addend(Protocol):
+    """A gradient that is not an array yet, and is added to one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def add_to(self, into: np.ndarray) -> None: ...
+
+
+#: The gradient of a leaf.
+Gradient = np.ndarray | Addend
 
 
 class LeafGradients:
@@ -20,13 +34,18 @@ class LeafGradients:
         What stands before the names that ``add`` is given.
     """
 
-    def __init__(self, wanted: Collection[str], take: Callable[[str, np.ndarray], object], prefix: str = "") -> None:
+    def __init__(self, wanted: Collection[str], take: Callable[[str, Gradient], object], prefix: str = "") -> None:
         self._wanted, self._take, self._prefix = frozenset(wanted), take, prefix
 
-    def add(self, name: str, compute: Callable[[], np.ndarray]) -> None:
+    def add(self, name: str, compute: Callable[[], Gradient]) -> None:
         """Compute a leaf's gradient and hand it on, if it is wanted."""
         if self._prefix + name in self._wanted:
             self._take(self._prefix + name, compute())
+
+    def wants(self, *prefixes: str) -> bool:
+        """Whether a leaf is wanted whose name begins with one of these."""
+        full = tuple(self._prefix + prefix for prefix in prefixes)
+        return any(name.startswith(full) for name in self._wanted)
 
     def within(self, prefix: str) -> LeafGradients:
         """The same for a part of the model, whose names begin with ``prefix``."""
