@@ -346,11 +346,11 @@ class Model:
             raise GenerationError(
                 "takes one prompt", where="stream", got=f"a list of {len(prompt)}", fix="use generate for several"
             )
-        if max(settings.num_return_sequences, settings.num_beams) > 1:
+        if max(settings.n_drawn, settings.num_beams) > 1:
             raise GenerationError(
                 "gives one text, token by token",
                 where="stream",
-                got=f"num_return_sequences {settings.num_return_sequences}, num_beams {settings.num_beams}",
+                got=f"num_return_sequences {settings.n_drawn}, num_beams {settings.num_beams}",
                 fix="use generate for several, and for beams",
             )
         if self.tokenizer is None:

@@ -56,6 +56,12 @@ def add_to(commands: Commands) -> None:
         help="write N continuations; with --num-beams the best N (default: 1)",
     )
     add(
+        "--best-of",
+        type=int,
+        metavar="N",
+        help="draw N continuations and write the likeliest of them, as many as --num-return-sequences says",
+    )
+    add(
         "--num-beams",
         type=int,
         default=1,
@@ -91,6 +97,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     params = replace(
         sampling_of(arguments, truncate=arguments.truncate),
         num_return_sequences=arguments.num_return_sequences,
+        best_of=arguments.best_of,
         num_beams=arguments.num_beams,
         length_penalty=arguments.length_penalty,
         early_stopping={"yes": True, "no": False}.get(arguments.early_stopping, "never"),

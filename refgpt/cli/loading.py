@@ -142,7 +142,7 @@ def print_continuation(
     )
     if draft is not None:
         options["draft"] = draft
-    if max(params.num_return_sequences, params.num_beams) > 1:
+    if max(params.n_drawn, params.num_beams) > 1:
         texts = model.generate(ids, params, **options)
         for i, one in enumerate(texts if isinstance(texts, list) else [texts]):
             print_text("---\n" if i else "")

@@ -97,6 +97,13 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="never write this token; can be repeated",
     )
+    add(
+        "--sampler",
+        choices=["transformers", "mesh"],
+        default="transformers",
+        help="order of temperature, top-k and top-p; mesh: that of GPT-J's first demo, which had --temperature 1 "
+        "--top-p 0.9 --repetition-penalty 1 (default: transformers)",
+    )
     add("--seed", type=int, metavar="N", help="the same number gives the same text again (default: a new one)")
     add("--stop", action="append", metavar="TEXT", help=r"end before this text; can be repeated; \n is a new line")
     add(
@@ -137,6 +144,7 @@ def sampling_of(
         eta_cutoff=arguments.eta_cutoff,
         min_new_tokens=arguments.min_new_tokens,
         suppress_tokens=arguments.suppress_token,
+        sampler=arguments.sampler,
         seed=arguments.seed,
         stop=[*stop, *(unescaped(text) for text in arguments.stop or ())],
         ignore_eos=arguments.ignore_eos,

@@ -44,7 +44,7 @@ def generate_events(
         If the model computes logits that are NaN or infinite, or the draft model cannot be used.
     """
     capacity = min(model.engine.config.n_ctx, max(map(len, prompts)) + params.max_new_tokens)
-    n_texts = len(prompts) * max(params.num_beams, params.num_return_sequences)
+    n_texts = len(prompts) * max(params.num_beams, params.n_drawn)
     scheduler = Scheduler(
         model,
         max(params.num_beams, min(n_texts, MOST_TOGETHER)),

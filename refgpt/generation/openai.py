@@ -2,13 +2,13 @@
 
 The form is that of https://platform.openai.com/docs/api-reference/completions and ``.../chat``. Whatever of
 ``GenerationParams`` it lacks may be given under its own name: ``top_k``, ``min_p``, ``repetition_penalty``,
-``ignore_eos`` and the others. Fields that mean nothing here are ignored, as other servers do; those that would change
-the text and cannot be obeyed are refused.
+``ignore_eos`` and the others. ``json_schema``, ``regex`` and ``grammar`` say what the text has to be. Fields that mean
+nothing here are ignored, as other servers do; those that would change the text and cannot be obeyed are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -16,15 +16,22 @@ from refgpt._common.arguments import flag, whole_number
 from refgpt._common.errors import GenerationError
 from refgpt._common.wording import shown
 from refgpt.generation.chat_templates import ChatTemplate
+from refgpt.generation.constraint import Constraint, grammar, json_schema, regex
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prompts import Prompt, is_batch
 
 #: Names of OpenAI's, and what they are called in ``GenerationParams``.
 RENAMED = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
-#: Fields of ``GenerationParams`` that are functions of Python, which no request can carry.
-FUNCTIONS = {"logits_processor", "stopping_criteria"}
-#: Fields of ``GenerationParams`` that a request can have.
-FIELDS = tuple(field.name for field in fields(GenerationParams) if field.name not in FUNCTIONS)
+#: Fields that say what a text has to be, and what makes a constraint of them.
+CONSTRAINTS: Mapping[str, Callable[[Any], Constraint]] = {
+    "json_schema": json_schema,
+    "regex": regex,
+    "grammar": grammar,
+}
+#: Fields of ``GenerationParams`` that are objects of Python, which no request can carry.
+OBJECTS = {"logits_processor", "stopping_criteria", "constraint"}
+#: Fields of ``GenerationParams`` that a request can have, and constraints.
+FIELDS = (*(field.name for field in fields(GenerationParams) if field.name not in OBJECTS), *CONSTRAINTS)
 #: Fields that would change the answer and cannot be obeyed, and what they may be nevertheless.
 REFUSED: Mapping[str, tuple[Any, ...]] = {
     "suffix": ("",),
@@ -32,7 +39,6 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
 }
@@ -142,8 +148,11 @@ def params_of(given: Mapping[str, Any], base: GenerationParams) -> GenerationPar
     names: dict[str, str] = {"num_return_sequences": "n"}
     for name, value in given.items():
         field = RENAMED.get(name, name)
-        if field in FIELDS and value is not None:
-            changes[field], names[field] = value, name
+        if value is None or field not in FIELDS:
+            continue
+        if field in CONSTRAINTS:
+            field, value = "constraint", CONSTRAINTS[field](value)
+        changes[field], names[field] = value, name
     if "logit_bias" in changes:
         changes["logit_bias"] = _logit_bias(changes["logit_bias"])
     if isinstance(seed := changes.get("seed"), int) and seed < 0:  # OpenAI's are of 64 bits, with a sign
@@ -168,7 +177,8 @@ def _given(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def _common(given: Mapping[str, Any], base: GenerationParams) -> dict[str, Any]:
     """What completions and chat completions have in common."""
-    params, model, options = params_of(given, base), given.get("model"), given.get("stream_options", {})
+    own = {**given, "best_of": None, **_response_format(given.get("response_format"))}
+    params, model, options = params_of(own, base), given.get("model"), given.get("stream_options", {})
     n, logprobs = params.num_return_sequences, params.n_alternatives
     best_of = whole_number("best_of", given.get("best_of", n), n, None, GenerationError)
     if best_of > n:
@@ -186,6 +196,21 @@ def _common(given: Mapping[str, Any], base: GenerationParams) -> dict[str, Any]:
         "stream": flag("stream", given.get("stream", False), GenerationError),
         "include_usage": flag("stream_options.include_usage", False if usage is None else usage, GenerationError),
     }
+
+
+def _response_format(given: Any) -> dict[str, Any]:
+    """The field that says what the text has to be, if it is to be JSON."""
+    if given is None or given == {"type": "text"}:
+        return {}
+    if given == {"type": "json_object"}:
+        return {"json_schema": {"type": "object"}}
+    try:
+        if given["type"] == "json_schema":
+            return {"json_schema": given["json_schema"]["schema"]}
+    except (TypeError, KeyError):
+        pass
+    wanted = "an object whose type is text, json_object, or json_schema with a schema under json_schema"
+    raise GenerationError("cannot be used", where="response_format", got=shown(given), wanted=wanted)
 
 
 def _logit_bias(given: Any) -> dict[int, float]:

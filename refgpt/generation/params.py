@@ -10,8 +10,9 @@ import numpy as np
 
 from refgpt._common.arguments import flag, keep_whole, one_of
 from refgpt._common.errors import GenerationError
-from refgpt._common.wording import shown
+from refgpt._common.wording import did_you_mean, shown
 from refgpt.generation.constraint import Constraint
+from refgpt.generation.other_names import own_names
 from refgpt.generation.sampling_params import SamplingParams, functions_of, keep_form, number
 
 #: Tokens that a draft may have at most.
@@ -45,6 +46,8 @@ class GenerationParams(SamplingParams):
         How many continuations of each prompt: draws with a stream of random numbers each, or the best beams.
     n : int or None
         Another name of ``num_return_sequences``.
+    best_of : int or None
+        Draw so many continuations, and return those that are likeliest per token, the best first.
     num_beams : int
         Above 1: beam search, which keeps so many continuations and looks for the likeliest, in place of draws. What
         only has to do with draws (``temperature``, ``top_k``, ``top_p`` and the other filters, ``seed``) has no part in
@@ -77,6 +80,7 @@ class GenerationParams(SamplingParams):
     _: KW_ONLY
     num_return_sequences: int = 1
     n: int | None = None
+    best_of: int | None = None
     num_beams: int = 1
     early_stopping: bool | str = False
     length_penalty: float = 1.0
@@ -107,6 +111,10 @@ class GenerationParams(SamplingParams):
             object.__setattr__(self, "num_return_sequences", self.n)
             object.__setattr__(self, "n", None)
         keep_whole(self, "num_return_sequences", 1, None, GenerationError)
+        keep_whole(self, "best_of", 1, None, GenerationError, optional=True)
+        if self.best_of is not None and self.best_of < self.num_return_sequences:
+            wanted = f"at least num_return_sequences, {self.num_return_sequences}"
+            raise GenerationError("is less than is to be returned", where="best_of", got=self.best_of, wanted=wanted)
         keep_whole(self, "num_beams", 1, MOST_BEAMS, GenerationError)
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise GenerationError(
@@ -129,13 +137,16 @@ class GenerationParams(SamplingParams):
                 wanted=f"at most {self.num_beams}",
                 fix="raise num_beams",
             )
-        for name, given in (("stop", self.stops), ("logprobs", self.n_alternatives is not None)):
+        refused = {"stop": self.stops, "logprobs": self.n_alternatives is not None, "best_of": self.best_of}
+        for name, given in refused.items():
             if given:
                 raise GenerationError("cannot be combined with beam search", where=name, fix="leave out num_beams")
 
     @classmethod
     def of(cls, params: GenerationParams | None, changes: dict[str, Any]) -> GenerationParams:
         """Parameters (None: the defaults) with some fields changed.
+
+        A name of transformers' will do where it means the same (``do_sample``, ``prompt_lookup_num_tokens``).
 
         Raises
         ------
@@ -147,10 +158,17 @@ class GenerationParams(SamplingParams):
                 "cannot be used", where="params", got=shown(params), wanted="GenerationParams or None"
             )
         known = [field.name for field in fields(cls)]
-        for name in changes:
+        own = own_names(changes)
+        for name in own:
             if name not in known:
-                raise GenerationError("there is no such parameter", where=name, wanted=f"one of {', '.join(known)}")
-        return replace(params or cls(), **changes)
+                what = f"there is no such parameter{did_you_mean(name, known)}"
+                raise GenerationError(what, where=name, wanted=f"one of {', '.join(known)}")
+        return replace(params or cls(), **own)
+
+    @property
+    def n_drawn(self) -> int:
+        """How many continuations of a prompt are drawn."""
+        return max(self.num_return_sequences, self.best_of or 0)
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -28,7 +28,8 @@ class Generation:
     n_prompt : int
         Tokens of the prompt, after any truncation.
     score : float or None
-        Of a beam: its log-likelihood, divided by its length to the power ``length_penalty``.
+        Of a beam: its log-likelihood, divided by its length to the power ``length_penalty``. Of one of the best
+        (``best_of``): its log-likelihood a token.
     """
 
     text: str
@@ -59,9 +60,10 @@ class Event:
     error : Exception or None
         Why it has failed.
     index : int
-        Which of several continuations of the prompt. Those of a beam search come at its end, the best first.
+        Which of several continuations of the prompt. Those of a beam search, and the best of several, come when all are
+        whole, the best first.
     score : float or None
-        Of the last token of a beam, see ``Generation``.
+        Of the last token of a text that has one, see ``Generation``.
     prompt : tuple of Choice, or None
         Of the first event where the prompt is scored: the prompt's tokens but the first, with their log-probabilities.
     """

@@ -184,12 +184,17 @@ class Sampler:
             raise nothing_left(n_tokens)
         if p.temperature == 0:
             return np.array([scores.argmax()]), np.ones(1)
+        kept = None if p.sampler == "transformers" else mesh_kept(scores - best, p.top_k, p.top_p)
         with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, as it should
             scores = (scores - best) / p.temperature
-        ids = self._likeliest(scores, p.top_k)
-        weights = exp(scores[ids])
-        kept = top_p_kept(weights, p.top_p)
-        ids, weights = ids[kept], weights[kept]
+        if kept is None:
+            ids = self._likeliest(scores, p.top_k)
+            weights = exp(scores[ids])
+            kept = top_p_kept(weights, p.top_p)
+            ids, weights = ids[kept], weights[kept]
+        else:
+            ids = np.flatnonzero(kept)
+            weights = exp(scores[ids])
         if p.min_p or p.typical_p or p.epsilon_cutoff or p.eta_cutoff:
             possible = weights > 0
             ids, weights = ids[possible], weights[possible]
@@ -262,6 +267,30 @@ def top_p_kept(weights: np.ndarray, p: float) -> np.ndarray:
     gone = np.cumsum(weights[~kept])[-1:].sum()
     ascending = np.flatnonzero(kept)[np.argsort(-weights[kept], kind="stable")[::-1]]
     kept[ascending[:-1]] = gone + np.cumsum(weights[ascending[:-1]]) > may_go
+    return kept
+
+
+def mesh_kept(scores: np.ndarray, k: int | None, p: float) -> np.ndarray:
+    """Mask of what ``nucleaus_filter`` of Mesh Transformer JAX keeps of scores whose largest is 0.
+
+    Both of its filters go by the untempered probabilities of all tokens, in descending order, of equals the higher ids
+    first. top_k multiplies the ids of those from rank k + 1 on by a large number and subtracts it, so that the id 0
+    loses nothing. top_p drops the tokens before which the sum exceeds p.
+    """
+    weights = exp(scores)
+    kept = scores > -np.inf
+    if p < 1:
+        total = np.cumsum(weights)[-1]
+        # Those that are less than 1 - p together go. Only the others need be sorted.
+        kept &= weights * len(weights) >= (1 - p) * total
+        descending = np.flatnonzero(kept)[::-1]
+        descending = descending[np.argsort(-scores[descending], kind="stable")]
+        kept[descending[1:]] = np.cumsum(weights[descending])[:-1] <= p * total
+    if k:
+        descending = np.flatnonzero(kept)[::-1]
+        descending = descending[np.argsort(-scores[descending], kind="stable")]
+        dropped = descending[k + 1 :]
+        kept[dropped[dropped > 0]] = False
     return kept
 
 

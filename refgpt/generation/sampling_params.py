@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refgpt._common.arguments import flag, keep_whole, whole_number
+from refgpt._common.arguments import flag, keep_whole, one_of, whole_number
 from refgpt._common.errors import GenerationError
 from refgpt._common.wording import shown
 
@@ -85,6 +85,11 @@ class SamplingParams:
         tokens since, less 1).
     renormalize_logits : bool
         Whether beams are ranked by log-probabilities that are normalised again after all of this.
+    sampler : "transformers" or "mesh"
+        The order of temperature, ``top_k`` and ``top_p``. "mesh": that of Mesh Transformer JAX, with which GPT-J was
+        first shown. It chooses from the probabilities before the temperature; ``top_p`` drops what comes after the sum
+        has exceeded it, and ``top_k`` keeps one token more, and always the token 0; of equals the higher ids are
+        kept.
     logits_processor : callable, list of callables, or None
         Each is called with the ids so far (prompt and new ones, a list) and the scores (an array [v] of float64, -inf
         for what cannot be drawn) after all that comes before the temperature, and returns scores.
@@ -121,6 +126,7 @@ class SamplingParams:
     exponential_decay_length_penalty: tuple[int, float] | None = None
     renormalize_logits: bool = False
     logits_processor: Processor | Sequence[Processor] | None = None
+    sampler: str = "transformers"
 
     def __post_init__(self) -> None:
         number("temperature", self.temperature, 0, 1e6)
@@ -147,6 +153,7 @@ class SamplingParams:
         keep_whole(self, "no_repeat_ngram_size", 0, None, GenerationError)
         keep_whole(self, "min_new_tokens", 0, None, GenerationError)
         flag("renormalize_logits", self.renormalize_logits, GenerationError)
+        one_of("sampler", self.sampler, ("transformers", "mesh"), GenerationError)
         keep_form(
             self, "bad_words_ids", lambda words: tuple(_ids("bad_words_ids", word, 1) for word in _several(words))
         )

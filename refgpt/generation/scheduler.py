@@ -16,6 +16,7 @@ import numpy as np
 from refgpt._common.arguments import whole_number
 from refgpt._common.errors import GenerationError, RefgptError
 from refgpt.generation.beams import Beams
+from refgpt.generation.best_of import Ballot, Candidate
 from refgpt.generation.drafting import Drafter
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prefix_cache import PrefixKeeper
@@ -175,13 +176,16 @@ class Scheduler:
         causal and so not for a mask that is "prefix", unless nothing is to follow them: ``go_on`` is False.
         ``mask``: "causal" or "prefix" in place of the model's own.
         """
-        n, texts = self._n_added, range(params.num_return_sequences)
+        n, texts = self._n_added, range(params.n_drawn)
         model = self._model if mask is None else Masked(self._model.engine, self._model.tokenizer, mask)
         if params.num_beams > 1:
             return self.add_tasks([Beams(n, prompt, model, params)])
         tasks = [Continuation(n, prompt, model, params, i) for i in texts]
         if scored:
             tasks = [ScoredContinuation(n, prompt, model, params, go_on), *(tasks[1:] if go_on else ())]
+        elif params.best_of is not None and params.n_drawn > 1:
+            ballot = Ballot(params)
+            tasks = [Candidate(n, prompt, model, params, i, ballot) for i in texts]
         if self._drafter is not None:
             for task in tasks:
                 task.pace = self._drafter.new_pace()

@@ -172,7 +172,7 @@ def test_bad_messages_are_refused_where_they_are_bad(messages, where):
 def test_tools_and_other_formats_are_refused_and_their_defaults_not():
     messages = [{"role": "user", "content": "x"}]
     parse_chat({"messages": messages, "tools": [], "response_format": {"type": "text"}, "metadata": {}}, BASE, 100)
-    for fields in ({"tools": [{}]}, {"response_format": {"type": "json_object"}}, {"tool_choice": "required"}):
+    for fields in ({"tools": [{}]}, {"response_format": {"type": "xml"}}, {"tool_choice": "required"}):
         with pytest.raises(GenerationError) as refused:
             parse_chat({"messages": messages, **fields}, BASE, 100)
         assert refused.value.where in fields

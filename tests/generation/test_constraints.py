@@ -14,7 +14,10 @@ import pytest
 
 import refgpt
 from refgpt._common.errors import GenerationError
+from refgpt.generation import GenerationParams, generate
+from refgpt.generation.chat_templates import TEMPLATES
 from refgpt.generation.matching import ConstraintMatcher
+from refgpt.generation.openai import params_of, parse_chat, parse_completion
 from refgpt.runtime import Runtime
 from refgpt.tokenizers import Tokenizer, load_tokenizer
 from tests.helpers.model_files import write_tokenizer
@@ -64,8 +67,6 @@ class Words(Tokenizer):
 
 
 def write(model, prompt, **params):
-    from refgpt.generation import GenerationParams, generate
-
     return generate(model, [model.tokenizer.encode(prompt)], GenerationParams(**params))[0]
 
 
@@ -350,3 +351,27 @@ def test_the_command_line(run, tmp_path):
     assert broken.code == 1 and "schema.json, grammar: cannot be used" in broken.err
     (tmp_path / "schema.json").write_bytes(b"\xff")
     assert "is not UTF-8 text" in run("generate", "x", "--json-schema", tmp_path / "schema.json").err
+
+
+def test_requests_in_openais_form_and_in_files():
+    schema, messages = {"enum": ["a"]}, [{"role": "user", "content": "x"}]
+    wanted = {
+        "text": ({"type": "text"}, None),
+        "object": ({"type": "json_object"}, refgpt.json_schema({"type": "object"})),
+        "schema": ({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}, refgpt.json_schema(schema)),
+    }
+    for given, constraint in wanted.values():
+        assert parse_completion({"prompt": "x", "response_format": given}).params.constraint == constraint
+        assert (
+            parse_chat({"messages": messages, "response_format": given}, TEMPLATES["base"], 9).params.constraint
+            == constraint
+        )
+    for given in ({"type": "json_schema"}, {"type": "json_schema", "json_schema": {"schema": 3}}, "json", {}):
+        with pytest.raises(GenerationError, match=r"^(response_format: cannot be used|json_schema: is no JSON schema)"):
+            parse_completion({"prompt": "x", "response_format": given})
+    base = refgpt.GenerationParams()
+    assert params_of({"regex": "a+"}, base).constraint == refgpt.regex("a+")
+    assert params_of({"grammar": 'start: "a"'}, base).constraint == refgpt.grammar('start: "a"')
+    assert params_of({"json_schema": schema, "constraint": "ignored"}, base).constraint == refgpt.json_schema(schema)
+    with pytest.raises(GenerationError, match=r"^regex: cannot be used"):
+        params_of({"regex": "["}, base)
