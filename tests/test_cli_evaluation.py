@@ -182,7 +182,8 @@ def test_raft_prints_a_line_a_task_and_the_mean(run, raft, tmp_path, method):
     header, one, two, mean = got.out.splitlines()
     assert header.split("  ") and header.startswith("task ") and "quasi-exact match" in header
     assert one.startswith("overruling ") and two.startswith("tweet_eval_hate ") and mean.startswith("mean of 2 ")
-    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    about, *answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert about["run"]["measures"][0]["task"] == "overruling"
     assert [(a["task"], a["trial"], a["row"]) for a in answers] == [
         (task, trial, row) for task in ("overruling", "tweet_eval_hate") for trial in (0, 1) for row in range(3)
     ]

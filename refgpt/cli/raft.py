@@ -6,12 +6,11 @@ import argparse
 import logging
 from collections.abc import Iterable
 
-from refgpt._common.progress import counted
-from refgpt.cli.loading import load_model, watched
+from refgpt.cli.measuring import open_results, run_measures, setting_of
 from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.printing import print_line
-from refgpt.cli.results import check_suffix, files_read, json_line, open_output, refuse_inputs
-from refgpt.evaluation import METHODS, NORMALISATIONS, RaftSettings, mean_results, read_raft, run_raft
+from refgpt.evaluation import METHODS, NORMALISATIONS, RaftResult, RaftSettings, mean_results, read_raft
+from refgpt.evaluation.raft import Raft
 
 log = logging.getLogger("refgpt")
 
@@ -32,6 +31,15 @@ def add_to(commands: Commands) -> None:
         metavar="FOLDER",
         help="folder with the tasks' files, TASK/train.csv or TASK.csv; nothing is downloaded",
     )
+    add_raft_options(raft)
+    add("--rows", dest="n_rows", type=int, metavar="N", help="use only the first N rows of each task (default: all)")
+    add("-o", "--output", metavar="FILE", help="write each answer to a .jsonl file as it is made, or go on there")
+    add_running_arguments(raft)
+
+
+def add_raft_options(parser: argparse._ActionsContainer) -> None:
+    """Declare the options that ``raft_settings`` reads, except the number of rows, and the tasks."""
+    add = parser.add_argument
     add(
         "--tasks",
         dest="names",
@@ -68,9 +76,11 @@ def add_to(commands: Commands) -> None:
         metavar="N",
         help="number of runs, each with other examples (default: 3)",
     )
-    add("--rows", dest="n_rows", type=int, metavar="N", help="use only the first N rows of each task (default: all)")
-    add("-o", "--output", metavar="FILE", help="write every answer to a .jsonl file")
-    add_running_arguments(raft)
+
+
+def raft_settings(arguments: argparse.Namespace, n_rows: int | None) -> RaftSettings:
+    """The settings that the options of ``add_raft_options`` ask for."""
+    return RaftSettings(arguments.method, arguments.n_shots, arguments.n_trials, n_rows, arguments.normalise)
 
 
 def _names(text: str) -> list[str]:
@@ -78,27 +88,22 @@ def _names(text: str) -> list[str]:
 
 
 def _raft(arguments: argparse.Namespace) -> int:
-    settings = RaftSettings(
-        arguments.method, arguments.n_shots, arguments.n_trials, arguments.n_rows, arguments.normalise
-    )
-    tasks = read_raft(arguments.folder, arguments.names)
-    check_suffix(arguments.output, ".jsonl")
-    with open_output(arguments.output, files_read(arguments.folder, arguments.output)) as output:
-        model, results = load_model(arguments, arguments.backend), []
-        if output.path is not None:
-            refuse_inputs(arguments.output, files_read(model.checkpoint.path, arguments.output))
-        write = (lambda record: None) if arguments.output is None else json_line(output)
-        print_line(_columns("task", "rows", ["exact match", "quasi-exact match", "macro-F1"]))
-        for task in tasks:
-            n_rows = len(task.rows[: settings.n_rows])
-            with counted(watched(), n_rows * settings.n_trials, "answer", task.name, leave=False) as one_more:
-                result = run_raft(model, task, settings, one_more, write)
-            results.append(result)
-            print_line(_columns(task.name, n_rows, mean_results([result]).values()))
+    settings = raft_settings(arguments, arguments.n_rows)
+    measures = [Raft(task, settings) for task in read_raft(arguments.folder, arguments.names)]
+    setting = setting_of(arguments)
+    results: list[RaftResult] = []
+    with open_results(arguments.output, arguments.folder, measures, [setting]) as file:
+        runs = run_measures(arguments, measures, file, setting, {})
+        for measure, run in zip(measures, runs, strict=True):
+            if not results:
+                print_line(_columns("task", "rows", ["exact match", "quasi-exact match", "macro-F1"]))
+            results.append(result := measure.result(run.records))
+            n_rows = len(result.trials[0])
+            print_line(_columns(result.task.name, n_rows, mean_results([result]).values()))
             if result.n_shortened:
                 log.warning(
                     "%s: %d of %d prompts lost examples, or their end, to fit into the context",
-                    task.name,
+                    result.task.name,
                     result.n_shortened,
                     n_rows * settings.n_trials,
                 )

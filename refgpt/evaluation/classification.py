@@ -111,9 +111,13 @@ class Classifier:
 
     def choose(self, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> Classification:
         """Choose a label, given what ``encode`` returned."""
-        scores = _sums(score(self._model, prompt, answers, prefix_cache=self._known))
+        return self.decide(score(self._model, prompt, answers, prefix_cache=self._known))
+
+    def decide(self, logprobs: Sequence[np.ndarray]) -> Classification:
+        """Choose a label, given the log-probabilities of each label's tokens, as ``score`` returns them."""
+        scores = _sums(logprobs)
         if self.normalise == "mean":
-            scores = scores / [len(answer) for answer in answers]
+            scores = scores / [len(one) for one in logprobs]
         elif self._neutral is not None:
             scores = scores - self._prior
         probabilities = np.exp(log_softmax(scores)).tolist()

@@ -127,6 +127,23 @@ def mean_over_trials(metric: Metric, gold: np.ndarray, predicted: Sequence[np.nd
     return mean, len(own)
 
 
+def difference_of(before: Sample, after: Sample) -> Sample:
+    """The change of a statistic between two measurements of the same rows, in the form that ``estimate`` takes.
+
+    A row is resampled in both at once. What is hard or easy about it cancels, so that the interval is narrower than
+    that of either statistic.
+
+    Raises
+    ------
+    DataError
+        If they are not of the same number of rows.
+    """
+    (one, n), (two, m) = _sample(before), _sample(after)
+    if n != m:
+        raise DataError("must be of as many rows as the first", where="after", got=m, wanted=n)
+    return (lambda rows: two(rows) - one(rows)), n
+
+
 def estimate(*samples: Sample, seed: int = 0, n_resamples: int = 1000) -> Estimate:
     """The mean of a statistic of one sample or several, with its percentile bootstrap interval (Efron 1979).
 

@@ -7,23 +7,38 @@ the label exactly. The second method instead chooses the most likely label.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import string
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import cycle
 from typing import Any
 
 from refgpt._common.arguments import collected, instance_of, keep_whole, one_of, whole_number
 from refgpt._common.errors import DataError, GenerationError
+from refgpt.evaluation.answering import Answer, Request, Scored, answers
 from refgpt.evaluation.classification import NORMALISATIONS, Classifier
-from refgpt.evaluation.metrics import Estimate, accuracy, codes, estimate, macro_f1, mean_over_trials
+from refgpt.evaluation.measures import Measure, Record
+from refgpt.evaluation.metrics import (
+    Estimate,
+    Metric,
+    Sample,
+    accuracy,
+    codes,
+    difference_of,
+    estimate,
+    macro_f1,
+    mean_over_trials,
+)
 from refgpt.evaluation.raft_tasks import RaftTask
-from refgpt.generation.loop import generate_events
+from refgpt.evaluation.requests import Likelihoods, Text
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prompts import needs_tokenizer
+from refgpt.generation.scoring import encode_continuations
 from refgpt.generation.sequence import Generates
+from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers import Tokenizer
 
 METHODS = ("generate", "likelihood")
@@ -113,8 +128,8 @@ class RaftResult:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Each answer as a flat record: task, trial, row, n_shots, label and answer."""
-        for trial, (asked, answers) in enumerate(zip(self.trials, self.answers, strict=True)):
-            for row, (one, answer) in enumerate(zip(asked, answers, strict=True)):
+        for trial, (asked, texts) in enumerate(zip(self.trials, self.answers, strict=True)):
+            for row, (one, answer) in enumerate(zip(asked, texts, strict=True)):
                 yield _record(self.task, trial, row, one, answer)
 
 
@@ -131,17 +146,128 @@ def mean_results(results: Sequence[RaftResult]) -> dict[str, Estimate]:
     results = collected("results", results, "what run_raft returns, for one task or more", DataError)
     for result in results:
         instance_of("results", result, RaftResult, DataError)
+    samples = [_samples(result) for result in results]
+    return {name: estimate(*(own[name] for own in samples)) for name in METRICS}
 
-    def over(metric: Callable, spelt: Callable[[str], str]) -> Estimate:
-        samples = []
-        for result in results:
-            labels = [spelt(label) for label in result.task.labels]
-            gold = codes([spelt(asked.label) for asked in result.trials[0]], labels)
-            guessed = [codes([spelt(answer) for answer in answers], labels) for answers in result.answers]
-            samples.append(mean_over_trials(metric, gold, guessed))
-        return estimate(*samples)
 
-    return {"exact": over(accuracy, str), "quasi-exact": over(accuracy, plain), "macro-F1": over(macro_f1, str)}
+def _samples(result: RaftResult) -> dict[str, Sample]:
+    """Each metric of a task in the form that ``estimate`` takes."""
+    found = {}
+    for name, (metric, spelt) in METRICS.items():
+        labels = [spelt(label) for label in result.task.labels]
+        gold = codes([spelt(asked.label) for asked in result.trials[0]], labels)
+        guessed = [codes([spelt(answer) for answer in texts], labels) for texts in result.answers]
+        found[name] = mean_over_trials(metric, gold, guessed)
+    return found
+
+
+class Raft(Measure):
+    """A task of RAFT, for the runner: each row in each trial is an item.
+
+    Parameters
+    ----------
+    task : RaftTask
+    settings : RaftSettings
+    """
+
+    def __init__(self, task: RaftTask, settings: RaftSettings = RaftSettings()) -> None:
+        instance_of("task", task, RaftTask, GenerationError)
+        instance_of("settings", settings, RaftSettings, GenerationError)
+        self.task, self.settings, self.name = task, settings, task.name
+        self._rows = task.rows[: settings.n_rows]
+        self._shots = [draw_shots(task.pool, settings.n_shots, trial) for trial in range(settings.n_trials)]
+        self.places = [
+            f"{task.name}, trial {trial}, row {row}"
+            for trial in range(settings.n_trials)
+            for row in range(len(self._rows))
+        ]
+        self.trials: tuple[list[Asked], ...] = ()
+        self._classifier: tuple[Generates, Classifier] | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Its name, what is asked, and the settings."""
+        asked = repr((self.task.labels, self.task.template, self.task.pool, self._rows))
+        return {
+            "task": self.name,
+            "data": hashlib.sha256(asked.encode()).hexdigest(),
+            "n_items": len(self.places),
+            "settings": asdict(self.settings),
+        }
+
+    def requests(self, config: AnyConfig, tokenizer: Tokenizer | None) -> list[list[Request]]:
+        """Each row after its trial's examples, as many of them as fit."""
+        if tokenizer is None:
+            raise needs_tokenizer("the tasks are text", "take another model")
+        room = config.n_ctx - ANSWER.max_new_tokens
+        if room < 1:
+            raise GenerationError(
+                "the model's context is too small for an answer",
+                where=self.task.name,
+                got=f"{config.n_ctx} positions",
+                wanted=f"more than {ANSWER.max_new_tokens}",
+            )
+        self.trials = tuple(
+            [_ask(self.task, row, shots, room, tokenizer) for row in self._rows] for shots in self._shots
+        )
+        asked = [one for trial in self.trials for one in trial]
+        if self.settings.method == "generate":
+            return [[Text(one.ids, ANSWER)] for one in asked]
+        labels = [self.task.template.answer(label) for label in self.task.labels]
+        prompts = [one.ids if one.prompt is None else one.prompt for one in asked]
+        return [[Likelihoods(*encode_continuations(prompt, labels, config, tokenizer))] for prompt in prompts]
+
+    def record(self, item: int, answered: Sequence[Answer], model: Generates) -> Record:
+        """The row's label and the answer: the text without spaces around it, or the most likely label."""
+        (answer,) = answered
+        if isinstance(answer, Scored):
+            text = self._classifier_of(model).decide(answer.logprobs).label
+        else:
+            text = answer.text.strip()
+        trial, row = divmod(item, len(self._rows))
+        return _record(self.task, trial, row, self.trials[trial][row], text)
+
+    def _classifier_of(self, model: Generates) -> Classifier:
+        if self._classifier is None or self._classifier[0] is not model:
+            made = Classifier(model, self.task.labels, self.task.template, normalise=self.settings.normalise)
+            self._classifier = model, made
+        return self._classifier[1]
+
+    def result(self, records: Sequence[Record]) -> RaftResult:
+        """All answers of a run, from its records."""
+        n = len(self._rows)
+        trials, texts = [], []
+        for trial in range(self.settings.n_trials):
+            own = records[trial * n : (trial + 1) * n]
+            known = self.trials[trial] if self.trials else [None] * n
+            trials.append(
+                [
+                    asked or Asked("", [], record["label"], record["n_shots"])
+                    for asked, record in zip(known, own, strict=True)
+                ]
+            )
+            texts.append([record["answer"] for record in own])
+        return RaftResult(self.task, self.settings, tuple(trials), tuple(texts))
+
+    def results(self, records: Sequence[Record]) -> dict[str, Estimate]:
+        """Exact and quasi-exact matches, and macro-F1."""
+        return mean_results([self.result(records)])
+
+    def differences(self, before: Sequence[Record], after: Sequence[Record]) -> dict[str, Estimate]:
+        """By how much each metric changed. A row is resampled with all its trials, and in both runs."""
+        one, two = _samples(self.result(before)), _samples(self.result(after))
+        return {name: estimate(difference_of(one[name], two[name])) for name in METRICS}
+
+    def check(self, record: Mapping[str, Any]) -> None:
+        """Refuse a record that is not the item's: a DataError."""
+        trial, row = divmod(record["item"], len(self._rows))
+        want = {"trial": trial, "row": row, "label": self._rows[row][1]}
+        got = {key: record.get(key) for key in want}
+        if got != want or not isinstance(record.get("answer"), str) or not isinstance(record.get("n_shots"), int):
+            raise DataError("a record is not that of its item", where=self.places[record["item"]], got=got, wanted=want)
+
+    def is_right(self, record: Mapping[str, Any]) -> bool:
+        """Whether an answer equals the label."""
+        return bool(record["answer"] == record["label"])
 
 
 def run_raft(
@@ -160,31 +286,13 @@ def run_raft(
     GenerationError
         If the model has no tokenizer, or its context is too small for an answer or a label.
     """
-    instance_of("task", task, RaftTask, GenerationError)
-    instance_of("settings", settings, RaftSettings, GenerationError)
-    if model.tokenizer is None:
-        raise needs_tokenizer("the tasks are text", "take another model")
-    room = model.engine.config.n_ctx - ANSWER.max_new_tokens
-    if room < 1:
-        raise GenerationError(
-            "the model's context is too small for an answer",
-            where=task.name,
-            got=f"{model.engine.config.n_ctx} positions",
-            wanted=f"more than {ANSWER.max_new_tokens}",
-        )
-    rows, trials = task.rows[: settings.n_rows], []
-    for trial in range(settings.n_trials):
-        shots = draw_shots(task.pool, settings.n_shots, trial)
-        trials.append([_ask(task, row, shots, room, model.tokenizer) for row in rows])
-    answer = _written if settings.method == "generate" else _likeliest
-    answers = []
-    for number, asked in enumerate(trials):
-
-        def give(row: int, text: str, number: int = number, asked: Sequence[Asked] = asked) -> None:
-            on_record(_record(task, number, row, asked[row], text))
-
-        answers.append(answer(model, task, asked, settings, on_answer, give))
-    return RaftResult(task, settings, tuple(trials), tuple(answers))
+    measure, records = Raft(task, settings), []
+    asked = measure.requests(model.engine.config, model.tokenizer)
+    for item, answer in enumerate(answers(model, [request for (request,) in asked])):
+        records.append(measure.record(item, [answer], model))
+        on_answer()
+        on_record(records[-1])
+    return measure.result(records)
 
 
 def draw_shots(pool: Sequence[tuple[str, str]], n: int, trial: int) -> list[tuple[str, str]]:
@@ -251,39 +359,9 @@ def _record(task: RaftTask, trial: int, row: int, asked: Asked, answer: str) -> 
     }
 
 
-def _written(
-    model: Generates,
-    task: RaftTask,
-    trial: Sequence[Asked],
-    settings: RaftSettings,
-    on_answer: Callable[[], object],
-    give: Callable[[int, str], None],
-) -> list[str]:
-    """Generate the model's answer after each prompt."""
-    texts, ended, n_given = [""] * len(trial), [False] * len(trial), 0
-    for event in generate_events(model, [asked.ids for asked in trial], ANSWER):
-        texts[event.seq] += event.text
-        if event.finish_reason:
-            ended[event.seq] = True
-            on_answer()
-        while n_given < len(trial) and ended[n_given]:  # in order
-            give(n_given, texts[n_given].strip())
-            n_given += 1
-    return [text.strip() for text in texts]
-
-
-def _likeliest(
-    model: Generates,
-    task: RaftTask,
-    trial: Sequence[Asked],
-    settings: RaftSettings,
-    on_answer: Callable[[], object],
-    give: Callable[[int, str], None],
-) -> list[str]:
-    """The most likely label after each prompt."""
-    classifier, labels = Classifier(model, task.labels, task.template, normalise=settings.normalise), []
-    for row, asked in enumerate(trial):
-        labels.append(classifier.choose(*classifier.encode_prompt(asked.prompt or asked.ids)).label)
-        on_answer()
-        give(row, labels[-1])
-    return labels
+#: The metrics of a task, each with how texts are spelt before they are compared.
+METRICS: dict[str, tuple[Metric, Callable[[str], str]]] = {
+    "exact": (accuracy, str),
+    "quasi-exact": (accuracy, plain),
+    "macro-F1": (macro_f1, str),
+}

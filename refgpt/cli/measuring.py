@@ -1,0 +1,98 @@
+"""What ``evaluate`` and ``raft`` share: settings of a model, and runs that are recorded as they are made."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from refgpt._common.arguments import one_of
+from refgpt._common.errors import RefgptError
+from refgpt._common.progress import counted
+from refgpt._common.record_file import RecordFile, open_record_file
+from refgpt._load import check_options, open_adapter, open_model
+from refgpt.checkpoints import MASKS
+from refgpt.cli.loading import load_for, watched
+from refgpt.cli.results import check_suffix, files_read, refuse_inputs
+from refgpt.evaluation.measures import Measure
+from refgpt.evaluation.runner import Run, evaluate, known_records
+from refgpt.numbers.dtypes import known_dtype
+
+#: What distinguishes two settings of a model, each with how its text is read.
+SETTINGS: dict[str, Callable[[str], Any]] = {
+    "model": str,
+    "backend": str,
+    "dtype": known_dtype,
+    "kv_dtype": known_dtype,
+    "mask": str,
+    "adapter": str,
+    "tokenizer": str,
+    "revision": str,
+    "threads": int,
+}
+Setting = dict[str, Any]
+
+
+def setting_of(arguments: argparse.Namespace) -> Setting:
+    """The setting that the arguments ask for."""
+    return {name: getattr(arguments, name, None) for name in SETTINGS}
+
+
+def check_setting(setting: Setting) -> None:
+    """Refuse a setting that no model can be loaded with, before anything is computed."""
+    check_options(setting["backend"], setting["dtype"], setting["threads"], setting["kv_dtype"])
+    one_of("mask", setting["mask"], MASKS, RefgptError)
+    checkpoint, _ = open_model(setting["model"], setting["mask"], None, setting["revision"], setting["tokenizer"])
+    open_adapter(setting["adapter"], checkpoint, setting["mask"])
+
+
+def identity(setting: Setting) -> dict[str, Any]:
+    """A setting as it is recorded: where its files are, and what changes results. The number of threads does not."""
+    found = {name: value for name, value in setting.items() if name != "threads"}
+    for name in ("model", "adapter", "tokenizer"):
+        value = found[name]
+        if isinstance(value, str) and os.path.exists(value):
+            found[name] = os.path.realpath(value)
+    return found
+
+
+@contextmanager
+def open_results(
+    output: str | None, data: str, measures: Sequence[Measure], settings: Sequence[Setting]
+) -> Iterator[RecordFile]:
+    """The records of a run with these measurements and settings, in memory or in a file that may have some already."""
+    check_suffix(output, ".jsonl")
+    if output is not None:
+        refuse_inputs(output, [data] if os.path.isfile(data) else files_read(data, output))
+        for setting in settings:
+            if setting["model"] is not None:
+                refuse_inputs(output, files_read(setting["model"], output))
+    about = {
+        "measures": [measure.describe() for measure in measures],
+        "settings": [identity(setting) for setting in settings],
+    }
+    with open_record_file(output, about) as file:
+        yield file
+
+
+def run_measures(
+    arguments: argparse.Namespace,
+    measures: Sequence[Measure],
+    file: RecordFile,
+    setting: Setting,
+    tags: Mapping[str, Any],
+) -> Iterator[Run]:
+    """Run measurements one after the other with one setting. If all records are known, no model is loaded."""
+    labels = [{**tags, "task": measure.name} for measure in measures]
+    known = [known_records(measure, file, label) for measure, label in zip(measures, labels, strict=True)]
+    if all(len(own) == len(measure.places) for own, measure in zip(known, measures, strict=True)):
+        yield from (Run(measure, tuple(own)) for measure, own in zip(measures, known, strict=True))
+        return
+    given = argparse.Namespace(**{**vars(arguments), **setting})
+    model, asked = load_for(given, lambda config, tokenizer: [one.requests(config, tokenizer) for one in measures])
+    for measure, label, requests, own in zip(measures, labels, asked, known, strict=True):
+        with counted(watched(), len(requests) - len(own), "item", measure.name, leave=False) as one_more:
+            run = evaluate(model, measure, file, one_more, label, requests)
+        yield run
