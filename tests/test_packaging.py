@@ -30,7 +30,7 @@ def test_packages_listed_are_packages_on_disk() -> None:
 def test_dependencies_are_what_is_imported() -> None:
     """test_architecture says who may import what; NumPy may all, and cffi is what the extension is made with."""
     extras = PROJECT["project"]["optional-dependencies"]
-    extra = [line for name in ("mesh", "hub", "plot", "constrain", "ray", "server") for line in extras[name]]
+    extra = [line for name in ("mesh", "hub", "plot", "constrain", "ray", "server", "eval") for line in extras[name]]
     lines = [line.replace("-", "_") for line in PROJECT["project"]["dependencies"] + extra]
     names = {re.match(r"\w+", line)[0] for line in lines}  # type: ignore[index]
     assert names == GUESTS.keys() - {"_refgpt_kernels", "compression"} | {
