@@ -167,7 +167,10 @@ def test_a_run_that_was_cut_off_goes_on(run, tmp_path, name, command):
             ["hellaswag", "--data", str(HELLASWAG), "--compare", "threads=x"],
             "--compare: cannot be used; got 'threads=x'",
         ),
-        (["hellaswag", "--data", str(HELLASWAG), "--compare", "adapter=nowhere"], "nowhere/adapter_config.json: there is no such file"),
+        (
+            ["hellaswag", "--data", str(HELLASWAG), "--compare", "adapter=nowhere"],
+            "nowhere/adapter_config.json: there is no such file",
+        ),
         (["hellaswag", "--data", str(HELLASWAG), "--variant", "openai"], "--variant: there is no such version"),
         (["hellaswag", "--data", str(HELLASWAG), "-o", str(HELLASWAG)], "is also an input of this run"),
     ],

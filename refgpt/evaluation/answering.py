@@ -132,7 +132,7 @@ def answers(model: Generates, requests: Sequence[Request]) -> Iterator[Answer]:
     scheduler = Scheduler(
         model,
         max(MOST_TOGETHER, n_beams),
-        enough_bytes(model.engine, n_beams * capacity),
+        enough_bytes([model.engine], n_beams * capacity),
         capacity=capacity,
         prefix_cache=PrefixCache(MOST_KNOWN) if shared else None,
     )
