@@ -22,6 +22,8 @@ from refgpt.generation.openai import FIELDS, RENAMED
 
 #: What a file of prompts may be, and the suffixes that say so.
 SUFFIXES = {"jsonl": (".jsonl", ".ndjson"), "csv": (".csv",), "text": (".txt",)}
+#: Parameters whose cells in a table are texts, not JSON.
+TEXTS = ("stop", "regex", "grammar")
 #: Most bytes of a line: hundreds of times more than the longest context needs.
 LONGEST_LINE = 1 << 24
 PIECE = 1 << 20
@@ -160,7 +162,7 @@ class Lines:
             if name == "id":
                 content["id"] = text
             elif name in FIELDS or name in RENAMED:
-                content[name] = None if not text else text if name == "stop" else _value(text)
+                content[name] = None if not text else text if name in TEXTS else _value(text)
             else:
                 others[name] = text
         return content | ({"metadata": others} if others else {})

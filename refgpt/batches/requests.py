@@ -17,7 +17,15 @@ from refgpt._common.errors import GenerationError, RefgptError
 from refgpt._common.wording import did_you_mean, listed, shown
 from refgpt.batches.lines import Line
 from refgpt.generation.chat_templates import TEMPLATES, ChatTemplate
-from refgpt.generation.openai import FIELDS, RENAMED, CompletionRequest, params_of, parse_chat, parse_completion
+from refgpt.generation.openai import (
+    CONSTRAINTS,
+    FIELDS,
+    RENAMED,
+    CompletionRequest,
+    params_of,
+    parse_chat,
+    parse_completion,
+)
 from refgpt.generation.openai_answers import completion_body, error_body
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prompts import Prompt
@@ -28,6 +36,8 @@ from refgpt.tracing.embedding import embed, encode_texts
 COMPLETIONS, CHAT, EMBEDDINGS = "/v1/completions", "/v1/chat/completions", "/v1/embeddings"
 #: Fields of the short form that are no parameters.
 OWN_FIELDS = ("prompt", "messages", "id", "metadata")
+#: All fields of the short form.
+SHORT_FIELDS = (*OWN_FIELDS, *FIELDS, *RENAMED)
 
 
 @dataclass(frozen=True)
@@ -219,8 +229,8 @@ def embeddings_body(body: Mapping[str, Any], model: Generates, name: str) -> dic
 def _own_params(content: Mapping[str, Any], base: GenerationParams) -> GenerationParams:
     """The parameters of a request in the short form."""
     for name in content:
-        if name not in OWN_FIELDS and name not in FIELDS and name not in RENAMED:
-            hint = did_you_mean(name, (*OWN_FIELDS, *FIELDS, *RENAMED))
+        if name not in SHORT_FIELDS:
+            hint = did_you_mean(name, SHORT_FIELDS)
             raise GenerationError(
                 f"there is no such field{hint}", where=name, fix="put what only the record is to have under metadata"
             )

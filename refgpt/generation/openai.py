@@ -151,7 +151,9 @@ def params_of(given: Mapping[str, Any], base: GenerationParams) -> GenerationPar
         if value is None or field not in FIELDS:
             continue
         if field in CONSTRAINTS:
-            field, value = "constraint", CONSTRAINTS[field](value)
+            if "constraint" in changes:
+                raise GenerationError("a text has one constraint", where=name, fix="leave out the others")
+            field, value = "constraint", _constraint(name, value)
         changes[field], names[field] = value, name
     if "logit_bias" in changes:
         changes["logit_bias"] = _logit_bias(changes["logit_bias"])
@@ -211,6 +213,13 @@ def _response_format(given: Any) -> dict[str, Any]:
         pass
     wanted = "an object whose type is text, json_object, or json_schema with a schema under json_schema"
     raise GenerationError("cannot be used", where="response_format", got=shown(given), wanted=wanted)
+
+
+def _constraint(name: str, given: Any) -> Constraint:
+    try:
+        return CONSTRAINTS[name](given)
+    except GenerationError as error:
+        raise GenerationError(error.what, where=name, got=error.got, wanted=error.wanted, fix=error.fix) from None
 
 
 def _logit_bias(given: Any) -> dict[int, float]:

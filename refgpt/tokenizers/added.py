@@ -26,14 +26,15 @@ class AddedTokens:
         self._library.add_tokens([tokenizers.AddedToken(text, **flags[text]) for text in added])
         self._ids = {self._library.token_to_id(text): entry["id"] for text, entry in added.items()}
 
-    def split(self, text: str) -> Iterator[str | int]:
-        """The parts of a text in order: ids of added tokens and the texts between them. The first part is a text."""
+    def split(self, text: str) -> Iterator[tuple[int | None, int, int]]:
+        """The parts of a text in order: where each begins and ends, with the id of an added token, or None for a text
+        between them. The first part is a text."""
         encoding = self._library.encode(text, add_special_tokens=False)
         at = 0
         for found, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
             if start > at or at == 0:
-                yield text[at:start]
-            yield self._ids[found]
+                yield None, at, start
+            yield self._ids[found], start, end
             at = end
         if at < len(text) or at == 0:
-            yield text[at:]
+            yield None, at, len(text)

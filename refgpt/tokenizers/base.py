@@ -11,12 +11,14 @@ import logging
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
-from refgpt._common.arguments import whole_number
+from refgpt._common.arguments import collected, flag, one_of, whole_number
 from refgpt._common.errors import TokenizerError
 from refgpt._common.wording import shown
+from refgpt.tokenizers.spans import Span, spans_of_bytes, spans_of_lengths
 
 log = logging.getLogger("refgpt")
 
@@ -106,15 +108,77 @@ class Tokenizer(ABC):
             If ``text`` is not a ``str``, or contains a lone surrogate, a character that the vocabulary cannot
             represent, or a token for which the model has no row.
         """
-        if not isinstance(text, str):
-            raise TokenizerError("only text can be encoded", where="encode", got=type(text).__name__, wanted="str")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            got = f"{text[error.start]!r} at position {error.start}"
-            fix = "it was no UTF-8 where it came from: write it as UTF-8 there, or leave the character out"
-            raise TokenizerError("holds a lone surrogate", where="the text", got=got, fix=fix) from None
+        check_text(text)
         ids = self._encode(text, special)
+        self._check_rows(ids)
+        return ids
+
+    def __call__(
+        self,
+        texts: str | Iterable[str],
+        *,
+        truncation: bool = False,
+        max_length: int | None = None,
+        truncation_side: str = "right",
+        return_offsets: bool = False,
+        special: bool = True,
+    ) -> dict[str, Any]:
+        """The ids of one text or of several, and where in the text each token lies.
+
+        Names and result are those of transformers, as far as they go; nothing is padded or added.
+
+        Parameters
+        ----------
+        texts : str or iterable of str
+        truncation : bool
+            Whether to cut texts to ``max_length`` tokens.
+        max_length : int, optional
+        truncation_side : "right" or "left"
+            Which end of a text goes.
+        return_offsets : bool
+        special : bool
+            See ``encode``.
+
+        Returns
+        -------
+        dict
+            "input_ids": a list of ids, or a list of such lists for several texts. With ``return_offsets`` also
+            "offset_mapping", which gives each token the place (start, stop) of its characters in the text:
+            ``text[start:stop]``. Of a character that several tokens spell each has all of it; what a tokenizer puts
+            before a text has an empty place. A blank that belongs to a token belongs to its place.
+
+        Raises
+        ------
+        TokenizerError
+            If a text or an argument cannot be used; of several texts the error names the first.
+        """
+        one = isinstance(texts, str)
+        flag("truncation", truncation, TokenizerError)
+        one_of("truncation_side", truncation_side, ("right", "left"), TokenizerError)
+        flag("return_offsets", return_offsets, TokenizerError)
+        if max_length is not None:
+            max_length = whole_number("max_length", max_length, 1, None, TokenizerError)
+        if truncation != (max_length is not None):
+            raise TokenizerError("go together", where="truncation, max_length", fix="give both, or neither")
+        many = [texts] if one else collected("texts", texts, "a text or a list of texts", TokenizerError)
+        found: dict[str, list[Any]] = {"input_ids": []} | ({"offset_mapping": []} if return_offsets else {})
+        for i, text in enumerate(many):
+            try:
+                check_text(text)
+                ids, spans = self._encode_spans(text, special) if return_offsets else (self._encode(text, special), [])
+                self._check_rows(ids)
+            except TokenizerError as error:
+                raise error if one else error.within(f"texts[{i}]") from None
+            kept = slice(None) if max_length is None else slice(0, max_length)
+            if max_length is not None and truncation_side == "left":
+                kept = slice(max(0, len(ids) - max_length), None)
+            found["input_ids"].append(ids[kept])
+            if return_offsets:
+                found["offset_mapping"].append(spans[kept])
+        return {name: values[0] for name, values in found.items()} if one else found
+
+    def _check_rows(self, ids: list[int]) -> None:
+        """Refuse ids for which the model has no row."""
         if self.n_rows is not None and max(ids, default=-1) >= self.n_rows:
             token_id = next(n for n in ids if n >= self.n_rows)
             token = self.token_bytes(token_id).decode("utf-8", "replace")
@@ -122,11 +186,15 @@ class Tokenizer(ABC):
             fix = "leave it out: the tokenizer's files name more tokens than the model has"
             what = "the model has no row for one of its tokens"
             raise TokenizerError(what, where="the text", got=got, wanted=wanted, fix=fix)
-        return ids
 
     @abstractmethod
     def _encode(self, text: str, special: bool) -> list[int]:
         """The ids of a valid text."""
+
+    def _encode_spans(self, text: str, special: bool) -> tuple[list[int], list[Span]]:
+        """The ids of a valid text, and the characters of each. Here for tokens whose bytes, joined, are the text's."""
+        ids = self._encode(text, special)
+        return ids, spans_of_bytes(text, spans_of_lengths([len(self.token_bytes(token_id)) for token_id in ids]))
 
     def describe(self) -> str:
         """Its kind and source, for display: "byte-level BPE, 50257 ids, from tokenizer.json"."""
@@ -193,6 +261,18 @@ class Tokenizer(ABC):
         except (KeyError, TypeError):
             wanted = f"a whole number from 0 to {self.n_vocab - 1} that the vocabulary gives to a token"
             raise TokenizerError("no such id", where="decode", got=shown(token_id), wanted=wanted) from None
+
+
+def check_text(text: object) -> None:
+    """Refuse what is no text that can be written in UTF-8."""
+    if not isinstance(text, str):
+        raise TokenizerError("only text can be encoded", where="encode", got=type(text).__name__, wanted="str")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        got = f"{text[error.start]!r} at position {error.start}"
+        fix = "it was no UTF-8 where it came from: write it as UTF-8 there, or leave the character out"
+        raise TokenizerError("holds a lone surrogate", where="the text", got=got, fix=fix) from None
 
 
 class StreamDecoder:

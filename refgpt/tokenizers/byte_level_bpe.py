@@ -29,6 +29,7 @@ from refgpt.tokenizers.settings import (
     read_directory,
     warn_of_ignored,
 )
+from refgpt.tokenizers.spans import Span
 
 END_OF_TEXT = "<|endoftext|>"
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -139,6 +140,14 @@ class ByteLevelBPE(Tokenizer):
         return any(step["type"] == "ByteLevel" and step.get("add_prefix_space") is True for step in steps)
 
     def _encode(self, text: str, special: bool) -> list[int]:
+        ids: list[int] = self._encoding(text, special).ids
+        return ids
+
+    def _encode_spans(self, text: str, special: bool) -> tuple[list[int], list[Span]]:
+        encoding = self._encoding(text, special)
+        return encoding.ids, encoding.offsets
+
+    def _encoding(self, text: str, special: bool) -> tokenizers.Encoding:
         with faults_named("the tokenizers library cannot encode this text", "the text"):
             library = self._library if special else self._without_special
             encoding = library.encode(text, add_special_tokens=False)
@@ -147,7 +156,7 @@ class ByteLevelBPE(Tokenizer):
             start, end = encoding.offsets[ids.index(self._missing_id)]
             got = f"{text[start:end]!r} at position {start}"
             raise TokenizerError("no token spells this character", where="the text", got=got, fix="leave it out")
-        return ids
+        return encoding
 
     @cached_property
     def _without_special(self) -> tokenizers.Tokenizer:

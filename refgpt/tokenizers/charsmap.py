@@ -39,21 +39,21 @@ def _fields(raw: bytes) -> Iterator[tuple[int, bytes]]:
     """Numbers and contents of the fields that have a length. Stops at damage, which the library will report."""
     at = 0
     while at < len(raw):
-        tag, at = _number(raw, at)
+        tag, at = read_number(raw, at)
         kind = tag & 7
         if kind == 0:
-            _, at = _number(raw, at)
+            _, at = read_number(raw, at)
         elif kind in (1, 5):
             at += 8 if kind == 1 else 4
         elif kind == 2:
-            n, at = _number(raw, at)
+            n, at = read_number(raw, at)
             yield tag >> 3, raw[at : at + n]
             at += n
         else:
             raise ValueError("a field of its description has a form that no model has")
 
 
-def _number(raw: bytes, at: int) -> tuple[int, int]:
+def read_number(raw: bytes, at: int) -> tuple[int, int]:
     """Decode a number of a few bytes, seven bits each. Also returns where it ends."""
     value = shift = 0
     while at < len(raw) and shift < 70:

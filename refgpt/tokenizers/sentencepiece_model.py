@@ -16,6 +16,7 @@ from refgpt.tokenizers.base import StreamDecoder, Tokenizer
 from refgpt.tokenizers.charsmap import check_texts
 from refgpt.tokenizers.files import faults_named, read_bytes
 from refgpt.tokenizers.settings import FLAGS, NOTHING_SAID, Settings, give_ids, read_directory, warn_of_ignored
+from refgpt.tokenizers.spans import Span, pieces_of, spans_of_bytes
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # stands for a space in pieces: U+2581
 
@@ -153,15 +154,43 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _encode(self, text: str, special: bool) -> list[int]:
         with faults_named("the sentencepiece library cannot encode this text", "the text"):
-            finder = self._finder if special else self._plain_finder
-            if finder is None:
-                return list(self._library.encode(text, out_type=int))
             ids: list[int] = []
-            library = self._library
-            for part in finder.split(text):
-                ids += [part] if isinstance(part, int) else library.encode(part, out_type=int)
-                library = self._middle
+            for library, token_id, start, stop in self._parts(text, special):
+                ids += library.encode(text[start:stop], out_type=int) if token_id is None else [token_id]
         return ids
+
+    def _encode_spans(self, text: str, special: bool) -> tuple[list[int], list[Span]]:
+        with faults_named("the sentencepiece library cannot encode this text", "the text"):
+            ids: list[int] = []
+            spans: list[Span] = []
+            for library, token_id, start, stop in self._parts(text, special):
+                if token_id is not None:
+                    ids.append(token_id)
+                    spans.append((start, stop))
+                    continue
+                pieces = pieces_of(library.encode(text[start:stop], out_type="serialized_proto"))
+                ids += [piece for piece, _, _ in pieces]
+                found = spans_of_bytes(text[start:stop], self._spans_of_pieces(pieces))
+                spans += [(start + first, start + last) for first, last in found]
+        return ids, spans
+
+    def _parts(self, text: str, special: bool) -> Iterator[tuple[Any, int | None, int, int]]:
+        """The parts of a text, with the library that encodes it or the id of the added token that it is."""
+        finder = self._finder if special else self._plain_finder
+        library = self._library
+        for token_id, start, stop in [(None, 0, len(text))] if finder is None else finder.split(text):
+            yield library, token_id, start, stop
+            if finder is not None:
+                library = self._middle
+
+    def _spans_of_pieces(self, pieces: list[tuple[int, int, int]]) -> list[Span]:
+        """The bytes of each piece. Of a character spelt in bytes, the library gives all to the last of them."""
+        spans: list[Span] = []
+        for piece, start, stop in reversed(pieces):
+            if start == stop and spans and spans[-1][0] == start and self._library.is_byte(piece):
+                stop = spans[-1][1]
+            spans.append((start, stop))
+        return spans[::-1]
 
     def stream_decoder(self) -> StreamDecoder:
         """A decoder that takes one id at a time and treats spaces at the start of a text as the model does."""

@@ -9,6 +9,7 @@ import pytest
 
 from refgpt import GenerationError, GenerationParams
 from refgpt.generation.chat_templates import TEMPLATES, chat_template
+from refgpt.generation.constraint import json_schema, regex
 from refgpt.generation.openai import parse_chat, parse_completion
 from refgpt.generation.openai_answers import completion_body, error_body, token_text
 from refgpt.generation.results import Generation
@@ -180,6 +181,30 @@ def test_tools_and_other_formats_are_refused_and_their_defaults_not():
         parse_chat({"messages": messages, "top_logprobs": 2}, BASE, 100)
     assert parse_chat({"messages": messages, "logprobs": True, "top_logprobs": 2}, BASE, 100).logprobs == 2
     assert parse_chat({"messages": messages, "logprobs": True}, BASE, 100).logprobs == 0
+
+
+def test_a_text_can_be_held_to_a_constraint():
+    pytest.importorskip("llguidance")
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    want = json_schema(schema)
+    described = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    for fields in ({"json_schema": schema}, {"json_schema": json.dumps(schema)}, {"response_format": described}):
+        assert parse_completion({"prompt": "x", **fields}).params.constraint == want
+    messages = [{"role": "user", "content": "x"}]
+    asked = parse_chat({"messages": messages, "response_format": {"type": "json_object"}}, BASE, 100)
+    assert asked.params.constraint == json_schema({"type": "object"})
+    assert parse_completion({"prompt": "x", "regex": "a+"}).params.constraint == regex("a+")
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"regex": "("}, "regex"),
+        ({"json_schema": 5}, "json_schema"),
+        ({"regex": "a", "json_schema": {}}, "regex|json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": "json"}, "response_format"),
+    ]
+    for fields, where in bad:
+        with pytest.raises(GenerationError) as refused:
+            parse_completion({"prompt": "x", **fields})
+        assert refused.value.where in where.split("|")
 
 
 def generation(ids: list[int], text: str, logprobs: Any = None, top: Any = None) -> Generation:

@@ -16,6 +16,7 @@ RECORDERS = {
     "sampling": "what transformers' logits processors keep",
     "decoding": "what transformers' generate() writes with each filter and with beams, and what its filters keep",
     "gpt2_tokens": "ids of GPT-2's tokenizer: transformers'. DIRECTORY holds its vocab.json and merges.txt",
+    "token_offsets": "ids and offsets of characters: transformers' fast tokenizers",
     "torch_files": "files that PyTorch and transformers write",
     "ctranslate2_files": "files that CTranslate2 writes, and its logits; in each version that the recorder names",
     "family_files": "directories that transformers writes for small models of every family, and its logits",
