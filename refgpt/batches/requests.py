@@ -18,7 +18,6 @@ from refgpt._common.wording import did_you_mean, listed, shown
 from refgpt.batches.lines import Line
 from refgpt.generation.chat_templates import TEMPLATES, ChatTemplate
 from refgpt.generation.openai import (
-    CONSTRAINTS,
     FIELDS,
     RENAMED,
     CompletionRequest,
