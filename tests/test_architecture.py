@@ -93,7 +93,7 @@ INNER_FLOORS = {
     ],
     "server": [
         {"settings", "errors", "metrics", "texts"},
-        {"core", "aside", "security", "fields"},
+        {"core", "aside", "security", "fields", "constraints"},
         {"exchange", "state"},
         {"plain", "logs", "page_files", "protocol"},
         {"completions", "information", "kobold", "looking", "mesh"},

@@ -12,6 +12,7 @@ from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
 from refgpt.generation.chat_templates import chat_template
 from refgpt.generation.openai import CompletionRequest, parse_chat, parse_completion
+from refgpt.server.constraints import constraint_of
 from refgpt.server.errors import ApiError, ClientGone, failed, openai_form, refused
 from refgpt.server.exchange import Exchange
 from refgpt.server.fields import flag_of
@@ -32,8 +33,9 @@ async def completions(exchange: Exchange) -> None:
     scores_alone = type(body.get("max_tokens")) is int and body["max_tokens"] == 0
     if scores_alone:
         body = {**body, "max_tokens": 1}
+    constraint, body = await constraint_of(state.model, body)
     try:
-        request = parse_completion(body, speculate=state.settings.speculate)
+        request = parse_completion(body, speculate=state.settings.speculate, constraint=constraint)
     except RefgptError as error:
         raise refused(error) from None
     await _answer(exchange, await _work(state, body, request, go_on=not scores_alone))
@@ -43,12 +45,12 @@ async def chat_completions(exchange: Exchange) -> None:
     """``POST /v1/chat/completions``."""
     state, body = exchange.state, await exchange.json()
     state.check_model(body.get("model"))
-    settings = state.settings
+    settings, n_ctx = state.settings, state.model.config.n_ctx
+    constraint, body = await constraint_of(state.model, body)
+    defaults = {"max_new_tokens": CHAT_TOKENS, "speculate": settings.speculate, "constraint": constraint}
     try:
         template = chat_template(settings.template, settings.character, settings.persona)
-        request = parse_chat(
-            body, template, state.model.config.n_ctx, max_new_tokens=CHAT_TOKENS, speculate=settings.speculate
-        )
+        request = parse_chat(body, template, n_ctx, **defaults)
     except RefgptError as error:
         raise refused(error) from None
     await _answer(exchange, await _work(state, body, request, go_on=True))

@@ -93,7 +93,9 @@ async def tokenize(exchange: Exchange) -> None:
     text = next((body[name] for name in ("prompt", "content", "text") if body.get(name) is not None), None)
     if not isinstance(text, str):
         raise ApiError(400, f"prompt: cannot be used; got {shown(text)}; wanted a text", param="prompt")
-    ids = state.text_ids(text, flag_of(body, "parse_special", True))
+    special = flag_of(body, "parse_special", True)
+    named = [token_id for token_id in _special(state) if token_id is not None and text == _name(state, token_id)]
+    ids = named[:1] if special and named else state.text_ids(text, special)
     await exchange.send_json(
         {
             "count": len(ids),
@@ -123,23 +125,33 @@ async def tokenizer_info(exchange: Exchange) -> None:
     """``GET /tokenizer_info``: what lm-eval asks of a tokenizer that it has not itself."""
     state = exchange.state
     tokenizer, config = state.model.tokenizer, state.model.config
-    eos_id = tokenizer.eos_id if tokenizer is not None and tokenizer.eos_id is not None else config.eos_id
-    bos_id = config.bos_id if config.bos_id is not None else eos_id
-
-    def text(token_id: int | None) -> str | None:
-        known = token_id is not None and tokenizer is not None and tokenizer.has(token_id)
-        return token_text(token_id, tokenizer) if known and token_id is not None else None
-
+    eos_id, bos_id = _special(state)
     await exchange.send_json(
         {
             "tokenizer_class": tokenizer.kind if tokenizer is not None else None,
-            "eos_token": text(eos_id),
+            "eos_token": _name(state, eos_id),
             "eos_token_id": eos_id,
-            "bos_token": text(bos_id),
+            "bos_token": _name(state, bos_id),
             "bos_token_id": bos_id,
-            "pad_token": text(eos_id),
+            "pad_token": _name(state, eos_id),
             "chat_template": None,
             "n_vocab": config.n_vocab,
             "max_model_len": config.n_ctx,
         }
     )
+
+
+def _special(state: State) -> tuple[int | None, int | None]:
+    """The ids that end and begin a text."""
+    tokenizer, config = state.model.tokenizer, state.model.config
+    eos_id = tokenizer.eos_id if tokenizer is not None and tokenizer.eos_id is not None else config.eos_id
+    return eos_id, config.bos_id if config.bos_id is not None else eos_id
+
+
+def _name(state: State, token_id: int | None) -> str | None:
+    """What a special token is called, also where no text is spelt with it (as with sentencepiece's "</s>")."""
+    tokenizer = state.model.tokenizer
+    if token_id is None or tokenizer is None or not tokenizer.has(token_id):
+        return None
+    vocab: dict[str, int] = getattr(tokenizer, "vocab", {})
+    return token_text(token_id, tokenizer) or next((name for name, one in vocab.items() if one == token_id), None)

@@ -7,13 +7,14 @@ that it does not know; ``sampler_order`` is checked, but the order of the sample
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from refgpt._common.wording import shown
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.sequence import ends_of
 from refgpt.server import fields, plain
+from refgpt.server.constraints import constraint_of
 from refgpt.server.core import Job
 from refgpt.server.errors import ApiError, ClientGone, failed, kobold_form
 from refgpt.server.exchange import Exchange, parsed
@@ -150,7 +151,9 @@ async def _start(exchange: Exchange, body: Mapping[str, Any]) -> tuple[Running, 
     """Put a request in line. -> it, and whether its stop string is left out"""
     state = exchange.state
     prompt = fields.text(body, "prompt", INVALID)
-    params = state.limited(_params(state, body), NAMES)
+    grammar = body.get("grammar") or None
+    constraint, _ = await constraint_of(state.model, {"grammar": grammar})
+    params = state.limited(replace(_params(state, body), constraint=constraint), NAMES)
     (ids,) = await state.encode([prompt], params, state.settings.parse_special)
     most = fields.whole(body, "max_context_length", state.model.config.n_ctx, 1, 1 << 30, INVALID)
     ids = ids[-max(1, most - params.max_new_tokens) :]

@@ -27,10 +27,11 @@ class Served:
         self.running, self.state = running, running.state
         self.port: int = running.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
+        self._kept = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANGS)
 
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> SimpleNamespace:
-        """One request -> its status, headers, bytes, and JSON if it is any."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANGS)
+    def ask(self, method: str, path: str, body: Any = None, keep: bool = False, **headers: str) -> SimpleNamespace:
+        """One request -> its status, headers, bytes, and JSON if it is any. ``keep``: on a connection that stays."""
+        connection = self._kept if keep else http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANGS)
         raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         if raw is not None:
@@ -40,7 +41,8 @@ class Served:
             answer = connection.getresponse()
             content = answer.read()
         finally:
-            connection.close()
+            if not keep:
+                connection.close()
         kind = answer.headers.get("content-type", "")
         found = json.loads(content) if kind == "application/json" and content else None
         return SimpleNamespace(status=answer.status, headers=answer.headers, content=content, json=found)
@@ -70,7 +72,7 @@ class Served:
         """A connection on which a request was sent, and nothing read."""
         connection = self.connect()
         raw = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
         return connection
 

@@ -242,3 +242,38 @@ def test_a_failure_after_the_first_event_is_an_event(model: refgpt.Model, monkey
 def test_json_is_utf8(server: Served) -> None:
     raw = server.ask("POST", "/v1/completions", {"prompt": "é\u2028\0", "max_tokens": 0, "echo": True}).content
     assert "é".encode() in raw and json.loads(raw)["choices"][0]["text"] == "é\u2028\0"
+
+
+@pytest.mark.parametrize(
+    ("given", "pattern"),
+    [
+        ({"regex": r" [0-9]{3}\."}, r" [0-9]{3}\."),
+        ({"grammar": 'start: " yes" | " no"'}, r" yes| no"),
+        ({"json_schema": {"type": "integer", "minimum": 5, "maximum": 7}}, r"[567]"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": ["a", "b"]}}}}, r'"[ab]"'),
+        ({"response_format": {"type": "text"}, "max_tokens": 0, "echo": True}, PROMPT),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_constraints_hold(server: Served, given: dict, pattern: str) -> None:
+    pytest.importorskip("llguidance")
+    body = {"prompt": PROMPT, "max_tokens": 30, "seed": 1} | given
+    assert re.fullmatch(pattern, server.post("/v1/completions", **body)["choices"][0]["text"])
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"regex": "("}, "regex"),
+        ({"grammar": "nonsense"}, "grammar"),
+        ({"json_schema": 7}, "json_schema"),
+        ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"regex": "a", "grammar": "b"}, "grammar"),
+    ],
+    ids=str,
+)
+def test_constraints_that_are_none_are_refused(server: Served, given: dict, param: str) -> None:
+    pytest.importorskip("llguidance")
+    answer = server.ask("POST", "/v1/completions", {"prompt": PROMPT, **given})
+    assert answer.status == 400 and answer.json["error"]["param"] == param

@@ -1,0 +1,265 @@
+"""Many clients at once: the same bits in any company, slots that come free, limits, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import refgpt
+from refgpt.generation import GenerationParams
+from tests.helpers.servers import Served, serving
+from tests.helpers.work import HANGS
+
+ROOT = Path(__file__).parents[2]
+LONG = {"prompt": "Once upon a time", "max_tokens": 480, "ignore_eos": True, "seed": 1}
+
+
+def idle(server: Served) -> bool:
+    return server.state.core.n_open == server.state.core.n_running == 0
+
+
+def test_a_text_is_the_same_alone_among_others_and_from_generate(model: refgpt.Model) -> None:
+    body = {"prompt": "The old man said", "max_tokens": 12, "seed": 11, "logprobs": 3, "temperature": 0.9}
+    want = model.generate(body["prompt"], max_new_tokens=12, seed=11, logprobs=3, temperature=0.9)
+    with serving(model, prefix_cache_bytes=1 << 20) as server:
+        alone = server.post("/v1/completions", **body)["choices"]
+
+        def other(i: int) -> str:
+            prompt = "It was so. " * (i % 7 + 1)
+            events = server.stream("/v1/completions", prompt=prompt, max_tokens=4 + i % 8, seed=i, stream=True)
+            return "".join(event["choices"][0]["text"] for event in events[:-1])
+
+        with ThreadPoolExecutor(70) as pool:
+            others = [pool.submit(other, i) for i in range(64)]
+            mine = [pool.submit(server.post, "/v1/completions", **body) for _ in range(4)]
+            assert all(one.result()["choices"] == alone for one in mine)
+            texts = [one.result() for one in others]
+    (choice,) = alone
+    assert choice["text"] == want.text
+    assert choice["logprobs"]["token_ids"] == want.ids and choice["logprobs"]["token_logprobs"] == want.logprobs
+    prompts = ["It was so. " * (i % 7 + 1) for i in range(64)]
+    assert texts == [model.generate(prompt, max_new_tokens=4 + i % 8, seed=i).text for i, prompt in enumerate(prompts)]
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/api/v1/generate", "/complete"])
+def test_a_client_that_leaves_frees_its_slot(server: Served, path: str, stream: bool) -> None:
+    before = server.state.metrics.generated_tokens.value()
+    body = LONG | {"stream": stream, "messages": [{"role": "user", "content": "x"}], "context": "x", "max_length": 400}
+    connections = [server.send(path, **body) for _ in range(3)]
+    server.wait_until(lambda: server.state.core.n_running == 3)
+    for connection in connections:
+        connection.close()
+    server.wait_until(lambda: idle(server))
+    assert server.state.metrics.generated_tokens.value() - before < 3 * 400
+
+
+def test_a_client_that_leaves_while_its_prompt_is_read_or_waits(model: refgpt.Model) -> None:
+    with serving(model, max_slots=1) as server:
+        reading = server.send("/v1/completions", **LONG | {"prompt": ["long " * 450] * 20, "max_tokens": 2})
+        waiting = server.send("/v1/completions", **LONG)
+        server.wait_until(lambda: server.state.core.n_open == 21)
+        waiting.close()
+        server.wait_until(lambda: server.state.core.n_open <= 20)
+        reading.close()
+        server.wait_until(lambda: idle(server))
+        assert server.state.metrics.generated_tokens.value() < 40
+
+
+def test_a_slot_is_free_within_one_step(model: refgpt.Model) -> None:
+    """Every step that begins after a request was cancelled runs without it."""
+    pytest.importorskip("starlette")
+    from refgpt.server import ServerSettings
+    from refgpt.server.core import Core
+    from refgpt.server.metrics import Metrics
+
+    async def run() -> list[bool]:
+        core = Core(model, ServerSettings(), Metrics())
+        step, begun = core._scheduler.step, []
+
+        def watched_step() -> list:
+            begun.append((cancelled.is_set(), core._scheduler.n_running))
+            return step()
+
+        cancelled = asyncio.Event()
+        core._scheduler.step = watched_step  # type: ignore[method-assign]
+        core.start(asyncio.get_running_loop())
+        other = core.submit([[5, 6, 7]], GenerationParams(max_new_tokens=60, ignore_eos=True, seed=1))
+        job = core.submit([[5] * 300], GenerationParams(max_new_tokens=200, ignore_eos=True, seed=1))
+        async for _ in other.events():
+            if not cancelled.is_set() and len(begun) > 3:
+                job.cancel()
+                cancelled.set()
+        core.stop()
+        return [n == 1 for was_cancelled, n in begun[:-1] if was_cancelled][1:]
+
+    found = asyncio.run(run())
+    assert len(found) > 10 and all(found)
+
+
+def test_a_client_that_does_not_read_holds_nobody_up(model: refgpt.Model) -> None:
+    with serving(model, send_timeout=0.3) as server:
+        silent = server.send("/v1/completions", **LONG | {"stream": True, "logprobs": 50, "n": 4})
+        server.wait_until(lambda: server.state.core.n_running > 0)
+        assert server.post("/v1/completions", prompt="A", max_tokens=4, seed=1)["choices"]
+        server.wait_until(lambda: idle(server))
+        server.wait_until(lambda: not server.running.server_state.connections)  # it was dropped
+        silent.close()
+
+
+def test_too_many_are_told_to_wait(model: refgpt.Model) -> None:
+    with serving(model, max_slots=1, max_queue=2) as server:
+        connections = [server.send("/v1/completions", **LONG) for _ in range(3)]
+        server.wait_until(lambda: server.state.core.n_open == 3)
+        answer = server.ask("POST", "/v1/completions", {"prompt": "x"})
+        assert answer.status == 429 and int(answer.headers["retry-after"]) > 0
+        assert answer.json["error"]["code"] == "queue_full"
+        kobold = server.ask("POST", "/api/v1/generate", {"prompt": "x"})
+        assert kobold.status == 429 and kobold.json["detail"].keys() == {"msg", "type"}
+        for connection in connections:
+            connection.close()
+        server.wait_until(lambda: idle(server))
+        assert server.post("/v1/completions", prompt="x", max_tokens=1, seed=1)
+
+
+def test_a_thousand_requests_wait_in_line(model: refgpt.Model) -> None:
+    with serving(model, max_queue=2000, max_connections=2000) as server:
+        body = {"prompt": "The cat", "max_tokens": 1, "seed": 3}
+        want = server.post("/v1/completions", **body)["choices"]
+        connections = [server.send("/v1/completions", **body) for _ in range(1000)]
+        for connection in connections:
+            with connection, connection.makefile("rb") as answer:
+                assert b" 200 " in answer.readline()
+                n = 0
+                while (line := answer.readline()) not in (b"\r\n", b""):
+                    if line.lower().startswith(b"content-length:"):
+                        n = int(line.split(b":")[1])
+                assert json.loads(answer.read(n))["choices"] == want
+        server.wait_until(lambda: idle(server))
+
+
+def test_a_text_ends_when_its_time_is_over(model: refgpt.Model) -> None:
+    with serving(model, timeout=0.05, speculate=0) as server:
+        answer = server.post("/v1/completions", **LONG)
+        assert answer["choices"][0]["finish_reason"] == "length"
+        assert answer["usage"]["completion_tokens"] < 480
+
+
+def test_the_scheduler_begins_anew_after_a_fault(model: refgpt.Model) -> None:
+    with serving(model) as server:
+
+        def broken() -> None:
+            raise RuntimeError("broken")
+
+        server.state.core._scheduler.step = broken
+        answer = server.ask("POST", "/v1/completions", {"prompt": "x"})
+        assert answer.status == 500 and "broken" not in answer.json["error"]["message"]
+        assert server.post("/v1/completions", prompt="x", max_tokens=1, seed=1)
+
+
+def test_prompts_are_found_again(model: refgpt.Model) -> None:
+    with serving(model, prefix_cache_bytes=16 << 20) as server:
+        body = {"prompt": "There was once a poor man who had nothing. " * 12, "max_tokens": 4, "seed": 2}
+        first = server.post("/v1/completions", **body)["choices"]
+        assert server.post("/v1/completions", **body)["choices"] == first
+        scored = server.post("/v1/completions", **body, echo=True, logprobs=1)["choices"][0]["logprobs"]
+        ids = model.tokenizer.encode(body["prompt"])
+        assert scored["token_logprobs"][1 : len(ids)] == model.score(ids[:1], [ids[1:]])[0].tolist()
+        text = server.ask("GET", "/metrics").content.decode()
+        (found,) = [line for line in text.splitlines() if line.startswith("refgpt_prefix_cache_tokens_total ")]
+        assert int(found.split()[1]) >= 32
+
+
+def test_metrics(server: Served) -> None:
+    before = server.state.metrics.generated_tokens.value()
+    server.post("/v1/completions", prompt="x", max_tokens=7, seed=1, ignore_eos=True)
+    lines = dict(
+        line.rsplit(" ", 1)
+        for line in server.ask("GET", "/metrics").content.decode().splitlines()
+        if not line.startswith("#")
+    )
+    assert float(lines["refgpt_generated_tokens_total"]) == before + 7
+    assert lines["refgpt_requests_running"] == "0" and lines["refgpt_slots"] == "16"
+    assert int(lines["refgpt_time_to_first_token_seconds_count"]) > 0
+    assert float(lines['refgpt_requests_total{path="/v1/completions",status="200"}']) > 0
+
+
+def test_slow_heads_and_bodies_are_dropped(model: refgpt.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    from refgpt.server import protocol
+
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT", 0.2)
+    with serving(model, body_timeout=0.2) as server:
+        with server.connect() as nothing, server.connect() as head:
+            head.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX-")
+            assert head.recv(100) == b"" and nothing.recv(100) == b""
+        with server.connect() as body:
+            start = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            body.sendall(start + b"Content-Length: 100\r\n\r\n{")
+            assert body.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+def start_command(*arguments: str) -> tuple[subprocess.Popen, str]:
+    """``refgpt serve`` in a process of its own, and its URL."""
+    command = [sys.executable, "-m", "refgpt", "serve", "--port", "0", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = process.stdout.readline()
+    assert line.startswith("serving at http://127.0.0.1:"), process.stderr.read()
+    return process, line.split()[-1]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_ends_the_server_in_order(sent: signal.Signals) -> None:
+    """Running texts end with a reason when the time is over, others are refused meanwhile, and the exit status is 0."""
+    process, url = start_command("--grace", "0.3", "--log-format", "json", "--speculate", "0")
+    server = Served.__new__(Served)
+    server.port = int(url.rstrip("/").rpartition(":")[2])
+    try:
+        body = LONG | {"stream": True, "prompt": ["Once upon a time"] * 16}  # takes more than the grace
+        with server.send("/v1/completions", **body) as connection, connection.makefile("rb") as answer:
+            while not answer.readline().startswith(b"data:"):
+                pass
+            process.send_signal(sent)
+            rest = answer.read()
+    finally:
+        _, log = process.communicate(timeout=HANGS)
+    assert process.returncode == 0, log
+    events = [line[6:] for line in rest.decode().split("\n") if line.startswith("data: ")]
+    assert events[-1] == "[DONE]"
+    reasons = [json.loads(event)["choices"][0]["finish_reason"] for event in events[:-1]]
+    assert reasons.count("length") == 16
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert any(line.get("path") == "/v1/completions" and line["status"] == 200 for line in lines)
+    assert "Once upon" not in log
+
+
+def test_a_draining_server_takes_nothing_new(model: refgpt.Model) -> None:
+    with serving(model, grace=float(HANGS)) as server:
+        connection = server.send("/v1/completions", **LONG | {"n": 4})
+        server.wait_until(lambda: server.state.core.n_running > 0)
+        server.running.handle_exit(15, None)
+        server.wait_until(lambda: server.state.core.draining)
+        refused = server.ask("POST", "/v1/completions", {"prompt": "x"})
+        assert refused.status == 503 and refused.json["error"]["code"] == "shutting_down"
+        assert server.ask("GET", "/health").status == 503
+        with connection, connection.makefile("rb") as answer:
+            assert b" 200 " in answer.readline()  # what runs is finished
+
+
+def test_a_missing_library_is_named(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from refgpt import server
+
+    monkeypatch.setattr(server, "find_spec", lambda name: None if name == "uvicorn" else True)
+    done = run("serve")
+    assert done.code == 1 and "uvicorn" in done.err and 'pip install "refgpt[server]"' in done.err
+
+
+def test_a_taken_port_is_one_clear_error(server: Served, run) -> None:
+    done = run("serve", "--port", str(server.port))
+    assert done.code == 1 and "cannot listen there" in done.err and "Traceback" not in done.err
