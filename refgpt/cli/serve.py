@@ -9,7 +9,7 @@ from pathlib import Path
 
 from refgpt._common.errors import ServerError
 from refgpt._common.small_files import reading
-from refgpt.cli.loading import load_model
+from refgpt.cli.loading import add_draft_arguments, load_with_draft
 from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.printing import print_line
 from refgpt.generation.chat_templates import TEMPLATES
@@ -41,6 +41,7 @@ def add_to(commands: Commands) -> None:
     _add_work(serve.add_argument_group("work"))
     _add_limits(serve.add_argument_group("limits of one request"))
     _add_log(serve.add_argument_group("log"))
+    add_draft_arguments(serve)
     add_running_arguments(serve)
 
 
@@ -187,8 +188,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             )
         },
     )
-    model = load_model(arguments, arguments.backend)
-    serve(model, settings, lambda url: print_line(f"serving at {url}"))
+    model, draft, _ = load_with_draft(arguments, lambda config, tokenizer: None)
+    serve(model, settings, lambda url: print_line(f"serving at {url}"), draft)
     return 0
 
 

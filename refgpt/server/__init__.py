@@ -18,7 +18,7 @@ from refgpt.server.settings import ServerSettings
 __all__ = ["ServerSettings", "create_app", "serve"]
 
 
-def create_app(model: Model, settings: ServerSettings | None = None) -> Any:
+def create_app(model: Model, settings: ServerSettings | None = None, draft: Model | None = None) -> Any:
     """An ASGI application that serves a model, for a server of your own.
 
     Parameters
@@ -26,6 +26,8 @@ def create_app(model: Model, settings: ServerSettings | None = None) -> Any:
     model : Model
     settings : ServerSettings, optional
         Addresses, TLS and ``grace`` in it are the business of whoever runs the application.
+    draft : Model, optional
+        A smaller model with the same ids, which drafts tokens: see ``Scheduler``.
 
     Raises
     ------
@@ -37,11 +39,14 @@ def create_app(model: Model, settings: ServerSettings | None = None) -> Any:
     from refgpt.server.state import State
 
     instance_of("model", model, Model, ServerError)
-    return Server(State.of(model, settings or ServerSettings()))
+    return Server(State.of(model, settings or ServerSettings(), draft))
 
 
 def serve(
-    model: Model, settings: ServerSettings | None = None, on_start: Callable[[str], object] = lambda url: None
+    model: Model,
+    settings: ServerSettings | None = None,
+    on_start: Callable[[str], object] = lambda url: None,
+    draft: Model | None = None,
 ) -> None:
     """Serve a model until SIGTERM or Ctrl-C.
 
@@ -51,6 +56,8 @@ def serve(
     settings : ServerSettings, optional
     on_start : callable
         Called with the server's URL once it listens.
+    draft : Model, optional
+        A smaller model with the same ids, which drafts tokens: see ``Scheduler``.
 
     Raises
     ------
@@ -61,7 +68,7 @@ def serve(
     from refgpt.server.running import run
 
     instance_of("model", model, Model, ServerError)
-    run(model, settings or ServerSettings(), on_start)
+    run(model, settings or ServerSettings(), on_start, draft)
 
 
 def check_installed() -> None:

@@ -122,14 +122,16 @@ class Core:
     model : Model
     settings : ServerSettings
     metrics : Metrics
+    draft : Model, optional
+        A smaller model, which drafts tokens: see ``Scheduler``.
 
     Notes
     -----
     All methods but ``_run`` and what it calls belong to the event loop's thread.
     """
 
-    def __init__(self, model: Model, settings: ServerSettings, metrics: Metrics) -> None:
-        self.model, self.settings, self.metrics = model, settings, metrics
+    def __init__(self, model: Model, settings: ServerSettings, metrics: Metrics, draft: Model | None = None) -> None:
+        self.model, self.settings, self.metrics, self._draft = model, settings, metrics, draft
         self.cache = CountingCache(settings.prefix_cache_bytes) if settings.prefix_cache_bytes else None
         self._scheduler = self._new_scheduler()
         self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -165,6 +167,16 @@ class Core:
     def n_waiting(self) -> int:
         """Texts without a slot, as of the last step."""
         return max(0, self.n_open - self._scheduler.n_running)
+
+    @property
+    def n_drafted(self) -> int:
+        """Tokens that the draft model has drafted."""
+        return self._scheduler.n_drafted
+
+    @property
+    def n_accepted(self) -> int:
+        """Drafted tokens that were what the model drew."""
+        return self._scheduler.n_accepted
 
     def submit(
         self,
@@ -213,7 +225,8 @@ class Core:
 
     def _new_scheduler(self) -> Scheduler:
         settings = self.settings
-        return Scheduler(self.model, settings.max_slots, settings.max_cache_bytes, prefix_cache=self.cache)
+        slots, n_bytes = settings.max_slots, settings.max_cache_bytes
+        return Scheduler(self.model, slots, n_bytes, prefix_cache=self.cache, draft=self._draft)
 
     def _run(self) -> None:
         going = True

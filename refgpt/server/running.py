@@ -109,7 +109,7 @@ class Running(uvicorn.Server):
         self.should_exit = True
 
 
-def run(model: Model, settings: ServerSettings, on_start: Callable[[str], object] = lambda url: None) -> None:
+def run(model: Model, settings: ServerSettings, on_start: Callable[[str], object], draft: Model | None) -> None:
     """Serve a model until SIGTERM or Ctrl-C.
 
     Raises
@@ -118,7 +118,7 @@ def run(model: Model, settings: ServerSettings, on_start: Callable[[str], object
         If the address cannot be listened on, or the files of TLS cannot be used.
     """
     try:
-        server = Running(State.of(model, settings), on_start)
+        server = Running(State.of(model, settings, draft), on_start)
         server.config.load()
     except (OSError, ValueError) as error:  # an SSLError is an OSError
         raise ServerError("the certificate or key cannot be used", where="ssl_certfile", got=str(error)) from None

@@ -51,10 +51,10 @@ class State:
     predictions: dict[int, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: Model, settings: ServerSettings) -> State:
+    def of(cls, model: Model, settings: ServerSettings, draft: Model | None = None) -> State:
         """The state of a new server; ``core`` and ``aside`` have not begun."""
         metrics = Metrics()
-        core = Core(model, settings, metrics)
+        core = Core(model, settings, metrics, draft)
         metrics.gauges += [
             Gauge("refgpt_requests_running", "Texts that are being written.", lambda: core.n_running),
             Gauge("refgpt_requests_waiting", "Texts that wait for a slot.", lambda: core.n_waiting),
@@ -71,6 +71,12 @@ class State:
                 lambda: core.cache.n_bytes if core.cache else 0,
             ),
         ]
+        if draft is not None:
+            about = "Tokens that the draft model drafted.", "Drafted tokens that were accepted."
+            metrics.gauges += [
+                Gauge("refgpt_drafted_tokens_total", about[0], lambda: core.n_drafted, "counter"),
+                Gauge("refgpt_accepted_tokens_total", about[1], lambda: core.n_accepted, "counter"),
+            ]
         included = model.checkpoint.path == default_model_path()
         names = settings.served_names or ("refgpt-default" if included else name_of(model),)
         return cls(model, settings, metrics, core, Aside(), names, int(time()))

@@ -86,7 +86,7 @@ class Served:
 
 
 @contextmanager
-def serving(model: Model, **settings: Any) -> Iterator[Served]:
+def serving(model: Model, draft: Model | None = None, **settings: Any) -> Iterator[Served]:
     """Serve a model in a thread while this lasts."""
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
@@ -94,7 +94,7 @@ def serving(model: Model, **settings: Any) -> Iterator[Served]:
     from refgpt.server.state import State
 
     given = {"port": 0, "grace": 0.0, "prefix_cache_bytes": 0} | settings
-    running = Running(State.of(model, ServerSettings(**given)))
+    running = Running(State.of(model, ServerSettings(**given), draft))
     thread = threading.Thread(target=lambda: asyncio.run(running.serve()), daemon=True)
     thread.start()
     while not running.started and thread.is_alive():

@@ -226,7 +226,7 @@ def test_a_failure_after_the_first_event_is_an_event(model: refgpt.Model, monkey
     take = Continuation._take
 
     def fail_at_the_third(self, logits):
-        if len(self._text) == self.n_prompt + 2:
+        if len(self.text) == self.n_prompt + 2:
             raise refgpt.GenerationError("the model has had enough")
         return take(self, logits)
 

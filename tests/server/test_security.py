@@ -107,7 +107,7 @@ def test_keys_of_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.
     from refgpt.cli import serve
 
     seen = []
-    monkeypatch.setattr(serve, "serve", lambda model, settings, on_start: seen.append(settings))
+    monkeypatch.setattr(serve, "serve", lambda model, settings, on_start, draft: seen.append(settings))
     monkeypatch.setenv("REFGPT_API_KEY", "one, two")
     (tmp_path / "keys").write_text("# whose\nthree\n\nfour \n")
     assert run("serve", "--api-key", "zero", "--api-key-file", tmp_path / "keys").code == 0

@@ -146,7 +146,7 @@ def test_a_thousand_requests_wait_in_line(model: refgpt.Model) -> None:
 
 
 def test_a_text_ends_when_its_time_is_over(model: refgpt.Model) -> None:
-    with serving(model, timeout=0.05, speculate=0) as server:
+    with serving(model, **{"timeout": 0.05, "speculate": 0}) as server:
         answer = server.post("/v1/completions", **LONG)
         assert answer["choices"][0]["finish_reason"] == "length"
         assert answer["usage"]["completion_tokens"] < 480
@@ -175,6 +175,17 @@ def test_prompts_are_found_again(model: refgpt.Model) -> None:
         text = server.ask("GET", "/metrics").content.decode()
         (found,) = [line for line in text.splitlines() if line.startswith("refgpt_prefix_cache_tokens_total ")]
         assert int(found.split()[1]) >= 32
+
+
+def test_a_draft_model_changes_no_text(model: refgpt.Model) -> None:
+    body = {"prompt": "Once upon a time", "max_tokens": 20, "seed": 6, "n": 2, "echo": True, "logprobs": 2}
+    with serving(model, refgpt.load(dtype="q8"), speculate=0) as server:
+        found = server.post("/v1/completions", **body)["choices"]
+        text = server.ask("GET", "/metrics").content.decode()
+    want = model.generate(body["prompt"], max_new_tokens=20, seed=6, n=2, logprobs=2)
+    assert [choice["text"] for choice in found] == [body["prompt"] + one.text for one in want]
+    assert [choice["logprobs"]["token_logprobs"][-20:] for choice in found] == [one.logprobs for one in want]
+    assert int(text.partition("\nrefgpt_accepted_tokens_total ")[2].split()[0]) > 5
 
 
 def test_metrics(server: Served) -> None:
