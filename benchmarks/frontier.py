@@ -2,10 +2,10 @@
 
     python -m benchmarks.frontier TEXT... [--steps 600] [--workers 4] [--seeds 3] [--rates 1e-4,3e-4] [-o results.json]
 
-For every method and learning rate: the loss on the end of the text after the training, and what each worker sent, beside
-a synchronous training that exchanges a gradient of float16 around a ring after every step. Each method has the learning
-rate that suits it best, the synchronous training too. Workers run one after another in this process; bytes are those of
-the messages.
+For every method and learning rate: the loss on the end of the text after the training, and what each worker sent,
+beside a synchronous training that exchanges a gradient of float16 around a ring after every step. Each method has the
+learning rate that suits it best, the synchronous training too. Workers run one after another in this process; bytes are
+those of the messages.
 """
 
 from __future__ import annotations
