@@ -222,8 +222,9 @@ class Drafter:
             parts = []
             for (text, length), row in zip(list(lengths.items()), rows, strict=True):
                 guess = text.sampler.guess(row[: self._n_rows], [*text.text, *text.draft], len(text.draft))
-                text.draft.append(guess)
-                if len(text.draft) == length or guess in text.ends:
+                if guess is not None:
+                    text.draft.append(guess)
+                if guess is None or len(text.draft) == length or guess in text.ends:
                     del lengths[text]
                 else:
                     parts.append((text.slots[0], [guess], 0))

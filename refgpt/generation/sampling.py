@@ -146,7 +146,7 @@ class Sampler:
         return self._kept(self._process(self.drawable(logits), self._text), len(self._text))
 
     @default_float_state()
-    def guess(self, logits: np.ndarray, text: Sequence[int], n_ahead: int) -> int:
+    def guess(self, logits: np.ndarray, text: Sequence[int], n_ahead: int) -> int | None:
         """What ``choose`` would draw from these logits after ``text``, with the random number of a later draw.
 
         Nothing is remembered, and ``logits_processor`` is not called. Where another model's logits are much like this
@@ -161,13 +161,20 @@ class Sampler:
         n_ahead : int
             Draws before this one.
 
+        Returns
+        -------
+        int or None
+            None where no id may be drawn, as after a text that its constraint allows nothing to follow.
+
         Raises
         ------
         GenerationError
-            If a logit is NaN or infinite, or no id may be drawn.
+            If a logit is NaN or infinite.
         """
         check_logits(logits)
         scores = self._process_guess(self.drawable(logits), text)
+        if scores.max() == -np.inf:
+            return None
         return _drawn(*self._kept(scores, len(text)), self._random(n_ahead))
 
     def _random(self, n_ahead: int) -> int:

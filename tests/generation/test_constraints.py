@@ -16,6 +16,7 @@ import refgpt
 from refgpt._common.errors import GenerationError
 from refgpt.generation import GenerationParams, generate
 from refgpt.generation.chat_templates import TEMPLATES
+from refgpt.generation.draft_pace import DraftPace
 from refgpt.generation.matching import ConstraintMatcher
 from refgpt.generation.openai import params_of, parse_chat, parse_completion
 from refgpt.runtime import Runtime
@@ -135,6 +136,26 @@ def test_speculation_changes_no_text_and_drafts_only_what_may_follow(model, temp
     for ids in drafted:
         text = model.tokenizer.decode(ids)
         assert ",," not in text and "\n" not in text
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_a_draft_model_is_held_to_it_too_and_changes_no_text(model, temperature, monkeypatch, caplog):
+    """Even where it drafts beyond the end of a text."""
+    monkeypatch.setattr(DraftPace, "length", lambda self, room, n_texts=1: min(6, room))
+    draft = refgpt.load(dtype="q4")
+    constraint = refgpt.json_schema({"type": "array", "items": {"enum": ["old", 7]}, "minItems": 1, "maxItems": 3})
+    asked = {"constraint": constraint, "temperature": temperature, "max_new_tokens": 40}
+    scheduler = refgpt.Scheduler(model, 3, draft=draft)
+    for seed in range(6):
+        scheduler.add("The toad: ", seed=seed, **asked)
+    texts = dict.fromkeys(range(6), "")
+    while scheduler.busy:
+        for event in scheduler.step():
+            texts[event.seq] += event.text
+    want = [model.generate("The toad: ", seed=seed, **asked).text for seed in range(6)]
+    assert list(texts.values()) == want and not caplog.records
+    assert all(isinstance(json.loads(text), list) for text in want)
+    assert model.generate("The toad: ", seed=0, draft=draft, **asked).text == want[0]
 
 
 def test_beams_are_complete_and_ranked(model):
