@@ -22,7 +22,7 @@ from refgpt._common.errors import (
     TokenizerError,
 )
 from refgpt._common.wording import PrintableRecords
-from refgpt._load import default_model_path, load, merge_adapter
+from refgpt._load import default_model_path, load, merge_adapter, new_model
 from refgpt._model import Model
 from refgpt.spec.gptj import Config as ModelConfig
 from refgpt.tokenizers import load_tokenizer
@@ -61,6 +61,7 @@ __all__ = [
     "load",
     "load_tokenizer",
     "merge_adapter",
+    "new_model",
     "regex",
 ]
 
