@@ -112,6 +112,7 @@ def gather(
     for found in (predictions, lens):
         named |= set(np.unique(found["ids"]).tolist()) if found else set()
     named |= set() if attribution is None else {attribution.token}
+    named |= set() if token is None else {token}
     report = model.verify(ids.tolist(), prefix_len, progress=progress) if verify else None
     return {
         "maker": f"refgpt {__version__}",

@@ -24,6 +24,8 @@ from refgpt.server.state import State
 
 log = logging.getLogger("refgpt.server")
 
+HERE = Path(__file__).parent
+
 Handler = Callable[[Exchange], Awaitable[None]]
 Form = Callable[[ApiError], dict[str, Any]]
 
@@ -73,7 +75,7 @@ class Server:
     def __init__(self, state: State) -> None:
         self.state = state
         self._guard = Guard(state.settings)
-        self._page = PageFiles(Path(__file__).parent / "page")
+        self._page = PageFiles({"/": HERE / "page", "/views/": HERE.parent / "inspect" / "views"})
         self._forms = {path: form for _, path, _, form in ROUTES}
         paths: dict[str, dict[str, Handler]] = {}
         for method, path, handler, _ in ROUTES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,16 +33,23 @@ class PageFile:
 
 
 class PageFiles:
-    """All files of a directory, by their paths. They are read once, so no path of a request ever reaches the disk."""
+    """All files of some directories, by their paths. They are read once, so no path of a request ever reaches the disk.
 
-    def __init__(self, directory: Path) -> None:
+    Parameters
+    ----------
+    directories : mapping from str to Path
+        By the beginnings of their paths.
+    """
+
+    def __init__(self, directories: Mapping[str, Path]) -> None:
         self._files: dict[str, PageFile] = {}
-        for path in sorted(directory.rglob("*")):
-            if path.is_file() and path.suffix not in (".py", ".pyc"):
-                kind = KINDS.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-                text = kind.startswith("text/") or kind == "application/json"
-                name = "/" + path.relative_to(directory).as_posix()
-                self._files[name] = PageFile(path.read_bytes(), f"{kind}; charset=utf-8" if text else kind)
+        for start, directory in directories.items():
+            for path in sorted(directory.rglob("*")):
+                if path.is_file() and path.suffix not in (".py", ".pyc"):
+                    kind = KINDS.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+                    text = kind.startswith("text/") or kind == "application/json"
+                    name = start + path.relative_to(directory).as_posix()
+                    self._files[name] = PageFile(path.read_bytes(), f"{kind}; charset=utf-8" if text else kind)
         if "/index.html" in self._files:
             self._files["/"] = self._files["/index.html"]
 

@@ -1,4 +1,4 @@
-"""A real browser for the tests of the page: Chromium without a window, asked for nothing but files of this machine."""
+"""A real browser for the tests of pages: Chromium without a window, which reaches nothing but this machine."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.work import HANGS
+
 try:
     from selenium import webdriver
     from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.wait import WebDriverWait
 except ImportError:  # a test environment of one's own
     webdriver = None
 
@@ -30,7 +33,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--disable-extensions",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
 
@@ -62,13 +65,16 @@ class Browser:
     def __init__(self, chrome: Any) -> None:
         self.chrome = chrome
 
-    def open(self, path: Path, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
-        """A file, in a window of a size and with light or dark as the reader's wish."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-        self.chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    def open(self, page: Path | str, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
+        """A file or an address, in a window of a size and with light or dark as the reader's wish."""
+        self.resize(width, height)
         self.scheme(scheme)
         self.chrome.get_log("browser"), self.chrome.get_log("performance")  # forget the last page
-        self.chrome.get(path.as_uri())
+        self.chrome.get(page if isinstance(page, str) else page.as_uri())
+
+    def resize(self, width: int, height: int = 900) -> None:
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
     def scheme(self, name: str) -> None:
         features = [{"name": "prefers-color-scheme", "value": name}]
@@ -76,6 +82,11 @@ class Browser:
 
     def js(self, script: str, *arguments: Any) -> Any:
         return self.chrome.execute_script(script, *arguments)
+
+    def until(self, condition: str, *arguments: Any) -> Any:
+        """Wait until an expression in JavaScript is true, and return what it is."""
+        wait = WebDriverWait(self.chrome, HANGS / 30, poll_frequency=0.02)
+        return wait.until(lambda _: self.js(f"return {condition}", *arguments), condition)
 
     def all(self, selector: str) -> list[Any]:
         return self.chrome.find_elements("css selector", selector)
@@ -105,7 +116,15 @@ class Browser:
         self.js("arguments[0].focus()", element)
 
     def press(self, *names: str) -> None:
-        ActionChains(self.chrome, duration=0).send_keys(*(getattr(Keys, name) for name in names)).perform()
+        """Keys by their names, or characters."""
+        keys = (getattr(Keys, name, name) for name in names)
+        ActionChains(self.chrome, duration=0).send_keys(*keys).perform()
+
+    def press_with(self, modifier: str, name: str) -> None:
+        """A key while another is held."""
+        held = getattr(Keys, modifier)
+        keys = ActionChains(self.chrome, duration=0).key_down(held).send_keys(getattr(Keys, name, name)).key_up(held)
+        keys.perform()
 
     def complaints(self) -> list[str]:
         """What has been written to the console since the page was opened."""

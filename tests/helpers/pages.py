@@ -62,7 +62,7 @@ class EvilTokenizer(Tokenizer):
     def __init__(self) -> None:
         super().__init__(dict(enumerate(EVIL)), None)
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, special: bool = True) -> list[int]:
         return [EVIL.index(text.encode())]
 
 

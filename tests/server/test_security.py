@@ -138,7 +138,7 @@ def test_files_of_the_page(model: refgpt.Model, tmp_path: Path) -> None:
     (tmp_path / "icons" / "a.svg").write_text("<svg/>")
     (tmp_path / "code.py").write_text("")
     with serving(model, api_keys=("k",)) as server:
-        server.running.config.loaded_app._page = PageFiles(tmp_path)
+        server.running.config.loaded_app._page = PageFiles({"/": tmp_path})
         answer = server.ask("GET", "/")
         assert answer.status == 200 and answer.content == b"<title>page</title>"
         policy = answer.headers["content-security-policy"]

@@ -38,12 +38,7 @@ function elements() {
 /** Where they stand. */
 function layout({ heads, name, tap, map, value, strip, panel, directions: [from, to] }) {
   return [
-    make(
-      "div",
-      { class: "heads" },
-      heading("", "Heads"),
-      make("div", { class: "scroll heads-box" }, heads),
-    ),
+    make("div", { class: "heads" }, heading("", "Heads"), make("div", { class: "scroll heads-box" }, heads)),
     make(
       "div",
       { class: "map-box" },
@@ -69,17 +64,16 @@ function layout({ heads, name, tap, map, value, strip, panel, directions: [from,
 }
 
 /** The two ends of the scale of shades, as the style has them now: light or dark. */
-function scaleEnds() {
-  const style = getComputedStyle(document.documentElement);
+function scaleEnds(element) {
   return ["--low", "--high"].map((name) => {
-    const digits = style.getPropertyValue(name).trim().slice(1);
-    return [0, 2, 4].map((i) => parseInt(digits.slice(i, i + 2), 16));
+    element.style.color = `var(${name})`;
+    return getComputedStyle(element).color.match(/\d+/g).map(Number);
   });
 }
 
 /** Paint a square of shares, row by row; null is left blank. */
 function paint(canvas, size, value) {
-  const [low, high] = scaleEnds();
+  const [low, high] = scaleEnds(canvas);
   canvas.width = canvas.height = size;
   const picture = new ImageData(size, size);
   for (let row = 0; row < size; row++) {

@@ -84,12 +84,9 @@ export function attributionTable({ attribution }) {
   const sumOf = (terms) => terms.reduce((sum, term) => sum + term, 0);
   const rows = heads.map((terms, layer) => [
     String(layer),
-    ...[
-      ...terms,
-      ...(biased ? [biases[layer]] : []),
-      mlps[layer],
-      sumOf(terms) + biases[layer] + mlps[layer],
-    ].map(signed),
+    ...[...terms, ...(biased ? [biases[layer]] : []), mlps[layer], sumOf(terms) + biases[layer] + mlps[layer]].map(
+      signed,
+    ),
   ]);
   const filled = (name, value) => [name, ...Array(heads[0].length + (biased ? 2 : 1)).fill(""), signed(value)];
   return table(head, [filled("embed", embed), ...rows, filled("bias", bias), filled("total", total)]);

@@ -1,0 +1,387 @@
+// The page: what its buttons do, and what is shown when.
+
+import { Alternatives } from "./alternatives.js";
+import { model as served, presets, ServerError, tokenize, useKey } from "./api.js";
+import { drawBranches, drawComparison, MOST_COMPARED } from "./branches.js";
+import { drawPresets, fitComposer, joined } from "./composer.js";
+import { Inside } from "./inside.js";
+import { Paper } from "./paper.js";
+import { download, fromFile, keep, kept, MOST_BYTES, restore, SessionError, toFile } from "./session.js";
+import { advanceSeed, readSettings, setSettings, startSettings } from "./settings.js";
+import { drawLegend, showFigures, startTheme } from "./theme.js";
+import { audible, isEnd } from "./tokens.js";
+import { ROOT, Tree } from "./tree.js";
+import { byId, make } from "./views/draw.js";
+import { Writer } from "./writer.js";
+
+const tree = new Tree();
+const compared = new Set();
+let comparing = false;
+let model = { name: "", context: null };
+let live = null; // the node that is being written
+
+const composer = byId("composer");
+const paper = new Paper(byId("paper"), {
+  point: (element) => alternatives.point(element),
+  leave: () => alternatives.leave(),
+  pin: (element, withFocus) => alternatives.pin(element, withFocus),
+  turn,
+});
+const alternatives = new Alternatives(describe);
+const inside = new Inside(() => byId("paper").querySelector('[tabindex="0"]')?.focus());
+const writer = new Writer(tree, { begin, token: addToken, scored: () => paper.draw(tree), end });
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What is shown.
+
+/** Draw everything that follows from the tree. */
+function draw() {
+  for (const id of compared) if (!tree.leaves.some((leaf) => leaf.id === id)) compared.delete(id);
+  comparing &&= compared.size > 0;
+  paper.draw(tree);
+  drawBranches(byId("branches"), tree, comparing ? compared : null, { walk, compare, drop: dropBranch });
+  if (comparing) drawComparison(byId("comparison"), tree, [...compared], walk);
+  byId("comparison").hidden = !comparing;
+  byId("paper").hidden = comparing;
+  byId("compare").setAttribute("aria-pressed", String(comparing));
+  byId("compare").hidden = tree.leaves.length < 2;
+  byId("branches-empty").hidden = !tree.isEmpty;
+  const empty = tree.current === ROOT;
+  byId("start").hidden = byId("presets").hidden = !empty;
+  byId("legend").hidden = empty;
+  byId("sheet").classList.toggle("begins", empty);
+  byId("sheet").classList.toggle("untouched", tree.isEmpty && !tree.canUndo && !tree.canRedo);
+  byId("go-name").textContent = empty ? "Begin" : "Go on";
+  fitComposer();
+  composer.placeholder = empty ? "Once upon a time" : "Write on yourself, or let the model go on";
+  drawButtons();
+  if (model.name && !writer.isRunning) keep(toFile(tree, model.name, readSettings()));
+}
+
+function drawButtons() {
+  const running = writer.isRunning;
+  byId("go").hidden = running;
+  byId("stop").hidden = !running;
+  byId("retry").disabled = running || tree.current === ROOT;
+  byId("undo").disabled = running || !tree.canUndo;
+  byId("redo").disabled = running || !tree.canRedo;
+  byId("copy").disabled = byId("save").disabled = tree.isEmpty;
+  byId("sheet").classList.toggle("writing", running);
+}
+
+const say = (text) => (byId("said").textContent = text);
+
+function complain(error) {
+  if (error.status === 401) askForKey();
+  byId("problem").replaceChildren(make("p", {}, error.message));
+  byId("problem").hidden = false;
+}
+
+const calm = () => (byId("problem").hidden = true);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Writing.
+
+function begin(node, figures) {
+  live = { id: node.id, tokens: [] };
+  draw();
+  showFigures(figures, model.context);
+  say("Writing");
+}
+
+function addToken(token, figures) {
+  live.tokens.push(token);
+  paper.append(token);
+  showFigures(figures, model.context);
+}
+
+function end() {
+  const node = live && tree.node(live.id);
+  live = null;
+  draw();
+  const why = { stop: "to its end", stopped: "until it was stopped", broken: "until the connection ended" };
+  if (node)
+    say(`${node.tokens.length} tokens written ${why[node.ended] ?? ""}: ${audible(tree.text(node.id).slice(-2000))}`);
+}
+
+/** Write on from a node; whatever goes wrong is told. */
+async function write(parent) {
+  calm();
+  alternatives.close();
+  comparing = false;
+  tree.stay(parent);
+  try {
+    await writer.write(parent, byId("score-written").checked);
+  } catch (error) {
+    complain(error);
+  }
+}
+
+/** The reader's own words, then the model's. */
+async function goOn() {
+  if (writer.isRunning) return;
+  const typed = composer.value || (tree.current === ROOT ? composer.placeholder : "");
+  const parent = tree.current;
+  let from = parent;
+  if (typed) {
+    const text = joined(tree.text(parent), typed);
+    let tokens;
+    calm();
+    try {
+      tokens = await tokenize(text);
+    } catch (error) {
+      complain(error);
+      return;
+    }
+    tree.remember();
+    from = tree.add(parent, { kind: "written", tokens });
+    composer.value = "";
+    fitComposer();
+  } else tree.remember();
+  await write(from);
+}
+
+/** Write the last part anew, beside what is there. */
+async function retry() {
+  if (writer.isRunning || tree.current === ROOT) return;
+  const last = tree.path().findLast((node) => node.kind === "generated");
+  tree.remember();
+  if (last) advanceSeed();
+  await write(last ? last.parent : tree.current);
+}
+
+/** Go another way at a token: with another one in its place, or anew. */
+async function branchAt(node, place, token) {
+  await writer.stop();
+  tree.remember();
+  const parent = tree.cut(node, place);
+  const from = token ? tree.add(parent, { kind: "chosen", tokens: [token] }) : parent;
+  if (!token) advanceSeed();
+  await write(from);
+}
+
+/** Leave a text before a token, and write on by hand. */
+async function writeAt(node, place) {
+  await writer.stop();
+  tree.remember();
+  tree.stay(tree.cut(node, place));
+  draw();
+  composer.focus();
+}
+
+/** Take the reader's own words back into the text field; what becomes of them is a branch. */
+async function edit(node) {
+  await writer.stop();
+  tree.remember();
+  composer.value = tree
+    .node(node)
+    .tokens.filter((token) => !isEnd(token))
+    .map((token) => token.text)
+    .join("");
+  tree.stay(tree.node(node).parent);
+  draw();
+  fitComposer();
+  composer.focus();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// One token.
+
+/** The tokens of a node, also of one that is being written. */
+const tokensAt = (id) => (live?.id === id ? live.tokens : tree.node(id).tokens);
+
+/** What the window of alternatives shows of a token. */
+function describe(element) {
+  const { node: id, place } = Paper.placeOf(element);
+  const node = tree.node(id);
+  const token = tokensAt(id)[place];
+  const before = [...tree.tokens(node.parent), ...tokensAt(id).slice(0, place)];
+  const actions = [
+    { name: "Again from here", icon: "retry", run: () => branchAt(id, place) },
+    { name: "Write here", icon: "pen", run: () => writeAt(id, place) },
+  ];
+  if (node.kind === "written") actions.push({ name: "Edit", icon: "pen", run: () => edit(id) });
+  const ids = before.map((one) => one.id);
+  if (ids.length && token.id !== null && !ids.includes(null))
+    actions.push({ name: "Look inside", icon: "inside", run: () => inside.show(ids, token) });
+  const branch = (one) => branchAt(id, place, { ...one, top: token.top });
+  return { token, writer: Paper.writerOf(node.kind), actions, branch };
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Branches.
+
+async function walk(id) {
+  await writer.stop();
+  comparing = false;
+  tree.walk(id);
+  draw();
+}
+
+/** Go to a sibling, with the focus on the same button as before. */
+async function turn(id, step) {
+  await walk(id);
+  byId("paper")
+    .querySelector(`.fork[data-node="${id}"] button:${step < 0 ? "first" : "last"}-of-type`)
+    ?.focus();
+}
+
+function compare(id, chosen) {
+  if (chosen) compared.add(id);
+  else compared.delete(id);
+  comparing = compared.size > 0;
+  draw();
+}
+
+function toggleComparison() {
+  comparing = !comparing;
+  if (comparing && compared.size < 2) {
+    compared.clear();
+    const leaves = tree.leaves.map((leaf) => leaf.id);
+    const last = leaves.filter((id) => id !== tree.current).slice(-(MOST_COMPARED - 1));
+    for (const id of leaves) if (id === tree.current || last.includes(id)) compared.add(id);
+  }
+  draw();
+}
+
+async function dropBranch(id) {
+  await writer.stop();
+  tree.remember();
+  tree.dropBranch(id);
+  draw();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sessions.
+
+async function startNew() {
+  await writer.stop();
+  calm();
+  if (!tree.isEmpty) tree.remember();
+  tree.clear();
+  composer.value = "";
+  fitComposer();
+  if (inside.isOpen) inside.close();
+  draw();
+  byId("figures").textContent = "";
+  composer.focus();
+}
+
+function save() {
+  const now = new Date().toISOString().slice(0, 16).replace(/[-:]/g, "").replace("T", "-");
+  download(`refgpt-session-${now}.json`, toFile(tree, model.name, readSettings()));
+}
+
+async function open(file) {
+  await writer.stop();
+  calm();
+  try {
+    if (file.size > MOST_BYTES) throw new SessionError("This file is too large for a session.");
+    const session = fromFile(await file.text());
+    tree.remember();
+    restore(tree, session, session.model === model.name);
+    setSettings(session.settings);
+    draw();
+    say("Session opened");
+    if (session.model !== model.name)
+      complain(new SessionError("This session was written with another model. What is there stays; this one goes on."));
+  } catch (error) {
+    complain(error);
+  }
+}
+
+async function copy() {
+  await navigator.clipboard.writeText(tree.text());
+  byId("copy-name").textContent = "Copied";
+  setTimeout(() => (byId("copy-name").textContent = "Copy"), 1500);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Beginning.
+
+function askForKey() {
+  const dialog = byId("key-dialog");
+  if (!dialog.open) dialog.showModal();
+}
+
+/** Ask the server what it is. */
+async function connect() {
+  try {
+    model = await served();
+    writer.context = model.context;
+    byId("model").textContent = model.name;
+    calm();
+    takeUp();
+    drawPresets(await presets());
+  } catch (error) {
+    if (!(error instanceof ServerError)) throw error;
+    complain(error);
+  }
+}
+
+/** Go on where this tab was before it was loaded again. */
+function takeUp() {
+  if (!tree.isEmpty) return;
+  try {
+    const session = fromFile(kept());
+    if (session.model !== model.name) return;
+    restore(tree, session, true);
+    setSettings(session.settings);
+  } catch (error) {
+    if (!(error instanceof SessionError)) throw error; // nothing is kept
+  }
+  draw();
+}
+
+function listen() {
+  const on = (id, run) => byId(id).addEventListener("click", run);
+  byId("composer-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    goOn();
+  });
+  composer.addEventListener("input", fitComposer);
+  on("stop", async () => {
+    await writer.stop();
+    composer.focus();
+  });
+  on("retry", retry);
+  on("undo", () => (tree.undo(), draw()));
+  on("redo", () => (tree.redo(), draw()));
+  on("copy", copy);
+  on("compare", toggleComparison);
+  on("new", startNew);
+  on("save", save);
+  on("open", () => byId("file").click());
+  byId("file").addEventListener("change", async ({ target }) => {
+    if (target.files.length) await open(target.files[0]);
+    target.value = "";
+  });
+  byId("colours").addEventListener("change", ({ target }) =>
+    byId("sheet").classList.toggle("plain-text", !target.checked),
+  );
+  byId("key-dialog").addEventListener("close", () => {
+    useKey(byId("key").value.trim());
+    byId("key").value = "";
+    connect();
+  });
+  document.addEventListener("keydown", shortcut);
+}
+
+function shortcut(event) {
+  const typing = event.target.matches("textarea, input");
+  if (event.key === "Escape" && writer.isRunning && byId("alternatives").hidden) writer.stop();
+  else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) goOn();
+  else if (event.key.toLowerCase() === "z" && (event.ctrlKey || event.metaKey) && !typing && !writer.isRunning) {
+    if (event.shiftKey && tree.canRedo) tree.redo();
+    else if (!event.shiftKey && tree.canUndo) tree.undo();
+    draw();
+  } else return;
+  event.preventDefault();
+}
+
+startTheme(() => inside.repaint());
+drawLegend();
+startSettings();
+listen();
+draw();
+connect();
