@@ -112,8 +112,12 @@ def test_raft(run, tmp_path):
     assert lines[0] == "overruling: 4 items, 95% intervals" and "exact (%)" in lines[2]
     assert any(line.startswith("tweet_eval_hate: 4 items") for line in lines)
     assert sum("of 4 items changed" in line for line in lines) == 2
+    means = lines[lines.index("mean of 2 tasks:") + 1 :]
+    assert [line.split()[0] for line in means] == ["exact", "quasi-exact", "macro-F1"]
+    assert all(line.count("[") == 3 for line in means)
     alone = run("raft", tmp_path / "raft", "--method", "likelihood", "--trials", 2, "--rows", 2, "--shots", 1)
     exact = alone.out.splitlines()[1].split()[2]
+    assert alone.out.splitlines()[3].split()[3] == means[0].split()[1]
     assert f"{100 * float(exact):.1f} [" in lines[2]
 
 

@@ -17,7 +17,7 @@ from refgpt.cli.printing import print_line
 from refgpt.cli.raft import add_raft_options, raft_settings
 from refgpt.evaluation.measures import Measure
 from refgpt.evaluation.perplexity import VARIANTS, Perplexity
-from refgpt.evaluation.raft import Raft
+from refgpt.evaluation.raft import Raft, mean_differences, mean_results
 from refgpt.evaluation.raft_tasks import read_raft
 from refgpt.evaluation.reports import comparison_summary, comparison_table, summary, table
 from refgpt.evaluation.requests import FRAMINGS, Framing
@@ -98,6 +98,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         return 0
     for number, run in enumerate(runs[0]):
         _print_run(run, None if changes is None else Comparison(run, runs[1][number]), names)
+    if arguments.task == "raft" and len(measures) > 1:
+        _print_means(runs)
     return 0
 
 
@@ -161,6 +163,17 @@ def _print_run(run: Run, comparison: Comparison | None, names: tuple[str, str]) 
     if "tokens" in run.records[0] and run.seconds and isinstance(run.measure, Summaries):
         n_tokens = sum(record["tokens"] for record in run.records)
         print_line(f"{len(run.records) / run.seconds:.3g} samples/s, {n_tokens / run.seconds:.3g} tokens/s (offline)")
+
+
+def _print_means(runs: Sequence[Sequence[Run]]) -> None:
+    """The means over the tasks of RAFT, of one setting or of two with the difference."""
+    results = [[run.measure.result(run.records) for run in own if isinstance(run.measure, Raft)] for own in runs]
+    print_line(f"mean of {len(results[0])} tasks:")
+    found = [mean_results(own) for own in results]
+    if len(results) > 1:
+        found.append(mean_differences(*results))
+    for name in found[0]:
+        print_line(f"{name:<13}" + "".join(f"{one[name]!s:<24}" for one in found).rstrip())
 
 
 def _print_json(runs: Sequence[Sequence[Run]], settings: Sequence[Setting], names: tuple[str, str]) -> None:

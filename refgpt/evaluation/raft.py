@@ -150,6 +150,12 @@ def mean_results(results: Sequence[RaftResult]) -> dict[str, Estimate]:
     return {name: estimate(*(own[name] for own in samples)) for name in METRICS}
 
 
+def mean_differences(before: Sequence[RaftResult], after: Sequence[RaftResult]) -> dict[str, Estimate]:
+    """By how much the means over tasks changed between two runs, with intervals for paired rows."""
+    pairs = [(_samples(one), _samples(two)) for one, two in zip(before, after, strict=True)]
+    return {name: estimate(*(difference_of(one[name], two[name]) for one, two in pairs)) for name in METRICS}
+
+
 def _samples(result: RaftResult) -> dict[str, Sample]:
     """Each metric of a task in the form that ``estimate`` takes."""
     found = {}
@@ -254,8 +260,7 @@ class Raft(Measure):
 
     def differences(self, before: Sequence[Record], after: Sequence[Record]) -> dict[str, Estimate]:
         """By how much each metric changed. A row is resampled with all its trials, and in both runs."""
-        one, two = _samples(self.result(before)), _samples(self.result(after))
-        return {name: estimate(difference_of(one[name], two[name])) for name in METRICS}
+        return mean_differences([self.result(before)], [self.result(after)])
 
     def check(self, record: Mapping[str, Any]) -> None:
         """Refuse a record that is not the item's: a DataError."""

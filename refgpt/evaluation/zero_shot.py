@@ -6,6 +6,7 @@ become ids is a matter of the framing (``refgpt.evaluation.requests``).
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from refgpt.generation.prompts import needs_tokenizer
 from refgpt.generation.sequence import Generates
 from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers import Tokenizer
+
+log = logging.getLogger("refgpt")
 
 ACC, ACC_NORM = Metric("acc", "acc"), Metric("acc_norm", "acc_norm")
 PERPLEXITY = Metric("perplexity", "loglikelihood", of=perplexity_of, percent=False, higher_is_better=False)
@@ -61,6 +64,8 @@ class Task:
     metrics : tuple of Metric
     variants : tuple of str
         Versions of the data, which are asked alike; the first is the default.
+    looks_like : callable
+        From a row to the version that it seems to be of, or None.
     """
 
     name: str
@@ -68,6 +73,7 @@ class Task:
     ask: Callable[[Row], Question]
     metrics: tuple[Metric, ...]
     variants: tuple[str, ...] = ()
+    looks_like: Callable[[Row], str | None] = lambda row: None
 
 
 def _lambada(row: Row) -> Question:
@@ -76,6 +82,12 @@ def _lambada(row: Row) -> Question:
     if not space:
         raise row.error("has a passage of one word", row.text("text"), "words with spaces between them")
     return Question(((context, f" {word}"),))
+
+
+def _version_of_lambada(row: Row) -> str:
+    """The standard version is in lower case, with spaces around punctuation; OpenAI's is as it was printed."""
+    text = row.text("text")
+    return "standard" if text == text.lower() and re.search(r" [.,?!;]( |$)|``| '", text) else "openai"
 
 
 def _hellaswag(row: Row) -> Question:
@@ -116,7 +128,14 @@ TASKS: Mapping[str, Task] = MappingProxyType(
     {
         task.name: task
         for task in (
-            Task("lambada", "the last word of a passage", _lambada, (PERPLEXITY, ACC), ("openai", "standard")),
+            Task(
+                "lambada",
+                "the last word of a passage",
+                _lambada,
+                (PERPLEXITY, ACC),
+                ("openai", "standard"),
+                _version_of_lambada,
+            ),
             Task("hellaswag", "which of four endings goes on", _hellaswag, (ACC, ACC_NORM)),
             Task("piqa", "which of two solutions serves a goal", _piqa, (ACC, ACC_NORM)),
             Task("winogrande", "which of two names fits a blank", _winogrande, (ACC,)),
@@ -165,6 +184,10 @@ class ZeroShot(Measure):
         self.places = [row.place for row in rows]
         self.questions = [task.ask(row) for row in rows]
         self._clean = framing.cleaner()
+        seen = [task.looks_like(row) for row in rows]
+        for other in task.variants:
+            if other != version and seen.count(other) > 0.9 * len(seen):
+                log.warning("%s: the texts look like the version %s, and are measured as %s", data.path, other, version)
 
     def describe(self) -> dict[str, Any]:
         """Its name, the data's checksum, the number of items and the framing."""

@@ -187,6 +187,16 @@ def test_versions_of_the_data():
         Perplexity(rows, "x")
 
 
+def test_the_other_version_of_the_data_is_noticed(tmp_path, caplog):
+    path = tmp_path / "set.jsonl"
+    path.write_text('{"text": "`` i do , \'\' she said , and took the ring"}\n' * 3)
+    ZeroShot(TASKS["lambada"], read_rows(path), variant="standard")
+    ZeroShot(TASKS["lambada"], read_rows(DATA / "lambada.jsonl"))
+    assert not caplog.text
+    ZeroShot(TASKS["lambada"], read_rows(path))
+    assert "set.jsonl: the texts look like the version standard, and are measured as openai" in caplog.text
+
+
 def test_a_run_that_was_cut_off_goes_on(model):
     """Nothing is asked twice, and the records are those of a run in one piece."""
     measure, file = measure_of("hellaswag"), RecordFile([])
