@@ -11,7 +11,7 @@ import pytest
 
 import refgpt
 from refgpt.cli import lm_eval, loading
-from refgpt.evaluation import TASKS, Comparison, ZeroShot, evaluate, read_rows
+from refgpt.evaluation import TASKS, PairedRuns, ZeroShot, evaluate, read_rows
 from tests.helpers.evaluation_models import DATA
 from tests.helpers.raft_files import write_task
 
@@ -73,7 +73,7 @@ def test_a_comparison_is_paired(run):
     runs = [
         evaluate(model, measure) for model in (refgpt.load(), refgpt.load(dtype="q4", mask="prefix", kv_dtype=None))
     ]
-    comparison = Comparison(*runs)
+    comparison = PairedRuns(*runs)
     assert f"{100 * comparison.differences['acc'].value:+.1f} [" in acc
     assert f"{100 * comparison.differences['acc_norm'].value:+.1f} [" in normed
     assert changed.startswith(f"{len(comparison.changed)} of 6 items changed: ")

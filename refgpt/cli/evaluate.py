@@ -22,7 +22,7 @@ from refgpt.evaluation.raft_tasks import read_raft
 from refgpt.evaluation.reports import comparison_summary, comparison_table, summary, table
 from refgpt.evaluation.requests import FRAMINGS, Framing
 from refgpt.evaluation.rows import read_rows
-from refgpt.evaluation.runner import Comparison, Run
+from refgpt.evaluation.runner import PairedRuns, Run
 from refgpt.evaluation.summaries import Summaries
 from refgpt.evaluation.zero_shot import TASKS, ZeroShot
 
@@ -97,7 +97,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         _print_json(runs, settings, names)
         return 0
     for number, run in enumerate(runs[0]):
-        _print_run(run, None if changes is None else Comparison(run, runs[1][number]), names)
+        _print_run(run, None if changes is None else PairedRuns(run, runs[1][number]), names)
     if arguments.task == "raft" and len(measures) > 1:
         _print_means(runs)
     return 0
@@ -155,7 +155,7 @@ def _names(first: Setting, changes: Mapping[str, Any]) -> tuple[str, str]:
     return named(first), named(changes)
 
 
-def _print_run(run: Run, comparison: Comparison | None, names: tuple[str, str]) -> None:
+def _print_run(run: Run, comparison: PairedRuns | None, names: tuple[str, str]) -> None:
     n = len(run.records)
     print_line(f"{run.measure.name}: {n} item{'s' if n > 1 else ''}, 95% intervals")
     for line in table(run) if comparison is None else comparison_table(comparison, names):
@@ -185,7 +185,7 @@ def _print_json(runs: Sequence[Sequence[Run]], settings: Sequence[Setting], name
                 "task": one.measure.name,
                 "first": names[0],
                 "second": names[1],
-                **comparison_summary(Comparison(one, two)),
+                **comparison_summary(PairedRuns(one, two)),
             }
             for one, two in zip(*runs, strict=True)
         ]

@@ -1,7 +1,7 @@
 """Evaluation: zero-shot tasks, perplexity, summaries and RAFT, with intervals and comparisons; classification by label
 likelihood; GPT-JT's demonstrations.
 
-``evaluate`` runs a measurement, ``Comparison`` sets two runs side by side, and ``open_record_file`` keeps records as
+``evaluate`` runs a measurement, ``PairedRuns`` sets two runs side by side, and ``open_record_file`` keeps records as
 they are made. ``refgpt.evaluation.lm_eval`` is a model for lm-evaluation-harness.
 """
 
@@ -31,7 +31,7 @@ from refgpt.evaluation.raft_tasks import RaftTask, read_raft
 from refgpt.evaluation.reports import comparison_table, table
 from refgpt.evaluation.requests import FRAMINGS, Framing
 from refgpt.evaluation.rows import Rows, read_rows
-from refgpt.evaluation.runner import Comparison, Run, evaluate
+from refgpt.evaluation.runner import PairedRuns, Run, evaluate
 from refgpt.evaluation.summaries import Summaries
 from refgpt.evaluation.tables import Table, read_csv
 from refgpt.evaluation.templates import Template, check_labels
@@ -48,12 +48,12 @@ __all__ = [
     "TASKS",
     "Classification",
     "Classifier",
-    "Comparison",
     "Demo",
     "Estimate",
     "Framing",
     "Measure",
     "Metric",
+    "PairedRuns",
     "Perplexity",
     "Raft",
     "RaftResult",

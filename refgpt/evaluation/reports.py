@@ -8,7 +8,7 @@ from typing import Any
 from refgpt.evaluation.measures import Measure
 from refgpt.evaluation.metrics import Estimate
 from refgpt.evaluation.published import PUBLISHED
-from refgpt.evaluation.runner import Comparison, Run
+from refgpt.evaluation.runner import PairedRuns, Run
 
 #: Items of a comparison that are listed.
 MOST_LISTED = 20
@@ -43,7 +43,7 @@ def table(run: Run) -> list[str]:
     return aligned(rows)
 
 
-def comparison_table(comparison: Comparison, names: tuple[str, str]) -> list[str]:
+def comparison_table(comparison: PairedRuns, names: tuple[str, str]) -> list[str]:
     """The lines of a table: each metric in both runs, and the paired difference with its 95% interval."""
     measure = comparison.first.measure
     one, two, differences = comparison.first.results, comparison.second.results, comparison.differences
@@ -58,7 +58,7 @@ def comparison_table(comparison: Comparison, names: tuple[str, str]) -> list[str
     return lines
 
 
-def _changes(comparison: Comparison) -> list[str]:
+def _changes(comparison: PairedRuns) -> list[str]:
     """How many items changed, and the first of them by their places."""
     changed, measure = comparison.changed, comparison.first.measure
     n_won = sum(is_right for _, is_right in changed)
@@ -90,7 +90,7 @@ def summary(run: Run, about: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def comparison_summary(comparison: Comparison) -> dict[str, Any]:
+def comparison_summary(comparison: PairedRuns) -> dict[str, Any]:
     """A comparison as JSON: the paired differences, and the items that changed."""
     return {
         "differences": {name: _numbers(one) for name, one in comparison.differences.items()},

@@ -42,7 +42,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedRuns:
     """Two runs of one measurement over the same items.
 
     Attributes

@@ -11,7 +11,7 @@ import pytest
 
 from refgpt._common.errors import DataError, GenerationError
 from refgpt._common.record_file import RecordFile
-from refgpt.evaluation import PUBLISHED, TASKS, Comparison, Metric, Perplexity, ZeroShot, evaluate, read_rows
+from refgpt.evaluation import PUBLISHED, TASKS, Metric, PairedRuns, Perplexity, ZeroShot, evaluate, read_rows
 from refgpt.evaluation.perplexity import ENOUGH_TEXTS
 from refgpt.evaluation.reports import comparison_table, table
 from refgpt.evaluation.requests import LM_EVAL
@@ -228,7 +228,7 @@ def test_the_paired_difference_is_narrower_than_its_parts(model):
     ]
     for run in runs:
         run.results = measure.results(run.records)
-    comparison = Comparison(*runs)
+    comparison = PairedRuns(*runs)
     change = comparison.differences["acc"]
     assert change.value == pytest.approx(other.mean() - right.mean())
     assert change.high - change.low < 0.5 * (runs[0].results["acc"].high - runs[0].results["acc"].low)
