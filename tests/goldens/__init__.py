@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 ACTIVATIONS = HERE / "activations"
 FAMILIES = HERE / "families"
 GRADIENTS = HERE / "gradients"
+FAMILY_GRADIENTS = HERE / "family_gradients"
 ADAPTERS = HERE / "adapters"
 NAMES = sorted(path.stem for path in ACTIVATIONS.glob("*.npz"))
 

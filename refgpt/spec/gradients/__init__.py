@@ -3,20 +3,24 @@
 from refgpt.spec.gradients.families import FAMILIES, gradients_of
 from refgpt.spec.gradients.loss import NO_TARGET, check_labels, gradients, loss_backward, no_targets, targets_of
 from refgpt.spec.gradients.ops import (
+    ACTIVATIONS_BACKWARD,
     bias_backward,
     cross_entropy,
     cross_entropy_backward,
     embedding_backward,
     gelu_backward,
+    gelu_erf_backward,
     layer_norm_backward,
     linear_backward,
     linear_weight_backward,
+    rotate_halves_backward,
     rotate_pairs_backward,
     softmax_backward,
 )
 from refgpt.spec.gradients.wanted import Addend, Gradient, LeafGradients
 
 __all__ = [
+    "ACTIVATIONS_BACKWARD",
     "FAMILIES",
     "NO_TARGET",
     "Addend",
@@ -28,6 +32,7 @@ __all__ = [
     "cross_entropy_backward",
     "embedding_backward",
     "gelu_backward",
+    "gelu_erf_backward",
     "gradients",
     "gradients_of",
     "layer_norm_backward",
@@ -35,6 +40,7 @@ __all__ = [
     "linear_weight_backward",
     "loss_backward",
     "no_targets",
+    "rotate_halves_backward",
     "rotate_pairs_backward",
     "softmax_backward",
     "targets_of",

@@ -11,7 +11,7 @@ from refgpt._common.errors import RefgptError
 from refgpt._common.wording import listed
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import family_of
-from refgpt.spec.gradients import gptj
+from refgpt.spec.gradients import gpt2, gpt_neo, gpt_neox, gptj
 from refgpt.spec.gradients.wanted import LeafGradients
 from refgpt.spec.taps import Tap, no_tap
 
@@ -34,7 +34,7 @@ class Family(Protocol):
 
 
 #: By family, as ``refgpt.spec.FAMILIES``.
-FAMILIES: dict[str, Family] = {"gptj": gptj}
+FAMILIES: dict[str, Family] = {"gptj": gptj, "gpt2": gpt2, "gpt_neo": gpt_neo, "gpt_neox": gpt_neox}
 
 
 def gradients_of(config: AnyConfig) -> Family:

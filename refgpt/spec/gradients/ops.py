@@ -8,12 +8,13 @@ below the one that it differentiates, which is that of ``refgpt.spec.ops``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from refgpt.numbers.leaves import Leaf, widen
-from refgpt.spec.ops import softmax
-from refgpt.spec.positions import rotate_pairs
+from refgpt.spec.ops import ACTIVATIONS, gelu_erf, softmax
+from refgpt.spec.positions import rotate_halves, rotate_pairs
 
 #: sqrt(2 / pi), by which the tanh form of GELU scales its argument.
 GELU_SCALE = math.sqrt(2 / math.pi)
@@ -76,9 +77,30 @@ def gelu_backward(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
     return dy * (0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * slope)  # [t, f]
 
 
+def gelu_erf_backward(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """``y = x P(x)`` with the normal distribution's share ``P`` below ``x``, whose slope is its density.
+
+    dy, x [t, f] -> dx [t, f]
+    """
+    share = np.vectorize(lambda value: math.erfc(-value / math.sqrt(2)) / 2, otypes=[np.float64])(x)  # [t, f]
+    density = np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)  # [t, f]
+    return dy * (share.astype(x.dtype) + x * density)  # [t, f]
+
+
+#: The backward of the MLP's activation, by its name: that of ``refgpt.spec.ops.ACTIVATIONS``.
+ACTIVATIONS_BACKWARD: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    name: gelu_erf_backward if formula is gelu_erf else gelu_backward for name, formula in ACTIVATIONS.items()
+}
+
+
 def rotate_pairs_backward(dy: np.ndarray, positions: np.ndarray, d_rotary: int) -> np.ndarray:
     """A rotation is undone by turning as far the other way. dy [t, h, d], positions [t] -> dx [t, h, d]."""
     return rotate_pairs(dy, -positions, d_rotary)
+
+
+def rotate_halves_backward(dy: np.ndarray, positions: np.ndarray, d_rotary: int, base: float) -> np.ndarray:
+    """The same where the pairs are halves of what turns. dy [t, h, d], positions [t] -> dx [t, h, d]."""
+    return rotate_halves(dy, -positions, d_rotary, base)
 
 
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -1,0 +1,108 @@
+"""GPT-Neo's backward pass, from the gradient of the logits down: ``refgpt/spec/gpt_neo.py`` read from its end.
+
+As in ``refgpt/spec/gradients/gptj.py`` it reads the trace of the taps. What a local layer's query
+does not see has a weight of zero in "pattern", as what lies ahead has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+
+from refgpt.spec.gpt_neo import Block, Config, Params
+from refgpt.spec.gradients.ops import (
+    ACTIVATIONS_BACKWARD,
+    bias_backward,
+    embedding_backward,
+    layer_norm_backward,
+    linear_backward,
+    linear_weight_backward,
+    softmax_backward,
+)
+from refgpt.spec.gradients.wanted import LeafGradients
+from refgpt.spec.taps import Tap, no_tap, prefixed
+
+
+def attention_backward(
+    dy: np.ndarray, p: Block, trace: Mapping[str, np.ndarray], tap: Tap, leaves: LeafGradients
+) -> np.ndarray:
+    """From the gradient of "attn_out" to that of "ln1". dy [t, c] -> [t, c]."""
+    x, flat = trace["ln1"], dy.shape  # [t, c]
+    leaves.add("bo", lambda: bias_backward(dy))
+    leaves.add("wo", lambda: linear_weight_backward(dy, trace["z"].reshape(flat)))
+    dz = tap("z", linear_backward(dy, p.wo).reshape(trace["z"].shape))  # [t, h, d]
+    dpattern = tap("pattern", np.einsum("thd,shd->hts", dz, trace["v"]))  # [h, t, s]
+    dscores = softmax_backward(dpattern, trace["pattern"])  # [h, t, s], of the products q k
+    dk = tap("k", np.einsum("hts,thd->shd", dscores, trace["q"])).reshape(flat)  # [s, c]
+    dq = tap("q", np.einsum("hts,shd->thd", dscores, trace["k"])).reshape(flat)  # [t, c]
+    dv = tap("v", np.einsum("hts,thd->shd", trace["pattern"], dz)).reshape(flat)  # [s, c]
+    leaves.add("wv", lambda: linear_weight_backward(dv, x))
+    leaves.add("wk", lambda: linear_weight_backward(dk, x))
+    leaves.add("wq", lambda: linear_weight_backward(dq, x))
+    return linear_backward(dq, p.wq) + linear_backward(dk, p.wk) + linear_backward(dv, p.wv)  # [t, c]
+
+
+def mlp_backward(
+    dy: np.ndarray, p: Block, cfg: Config, trace: Mapping[str, np.ndarray], tap: Tap, leaves: LeafGradients
+) -> np.ndarray:
+    """From the gradient of "mlp_out" to that of "ln2". dy [t, c] -> [t, c]."""
+    leaves.add("b_out", lambda: bias_backward(dy))
+    leaves.add("w_out", lambda: linear_weight_backward(dy, trace["mlp_post"]))
+    dhidden = tap("mlp_post", linear_backward(dy, p.w_out))  # [t, f]
+    dhidden = tap("mlp_pre", ACTIVATIONS_BACKWARD[cfg.activation](dhidden, trace["mlp_pre"]))  # [t, f]
+    leaves.add("b_in", lambda: bias_backward(dhidden))
+    leaves.add("w_in", lambda: linear_weight_backward(dhidden, trace["ln2"]))
+    return linear_backward(dhidden, p.w_in)  # [t, c]
+
+
+def block_backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    p: Block,
+    cfg: Config,
+    trace: Mapping[str, np.ndarray],
+    tap: Tap,
+    leaves: LeafGradients,
+) -> np.ndarray:
+    """From the gradient of "resid_post" to that of the block's input. dy, x [t, c] -> [t, c]."""
+    dy = tap("resid_post", dy)  # [t, c]
+    dln = tap("ln2", mlp_backward(tap("mlp_out", dy), p, cfg, trace, tap, leaves))  # [t, c]
+    dmid, dw2, db2 = layer_norm_backward(dln, trace["resid_mid"], p.ln2_w, cfg.ln_eps)  # [t, c], [c], [c]
+    leaves.add("ln2_b", lambda: db2)
+    leaves.add("ln2_w", lambda: dw2)
+    dy = tap("resid_mid", dy + dmid)  # [t, c]
+    dln = tap("ln1", attention_backward(tap("attn_out", dy), p, trace, tap, leaves))  # [t, c]
+    dx, dw1, db1 = layer_norm_backward(dln, x, p.ln1_w, cfg.ln_eps)  # [t, c], [c], [c]
+    leaves.add("ln1_b", lambda: db1)
+    leaves.add("ln1_w", lambda: dw1)
+    return dy + dx  # [t, c]
+
+
+def backward(
+    params: Params,
+    config: Config,
+    ids: np.ndarray,
+    trace: Mapping[str, np.ndarray],
+    dlogits: np.ndarray,
+    leaves: LeafGradients,
+    tap: Tap = no_tap,
+) -> None:
+    """See ``refgpt.spec.gradients.gptj.backward``. The tied table has two shares: as head, and as embeddings."""
+    dlogits = tap("logits", dlogits)  # [t, v]
+    dln = tap("ln_final", linear_backward(dlogits, params.wte))  # [t, c]
+    streams = [trace["resid_pre"], *(trace[f"blocks.{i}.resid_post"] for i in range(config.n_layer))]  # [t, c] each
+    dx, dw, db = layer_norm_backward(dln, streams[-1], params.ln_w, config.ln_eps)  # [t, c], [c], [c]
+    leaves.add("ln_b", lambda: db)
+    leaves.add("ln_w", lambda: dw)
+    for i in reversed(range(config.n_layer)):
+        part = f"blocks.{i}."
+        block = {name.removeprefix(part): value for name, value in trace.items() if name.startswith(part)}
+        to = leaves.within(part)
+        dx = block_backward(dx, streams[i], params.blocks[i], config, block, prefixed(tap, part), to)
+    dx = tap("resid_pre", dx)  # [t, c]
+    dplaces, dtokens = tap("pos_embed", dx), tap("embed", dx)  # [t, c] each
+    leaves.add("wpe", lambda: embedding_backward(dplaces, np.arange(len(ids)), config.n_ctx))
+    as_head = partial(linear_weight_backward, dlogits, trace["ln_final"])
+    leaves.add("wte", lambda: as_head() + embedding_backward(dtokens, ids, config.n_vocab))
