@@ -37,7 +37,7 @@ def repacked(params: ParamTree, current: ParamTree, own: bool, fill: Fill) -> Pa
         there = there.base if isinstance(there, Adapted) else there
         if leaf is there:
             return leaf
-        return pack_leaf(name, leaf, plan(name, leaf, None), fill, there if own else None)
+        return pack_leaf(name, leaf, plan(name, leaf, None, params.looked_up), fill, there if own else None)
 
     return params.map(packed)
 

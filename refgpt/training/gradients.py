@@ -55,7 +55,9 @@ def gradients(model: Any, batch: Batch, recompute: bool = False) -> tuple[float,
     """
     instance_of("batch", batch, Batch, RefgptError)
     trained = check_model(model)
-    return summed_gradients(trained, Parameters(trained), [batch], None, recompute)
+    parameters = Parameters(trained)
+    loss, found = summed_gradients(trained, parameters, [batch], None, recompute)
+    return loss, parameters.as_in_files(found)
 
 
 def summed_gradients(

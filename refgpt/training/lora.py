@@ -78,6 +78,9 @@ def new_adapter(model: Any, rank: int = 8, alpha: float = 16, targets: str = "q,
         If the family has no gradients, the model has an adapter already, or an argument cannot be used.
     """
     trained = check_model(model)
+    if trained.engine.config.model_type != "gptj":
+        what = "adapters of this family of models are not written; all its weights can be trained"
+        raise RefgptError(what, where="model", got=trained.engine.config.model_type, wanted="gptj")
     rank = whole_number("rank", rank, 1, trained.engine.config.d_model, RefgptError)
     alpha = number("alpha", alpha, math.ulp(0), None, RefgptError)
     stream = np.random.RandomState(whole_number("seed", seed, 0, 2**32 - 1, RefgptError))

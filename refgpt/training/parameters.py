@@ -11,9 +11,10 @@ from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
 from refgpt.checkpoints import Checkpoint
 from refgpt.checkpoints.adapters import peft_key
-from refgpt.checkpoints.families import gptj
+from refgpt.checkpoints.families import FAMILIES
+from refgpt.checkpoints.families.names import named_tensors
 from refgpt.numbers.adapted import Adapted
-from refgpt.numbers.leaves import Leaf
+from refgpt.numbers.leaves import Leaf, widen
 from refgpt.runtime.engine import Engine
 from refgpt.runtime.gradients import MatrixGradient
 from refgpt.spec.gradients import Gradient, gradients_of
@@ -56,8 +57,9 @@ class Parameters:
         params, stored = model.engine.kept(), model.checkpoint.params
         self.leaves: dict[str, Leaf] = dict(params.items())
         self.adapted = {name: leaf for name, leaf in self.leaves.items() if isinstance(leaf, Adapted)}
-        self._product = model.engine.product
+        self._model, self._product = model, model.engine.product
         self._tied = stored.w_head is stored.wte
+        self._places = FAMILIES[model.engine.config.model_type].HUGGING_FACE.names
 
     @property
     def wanted(self) -> list[str]:
@@ -65,8 +67,35 @@ class Parameters:
         return list(self.adapted or self.leaves)
 
     def name(self, leaf: str) -> str:
-        """What a leaf is called in files; a tied head is called as the embeddings that it is."""
-        return gptj.HUGGING_FACE.names("wte" if leaf == "w_head" and self._tied else leaf)
+        """What a leaf is called in files; a tied head is called as the embeddings that it is.
+
+        Of three leaves that share a tensor each has the tensor's name and [q], [k] or [v] after it.
+        """
+        place = self._places.place("wte" if leaf == "w_head" and self._tied else leaf)
+        return place.tensor if place.part is None else f"{place.tensor}[{'qkv'[place.part]}]"
+
+    def named(self, name: str) -> list[str]:
+        """The names of what is trained of a tensor: its own, or those of its three parts; none if there is none."""
+        known = self.names()
+        return [one for one in (name, *(f"{name}[{part}]" for part in "qkv")) if one in known]
+
+    def decaying(self) -> list[str]:
+        """What decays unless it is said: matrices of the blocks and a head of its own, or all of an adapter."""
+        if self.adapted:
+            return self.names()
+        matrices = [leaf for leaf, w in self.leaves.items() if w.ndim == 2 and leaf.startswith("blocks.")]
+        heads = ["w_head"] if "w_head" in self.leaves and not self._tied else []
+        return [self.name(leaf) for leaf in [*matrices, *heads]]
+
+    def as_in_files(self, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Arrays by the names here as files have them: three parts as one tensor, and turned where files are."""
+        places = [self._places.place(leaf) for leaf in self.leaves]
+        if self.adapted or not any(place.turned or place.part is not None for place in places):
+            return found
+        tree = self._model.engine.kept().map(lambda leaf, _: found[self.name(leaf)])
+        tensors = named_tensors(tree, self._places, self._model.engine.config)
+        dtype = next(iter(found.values())).dtype
+        return {name: np.array(widen(tensor, dtype)) for name, tensor in tensors.items()}
 
     def split(self, leaf: str, gradient: Gradient) -> Iterator[tuple[str, Gradient]]:
         """The gradient of a leaf as those of what is trained of it, by their names in files."""

@@ -97,12 +97,14 @@ class Trainer:
             what = "only the inputs of adapters can be left out, and the model has none"
             raise RefgptError(what, where="dropout", got=self.dropout, wanted=0)
         self._weights = self._own_weights()
-        self._decays = self._decaying()
+        decay = self.optimiser.decay
+        self._decays = frozenset(self._parameters.decaying()) if decay is None else self._found("decay", decay)
+        self._orthogonal: frozenset[str] = frozenset()  # what Muon trains
         self._state: dict[str, dict[str, np.ndarray]] = {name: {} for name in self._weights}
         if muon is not None:
             instance_of("muon", muon, Muon, RefgptError)
-            self._check_names("muon", muon.names)
-            vectors = [name for name in muon.names if self._weights[name].ndim != 2]
+            self._orthogonal = self._found("muon", muon.names)
+            vectors = sorted(name for name in self._orthogonal if self._weights[name].ndim != 2)
             if vectors:
                 raise RefgptError("is no matrix", where="muon", got=listed(vectors), wanted="names of matrices")
 
@@ -172,7 +174,7 @@ class Trainer:
         norm = clip_gradients(gradients, self.clip)
         self.n_steps += 1
         for name, w in self._weights.items():
-            if self.muon is not None and name in self.muon.names:
+            if self.muon is not None and name in self._orthogonal:
                 decay = self.optimiser.weight_decay if name in self._decays else 0.0
                 self.muon.update(w, gradients[name], self._state[name], lr, decay, self._model.engine.product)
             else:
@@ -268,25 +270,17 @@ class Trainer:
         engine = self._model.engine
         engine.adopt(engine.kept() if self._parameters.adapted else self._tree())
 
-    def _decaying(self) -> frozenset[str]:
-        """The names of the weights that decay."""
-        if self.optimiser.decay is not None:
-            self._check_names("decay", self.optimiser.decay)
-            return frozenset(self.optimiser.decay)
-        if self._parameters.adapted:
-            return frozenset(self._weights)
-        embeddings = self._parameters.name("wte")
-        return frozenset(name for name, w in self._weights.items() if w.ndim == 2 and name != embeddings)
-
-    def _check_names(self, where: str, names: Iterable[str]) -> None:
-        unknown = [name for name in names if name not in self._weights]
-        if unknown:
+    def _found(self, where: str, names: Iterable[str]) -> frozenset[str]:
+        """The weights of these names, of a tensor with several parts all of them."""
+        parts = {name: self._parameters.named(name) for name in names}
+        if unknown := [name for name, found in parts.items() if not found]:
             raise RefgptError(
                 "there are no such weights to train",
                 where=where,
                 got=listed(unknown),
                 wanted=f"names as {next(iter(self._weights))}",
             )
+        return frozenset(name for found in parts.values() for name in found)
 
     def _take(self, state: State, directory: object) -> None:
         """Weights and moments of a state, once it is known that they are this model's."""

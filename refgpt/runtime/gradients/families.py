@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from refgpt.runtime.gradients import gptj
+from refgpt.runtime.gradients import gpt2, gpt_neo, gpt_neox, gptj
 from refgpt.runtime.gradients.activations import Activations
 from refgpt.runtime.gradients.ops import Ops
 from refgpt.spec.gradients import LeafGradients
@@ -43,4 +43,4 @@ class Family(Protocol):
 
 
 #: By family, as ``refgpt.spec.gradients.FAMILIES``.
-FAMILIES: dict[str, Family] = {"gptj": gptj}
+FAMILIES: dict[str, Family] = {"gptj": gptj, "gpt2": gpt2, "gpt_neo": gpt_neo, "gpt_neox": gpt_neox}
