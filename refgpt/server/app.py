@@ -138,7 +138,11 @@ class Server:
         else:
             log.exception("a request failed")
             error = failed(fault)
-        exchange.note["error"] = error.message
+        exchange.note["error"] = error.code or error.kind
+        if error.param is not None:
+            exchange.note["param"] = error.param
+        if self.state.settings.log_prompts:  # messages quote what they are about
+            exchange.note["message"] = error.message
         if exchange.status is not None:  # the answer has begun, so it can only be cut off
             return
         try:

@@ -14,7 +14,7 @@ from refgpt.generation.chat_templates import chat_template
 from refgpt.generation.openai import CompletionRequest, parse_chat, parse_completion
 from refgpt.server.constraints import constraint_of
 from refgpt.server.errors import ApiError, ClientGone, failed, openai_form, refused
-from refgpt.server.exchange import Exchange
+from refgpt.server.exchange import Exchange, dumped
 from refgpt.server.fields import flag_of
 from refgpt.server.state import State
 from refgpt.server.texts import Entries, Piece, PromptText, TextWriter
@@ -113,11 +113,16 @@ async def _answer(exchange: Exchange, work: Work) -> None:
     state, request = exchange.state, work.request
     tokenizer = state.model.tokenizer
     logprobs = request.logprobs is not None
-    writers = {
-        (place, index): TextWriter(prompt, tokenizer, request.echo, logprobs)
-        for place, prompt in enumerate(work.prompts)
-        for index in range(work.n_texts)
-    }
+
+    def new_writers() -> dict[tuple[int, int], TextWriter]:
+        return {
+            (place, index): TextWriter(prompt, tokenizer, request.echo, logprobs)
+            for place, prompt in enumerate(work.prompts)
+            for index in range(work.n_texts)
+        }
+
+    n_read = sum(len(prompt.ids) for prompt in work.prompts) * work.n_texts
+    writers = await state.do(new_writers, n_read if logprobs else 0)
     exchange.note |= {"prompts": len(work.prompts), "stream": request.stream}
     if state.settings.log_prompts:
         exchange.note["prompt"] = [prompt.text for prompt in work.prompts]
@@ -167,6 +172,25 @@ async def _whole(exchange: Exchange, work: Work, writers: Mapping[tuple[int, int
             text.finish_reason = piece.finish_reason or text.finish_reason
             if text.entries is not None and piece.entries is not None:
                 text.entries.extend(piece.entries)
+    n_entries = sum(len(text.entries.ids) for text in texts.values() if text.entries is not None)
+    if exchange.state.settings.log_prompts:
+        exchange.note["text"] = [text.text for text in texts.values()]
+    head = _head(exchange.state, work, chunk=False)
+
+    def body() -> bytes:
+        return dumped({**head, "choices": _choices(work, writers, texts, tokenizer), "usage": work.usage(writers)})
+
+    await exchange.send_bytes(await exchange.state.do(body, n_entries), "application/json")
+
+
+def _choices(
+    work: Work,
+    writers: Mapping[tuple[int, int], TextWriter],
+    texts: Mapping[tuple[int, int], Piece],
+    tokenizer: Tokenizer | None,
+) -> list[dict[str, Any]]:
+    """The choices of a whole answer."""
+    request = work.request
     choices: list[dict[str, Any]] = []
     for place in range(len(work.prompts)):
         keys = [(place, index) for index in range(work.n_texts)]
@@ -181,10 +205,7 @@ async def _whole(exchange: Exchange, work: Work, writers: Mapping[tuple[int, int
                 choices.append({**choice, "finish_reason": text.finish_reason})
             else:
                 choices.append(_text_choice(len(choices), text.text, text.entries, text.finish_reason, tokenizer))
-    head = _head(exchange.state, work, chunk=False)
-    if exchange.state.settings.log_prompts:
-        exchange.note["text"] = [text.text for text in texts.values()]
-    await exchange.send_json({**head, "choices": choices, "usage": work.usage(writers)})
+    return choices
 
 
 async def _stream(exchange: Exchange, work: Work, writers: Mapping[tuple[int, int], TextWriter], events: Any) -> None:
@@ -210,8 +231,9 @@ async def _stream(exchange: Exchange, work: Work, writers: Mapping[tuple[int, in
     except ClientGone:
         raise
     except Exception as error:
-        exchange.note["error"] = str(error)
-        await exchange.send_event(openai_form(failed(error)))
+        told = failed(error)
+        exchange.note["error"] = told.code or told.kind
+        await exchange.send_event(openai_form(told))
         await exchange.send_event("[DONE]")
         await exchange.end_stream()
         if not isinstance(error, ApiError):

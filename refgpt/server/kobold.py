@@ -91,7 +91,7 @@ async def stream(exchange: Exchange) -> None:
                             data = {"token": piece, "finish_reason": event.finish_reason}
                             await exchange.send_event(data, "message")
             except ApiError as error:
-                exchange.note["error"] = str(error)
+                exchange.note["error"] = error.code or error.kind
                 await exchange.send_event({"error": kobold_form(failed(error))["detail"]}, "error")
             await exchange.end_stream()
     except ClientGone:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -21,7 +21,7 @@ class TimedProtocol(H11Protocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._head_timer: asyncio.TimerHandle | None = None
-        application: Any = self.app  # type: ignore[has-type]
+        application = cast(Any, self).app
 
         async def with_abort(scope: Any, receive: Any, send: Any) -> None:
             await application({**scope, "refgpt.abort": self.transport.abort}, receive, send)

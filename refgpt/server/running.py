@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -24,6 +26,8 @@ log = logging.getLogger("refgpt.server")
 #: Seconds that connections have to take the end of their answers, once no text is written any more.
 LAST_WORDS = 5
 KEEP_ALIVE = 75
+#: Files that are open beside connections.
+OTHER_FILES = 128
 
 
 class Running(uvicorn.Server):
@@ -124,9 +128,19 @@ def run(model: Model, settings: ServerSettings, on_start: Callable[[str], object
         raise ServerError("the certificate or key cannot be used", where="ssl_certfile", got=str(error)) from None
     if not is_loopback(settings.host) and not settings.api_keys:
         log.warning("%s can be reached from elsewhere, and no key is needed: see --api-key-file", settings.host)
+    _allow_open_files(settings.max_connections + OTHER_FILES)
     try:
         with logging_as(settings):
             asyncio.run(server.serve())
     except SystemExit:  # uvicorn's way to say that it could not start
         where = f"{settings.host}:{settings.port}"
         raise ServerError("cannot listen there", where=where, fix="choose another --port or --host") from None
+
+
+def _allow_open_files(n: int) -> None:
+    """Raise this process's limit of open files to ``n``, as far as it may: each connection is one."""
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = n if most == resource.RLIM_INFINITY else min(n, most)
+    if least != resource.RLIM_INFINITY and least < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))

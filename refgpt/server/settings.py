@@ -82,7 +82,7 @@ class ServerSettings:
     persona: str = ""
     max_slots: int = MOST_TOGETHER
     max_cache_bytes: int = MOST_CACHE
-    prefix_cache_bytes: int = 256 << 20
+    prefix_cache_bytes: int = 512 << 20
     speculate: int = 7
     parse_special: bool = False
     inspect: bool = True

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import time
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from refgpt._common.errors import RefgptError
 from refgpt._load import default_model_path
@@ -22,7 +22,9 @@ from refgpt.server.metrics import Gauge, Metrics
 from refgpt.server.settings import ServerSettings
 from refgpt.spec.ids import check_tokens
 
-#: Characters of prompts that are encoded at once, without a thread of their own.
+T = TypeVar("T")
+
+#: Characters of prompts, or tokens of answers, that are worked on at once, without a thread of their own.
 SHORT = 4096
 
 
@@ -145,7 +147,11 @@ class State:
         def work() -> list[list[int]]:
             return [self._encode(prompt, params, special, name, go_on) for prompt in prompts]
 
-        if sum(map(len, prompts)) <= SHORT:
+        return await self.do(work, sum(map(len, prompts)))
+
+    async def do(self, work: Callable[[], T], size: int) -> T:
+        """Do something for one client: in a thread of its own if it is large, as nobody else is to wait for it."""
+        if size <= SHORT:
             return work()
         return await asyncio.get_running_loop().run_in_executor(None, work)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from refgpt.generation.openai_answers import by_text, token_text
@@ -91,14 +92,17 @@ class PromptText:
     """
 
     def __init__(self, prompt: str | Sequence[int], ids: Sequence[int], tokenizer: Tokenizer | None) -> None:
-        self.ids, self._tokenizer = ids, tokenizer
+        self.ids, self._prompt, self._tokenizer = ids, prompt, tokenizer
         self.scores: Sequence[Choice] = ()
-        self.offsets, decoded = _offsets(ids, tokenizer)
-        self.text = prompt if isinstance(prompt, str) else decoded
+
+    @cached_property
+    def text(self) -> str:
+        """The prompt as text."""
+        return self._prompt if isinstance(self._prompt, str) else _offsets(self.ids, self._tokenizer)[1]
 
     def entries(self) -> Entries:
         """Its tokens with their log-probabilities."""
-        offsets = [min(offset, len(self.text)) for offset in self.offsets]
+        offsets = [min(offset, len(self.text)) for offset in _offsets(self.ids, self._tokenizer)[0]]
         return Entries([None, *self.scores], list(self.ids), offsets)
 
 
@@ -146,7 +150,7 @@ class TextWriter:
     def __init__(self, prompt: PromptText, tokenizer: Tokenizer | None, echo: bool, logprobs: bool) -> None:
         self.n_tokens, self.total = 0, 0.0
         self._prompt, self._tokenizer, self._echoes, self._logprobs = prompt, tokenizer, echo, logprobs
-        self._offset = len(prompt.text)
+        self._offset = len(prompt.text) if logprobs else 0
         self._decoder = None
         if logprobs and tokenizer is not None:
             self._decoder = tokenizer.stream_decoder()

@@ -277,3 +277,57 @@ def test_constraints_that_are_none_are_refused(server: Served, given: dict, para
     pytest.importorskip("llguidance")
     answer = server.ask("POST", "/v1/completions", {"prompt": PROMPT, **given})
     assert answer.status == 400 and answer.json["error"]["param"] == param
+
+
+def test_beams(server: Served, model: refgpt.Model) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 8, "num_beams": 4, "n": 2}
+    choices = server.post("/v1/completions", **body)["choices"]
+    want = model.generate(PROMPT, max_new_tokens=8, num_beams=4, n=2)
+    assert [choice["text"] for choice in choices] == [one.text for one in want]
+    *events, _ = server.stream("/v1/completions", **body, stream=True)
+    assert "".join(event["choices"][0]["text"] for event in events if event["choices"][0]["index"] == 1) == want[1].text
+
+
+def test_a_model_without_a_tokenizer_takes_ids() -> None:
+    model = refgpt.load(tokenizer=False)
+    with serving(model) as server:
+        body = {"prompt": [5, 6, 7], "max_tokens": 4, "seed": 1, "logprobs": 2, "echo": True, "ignore_eos": True}
+        (choice,) = server.post("/v1/completions", **body)["choices"]
+        want = model.generate([5, 6, 7], max_new_tokens=4, seed=1, ignore_eos=True).ids
+        assert choice["text"] == "" and choice["token_ids"] == [5, 6, 7, *want]
+        assert choice["logprobs"]["tokens"] == [f"token_id:{token}" for token in choice["token_ids"]]
+        messages = {"messages": [{"role": "user", "content": "x"}]}
+        for path, wrong in (
+            ("/v1/completions", {"prompt": "x"}),
+            ("/v1/completions", {"prompt": [5], "stop": "x"}),
+            ("/v1/chat/completions", messages),
+            ("/v1/embeddings", {"input": "x"}),
+            ("/tokenize", {"prompt": "x"}),
+            ("/detokenize", {"tokens": [5]}),
+            ("/api/v1/generate", {"prompt": "x"}),
+        ):
+            assert server.ask("POST", path, wrong).status == 400, path
+        assert server.post("/v1/embeddings", input=[5, 6])["data"]
+        assert server.ask("GET", "/tokenizer_info").json["eos_token"] is None
+
+
+def test_an_empty_prompt_begins_a_text(server: Served, model: refgpt.Model) -> None:
+    for prompt in ("", [""]):
+        (choice,) = server.post("/v1/completions", prompt=prompt, max_tokens=6, seed=1)["choices"]
+        assert choice["text"] == model.generate("", max_new_tokens=6, seed=1).text
+
+
+def test_a_prompt_keeps_its_end_if_asked_to(server: Served, model: refgpt.Model) -> None:
+    text = "It rained all day. " * 200
+    answer = server.post("/v1/completions", prompt=text, max_tokens=6, seed=1, truncate="left")
+    assert answer["choices"][0]["text"] == model.generate(text, max_new_tokens=6, seed=1, truncate="left").text
+    assert answer["usage"]["prompt_tokens"] == model.config.n_ctx - 6
+
+
+def test_many_long_prompts_are_scored(server: Served, model: refgpt.Model) -> None:
+    """Enough of them that the answer is put together beside the event loop."""
+    ids = model.tokenizer.encode("There was once a king who had a golden bird. " * 40)[:500]
+    choices = server.post("/v1/completions", prompt=[ids] * 12, max_tokens=1, echo=True, logprobs=1, seed=1)["choices"]
+    want = model.score(ids[:1], [ids[1:]])[0].tolist()
+    assert all(choice["logprobs"]["token_logprobs"][1:-1] == want for choice in choices)
+    assert len(choices) == 12

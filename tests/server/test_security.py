@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
+import shutil
+import ssl
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ import pytest
 import refgpt
 from refgpt.server import ServerSettings
 from tests.helpers.servers import Served, serving
+from tests.helpers.work import HANGS
 
 BODY = {"prompt": "x", "max_tokens": 1, "seed": 1}
 
@@ -168,6 +173,7 @@ def test_prompts_are_logged_only_if_asked_for(
         server.post("/v1/completions", prompt="a\x1b[31msecret", max_tokens=1, seed=1)
         server.post("/api/v1/generate", prompt="secret", max_length=1)
         server.ask("POST", "/v1/completions", {"prompt": ["secret", 1]})
+        server.ask("POST", "/v1/completions", {"prompt": "x", "stop": {"secret": 1}})
         server.ask("GET", "/\x1b[31m".replace("\x1b", "%1b"))
     assert ("secret" in caplog.text) == asked
     assert "\x1b" not in caplog.text
@@ -212,3 +218,19 @@ def test_files_of_tls_that_cannot_be_used(model: refgpt.Model, tmp_path: Path) -
 
     with pytest.raises(refgpt.ServerError, match="certificate"):
         serve(model, ServerSettings(port=0, ssl_certfile=str(tmp_path / "none.pem")))
+
+
+def test_tls(model: refgpt.Model, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run([*make, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    with serving(model, ssl_certfile=str(certificate), ssl_keyfile=str(key)) as server:
+        trusted = ssl.create_default_context(cafile=str(certificate))
+        connection = http.client.HTTPSConnection("127.0.0.1", server.port, context=trusted, timeout=HANGS)
+        connection.request("GET", "/health")
+        assert connection.getresponse().status == 200
+        connection.close()
+        assert server.running.url.startswith("https://")

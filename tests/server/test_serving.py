@@ -236,8 +236,11 @@ def test_a_signal_ends_the_server_in_order(sent: signal.Signals) -> None:
         with server.send("/v1/completions", **body) as connection, connection.makefile("rb") as answer:
             while not answer.readline().startswith(b"data:"):
                 pass
+            idle = server.connect()  # it asks for nothing, and holds nothing up
             process.send_signal(sent)
             rest = answer.read()
+        process.wait(HANGS)
+        idle.close()
     finally:
         _, log = process.communicate(timeout=HANGS)
     assert process.returncode == 0, log
