@@ -68,7 +68,12 @@ def report(results: dict) -> Iterator[str]:
             lambda row: "step after 1900 over step after 32" in row,
             ("what", "step after 1900 over step after 32", "rate of 2000 over rate of 512"),
         ),
-        ("Guessing", lambda row: "gain" in row, ("what", "gain")),
+        ("Guessing", lambda row: "gain" in row and "tokens per pass" not in row, ("what", "gain")),
+        (
+            "Draft models",
+            lambda row: "tokens per pass" in row,
+            ("what", "gain", "tokens per pass", "bytes of the draft model over the model's"),
+        ),
         ("Looking inside", lambda row: "over a prompt" in row, ("what", "seconds", "prompt seconds", "over a prompt")),
         (
             "Looking inside, beside the specification",

@@ -123,6 +123,12 @@ def test_a_tied_head_may_be_stored_as_well(tmp_path):
 
 def test_a_head_of_its_own_is_refused(tmp_path):
     path = rewritten("gpt2", tmp_path / "m", lambda t: {"lm_head.weight": t["transformer.wte.weight"] + 1, **t})
+    with pytest.raises(
+        CheckpointError, match=r"the head should be the embedding.*; remove lm_head\.weight.*embedding$"
+    ):
+        open_checkpoint(path)
+    raw = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(raw | {"tie_word_embeddings": False}))
     with pytest.raises(CheckpointError, match=r"the head is another matrix than the embedding, which GPT-2"):
         open_checkpoint(path)
 

@@ -309,8 +309,12 @@ def test_a_tied_matrix_under_either_name_where_the_configuration_says_so(tmp_pat
             open_checkpoint(write(tmp_path / f"untied{len(said)}", layout, tensors, **said))
 
 
-def test_a_tied_model_has_one_of_the_two_at_least_and_one_that_has_both_keeps_both(tmp_path):
-    assert_holds(open_checkpoint(write(tmp_path / "both", tie_word_embeddings=True)))
+def test_a_tied_model_has_one_of_the_two_at_least_and_both_only_if_they_are_the_same(tmp_path):
+    with pytest.raises(CheckpointError, match=r"the head should be the embedding.*set tie_word_embeddings to false"):
+        open_checkpoint(write(tmp_path / "two", tie_word_embeddings=True))
+    same = {**state_dict(PARAMS), "lm_head.weight": PARAMS.wte}
+    both = open_checkpoint(write(tmp_path / "both", tensors=same, tie_word_embeddings=True)).params
+    assert both.w_head.tobytes() == both.wte.tobytes() == PARAMS.wte.tobytes()
     neither = changed(["lm_head.weight", "transformer.wte.weight"])
     with pytest.raises(CheckpointError, match=r"2 of .* are missing.*lm_head\.weight"):
         open_checkpoint(write(tmp_path / "neither", tensors=neither, tie_word_embeddings=True))

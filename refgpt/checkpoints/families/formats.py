@@ -185,8 +185,8 @@ class HuggingFace:
         Raises
         ------
         CheckpointError
-            Naming every tensor that is missing, unknown or of another shape than the configuration says; or if the
-            family's head is the embedding, and the file's another.
+            Naming every tensor that is missing, unknown or of another shape than the configuration says; or if the head
+            should be the embedding, by the family or by config.json, and the file has another.
         """
         names, weights = replace(self.names, body=""), dict(weights)
         head = names("w_head") if self.tied_head is None else self.tied_head
@@ -195,6 +195,15 @@ class HuggingFace:
             for one, other in ((head, table), (table, head)):
                 if one not in weights and other in weights:
                     weights[one] = weights[other]
+            if head in weights and not same_numbers(weights[head], weights[table]):
+                # transformers before version 5 ties them nevertheless, later versions use what is stored.
+                raise CheckpointError(
+                    "the head should be the embedding (tie_word_embeddings), but the file has another head",
+                    where=path,
+                    got=f"{head} and {table} differ",
+                    fix=f"remove {head} from the file if the head is the embedding"
+                    + ("" if self.tied_head else ", or else set tie_word_embeddings to false"),
+                )
         if self.tied_head is not None and table in weights:
             if head not in weights:
                 raise CheckpointError(
