@@ -19,6 +19,7 @@ SHOWN: dict[str, Callable[[float], str]] = {
     "peak GOP/s": "{:.0f}".format,
     "over a prompt": "{:+.1%}".format,
     "gain": "{:.2f}".format,
+    "bytes of the draft model over the model's": "{:.2f}".format,
     "step after 1900 over step after 32": "{:.2f}".format,
     "rate of 2000 over rate of 512": "{:.2f}".format,
 }

@@ -26,8 +26,10 @@ from refgpt.spec.gptj import Params, leaf_shapes
 LARGE = ModelConfig(n_layer=sized(4, 2), **WIDTHS)
 SMALL = replace(LARGE, **sized({"n_layer": 2, "d_model": 768, "d_ff": 3072, "n_head": 12}, {"n_layer": 1}))
 THREADS, N_NEW, N_PROMPT = 2, sized(96, 12), 16
+#: How much of a token's embedding the head of the token after it has.
+MARGINS = (0.17, 0.37)
 #: The noise on the draft model's head, in units of its standard deviation.
-NOISES = sized((0.0, 0.1, 0.2, 0.3, 0.45, 0.7, 100.0), (0.0, 100.0))
+NOISES = sized((0.0, 0.6, 0.9, 1.2, 1.6, 100.0), (0.0, 100.0))
 
 
 def model_of(config: ModelConfig, table: np.ndarray, head: np.ndarray) -> Any:
@@ -56,6 +58,8 @@ def models() -> tuple[Any, dict[float, Any]]:
     """The large model, and a draft model for each noise."""
     rng = np.random.default_rng(1)
     table, head, noise = (rng.standard_normal((LARGE.n_vocab, SMALL.d_model), np.float32) for _ in range(3))
+    # After each token another is the likeliest, more or less clearly.
+    head += rng.uniform(*MARGINS, (LARGE.n_vocab, 1)).astype(np.float32) * np.roll(table, 1, axis=0)
     drafts = {scale: model_of(SMALL, table, head + scale * noise) for scale in NOISES}
     return model_of(LARGE, widened(table), widened(head)), drafts
 
@@ -84,7 +88,7 @@ def test_drafting(benchmark, models, noise):
         return plain / drafted, scheduler.n_accepted / max(1, scheduler.n_drafted), (N_NEW - 1) / n_passes
 
     once(0)
-    found = benchmark.pedantic(lambda: [once(seed) for seed in range(rounds(5))], rounds=1)
+    found = benchmark.pedantic(lambda: [once(seed) for seed in range(rounds(3))], rounds=1)
     gain, share, per_pass = (median(values) for values in zip(*found, strict=True))
     cost = draft.engine.bytes_per_token / model.engine.bytes_per_token
     benchmark.extra_info.update(
