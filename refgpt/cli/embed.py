@@ -9,7 +9,7 @@ from refgpt.cli.loading import load_for, watched
 from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.prompts import add_prompt_arguments, read_prompt
 from refgpt.cli.results import check_suffix, files_read, json_line, open_output, refuse_inputs
-from refgpt.tracing.embedding import POOLINGS, embed, encode_texts
+from refgpt.tracing.embedding import POOLINGS, embeddings, encode_texts
 
 EXAMPLES = """examples:
   refgpt embed "Once upon a time"                     one JSON object: the text and its vector
@@ -49,8 +49,8 @@ def _embed(arguments: argparse.Namespace) -> int:
         with counted(
             arguments.output is not None and watched(), len(texts), "text", "embedding", leave=False
         ) as one_more:
-            for text, ids in zip(texts, encoded, strict=True):
-                (vector,) = embed(model, [ids], arguments.layer, arguments.pooling)
+            vectors = embeddings(model, encoded, arguments.layer, arguments.pooling)
+            for text, vector in zip(texts, vectors, strict=True):
                 write({"text": text, "embedding": vector.tolist()})
                 one_more()
     return 0

@@ -159,6 +159,13 @@ class Engine(Protocol):
         """Scores for the next token at every position of a text. ``tap`` is called with every activation. -> [t, v]"""
         ...
 
+    def states(self, texts: Sequence[Sequence[int]], prefix_lens: Sequence[int], name: str) -> list[np.ndarray]:
+        """One activation [t, c] of several texts, each of which is the same in every bit alone and in any company.
+
+        ``name`` is a tap's: "embed", "blocks.0.resid_post", "ln_final" and others of one row a position.
+        """
+        ...
+
     def kept(self) -> ParamTree:
         """The weights that it computes with, rounded or quantised to their dtype in memory."""
         ...

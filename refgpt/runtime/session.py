@@ -29,6 +29,7 @@ from refgpt.runtime.engine import Part, no_empty_slot
 from refgpt.runtime.families import FAMILIES
 from refgpt.runtime.identity import identity_of
 from refgpt.runtime.recorded import MOST_ROWS, RecordedPass
+from refgpt.runtime.states import hidden_states
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.ids import check_cut, check_ids, check_prefix, check_tokens
 from refgpt.spec.taps import Tap, no_tap
@@ -184,6 +185,10 @@ class Runtime:
         if tap is no_tap:  # who looks inside is shown the fault where it is
             cache.check_overflow(logits, batch.slots, batch.positions)
         return logits
+
+    def states(self, texts: Sequence[Sequence[int]], prefix_lens: Sequence[int], name: str) -> list[np.ndarray]:
+        """See ``Engine.states``; one pass for all texts."""
+        return hidden_states(self, texts, prefix_lens, name)
 
     def tables(self, n_positions: int) -> Any:
         """What the family looks up by position, for ``n_positions`` or more.

@@ -119,6 +119,16 @@ class SpecEngine:
             leaf.nbytes for name, leaf in self.params.items() if name in self.params.looked_up
         )
 
+    def states(self, texts: Sequence[Sequence[int]], prefix_lens: Sequence[int], name: str) -> list[np.ndarray]:
+        """See ``Engine.states``; a pass for each."""
+        from refgpt.runtime.taps import OneActivation
+
+        looks = [OneActivation(name) for _ in texts]
+        for look, ids, prefix_len in zip(looks, texts, prefix_lens, strict=True):
+            with look.until_seen():
+                self.logits(ids, prefix_len, look)
+        return [look.value for look in looks]
+
     def kept(self) -> ParamTree:
         """See ``Engine.kept``."""
         return self.params

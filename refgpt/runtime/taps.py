@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -57,3 +59,34 @@ class TapView:
         if self.looks_only:
             return value
         return value if answer is copy and np.array_equal(copy, value) else np.ascontiguousarray(answer)
+
+
+class _Seen(Exception):
+    """Ends a pass: what was wanted is there."""
+
+
+class OneActivation:
+    """A tap that keeps one activation, and ends the pass at it.
+
+    Attributes
+    ----------
+    value : ndarray
+        The activation.
+    """
+
+    value: np.ndarray
+
+    def __init__(self, name: str) -> None:
+        self.names = frozenset([name])
+
+    def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
+        if name in self.names:
+            self.value = value
+            raise _Seen
+        return value
+
+    @contextmanager
+    def until_seen(self) -> Iterator[None]:
+        """The pass, within the block."""
+        with suppress(_Seen):
+            yield

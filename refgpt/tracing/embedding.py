@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from refgpt.spec.config import AnyConfig
 from refgpt.spec.ids import check_ids
 from refgpt.tokenizers import Tokenizer
 from refgpt.tracing.lens import stream_names
-from refgpt.tracing.recording import record
 
+#: Rows of one pass: enough for the kernels to work at full speed.
+ROWS = 512
 POOLINGS = ("mean", "last", "first", "max")
 
 
@@ -47,15 +48,43 @@ def embed(
     GenerationError
         If a text or an argument cannot be used; before anything is computed.
     """
+    encoded = encode_texts(texts, model.engine.config, model.tokenizer)
+    vectors = np.empty((len(encoded), model.engine.config.d_model), np.float32)
+    for vector, found in zip(vectors, embeddings(model, encoded, layer, pooling), strict=True):
+        vector[:] = found
+    return vectors
+
+
+def embeddings(
+    model: Generates, encoded: Sequence[Sequence[int]], layer: int = -1, pooling: str = "mean"
+) -> Iterator[np.ndarray]:
+    """The vectors of texts one by one: ``embed`` for many texts, given as ids. Short ones share a pass.
+
+    Yields
+    ------
+    ndarray [c], float32
+    """
     config = model.engine.config
     one_of("pooling", pooling, POOLINGS, GenerationError)
     layer = whole_number("layer", layer, -config.n_layer - 1, config.n_layer, GenerationError) % (config.n_layer + 1)
     name = "ln_final" if layer == config.n_layer else stream_names(config)[layer]
-    encoded = encode_texts(texts, config, model.tokenizer)
-    vectors = np.empty((len(encoded), config.d_model), np.float32)
-    for vector, ids in zip(vectors, encoded, strict=True):
-        vector[:] = _pooled(record(model.engine, ids, prefix_of(model, ids), [name])[name], pooling)
-    return vectors
+    return (
+        _pooled(states, pooling).astype(np.float32)
+        for some in _passes(encoded)
+        for states in model.engine.states(some, [prefix_of(model, ids) for ids in some], name)
+    )
+
+
+def _passes(encoded: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    """Texts that follow one another, as many as have ``ROWS`` ids together, or one that has more."""
+    some: list[Sequence[int]] = []
+    for ids in encoded:
+        if some and sum(map(len, some)) + len(ids) > ROWS:
+            yield some
+            some = []
+        some.append(ids)
+    if some:
+        yield some
 
 
 def encode_texts(

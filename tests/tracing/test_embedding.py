@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 import refgpt
+import refgpt.runtime.gptj
+import refgpt.spec.gptj
 from refgpt._common.errors import GenerationError
 from refgpt.runtime import Runtime
-from refgpt.runtime.spec_engine import SpecEngine
-from refgpt.spec import forward
+from refgpt.spec import forward, tap_names
+from refgpt.tracing import embedding, record
+from tests.helpers.families import VARIANTS
 from tests.helpers.model_files import write_model, write_tokenizer
 from tests.helpers.tiny import random_params, tiny_config
 
@@ -48,21 +51,50 @@ def test_vectors_are_pooled_hidden_states(path, backend, mask, layer):
         assert (model.embed(TEXTS[1], layer, pooling) == got[1:2]).all()
 
 
-@pytest.mark.parametrize("engine", [Runtime, SpecEngine])
-def test_nothing_beyond_the_layer_is_computed(path, engine, monkeypatch):
-    seen = []
-    logits = engine.logits
+@pytest.mark.parametrize("backend, module", [("c", refgpt.runtime.gptj), ("numpy", refgpt.spec.gptj)])
+def test_nothing_beyond_the_layer_is_computed(path, backend, module, monkeypatch):
+    calls, block = [], module.block
 
-    def watched(self, ids, prefix_len=0, tap=None):
-        def watching(name, x):
-            seen.append(name)
-            return tap(name, x)
+    def counted(*arguments):
+        calls.append(arguments)
+        return block(*arguments)
 
-        return logits(self, ids, prefix_len, watching)
+    monkeypatch.setattr(module, "block", counted)
+    refgpt.load(path, backend=backend).embed(["ab"], layer=1)
+    assert len(calls) == 1
 
-    monkeypatch.setattr(engine, "logits", watched)
-    refgpt.load(path, backend="c" if engine is Runtime else "numpy").embed(["ab"], layer=1)
-    assert seen[-1] == "blocks.0.resid_post"
+
+@pytest.mark.parametrize("mask", ["causal", "prefix"])
+@pytest.mark.parametrize("dtype", [None, "q8"])
+def test_texts_that_share_a_pass_have_the_bits_that_they_have_alone(path, mask, dtype, monkeypatch):
+    model = refgpt.load(path, mask=mask, dtype=dtype)
+    texts = [[1 + (i * j) % 60 for j in range(1, 2 + i * 7 % 61)] for i in range(30)]
+    alone = np.concatenate([model.embed([text]) for text in texts])
+    rows = []
+    forward = model.engine.family.forward
+
+    def watched(params, config, batch, *arguments, **options):
+        rows.append(len(batch.ids))
+        return forward(params, config, batch, *arguments, **options)
+
+    monkeypatch.setattr(model.engine.family, "forward", watched)
+    for most in (512, 40, 1):
+        rows.clear()
+        monkeypatch.setattr(embedding, "ROWS", most)
+        assert (model.embed(texts) == alone).all()
+        assert sum(rows) == sum(map(len, texts)) and max(rows) <= max(most, 61)
+        assert len(rows) == (30 if most == 1 else len(rows)) and (most < 512 or len(rows) < 4)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_family_gives_a_text_its_own_states(name):
+    config = VARIANTS[name]
+    engine = Runtime(random_params(config, 3), config, threads=2)
+    texts = [[1, 2, 3], [4], list(range(5, 40))]
+    for tap in (tap_names(config)[0], "blocks.0.resid_post", "ln_final"):
+        together = engine.states(texts, [0, 0, 0], tap)
+        for found, ids in zip(together, texts, strict=True):
+            assert np.array_equal(found, record(engine, ids, 0, tap)[tap])
 
 
 def test_no_texts_are_no_vectors(path):
