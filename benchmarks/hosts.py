@@ -1,0 +1,151 @@
+"""Several hosts on one machine: network namespaces joined by a bridge, with links of a given rate, and byte counters.
+
+Needs Linux, root, and the commands ``ip`` and ``tc`` (iproute2). Nothing outside of them is touched: every name begins
+with a prefix of this process, and all of it is removed at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+
+def obstacle() -> str:
+    """Why there can be no hosts here; "" if there can."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return "needs root"
+    if shutil.which("ip") is None or shutil.which("tc") is None:
+        return "needs iproute2"
+    trial = f"trial{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", trial], capture_output=True)
+    if made.returncode:
+        return "no network namespace can be made here"
+    subprocess.run(["ip", "netns", "del", trial], check=True)
+    return ""
+
+
+class Hosts:
+    """Hosts 10.77.0.1, 10.77.0.2, ... in a network of their own.
+
+    Parameters
+    ----------
+    n : int
+    megabits : float, optional
+        The rate of each host's link, in each direction; by default it is not limited.
+    """
+
+    def __init__(self, n: int, megabits: float | None = None) -> None:
+        self.n, self.megabits = n, megabits
+        self._tag = f"r{os.getpid()}"
+        self._processes: list[tuple[int, subprocess.Popen]] = []
+
+    def __enter__(self) -> Hosts:
+        try:
+            # The bridge is in a namespace too, so that this machine's own network is left alone.
+            self._ip("netns", "add", self._hub)
+            self._in(self._hub, "ip", "link", "add", "bridge", "type", "bridge")
+            self._in(self._hub, "ip", "link", "set", "bridge", "up")
+            for host in range(self.n):
+                self._add(host)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type | None, fault: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def _hub(self) -> str:
+        return f"{self._tag}hub"
+
+    def name(self, host: int) -> str:
+        """The namespace of a host."""
+        return f"{self._tag}h{host}"
+
+    @staticmethod
+    def address(host: int) -> str:
+        """The address of a host."""
+        return f"10.77.0.{host + 1}"
+
+    def _add(self, host: int) -> None:
+        name, port = self.name(host), f"port{host}"
+        self._ip("netns", "add", name)
+        self._in(self._hub, "ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", name)
+        self._in(self._hub, "ip", "link", "set", port, "master", "bridge", "up")
+        self._in(name, "ip", "link", "set", "lo", "up")
+        self._in(name, "ip", "address", "add", f"{self.address(host)}/24", "dev", "eth0")
+        self._in(name, "ip", "link", "set", "eth0", "up")
+        if self.megabits is not None:
+            shape = ("root", "tbf", "rate", f"{self.megabits}mbit", "burst", "64kb", "latency", "400ms")
+            self._in(name, "tc", "qdisc", "add", "dev", "eth0", *shape)
+            self._in(self._hub, "tc", "qdisc", "add", "dev", port, *shape)
+
+    def start(
+        self, host: int, command: Sequence[str], environment: Mapping[str, str] | None = None, log: Path | None = None
+    ) -> subprocess.Popen:
+        """Start a command on a host; it ends with the host at the latest."""
+        out = subprocess.DEVNULL if log is None else log.open("ab")
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", self.name(host), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )
+        self._processes.append((host, process))
+        return process
+
+    def n_bytes(self, host: int) -> tuple[int, int]:
+        """Bytes that a host has sent and received, by the counters of its interface."""
+        counted = self._in(
+            self.name(host),
+            "cat",
+            "/sys/class/net/eth0/statistics/tx_bytes",
+            "/sys/class/net/eth0/statistics/rx_bytes",
+        ).split()
+        return int(counted[0]), int(counted[1])
+
+    def cut(self, host: int) -> None:
+        """Pull the cable of a host."""
+        self._in(self._hub, "ip", "link", "set", f"port{host}", "down")
+
+    def join(self, host: int) -> None:
+        """Put the cable in again."""
+        self._in(self._hub, "ip", "link", "set", f"port{host}", "up")
+
+    def kill(self, host: int) -> None:
+        """End every process on a host at once."""
+        pids = self._ip("netns", "pids", self.name(host)).split()
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), 9)
+        for on, process in self._processes:
+            if on == host:
+                process.wait()
+
+    def close(self) -> None:
+        """End all processes and remove everything."""
+        known = self._ip("netns", "list").split()
+        for host in range(self.n):
+            if self.name(host) in known:
+                self.kill(host)
+                self._ip("netns", "del", self.name(host))
+        if self._hub in known:
+            self._ip("netns", "del", self._hub)
+
+    def _in(self, name: str, *command: str) -> str:
+        return self._ip("netns", "exec", name, *command)
+
+    @staticmethod
+    def _ip(*arguments: str) -> str:
+        done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+        if done.returncode:
+            raise OSError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout
