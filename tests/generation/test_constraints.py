@@ -144,7 +144,7 @@ def test_a_draft_model_is_held_to_it_too_and_changes_no_text(model, temperature,
     monkeypatch.setattr(DraftPace, "length", lambda self, room, n_texts=1: min(6, room))
     draft = refgpt.load(dtype="q4")
     constraint = refgpt.json_schema({"type": "array", "items": {"enum": ["old", 7]}, "minItems": 1, "maxItems": 3})
-    asked = {"constraint": constraint, "temperature": temperature, "max_new_tokens": 40}
+    asked = {"constraint": constraint, "temperature": temperature, "max_new_tokens": 40, "ignore_eos": True}
     scheduler = refgpt.Scheduler(model, 3, draft=draft)
     for seed in range(6):
         scheduler.add("The toad: ", seed=seed, **asked)
