@@ -67,6 +67,7 @@ INNER_FLOORS = {
         {"constraint", "other_names"},
         {"matching"},
         {"processing"},
+        {"filters"},
         {"sampling"},
         {"params"},
         {"prompts", "results"},

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from refgpt._common.float_state import default_float_state
+from refgpt.generation.filters import top_k_kept
 from refgpt.generation.params import Criterion, GenerationParams
 from refgpt.generation.results import Event
-from refgpt.generation.sampling import Choice, nothing_left, top_k_kept
+from refgpt.generation.sampling import Choice, nothing_left
 from refgpt.generation.sampling_params import functions_of
 from refgpt.generation.sequence import Generates, Task, ends_of, matcher_of, prefix_of, sampler_of, transcript_of
 from refgpt.runtime.engine import Session

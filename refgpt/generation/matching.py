@@ -131,7 +131,8 @@ class _Spelling:
             for i in np.flatnonzero([token.startswith(b" ") for token in tokens]).tolist():
                 self.first[i] = len(tokens)
                 tokens.append(tokenizer.decode([i]).encode())
-        library = llguidance.LLTokenizer(_Tokens([*tokens, b""]))
+        spelled: Any = _Tokens([*tokens, b""])
+        library = llguidance.LLTokenizer(spelled)
         self.matcher = lru_cache(MOST_COMPILED)(lambda grammar: llguidance.LLMatcher(library, grammar, log_level=0))
 
     def of(self, id: int, first: bool) -> int:

@@ -17,8 +17,9 @@ import numpy as np
 
 from refgpt._common.errors import GenerationError
 from refgpt._common.float_state import default_float_state
+from refgpt.generation.filters import further_kept, mesh_kept, top_k_kept, top_p_kept
 from refgpt.generation.matching import ConstraintMatcher
-from refgpt.generation.processing import Processing, exp, further_kept, log_probabilities
+from refgpt.generation.processing import Processing, exp, log_probabilities
 from refgpt.generation.sampling_params import SamplingParams
 
 __all__ = ["Choice", "Sampler", "SamplingParams", "check_logits", "log_softmax"]
@@ -118,7 +119,7 @@ class Sampler:
         n = self.params.n_alternatives
         if n == 0:
             return Choice(chosen, float(logprobs[chosen]))
-        likely = self._likeliest(self.drawable(logits), n)
+        likely = self._likeliest(self._existing(logits, logits.dtype), n)
         likeliest = likely[np.argsort(-logits[likely], kind="stable")][:n]
         return Choice(chosen, float(logprobs[chosen]), {int(i): float(logprobs[i]) for i in likeliest})
 
@@ -191,21 +192,20 @@ class Sampler:
             raise nothing_left(n_tokens)
         if p.temperature == 0:
             return np.array([scores.argmax()]), np.ones(1)
-        kept = None if p.sampler == "transformers" else mesh_kept(scores - best, p.top_k, p.top_p)
+        scores -= best
+        kept = None if p.sampler == "transformers" else mesh_kept(scores, p.top_k, p.top_p)
         with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, as it should
-            scores = (scores - best) / p.temperature
-        if kept is None:
-            ids = self._likeliest(scores, p.top_k)
-            weights = exp(scores[ids])
+            scores /= p.temperature
+        ids = self._likeliest(scores, p.top_k) if kept is None else np.flatnonzero(kept)
+        weights = exp(scores if len(ids) == len(scores) else scores[ids])
+        if kept is None and p.top_p < 1:
             kept = top_p_kept(weights, p.top_p)
             ids, weights = ids[kept], weights[kept]
-        else:
-            ids = np.flatnonzero(kept)
-            weights = exp(scores[ids])
         if p.min_p or p.typical_p or p.epsilon_cutoff or p.eta_cutoff:
-            possible = weights > 0
-            ids, weights = ids[possible], weights[possible]
-            kept = further_kept(p, scores[ids], weights)
+            if not weights.all():
+                possible = weights > 0
+                ids, weights = ids[possible], weights[possible]
+            kept = further_kept(p, scores if len(ids) == len(scores) else scores[ids], weights)
             ids, weights = ids[kept], weights[kept]
         return ids, weights
 
@@ -224,7 +224,10 @@ class Sampler:
 
     def drawable(self, logits: np.ndarray) -> np.ndarray:
         """A copy of the logits [v] in float64, as far as ids exist, with -inf in the gaps between them."""
-        scores: np.ndarray = logits[: self._n_ids].astype(np.float64)
+        return self._existing(logits, np.dtype(np.float64))
+
+    def _existing(self, logits: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        scores: np.ndarray = logits[: self._n_ids].astype(dtype)
         gaps = self._gaps_below(len(scores))
         if len(gaps) == len(scores):
             raise GenerationError(
@@ -252,53 +255,6 @@ def _drawn(ids: np.ndarray, weights: np.ndarray, random: int) -> int:
     # 52 bits, one fewer than a float64 holds: a product with them stays strictly below the sum.
     threshold = float(random >> 12) * 2.0**-52 * cumulative[-1]
     return int(ids[np.searchsorted(cumulative, threshold, side="right")])
-
-
-def top_k_kept(scores: np.ndarray, k: int | None) -> np.ndarray:
-    """Mask of the scores not below the k-th largest: more than k when several tie with it. None or 0 keeps all."""
-    if not k or k >= len(scores):
-        return np.ones(len(scores), bool)
-    kept: np.ndarray = scores >= np.partition(scores, -k)[-k]
-    return kept
-
-
-def top_p_kept(weights: np.ndarray, p: float) -> np.ndarray:
-    """Mask of the nucleus: from the least likely up, tokens go while their sum stays within 1 - p of the whole.
-
-    The best always stays; among equals the higher ids go first.
-    """
-    if p == 1:
-        return np.ones(len(weights), bool)
-    may_go = (1 - p) * np.cumsum(weights)[-1]
-    kept: np.ndarray = weights * len(weights) >= may_go  # the others go, being less than that together; sort these few
-    gone = np.cumsum(weights[~kept])[-1:].sum()
-    ascending = np.flatnonzero(kept)[np.argsort(-weights[kept], kind="stable")[::-1]]
-    kept[ascending[:-1]] = gone + np.cumsum(weights[ascending[:-1]]) > may_go
-    return kept
-
-
-def mesh_kept(scores: np.ndarray, k: int | None, p: float) -> np.ndarray:
-    """Mask of what ``nucleaus_filter`` of Mesh Transformer JAX keeps of scores whose largest is 0.
-
-    Both of its filters go by the untempered probabilities of all tokens, in descending order, of equals the higher ids
-    first. top_k multiplies the ids of those from rank k + 1 on by a large number and subtracts it, so that the id 0
-    loses nothing. top_p drops the tokens before which the sum exceeds p.
-    """
-    weights = exp(scores)
-    kept = scores > -np.inf
-    if p < 1:
-        total = np.cumsum(weights)[-1]
-        # Those that are less than 1 - p together go. Only the others need be sorted.
-        kept &= weights * len(weights) >= (1 - p) * total
-        descending = np.flatnonzero(kept)[::-1]
-        descending = descending[np.argsort(-scores[descending], kind="stable")]
-        kept[descending[1:]] = np.cumsum(weights[descending])[:-1] <= p * total
-    if k:
-        descending = np.flatnonzero(kept)[::-1]
-        descending = descending[np.argsort(-scores[descending], kind="stable")]
-        dropped = descending[k + 1 :]
-        kept[dropped[dropped > 0]] = False
-    return kept
 
 
 def nothing_left(n: int) -> GenerationError:
