@@ -41,7 +41,7 @@ class Letters(Tokenizer):
         ]
         super().__init__(dict(enumerate(spelt)), eos_id)
 
-    def _encode(self, text):
+    def _encode(self, text, special=True):
         return [next(i for i, spelt in self._tokens.items() if spelt == bytes([byte])) for byte in text.encode()]
 
 

@@ -63,7 +63,7 @@ class Words(Tokenizer):
     def __init__(self, tokens: list[bytes], eos_id: int | None = None) -> None:
         super().__init__({i: token for i, token in enumerate(tokens) if token}, eos_id)
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, special: bool = True) -> list[int]:
         raise NotImplementedError
 
 

@@ -24,7 +24,7 @@ class Bytes(Tokenizer):
     def __init__(self) -> None:
         super().__init__({i: bytes([i]) for i in range(256)} | {256: b"<end>", 258: b"A"}, 256)
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, special: bool = True) -> list[int]:
         return list(text.encode())
 
 

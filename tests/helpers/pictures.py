@@ -17,7 +17,7 @@ class Words(Tokenizer):
         texts = [b" upon", b"\n", b" ", b"$x$", b"\xe2", b"", b"extraordinarily", b"\x07", b"<eos>"]
         super().__init__({**dict(enumerate(texts)), 10: b" a"}, 8)
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, special: bool = True) -> list[int]:
         raise NotImplementedError
 
 

@@ -63,5 +63,5 @@ class Letters(Tokenizer):
     def __init__(self, n, changed=()):
         super().__init__({i: chr(0x100 + i).encode() for i in range(n)} | dict(changed), None)
 
-    def _encode(self, text):
+    def _encode(self, text, special=True):
         return [ord(letter) - 0x100 for letter in text]
