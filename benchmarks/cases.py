@@ -220,9 +220,9 @@ def rowwise(op: str, n: int) -> Work:
     return Work(cycle([partial(getattr(kernels, op), x, out)]), 2 * x.nbytes)
 
 
-def gelu_backward() -> Work:
+def gelu_backward(op: str) -> Work:
     x, dy, out = (random(N_PREFILL, D_FF) for _ in range(3))
-    return Work(cycle([partial(kernels.gelu_backward, x, dy, out)]), 3 * x.nbytes)
+    return Work(cycle([partial(getattr(kernels, op), x, dy, out)]), 3 * x.nbytes)
 
 
 def layer_norm() -> Work:
@@ -313,7 +313,7 @@ CASES: dict[str, dict[str, Callable[[], Work]]] = {
     "softmax": {"512 rows of 2048": partial(rowwise, "softmax", N_CTX)},
     "gelu": {"512 rows of 16384": partial(rowwise, "gelu", D_FF)},
     "gelu_erf": {"512 rows of 16384": partial(rowwise, "gelu_erf", D_FF)},
-    "gelu_backward": {"512 rows of 16384": gelu_backward},
+    **{op: {"512 rows of 16384": partial(gelu_backward, op)} for op in ("gelu_backward", "gelu_erf_backward")},
     "layer_norm": {"512 rows of 4096": layer_norm},
     "rotary": {"512 rows, 64 of 256 turn": rotary},
     "rotary_halves": {"512 rows, 64 of 256 turn": partial(rotary, True)},

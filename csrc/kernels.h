@@ -17,6 +17,7 @@
 #include "ops/layer_norm_weight_backward.h"
 #include "ops/gelu.h"
 #include "ops/gelu_erf.h"
+#include "ops/gelu_erf_backward.h"
 #include "ops/gelu_backward.h"
 #include "ops/residual.h"
 #include "ops/add.h"

@@ -34,7 +34,7 @@
 #include <stdint.h>
 
 /* Changes whenever a struct or a contract below changes; the binding refuses another number. */
-#define REFGPT_ABI 7
+#define REFGPT_ABI 8
 #define REFGPT_LANES 16     /* rows side by side in a panel */
 #define REFGPT_CHUNK 32     /* terms of a partial sum */
 #define REFGPT_FEW_ROWS 8   /* that linear takes as they are; the most rows of a query tile */
@@ -140,7 +140,8 @@ typedef struct {
 /* y = max(x, 0) - t Q(t) with t = |x| and Q(t) = (1 - erf(t / sqrt 2)) / 2, as csrc/ops/gelu_erf.h writes it in steps: GELU itself.
  * Its arguments are gelu's, its op is gelu_erf. x may be y. Items: rows. */
 /* dx = dy (s + ((x s) (e s)) rise) with x within -16 .. 16, e = exp(-2 sqrt(2/pi) (x + 0.044715 x^3)), s = 1 / (1 + e) and
- * rise = 2 sqrt(2/pi) (1 + 0.134145 x^2): the slope of gelu, times dy. dx may be either. Items: rows. */
+ * rise = 2 sqrt(2/pi) (1 + 0.134145 x^2): the slope of gelu, times dy. dx may be either. Items: rows. gelu_erf_backward: dx =
+ * dy fma(x / sqrt(2 pi), exp(-x^2 / 2), |[x >= 0] - Q(|x|)|) with x within -14 .. 14, Q and the power as gelu_erf has them. */
 typedef struct {
     const float *x;  /* [n_rows, n] */
     const float *dy; /* [n_rows, n] */

@@ -368,6 +368,7 @@ static const struct {
     {"kv_append", kv_append_case},
     {"softmax", softmax_case},
     {"gelu_backward", gelu_backward_case},
+    {"gelu_erf_backward", gelu_backward_case},
     {"gelu", gelu_case},     /* gelu_erf too, */
     {"rotary", rotary_case}, /* and rotary_halves: they take the same arguments */
     {"layer_norm_backward", layer_norm_backward_case},

@@ -144,13 +144,38 @@ def gelu_backward(
     program: Program | None = None,
 ) -> np.ndarray:
     """The gradient of the input x [t, f] of ``gelu``, from that of its result, dy [t, f]; out may be either."""
+    return _activation_backward("gelu_backward", x, dy, out, threads, kernel, program)
+
+
+def gelu_erf_backward(
+    x: np.ndarray,
+    dy: np.ndarray,
+    out: np.ndarray | None = None,
+    *,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+    program: Program | None = None,
+) -> np.ndarray:
+    """The same of ``gelu_erf``."""
+    return _activation_backward("gelu_erf_backward", x, dy, out, threads, kernel, program)
+
+
+def _activation_backward(
+    op: str,
+    x: np.ndarray,
+    dy: np.ndarray,
+    out: np.ndarray | None,
+    threads: int | None,
+    kernel: Kernel | None,
+    program: Program | None,
+) -> np.ndarray:
     n_rows, n = check_shape("x", x, (None, None))
     dx = output(out, x.shape)
     check_apart("out", dx, over=(x, dy))
     args = arguments(
         "gelu_backward", x=floats("x", x, x.shape), dy=floats("dy", dy, x.shape), dx=floats("out", dx, x.shape), n=n
     )
-    run(table_row("gelu_backward", kernel), args, n_rows, 4, threads, program)
+    run(table_row(op, kernel), args, n_rows, 4, threads, program)
     return dx
 
 

@@ -20,6 +20,7 @@ from refgpt.kernels.ops import (
     gelu,
     gelu_backward,
     gelu_erf,
+    gelu_erf_backward,
     layer_norm,
     residual,
     rotary,
@@ -72,6 +73,7 @@ PROMISED = {
     "gelu": "aa8aaf2d98bcd7e4",
     "gelu_backward": "07cff3f24e6f4baa",
     "gelu_erf": "de3d9733e433a232",
+    "gelu_erf_backward": "3ff925f008518f6e",
     "rotary": "c0cb523f820f195e",
     "rotary_halves": "ed47fb4608e8d3e7",
     "residual": "aad142adfaa6a15c",
@@ -161,8 +163,9 @@ def _outputs(kernel: Kernel) -> Iterator[np.ndarray]:
         yield softmax(wide, kernel=kernel, threads=1)
     elif op in ("gelu", "gelu_erf"):
         yield (gelu if op == "gelu" else gelu_erf)(wide, kernel=kernel, threads=1)
-    elif op == "gelu_backward":
-        yield gelu_backward(x * np.float32(4), wide, kernel=kernel, threads=1)
+    elif op in ("gelu_backward", "gelu_erf_backward"):
+        call = gelu_backward if op == "gelu_backward" else gelu_erf_backward
+        yield call(x * np.float32(4), wide, kernel=kernel, threads=1)
     elif op == "layer_norm":
         yield layer_norm(wide, x[0], x[1], 1e-5, kernel=kernel, threads=1)
     elif op == "add":

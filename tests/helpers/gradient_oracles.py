@@ -122,6 +122,20 @@ def cross_entropy_backward_case(n: int, n_rows: int, flavour: str, rng: Rng) -> 
     return Case(run, (want, parts), bounds.cross_entropy_backward_bound(dy, logits, targets))
 
 
+def gelu_erf_backward_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    """Some as far out as the tail reaches, and farther."""
+    x = numbers(rng, flavour, n_rows, n) * rng.choice(np.float32([1, 3, 12]), (n_rows, n))
+    dy = numbers(rng, flavour, n_rows, n)
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
+        dx, guards = guarded(x[rows].shape)
+        kernels.gelu_erf_backward(x[rows], dy[rows], dx, threads=1, kernel=kernel)
+        return (Output(dx, guards),)
+
+    want = gradients.gelu_erf_backward(float64(dy), float64(x))
+    return Case(run, (want,), (bounds.gelu_erf_backward_bound(x, dy),))
+
+
 def layer_norm_backward_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     n, eps = max(n, 1), float(np.float32(1e-5))
     x, dy = numbers(rng, flavour, n_rows, n) + np.float32(0.5), numbers(rng, flavour, n_rows, n)

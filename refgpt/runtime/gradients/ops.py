@@ -19,13 +19,6 @@ from refgpt.runtime.gradients.weights import BiasGradient, MatrixGradient, NormG
 from refgpt.spec.ops import ACTIVATIONS, gelu_erf
 from refgpt.spec.taps import Tap, no_tap
 
-#: Where ``gelu_erf(x) / x`` is replaced by its tangent: the next term of the series is below 1e-11.
-NEAR = 2.0**-11
-INVERSE_ROOT_TWO_PI = 0.3989422804014327
-#: log 2 as the sum of two floats, the first of which has room for a factor of 11 bits.
-LOG_TWO = (0.693147180369123816490, 1.90821492927058770002e-10)
-LARGEST_POWER = 700.0
-
 
 @dataclass(frozen=True)
 class Ops:
@@ -92,17 +85,8 @@ class Ops:
         return self.gelu_erf_backward(dy, x) if ACTIVATIONS[name] is gelu_erf else self.gelu_backward(dy, x)
 
     def gelu_erf_backward(self, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """dy, x [t, f] -> dx [t, f].
-
-        The share is what the kernel of the forward pass multiplied ``x`` with. Next to 0, where that cannot be told,
-        its tangent differs from it by less than a float's rounding.
-        """
-        wide = x.astype(np.float64)
-        near = np.abs(x) < NEAR
-        density = INVERSE_ROOT_TWO_PI * exp_of_negative(0.5 * wide * wide)  # [t, f]
-        share = kernels.gelu_erf(x, threads=self.threads).astype(np.float64) / np.where(near, 1.0, wide)  # [t, f]
-        share = np.where(near, 0.5 + INVERSE_ROOT_TWO_PI * wide, share)
-        return (dy * (share + wide * density)).astype(np.float32)
+        """dy, x [t, f] -> dx [t, f]."""
+        return kernels.gelu_erf_backward(x, dy, threads=self.threads)
 
     def rotate_pairs_backward(self, dy: np.ndarray, rotation: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """dy [t, h, d], cosines and sines as the forward pass has them -> dx [t, h, d]."""
@@ -147,17 +131,3 @@ class Ops:
         cos, sin = rotation
         positions = np.arange(len(dy), dtype=np.int64)
         return turn(np.ascontiguousarray(dy), cos, -sin, positions, threads=self.threads)
-
-
-def exp_of_negative(x: np.ndarray) -> np.ndarray:
-    """``exp(-x)`` in float64 for ``x`` from 0, the same bits on every machine; NaN stays NaN.
-
-    NumPy's own differs between processors. Sums, products and scaling by powers of two are rounded alike everywhere.
-    """
-    power = -np.minimum(x, LARGEST_POWER)
-    n = np.rint(power * (1 / LOG_TWO[0]))
-    rest = (power - n * LOG_TWO[0]) - n * LOG_TWO[1]  # within log 2 / 2
-    total = np.ones_like(rest)
-    for k in range(13, 0, -1):  # the next term is below 1e-17
-        total = total * (rest * (1 / k)) + 1.0
-    return np.ldexp(total, np.nan_to_num(n).astype(np.int32))

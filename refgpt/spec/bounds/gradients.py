@@ -11,7 +11,7 @@ import numpy as np
 
 from refgpt.numbers.leaves import Leaf, widen
 from refgpt.spec.bounds.ops import EXP_ERROR, EXP_FLUSH, TINY, U, depth, gamma, pattern_bound, softmax_bound
-from refgpt.spec.ops import softmax
+from refgpt.spec.ops import gelu_erf, softmax
 
 
 def linear_backward_bound(dy: np.ndarray, w: Leaf, chunk: int | None = None) -> np.ndarray:
@@ -58,6 +58,22 @@ def cross_entropy_backward_bound(
     each = powers * np.expm1(np.minimum(U * below + EXP_ERROR, 300)) + EXP_FLUSH
     of_total = each.sum(-1) + gamma(v) * (powers + each).sum(-1)
     return of_slope, np.stack((of_total, gamma(1) * below[rows, targets]), axis=-1)
+
+
+def gelu_erf_backward_bound(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    """Of ``gelu_erf_backward`` computed as ``dy (share + x density)``, the share as ``|[x >= 0] - Q(|x|)|``. Any shape.
+
+    ``Q`` is off as in ``gelu_erf_bound``, the density by EXP_ERROR, the correction of its power, and two roundings of
+    constant and product. Both may be taken for 0 where the power is below the smallest normal number, or beyond 14. The
+    difference, the sum and the product with dy round once each.
+    """
+    x, dy = widen(x, np.float64), np.abs(widen(dy, np.float64))
+    tail = np.abs(gelu_erf(-np.abs(x))) / np.maximum(np.abs(x), TINY)  # Q
+    tail = np.where(np.abs(x) < 1e-30, 0.5, tail)
+    share = np.where(x < 0, tail, 1 - tail)
+    bend = np.abs(x) * np.exp(-0.5 * np.minimum(x * x, 1400)) / math.sqrt(2 * math.pi)
+    off = tail * (gamma(9) + EXP_ERROR) + bend * (gamma(5) + EXP_ERROR) + 16 * EXP_FLUSH
+    return dy * (off + gamma(3) * (share + bend + off)) + TINY
 
 
 def layer_norm_backward_bound(
