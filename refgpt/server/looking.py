@@ -18,7 +18,8 @@ from refgpt.server.state import State
 
 
 async def inspect(exchange: Exchange) -> None:
-    """``POST /inspect``: {"prompt", "position", "token", "what"} -> what ``refgpt inspect`` shows of these tokens."""
+    """``POST /inspect``: {"prompt", "position", "token", "prefix_len", "what"} -> what ``refgpt inspect`` shows of
+    these tokens."""
     state, body = exchange.state, await exchange.json()
     if not state.settings.inspect:
         raise ApiError(404, "this server does not look inside its model", code="inspect_off")
@@ -31,7 +32,8 @@ async def inspect(exchange: Exchange) -> None:
         prompt = state.text_ids(prompt, flag_of(body, "parse_special", state.settings.parse_special)) or ""
     elif not isinstance(prompt, list):
         raise ApiError(400, f"prompt: cannot be used; got {shown(prompt)}; wanted a text or ids", param="prompt")
-    for name, value in (("position", position), ("token", token)):
+    prefix_len = body.get("prefix_len")
+    for name, value in (("position", position), ("token", token), ("prefix_len", prefix_len)):
         if value is not None and type(value) is not int:
             raise ApiError(400, f"{name}: cannot be used; got {shown(value)}; wanted a whole number", param=name)
     try:
@@ -47,7 +49,11 @@ async def inspect(exchange: Exchange) -> None:
         raise ApiError(400, f"position: there is none {shown(position)} among {len(ids)} tokens", param="position")
     if token is not None and not 0 <= token < state.model.config.n_vocab:
         raise ApiError(400, f"token: there is no id {shown(token)}", param="token")
-    prefix_len = len(ids) if state.model.mask == "prefix" else 0
+    if prefix_len is None:
+        prefix_len = len(ids) if state.model.mask == "prefix" else 0
+    if not 0 <= prefix_len <= len(ids):
+        message = f"prefix_len: got {shown(prefix_len)}; wanted a number of the {len(ids)} tokens"
+        raise ApiError(400, message, param="prefix_len")
     data = await _aside(
         exchange, state, lambda: gather(state.model, ids, prefix_len, False, False, parts, position, token)
     )

@@ -33,6 +33,13 @@ def test_a_part_of_the_inside(server: Served, model: refgpt.Model) -> None:
     assert found["tokens"]["300"]
 
 
+def test_a_prefix_that_sees_itself(server: Served, model: refgpt.Model) -> None:
+    """As of a token that GPT-JT has written: its prompt saw itself, and what came after did not."""
+    ids = prompt_of(PROMPT, model.config, model.tokenizer)
+    found = server.post("/inspect", prompt=PROMPT, prefix_len=2, what=["attention"])
+    assert found["prefix_len"] == 2 and found["pattern"] == gather(model, ids, 2, verify=False)["pattern"]
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -44,6 +51,8 @@ def test_a_part_of_the_inside(server: Served, model: refgpt.Model) -> None:
         ({"prompt": PROMPT, "position": 99}, "position"),
         ({"prompt": PROMPT, "position": 1.0}, "position"),
         ({"prompt": PROMPT, "token": -1}, "token"),
+        ({"prompt": PROMPT, "prefix_len": 99}, "prefix_len"),
+        ({"prompt": PROMPT, "prefix_len": True}, "prefix_len"),
         ({"prompt": [99999]}, "prompt"),
     ],
     ids=lambda value: str(value)[:40],

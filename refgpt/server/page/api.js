@@ -65,10 +65,10 @@ async function json(path, body, signal) {
   }
 }
 
-/** The model that is served: its name, and the length of its context where the server tells. */
+/** The model that is served: its name, its mask, and the length of its context where the server tells. */
 export async function model() {
   const [first] = (await json("v1/models")).data;
-  return { name: first.id, context: first.max_model_len ?? null };
+  return { name: first.id, context: first.max_model_len ?? null, mask: first.mask ?? "causal" };
 }
 
 export const presets = async () => (await json("presets")).presets;

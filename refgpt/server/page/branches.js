@@ -85,6 +85,8 @@ export function drawBranches(root, tree, compared, on) {
   }
 
   root.replaceChildren(...tree.children(ROOT).map(item));
+  const current = root.querySelector('[aria-current="true"]');
+  if (current) root.scrollTop = current.offsetTop - (root.clientHeight - current.offsetHeight) / 2;
 }
 
 /** The length of what paths have in common. */

@@ -66,12 +66,13 @@ export class Inside {
   /**
    * @param {number[]} ids  all tokens before it
    * @param {object} token  {id, text, logprob}
+   * @param {number} prefixLen  how many of the first tokens see each other
    */
-  show(ids, token) {
+  show(ids, token, prefixLen) {
     this.#asking?.abort();
     this.#asking = new AbortController();
     this.#paintAgain = null;
-    this.#draw(token, ids);
+    this.#draw(token, ids, prefixLen);
     this.#root.hidden = false;
     this.#open(this.#chosen);
     this.#root.scrollIntoView({ block: "start" });
@@ -101,10 +102,10 @@ export class Inside {
   }
 
   /** A frame with a tab for each view. */
-  #draw(token, ids) {
+  #draw(token, ids, prefixLen) {
     const { signal } = this.#asking;
     this.#ask = async (part) =>
-      readPass(await inspect({ prompt: ids, token: token.id, what: [part] }, signal), token.id);
+      readPass(await inspect({ prompt: ids, token: token.id, prefix_len: prefixLen, what: [part] }, signal), token.id);
     const p = probability(token);
     const close = make("button", { type: "button", class: "plain small", id: "inside-close" });
     close.append(make("i", { class: "icon icon-close" }), "Close");

@@ -17,8 +17,9 @@ import { Writer } from "./writer.js";
 const tree = new Tree();
 const compared = new Set();
 let comparing = false;
-let model = { name: "", context: null };
+let model = { name: "", context: null, mask: "causal" };
 let live = null; // the node that is being written
+let follows = false; // whether the page is scrolled with what is written, until the reader scrolls
 
 const composer = byId("composer");
 const paper = new Paper(byId("paper"), {
@@ -36,6 +37,7 @@ const writer = new Writer(tree, { begin, token: addToken, scored: () => paper.dr
 
 /** Draw everything that follows from the tree. */
 function draw() {
+  alternatives.close();
   for (const id of compared) if (!tree.leaves.some((leaf) => leaf.id === id)) compared.delete(id);
   comparing &&= compared.size > 0;
   paper.draw(tree);
@@ -50,7 +52,6 @@ function draw() {
   byId("start").hidden = byId("presets").hidden = !empty;
   byId("legend").hidden = empty;
   byId("sheet").classList.toggle("begins", empty);
-  byId("sheet").classList.toggle("untouched", tree.isEmpty && !tree.canUndo && !tree.canRedo);
   byId("go-name").textContent = empty ? "Begin" : "Go on";
   fitComposer();
   composer.placeholder = empty ? "Once upon a time" : "Write on yourself, or let the model go on";
@@ -84,6 +85,7 @@ const calm = () => (byId("problem").hidden = true);
 
 function begin(node, figures) {
   live = { id: node.id, tokens: [] };
+  follows = true;
   draw();
   showFigures(figures, model.context);
   say("Writing");
@@ -93,6 +95,7 @@ function addToken(token, figures) {
   live.tokens.push(token);
   paper.append(token);
   showFigures(figures, model.context);
+  if (follows) byId("composer-form").scrollIntoView({ block: "nearest", behavior: "instant" });
 }
 
 function end() {
@@ -111,7 +114,8 @@ async function write(parent) {
   comparing = false;
   tree.stay(parent);
   try {
-    await writer.write(parent, byId("score-written").checked);
+    // With a prefix mask, the rows of a prompt have already seen the tokens that they would give a probability to.
+    await writer.write(parent, byId("score-written").checked && model.mask !== "prefix");
   } catch (error) {
     complain(error);
   }
@@ -154,8 +158,9 @@ async function retry() {
 async function branchAt(node, place, token) {
   await writer.stop();
   tree.remember();
+  const { read } = tree.node(node);
   const parent = tree.cut(node, place);
-  const from = token ? tree.add(parent, { kind: "chosen", tokens: [token] }) : parent;
+  const from = token ? tree.add(parent, { kind: "chosen", tokens: [token], read }) : parent;
   if (!token) advanceSeed();
   await write(from);
 }
@@ -190,6 +195,9 @@ async function edit(node) {
 /** The tokens of a node, also of one that is being written. */
 const tokensAt = (id) => (live?.id === id ? live.tokens : tree.node(id).tokens);
 
+/** How many of the tokens before one saw each other when the model came to it. */
+const prefixOf = ({ read }, n) => (model.mask === "prefix" ? Math.min(read ?? n, n) : 0);
+
 /** What the window of alternatives shows of a token. */
 function describe(element) {
   const { node: id, place } = Paper.placeOf(element);
@@ -203,7 +211,11 @@ function describe(element) {
   if (node.kind === "written") actions.push({ name: "Edit", icon: "pen", run: () => edit(id) });
   const ids = before.map((one) => one.id);
   if (ids.length && token.id !== null && !ids.includes(null))
-    actions.push({ name: "Look inside", icon: "inside", run: () => inside.show(ids, token) });
+    actions.push({
+      name: "Look inside",
+      icon: "inside",
+      run: () => inside.show(ids, token, prefixOf(node, ids.length)),
+    });
   const branch = (one) => branchAt(id, place, { ...one, top: token.top });
   return { token, writer: Paper.writerOf(node.kind), actions, branch };
 }
@@ -340,6 +352,7 @@ function listen() {
     goOn();
   });
   composer.addEventListener("input", fitComposer);
+  for (const kind of ["wheel", "touchmove"]) addEventListener(kind, () => (follows = false), { passive: true });
   on("stop", async () => {
     await writer.stop();
     composer.focus();

@@ -22,11 +22,12 @@ export function toFile(tree, model, settings) {
     model,
     settings,
     current: places.get(tree.current) ?? null,
-    nodes: nodes.map(({ parent, kind, tokens, ended, seed }) => ({
+    nodes: nodes.map(({ parent, kind, tokens, ended, seed, read }) => ({
       parent: places.get(parent) ?? null,
       kind,
       ended,
       seed,
+      read,
       tokens: tokens.map(({ id, text, logprob, top }) => [
         id,
         text,
@@ -76,11 +77,12 @@ export function fromFile(text) {
 function nodeOf(node, i) {
   const where = `nodes[${i}]`;
   check(isObject(node), where, "must be an object");
-  const { parent, kind, ended, seed, tokens } = node;
+  const { parent, kind, ended, seed, read, tokens } = node;
   check(parent === null || isPlace(parent, i), `${where}.parent`, "must be an earlier node or null");
   check(KINDS.includes(kind), `${where}.kind`, `must be one of ${KINDS.join(", ")}`);
   check(ENDS.includes(ended), `${where}.ended`, "must be a known reason or null");
   check(seed === null || isPlace(seed, Infinity), `${where}.seed`, "must be a whole number or null");
+  check(read === null || isPlace(read, MOST_TOKENS), `${where}.read`, "must be a number of tokens or null");
   check(Array.isArray(tokens) && tokens.length <= MOST_TOKENS, `${where}.tokens`, "must be a list");
   return {
     id: i + 1,
@@ -88,6 +90,7 @@ function nodeOf(node, i) {
     kind,
     ended,
     seed,
+    read,
     tokens: tokens.map((token, t) => tokenOf(token, `${where}.tokens[${t}]`)),
   };
 }

@@ -87,10 +87,10 @@ export const probability = (token) => (token.logprob === null ? null : Math.exp(
 
 /** A probability in per cent, in as many digits as it is worth. */
 export function percent(p) {
-  if (p >= 0.9995) return "100 %";
-  if (p >= 0.0995) return `${(100 * p).toFixed(0)} %`;
-  if (p >= 0.00095) return `${(100 * p).toFixed(p < 0.00995 ? 2 : 1)} %`;
-  return p === 0 ? "0 %" : `${(100 * p).toExponential(0)} %`;
+  if (p >= 0.9995) return "100\u00a0%";
+  if (p >= 0.0995) return `${(100 * p).toFixed(0)}\u00a0%`;
+  if (p >= 0.00095) return `${(100 * p).toFixed(p < 0.00995 ? 2 : 1)}\u00a0%`;
+  return p === 0 ? "0\u00a0%" : `${(100 * p).toExponential(0)}\u00a0%`;
 }
 
 /** Where the steps of the scale of colours begin; the first is for what is all but certain. */

@@ -85,7 +85,7 @@ export class Writer {
       stream_options: { include_usage: true },
       ...(goesOnAfterEnd ? { ignore_eos: true } : {}),
     };
-    const id = tree.add(parent, { kind: "generated", tokens: [], seed });
+    const id = tree.add(parent, { kind: "generated", tokens: [], seed, read: before.length });
     const figures = { began: performance.now(), first: null, last: null, written: 0, read: before.length };
     this.#on.begin(tree.node(id), figures);
     const tokens = [];

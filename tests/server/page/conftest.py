@@ -109,7 +109,7 @@ class Page:
     def alternatives(self):
         script = """return [...document.querySelectorAll('#alternatives .choice-row')].map((row) =>
             [row.querySelector('.token').textContent, row.querySelector('.number').textContent])"""
-        return self.js(script)
+        return [[token, share.replace("\xa0", " ")] for token, share in self.js(script)]
 
     def choose(self, i, rank):
         """Branch: at a token, the alternative of a rank."""
@@ -136,12 +136,14 @@ class Page:
 
     def save(self):
         """The session as the browser saves it: path and content."""
-        old = set(self.downloads.iterdir())
+        for old in self.downloads.iterdir():
+            old.unlink()
         self.click("#save")
-        for _ in range(3000):
-            new = [path for path in self.downloads.iterdir() if path not in old and path.suffix == ".json"]
-            if new:
-                return new[0], json.loads(new[0].read_text(encoding="utf-8"))
+        for _ in range(1000):
+            for path in self.downloads.glob("*.json"):
+                return path.rename(path.with_suffix(".saved")), json.loads(
+                    path.with_suffix(".saved").read_text("utf-8")
+                )
             self.js("return new Promise((done) => setTimeout(done, 20))")
         raise AssertionError("nothing was saved")
 

@@ -7,8 +7,10 @@ import pytest
 
 import refgpt
 from refgpt import tracing
+from tests.helpers.model_files import write_model
 from tests.helpers.paced_server import paced_serving
-from tests.helpers.pages import share, signed
+from tests.helpers.pages import EVIL, EvilTokenizer, share, signed, with_tokenizer
+from tests.helpers.tiny import random_params, tiny_config
 from tests.server.page.conftest import open_page
 
 CLOSE = 0.00005 + 0.5 / 65535 + 1e-9
@@ -97,3 +99,31 @@ def test_what_the_server_refuses_is_told(chromium, settings, says):
         page.act("Look inside")
         page.until("document.querySelector('#inside .problem')")
         assert says in page.text_of("#inside .problem")
+
+
+def test_a_model_whose_prompts_see_themselves(chromium, tmp_path):
+    """GPT-JT: a token is looked at with the mask under which it was written, and its prompt has no colours."""
+    config = tiny_config()
+    model = refgpt.load(write_model(tmp_path / "both ways", config, random_params(config, seed=3), prefix=True))
+    with paced_serving(with_tokenizer(model, EvilTokenizer())) as running:
+        page = open_page(chromium, running)
+        page.js("document.getElementById('composer').value = arguments[0]", EVIL[4].decode())
+        page.set(max_tokens=12)
+        page.click("#go")
+        page.until("document.querySelectorAll('.generated .t').length > 6")
+        page.done()
+        page.write(max_tokens=4)  # reads all that as its prompt
+        _, saved = page.save()
+        first, second = saved["nodes"][1], saved["nodes"][2]
+        assert (first["read"], second["read"]) == (1, 1 + len(first["tokens"]))
+        assert page.all(".written [class*=' h']") == []
+        ids = [token[0] for node in saved["nodes"] for token in node["tokens"]]
+        for place, prefix_len in ((6, 1), (len(ids) - 1, second["read"])):
+            look_at(page, place)
+            trace = model.trace(ids[:place], prefix_len)["blocks.0.pattern"][0]
+            rows = page.rows("#attention-panel table:nth-of-type(1)")
+            for where, _, value in rows:
+                assert abs(float(value) - trace[place - 1, int(where.split()[0])]) <= CLOSE
+            page.hover(page.one("#attention-strip [role=option]"))
+            hidden = page.js("return document.querySelectorAll('#attention-strip .hidden').length")
+            assert hidden == place - prefix_len

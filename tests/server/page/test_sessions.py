@@ -53,7 +53,8 @@ def path_of(saved):
 
 
 def session(**changes):
-    node = {"parent": None, "kind": "written", "ended": None, "seed": None, "tokens": [[5, "a", None, []]]}
+    node = {"parent": None, "kind": "written", "ended": None, "seed": None, "read": None, "tokens": []}
+    node["tokens"] = [[5, "a", None, []]]
     base = {"format": "refgpt session", "version": 1, "model": "x", "settings": {}, "current": 0, "nodes": [node]}
     return {**base, **changes}
 
@@ -87,6 +88,7 @@ def broken():
     yield with_node(kind="constructor"), "nodes[0].kind"
     yield with_node(ended=MARKUP), "nodes[0].ended"
     yield with_node(seed=1.5), "nodes[0].seed"
+    yield with_node(read=-1), "nodes[0].read"
     yield with_node(tokens="aaaa"), "nodes[0].tokens"
     yield with_token([5, "a", None]), "nodes[0].tokens[0]"
     yield with_token([-5, "a", None, []]), "nodes[0].tokens[0]"
@@ -137,8 +139,8 @@ def test_settings_of_a_file_stay_within_bounds(page, tmp_path):
 def test_markup_in_a_file_is_text(page, tmp_path):
     token = [5, MARKUP, -1.0, [[5, MARKUP, -1.0], [6, "<img src=x onerror=alert(1)>", -2.0]]]
     nodes = session()["nodes"] + [
-        {"parent": 0, "kind": "generated", "ended": "length", "seed": 1, "tokens": [token]},
-        {"parent": 0, "kind": "generated", "ended": "stop", "seed": 2, "tokens": [token, token]},
+        {"parent": 0, "kind": "generated", "ended": "length", "seed": 1, "read": 1, "tokens": [token]},
+        {"parent": 0, "kind": "generated", "ended": "stop", "seed": 2, "read": 1, "tokens": [token] * 2},
     ]
     path = tmp_path / "markup.json"
     path.write_text(json.dumps(session(nodes=nodes, current=2, model=MARKUP)), encoding="utf-8")
