@@ -126,6 +126,8 @@ def test_the_names_of_other_programs_are_understood():
                 want = vars(parser.parse_args([*needed, name, value]))
                 assert vars(parser.parse_args([*needed, spelling, value])) == want
                 assert plain is not want
+    for spelling in ("--recompute", "--grad-checkpoint", "--gradient_checkpointing"):
+        assert settings_of(parser.parse_args([*needed, spelling]))["recompute"]
     assert parser.parse_args([*needed, "--learning_rate", "3", "--grad-acc", "2"]).accumulate == 2
 
 

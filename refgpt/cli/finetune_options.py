@@ -114,6 +114,13 @@ def _add_steps(group: argparse._ActionsContainer) -> None:
     add("--iters", type=int, metavar="N", help="steps, instead of --epochs")
     add("--batch-size", type=int, default=8, metavar="N", help="rows of a batch (default: 8)")
     add("--accumulate", type=int, default=1, metavar="N", help="batches of a step (default: 1)")
+    add(
+        "--recompute",
+        "--grad-checkpoint",
+        "--gradient-checkpointing",
+        action="store_true",
+        help="compute each block again in the backward pass: less memory, more time, the same result",
+    )
     add("--seed", type=int, default=0, metavar="N", help="seed of the adapter, the order and the dropout (default: 0)")
 
 
@@ -180,4 +187,5 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "seed": arguments.seed,
         "eval_every": arguments.eval_every,
         "save_every": arguments.save_every,
+        "recompute": arguments.recompute,
     }

@@ -37,7 +37,7 @@ def gradients(model: Any, batch: Batch, recompute: bool = False) -> tuple[float,
     batch : Batch
     recompute : bool
         Keep of each forward pass only what passes from block to block, and compute each block again when the backward
-        pass comes to it: less memory, a third more time, the same bits. The NumPy backend keeps everything.
+        pass comes to it: less memory, more time, the same bits. The NumPy backend keeps everything.
 
     Returns
     -------

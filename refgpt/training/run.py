@@ -69,6 +69,8 @@ class RunSettings:
         Of the order of the texts, and of what dropout leaves out.
     eval_every, save_every : int
         Steps from one evaluation, or state on the disk, to the next; both come after the last step too.
+    recompute : bool
+        See ``gradients``. It changes no bit, so that a run may go on with another choice.
     """
 
     iters: int | None = None
@@ -91,6 +93,7 @@ class RunSettings:
     seed: int = 0
     eval_every: int = 50
     save_every: int = 50
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation", "eval_every", "save_every"):
@@ -173,7 +176,11 @@ class Run:
         warmup = round(WARMUP * self.n_steps) if settings.warmup is None else settings.warmup
         self._rates = schedule(settings.schedule, settings.lr, warmup, self.n_steps, settings.floor)
         told = {
-            "settings": asdict(settings) | {"betas": list(settings.betas)},
+            "settings": {
+                name: list(value) if name == "betas" else value
+                for name, value in asdict(settings).items()
+                if name != "recompute"
+            },
             "data": {split: texts.digest() for split, texts in data.items()},
             "about": about or {},
             "record": record or {},
@@ -299,7 +306,9 @@ class Run:
 
     def _trainer(self) -> Trainer:
         state = self.out / STATE_DIRECTORY
-        return Trainer.resume(state, self.model) if is_there(state / STATE) else new_trainer(self.model, self.settings)
+        if is_there(state / STATE):
+            return Trainer.resume(state, self.model, self.settings.recompute)
+        return new_trainer(self.model, self.settings)
 
     def _write_result(self) -> None:
         """The model or adapter: its files get their places one by one, last the one without which it is none."""
@@ -342,7 +351,7 @@ def new_trainer(model: TrainedModel, settings: RunSettings) -> Trainer:
     """A trainer at its beginning."""
     muon = Muon(_matrices(model), settings.momentum) if settings.optimiser == "muon" else None
     adamw = AdamW(settings.betas, settings.eps, settings.weight_decay)
-    return Trainer(model, adamw, settings.clip, muon, settings.dropout, settings.seed)
+    return Trainer(model, adamw, settings.clip, muon, settings.dropout, settings.seed, settings.recompute)
 
 
 def _matrices(model: TrainedModel) -> list[str]:

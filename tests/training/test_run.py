@@ -99,8 +99,13 @@ def test_all_weights_are_written_as_a_model(tmp_path):
 def test_what_was_stopped_goes_on_to_the_bit(tmp_path):
     with run_in(tmp_path, "whole") as run:
         list(run)
-    for stop in (1, 3, 5, 8):
-        with run_in(tmp_path) as run:
+    for stop, recompute in (
+        (1, False),
+        (3, True),
+        (5, False),
+        (8, True),
+    ):
+        with run_in(tmp_path, settings=replace(SETTINGS, recompute=recompute)) as run:
             events = iter(run)
             for _ in range(stop):
                 if next(events, None) is None:
