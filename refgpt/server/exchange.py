@@ -158,8 +158,6 @@ class Exchange:
             if self._ended:
                 return
             gone = True
-            if job is not None:
-                job.cancel()
             if task is not None:
                 task.cancel()
 

@@ -64,13 +64,18 @@ class Served:
             if line.startswith("data: ") and (data := line.removeprefix("data: "))
         ]
 
-    def connect(self) -> socket.socket:
-        """A connection for clients that behave badly."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=HANGS)
+    def connect(self, n_received: int | None = None) -> socket.socket:
+        """A connection for clients that behave badly. ``n_received``: bytes that it takes before they are read."""
+        connection = socket.socket()
+        if n_received is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, n_received)
+        connection.settimeout(HANGS)
+        connection.connect(("127.0.0.1", self.port))
+        return connection
 
-    def send(self, path: str, **body: Any) -> socket.socket:
+    def send(self, path: str, n_received: int | None = None, **body: Any) -> socket.socket:
         """A connection on which a request was sent, and nothing read."""
-        connection = self.connect()
+        connection = self.connect(n_received)
         raw = json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
+import tokenizers
 
 import refgpt
 from refgpt.generation.chat_templates import TEMPLATES
@@ -157,11 +159,42 @@ def test_an_echo_alone_needs_no_model(server: Served) -> None:
     assert choice["text"] == PROMPT and choice["finish_reason"] == "length"
 
 
-def test_special_tokens_in_a_prompt_are_text_unless_asked_for(server: Served, model: refgpt.Model) -> None:
-    text, n = "a</s>b", len(model.tokenizer.encode("a</s>b", special=False))
-    assert server.post("/v1/completions", prompt=text, max_tokens=1, seed=1)["usage"]["prompt_tokens"] == n
-    special = server.post("/v1/completions", prompt=text, max_tokens=1, seed=1, parse_special=True)
-    assert special["usage"]["prompt_tokens"] == len(model.tokenizer.encode(text))
+def test_special_tokens_in_a_prompt_are_text_unless_asked_for(tmp_path: Path) -> None:
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(special_tokens=["<|endoftext|>"], initial_alphabet=letters, vocab_size=300)
+    library.train_from_iterator(["some text"], trainer)
+    library.save(str(tmp_path / "tokenizer.json"))
+    model = refgpt.load(tokenizer=tmp_path)
+    text = "a<|endoftext|>b"
+    n_plain, n_special = len(model.tokenizer.encode(text, special=False)), len(model.tokenizer.encode(text))
+    assert n_special == 3 < n_plain
+
+    def n_read(server: Served, path: str = "/v1/completions", **body: object) -> int:
+        given = {"prompt": text, "messages": [{"role": "user", "content": text}], "max_tokens": 1, "seed": 1}
+        return server.post(path, **given, **body)["usage"]["prompt_tokens"]
+
+    with serving(model) as server:
+        assert n_read(server) == n_read(server, parse_special=False) == n_plain
+        assert n_read(server, parse_special=True) == n_special
+        chat = "/v1/chat/completions"
+        assert n_read(server, chat) - n_read(server, chat, parse_special=True) == n_plain - n_special
+        assert len(server.post("/tokenize", prompt=text)["tokens"]) == n_special
+    with serving(model, parse_special=True) as server:
+        assert n_read(server) == n_special and n_read(server, parse_special=False) == n_plain
+
+
+def test_several_texts_share_a_scored_prompt(server: Served, model: refgpt.Model) -> None:
+    text = "There was once a poor woman who lived in a wood. " * 12
+    body = {"prompt": text, "max_tokens": 6, "seed": 8, "n": 3, "echo": True, "logprobs": 1}
+    choices = server.post("/v1/completions", **body)["choices"]
+    want = model.generate(text, max_new_tokens=6, seed=8, n=3, logprobs=1)
+    ids = model.tokenizer.encode(text)
+    prompt = [None, *model.score(ids[:1], [ids[1:]])[0].tolist()]
+    for choice, one in zip(choices, want, strict=True):
+        assert choice["text"] == text + one.text
+        assert choice["logprobs"]["token_logprobs"] == prompt + one.logprobs
 
 
 def test_a_chat_completion(server: Served, model: refgpt.Model) -> None:

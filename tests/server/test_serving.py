@@ -106,7 +106,7 @@ def test_a_slot_is_free_within_one_step(model: refgpt.Model) -> None:
 
 def test_a_client_that_does_not_read_holds_nobody_up(model: refgpt.Model) -> None:
     with serving(model, send_timeout=0.3) as server:
-        silent = server.send("/v1/completions", **LONG | {"stream": True, "logprobs": 50, "n": 4})
+        silent = server.send("/v1/completions", n_received=4096, **LONG | {"stream": True, "logprobs": 50, "n": 4})
         server.wait_until(lambda: server.state.core.n_running > 0)
         assert server.post("/v1/completions", prompt="A", max_tokens=4, seed=1)["choices"]
         server.wait_until(lambda: idle(server))
