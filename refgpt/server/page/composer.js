@@ -11,9 +11,13 @@ export function fitComposer() {
   composer.style.height = `${composer.scrollHeight + 2}px`;
 }
 
-/** A blank between words that would run into one another. */
-export const joined = (before, text) =>
-  /[\p{L}\p{N}.,;:!?]$/u.test(before) && /^[\p{L}\p{N}]/u.test(text) ? ` ${text}` : text;
+const UNSPACED = /^[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}]/u;
+
+/** A blank between words that would run into one another, in scripts that have one. */
+export function joined(before, text) {
+  const meet = /[\p{L}\p{N}.,;:!?]$/u.test(before) && /^[\p{L}\p{N}]/u.test(text) && !UNSPACED.test(text);
+  return meet ? ` ${text}` : text;
+}
 
 /** List the tasks of the server. */
 export function drawPresets(list) {

@@ -4,14 +4,16 @@ import { Alternatives } from "./alternatives.js";
 import { model as served, presets, ServerError, tokenize, useKey } from "./api.js";
 import { drawBranches, drawComparison, MOST_COMPARED } from "./branches.js";
 import { drawPresets, fitComposer, joined } from "./composer.js";
+import { listen } from "./controls.js";
 import { Inside } from "./inside.js";
+import { calm, complain, say } from "./messages.js";
 import { Paper } from "./paper.js";
 import { download, fromFile, keep, kept, MOST_BYTES, restore, SessionError, toFile } from "./session.js";
 import { advanceSeed, readSettings, setSettings, startSettings } from "./settings.js";
 import { drawLegend, showFigures, startTheme } from "./theme.js";
-import { audible, isEnd } from "./tokens.js";
+import { audible, textOf } from "./tokens.js";
 import { ROOT, Tree } from "./tree.js";
-import { byId, make } from "./views/draw.js";
+import { byId } from "./views/draw.js";
 import { Writer } from "./writer.js";
 
 const tree = new Tree();
@@ -19,6 +21,9 @@ const compared = new Set();
 let comparing = false;
 let model = { name: "", context: null, mask: "causal" };
 let live = null; // the node that is being written
+let starting = false; // whether the reader's words are being sent
+let wordsAsTheyAre = false; // whether no blank may be put before them
+let takeBack = { always: false, words: "" }; // what to do if no token comes
 let follows = false; // whether the page is scrolled with what is written, until the reader scrolls
 
 const composer = byId("composer");
@@ -30,7 +35,13 @@ const paper = new Paper(byId("paper"), {
 });
 const alternatives = new Alternatives(describe);
 const inside = new Inside(() => byId("paper").querySelector('[tabindex="0"]')?.focus());
-const writer = new Writer(tree, { begin, token: addToken, scored: () => paper.draw(tree), end });
+const writer = new Writer(tree, {
+  begin,
+  token: addToken,
+  scored: () => paper.draw(tree),
+  nothing: cameToNothing,
+  end,
+});
 
 // ---------------------------------------------------------------------------------------------------------------------
 // What is shown.
@@ -69,16 +80,6 @@ function drawButtons() {
   byId("copy").disabled = byId("save").disabled = tree.isEmpty;
   byId("sheet").classList.toggle("writing", running);
 }
-
-const say = (text) => (byId("said").textContent = text);
-
-function complain(error) {
-  if (error.status === 401) askForKey();
-  byId("problem").replaceChildren(make("p", {}, error.message));
-  byId("problem").hidden = false;
-}
-
-const calm = () => (byId("problem").hidden = true);
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Writing.
@@ -121,34 +122,46 @@ async function write(parent) {
   }
 }
 
+/** No token came: take back what was done for it, and give the reader's words back. */
+function cameToNothing(failed) {
+  if (failed || takeBack.always) tree.forget();
+  if (failed && takeBack.words) composer.value = takeBack.words;
+}
+
 /** The reader's own words, then the model's. */
 async function goOn() {
-  if (writer.isRunning) return;
+  if (writer.isRunning || starting) return;
   const typed = composer.value || (tree.current === ROOT ? composer.placeholder : "");
   const parent = tree.current;
-  let from = parent;
-  if (typed) {
-    const text = joined(tree.text(parent), typed);
-    let tokens;
-    calm();
-    try {
-      tokens = await tokenize(text);
-    } catch (error) {
-      complain(error);
-      return;
-    }
-    tree.remember();
-    from = tree.add(parent, { kind: "written", tokens });
-    composer.value = "";
-    fitComposer();
-  } else tree.remember();
+  const tokens = typed ? await ownTokens(wordsAsTheyAre ? typed : joined(tree.text(parent), typed)) : [];
+  if (tokens === null) return;
+  takeBack = { always: false, words: composer.value };
+  wordsAsTheyAre = false;
+  tree.remember();
+  const from = tokens.length ? tree.add(parent, { kind: "written", tokens }) : parent;
+  composer.value = "";
   await write(from);
+}
+
+/** The tokens of the reader's words; null if the server does not tell. */
+async function ownTokens(text) {
+  calm();
+  starting = true;
+  try {
+    return await tokenize(text);
+  } catch (error) {
+    complain(error);
+    return null;
+  } finally {
+    starting = false;
+  }
 }
 
 /** Write the last part anew, beside what is there. */
 async function retry() {
   if (writer.isRunning || tree.current === ROOT) return;
   const last = tree.path().findLast((node) => node.kind === "generated");
+  takeBack = { always: true, words: "" };
   tree.remember();
   if (last) advanceSeed();
   await write(last ? last.parent : tree.current);
@@ -157,35 +170,40 @@ async function retry() {
 /** Go another way at a token: with another one in its place, or anew. */
 async function branchAt(node, place, token) {
   await writer.stop();
+  takeBack = { always: true, words: "" };
   tree.remember();
   const { read } = tree.node(node);
   const parent = tree.cut(node, place);
   const from = token ? tree.add(parent, { kind: "chosen", tokens: [token], read }) : parent;
   if (!token) advanceSeed();
   await write(from);
+  // The keyboard's focus was on the window of alternatives, which is closed.
+  if (document.activeElement === document.body) paper.elementOf(from, 0)?.focus({ preventScroll: true });
 }
 
 /** Leave a text before a token, and write on by hand. */
 async function writeAt(node, place) {
   await writer.stop();
+  const blank = tree.node(node).tokens[place].text.startsWith(" ") ? " " : "";
   tree.remember();
   tree.stay(tree.cut(node, place));
-  draw();
-  composer.focus();
+  writeByHand(blank);
 }
 
 /** Take the reader's own words back into the text field; what becomes of them is a branch. */
 async function edit(node) {
   await writer.stop();
+  const { parent, tokens } = tree.node(node);
   tree.remember();
-  composer.value = tree
-    .node(node)
-    .tokens.filter((token) => !isEnd(token))
-    .map((token) => token.text)
-    .join("");
-  tree.stay(tree.node(node).parent);
+  tree.stay(parent);
+  writeByHand(textOf(tokens));
+}
+
+/** Give the reader words to change, exactly as they will be read. */
+function writeByHand(words) {
+  composer.value = words;
+  wordsAsTheyAre = true;
   draw();
-  fitComposer();
   composer.focus();
 }
 
@@ -311,16 +329,12 @@ async function copy() {
 // ---------------------------------------------------------------------------------------------------------------------
 // Beginning.
 
-function askForKey() {
-  const dialog = byId("key-dialog");
-  if (!dialog.open) dialog.showModal();
-}
-
 /** Ask the server what it is. */
 async function connect() {
   try {
     model = await served();
     writer.context = model.context;
+    if (model.context) byId("max_tokens").max = model.context;
     byId("model").textContent = model.name;
     calm();
     takeUp();
@@ -345,56 +359,41 @@ function takeUp() {
   draw();
 }
 
-function listen() {
-  const on = (id, run) => byId(id).addEventListener("click", run);
-  byId("composer-form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    goOn();
-  });
-  composer.addEventListener("input", fitComposer);
-  for (const kind of ["wheel", "touchmove"]) addEventListener(kind, () => (follows = false), { passive: true });
-  on("stop", async () => {
-    await writer.stop();
-    composer.focus();
-  });
-  on("retry", retry);
-  on("undo", () => (tree.undo(), draw()));
-  on("redo", () => (tree.redo(), draw()));
-  on("copy", copy);
-  on("compare", toggleComparison);
-  on("new", startNew);
-  on("save", save);
-  on("open", () => byId("file").click());
-  byId("file").addEventListener("change", async ({ target }) => {
-    if (target.files.length) await open(target.files[0]);
-    target.value = "";
-  });
-  byId("colours").addEventListener("change", ({ target }) =>
-    byId("sheet").classList.toggle("plain-text", !target.checked),
-  );
-  byId("key-dialog").addEventListener("close", () => {
-    useKey(byId("key").value.trim());
-    byId("key").value = "";
-    connect();
-  });
-  document.addEventListener("keydown", shortcut);
+/** Undo or redo, where there is something. */
+function turnBack(step) {
+  if (step === "undo" ? tree.canUndo : tree.canRedo) tree[step]();
+  draw();
 }
 
-function shortcut(event) {
-  const typing = event.target.matches("textarea, input");
-  if (event.key === "Escape" && writer.isRunning && byId("alternatives").hidden) writer.stop();
-  else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) goOn();
-  else if (event.key.toLowerCase() === "z" && (event.ctrlKey || event.metaKey) && !typing && !writer.isRunning) {
-    if (event.shiftKey && tree.canRedo) tree.redo();
-    else if (!event.shiftKey && tree.canUndo) tree.undo();
-    draw();
-  } else return;
-  event.preventDefault();
+async function stop() {
+  await writer.stop();
+  composer.focus();
 }
 
+function useThatKey(key) {
+  useKey(key);
+  connect();
+}
+
+for (const kind of ["wheel", "touchmove"]) addEventListener(kind, () => (follows = false), { passive: true });
 startTheme(() => inside.repaint());
 drawLegend();
 startSettings();
-listen();
+listen(
+  {
+    goOn,
+    stop,
+    retry,
+    undo: () => turnBack("undo"),
+    redo: () => turnBack("redo"),
+    copy,
+    compare: toggleComparison,
+    new: startNew,
+    save,
+    open,
+    useKey: useThatKey,
+  },
+  () => writer.isRunning,
+);
 draw();
 connect();

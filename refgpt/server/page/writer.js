@@ -20,7 +20,7 @@ export class Writer {
 
   /**
    * @param {Tree} tree
-   * @param {{begin, token, scored, end}} on  called as things happen
+   * @param {{begin, token, scored, nothing, end}} on  called as things happen
    */
   constructor(tree, on) {
     this.#tree = tree;
@@ -114,8 +114,10 @@ export class Writer {
       ended = error.name === "AbortError" ? "stopped" : "broken";
       if (ended === "broken") failure = error;
     }
-    if (tokens.length === 0) tree.drop(id);
-    else tree.replace(id, { tokens: Object.freeze(tokens), ended });
+    if (tokens.length === 0) {
+      tree.drop(id);
+      this.#on.nothing(failure !== null);
+    } else tree.replace(id, { tokens: Object.freeze(tokens), ended });
     if (failure) throw failure;
   }
 

@@ -43,15 +43,39 @@ def test_the_server_goes_in_the_midst_of_a_text(chromium, mortal):
 
 
 def test_a_prompt_that_is_too_long(page):
-    page.js("document.getElementById('composer').value = 'Once upon a time '.repeat(200)")
+    """It is said, and the words stay where they can be shortened."""
+    words = "Once upon a time " * 200
+    page.js("document.getElementById('composer').value = arguments[0]", words)
     page.click("#go")
     page.until("!document.getElementById('problem').hidden")
+    page.done()
     assert "512" in page.problem and "Error" not in page.problem
-    assert page.tokens(".generated .t") == []
-    page.click("#new")
-    assert page.problem == ""
+    assert page.tokens() == [] and page.one("#composer").get_property("value") == words
+    assert not page.one("#undo").is_displayed()
     page.write("Once upon a time", max_tokens=4)  # and all is well
-    assert len(page.tokens(".generated .t")) == 4
+    assert len(page.tokens(".generated .t")) == 4 and page.problem == ""
+
+
+def test_what_comes_to_nothing_is_taken_back(chromium, mortal):
+    """A branch of which no token came leaves the text as it was."""
+    page = open_page(chromium, mortal)
+    page.write("Once upon a time")
+    text, tokens = page.text, page.tokens(".generated .t")
+    mortal.pace.hold()
+    page.click("#retry")
+    page.until("document.querySelector('.writing')")
+    page.click("#stop")
+    page.done()
+    assert page.text == text and page.tokens(".generated .t") == tokens
+    page.hover_token(8)
+    page.click(page.all("#alternatives .choice-row:enabled")[0])
+    page.until("document.querySelector('.writing')")
+    mortal.cut()
+    page.until("!document.getElementById('problem').hidden")
+    page.done()
+    assert page.text == text and page.n_branches == 0
+    page.click("#undo")
+    assert page.text == ""
 
 
 def test_a_text_that_fills_the_context(page):

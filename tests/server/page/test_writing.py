@@ -171,6 +171,7 @@ def test_text_can_be_written_by_hand_in_the_midst(page):
     page.click(page.all("#paper .t")[place])
     page.act("Write here")
     assert page.text == before and page.js("return document.activeElement.id") == "composer"
+    assert page.one("#composer").get_property("value") == " "  # the token's own
     page.write(" quite suddenly", max_tokens=3)
     assert page.text.startswith(before + " quite suddenly") and page.n_branches == 2
 
@@ -223,3 +224,19 @@ def test_ids_of_alternatives_whose_text_is_a_number(page):
     assert found({"a": -1, "7": -2, "b": -3, "1": -4}, [1, 2, 3, 4]) == [["a", 1], ["7", 2], ["b", 3], ["1", 4]]
     assert found({"a": -1, "7": -2, "b": -2}, [1, 2, 3]) == [["a", 1], ["7", None], ["b", None]]
     assert found({"a": -1}, None) == [["a", None]]
+
+
+def test_words_do_not_run_into_one_another(page):
+    script = """return (async (pairs) => {
+        const { joined } = await import("/composer.js");
+        return pairs.map(([before, text]) => joined(before, text)); })(arguments[0])"""
+    cases = {
+        ("a king", "was"): " was",
+        ("a king.", "He"): " He",
+        ("a king", ", who"): ", who",
+        ("a king ", "was"): "was",
+        ("a king\n", "was"): "was",
+        ("", "was"): "was",
+        ("\u56fd\u738b", "\u8aac"): "\u8aac",
+    }
+    assert page.js(script, [list(pair) for pair in cases]) == list(cases.values())
