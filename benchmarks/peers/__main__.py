@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.peers.install import ROOT, install, python_of, read_stamp
 from benchmarks.peers.isa import ISAS
-from benchmarks.peers.lineup import CHECKPOINT, REFERENCE, chosen, forms_of, groups
+from benchmarks.peers.lineup import CHECKPOINT, LAYERS, REFERENCE, chosen, forms_of, groups, suffix
 
 STAGES = ("install", "models", "run", "report", "plot")
 #: Seconds that a stage's process may take; models: each form.
@@ -27,13 +27,17 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, required=True, help="where everything goes: 11 GB with 4 layers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--layers", type=int, default=4, help="of GPT-J's 28; the models are made anew when it changes")
+    parser.add_argument("--family", choices=LAYERS, default="gptj", help="gpt-neox: Pythia 6.9B; gpt2: GPT-2 124M")
+    parser.add_argument(
+        "--layers", type=int, help="by default 4, of GPT-2 12; the models are made anew when it changes"
+    )
     parser.add_argument("--patience", type=float, default=20, help="seconds to wait for a quiet machine, each time")
     parser.add_argument("--isa", choices=ISAS, default="native", help="hold every engine to this instruction set")
     parser.add_argument("--engines", help="parts of names, like refgpt,llama; by default all")
     args = parser.parse_args()
     if unknown := set(args.stages) - set(STAGES):
         parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
+    args.layers = LAYERS[args.family] if args.layers is None else args.layers
     if min(args.rounds, args.threads, args.layers) < 1:
         parser.error("--rounds, --threads and --layers are 1 at least")
     work = args.dir.resolve()
@@ -44,23 +48,25 @@ def main() -> None:
             case "install":
                 install(work, args.isa)
             case "models":
-                make_models(work, args.layers, forms_of(chosen(groups(args.threads), args.engines)))
+                lineup = chosen(groups(args.threads, args.family), args.engines)
+                make_models(work, args.family, args.layers, forms_of(lineup))
             case "run":
-                names = ("layers", "rounds", "threads", "patience", "isa", *(["engines"] if args.engines else []))
+                names = ["family", "layers", "rounds", "threads", "patience", "isa"] + ["engines"] * bool(args.engines)
                 options = (f"--{name}={getattr(args, name)}" for name in names)
                 run_stage(work, "run", str(work), *options, environment=ISAS[args.isa].environment)
             case _:
-                run_stage(work, stage, str(work))
+                run_stage(work, stage, str(work), args.family)
 
 
-def make_models(work: Path, n_layer: int, forms: list[str]) -> None:
+def make_models(work: Path, family: str, n_layer: int, forms: list[str]) -> None:
     """Make the missing models. If one cannot be made, report it; the engines that need it are left out."""
-    models = work / f"models-{n_layer}"
+    models = work / f"models{suffix(family)}-{n_layer}"
     models.mkdir(exist_ok=True)
     for form in forms:
         if not (models / form).exists():
             print(f"making {form} ...", flush=True)
-            run_stage(work, "models", str(models), form, "--layers", str(n_layer), must=form in (CHECKPOINT, REFERENCE))
+            options = ("--layers", str(n_layer), "--family", family)
+            run_stage(work, "models", str(models), form, *options, must=form in (CHECKPOINT, REFERENCE))
 
 
 def run_stage(work: Path, stage: str, *args: str, must: bool = True, environment: Mapping[str, str] = {}) -> None:

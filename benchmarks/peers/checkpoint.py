@@ -25,6 +25,7 @@ from refgpt.spec.gptj import leaf_shapes
 
 SPREAD = 0.02  # standard deviation of matrices and biases; LayerNorm's gains are spread about 1
 PIECE = 1 << 22  # numbers made at a time
+GAINS = ("ln_w", "ln1_w", "ln2_w")
 
 
 def gptj_config(n_layer: int) -> ModelConfig:
@@ -61,7 +62,7 @@ def stored_name(leaf: str) -> str:
 def pieces(leaf: str, shape: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:
     """A leaf's random numbers in order, float16, some at a time; the same for the same seed."""
     random = np.random.default_rng([seed, *leaf.encode()])
-    about = 1 if leaf.endswith("ln_w") else 0
+    about = 1 if leaf.rpartition(".")[2] in GAINS else 0
     n = math.prod(shape)
     for start in range(0, n, PIECE):
         numbers = random.standard_normal(min(PIECE, n - start), np.float32)

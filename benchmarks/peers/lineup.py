@@ -8,7 +8,8 @@ from typing import Any
 
 from benchmarks.peers.questions import DECODE, EVERYTHING
 
-#: The model in all its forms, files and directories, each made from those before it.
+#: The model in all its forms, files and directories, each made from those before it. The checkpoint's name is that of
+#: every family's; the twin of a model that llama.cpp runs is the model itself.
 CHECKPOINT, REFERENCE, TWIN = "gptj", "reference.npy", "twin-F16.gguf"
 FORMS = (
     CHECKPOINT,
@@ -22,6 +23,15 @@ FORMS = (
     "ctranslate2-int8",
     "ctranslate2-float32",
 )
+
+
+#: Families, and the layers of each that are measured where nothing else is asked for.
+LAYERS = {"gptj": 4, "gpt-neox": 4, "gpt2": 12}
+
+
+def suffix(family: str) -> str:
+    """What names of files and directories get, but for GPT-J's."""
+    return "" if family == "gptj" else f"-{family}"
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ def one_thread(engine: Engine) -> Engine:
     return replace(engine, name=f"{engine.name}, 1 thread", threads=1)
 
 
-def groups(threads: int) -> list[Group]:
+def groups(threads: int, family: str = "gptj") -> list[Group]:
     """All groups, with so many threads but for those that say otherwise."""
     all_of_them = [
         Group(
@@ -109,7 +119,11 @@ def groups(threads: int) -> list[Group]:
         for group in all_of_them
     ]
     alone = Group("4 bits, one thread", (one_thread(REFGPT_Q4), one_thread(LLAMA_Q4_0)), DECODE, 1)
-    return [with_threads[0], alone, *with_threads[1:]]
+    found = [with_threads[0], alone, *with_threads[1:]]
+    if family == "gptj":
+        return found
+    # Of ggml of 2023 there is a file of GPT-J alone.
+    return [replace(group, engines=tuple(e for e in group.engines if e.adapter != "ctransformers")) for group in found]
 
 
 def chosen(groups_: Sequence[Group], wanted: str | None) -> list[Group]:

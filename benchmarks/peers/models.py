@@ -18,19 +18,22 @@ from pathlib import Path
 import numpy as np
 
 import refgpt
-from benchmarks.peers.checkpoint import gptj_config, write_checkpoint
+from benchmarks.peers.families import FAMILIES, write_random
 from benchmarks.peers.ggml_file import write_ggml
 from benchmarks.peers.lineup import CHECKPOINT, REFERENCE, TWIN
 from benchmarks.peers.questions import N_REFERENCE, prompt
 from benchmarks.peers.twin import QUANTISED, quantise, write_twin
+from refgpt._load import open_model
+from refgpt.conversion import convert
 
 Maker = Callable[[Path, Path], None]
 
 
-def make_checkpoint(n_layer: int, models: Path, directory: Path) -> None:
+def make_checkpoint(n_layer: int, family: str, models: Path, directory: Path) -> None:
     """The float16 checkpoint that all the others are made from."""
     partial = directory.with_suffix(".partial")
-    write_checkpoint(partial, gptj_config(n_layer))
+    shutil.rmtree(partial, ignore_errors=True)
+    write_random(partial, family, n_layer)
     partial.rename(directory)
 
 
@@ -38,6 +41,17 @@ def make_reference(models: Path, path: Path) -> None:
     """The specification's logits after a prompt."""
     model = refgpt.load(models / CHECKPOINT, backend="numpy")
     np.save(path, model.logits(prompt(N_REFERENCE))[-1])
+
+
+def make_gguf(models: Path, path: Path) -> None:
+    """The checkpoint as refgpt writes it for llama.cpp, which runs this family."""
+    directory = path.with_suffix(".directory")
+    shutil.rmtree(directory, ignore_errors=True)
+    checkpoint, tokenizer = open_model(models / CHECKPOINT)
+    convert(checkpoint, tokenizer, directory, "gguf")
+    (file,) = directory.glob("*.gguf")
+    file.rename(path)
+    shutil.rmtree(directory)
 
 
 def with_tokenizer(checkpoint: Path, directory: Path) -> None:
@@ -69,12 +83,12 @@ def make_ctranslate2(quantization: str, models: Path, directory: Path) -> None:
     partial.rename(directory)
 
 
-def makers(n_layer: int) -> dict[str, Maker]:
+def makers(n_layer: int, family: str = "gptj") -> dict[str, Maker]:
     """How every form of ``lineup.FORMS`` is made."""
     return {
-        CHECKPOINT: partial(make_checkpoint, n_layer),
+        CHECKPOINT: partial(make_checkpoint, n_layer, family),
         REFERENCE: make_reference,
-        TWIN: lambda models, path: write_twin(models / CHECKPOINT, path),
+        TWIN: make_gguf if family != "gptj" else lambda models, path: write_twin(models / CHECKPOINT, path),
         **{f"twin-{kind}.gguf": partial(make_quantised, kind) for kind in QUANTISED},
         "ggml-q4_0.bin": lambda models, path: write_ggml(models / CHECKPOINT, path),
         **{f"ctranslate2-{kind}": partial(make_ctranslate2, kind) for kind in ("int8", "float32")},
@@ -90,8 +104,9 @@ def main() -> None:
     parser.add_argument("models", type=Path)
     parser.add_argument("form")
     parser.add_argument("--layers", type=int, required=True)
+    parser.add_argument("--family", choices=FAMILIES, default="gptj")
     args = parser.parse_args()
-    makers(args.layers)[args.form](args.models, args.models / args.form)
+    makers(args.layers, args.family)[args.form](args.models, args.models / args.form)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The results as bars: results.json -> peers.svg and peers.png.
 
-    python -m benchmarks.peers.plot DIRECTORY
+    python -m benchmarks.peers.plot DIRECTORY gptj
 
 Colours are Okabe and Ito's, told apart by colour-blind readers too; the background is transparent and the text of a
 grey that can be read on white and on black.
@@ -17,6 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from benchmarks.peers.lineup import suffix
 from benchmarks.peers.questions import TOGETHER
 from benchmarks.peers.ratios import Results, rate
 
@@ -103,9 +104,9 @@ def draw(results: Results, paths: list[Path]) -> None:
 
 
 def main() -> None:
-    work = Path(sys.argv[1])
-    results = json.loads((work / "results.json").read_text(encoding="utf-8"))
-    draw(results, [work / "peers.svg", work / "peers.png"])
+    work, end = Path(sys.argv[1]), suffix(sys.argv[2])
+    results = json.loads((work / f"results{end}.json").read_text(encoding="utf-8"))
+    draw(results, [work / f"peers{end}.svg", work / f"peers{end}.png"])
 
 
 if __name__ == "__main__":

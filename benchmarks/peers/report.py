@@ -1,6 +1,6 @@
 """The results as Markdown: results.json -> results.md.
 
-python -m benchmarks.peers.report DIRECTORY
+python -m benchmarks.peers.report DIRECTORY gptj
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 
+from benchmarks.peers.families import FAMILIES
+from benchmarks.peers.lineup import suffix
 from benchmarks.peers.questions import DECODES, PREFILLS, QUIET, TOGETHER
 from benchmarks.peers.ratios import Results, Spread, peak_share, prefill_ops, rate, ratio, read_share, yardstick
 
@@ -72,8 +74,14 @@ def ratio_rows(results: Results, group: dict) -> Iterator[list[str]]:
             yield [f"{ours} / {peer}", *map(span, spreads)]
 
 
+def widths(results: Results) -> tuple[int, int, int]:
+    """What ``prefill_ops`` asks of a shape."""
+    config = FAMILIES[results.get("family", "gptj")].config(1)
+    return config.d_model, config.d_ff, config.n_vocab
+
+
 def machine_rows(results: Results, group: dict) -> Iterator[list[str]]:
-    title, ops = group["title"], prefill_ops(results["layers"], PREFILLS[-1])
+    title, ops = group["title"], prefill_ops(results["layers"], PREFILLS[-1], *widths(results))
     for name in measured(results, group):
         facts = results["engines"][name]
         mine = [r for r in results["records"] if r["engine"] == name]
@@ -101,10 +109,12 @@ def held_to(results: Results) -> str:
 
 def report(results: Results) -> Iterator[str]:
     machine, groups = results["machine"], results["groups"]
+    family = FAMILIES[results.get("family", "gptj")]
     yield (
         f"{machine['cpu']}, {machine['processors']} processors ({', '.join(machine['flags'])}), "
         f"{machine['memory'] / 1e9:.0f} GB, {machine['system']}, Python {machine['python']}, {results['date']}. "
-        f"{results['layers']} of GPT-J's 28 layers, {results['threads']} threads, medians of {results['rounds']} "
+        f"{results['layers']} of {family.title}'s {family.n_layer} layers, {results['threads']} threads, medians of "
+        f"{results['rounds']} "
         f"rounds.{held_to(results)}"
     )
     versions = {
@@ -166,9 +176,9 @@ def yardsticks(results: Results, group: dict) -> str:
 
 
 def main() -> None:
-    work = Path(sys.argv[1])
-    text = "\n".join(report(json.loads((work / "results.json").read_text(encoding="utf-8")))) + "\n"
-    (work / "results.md").write_text(text, encoding="utf-8")
+    work, name = Path(sys.argv[1]), f"results{suffix(sys.argv[2])}"
+    text = "\n".join(report(json.loads((work / f"{name}.json").read_text(encoding="utf-8")))) + "\n"
+    (work / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.peers.isa import ISAS
-from benchmarks.peers.lineup import REFERENCE, Group, chosen, groups
+from benchmarks.peers.lineup import LAYERS, REFERENCE, Group, chosen, groups, suffix
 from benchmarks.peers.measure import run_group, wait_for_quiet
 from benchmarks.peers.processors import build_peak, machine, peaks, read_buffer, read_rate
 
@@ -22,14 +22,22 @@ SAME_MODEL, NOT_THE_MODEL = 0.9, "its logits are not this model's, so its figure
 
 
 def run(
-    work: Path, n_layer: int, n_rounds: int, threads: int, patience: float, isa: str, wanted: str | None
+    work: Path,
+    n_layer: int,
+    n_rounds: int,
+    threads: int,
+    patience: float,
+    isa: str,
+    wanted: str | None,
+    family: str = "gptj",
 ) -> dict[str, Any]:
-    """Measure the chosen engines; returns what is in results.json."""
+    """Measure the chosen engines; returns what is in results.json, or results-FAMILY.json."""
     logs = work / "logs"
     logs.mkdir(exist_ok=True)
     results: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
+        "family": family,
         "layers": n_layer,
         "rounds": n_rounds,
         "threads": threads,
@@ -41,18 +49,23 @@ def run(
         "records": [],
     }
     peak, buffer = build_peak(work, isa), read_buffer()
-    reference = np.load(work / f"models-{n_layer}" / REFERENCE)
-    for group in chosen(groups(threads), wanted):
+    reference = np.load(models_of(results, work) / REFERENCE)
+    for group in chosen(groups(threads, family), wanted):
         measure_group(group, work, results, peak, buffer, reference)
-        (work / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        (work / f"results{suffix(family)}.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     return results
+
+
+def models_of(results: dict[str, Any], work: Path) -> Path:
+    """Where the models are that were measured."""
+    return work / f"models{suffix(results['family'])}-{results['layers']}"
 
 
 def measure_group(
     group: Group, work: Path, results: dict[str, Any], peak: Path | None, buffer: np.ndarray, reference: np.ndarray
 ) -> None:
     results["groups"].append({"title": group.title, "engines": [engine.name for engine in group.engines]})
-    engines, n_rounds, models = results["engines"], results["rounds"], work / f"models-{results['layers']}"
+    engines, n_rounds, models = results["engines"], results["rounds"], models_of(results, work)
     with tqdm(total=n_rounds + 1, desc=group.title, unit="round") as bar:
         for record in run_group(group, n_rounds, results["patience"], models, work / "logs"):
             match record:
@@ -89,8 +102,9 @@ def main() -> None:
     parser.add_argument("--patience", type=float, required=True)
     parser.add_argument("--isa", choices=ISAS, required=True)
     parser.add_argument("--engines")
+    parser.add_argument("--family", choices=LAYERS, required=True)
     args = parser.parse_args()
-    run(args.work, args.layers, args.rounds, args.threads, args.patience, args.isa, args.engines)
+    run(args.work, args.layers, args.rounds, args.threads, args.patience, args.isa, args.engines, args.family)
 
 
 if __name__ == "__main__":

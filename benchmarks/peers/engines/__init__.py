@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from refgpt import ModelConfig
+from benchmarks.peers.lineup import CHECKPOINT
+from refgpt.checkpoints import open_checkpoint
 
-#: Weights of the embedding table, of which a decoded token reads one row.
-N_EMBEDDING = ModelConfig.n_vocab * ModelConfig.d_model
 CAPACITY = 1024  # positions that a text may take, where an engine wants to know beforehand
 
 
@@ -44,6 +44,12 @@ class Adapter(Protocol):
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Scores for the token after ``ids``. -> [v]"""
         ...
+
+
+def n_embedding(models: Path) -> int:
+    """Weights of the embedding table, of which a decoded token reads one row; 0 where it is the head too."""
+    params = open_checkpoint(models / CHECKPOINT).params
+    return params.wte.size if "wte" in params.looked_up else 0
 
 
 def seconds(work: Callable[[], Any]) -> float:

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from ctransformers import AutoModelForCausalLM
 
-from benchmarks.peers.engines import N_EMBEDDING, seconds
+from benchmarks.peers.engines import n_embedding, seconds
 
 
 class CTransformers:
     def __init__(self, path: Path, precision: str, threads: int) -> None:
         warnings.simplefilter("ignore", UserWarning)  # reset() is called deprecated, and nothing replaces it
         self.model = AutoModelForCausalLM.from_pretrained(str(path), model_type="gptj", threads=threads, batch_size=512)
-        self.n_bytes = path.stat().st_size - N_EMBEDDING * 18 // 32  # q4_0: 18 bytes for 32 weights
+        self.n_bytes = path.stat().st_size - n_embedding(path.parent) * 18 // 32  # q4_0: 18 bytes for 32 weights
         self.about = {"ctransformers": version("ctransformers")}
 
     def text(self, ids: Sequence[int], n_new: int) -> tuple[float, float]:

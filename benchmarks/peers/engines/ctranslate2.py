@@ -9,7 +9,7 @@ from pathlib import Path
 import ctranslate2
 import numpy as np
 
-from benchmarks.peers.engines import N_EMBEDDING
+from benchmarks.peers.engines import n_embedding
 
 
 class CTranslate2:
@@ -18,7 +18,7 @@ class CTranslate2:
             str(path), device="cpu", compute_type=precision, inter_threads=1, intra_threads=threads
         )
         width = {"int8": 1, "float32": 4}[precision]
-        self.n_bytes = (path / "model.bin").stat().st_size - width * N_EMBEDDING
+        self.n_bytes = (path / "model.bin").stat().st_size - width * n_embedding(path.parent)
         self.about = {"ctranslate2": ctranslate2.__version__, "compute type": self.generator.compute_type}
 
     def text(self, ids: Sequence[int], n_new: int) -> tuple[float, float]:

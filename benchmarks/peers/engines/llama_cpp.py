@@ -32,7 +32,11 @@ class LlamaCpp:
             raise RuntimeError(f"llama.cpp cannot load {path}")
         self.n_vocab = c.llama_vocab_n_tokens(c.llama_model_get_vocab(self.model))
         self.contexts: dict[int, ctypes.c_void_p] = {}
-        self.n_bytes = sum(int(t.n_bytes) for t in GGUFReader(path).tensors if t.name != "token_embd.weight")
+        tensors = {tensor.name: int(tensor.n_bytes) for tensor in GGUFReader(path).tensors}
+        looked_up = {"token_embd.weight", "position_embd.weight"}
+        if "output.weight" not in tensors:  # the embedding is the head too
+            looked_up.remove("token_embd.weight")
+        self.n_bytes = sum(n for name, n in tensors.items() if name not in looked_up)
         self.about = {"llama-cpp-python": c.__version__, "system": c.llama_print_system_info().decode()}
 
     def text(self, ids: Sequence[int], n_new: int) -> tuple[float, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +22,7 @@ class Refgpt:
         self.model = refgpt.load(path, dtype=DTYPES[precision], threads=threads, kv_dtype=kv_dtype)
         self.sessions: dict[int, Session] = {}
         ops = sorted({kernel.op for kernel in kernels.list_kernels()})
-        weights = self.model.engine.params
-        vectors_and_matrices = [weights.ln_w, weights.ln_b, weights.w_head, weights.b_head]
-        vectors_and_matrices += [getattr(block, f.name) for block in weights.blocks for f in fields(block)]
-        self.n_bytes = sum(leaf.nbytes for leaf in vectors_and_matrices)
+        self.n_bytes = self.model.engine.bytes_per_token
         self.about = {"refgpt": refgpt.__version__, "isa": sorted({kernels.active(op).isa for op in ops})}
 
     def text(self, ids: Sequence[int], n_new: int) -> tuple[float, float]:

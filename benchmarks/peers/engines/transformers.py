@@ -19,7 +19,9 @@ class Transformers:
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[precision]).eval()
-        self.n_bytes = sum(p.nbytes for p in self.model.parameters()) - self.model.get_input_embeddings().weight.nbytes
+        self.n_bytes = sum(p.nbytes for p in self.model.parameters())
+        if not self.model.config.tie_word_embeddings:
+            self.n_bytes -= self.model.get_input_embeddings().weight.nbytes
         self.about = {
             "transformers": transformers.__version__,
             "torch": torch.__version__,
