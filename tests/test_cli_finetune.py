@@ -45,7 +45,7 @@ def test_an_adapter_is_trained_beside_a_base_of_any_dtype(run, files, dtype):
 
 
 def test_all_weights_are_trained_and_the_mask_is_recorded(run, files):
-    got = finetune(run, files, "--full", "--mask", "prefix")
+    got = finetune(run, files, "--full", "--mask", "prefix", "--grad-checkpoint")
     assert got.code == 0, got.err
     written = refgpt.load(files / "out")
     assert written.mask == "prefix"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from refgpt._common.arguments import path_of
 from refgpt._common.errors import CheckpointError, missing
 from refgpt._common.small_files import is_there, read_json, reading
 from refgpt._common.wording import listed, shown, tensor_at
-from refgpt.checkpoints.families import gptj
+from refgpt.checkpoints.families import FAMILIES
+from refgpt.checkpoints.families.names import Place
 from refgpt.checkpoints.files import safetensors_file, torch_pickle
 from refgpt.numbers.casting import cast
 from refgpt.numbers.dtypes import dtype_name
@@ -39,6 +40,11 @@ MASK = "refgpt_mask"
 #: The prefix that PEFT's wrapper adds to the model's tensor names.
 WRAPPER = "base_model.model."
 TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+
+#: A module of a block: "transformer.h.0.attn.q_proj", "gpt_neox.layers.0.attention.dense".
+BLOCK = re.compile(r"\w+\.(\w+)\.(\d+)\..+")
+#: The modules that give the logits, to which "all-linear" does not extend.
+HEADS = {"lm_head", "embed_out"}
 
 #: Patterns of a file that are longer, or repeat more, are not tried: they may take for ever to match.
 LONGEST_PATTERN = 1000
@@ -83,19 +89,52 @@ class Pair:
     scale: float
 
 
-def peft_key(leaf: str, side: str) -> str:
-    """The name of matrix A or B of a leaf: "base_model.model.transformer.h.0.attn.q_proj.lora_A.weight"."""
-    return f"{WRAPPER}{module_name(leaf)}.lora_{side}.weight"
+@dataclass(frozen=True)
+class Module:
+    """A module that can have an adapter, as PEFT sees the model.
+
+    Attributes
+    ----------
+    name : str
+        "transformer.h.0.attn.q_proj".
+    leaves : tuple of str
+        What its weight holds: one matrix, or queries, keys and values.
+    places : tuple of Place
+        Where in the weight each of them is.
+    """
+
+    name: str
+    leaves: tuple[str, ...]
+    places: tuple[Place, ...]
+
+    @property
+    def turned(self) -> bool:
+        """Whether its weight is [in, out], which PEFT calls "fan_in_fan_out"."""
+        return self.places[0].turned
+
+    def rows(self, part: int, n: int, n_head: int) -> np.ndarray:
+        """Which rows of its B are those of one of its leaves, which has ``n`` of them."""
+        if len(self.leaves) == 1:
+            return np.arange(n)
+        if self.places[part].by_head:
+            return np.arange(3 * n).reshape(n_head, 3, -1)[:, part].reshape(-1)
+        return np.arange(part * n, (part + 1) * n)
 
 
-def module_name(leaf: str) -> str:
-    """The module that a leaf is the weight of: "blocks.0.wq" -> "transformer.h.0.attn.q_proj"."""
-    return gptj.HUGGING_FACE.names(leaf).removesuffix(".weight")
+def modules_of(config: AnyConfig) -> dict[str, Module]:
+    """The modules of a model that can have an adapter, by their names, in the order of the forward pass."""
+    names = FAMILIES[config.model_type].HUGGING_FACE.names
+    found: dict[str, list[tuple[str, Place]]] = {}
+    for leaf, shape in leaf_shapes(config).items():
+        if len(shape) == 2 and leaf not in ("wte", "wpe"):
+            place = names.place(leaf)
+            found.setdefault(place.tensor.removesuffix(".weight"), []).append((leaf, place))
+    return {name: Module(name, *(tuple(column) for column in zip(*rows, strict=True))) for name, rows in found.items()}
 
 
-def adaptable(config: AnyConfig) -> dict[str, str]:
-    """The matrices that can have an adapter: each leaf by the name of its module."""
-    return {module_name(leaf): leaf for leaf, shape in leaf_shapes(config).items() if len(shape) == 2 and leaf != "wte"}
+def peft_key(module: str, side: str) -> str:
+    """The name of matrix A or B of a module: "base_model.model.transformer.h.0.attn.q_proj.lora_A.weight"."""
+    return f"{WRAPPER}{module}.lora_{side}.weight"
 
 
 def read_adapter(directory: str | os.PathLike[str], config: AnyConfig) -> dict[str, Pair]:
@@ -117,22 +156,15 @@ def read_adapter(directory: str | os.PathLike[str], config: AnyConfig) -> dict[s
     CheckpointError
         Naming what is missing, damaged, of another shape or for another model, or not a plain pair of matrices.
     """
-    if config.model_type != gptj.MODEL_TYPE:
-        raise CheckpointError(
-            "adapters of this family of models are not read",
-            where="adapter",
-            got=config.model_type,
-            wanted=gptj.MODEL_TYPE,
-        )
     place = path_of("adapter", directory, CheckpointError)
     told = read_json(place / CONFIG, CheckpointError)
-    _check_config(told, place / CONFIG)
+    modules, shapes = modules_of(config), leaf_shapes(config)
+    _check_config(told, place / CONFIG, modules)
     with reading(place, CheckpointError):
         weights = next((place / name for name in READERS if is_there(place / name)), None)
     if weights is None:
         raise missing(CheckpointError)("there is no adapter", where=place, wanted=" or ".join(READERS))
     tensors = READERS[weights.name](weights)
-    modules, shapes = adaptable(config), leaf_shapes(config)
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, tensor in tensors.items():
         match = TENSOR.fullmatch(name.removeprefix(WRAPPER))
@@ -145,21 +177,23 @@ def read_adapter(directory: str | os.PathLike[str], config: AnyConfig) -> dict[s
         found.setdefault(match["module"], {})[match["side"]] = tensor
     _check_targets(told, found.keys(), modules, weights)
     pairs: dict[str, Pair] = {}
-    for module in sorted(found, key=list(modules).index):
-        leaf, sides = modules[module], found[module]
+    for name in sorted(found, key=list(modules).index):
+        module, sides = modules[name], found[name]
         if sides.keys() != {"A", "B"}:
-            raise CheckpointError("the other half of the pair is missing", where=tensor_at(weights, module))
-        rank, alpha = (_patterned(told, key, module, place / CONFIG) for key in ("r", "lora_alpha"))
-        n_out, n_in = shapes[leaf]
-        for side, shape in (("A", (rank, n_in)), ("B", (n_out, rank))):
-            where = tensor_at(weights, f"{module}.lora_{side}")
+            raise CheckpointError("the other half of the pair is missing", where=tensor_at(weights, name))
+        rank, alpha = (_patterned(told, key, name, place / CONFIG) for key in ("r", "lora_alpha"))
+        n_out, n_in = shapes[module.leaves[0]]
+        for side, shape in (("A", (rank, n_in)), ("B", (n_out * len(module.leaves), rank))):
+            where = tensor_at(weights, f"{name}.lora_{side}")
             if sides[side].shape != shape or dtype_name(sides[side].dtype) is None:
                 got = f"{list(sides[side].shape)} of {sides[side].dtype}"
                 raise CheckpointError("is of another shape", where=where, got=got, wanted=list(shape))
             check_finite(where, sides[side])
             sides[side] = np.array(widen(cast(where, sides[side], "f32")))
         scale = alpha / (math.sqrt(rank) if told.get("use_rslora") else rank)
-        pairs[leaf] = Pair(sides["A"], sides["B"], scale)
+        for part, leaf in enumerate(module.leaves):
+            rows = sides["B"][module.rows(part, n_out, config.n_head)]
+            pairs[leaf] = Pair(sides["A"].copy() if part else sides["A"], np.ascontiguousarray(rows), scale)
     return pairs
 
 
@@ -177,7 +211,7 @@ def adapter_mask(directory: str | os.PathLike[str]) -> str | None:
     return mask if mask in ("causal", "prefix") else None
 
 
-def _check_config(told: dict[str, Any], path: Path) -> None:
+def _check_config(told: dict[str, Any], path: Path, modules: Mapping[str, Module]) -> None:
     """Refuse what is not a plain LoRA adapter."""
 
     def refuse(what: str, key: str, wanted: object = None) -> CheckpointError:
@@ -185,7 +219,10 @@ def _check_config(told: dict[str, Any], path: Path) -> None:
 
     if told.get("peft_type") != "LORA":
         raise CheckpointError("peft_type is not one that is read", where=path, got=told.get("peft_type"), wanted="LORA")
+    turned = any(module.turned for module in modules.values())  # PEFT then sets fan_in_fan_out, whatever it says
     for key, value in told.items():
+        if key == "fan_in_fan_out" and turned:
+            continue
         if key not in KNOWN and value not in (None, False, {}, [], ""):
             raise refuse("is set, and not understood here", key, "a plain LoRA adapter")
     if told.get("bias", "none") != "none":
@@ -193,8 +230,9 @@ def _check_config(told: dict[str, Any], path: Path) -> None:
     init = told.get("init_lora_weights", True)
     if not any(init is one or (isinstance(init, str) and init == one) for one in HARMLESS_INITS):
         raise refuse("may have changed the base, which is not this model's then", "init_lora_weights")
-    if told.get("layers_pattern") not in (None, [], "h", ["h"]):
-        raise refuse("names layers that this model does not have", "layers_pattern", "h")
+    layers = next(match[1] for name in modules if (match := BLOCK.fullmatch(name)))
+    if told.get("layers_pattern") not in (None, [], layers, [layers]):
+        raise refuse("names layers that this model does not have", "layers_pattern", layers)
 
 
 def _patterned(told: dict[str, Any], key: str, module: str, path: Path) -> Any:
@@ -233,7 +271,7 @@ def _matcher(pattern: str, key: str, path: Path) -> Callable[[str], object] | No
         raise CheckpointError(f"{key} has a pattern that is none", where=path, got=shown(pattern)) from None
 
 
-def _check_targets(told: dict[str, Any], found: Any, modules: dict[str, str], weights: Path) -> None:
+def _check_targets(told: dict[str, Any], found: Any, modules: Mapping[str, object], weights: Path) -> None:
     """Refuse an adapter that lacks a pair, or has one too many.
 
     What a pattern means that may take for ever to match is left to the tensors.
@@ -242,7 +280,7 @@ def _check_targets(told: dict[str, Any], found: Any, modules: dict[str, str], we
     if not found:
         raise CheckpointError("holds no adapter", where=weights, wanted="pairs lora_A and lora_B")
     if targets == "all-linear":
-        targets = sorted({module.rpartition(".")[2] for module in modules} - {"lm_head"})
+        targets = sorted({module.rpartition(".")[2] for module in modules} - HEADS)
     matches = None
     if isinstance(targets, str):
         if (matches := _matcher(targets, "target_modules", weights.parent / CONFIG)) is None:
@@ -258,7 +296,7 @@ def _check_targets(told: dict[str, Any], found: Any, modules: dict[str, str], we
     else:
         wanted = {m for m in modules if any(m == target or m.endswith(f".{target}") for target in targets)}
     if layers:
-        wanted = {m for m in wanted if (at := re.search(r"\.h\.(\d+)\.", m)) and int(at[1]) in layers}
+        wanted = {m for m in wanted if (at := BLOCK.fullmatch(m)) and int(at[2]) in layers}
     if absent := sorted(wanted - set(found)):
         raise CheckpointError("pairs are missing", where=weights, got=f"none for {listed(absent)}")
     if foreign := sorted(set(found) - wanted):

@@ -98,7 +98,8 @@ def _add_adapter(group: argparse._ActionsContainer) -> None:
     add(
         "--targets",
         metavar="NAMES",
-        help="matrices that get one: some of q, k, v, o, fc_in, fc_out, with commas between, or all (default: q,v)",
+        help="matrices that get one: some of q, k, v, o, fc_in, fc_out, or all, or PEFT's names; commas between "
+        "(default: q,v)",
     )
     add(
         "--dropout",

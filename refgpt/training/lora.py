@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,18 @@ from refgpt._common.arguments import number, whole_number
 from refgpt._common.errors import RefgptError
 from refgpt._common.float_state import default_float_state
 from refgpt._common.wording import listed, shown
-from refgpt.checkpoints.adapters import CONFIG, MASK, SAFETENSORS, Pair, module_name, peft_key
+from refgpt.checkpoints.adapters import CONFIG, HEADS, MASK, SAFETENSORS, Module, Pair, modules_of, peft_key
 from refgpt.conversion.staging import staged
 from refgpt.conversion.tensor_files import write_tensors
 from refgpt.numbers.adapted import Adapted
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.tree import Tree
 from refgpt.runtime.engine import Engine
+from refgpt.spec.config import AnyConfig
 from refgpt.training.parameters import TrainedModel, check_model
 
-#: The matrices that ``new_adapter`` knows, by short names and by PEFT's.
+#: The matrices that ``new_adapter`` knows.
 TARGETS = {"q": "wq", "k": "wk", "v": "wv", "o": "wo", "fc_in": "w_in", "fc_out": "w_out"}
-TARGETS |= {"q_proj": "wq", "k_proj": "wk", "v_proj": "wv", "out_proj": "wo"}
 
 
 @default_float_state()
@@ -63,7 +62,8 @@ def new_adapter(model: Any, rank: int = 8, alpha: float = 16, targets: str = "q,
     alpha : float
         The product of B and A is multiplied by ``alpha / rank``.
     targets : str
-        Which matrices of each block: of q, k, v, o, fc_in, fc_out, with commas between, or "all".
+        Which matrices of each block: of q, k, v, o, fc_in, fc_out, with commas between, or "all". The names that the
+        family's modules have in PEFT will do too: "query_key_value".
     seed : int
         Of A, which is drawn evenly from ``+-1 / sqrt(n_in)``, as PEFT does; B is zero.
 
@@ -78,13 +78,10 @@ def new_adapter(model: Any, rank: int = 8, alpha: float = 16, targets: str = "q,
         If the family has no gradients, the model has an adapter already, or an argument cannot be used.
     """
     trained = check_model(model)
-    if trained.engine.config.model_type != "gptj":
-        what = "adapters of this family of models are not written; all its weights can be trained"
-        raise RefgptError(what, where="model", got=trained.engine.config.model_type, wanted="gptj")
     rank = whole_number("rank", rank, 1, trained.engine.config.d_model, RefgptError)
     alpha = number("alpha", alpha, math.ulp(0), None, RefgptError)
     stream = np.random.RandomState(whole_number("seed", seed, 0, 2**32 - 1, RefgptError))
-    kinds = _kinds(targets)
+    kinds = _kinds(targets, trained.engine.config)
     pairs: dict[str, Pair] = {}
     for name, leaf in trained.engine.kept().items():
         if name.startswith("blocks.") and name.rpartition(".")[2] in kinds:
@@ -95,14 +92,22 @@ def new_adapter(model: Any, rank: int = 8, alpha: float = 16, targets: str = "q,
     return model
 
 
-def _kinds(targets: Any) -> set[str]:
+def _kinds(targets: Any, config: AnyConfig) -> set[str]:
+    known = {name: {kind} for name, kind in TARGETS.items()}
+    for module in modules_of(config).values():
+        if module.leaves[0].startswith("blocks."):
+            known.setdefault(_last(module.name), set()).update(_last(leaf) for leaf in module.leaves)
     asked = [one.strip() for one in targets.split(",")] if isinstance(targets, str) else []
     if asked == ["all"]:
         return set(TARGETS.values())
-    if not asked or any(one not in TARGETS for one in asked):
-        wanted = f"some of {listed(TARGETS)}, with commas between, or all"
+    if not asked or any(one not in known for one in asked):
+        wanted = f"some of {listed(known)}, with commas between, or all"
         raise RefgptError("cannot be used", where="targets", got=shown(targets), wanted=wanted)
-    return {TARGETS[one] for one in asked}
+    return set().union(*(known[one] for one in asked))
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def write_adapter(model: TrainedModel, directory: str | Path) -> None:
@@ -118,23 +123,48 @@ def write_adapter(model: TrainedModel, directory: str | Path) -> None:
     RefgptError
         If the model has none, or the directory is taken or cannot be written.
     """
+    config = model.engine.config
     adapted = {name: leaf for name, leaf in model.engine.kept().items() if isinstance(leaf, Adapted)}
     if not adapted:
         raise RefgptError("has no adapter to write", where="model", fix="give it one with new_adapter")
-    tensors = {peft_key(n, side): x for n, leaf in adapted.items() for side, x in (("A", leaf.a), ("B", leaf.b))}
+    modules = modules_of(config)
+    pairs = {
+        name: _joined(module, adapted, config) for name, module in modules.items() if {*module.leaves} & {*adapted}
+    }
+    tensors = {peft_key(name, side): x for name, pair in pairs.items() for side, x in (("A", pair.a), ("B", pair.b))}
     with staged(Path(directory), sum(x.nbytes for x in tensors.values())) as staging:
         write_tensors(staging / SAFETENSORS, tensors, {"format": "pt", MASK: model.checkpoint.mask})
-        text = json.dumps(_config(adapted, model.engine.config.n_layer), indent=2)
+        text = json.dumps(_config(pairs, modules), indent=2)
         (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
-def _config(adapted: Mapping[str, Adapted], n_layer: int) -> dict[str, Any]:
+def _joined(module: Module, adapted: Mapping[str, Adapted], config: AnyConfig) -> Pair:
+    """The pair of a module. Where it holds queries, keys and values, whose adapters are three, their ranks add up.
+
+    Each column of B then writes to one of them alone, unless all three read by the same A.
+    """
+    parts = [(part, adapted[leaf]) for part, leaf in enumerate(module.leaves) if leaf in adapted]
+    first = parts[0][1]
+    if len(module.leaves) == 1:
+        return Pair(first.a, first.b, first.scale)
+    n_out = first.shape[0]
+    alike = len(parts) == 3 and all(np.array_equal(p.a, first.a) and p.scale == first.scale for _, p in parts)
+    a = first.a if alike else np.concatenate([p.a for _, p in parts])  # [rank, n_in]
+    b, start = np.zeros((3 * n_out, len(a)), np.float32), 0
+    for part, p in parts:
+        columns = slice(start, start + len(p.a))
+        b[module.rows(part, n_out, config.n_head), columns] = p.b * np.float32(p.scale / first.scale)
+        start += 0 if alike else len(p.a)
+    return Pair(a, b, first.scale)
+
+
+def _config(pairs: Mapping[str, Pair], modules: Mapping[str, Module]) -> dict[str, Any]:
     """What PEFT needs to know."""
-    ranks = {module_name(name): len(leaf.a) for name, leaf in adapted.items()}
-    alphas = {module_name(name): _whole(leaf.scale * len(leaf.a)) for name, leaf in adapted.items()}
+    ranks = {name: len(pair.a) for name, pair in pairs.items()}
+    alphas = {name: _whole(pair.scale * len(pair.a)) for name, pair in pairs.items()}
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
-    last_names = Counter(module.rpartition(".")[2] for module in ranks)
-    everywhere = all(n == n_layer for n in last_names.values()) and "lm_head" not in last_names
+    last_names = sorted(set(map(_last, ranks)))
+    everywhere = {name for name in modules if _last(name) in last_names} == ranks.keys()
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -143,11 +173,11 @@ def _config(adapted: Mapping[str, Adapted], n_layer: int) -> dict[str, Any]:
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
-        "target_modules": sorted(last_names) if everywhere else sorted(ranks),
+        "target_modules": last_names if everywhere and not HEADS & {*last_names} else sorted(ranks),
         "rank_pattern": {module: one for module, one in ranks.items() if one != rank},
         "alpha_pattern": {module: one for module, one in alphas.items() if one != alpha},
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(module.turned for module in modules.values()),
         "modules_to_save": None,
         "use_rslora": False,
         "use_dora": False,

@@ -105,18 +105,24 @@ class Parameters:
         adapted = self.adapted[leaf]
         if isinstance(gradient, MatrixGradient):
             of_a, of_b = gradient.of_adapter(adapted.a, adapted.b, adapted.scale)
-            yield peft_key(leaf, "A"), of_a  # [rank, n_in]
-            yield peft_key(leaf, "B"), of_b  # [n_out, rank]
+            yield self._key(leaf, "A"), of_a  # [rank, n_in]
+            yield self._key(leaf, "B"), of_b  # [n_out, rank]
             return
         assert isinstance(gradient, np.ndarray)
         dtype = gradient.dtype
         scaled = gradient * dtype.type(adapted.scale)  # [n_out, n_in]
-        yield peft_key(leaf, "A"), self._product(adapted.b.astype(dtype).T, scaled.T)  # [rank, n_in]
-        yield peft_key(leaf, "B"), self._product(scaled, adapted.a.astype(dtype))  # [n_out, rank]
+        yield self._key(leaf, "A"), self._product(adapted.b.astype(dtype).T, scaled.T)  # [rank, n_in]
+        yield self._key(leaf, "B"), self._product(scaled, adapted.a.astype(dtype))  # [n_out, rank]
+
+    def _key(self, leaf: str, side: str) -> str:
+        """The name of matrix A or B beside a leaf: PEFT's, with [q], [k] or [v] after it where three share a module."""
+        place = self._places.place(leaf)
+        key = peft_key(place.tensor.removesuffix(".weight"), side)
+        return key if place.part is None else f"{key}[{'qkv'[place.part]}]"
 
     def adapter_arrays(self) -> dict[str, np.ndarray]:
         """The matrices of the adapters themselves, by their names in files."""
-        return {peft_key(leaf, side): x for leaf, w in self.adapted.items() for side, x in (("A", w.a), ("B", w.b))}
+        return {self._key(leaf, side): x for leaf, w in self.adapted.items() for side, x in (("A", w.a), ("B", w.b))}
 
     def names(self) -> list[str]:
         """All names, in the order of the leaves."""

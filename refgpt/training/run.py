@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refgpt._common.arguments import keep_whole, number, one_of, path_of
+from refgpt._common.arguments import flag, keep_whole, number, one_of, path_of
 from refgpt._common.errors import CheckpointError, RefgptError
 from refgpt._common.partial_files import lock_partial, partial_name, replace_text, sync
 from refgpt._common.small_files import LARGEST_JSON, is_there, parse_json, read_bytes, reading
@@ -37,6 +37,8 @@ LOCK = ".running"
 OPTIMISERS = ("adamw", "muon")
 #: Files that make a directory a model or an adapter: they come last.
 LAST_FILES = ("config.json", "adapter_config.json")
+#: Settings that may be others when a run goes on.
+SAME_RESULT = {"recompute", "eval_every", "save_every"}
 #: The share of the steps that are warm-up, unless it is said.
 WARMUP = 0.03
 
@@ -106,6 +108,7 @@ class RunSettings:
         one_of("schedule", self.schedule, SHAPES, RefgptError)
         number("lr", self.lr, 0, None, RefgptError)
         number("floor", self.floor, 0, 1, RefgptError)
+        flag("recompute", self.recompute, RefgptError)
         AdamW(self.betas, self.eps, self.weight_decay)
         Muon((), self.momentum)
 
@@ -398,7 +401,8 @@ def _check_same(earlier: dict[str, Any], told: dict[str, Any], out: Path) -> Non
     for part in ("settings", "data", "about"):
         values, before = now[part], earlier.get(part)
         before = before if isinstance(before, dict) else {}
-        other += [name for name in sorted(before.keys() | values.keys()) if before.get(name) != values.get(name)]
+        names = sorted((before.keys() | values.keys()) - SAME_RESULT)
+        other += [name for name in names if before.get(name) != values.get(name)]
     if other:
         raise CheckpointError(
             "was begun with other settings or data",

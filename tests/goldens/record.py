@@ -11,6 +11,7 @@ RECORDERS = {
     "families": "logits and hidden states of small GPT-2, GPT-Neo and GPT-NeoX models: PyTorch's",
     "gradients": "gradients of small models: PyTorch's autograd, in float64",
     "family_gradients": "the same of GPT-2, GPT-Neo and GPT-NeoX",
+    "family_adapters": "adapters of GPT-2, GPT-Neo and GPT-NeoX, and logits of PEFT with them",
     "optimisers": "steps of PyTorch's AdamW and Muon",
     "adapters": "an adapter that PEFT writes, and its logits with that and with one that refgpt writes",
     "default_model": "text and logits of the default model: PyTorch's",
