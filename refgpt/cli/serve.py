@@ -151,9 +151,11 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
         ("max-stops", int, "stop strings"),
         ("max-stop-chars", int, "characters of a stop string"),
         ("max-logprobs", int, "likely tokens that are listed beside each"),
+        ("max-biases", int, "entries of logit_bias, sequence_bias and bad_words_ids"),
         ("max-inspect-tokens", int, "tokens of a text that is looked at"),
         ("max-connections", int, "connections, of all clients together"),
         ("timeout", float, "seconds after which a text ends as it is"),
+        ("head-timeout", float, "seconds in which the head of a request has to arrive"),
         ("body-timeout", float, "seconds in which a body has to arrive"),
         ("send-timeout", float, "seconds in which a client has to take a piece of its answer"),
     ):
@@ -183,7 +185,7 @@ def _serve(arguments: argparse.Namespace) -> int:
                 *("host", "port", "template", "character", "persona", "max_slots", "max_queue", "speculate"),
                 *("parse_special", "inspect", "grace", "max_tokens", "max_body_bytes", "max_prompts", "max_texts"),
                 *("max_stops", "max_stop_chars", "max_logprobs", "max_inspect_tokens", "max_connections", "timeout"),
-                *("body_timeout", "send_timeout", "log_format", "log_prompts"),
+                *("max_biases", "head_timeout", "body_timeout", "send_timeout", "log_format", "log_prompts"),
                 *("ssl_certfile", "ssl_keyfile", "ssl_keyfile_password"),
             )
         },

@@ -18,6 +18,8 @@ from refgpt.server.settings import ServerSettings
 
 #: Media types that a web page can send to another's server without asking: none of them is JSON.
 SIMPLE_TYPES = ("text/plain", "multipart/form-data", "application/x-www-form-urlencoded")
+#: Characters that JSON may hold as they are, and at which Python's ``splitlines`` and others end a line.
+LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 #: Seconds between two signs of life on a stream that has nothing to say.
 PING = 15.0
 #: What a page of another site that may ask is told.
@@ -234,9 +236,10 @@ def parsed(body: bytes) -> dict[str, Any]:
 
 
 def dumped(value: Any) -> bytes:
-    """JSON in UTF-8, with escapes where a text is none."""
+    """JSON in UTF-8, with escapes for what some clients take for the end of a line, and where a text is no UTF-8."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return (text if text.isascii() else text.translate(LINE_ENDS)).encode()
     except UnicodeEncodeError:
         return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 

@@ -8,15 +8,19 @@ from typing import Any, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-#: Seconds from a connection, or from the first byte of a request, to the end of its headers.
-HEAD_TIMEOUT = 20.0
-
 
 class TimedProtocol(H11Protocol):
     """uvicorn's protocol, which by itself waits for ever for headers.
 
     The application finds ``refgpt.abort`` in its scope: it drops a connection whose client does not read.
+
+    Attributes
+    ----------
+    head_timeout : float
+        Seconds from a connection, or from the first byte of a request, to the end of its headers.
     """
+
+    head_timeout = 20.0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -48,7 +52,7 @@ class TimedProtocol(H11Protocol):
         if self.conn.their_state is not h11.IDLE:
             self._forget_head()
         elif self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self._too_slow)
+            self._head_timer = self.loop.call_later(self.head_timeout, self._too_slow)
 
     def _forget_head(self) -> None:
         if self._head_timer is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -47,7 +46,7 @@ class Running(uvicorn.Server):
                 Server(state),
                 host=settings.host,
                 port=settings.port,
-                http=TimedProtocol,
+                http=type("Protocol", (TimedProtocol,), {"head_timeout": settings.head_timeout}),
                 ws="none",
                 loop="asyncio",
                 lifespan="on",
@@ -139,6 +138,10 @@ def run(model: Model, settings: ServerSettings, on_start: Callable[[str], object
 
 def _allow_open_files(n: int) -> None:
     """Raise this process's limit of open files to ``n``, as far as it may: each connection is one."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
     least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = n if most == resource.RLIM_INFINITY else min(n, most)
     if least != resource.RLIM_INFINITY and least < wanted:

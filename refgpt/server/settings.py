@@ -44,17 +44,17 @@ class ServerSettings:
         Prompts that may wait for a slot. A request beyond them is answered with 429.
     max_connections : int
         Connections at once. A request beyond them is answered with 503.
-    max_body_bytes, max_prompts, max_texts, max_stops, max_stop_chars, max_logprobs : int
+    max_body_bytes, max_prompts, max_texts, max_stops, max_stop_chars, max_logprobs, max_biases : int
         Limits of one request: bytes of its body, its prompts, continuations of each, stop strings and their length,
-        and likely tokens that are listed beside each token.
+        likely tokens that are listed beside each token, and entries of ``logit_bias`` and fields like it.
     max_tokens : int or None
         New tokens of each text, whatever a request asks for. None: as many as the context holds.
     max_inspect_tokens : int
         Length of a text that ``/inspect`` takes.
     timeout : float
         Seconds after which a text ends as it is, for "length".
-    body_timeout, send_timeout : float
-        Seconds in which a client has to send its request, and to take each piece of the answer.
+    head_timeout, body_timeout, send_timeout : float
+        Seconds in which a client has to send the head and the body of a request, and to take each piece of the answer.
     grace : float
         Seconds that running requests have to finish when the server is asked to end.
     api_keys : tuple of str
@@ -94,9 +94,11 @@ class ServerSettings:
     max_stops: int = 32
     max_stop_chars: int = 512
     max_logprobs: int = 50
+    max_biases: int = 1024
     max_tokens: int | None = None
     max_inspect_tokens: int = 256
     timeout: float = 600.0
+    head_timeout: float = 20.0
     body_timeout: float = 30.0
     send_timeout: float = 60.0
     grace: float = 30.0
@@ -113,13 +115,21 @@ class ServerSettings:
         keep_whole(self, "port", 0, 65535, ServerError)
         for name in ("max_slots", "max_cache_bytes", "max_connections", "max_body_bytes", "max_prompts", "max_texts"):
             keep_whole(self, name, 1, None, ServerError)
-        for name in ("prefix_cache_bytes", "speculate", "max_queue", "max_stops", "max_stop_chars", "max_logprobs"):
+        for name in (
+            "prefix_cache_bytes",
+            "speculate",
+            "max_queue",
+            "max_stops",
+            "max_stop_chars",
+            "max_logprobs",
+            "max_biases",
+        ):
             keep_whole(self, name, 0, None, ServerError)
         keep_whole(self, "max_inspect_tokens", 1, None, ServerError)
         keep_whole(self, "max_tokens", 1, None, ServerError, optional=True)
         for name in ("parse_special", "inspect", "log_prompts"):
             flag(name, getattr(self, name), ServerError)
-        for name in ("timeout", "body_timeout", "send_timeout", "grace"):
+        for name in ("timeout", "head_timeout", "body_timeout", "send_timeout", "grace"):
             number(name, getattr(self, name), 0, 1e9, ServerError)
         for name in ("served_names", "api_keys", "allowed_hosts", "allowed_origins"):
             object.__setattr__(self, name, _texts(name, getattr(self, name)))

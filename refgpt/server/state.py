@@ -109,6 +109,9 @@ class State:
             ("stop", len(stops), s.max_stops),
             ("stop", max(map(len, stops), default=0), s.max_stop_chars),
             ("logprobs", params.n_alternatives or 0, s.max_logprobs),
+            ("logit_bias", len(params.logit_bias or ()), s.max_biases),
+            ("sequence_bias", len(params.sequence_bias or ()), s.max_biases),
+            ("bad_words_ids", len(params.bad_words_ids or ()), s.max_biases),
         ):
             if got > most:
                 called = names.get(name, name)

@@ -241,6 +241,8 @@ def test_log_probabilities_of_a_chat(server: Served) -> None:
         ({"prompt": [PROMPT] * 200}, 400, "prompt", None),
         ({"prompt": [4096]}, 400, "prompt", None),
         ({"prompt": PROMPT, "mask": "full"}, 400, "mask", None),
+        ({"prompt": PROMPT, "logit_bias": {str(i): 1 for i in range(2000)}}, 400, "logit_bias", None),
+        ({"prompt": PROMPT, "bad_words_ids": [[i] for i in range(2000)]}, 400, "bad_words_ids", None),
         ({"prompt": "word " * 600}, 400, "prompt", "context_length_exceeded"),
     ],
     ids=lambda value: str(value)[:40],
@@ -273,8 +275,10 @@ def test_a_failure_after_the_first_event_is_an_event(model: refgpt.Model, monkey
 
 
 def test_json_is_utf8(server: Served) -> None:
-    raw = server.ask("POST", "/v1/completions", {"prompt": "é\u2028\0", "max_tokens": 0, "echo": True}).content
-    assert "é".encode() in raw and json.loads(raw)["choices"][0]["text"] == "é\u2028\0"
+    text = "é\u2028\x85\0\x1c\r\n"  # Python's splitlines ends lines at all but the first
+    raw = server.ask("POST", "/v1/completions", {"prompt": text, "max_tokens": 0, "echo": True}).content
+    assert "é".encode() in raw and json.loads(raw)["choices"][0]["text"] == text
+    assert len(raw.decode().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -357,10 +361,14 @@ def test_a_prompt_keeps_its_end_if_asked_to(server: Served, model: refgpt.Model)
     assert answer["usage"]["prompt_tokens"] == model.config.n_ctx - 6
 
 
-def test_many_long_prompts_are_scored(server: Served, model: refgpt.Model) -> None:
-    """Enough of them that the answer is put together beside the event loop."""
-    ids = model.tokenizer.encode("There was once a king who had a golden bird. " * 40)[:500]
-    choices = server.post("/v1/completions", prompt=[ids] * 12, max_tokens=1, echo=True, logprobs=1, seed=1)["choices"]
+def test_large_answers_are_put_together_beside_the_event_loop(
+    server: Served, model: refgpt.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from refgpt.server import state
+
+    monkeypatch.setattr(state, "SHORT", 100)
+    ids = model.tokenizer.encode("There was once a king who had a golden bird. " * 20)[:200]
+    choices = server.post("/v1/completions", prompt=[ids] * 2, max_tokens=1, echo=True, logprobs=1, seed=1)["choices"]
     want = model.score(ids[:1], [ids[1:]])[0].tolist()
     assert all(choice["logprobs"]["token_logprobs"][1:-1] == want for choice in choices)
-    assert len(choices) == 12
+    assert len(choices) == 2
