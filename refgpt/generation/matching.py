@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from refgpt._common.errors import GenerationError
+from refgpt._common.errors import GenerationError, TokenizerError
 from refgpt.generation.constraint import Constraint
 from refgpt.tokenizers import Tokenizer
 
@@ -41,6 +41,7 @@ class ConstraintMatcher:
     def __init__(
         self, constraint: Constraint, tokenizer: Tokenizer, ends: Collection[int], prompt: Sequence[int] = ()
     ) -> None:
+        self._tokenizer = tokenizer
         self._spelling = _spelling_of(tokenizer, _begins_a_text(tokenizer, prompt))
         self._matcher = self._spelling.matcher(constraint.grammar).deep_copy()
         self._ends = np.array([i for i in ends if i < tokenizer.n_vocab], np.intp)
@@ -77,6 +78,21 @@ class ConstraintMatcher:
         spelled = [self._spelling.of(id, not ids and not i) for i, id in enumerate(draft)]
         n = next((i for i, id in enumerate(draft) if id in self._ends), len(draft))
         return int(self._matcher.validate_tokens(spelled[:n]))
+
+    def forced(self, ids: Sequence[int]) -> list[int]:
+        """Tokens that are likely to follow the new ids: those of the text that has to, written as in any text.
+
+        The last is left out, since what comes after that text may be part of it.
+        """
+        self._go_to(list(ids))
+        has_to = bytes(self._matcher.compute_ff_bytes())
+        if not has_to:
+            return []
+        try:
+            following = self._tokenizer.encode(has_to.decode("utf-8", "ignore"))[:-1]
+        except TokenizerError:  # it has a character that only other spellings have
+            return []
+        return following if has_to.startswith(b"".join(map(self._tokenizer.token_bytes, following))) else []
 
     def _go_to(self, ids: list[int]) -> None:
         n = len(self._ids)

@@ -201,7 +201,8 @@ class Continuation(Task):
         self.text = list(prompt)
         self.draft: list[int] = []
         self.pace: DraftPace | None = None
-        self._looked_up = False
+        self._looked_up = self._forced = False
+        self._most_drafted = params.speculate
         self._left = n_positions - len(prompt)
         self._lookup = PromptLookup(prompt, params.speculate) if params.speculate else None
         self._matcher = matcher_of(model, params, prompt)
@@ -216,11 +217,16 @@ class Continuation(Task):
         return self._left - 1
 
     def look_up(self, alone: bool) -> None:
-        """Draft what followed the last tokens before, if it is alone."""
-        self.draft = self._lookup.draft(self.room) if alone and self._lookup is not None else []
-        if self.draft and self._matcher is not None:
-            del self.draft[self._matcher.n_possible(self.text[self.n_prompt :], self.draft) :]
-        self._looked_up = bool(self.draft)
+        """Draft what the constraint makes follow, or what followed the last tokens before, if it is alone."""
+        self.draft, self._looked_up, self._forced = [], False, False
+        if not alone or self._lookup is None:
+            return
+        new, matcher = self.text[self.n_prompt :], self._matcher
+        forced = [] if matcher is None else matcher.forced(new)[: min(self.room, self._most_drafted)]
+        self.draft = forced or self._lookup.draft(self.room)
+        if self.draft and matcher is not None:
+            del self.draft[matcher.n_possible(new, self.draft) :]
+        self._forced, self._looked_up = bool(forced and self.draft), bool(self.draft and not forced)
 
     def next_ids(self) -> list[tuple[int, list[int]]]:
         """The last token and the draft of what may follow."""
@@ -237,7 +243,7 @@ class Continuation(Task):
                 break
             n_confirmed += 1
         session.truncate(self.slots[0], n_held + n_confirmed)
-        drafted_by = self._lookup if self._looked_up else self.pace
+        drafted_by = None if self._forced else self._lookup if self._looked_up else self.pace
         if drafted_by is not None:
             drafted_by.learn(len(self.draft), n_confirmed)
         return events

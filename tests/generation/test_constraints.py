@@ -138,6 +138,25 @@ def test_speculation_changes_no_text_and_drafts_only_what_may_follow(model, temp
         assert ",," not in text and "\n" not in text
 
 
+def test_what_has_to_follow_is_drafted(model, monkeypatch):
+    """The names of properties and what stands between are checked several tokens at a time."""
+    schema = {"const": {"a long name for a property of the toad": ["once upon a time", "there was an old mill"]}}
+    asked = {"constraint": refgpt.json_schema(schema), "seed": 2, "max_new_tokens": 90}
+    passes, session = [], type(model.engine.session(1, 8))
+    step = session.step
+
+    def counted(self, parts, n_rows=None):
+        passes.append(parts)
+        return step(self, parts, n_rows)
+
+    monkeypatch.setattr(session, "step", counted)
+    alone = model.generate("The toad: ", **asked)
+    n_alone = len(passes)
+    assert model.generate("The toad: ", speculate=8, **asked) == alone
+    assert json.loads(alone.text) == schema["const"]
+    assert len(passes) - n_alone < 0.7 * n_alone
+
+
 @pytest.mark.parametrize("temperature", [0, 1.0])
 def test_a_draft_model_is_held_to_it_too_and_changes_no_text(model, temperature, monkeypatch, caplog):
     """Even where it drafts beyond the end of a text."""
