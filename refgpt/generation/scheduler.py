@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -316,7 +317,7 @@ class Scheduler:
         counts = dict.fromkeys(owners, 0)
         for task, n in zip(owners, n_rows, strict=True):
             counts[task] += n
-        stops = np.cumsum(list(counts.values())).tolist()
+        stops = accumulate(counts.values())
         return [(task, rows[stop - n : stop]) for (task, n), stop in zip(counts.items(), stops, strict=True)]
 
     def _take(self, task: Task, rows: np.ndarray) -> list[Event]:
