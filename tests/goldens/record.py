@@ -22,6 +22,7 @@ RECORDERS = {
     "torch_files": "files that PyTorch and transformers write",
     "ctranslate2_files": "files that CTranslate2 writes, and its logits; in each version that the recorder names",
     "family_files": "directories that transformers writes for small models of every family, and its logits",
+    "llama_cpp": "logits that llama.cpp computes from GGUF files of GPT-2 and GPT-NeoX that refgpt writes",
     "lm_eval": "log-likelihoods, texts and metrics of lm-eval's Hugging Face backend",
     "conversion": "logits that transformers computes from what refgpt converts",
 }
