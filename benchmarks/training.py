@@ -116,7 +116,7 @@ def model_of(case: Case, threads: int) -> Any:
 
 
 def work(case: Case, steps: int, threads: int) -> dict[str, float]:
-    """Train for some steps after one to warm up."""
+    """Train for some steps after one to warm up; for no more than that one, if there are none."""
     model = model_of(case, threads)
     if case.rank:
         training.new_adapter(model, rank=case.rank, alpha=16, targets="q,v")
@@ -128,7 +128,12 @@ def work(case: Case, steps: int, threads: int) -> dict[str, float]:
         loss = trainer.step([training.Batch(ids, ids)], 1e-4).loss
         seconds.append(time.perf_counter() - start)
         processor.append(time.process_time() - start_processor)
-    return {"seconds": median(seconds[1:]), "processor": median(processor[1:]), "peak": peak_bytes() or 0, "loss": loss}
+    return {
+        "seconds": median(seconds[min(1, steps) :]),
+        "processor": median(processor[min(1, steps) :]),
+        "peak": peak_bytes() or 0,
+        "loss": loss,
+    }
 
 
 def run(command: list[str]) -> dict[str, float]:
@@ -140,7 +145,7 @@ def run(command: list[str]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], metavar="CASE", help=f"of {', '.join(CASES)}; all")
-    parser.add_argument("--steps", type=int, default=rounds(3), help="measured in a process, after one")
+    parser.add_argument("--steps", type=int, default=rounds(3), help="measured in a process, after one; 0: that one")
     parser.add_argument("--rounds", type=int, default=rounds(3), help="processes of each engine")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--torch", metavar="PYTHON", help="another Python, with torch and NumPy")

@@ -8,12 +8,14 @@ other positions from rotating the earlier ones.
 from __future__ import annotations
 
 from decimal import Decimal, localcontext
+from functools import lru_cache
 
 import numpy as np
 
 from refgpt._common.float_state import default_float_state
 
 
+@lru_cache(maxsize=8)
 @default_float_state()
 def rotary_tables(
     d_rotary: int, n_positions: int, base: float = 10000.0, halves: bool = False
@@ -24,7 +26,7 @@ def rotary_tables(
     -------
     cos, sin : ndarray [n_positions, d_rotary], float32
         Each cosine twice; each sine negated for the first dimension of its pair and plain for the second. The row of a
-        position has the same bits however many positions there are.
+        position has the same bits however many positions there are. They are kept for the next call, and so read-only.
     """
     cos, sin = np.ones((1, d_rotary // 2)), np.zeros((1, d_rotary // 2))  # of position 0
     step_cos, step_sin = _one_step(d_rotary, base)
@@ -34,8 +36,12 @@ def rotary_tables(
         step_cos, step_sin = step_cos * step_cos - step_sin * step_sin, 2 * step_cos * step_sin
     cos, sin = cos[:n_positions].astype(np.float32), sin[:n_positions].astype(np.float32)
     if halves:
-        return np.concatenate((cos, cos), axis=1), np.concatenate((-sin, sin), axis=1)
-    return np.repeat(cos, 2, axis=1), np.stack((-sin, sin), axis=-1).reshape(n_positions, d_rotary)
+        tables = np.concatenate((cos, cos), axis=1), np.concatenate((-sin, sin), axis=1)
+    else:
+        tables = np.repeat(cos, 2, axis=1), np.stack((-sin, sin), axis=-1).reshape(n_positions, d_rotary)
+    for table in tables:
+        table.flags.writeable = False
+    return tables
 
 
 def _one_step(d_rotary: int, base: float) -> tuple[np.ndarray, np.ndarray]:

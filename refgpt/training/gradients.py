@@ -84,7 +84,9 @@ def summed_gradients(
         shares = parameters.split(leaf, gradient) if dropout is None else dropout.split(leaf, gradient)
         for name, part in shares:
             if not isinstance(part, np.ndarray):
-                part.add_to(sums.setdefault(name, np.zeros(part.shape, np.float32)))
+                if name not in sums:
+                    sums[name] = np.zeros(part.shape, np.float32)
+                part.add_to(sums[name])
             elif name in sums:
                 sums[name] += part
             else:

@@ -21,8 +21,11 @@ from refgpt.runtime.families import Family
 from refgpt.runtime.taps import TapView
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import taps_of
+from refgpt.spec.gradients import LeafGradients
 
 Block = Mapping[str, np.ndarray]
+#: Activations that only the gradient of one leaf of the block reads.
+READ_FOR = {"mlp_post": "w_out", "z": "wo"}
 
 
 class Kernels(Protocol):
@@ -76,11 +79,19 @@ class TextPass:
     prefix_len : int
     reads : collection of str
         Names of a block's activations that the backward pass reads.
+    leaves : LeafGradients
+        Those that are wanted: what only others read is not kept.
     """
 
-    def __init__(self, engine: Kernels, ids: np.ndarray, prefix_len: int, reads: Collection[str]) -> None:
+    def __init__(
+        self, engine: Kernels, ids: np.ndarray, prefix_len: int, reads: Collection[str], leaves: LeafGradients
+    ) -> None:
         config, n = engine.config, len(ids)
-        self._engine, self._reads = engine, frozenset(reads)
+        self._engine = engine
+        self._reads = [
+            [name for name in reads if name not in READ_FOR or leaves.wants(f"blocks.{i}.{READ_FOR[name]}")]
+            for i in range(config.n_layer)
+        ]
         self._batch = Batch.of(ids, np.zeros(n, np.int64), np.arange(n, dtype=np.int64), prefix_len, config.window)
         dtype = STORED_DTYPES[engine.kv_dtype]
         shapes = kv_shapes(config.n_head, config.d_head, n)
@@ -93,16 +104,16 @@ class TextPass:
         engine, to = self._engine, self._to
         config, params = engine.config, engine.params
         x = engine.family.embed(params, config, self._batch, to, TapView.to_nothing())  # [t, c]
-        streams, blocks = [x.copy()], []
+        streams, blocks = [x.copy()], dict[int, Block]()
         for i in range(config.n_layer):
             kept: dict[str, np.ndarray] = {}
-            x = self._block(i, x, TapView.to_nothing() if recompute else self._keeping(kept))
+            x = self._block(i, x, TapView.to_nothing() if recompute else self._keeping(i, kept))
             streams.append(x.copy())
-            blocks.append(kept)
+            blocks[i] = kept
         last = kernels.layer_norm(x, params.ln_w, params.ln_b, config.ln_eps, **to.how)  # [t, c]
         if recompute:
             return last, Activations(streams, lambda i: self._again(i, streams[i]))
-        return last, Activations(streams, blocks.__getitem__)
+        return last, Activations(streams, blocks.pop)  # each is read once, from the last on
 
     def _block(self, i: int, x: np.ndarray, tap: TapView) -> np.ndarray:
         engine = self._engine
@@ -110,23 +121,23 @@ class TextPass:
             i, x, engine.params, engine.config, self._batch, self._kv, self._tables, self._to, tap
         )
 
-    def _keeping(self, kept: dict[str, np.ndarray], until: str | None = None) -> TapView:
+    def _keeping(self, i: int, kept: dict[str, np.ndarray], until: str | None = None) -> TapView:
         def keep(name: str, value: np.ndarray) -> np.ndarray:
             kept[name] = value
             if name == until:
                 raise _Enough
             return value
 
-        return TapView(keep, self._reads, looks_only=True)
+        return TapView(keep, frozenset(self._reads[i]), looks_only=True)
 
     def _again(self, i: int, x: np.ndarray) -> Block:
         """A block's activations, computed once more from what enters it; nothing after the last that is read."""
         kept: dict[str, np.ndarray] = {}
         names = taps_of(self._engine.config).block
-        until = [name for name in names if name in self._reads][-1]
+        until = [name for name in names if name in self._reads[i]][-1]
         np.copyto(self._to.x, x)
         try:
-            self._block(i, self._to.x, self._keeping(kept, until))
+            self._block(i, self._to.x, self._keeping(i, kept, until))
         except _Enough:
             return kept
         raise AssertionError(until)

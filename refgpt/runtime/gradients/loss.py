@@ -35,7 +35,7 @@ def text_backward(
     params, family = engine.params, FAMILIES[engine.config.model_type]
     head, bias = getattr(params, family.HEAD), getattr(params, "b_head", None)
     ops = Ops(engine.threads, engine.kv_dtype, prefix_len, engine.config.window)
-    last, activations = TextPass(engine, ids, prefix_len, family.READS).run(recompute)
+    last, activations = TextPass(engine, ids, prefix_len, family.READS, leaves).run(recompute)
     rows, targets = targets_of(labels)
     loss, dlast = 0.0, np.zeros_like(last)  # [t, c]
     share = np.float32(1) / np.float32(n_targets)
