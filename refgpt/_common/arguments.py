@@ -142,6 +142,16 @@ def path_of(name: str, value: Any, error: type[RefgptError]) -> Path:
     return path
 
 
+def directory_of(name: str, value: Any, error: type[RefgptError]) -> Path:
+    """A directory, which is made if it is not there; the errors are those of ``path_of``, and that it cannot be made."""
+    place = path_of(name, value, error)
+    try:
+        place.mkdir(exist_ok=True)
+    except OSError as fault:
+        raise error(f"cannot be made ({fault.strerror})", where=place) from fault
+    return place
+
+
 def one_of(name: str, value: object, choices: Sequence[str | None], error: type[RefgptError]) -> None:
     """Refuse a value that is not one of the choices (it may be of any type); ``name`` is the error's ``where``."""
     if not isinstance(value, str | None) or value not in choices:

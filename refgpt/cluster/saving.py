@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refgpt._common.arguments import path_of, whole_number
+from refgpt._common.arguments import directory_of, path_of, whole_number
 from refgpt._common.errors import CheckpointError
 from refgpt._common.small_files import parse_json
 from refgpt.checkpoints.files.safetensors_file import read_mapped
@@ -29,11 +29,7 @@ def write_progress(directory: str | Path, round_: int, fingerprint: int, arrays:
     CheckpointError
         If it cannot be written.
     """
-    place = path_of("directory", directory, CheckpointError)
-    try:
-        place.mkdir(exist_ok=True)
-    except OSError as fault:
-        raise CheckpointError(f"cannot be made ({fault.strerror})", where=place) from fault
+    place = directory_of("directory", directory, CheckpointError)
     told = {"version": VERSION, "round": round_, "layout": fingerprint}
     write_tensors(place / PROGRESS, arrays, {"refgpt_coordinator": json.dumps(told)})
 

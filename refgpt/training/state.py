@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refgpt._common.arguments import path_of, whole_number
+from refgpt._common.arguments import directory_of, path_of, whole_number
 from refgpt._common.errors import CheckpointError, RefgptError
 from refgpt._common.small_files import parse_json
 from refgpt._common.wording import FRESH_COPY, shown
@@ -49,11 +49,7 @@ def write_state(directory: str | Path, state: State) -> None:
     CheckpointError
         If it cannot be written.
     """
-    place = path_of("directory", directory, CheckpointError)
-    try:
-        place.mkdir(exist_ok=True)
-    except OSError as fault:
-        raise CheckpointError(f"cannot be made ({fault.strerror})", where=place) from fault
+    place = directory_of("directory", directory, CheckpointError)
     muon = state.muon
     told: dict[str, Any] = {
         "version": VERSION,
