@@ -22,7 +22,14 @@ release = version = installed_version("refgpt")
 language = "en-GB"
 smartquotes = False  # values stand in quotation marks: they are code
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode", "numpydoc", "command_line"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.viewcode",
+    "numpydoc",
+    "command_line",
+]
 
 myst_enable_extensions = ["deflist"]  # no mathematics: pages would fetch a script to set it
 myst_heading_anchors = 3

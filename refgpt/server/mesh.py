@@ -98,9 +98,12 @@ async def get_prediction(exchange: Exchange) -> None:
     task = state.predictions.get(number)
     if task is None:
         raise ApiError(404, f"qid: there is no prediction {number}", param="qid")
-    async with exchange.watched():
-        result = await asyncio.shield(task)
-    state.predictions.pop(number, None)
+    try:
+        async with exchange.watched():
+            result = await asyncio.shield(task)
+    finally:
+        if task.done():
+            state.predictions.pop(number, None)
     await exchange.send_json(result)
 
 

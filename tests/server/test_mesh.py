@@ -67,6 +67,19 @@ def test_predictions_that_nobody_fetches_are_forgotten(server: Served, monkeypat
         server.post("/model/get_prediction", qid=number)
 
 
+def test_a_prediction_that_fails_says_so_once(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    from refgpt.server import mesh
+
+    async def failing(state: object, job: object, context: str) -> None:
+        raise refgpt.GenerationError("the model has had enough")
+
+    monkeypatch.setattr(mesh, "_prediction", failing)
+    number = server.post("/model/predict", context="x", length=1, seed=1)["qid"]
+    answer = server.ask("POST", "/model/get_prediction", {"qid": number})
+    assert answer.status == 400 and "enough" in answer.json["error"]
+    assert server.ask("POST", "/model/get_prediction", {"qid": number}).status == 404
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import sleep
 
 import pytest
 
@@ -112,6 +113,24 @@ def test_a_client_that_does_not_read_holds_nobody_up(model: refgpt.Model) -> Non
         server.wait_until(lambda: idle(server))
         server.wait_until(lambda: not server.running.server_state.connections)  # it was dropped
         silent.close()
+
+
+def test_a_stream_that_has_nothing_to_say_gives_signs_of_life(
+    model: refgpt.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from refgpt.server import exchange
+
+    monkeypatch.setattr(exchange, "PING", 0.02)
+    with serving(model, speculate=0) as server:
+        step = server.state.core._scheduler.step
+
+        def slow_step() -> list:
+            sleep(0.2)
+            return step()
+
+        server.state.core._scheduler.step = slow_step
+        answer = server.ask("POST", "/v1/completions", LONG | {"max_tokens": 3, "stream": True}).content.decode()
+        assert ": wait" in answer.split("\n\n") and answer.count("data: {") == 3
 
 
 def test_too_many_are_told_to_wait(model: refgpt.Model) -> None:
