@@ -10,10 +10,13 @@ import sys
 import pytest
 
 import refgpt
+from refgpt import cli, training
 from refgpt.cli import lm_eval, loading
 from refgpt.evaluation import TASKS, PairedRuns, ZeroShot, evaluate, read_rows
+from refgpt.numbers.adapted import Adapted
 from tests.helpers.evaluation_models import DATA
 from tests.helpers.raft_files import write_task
+from tests.helpers.terminal import shown_on_terminal
 
 HELLASWAG = DATA / "hellaswag.jsonl"
 
@@ -81,6 +84,33 @@ def test_a_comparison_is_paired(run):
     found = json.loads(as_json.out)
     assert [one["setting"]["dtype"] for one in found["runs"]] == [None, "q4"]
     assert [(one["item"], one["right"]) for one in found["comparisons"][0]["changed"]] == comparison.changed
+
+
+def test_a_comparison_of_a_model_with_an_adapter(run, tmp_path):
+    model = refgpt.load(dtype="f32")
+    training.new_adapter(model, rank=2, targets="fc_in", seed=1)
+    tree = model.engine.kept()
+    for _, leaf in tree.items():
+        if isinstance(leaf, Adapted):
+            leaf.b[...] = 0.02
+    model.engine.adopt(tree)
+    training.Trainer(model).write(tmp_path / "adapter")
+    data = ["hellaswag", "--data", HELLASWAG, "--dtype", "f32", "--limit", 3]
+    got = run("evaluate", *data, "--compare", f"adapter={tmp_path / 'adapter'}", "--json")
+    assert got.code == 0, got.err
+    one, two = json.loads(got.out)["runs"]
+    assert one["setting"]["adapter"] is None and two["setting"]["adapter"] == str(tmp_path / "adapter")
+    out = tmp_path / "out.jsonl"
+    assert run("evaluate", *data, "--adapter", tmp_path / "adapter", "-o", out).code == 0
+    want = evaluate(model, ZeroShot(TASKS["hellaswag"], read_rows(HELLASWAG), n_rows=3))
+    assert [one["loglikelihoods"] for one in lines_of(out)[1:]] == [one["loglikelihoods"] for one in want.records]
+    plain = evaluate(refgpt.load(dtype="f32"), want.measure)
+    assert [one["loglikelihoods"] for one in plain.records] != [one["loglikelihoods"] for one in want.records]
+
+
+def test_a_bar_counts_where_somebody_watches(monkeypatch):
+    shown = shown_on_terminal(monkeypatch, lambda: cli.main(["evaluate", "piqa", "--data", str(DATA / "piqa.jsonl")]))
+    assert "piqa:   0%" in shown and "/5 [" in shown
 
 
 def test_perplexity_of_a_book(run):

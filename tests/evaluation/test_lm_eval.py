@@ -141,7 +141,3 @@ def test_arguments(offline, tmp_path):
     assert one[0] != two.sum()  # other weights
     (want,) = bos.model.score([0, *bos.model.tokenizer.encode("The")], [" mill"])
     assert one[0] == pytest.approx(want.sum(), abs=1e-12)
-
-
-def test_pytorch_is_not_needed(offline):
-    assert "torch" not in sys.modules or pytest.importorskip("torch")
