@@ -26,6 +26,10 @@ SHOWN: dict[str, Callable[[float], str]] = {
     "ms, 99 of 100 steps": "{:.2f}".format,
     "bytes of the draft model over the model's": "{:.2f}".format,
     "step after 1900 over step after 32": "{:.2f}".format,
+    "median": "{:.2f}".format,
+    "19 of 20": "{:.2f}".format,
+    "full pass over a plain one": "{:.2f}".format,
+    "rate over plain batches": "{:.2f}".format,
     "rate of 2000 over rate of 512": "{:.2f}".format,
 }
 
@@ -87,6 +91,12 @@ def report(results: dict) -> Iterator[str]:
             ("what", "ms a step", "ms, 99 of 100 steps", "ms before the first"),
         ),
         ("Beams", lambda row: "ratio" in row, ("what", "ratio")),
+        (
+            "Streams beside long prompts",
+            lambda row: "wait over a full pass" in row,
+            ("what", "wait over a full pass", "full pass over a plain one"),
+        ),
+        ("Arrivals", lambda row: "rate over plain batches" in row, ("what", "rate over plain batches")),
         ("Looking inside", lambda row: "over a prompt" in row, ("what", "seconds", "prompt seconds", "over a prompt")),
         (
             "Looking inside, beside the specification",

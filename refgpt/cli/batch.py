@@ -71,13 +71,16 @@ def add_to(commands: Commands) -> None:
         metavar="N",
         help="write at most N texts at once (default: %(default)s)",
     )
+    add(
+        "--truncate", choices=["left"], help="drop the beginnings of prompts that are too long; otherwise an error each"
+    )
     add_template(batch)
     add_sampling_arguments(batch)
     add_running_arguments(batch)
 
 
 def _batch(arguments: argparse.Namespace) -> int:
-    params, template = sampling_of(arguments), template_of(arguments)
+    params, template = sampling_of(arguments, truncate=arguments.truncate), template_of(arguments)
     with _requests(arguments) as lines:
         if arguments.output is None or is_stream(arguments.output):
             _to_stream(arguments, lines, params, template)

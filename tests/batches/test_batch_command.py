@@ -69,6 +69,16 @@ def test_records_go_to_standard_output_where_no_file_is_named(tmp_path, capsys, 
     assert second["id"] == 2 and "error" in second
 
 
+def test_prompts_that_are_too_long_lose_their_beginning_where_asked(tmp_path, capsys):
+    path = tmp_path / "prompts.txt"
+    path.write_text("x " * 600 + "\nOnce\n")
+    for option in ([], ["--truncate", "left"]):
+        assert cli.main(["batch", str(path), "-n", "2", "-q", *option]) == 0
+        first, second = map(json.loads, capsys.readouterr().out.splitlines())
+        assert ("error" in first) == (not option) and "text" in second
+    assert first["n_prompt"] == refgpt.load().config.n_ctx - 2
+
+
 def test_tables_become_tables(tmp_path, capsys):
     path, output = tmp_path / "questions.csv", tmp_path / "answers.csv"
     path.write_text('question,max_tokens,label\n"Once upon",3,good\nOnce,2,bad\nx\n')
