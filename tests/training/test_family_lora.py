@@ -118,3 +118,19 @@ def test_targets_of_other_families_are_refused():
     model = training.new_adapter(model_of(VARIANTS["gpt_neox"], "numpy"), targets="query_key_value,dense")
     names = {n.rpartition(".")[2] for n, leaf in model.engine.kept().items() if isinstance(leaf, Adapted)}
     assert names == {"wq", "wk", "wv", "wo"}
+
+
+@pytest.mark.parametrize("dtype", ["f16", "q8", "q4"])
+@pytest.mark.parametrize("name", FEW)
+def test_the_base_may_be_kept_in_few_bits(tmp_path, name, dtype):
+    config = FEW[name]
+    path, batch = on_disk(tmp_path, config), batch_of(2, config)
+    model = training.new_adapter(refgpt.load(path, dtype=dtype), rank=2, targets="q,v")
+    found = training.gradients(model, batch)[1]
+    want = training.gradients(training.new_adapter(refgpt.load(path, backend="numpy"), rank=2, targets="q,v"), batch)[1]
+    for key, gradient in found.items():  # alike, not equal: of 4 bits some digit is left
+        close = {"f16": 0.02, "q8": 0.2, "q4": 1.0}[dtype]
+        assert np.abs(gradient - want[key]).max() <= close * np.abs(want[key]).max(), key
+    trainer = training.Trainer(model)
+    losses = [trainer.step([batch], 2e-2).loss for _ in range(4)]
+    assert losses[-1] < losses[0]
