@@ -9,9 +9,6 @@ import pytest
 import refgpt
 from tests.helpers.servers import Served, serving
 
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-
 
 @pytest.fixture(scope="package")
 def model() -> refgpt.Model:

@@ -112,6 +112,7 @@ def test_keys_of_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.
     from refgpt.cli import serve
 
     seen = []
+    monkeypatch.setattr(serve, "check_installed", lambda: None)
     monkeypatch.setattr(serve, "serve", lambda model, settings, on_start, draft: seen.append(settings))
     monkeypatch.setenv("REFGPT_API_KEY", "one, two")
     (tmp_path / "keys").write_text("# whose\nthree\n\nfour \n")
@@ -201,6 +202,7 @@ def test_settings_that_cannot_be_used(name: str, value: object) -> None:
 
 
 def test_a_server_for_others_without_keys_warns(model: refgpt.Model, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("starlette")
     from refgpt.server import running, serve
 
     def interrupted(self) -> None:
@@ -214,6 +216,7 @@ def test_a_server_for_others_without_keys_warns(model: refgpt.Model, caplog: pyt
 
 
 def test_files_of_tls_that_cannot_be_used(model: refgpt.Model, tmp_path: Path) -> None:
+    pytest.importorskip("starlette")
     from refgpt.server import serve
 
     with pytest.raises(refgpt.ServerError, match="certificate"):

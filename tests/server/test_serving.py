@@ -234,6 +234,7 @@ def test_slow_heads_and_bodies_are_dropped(model: refgpt.Model) -> None:
 
 def start_command(*arguments: str) -> tuple[subprocess.Popen, str]:
     """``refgpt serve`` in a process of its own, and its URL."""
+    pytest.importorskip("starlette")
     command = [sys.executable, "-m", "refgpt", "serve", "--port", "0", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     line = process.stdout.readline()
