@@ -12,6 +12,7 @@ import pytest
 from refgpt import GenerationError
 from refgpt.runtime import Runtime, saved
 from refgpt.runtime.spec_engine import SpecEngine
+from tests.helpers.families import VARIANTS
 from tests.helpers.runtime_models import LONG, PROMPT, runtime
 from tests.helpers.tiny import random_params, tiny_config
 
@@ -41,6 +42,17 @@ def test_a_saved_sequence_goes_on_with_the_same_bits(path, dtype, kv_dtype, n, p
     assert other.load(path, 2) == PROMPT[:n].tolist()
     assert np.array_equal(other.extend(2, NEXT), want)
     assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_family_goes_on_with_the_same_bits(path, name):
+    config = VARIANTS[name]
+    engine = Runtime(random_params(config, 3), config, threads=2)
+    session = begun(engine, list(range(1, 30)), capacity=60)
+    session.save(path)
+    other = engine.session(1, 60)
+    other.load(path)
+    assert np.array_equal(other.extend(0, NEXT), session.extend(0, NEXT))
 
 
 def test_a_part_of_it_goes_on_too(path):
