@@ -36,6 +36,8 @@ NAMES = {
     "max_new_tokens": "max_length",
 }
 INVALID = 422
+#: What stands for 0, which these clients send for the likeliest token alone.
+LEAST_TOP_P = 1e-9
 
 
 @dataclass(eq=False)
@@ -198,7 +200,7 @@ def _params(state: State, body: Mapping[str, Any]) -> GenerationParams:
         num_return_sequences=fields.whole(body, "n", 1, 1, MOST_TEXTS, INVALID),
         temperature=fields.number(body, "temperature", 0.5, INVALID),
         top_k=fields.whole(body, "top_k", 0, 0, 1 << 30, INVALID),
-        top_p=fields.number(body, "top_p", 0.9, INVALID),
+        top_p=fields.number(body, "top_p", 0.9, INVALID) or LEAST_TOP_P,
         min_p=fields.number(body, "min_p", 0.0, INVALID),
         typical_p=None if typical in (0, 1) else typical,
         repetition_penalty=max(1e-3, fields.number(body, "rep_pen", 1.1, INVALID)),

@@ -88,6 +88,12 @@ def test_a_long_prompt_keeps_its_end(server: Served, model: refgpt.Model) -> Non
     assert answer["results"][0]["text"] == wanted(model, prompt=ids).text
 
 
+def test_a_top_p_of_nothing_takes_the_likeliest(server: Served, model: refgpt.Model) -> None:
+    body = {"prompt": PROMPT, "max_length": 8, "top_p": 0, "rep_pen": 1}
+    text = server.post("/api/v1/generate", **body)["results"][0]["text"]
+    assert text == model.generate(PROMPT, max_new_tokens=8, temperature=0).text
+
+
 def test_one_line_and_no_end(server: Served, model: refgpt.Model) -> None:
     eos = model.tokenizer.eos_id
     body = {"prompt": PROMPT, "max_length": 200, "sampler_seed": 1, "use_default_badwordsids": True}
