@@ -120,7 +120,6 @@ export class Tree {
     this.#nodes.set(rest, { ...node, id: rest, parent: id, tokens: node.tokens.slice(place) });
     this.replace(id, { tokens: node.tokens.slice(0, place), ended: null });
     if (this.#visited.has(id)) this.#visited.set(rest, this.#visited.get(id));
-    this.#visited.set(id, rest);
     if (this.#current === id) this.#current = rest;
     return id;
   }

@@ -132,6 +132,8 @@ def test_by_keyboard_alone(page):
     page.press(*["ARROW_RIGHT"] * 6)
     page.press("ENTER")
     assert page.js("return document.getElementById('alternatives').contains(document.activeElement)")
+    name = page.chrome.switch_to.active_element.accessible_name
+    assert re.fullmatch(r"[\w.,;:'\"!?-]+, [\d.]+\s% go on from it", name), name
     page.press("ESCAPE")
     assert page.js(place) == 8 and not page.one("#alternatives").is_displayed()
     page.press("ENTER", "ARROW_DOWN", "ENTER")

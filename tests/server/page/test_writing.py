@@ -240,3 +240,43 @@ def test_words_do_not_run_into_one_another(page):
         ("\u56fd\u738b", "\u8aac"): "\u8aac",
     }
     assert page.js(script, [list(pair) for pair in cases]) == list(cases.values())
+
+
+def test_a_tree_remembers_where_one_was(page):
+    script = """return (async () => {
+        const { Tree } = await import("/tree.js");
+        const tree = new Tree();
+        const node = (text) => ({ kind: "written", tokens: [...text].map((one) => ({ id: 1, text: one })) });
+        const said = [];
+        const tell = () => said.push([tree.text(), tree.leaves.length]);
+        const first = tree.add(0, node("abcd"));
+        const below = tree.add(first, node("ef"));
+        tree.remember();
+        tree.add(tree.cut(first, 2), node("xy"));  // ab -> cd -> ef, ab -> xy
+        tell();
+        tree.walk(below);
+        tell();
+        tree.walk(first);  // to the leaf that was seen last
+        tell();
+        tree.stay(first);
+        tell();
+        tree.remember();
+        tree.dropBranch(tree.leaves[0].id);
+        tell();
+        tree.undo();
+        tree.undo();
+        tell();
+        tree.redo();
+        tell();
+        said.push([tree.cut(first, 0), tree.cut(first, 2) === first]);
+        return said; })()"""
+    assert page.js(script) == [
+        ["abxy", 2],
+        ["abcdef", 2],
+        ["abcdef", 2],
+        ["ab", 2],
+        ["abxy", 1],
+        ["abcdef", 1],
+        ["ab", 2],
+        [0, True],
+    ]
