@@ -73,7 +73,10 @@ export function drawAttribution(root, panel, pass) {
       line(`adds ${signed(value)} to the logit of `, token(pass, attribution.token)),
     );
   });
-  select(values.indexOf(Math.max(...values)));
+  const largest = values.indexOf(Math.max(...values));
+  select(largest);
+  const off = items[largest].getBoundingClientRect().left - root.getBoundingClientRect().left;
+  root.scrollLeft += off - root.clientWidth / 2; // into sight
 }
 
 /** The same terms as a table. */

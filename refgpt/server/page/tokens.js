@@ -90,7 +90,7 @@ export function percent(p) {
   if (p >= 0.9995) return "100\u00a0%";
   if (p >= 0.0995) return `${(100 * p).toFixed(0)}\u00a0%`;
   if (p >= 0.00095) return `${(100 * p).toFixed(p < 0.00995 ? 2 : 1)}\u00a0%`;
-  return p === 0 ? "0\u00a0%" : `${(100 * p).toExponential(0)}\u00a0%`;
+  return p >= 1e-6 ? `${Number((100 * p).toPrecision(1))}\u00a0%` : "< 0.0001\u00a0%";
 }
 
 /** Where the steps of the scale of colours begin; the first is for what is all but certain. */

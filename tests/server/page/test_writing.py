@@ -280,3 +280,12 @@ def test_a_tree_remembers_where_one_was(page):
         ["ab", 2],
         [0, True],
     ]
+
+
+def test_probabilities_are_written_in_as_many_digits_as_they_are_worth(page):
+    script = """return (async (all) => {
+        const { percent } = await import("/tokens.js");
+        return all.map((p) => percent(p).replace("\\u00a0", " ")); })(arguments[0])"""
+    written = {1: "100 %", 0.9996: "100 %", 0.314: "31 %", 0.0764: "7.6 %", 0.00941: "0.94 %", 0.00072: "0.07 %"}
+    written |= {3.6e-6: "0.0004 %", 1e-9: "< 0.0001 %", 0: "< 0.0001 %"}
+    assert page.js(script, list(written)) == list(written.values())
