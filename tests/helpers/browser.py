@@ -76,8 +76,10 @@ class Browser:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         self.chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
-    def scheme(self, name: str) -> None:
-        features = [{"name": "prefers-color-scheme", "value": name}]
+    def scheme(self, name: str, motion: str = "reduce") -> None:
+        """Light or dark; and little motion, for a page that still scrolls is hard to click on."""
+        wishes = {"prefers-color-scheme": name, "prefers-reduced-motion": motion}
+        features = [{"name": wish, "value": value} for wish, value in wishes.items()]
         self.chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
     def js(self, script: str, *arguments: Any) -> Any:

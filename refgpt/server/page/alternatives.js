@@ -12,6 +12,7 @@ export class Alternatives {
   #timer = 0;
   #element = null;
   #pinned = false;
+  #dismissed = null; // the token whose window the reader has closed; it stays closed until another is pointed at
   #describe;
 
   /** @param {(element: HTMLElement) => object} describe  what is to be shown about the element of a token */
@@ -24,14 +25,17 @@ export class Alternatives {
       if (!this.#box.contains(event.target) && !event.target.closest(".t")) this.close();
     });
     document.addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && !this.#box.hidden) this.close(true);
+      if (event.key !== "Escape" || this.#box.hidden) return;
+      this.#dismissed = this.#element;
+      this.close(true);
     });
     addEventListener("resize", () => this.#place());
   }
 
   /** The mouse, or the focus, is on a token. */
   point(element) {
-    if (this.#pinned) return;
+    if (this.#pinned || element === this.#dismissed) return;
+    this.#dismissed = null;
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#open(element), this.#box.hidden ? DELAY : 0);
   }
@@ -45,6 +49,7 @@ export class Alternatives {
   /** A token was clicked or chosen by key: the window stays. */
   pin(element, withFocus = false) {
     clearTimeout(this.#timer);
+    this.#dismissed = null;
     this.#open(element);
     this.#pinned = true;
     if (withFocus) this.#box.querySelector("button:not([disabled])")?.focus();

@@ -32,6 +32,7 @@ def test_the_views_of_a_token(page):
     assert page.text_of("#inside-title").endswith(page.model.tokenizer.decode([token]).replace(" ", "␣"))
     # Attention, of the position that gave the token.
     page.click(page.all("#heads [role=radio]")[2 * 4 + 1])
+    assert page.text_of("#head-name") == "Layer 2, head 1"
     pattern = page.model.trace(before)["blocks.2.pattern"][1]
     for where, _, value in page.rows("#attention-panel table:nth-of-type(1)"):
         assert abs(float(value) - pattern[place - 1, int(where.split()[0])]) <= CLOSE
