@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,8 +25,6 @@ from refgpt.numbers.dtypes import KV_DTYPES, KVDtype, dtype_name, known_dtype
 from refgpt.numbers.panels import PACKED_DTYPES
 from refgpt.runtime.engine import Engine
 from refgpt.runtime.spec_engine import SpecEngine, kept_params
-from refgpt.spec.config import AnyConfig
-from refgpt.spec.families import family_of, leaf_shapes
 from refgpt.tokenizers import Tokenizer, find_tokenizer, load_tokenizer, tokenizer_of
 
 if TYPE_CHECKING:
@@ -121,71 +118,6 @@ def load(
     checkpoint, found = open_model(path, mask, progress, revision, tokenizer)
     checkpoint, pairs = open_adapter(adapter, checkpoint, mask)  # before the weights, which may take long
     return start(checkpoint, found, backend, kept_in, mask, threads, cached_in, progress, verify, copy, pairs)
-
-
-@default_float_state()
-def new_model(
-    config: AnyConfig,
-    seed: int = 0,
-    backend: str = "c",
-    mask: str = "causal",
-    tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
-    threads: int | None = None,
-) -> Model:
-    """A model that has learned nothing yet: random weights, in float32, to be trained.
-
-    As GPT-2 begins: matrices and embeddings are drawn from a normal distribution of deviation 0.02, less by the root of
-    twice the number of blocks where they write to the stream; biases are 0, the scales of LayerNorm 1.
-
-    Parameters
-    ----------
-    config : Config
-        Of any family.
-    seed : int
-        Of the weights.
-    backend, threads
-        See ``load``.
-    mask : "causal" or "prefix"
-    tokenizer : path-like, Tokenizer or None
-        Which texts it is to read and write; None for ids alone.
-
-    Returns
-    -------
-    Model
-
-    Raises
-    ------
-    RefgptError
-        If an argument cannot be used.
-    """
-    family = family_of(config)
-    one_of("mask", mask, ("causal", "prefix"), RefgptError)
-    stream = np.random.RandomState(whole_number("seed", seed, 0, 2**32 - 1, RefgptError))
-    check_options(backend, None, threads, None)
-
-    def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        kind = name.rpartition(".")[2]
-        if len(shape) == 1:
-            return np.full(shape, 1 if kind.startswith("ln") and kind.endswith("_w") else 0, np.float32)
-        deviation = 0.02 / (math.sqrt(2 * config.n_layer) if kind in ("wo", "w_out") else 1)
-        return (deviation * stream.standard_normal(shape)).astype(np.float32)
-
-    params = family.Params.from_leaves({n: drawn(n, s) for n, s in leaf_shapes(config).items()}, config.n_layer)
-    given = tokenizer if tokenizer is None or isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
-    if given is not None:
-        given.fit(config.n_vocab)
-    checkpoint = Checkpoint(
-        path=Path("new"),
-        format="random weights",
-        family=config.model_type,
-        config=config,
-        params=params,
-        mask=mask,
-        mask_source="asked for",
-        tensors=(),
-        own_tokenizer=False,
-    )
-    return start(checkpoint, given, backend, threads=threads, asked_mask=mask, verify=False)
 
 
 def merge_adapter(

@@ -31,6 +31,7 @@ FLOORS = [
     {"plotting", "evaluation", "training", "batches"},
     {"_model"},
     {"_load"},
+    {"_new_model"},
     {"__init__"},
     {"inspect", "cluster"},
     {"server"},
@@ -102,7 +103,7 @@ INNER_FLOORS = {
         {"running"},
     ],
     "training": [
-        {"batch", "optimiser", "packing", "parameters", "schedule"},
+        {"batch", "optimiser", "output", "packing", "parameters", "schedule"},
         {"dropout", "examples"},
         {"data", "evaluating", "gradients", "lora", "state"},
         {"trainer"},

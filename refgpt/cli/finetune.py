@@ -29,7 +29,8 @@ from refgpt.tokenizers import Tokenizer
 from refgpt.training import new_adapter
 from refgpt.training.data import Texts, find_splits, read_texts
 from refgpt.training.examples import Encoder
-from refgpt.training.run import Run, RunSettings, check_output
+from refgpt.training.output import check_output
+from refgpt.training.run import Run, RunSettings
 
 log = logging.getLogger("refgpt")
 

@@ -21,9 +21,10 @@ from refgpt.cluster.worker import Worker
 from refgpt.training import Batch, Trainer, new_adapter
 from refgpt.training.data import Texts
 from refgpt.training.examples import Example
+from refgpt.training.output import STATE_DIRECTORY
 from refgpt.training.packing import PlannedStep
 from refgpt.training.parameters import TrainedModel
-from refgpt.training.run import STATE_DIRECTORY, Run, RunEvent, RunSettings, new_trainer, planned_steps, step_batches
+from refgpt.training.run import Run, RunEvent, RunSettings, new_trainer, planned_steps, step_batches
 
 
 @dataclass

@@ -7,38 +7,39 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refgpt._common.arguments import flag, keep_whole, number, one_of, path_of
+from refgpt._common.arguments import flag, keep_whole, number, one_of
 from refgpt._common.errors import CheckpointError, RefgptError
-from refgpt._common.partial_files import lock_partial, partial_name, replace_text, sync
-from refgpt._common.small_files import LARGEST_JSON, is_there, parse_json, read_bytes, reading
-from refgpt._common.wording import listed
+from refgpt._common.partial_files import lock_partial, replace_text, sync
+from refgpt._common.small_files import is_there, parse_json, reading
 from refgpt.training.batch import Batch
 from refgpt.training.data import Texts
 from refgpt.training.evaluating import mean_loss
 from refgpt.training.examples import Example, batch_of
 from refgpt.training.optimiser import AdamW, Muon
+from refgpt.training.output import (
+    LOCK,
+    METRICS,
+    RESULT_DIRECTORY,
+    SETTINGS,
+    STATE_DIRECTORY,
+    check_output,
+    check_same,
+    read_settings,
+    writing,
+)
 from refgpt.training.packing import PlannedStep, plan_steps
 from refgpt.training.parameters import Parameters, TrainedModel
 from refgpt.training.schedule import SHAPES, schedule
 from refgpt.training.state import STATE
 from refgpt.training.trainer import Trainer
 
-SETTINGS = "finetune.json"
-METRICS = "metrics.jsonl"
-#: Inside the output: what a training is resumed from, and a result on its way.
-STATE_DIRECTORY = "state"
-RESULT_DIRECTORY = ".result"
-LOCK = ".running"
 OPTIMISERS = ("adamw", "muon")
 #: Files that make a directory a model or an adapter: they come last.
 LAST_FILES = ("config.json", "adapter_config.json")
-#: Settings that may be others when a run goes on.
-SAME_RESULT = {"recompute", "eval_every", "save_every"}
 #: The share of the steps that are warm-up, unless it is said.
 WARMUP = 0.03
 
@@ -189,15 +190,15 @@ class Run:
             "record": record or {},
         }
         check_output(out)
-        with _writing(out):
+        with writing(out):
             out.mkdir(exist_ok=True)
             self._lock: int | None = lock_partial(out / LOCK)
         try:
-            earlier = _read(out / SETTINGS)
+            earlier = read_settings(out / SETTINGS)
             if earlier is None:
                 self._write(out / SETTINGS, json.dumps(told | {"finished": False}, indent=2) + "\n")
             else:
-                _check_same(earlier, told, out)
+                check_same(earlier, told, out)
             self.finished = bool(earlier and earlier.get("finished"))
             self._told = told
             if self.finished:
@@ -279,7 +280,7 @@ class Run:
             yield self._tell(done, **{f"{split}_loss": loss, "targets": n_targets, "seconds": seconds})
 
     def _tell(self, step: int, **values: Any) -> RunEvent:
-        with _writing(self.out), (self.out / METRICS).open("a", encoding="utf-8") as file:
+        with writing(self.out), (self.out / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         return RunEvent(step, values)
 
@@ -299,7 +300,7 @@ class Run:
         return found
 
     def _write(self, path: Path, text: str) -> None:
-        with _writing(self.out):
+        with writing(self.out):
             replace_text(path, text)
 
     def _cut_metrics(self) -> None:
@@ -316,11 +317,11 @@ class Run:
     def _write_result(self) -> None:
         """The model or adapter: its files get their places one by one, last the one without which it is none."""
         result = self.out / RESULT_DIRECTORY
-        with _writing(self.out):
+        with writing(self.out):
             if is_there(result):  # of a run that was killed
                 shutil.rmtree(result)
         self.trainer.write(result)
-        with _writing(self.out):
+        with writing(self.out):
             for path in sorted(result.iterdir(), key=lambda path: (path.name in LAST_FILES, path.name)):
                 path.replace(self.out / path.name)
             result.rmdir()
@@ -330,7 +331,7 @@ class Run:
         self.finished = True
 
     def _forget_state(self) -> None:
-        with _writing(self.out):
+        with writing(self.out):
             if is_there(self.out / STATE_DIRECTORY):
                 shutil.rmtree(self.out / STATE_DIRECTORY)
 
@@ -364,62 +365,3 @@ def _matrices(model: TrainedModel) -> list[str]:
         return parameters.names()
     matrices = (n for n, leaf in parameters.leaves.items() if n.startswith("blocks.") and leaf.ndim == 2)
     return [parameters.name(name) for name in matrices]
-
-
-def check_output(out: str | os.PathLike[str]) -> Path:
-    """A directory that a run can write: not there yet, empty, or that of an earlier run.
-
-    Raises
-    ------
-    CheckpointError
-    """
-    place = path_of("output", out, CheckpointError)
-    with _writing(place):
-        if not place.parent.is_dir():
-            raise CheckpointError("there is no such directory to put it in", where=place.parent, fix="make it first")
-        if place.exists() and not place.is_dir():
-            raise CheckpointError("is there, and no directory", where=place, fix="name another")
-        begun = (LOCK, partial_name(place / SETTINGS).name)  # by a run that was killed at once
-        held = [path.name for path in place.iterdir() if path.name not in begun] if place.is_dir() else []
-        if held and SETTINGS not in held:
-            what = "the directory is not empty, and holds no training that could go on"
-            raise CheckpointError(what, where=place, fix="name another, or remove it first")
-    return place
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    with reading(path, CheckpointError):
-        if not is_there(path):
-            return None
-    return parse_json(read_bytes(path, CheckpointError, LARGEST_JSON), path, CheckpointError)
-
-
-def _check_same(earlier: dict[str, Any], told: dict[str, Any], out: Path) -> None:
-    """Refuse to go on with other settings or data: the result would be that of neither."""
-    other = []
-    now = json.loads(json.dumps(told))
-    for part in ("settings", "data", "about"):
-        values, before = now[part], earlier.get(part)
-        before = before if isinstance(before, dict) else {}
-        names = sorted((before.keys() | values.keys()) - SAME_RESULT)
-        other += [name for name in names if before.get(name) != values.get(name)]
-    if other:
-        raise CheckpointError(
-            "was begun with other settings or data",
-            where=out,
-            got=f"another {listed(other)}",
-            fix="give the same again to go on, or name another output",
-        )
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Turn the system's errors into one that names the output."""
-    try:
-        yield
-    except BlockingIOError:
-        raise CheckpointError("another process is training there", where=out, fix="wait for it") from None
-    except OSError as fault:
-        if fault.errno is None:
-            raise
-        raise CheckpointError(f"cannot be written ({fault.strerror})", where=out) from fault

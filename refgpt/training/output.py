@@ -1,0 +1,85 @@
+"""The directory that a training writes: who may write it, and which training it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from refgpt._common.arguments import path_of
+from refgpt._common.errors import CheckpointError
+from refgpt._common.partial_files import partial_name
+from refgpt._common.small_files import LARGEST_JSON, is_there, parse_json, read_bytes, reading
+from refgpt._common.wording import listed
+
+SETTINGS = "finetune.json"
+METRICS = "metrics.jsonl"
+#: Inside the output: what a training is resumed from, and a result on its way.
+STATE_DIRECTORY = "state"
+RESULT_DIRECTORY = ".result"
+LOCK = ".running"
+#: Settings that may be others when a run goes on.
+SAME_RESULT = {"recompute", "eval_every", "save_every"}
+
+
+def check_output(out: str | os.PathLike[str]) -> Path:
+    """A directory that a run can write: not there yet, empty, or that of an earlier run.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    place = path_of("output", out, CheckpointError)
+    with writing(place):
+        if not place.parent.is_dir():
+            raise CheckpointError("there is no such directory to put it in", where=place.parent, fix="make it first")
+        if place.exists() and not place.is_dir():
+            raise CheckpointError("is there, and no directory", where=place, fix="name another")
+        begun = (LOCK, partial_name(place / SETTINGS).name)  # by a run that was killed at once
+        held = [path.name for path in place.iterdir() if path.name not in begun] if place.is_dir() else []
+        if held and SETTINGS not in held:
+            what = "the directory is not empty, and holds no training that could go on"
+            raise CheckpointError(what, where=place, fix="name another, or remove it first")
+    return place
+
+
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """What an earlier run wrote about itself; None if there was none."""
+    with reading(path, CheckpointError):
+        if not is_there(path):
+            return None
+    return parse_json(read_bytes(path, CheckpointError, LARGEST_JSON), path, CheckpointError)
+
+
+def check_same(earlier: dict[str, Any], told: dict[str, Any], out: Path) -> None:
+    """Refuse to go on with other settings or data: the result would be that of neither."""
+    other = []
+    now = json.loads(json.dumps(told))
+    for part in ("settings", "data", "about"):
+        values, before = now[part], earlier.get(part)
+        before = before if isinstance(before, dict) else {}
+        names = sorted((before.keys() | values.keys()) - SAME_RESULT)
+        other += [name for name in names if before.get(name) != values.get(name)]
+    if other:
+        raise CheckpointError(
+            "was begun with other settings or data",
+            where=out,
+            got=f"another {listed(other)}",
+            fix="give the same again to go on, or name another output",
+        )
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Turn the system's errors into one that names the output."""
+    try:
+        yield
+    except BlockingIOError:
+        raise CheckpointError("another process is training there", where=out, fix="wait for it") from None
+    except OSError as fault:
+        if fault.errno is None:
+            raise
+        raise CheckpointError(f"cannot be written ({fault.strerror})", where=out) from fault
