@@ -85,7 +85,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     first, changes = setting_of(arguments), _changes(arguments.compare)
     settings = [first] if changes is None else [first, {**first, **changes}]
     measures = measures_of(arguments)
-    for setting in settings:
+    for setting in settings[1:]:  # the first is checked when its model is loaded
         check_setting(setting)
     with open_results(arguments.output, arguments.data, measures, settings) as file:
         runs = [
