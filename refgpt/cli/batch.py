@@ -198,5 +198,5 @@ def _meter(shown: bool) -> Iterator[Meter]:
         return
     from tqdm import tqdm
 
-    with tqdm(desc="answering", unit="request", leave=False) as meter._bar:
+    with tqdm(desc="answering", unit=" request", leave=False) as meter._bar:
         yield meter
