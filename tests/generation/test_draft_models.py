@@ -143,8 +143,8 @@ def test_the_model_itself_drafts_what_it_will_draw(eager, settings, mask):
 def test_a_slot_of_the_draft_model_passes_from_prompt_to_prompt(eager):
     """A prompt that sees itself must not be taken for the beginning of a longer one."""
     scheduler = Scheduler(model_of("the same", "prefix"), 1, draft=model_of("the same", "prefix"))
-    for n in (4, 12, 8, 20, 20):
-        scheduler.add(list(range(2, 2 + n)), temperature=0, max_new_tokens=12, ignore_eos=True)
+    for n, first in ((4, 2), (4, 30), (12, 2), (8, 2), (20, 2), (20, 2)):
+        scheduler.add([2, 3, *range(first, first + n - 2)], temperature=0, max_new_tokens=12, ignore_eos=True)
     while scheduler.busy:
         scheduler.step()
     assert scheduler.n_accepted == scheduler.n_drafted > 40
