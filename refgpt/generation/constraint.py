@@ -6,17 +6,29 @@ The library llguidance (the extra ``[constrain]``) reads all three.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from refgpt._common.errors import GenerationError
 from refgpt._common.wording import shown
 
 #: The mask of a step holds every token that fits, not only the one that the library's own tokenizer would write.
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
-#: White space between the parts of JSON, without and with line breaks: bounded, lest a text consist of nothing else.
+#: White space between the parts of JSON, without and with line breaks: bounded, lest it be the whole text.
 _BLANKS = {False: " ", True: r"[ \t\n]{1,20}"}
+
+#: The library compiles a rule, or a part of a schema, while it compiles the one that uses it, and so needs a deep
+#: stack: bytes for each, how many of them fit into any thread's own, and how many are accepted.
+STACK_FOR_ONE, FEW_RULES, MOST_RULES = 16 << 10, 200, 20_000
+#: Rules of llama.cpp's GBNF that are converted: it takes time by the square of their number.
+MOST_CONVERTED = 500
+_RULE = re.compile(r"[\w-]+\s*(?:\[[^\]\n]*\]\s*)?:|\{")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,10 @@ def regex(pattern: str) -> Constraint:
     """
     if not isinstance(pattern, str):
         raise _refused("regex", "is no text", shown(pattern))
-    made = json.loads(_library().LLMatcher.grammar_from_regex(pattern))  # escapes what ends a pattern in a grammar
+    try:
+        made = json.loads(_library().LLMatcher.grammar_from_regex(pattern))  # escapes what ends a pattern in a grammar
+    except UnicodeEncodeError as error:
+        raise _refused("regex", "holds a lone surrogate", f"{pattern[error.start]!r}") from None
     return _checked("regex", made["grammars"][0]["lark_grammar"])
 
 
@@ -138,6 +153,8 @@ def grammar(text: str) -> Constraint:
         raise _refused("grammar", "is no text", shown(text))
     _library()
     if "::=" in text:
+        if text.count("::=") > MOST_CONVERTED:
+            raise _refused("grammar", f"has more than {MOST_CONVERTED} rules of GBNF", f"{text.count('::=')}")
         from llguidance.gbnf_to_lark import any_to_lark
 
         try:
@@ -150,10 +167,42 @@ def grammar(text: str) -> Constraint:
 def _checked(kind: str, text: str) -> Constraint:
     """A constraint that the library accepts."""
     made = Constraint(kind, text + _OPTIONS)
-    wrong, messages = _library().LLMatcher.validate_grammar_with_warnings(made.grammar)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _refused(kind, "holds a lone surrogate", f"{text[error.start]!r}") from None
+    if (n := _n_rules(made.grammar)) > MOST_RULES:
+        raise _refused(kind, "has too many rules or parts", f"up to {n}")
+    check = _library().LLMatcher.validate_grammar_with_warnings
+    wrong, messages = with_deep_stack(made.grammar, lambda: check(made.grammar))
     if wrong:
         raise _refused(kind, "cannot be used", " ".join(messages[0].split("\n   1 |")[0].split()))
     return made
+
+
+def _n_rules(grammar: str) -> int:
+    """At most so many rules, or parts of a schema, use one another in turn."""
+    return len(_RULE.findall(grammar))
+
+
+def with_deep_stack(grammar: str, work: Callable[[], T]) -> T:
+    """What work of the library's on a grammar returns, done where the stack is deep enough for it."""
+    n = _n_rules(grammar)
+    if n <= FEW_RULES:
+        return work()
+    with _STACK, ThreadPoolExecutor(1) as pool:
+        before = threading.stack_size(n * STACK_FOR_ONE + (1 << 20))
+        try:
+            done = pool.submit(work)  # starts the thread
+        except RuntimeError as error:
+            raise _refused("constraint", "needs more memory for its stack than there is", str(error)) from None
+        finally:
+            threading.stack_size(before)
+        return done.result()
+
+
+#: The size of stacks holds for all threads that begin while it is set.
+_STACK = threading.Lock()
 
 
 def _refused(kind: str, what: str, got: str) -> GenerationError:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from refgpt._common.errors import GenerationError, TokenizerError
-from refgpt.generation.constraint import Constraint
+from refgpt.generation.constraint import Constraint, with_deep_stack
 from refgpt.tokenizers import Tokenizer
 
 #: Grammars that are kept compiled for each tokenizer.
@@ -47,7 +47,7 @@ class ConstraintMatcher:
         self._ends = np.array([i for i in ends if i < tokenizer.n_vocab], np.intp)
         self._ids: list[int] = []
         self._possible: np.ndarray | None = None  # of self._ids
-        self._check()
+        self.possible([])
 
     def possible(self, ids: Sequence[int]) -> np.ndarray:
         """Which ids may follow the new ids of a text, [n_vocab of the tokenizer] of bool. Do not change it."""
@@ -108,11 +108,10 @@ class ConstraintMatcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise GenerationError(
-                "the text cannot be held to it any further",
-                where="constraint",
-                got=self._matcher.get_error().split("\n", 1)[0],
-            )
+            fault = self._matcher.get_error().split("\n", 1)[0]
+            if not self._ids and fault.startswith("NoExtension"):
+                raise GenerationError("there is no text that it describes", where="constraint")
+            raise GenerationError("the text cannot be held to it any further", where="constraint", got=fault)
 
 
 class _Spelling:
@@ -149,7 +148,11 @@ class _Spelling:
                 tokens.append(tokenizer.decode([i]).encode())
         spelled: Any = _Tokens([*tokens, b""])
         library = llguidance.LLTokenizer(spelled)
-        self.matcher = lru_cache(MOST_COMPILED)(lambda grammar: llguidance.LLMatcher(library, grammar, log_level=0))
+
+        def compiled(grammar: str) -> Any:
+            return with_deep_stack(grammar, lambda: llguidance.LLMatcher(library, grammar, log_level=0))
+
+        self.matcher = lru_cache(MOST_COMPILED)(compiled)
 
     def of(self, id: int, first: bool) -> int:
         """The number of the token that stands for an id, which is the text's first or not."""

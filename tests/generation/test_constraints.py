@@ -16,6 +16,7 @@ import refgpt
 from refgpt._common.errors import GenerationError
 from refgpt.generation import GenerationParams, generate
 from refgpt.generation.chat_templates import TEMPLATES
+from refgpt.generation.constraint import MOST_RULES
 from refgpt.generation.draft_pace import DraftPace
 from refgpt.generation.matching import ConstraintMatcher
 from refgpt.generation.openai import params_of, parse_chat, parse_completion
@@ -332,6 +333,8 @@ def test_grammars_in_both_syntaxes(model):
     [
         (refgpt.regex, "[a", r"^regex: cannot be used; got .*unclosed character class"),
         (refgpt.regex, r"(?=a)b", r"^regex: cannot be used; got .*look-around"),
+        (refgpt.regex, "\ud800", r"^regex: holds a lone surrogate"),
+        (refgpt.grammar, 'start: "\ud800"', r"^grammar: holds a lone surrogate"),
         (refgpt.regex, 3, r"^regex: is no text; got 3"),
         (refgpt.grammar, "start: foo", r'^grammar: cannot be used; got at 1\(8\): unknown name: "foo"'),
         (refgpt.grammar, "root ::= foo (", r"^grammar: is no grammar; got Expected '\)'"),
@@ -347,6 +350,28 @@ def test_grammars_in_both_syntaxes(model):
 def test_constraints_that_cannot_be_used_are_refused_where_they_are_made(make, given, said):
     with pytest.raises(GenerationError, match=said):
         make(given)
+
+
+def chain(n: int) -> str:
+    return "start: a0\n" + "".join(f"a{i}: a{i + 1} a{i + 1}\n" for i in range(n)) + f'a{n}: "x"'
+
+
+def test_long_chains_of_rules_do_not_overflow_the_stack(model):
+    """The library compiles each rule within the one before: it would end the process."""
+    defs = {f"a{i}": {"type": "array", "items": {"$ref": f"#/$defs/a{i + 1}"}} for i in range(4000)}
+    schema = {"$defs": {**defs, "a4000": {"type": "null"}}, "$ref": "#/$defs/a0"}
+    for constraint in (refgpt.grammar(chain(4000)), refgpt.json_schema(schema)):
+        assert ConstraintMatcher(constraint, model.tokenizer, {1}).possible([]).any()
+    with pytest.raises(GenerationError, match=r"^grammar: has too many rules or parts"):
+        refgpt.grammar(chain(MOST_RULES))
+    with pytest.raises(GenerationError, match=r"^grammar: has more than 500 rules of GBNF"):
+        refgpt.grammar("root ::= a\n" * 501)
+
+
+def test_a_grammar_of_no_text_is_refused_before_anything_is_computed(model):
+    for constraint in (refgpt.grammar("start: a\na: a"), refgpt.json_schema({"$ref": "#"})):
+        with pytest.raises(GenerationError, match=r"^constraint: there is no text that it describes"):
+            model.generate("x", constraint=constraint)
 
 
 def test_what_is_no_constraint_is_refused(model):
