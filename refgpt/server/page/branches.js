@@ -4,7 +4,7 @@ import { flow, percent, Pieces, probability, stepOf, textOf } from "./tokens.js"
 import { ROOT } from "./tree.js";
 import { make } from "./views/draw.js";
 
-export const MOST_COMPARED = 4;
+const MOST_COMPARED = 4;
 const MOST_WORDS = 90; // characters of a branch that are listed
 const MOST_DOTS = 120; // tokens in its strip
 
@@ -56,7 +56,7 @@ export function drawBranches(root, tree, compared, on) {
     const { n, mean } = figuresOf(limb.filter((one) => one.kind !== "written").flatMap((one) => one.tokens));
     const number = leaves.indexOf(last.id) + 1;
     const shown = words.length > MOST_WORDS ? `${words.slice(0, MOST_WORDS)}…` : words || "(nothing)";
-    const go = make("button", { type: "button", class: "limb" });
+    const go = make("button", { type: "button", class: "limb", "data-mark": `limb-${last.id}` });
     if (path.has(last.id)) go.setAttribute("aria-current", last.id === tree.current ? "true" : "step");
     go.append(make("span", { class: "words" }, make("bdi", {}, ...flow(shown))), strip(tokens));
     const figures = [number ? `branch ${number}` : "shared", counted(tokens.length)];
@@ -71,6 +71,7 @@ export function drawBranches(root, tree, compared, on) {
 
   function compareBox(number, id) {
     const box = make("input", { type: "checkbox", "aria-label": `Compare branch ${number}` });
+    box.dataset.mark = `compare-${id}`;
     box.checked = compared.has(id);
     box.disabled = !box.checked && compared.size >= MOST_COMPARED;
     box.addEventListener("change", () => on.compare(id, box.checked));
@@ -84,8 +85,13 @@ export function drawBranches(root, tree, compared, on) {
     return button;
   }
 
+  const focused = root.contains(document.activeElement) ? document.activeElement : null;
   root.replaceChildren(...tree.children(ROOT).map(item));
   const current = root.querySelector('[aria-current="true"]');
+  if (focused) {
+    const same = root.querySelector(`[data-mark="${focused.dataset.mark}"]`);
+    (same ?? current)?.focus({ preventScroll: true });
+  }
   if (current) root.scrollTop = current.offsetTop - (root.clientHeight - current.offsetHeight) / 2;
 }
 
@@ -106,6 +112,12 @@ function read(tokens) {
     shown.append(...flow(pieces.push(token) ?? ""));
     return shown;
   });
+}
+
+/** What is compared where the reader has chosen nothing: the current branch, and the latest others. */
+export function latestBranches(tree) {
+  const others = tree.leaves.map((leaf) => leaf.id).filter((id) => id !== tree.current);
+  return [...others.slice(1 - MOST_COMPARED), tree.current].sort((a, b) => a - b);
 }
 
 /** Show branches side by side, from where they part. */

@@ -3,12 +3,13 @@
 import { fitComposer } from "./composer.js";
 import { byId } from "./views/draw.js";
 
-const BUTTONS = ["stop", "retry", "undo", "redo", "copy", "compare", "new", "save"];
+const BUTTONS = ["stop", "retry", "undo", "redo", "compare", "new", "save"];
 
 /**
  * Listen to buttons and keys.
  *
- * @param {object} does  functions, by the names of buttons; also goOn, open (takes a file) and useKey (takes a text)
+ * @param {object} does  functions, by the names of buttons; also goOn, open (takes a file), useKey (takes a text) and
+ *     text (the text to copy)
  * @param {() => boolean} isRunning  whether a text is being written
  */
 export function listen(does, isRunning) {
@@ -18,6 +19,7 @@ export function listen(does, isRunning) {
     does.goOn();
   });
   byId("composer").addEventListener("input", fitComposer);
+  byId("copy").addEventListener("click", () => copy(does.text()));
   byId("open").addEventListener("click", () => byId("file").click());
   byId("file").addEventListener("change", async ({ target }) => {
     if (target.files.length) await does.open(target.files[0]);
@@ -31,6 +33,12 @@ export function listen(does, isRunning) {
     byId("key").value = "";
   });
   document.addEventListener("keydown", (event) => shortcut(event, does, isRunning()));
+}
+
+async function copy(text) {
+  await navigator.clipboard.writeText(text);
+  byId("copy-name").textContent = "Copied";
+  setTimeout(() => (byId("copy-name").textContent = "Copy"), 1500);
 }
 
 function shortcut(event, does, running) {

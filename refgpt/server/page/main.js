@@ -2,13 +2,13 @@
 
 import { Alternatives } from "./alternatives.js";
 import { model as served, presets, ServerError, tokenize, useKey } from "./api.js";
-import { drawBranches, drawComparison, MOST_COMPARED } from "./branches.js";
+import { drawBranches, drawComparison, latestBranches } from "./branches.js";
 import { drawPresets, fitComposer, joined } from "./composer.js";
 import { listen } from "./controls.js";
 import { Inside } from "./inside.js";
 import { calm, complain, say } from "./messages.js";
 import { Paper } from "./paper.js";
-import { download, fromFile, keep, kept, MOST_BYTES, restore, SessionError, toFile } from "./session.js";
+import { download, fromFile, keep, kept, readFile, restore, SessionError, toFile } from "./session.js";
 import { advanceSeed, readSettings, setSettings, startSettings } from "./settings.js";
 import { drawLegend, showFigures, startTheme } from "./theme.js";
 import { audible, textOf } from "./tokens.js";
@@ -38,7 +38,7 @@ const inside = new Inside(() => byId("paper").querySelector('[tabindex="0"]')?.f
 const writer = new Writer(tree, {
   begin,
   token: addToken,
-  scored: () => paper.draw(tree),
+  scored: drawPaper,
   nothing: cameToNothing,
   end,
 });
@@ -48,10 +48,19 @@ const writer = new Writer(tree, {
 
 /** Draw everything that follows from the tree. */
 function draw() {
+  drawPaper();
+  drawRest();
+}
+
+function drawPaper() {
   alternatives.close();
+  paper.draw(tree);
+}
+
+/** All but the paper, which grows by itself while a text is written. */
+function drawRest() {
   for (const id of compared) if (!tree.leaves.some((leaf) => leaf.id === id)) compared.delete(id);
   comparing &&= compared.size > 0;
-  paper.draw(tree);
   drawBranches(byId("branches"), tree, comparing ? compared : null, { walk, compare, drop: dropBranch });
   if (comparing) drawComparison(byId("comparison"), tree, [...compared], walk);
   byId("comparison").hidden = !comparing;
@@ -78,6 +87,7 @@ function drawButtons() {
   byId("undo").disabled = running || !tree.canUndo;
   byId("redo").disabled = running || !tree.canRedo;
   byId("copy").disabled = byId("save").disabled = tree.isEmpty;
+  byId("copy").hidden = !navigator.clipboard; // browsers have none for pages over plain HTTP from elsewhere
   byId("sheet").classList.toggle("writing", running);
 }
 
@@ -102,7 +112,8 @@ function addToken(token, figures) {
 function end() {
   const node = live && tree.node(live.id);
   live = null;
-  draw();
+  if (node) drawRest();
+  else draw();
   const why = { stop: "to its end", stopped: "until it was stopped", broken: "until the connection ended" };
   if (node)
     say(`${node.tokens.length} tokens written ${why[node.ended] ?? ""}: ${audible(tree.text(node.id).slice(-2000))}`);
@@ -267,9 +278,7 @@ function toggleComparison() {
   comparing = !comparing;
   if (comparing && compared.size < 2) {
     compared.clear();
-    const leaves = tree.leaves.map((leaf) => leaf.id);
-    const last = leaves.filter((id) => id !== tree.current).slice(-(MOST_COMPARED - 1));
-    for (const id of leaves) if (id === tree.current || last.includes(id)) compared.add(id);
+    latestBranches(tree).forEach((id) => compared.add(id));
   }
   draw();
 }
@@ -306,8 +315,7 @@ async function open(file) {
   await writer.stop();
   calm();
   try {
-    if (file.size > MOST_BYTES) throw new SessionError("This file is too large for a session.");
-    const session = fromFile(await file.text());
+    const session = await readFile(file);
     tree.remember();
     restore(tree, session, session.model === model.name);
     setSettings(session.settings);
@@ -318,12 +326,6 @@ async function open(file) {
   } catch (error) {
     complain(error);
   }
-}
-
-async function copy() {
-  await navigator.clipboard.writeText(tree.text());
-  byId("copy-name").textContent = "Copied";
-  setTimeout(() => (byId("copy-name").textContent = "Copy"), 1500);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -386,7 +388,7 @@ listen(
     retry,
     undo: () => turnBack("undo"),
     redo: () => turnBack("redo"),
-    copy,
+    text: () => tree.text(),
     compare: toggleComparison,
     new: startNew,
     save,

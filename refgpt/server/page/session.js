@@ -2,7 +2,7 @@
 
 const FORMAT = "refgpt session";
 const VERSION = 1;
-export const MOST_BYTES = 32_000_000;
+const MOST_BYTES = 32_000_000;
 const MOST_NODES = 5000;
 const MOST_TOKENS = 200_000;
 const MOST_TOP = 50;
@@ -121,6 +121,12 @@ const isLogprob = (value) => Number.isFinite(value) && value <= 1e-3;
 
 function check(holds, where, wanted) {
   if (!holds) throw new SessionError(`This session cannot be opened: ${where} ${wanted}.`);
+}
+
+/** What a file of the reader's holds; it is not read if it is too large. */
+export async function readFile(file) {
+  if (file.size > MOST_BYTES) throw new SessionError("This file is too large for a session.");
+  return fromFile(await file.text());
 }
 
 /** Give a text to the reader as a file. */

@@ -150,6 +150,43 @@ def test_by_keyboard_alone(page):
     assert page.js(style) == ["solid", 3]
 
 
+def test_the_list_of_branches_keeps_the_focus(page):
+    page.write("Once upon a time", max_tokens=8)
+    page.choose(7, 2)
+    focused = "return document.activeElement.closest('li')?.textContent ?? document.activeElement.tagName"
+    page.focus(page.all("#branches .limb")[1])
+    page.press("ENTER")
+    page.until("!document.querySelector('.chosen')")
+    assert "branch 1" in page.js(focused)
+    page.click("#compare")
+    page.focus(page.one("#branches input"))
+    page.press(" ")
+    page.until("document.querySelectorAll('.column').length === 1")
+    assert page.js("return document.activeElement.type") == "checkbox" and "branch 1" in page.js(focused)
+    page.click("#compare")
+    page.focus(page.one("#branches .drop"))
+    page.press("ENTER")
+    page.until("document.querySelectorAll('#branches .limb').length === 1")
+    assert "branch 1" in page.js(focused)
+
+
+def test_a_text_that_ends_closes_nothing(page):
+    """Whoever reads the alternatives of a token, or goes through the text by key, is not disturbed."""
+    page.server.pace.hold()
+    page.set(max_tokens=8)
+    page.type("Once upon a time")
+    page.click("#go")
+    page.server.pace.allow(6)
+    page.until("document.querySelectorAll('.generated .t').length >= 4")
+    page.click(page.all("#paper .t")[5])
+    page.server.pace.release()
+    page.done()
+    assert page.one("#alternatives").is_displayed() and page.one("#paper .t.open").is_displayed()
+    page.press("ESCAPE")
+    page.choose(6, 3)  # and what is there can be worked with
+    assert page.n_branches == 2
+
+
 def test_escape_stops(page):
     page.server.pace.hold()
     page.set(max_tokens=200)

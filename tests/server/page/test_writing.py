@@ -289,3 +289,11 @@ def test_probabilities_are_written_in_as_many_digits_as_they_are_worth(page):
     written = {1: "100 %", 0.9996: "100 %", 0.314: "31 %", 0.0764: "7.6 %", 0.00941: "0.94 %", 0.00072: "0.07 %"}
     written |= {3.6e-6: "0.0004 %", 1e-9: "< 0.0001 %", 0: "< 0.0001 %"}
     assert page.js(script, list(written)) == list(written.values())
+
+
+def test_a_text_can_be_copied(page):
+    page.write("Once upon a time", max_tokens=6)
+    page.js("navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }")
+    page.click("#copy")
+    page.until("window.copied")
+    assert page.js("return window.copied") == page.text and page.text_of("#copy") == "Copied"
