@@ -24,7 +24,7 @@ EXAMPLES = """examples:
   refgpt serve -m ~/gpt-jt --dtype q4 --template gpt-jt
   refgpt serve --host 0.0.0.0 --allowed-host gpt.example.org --api-key-file keys.txt
 
-The variable REFGPT_API_KEY holds keys too, with commas between them. docs/08-serve.md has examples for clients.
+The variable REFGPT_API_KEY holds keys too, with commas between them. docs/serve.md has examples for clients.
 """
 #: A file of keys has less.
 MOST_KEY_BYTES = 1 << 16
