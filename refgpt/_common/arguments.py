@@ -143,7 +143,7 @@ def path_of(name: str, value: Any, error: type[RefgptError]) -> Path:
 
 
 def directory_of(name: str, value: Any, error: type[RefgptError]) -> Path:
-    """A directory, which is made if it is not there; the errors are those of ``path_of``, and that it cannot be made."""
+    """A directory, made if it is not there; the errors are those of ``path_of``, and that it cannot be made."""
     place = path_of(name, value, error)
     try:
         place.mkdir(exist_ok=True)

@@ -19,6 +19,7 @@ export function listen(does, isRunning) {
     does.goOn();
   });
   byId("composer").addEventListener("input", fitComposer);
+  addEventListener("resize", fitComposer);
   byId("copy").addEventListener("click", () => copy(does.text()));
   byId("open").addEventListener("click", () => byId("file").click());
   byId("file").addEventListener("change", async ({ target }) => {

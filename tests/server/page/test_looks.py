@@ -215,6 +215,15 @@ def test_arrows_go_from_line_to_line(chromium, server):
     assert page.js(top) == pytest.approx(tops[-2], abs=1)
 
 
+def test_the_text_field_is_as_high_as_its_text(page):
+    page.click(".preset")
+    wide = page.js("return document.getElementById('composer').offsetHeight")
+    page.resize(500)
+    page.until("document.getElementById('composer').offsetHeight > arguments[0]", wide)
+    page.resize(1280)
+    page.until("document.getElementById('composer').offsetHeight === arguments[0]", wide)
+
+
 def test_a_tap_on_a_telephone(chromium, server):
     page = open_page(chromium, server, width=360, height=740)
     page.write("Once upon a time", max_tokens=12)
