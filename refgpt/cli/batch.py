@@ -39,30 +39,30 @@ examples:
   refgpt batch -m ~/gpt-j-6b-q4 questions.csv --prompt-column question -o answers.csv --temperature 0
   refgpt batch lines.txt -n 40 --seed 7 --order completion | head
 
-A run that was cut off goes on where it was: give the same command again.
+To resume an interrupted run, give the same command again.
 """
 
 
 def add_to(commands: Commands) -> None:
     """Declare ``batch``."""
-    batch = add_command(commands, "batch", _batch, "answer a file of prompts, many of them together", EXAMPLES)
+    batch = add_command(commands, "batch", _batch, "answer a file of prompts, many at a time", EXAMPLES)
     add = batch.add_argument
     add("file", metavar="FILE", help="the requests: .jsonl, .csv or .txt; - reads standard input")
     add("-o", "--output", metavar="FILE", help="write to a .jsonl or .csv file (default: JSON to standard output)")
-    add("--format", choices=SUFFIXES, help="what FILE is (default: as its name says; jsonl for standard input)")
+    add("--format", choices=SUFFIXES, help="format of FILE (default: by its suffix; jsonl for standard input)")
     add(
         "--prompt-column",
         default="prompt",
         metavar="NAME",
-        help="the column of a CSV file that has the prompts (default: prompt)",
+        help="column of a CSV file that contains the prompts (default: prompt)",
     )
     add(
         "--order",
         choices=ORDERS,
         default="input",
-        help="order of the records: that of the requests, or that in which they are complete (default: input)",
+        help="order of the records: that of the requests, or the order of completion (default: input)",
     )
-    add("--restart", action="store_true", help="discard what an earlier run of other requests or options has left")
+    add("--restart", action="store_true", help="discard the records of an earlier run with other requests or options")
     add(
         "--slots",
         dest="max_slots",
@@ -72,7 +72,9 @@ def add_to(commands: Commands) -> None:
         help="write at most N texts at once (default: %(default)s)",
     )
     add(
-        "--truncate", choices=["left"], help="drop the beginnings of prompts that are too long; otherwise an error each"
+        "--truncate",
+        choices=["left"],
+        help="drop the beginnings of prompts that are too long (default: an error record for each)",
     )
     add_template(batch)
     add_sampling_arguments(batch)
@@ -90,7 +92,7 @@ def _batch(arguments: argparse.Namespace) -> int:
 
 
 def _to_stream(arguments: argparse.Namespace, lines: Lines, params: GenerationParams, template: ChatTemplate) -> None:
-    """Print records as they come."""
+    """Print records as they are completed."""
     with open_output(arguments.output) as output:
         write = json_line(output)
         model = load_model(arguments, arguments.backend)
@@ -105,7 +107,7 @@ def _to_stream(arguments: argparse.Namespace, lines: Lines, params: GenerationPa
 
 
 def _to_file(arguments: argparse.Namespace, lines: Lines, params: GenerationParams, template: ChatTemplate) -> None:
-    """Answer what an earlier run has not."""
+    """Answer the requests that an earlier run has not answered."""
     with Journal(check_output(arguments.output), lines.n_lines) as journal:
         refuse_inputs(arguments.output, [lines.path])
         model = load_model(arguments, arguments.backend)
@@ -163,29 +165,29 @@ def _requests(arguments: argparse.Namespace) -> Iterator[Lines]:
 
 
 class Meter:
-    """Counts tokens, and shows a bar with their speed and the time that is left, if there is one."""
+    """Counts tokens and, if it has a progress bar, shows their speed and the remaining time there."""
 
     def __init__(self) -> None:
         self._bar = None
         self._n_tokens, self._start = 0, monotonic()
 
     def add_tokens(self, n_new: int) -> None:
-        """So many have been written."""
+        """Count ``n_new`` more generated tokens."""
         self._n_tokens += n_new
         if self._bar is not None:
             self._bar.set_postfix_str(self.speed(), refresh=False)
             self._bar.update(0)
 
     def show(self, n_done: int, n_requests: int) -> None:
-        """So many requests have a record."""
+        """Show that ``n_done`` requests have a record."""
         if self._bar is not None:
-            if self._bar.total is None:  # what an earlier run has done says nothing about the speed of this one
+            if self._bar.total is None:  # records of an earlier run must not count for the speed
                 self._bar.initial, self._bar.total = n_done, n_requests
                 self._bar.n = self._bar.last_print_n = n_done
             self._bar.update(n_done - self._bar.n)
 
     def speed(self) -> str:
-        """Tokens so far and how fast they came."""
+        """The number of tokens so far, and tokens per second."""
         seconds = max(1e-9, monotonic() - self._start)
         return f"{self._n_tokens:,} tokens, {self._n_tokens / seconds:.3g} tokens/s"
 

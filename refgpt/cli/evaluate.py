@@ -32,30 +32,32 @@ EXAMPLES = """examples:
   refgpt evaluate perplexity --data book.txt
   refgpt evaluate raft --data raft/data -m ~/gpt-jt --compare mask=causal
 
---data is a file of yours, with the columns that its authors published: JSON lines, a JSON array, CSV, Parquet or text.
-A run that was cut off goes on where it was if it is started again with the same -o.
+--data is your copy of the data set, with the columns of the published version: JSON lines, a JSON array, CSV, Parquet
+or text. To resume an interrupted run, give the same command with the same -o again.
 """
 NAMES = (*TASKS, "perplexity", "cnn-dailymail", "raft")
 
 
 def add_to(commands: Commands) -> None:
     """Declare ``evaluate``."""
-    about = "measure a model on a data set, beside the figures published for others"
+    about = "measure a model on a data set, and show published figures of other models"
     parser = add_command(commands, "evaluate", _evaluate, about, EXAMPLES)
     add = parser.add_argument
     add("task", choices=NAMES, metavar="TASK", help=", ".join(NAMES))
-    add("--data", required=True, metavar="FILE", help="the data set; of raft the folder of its tasks")
+    add("--data", required=True, metavar="FILE", help="the data set; for raft, the folder with its tasks")
     add(
         "--variant",
         choices=[*TASKS["lambada"].variants, *VARIANTS],
-        help="version of the data: of lambada openai (default) or standard; of perplexity plain (default) or wikitext",
+        help="version of the data: for lambada, openai (default) or standard; for perplexity, plain (default) "
+        "or wikitext",
     )
     add(
         "--protocol",
         choices=FRAMINGS,
         default="lm-eval",
-        help="how texts become ids: as in lm-evaluation-harness, or as for GPT-J's own table: after the end-of-text "
-        "token, cleaned with ftfy, context and continuation apart (default: lm-eval)",
+        help="how texts become ids: as in lm-evaluation-harness, or as for GPT-J's own table, where the end-of-text "
+        "token comes first, texts are cleaned with ftfy, and context and continuation are encoded separately "
+        "(default: lm-eval)",
     )
     add(
         "--leading-end",
@@ -71,10 +73,13 @@ def add_to(commands: Commands) -> None:
     add(
         "--compare",
         metavar="NAME=VALUE,..",
-        help=f"run a second setting on the same items, and show the paired differences: {', '.join(SETTINGS)}",
+        help=f"measure a second setting on the same items, and show the paired differences: {', '.join(SETTINGS)}",
     )
     add(
-        "-o", "--output", metavar="FILE", help="write each item's result to a .jsonl file as it is made, or go on there"
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="write each item's result to this .jsonl file at once; an interrupted run resumes from it",
     )
     add_json(parser)
     add_raft_options(parser.add_argument_group("raft"))
@@ -104,7 +109,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def measures_of(arguments: argparse.Namespace) -> list[Measure]:
-    """What the arguments ask for: one measurement, or one for each task of RAFT."""
+    """The measurements that the arguments select: one, or one for each task of RAFT."""
     if arguments.task == "raft":
         settings = raft_settings(arguments, arguments.limit)
         return [Raft(task, settings) for task in read_raft(arguments.data, arguments.names)]
@@ -143,7 +148,7 @@ def _changes(text: str | None) -> dict[str, Any] | None:
 
 
 def _names(first: Setting, changes: Mapping[str, Any]) -> tuple[str, str]:
-    """What the two settings are called: by what differs."""
+    """Names of the two settings, made from the options that differ."""
 
     def named(setting: Mapping[str, Any]) -> str:
         parts = []

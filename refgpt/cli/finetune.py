@@ -36,27 +36,27 @@ log = logging.getLogger("refgpt")
 
 PLOT = "loss.png"
 EXAMPLES = """data: JSONL, each line one of
-  {{"text": "..."}}                                        all of it is learned
-  {{"prompt": "...", "completion": "..."}}                 the completion is learned
-  {{"messages": [{{"role": "user", "content": "..."}}, ...]}}  the answers are learned; --template is their format
-a folder with train.jsonl, and valid.jsonl and test.jsonl if there are any; or plain text
+  {{"text": "..."}}                                        the loss covers all of it
+  {{"prompt": "...", "completion": "..."}}                 the loss covers the completion
+  {{"messages": [{{"role": "user", "content": "..."}}, ...]}}  the loss covers the answers; see --template
+or a folder with train.jsonl and, optionally, valid.jsonl and test.jsonl; or plain text
 
-other programs' names are understood too:
+names of other programs' options are accepted too:
   {aliases}
 
 examples:
-  refgpt finetune -m ~/gpt-j-6b --dtype q4 --data answers.jsonl -o ~/answers   an adapter; a base of 4.5 bits
+  refgpt finetune -m ~/gpt-j-6b --dtype q4 --data answers.jsonl -o ~/answers   an adapter for 4-bit weights
   refgpt generate -m ~/gpt-j-6b --dtype q4 --adapter ~/answers "..."           use it
   refgpt finetune --full --data tales.txt --learning-rate 3e-4 -o tales        all weights of the included model
   refgpt finetune -m ~/gpt-j-6b --full --mask prefix --data pairs.jsonl -o out the recipe of GPT-JT
   refgpt finetune --full --data tales.txt -o tales --workers 4 --sync random:0.04 --compress topk:0.03,bits:2
-the same command again goes on where an earlier one was stopped
+To resume an interrupted run, give the same command again.
 """
 
 
 def add_to(commands: Commands) -> None:
     """Declare ``finetune``."""
-    help = "train an adapter for a model, or all its weights, on texts of your own"
+    help = "train an adapter for a model, or all its weights, on your own texts"
     command = add_command(commands, "finetune", _finetune, help, "")
     aliases = add_finetune_arguments(command)
     command.epilog = EXAMPLES.format(aliases=aliases)
@@ -154,7 +154,7 @@ def _read(
 
 
 def _about(arguments: argparse.Namespace, model: Model) -> dict[str, Any]:
-    """What the result depends on besides the settings and the data."""
+    """Properties of the model that the result depends on, besides the settings and the data."""
     pairs = [leaf for _, leaf in model.engine.kept().items() if isinstance(leaf, Adapted)]
     return {
         "family": model.config.model_type,

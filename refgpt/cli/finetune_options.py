@@ -1,4 +1,4 @@
-"""The options of ``refgpt finetune``, and what other programs call them."""
+"""The options of ``refgpt finetune``, and their names in other programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refgpt.training.examples import LOSSES
 from refgpt.training.run import OPTIMISERS
 from refgpt.training.schedule import SHAPES
 
-#: What mlx-lm and Hugging Face's trainers call options, by what they are called here. Underscores will do for hyphens.
+#: For each option, its names in mlx-lm and Hugging Face's trainers. Underscores are accepted in place of hyphens.
 ALIASES: dict[str, tuple[str, ...]] = {
     "--data": ("--train-file", "--dataset"),
     "--valid": ("--validation-file", "--eval-data"),
@@ -37,7 +37,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 
 
 def add_finetune_arguments(parser: argparse.ArgumentParser) -> str:
-    """Declare them; returns a line for each that ``add_other_names`` gives other names."""
+    """Declare the options. Returns text that lists the other names (see ``add_other_names``), one option a line."""
     _add_data(parser)
     _add_adapter(parser.add_argument_group("adapter"))
     _add_steps(parser.add_argument_group("steps"))
@@ -57,7 +57,12 @@ def add_other_names(parser: argparse.ArgumentParser) -> None:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--data", required=True, metavar="PATH", help="what to learn from: JSONL, a folder of it, or plain text")
+    add(
+        "--data",
+        required=True,
+        metavar="PATH",
+        help="training data: a JSONL file, a folder of JSONL files, or plain text",
+    )
     add("--valid", metavar="FILE", help="texts for evaluation (default: the folder's valid.jsonl)")
     add("-o", "--output", required=True, metavar="DIRECTORY", help="where the adapter or model is written")
     add("--full", action="store_true", help="train all weights instead of an adapter")
@@ -66,55 +71,61 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--loss",
         choices=LOSSES,
         default="completion",
-        help="what is learned of texts with a prompt: the completion, or the prompt too (default: completion)",
+        help="for texts with a prompt, compute the loss on the completion, or on the prompt too (default: completion)",
     )
     group("--template", choices=TEMPLATES, default="base", help="format of conversations (default: base)")
     group(
         "--max-seq-length",
         type=int,
         metavar="N",
-        help="most tokens of a text; a text without a prompt is cut into pieces (default: the model's context)",
+        help="most tokens of a text; longer texts without a prompt are split (default: the model's context)",
     )
     group(
         "--too-long",
         choices=TOO_LONG,
         default="skip",
-        help="what becomes of longer texts with a prompt: left out, or cut at the end (default: skip)",
+        help="longer texts with a prompt are left out, or cut at the end (default: skip)",
     )
     group("--strict", action="store_true", help="end with an error at the first malformed line")
-    group("--no-eos", dest="eos", action="store_false", help="do not put the token that ends a text after each")
+    group("--no-eos", dest="eos", action="store_false", help="do not append the end-of-text token to each text")
     group(
         "--pack",
         action="store_true",
-        help="fill each row of a batch with as many texts as have room in --max-seq-length; none sees another "
-        "(default: a text a row)",
+        help="fill each row of a batch with as many texts as fit into --max-seq-length; texts do not see each other "
+        "(default: one text per row)",
     )
 
 
 def _add_adapter(group: argparse._ActionsContainer) -> None:
     add = group.add_argument
     add("--rank", type=int, metavar="N", help="rank of the adapter's matrices (default: 8)")
-    add("--alpha", type=float, metavar="X", help="their product is multiplied by ALPHA / RANK (default: 16)")
+    add("--alpha", type=float, metavar="X", help="the matrices' product is multiplied by ALPHA / RANK (default: 16)")
     add(
         "--targets",
         metavar="NAMES",
-        help="matrices that get one: some of q, k, v, o, fc_in, fc_out, or all, or PEFT's names; commas between "
-        "(default: q,v)",
+        help="weight matrices to adapt: some of q, k, v, o, fc_in, fc_out, or all, or PEFT's names, separated by "
+        "commas (default: q,v)",
     )
     add(
         "--dropout",
         type=float,
         metavar="X",
-        help="share of inputs left out, anew for each text (default: 0)",
+        help="share of the adapter's inputs set to 0, drawn anew for each text (default: 0)",
     )
 
 
 def _add_steps(group: argparse._ActionsContainer) -> None:
     add = group.add_argument
-    add("--epochs", type=int, default=1, metavar="N", help="how often each text is seen (default: 1)")
+    add("--epochs", type=int, default=1, metavar="N", help="passes over the texts (default: 1)")
     add("--iters", type=int, metavar="N", help="steps, instead of --epochs")
     add("--batch-size", type=int, default=8, metavar="N", help="rows of a batch (default: 8)")
-    add("--accumulate", type=int, default=1, metavar="N", help="batches of a step (default: 1)")
+    add(
+        "--accumulate",
+        type=int,
+        default=1,
+        metavar="N",
+        help="batches per optimiser step (default: 1)",
+    )
     add(
         "--recompute",
         "--grad-checkpoint",
@@ -141,31 +152,48 @@ def _add_optimiser(group: argparse._ActionsContainer) -> None:
         metavar="X",
         help="the largest learning rate (default: 1e-4, with --full 1e-5)",
     )
-    add("--schedule", choices=SHAPES, default="cosine", help="how it goes down after the warm-up (default: cosine)")
-    add("--warmup", type=int, metavar="N", help="steps that lead up to it (default: 3%% of all)")
-    add("--floor", type=float, default=0.0, metavar="X", help="what the last step has, as a share of it (default: 0)")
-    add("--weight-decay", type=float, default=0.0, metavar="X", help="of matrices, not of embeddings (default: 0)")
+    add(
+        "--schedule",
+        choices=SHAPES,
+        default="cosine",
+        help="decay of the learning rate after the warm-up (default: cosine)",
+    )
+    add("--warmup", type=int, metavar="N", help="steps of the warm-up (default: 3%% of all steps)")
+    add(
+        "--floor",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="final learning rate, as a share of the largest (default: 0)",
+    )
+    add(
+        "--weight-decay",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="weight decay of matrices other than embeddings (default: 0)",
+    )
     add("--betas", type=float, nargs=2, default=(0.9, 0.999), metavar=("X", "Y"), help="AdamW's (default: 0.9 0.999)")
     add("--eps", type=float, default=1e-8, metavar="X", help="AdamW's (default: 1e-8)")
     add("--momentum", type=float, default=0.95, metavar="X", help="Muon's (default: 0.95)")
-    add("--clip", type=float, default=1.0, metavar="X", help="longest gradient; 0: any (default: 1)")
+    add("--clip", type=float, default=1.0, metavar="X", help="scale gradients down to this norm; 0: never (default: 1)")
 
 
 def _add_watching(group: argparse._ActionsContainer) -> None:
     add = group.add_argument
     add("--eval-every", type=int, default=50, metavar="N", help="steps between evaluations (default: 50)")
-    add("--save-every", type=int, default=50, metavar="N", help="steps between states on the disk (default: 50)")
+    add("--save-every", type=int, default=50, metavar="N", help="steps between saved states (default: 50)")
     add(
         "--report-every",
         type=int,
         default=10,
         metavar="N",
-        help="steps between lines on standard error, where it is no terminal (default: 10)",
+        help="steps between lines on standard error if it is not a terminal (default: 10)",
     )
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The fields of ``RunSettings``, by their names there."""
+    """The fields of ``RunSettings``, as keyword arguments."""
     rate = arguments.learning_rate
     return {
         "iters": arguments.iters,

@@ -26,20 +26,21 @@ def add_worker_arguments(group: argparse._ActionsContainer) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="train by N workers on a Ray cluster, each on its share of the texts (needs the extra ray)",
+        help="train with N workers on a Ray cluster, each on its share of the texts (needs the extra ray)",
     )
-    add("--address", metavar="ADDRESS", help="of the cluster, or auto (default: this machine alone)")
+    add("--address", metavar="ADDRESS", help="address of the cluster, or auto (default: use this machine only)")
     add(
         "--sync",
         default="random:0.04",
         metavar="RHYTHM",
-        help="when workers exchange what they learnt: every:H steps, or random:P (default: random:0.04)",
+        help="when workers exchange updates: every:H (each H steps) or random:P (with probability P after a step) "
+        "(default: random:0.04)",
     )
     add(
         "--compress",
         default="int4",
         metavar="METHOD",
-        help="how: none, f16, int2, int4, int8, topk:SHARE,bits:B or cocktail (default: int4)",
+        help="compression of the updates: none, f16, int2, int4, int8, topk:SHARE,bits:B or cocktail (default: int4)",
     )
     add("--outer", choices=("none", "nesterov"), default="none", help="optimiser of the exchange (default: none)")
     add("--outer-lr", type=float, metavar="X", help="its learning rate (default: 1, with nesterov 0.7)")
@@ -49,7 +50,7 @@ def add_worker_arguments(group: argparse._ActionsContainer) -> None:
         type=float,
         default=1.0,
         metavar="X",
-        help="share of what was not sent that is kept (default: 1)",
+        help="share of the compression error added to the next update (default: 1)",
     )
     add(
         "--max-ratio",
@@ -57,20 +58,25 @@ def add_worker_arguments(group: argparse._ActionsContainer) -> None:
         metavar="X",
         help="shorten differences longer than X times the median (default: never)",
     )
-    add("--trim", type=int, metavar="K", help="leave out the K largest and K smallest of each value (default: 0)")
+    add(
+        "--trim",
+        type=int,
+        metavar="K",
+        help="for each weight, leave out the K largest and K smallest differences (default: 0)",
+    )
     add(
         "--quorum",
         type=float,
         default=0.5,
         metavar="X",
-        help="share of the workers that a round waits for (default: 0.5)",
+        help="share of the workers that each round waits for (default: 0.5)",
     )
     add(
         "--deadline",
         type=float,
         default=60.0,
         metavar="S",
-        help="seconds that it then waits for the others (default: 60)",
+        help="seconds that a round then waits for the other workers (default: 60)",
     )
 
 
@@ -107,7 +113,7 @@ def cluster_run(
     options = {name: getattr(arguments, name) for name in names}
     path = None if arguments.model is None else str(arguments.model)
     if path is not None and Path(path).exists():
-        path = str(Path(path).resolve())  # the workers' current directory is another
+        path = str(Path(path).resolve())  # the workers' current directory may differ
     if options["adapter"] is not None:
         options["adapter"] = str(Path(options["adapter"]).resolve())
     job = Job({"path": path, "threads": threads, "tokenizer": False, **options}, adapter, settings)

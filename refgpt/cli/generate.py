@@ -43,8 +43,8 @@ def add_to(commands: Commands) -> None:
     generate.add_argument(
         "--prompt-cache",
         metavar="FILE",
-        help="keep what is computed for the prompt in a file, and begin with what it has of an earlier prompt that "
-        "begins alike; the text is the same",
+        help="keep the prompt's keys and values in a file, and reuse those of an earlier prompt with the same "
+        "beginning; the text does not change",
     )
     add_sampling_arguments(generate)
     add = generate.add_argument_group("several texts").add_argument
@@ -59,7 +59,7 @@ def add_to(commands: Commands) -> None:
         "--best-of",
         type=int,
         metavar="N",
-        help="draw N continuations and write the likeliest of them, as many as --num-return-sequences says",
+        help="draw N continuations and write the --num-return-sequences likeliest of them",
     )
     add(
         "--num-beams",
@@ -82,11 +82,15 @@ def add_to(commands: Commands) -> None:
         help="end a beam search as soon as there are enough ended texts; when a better one is unlikely; or when it is "
         "impossible (default: no)",
     )
-    what = generate.add_argument_group('what the text has to be (needs pip install "refgpt[constrain]")')
+    what = generate.add_argument_group('constraints on the text (needs pip install "refgpt[constrain]")')
     either = what.add_mutually_exclusive_group().add_argument
-    either("--json-schema", metavar="FILE", help="JSON that the schema in this file describes")
+    either("--json-schema", metavar="FILE", help="JSON that matches the schema in this file")
     either("--regex", metavar="REGEX", help="a text that matches this regular expression")
-    either("--grammar", metavar="FILE", help="a text of the grammar in this file: Lark's syntax or llama.cpp's GBNF")
+    either(
+        "--grammar",
+        metavar="FILE",
+        help="a text that matches the grammar in this file: Lark's syntax or llama.cpp's GBNF",
+    )
     add_running_arguments(generate)
     add_draft_arguments(generate)
 
@@ -108,7 +112,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _constraint_of(arguments: argparse.Namespace) -> Constraint | None:
-    """What the text has to be, if anything."""
+    """The constraint on the text, or None."""
     if arguments.regex is not None:
         return regex(arguments.regex)
     if arguments.json_schema is not None:

@@ -20,17 +20,17 @@ EXAMPLES = """examples:
 
 
 def add_to(commands: Commands) -> None:
-    """Declare ``lm-eval``. No argument is an option of ours: all are passed on."""
+    """Declare ``lm-eval``. All arguments are passed on to lm-eval."""
     added = commands.add_parser(
         "lm-eval",
-        help="run lm-evaluation-harness with a model of ours",
+        help="run lm-evaluation-harness with a model run by refgpt",
         description=ABOUT,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
         prefix_chars="\0",
     )
-    added.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="of lm-eval")
+    added.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="an argument of lm-eval")
     added.set_defaults(run=_lm_eval, parser=added)
 
 
@@ -44,7 +44,7 @@ def _lm_eval(arguments: argparse.Namespace) -> int:
 
 
 def with_model(given: list[str]) -> list[str]:
-    """lm-eval's arguments, with our model if they run something and name no other."""
+    """lm-eval's arguments, with our model added if they run tasks and name no model."""
     if not given or given[0] in ("ls", "validate", "-h", "--help"):
         return given
     given = given if given[0] == "run" else ["run", *given]

@@ -57,7 +57,7 @@ def load_for(arguments: argparse.Namespace, encode: Callable[[AnyConfig, Tokeniz
 
 
 def load_after(arguments: argparse.Namespace, look: Callable[[Checkpoint, Tokenizer | None], T]) -> tuple[Model, T]:
-    """Load the model that the arguments name, after ``look`` has seen its files and is content."""
+    """Load the model that the arguments name, after ``look`` has inspected its files without raising."""
     backend, dtype, threads, kv_dtype = arguments.backend, arguments.dtype, arguments.threads, arguments.kv_dtype
     check_options(backend, dtype, threads, kv_dtype)
     with progress_bar() as progress:
@@ -87,8 +87,8 @@ def add_draft_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--draft",
         metavar="MODEL",
-        help="a smaller model with the same vocabulary: it drafts up to 15 tokens, and one pass of the model checks "
-        "them; faster where the two mostly agree, with the same result",
+        help="a smaller model with the same vocabulary: it drafts up to 15 tokens, which one pass of the model "
+        "checks; faster if the two mostly agree, with the same result",
     )
     add(
         "--draft-dtype",
@@ -133,7 +133,7 @@ def print_continuation(
     """
     options: dict[str, Any] = {}
     if prompt_cache is not None:
-        PromptFile(prompt_cache)  # what is there, and is none, is refused before the weights are read
+        PromptFile(prompt_cache)  # a file that is not a prompt cache is refused before the weights are read
         options["prompt_cache"] = prompt_cache
     if arguments.draft is not None:
         check_params(params)

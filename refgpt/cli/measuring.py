@@ -1,4 +1,4 @@
-"""What ``evaluate`` and ``raft`` share: settings of a model, and runs that are recorded as they are made."""
+"""Shared by ``evaluate`` and ``raft``: settings of a model, and runs that are recorded item by item."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from refgpt.evaluation.measures import Measure
 from refgpt.evaluation.runner import Run, evaluate, known_records
 from refgpt.numbers.dtypes import known_dtype
 
-#: What distinguishes two settings of a model, each with how its text is read.
+#: The options that make up a setting, each with the function that parses its text.
 SETTINGS: dict[str, Callable[[str], Any]] = {
     "model": str,
     "backend": str,
@@ -49,7 +49,7 @@ def check_setting(setting: Setting) -> None:
 
 
 def identity(setting: Setting) -> dict[str, Any]:
-    """A setting as it is recorded: where its files are, and what changes results. The number of threads does not."""
+    """A setting as it is recorded: paths, and the options that change results, so not the number of threads."""
     found = {name: value for name, value in setting.items() if name != "threads"}
     for name in ("model", "adapter", "tokenizer"):
         value = found[name]

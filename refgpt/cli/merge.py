@@ -26,7 +26,9 @@ def add_to(commands: Commands) -> None:
     add("base", metavar="MODEL", help=MODEL_HELP.partition(" (default")[0])
     add("directory", nargs="?", metavar="ADAPTER", help="directory of a LoRA adapter in PEFT's format")
     add("-m", "--model", metavar="MODEL", help="the model, instead of MODEL: merge -m MODEL ADAPTER")
-    add("-o", "--output", required=True, metavar="DIRECTORY", help="directory to create; it appears when complete")
+    add(
+        "-o", "--output", required=True, metavar="DIRECTORY", help="directory to create; it appears once it is complete"
+    )
     add(
         "--dtype",
         type=known_dtype,

@@ -1,4 +1,4 @@
-"""The command that tells what a training by many machines would cost."""
+"""``refgpt plan``: the bytes and days that training on many machines would cost."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from refgpt.cli.options import Commands, StoreModel, add_command, add_json
 from refgpt.cli.printing import print_line
 from refgpt.spec.gptj import Config
 
-#: GPT-JT's fine-tuning as it was published: 27,008 steps on 32 machines, 12.7 TB a machine instead of 633.
+#: GPT-JT's fine-tuning as published: 27,008 steps on 32 machines, 12.7 TB per machine instead of 633.
 STORY = "gpt-jt"
 STORY_STEPS, STORY_WORKERS, STORY_TERABYTES = 27_008, 32, 12.7
 DAY = 86_400
 
-MODEL_HELP = "a path, gpt-j-6b, gpt-jt, or how many numbers are trained, such as 7e6 (default: the included model)"
+MODEL_HELP = "a path, gpt-j-6b, gpt-jt, or the number of trained parameters, such as 7e6 (default: the included model)"
 
 EXAMPLES = """examples:
   refgpt plan gpt-jt                                  GPT-JT's own training, from its parts
@@ -31,19 +31,19 @@ EXAMPLES = """examples:
 
 def add_to(commands: Commands) -> None:
     """Declare ``plan``."""
-    help = "what a training by many machines would cost in bytes and days, method by method"
+    help = "estimate bytes and days of training on many machines, for each method of exchange"
     plan = add_command(commands, "plan", _plan, help, EXAMPLES)
     add = plan.add_argument
     plan.add_argument("model", nargs="?", action=StoreModel, metavar="MODEL", help=MODEL_HELP)
     add("-m", "--model", action=StoreModel, metavar="MODEL", help="the same as MODEL")
-    add("--tokens", type=float, metavar="N", help="tokens of the whole training, of all workers together")
-    add("--batch", type=float, metavar="N", help="tokens of one step, of all workers together (default: 131072)")
+    add("--tokens", type=float, metavar="N", help="tokens of the whole training, summed over workers")
+    add("--batch", type=float, metavar="N", help="tokens of one step, summed over workers (default: 131072)")
     add("--steps", type=int, metavar="N", help="steps, instead of --tokens and --batch")
     add("--workers", type=int, metavar="N", help="machines (default: 4)")
     add("--links", type=float, default=1000, metavar="MBIT", help="Mbit/s of each link (default: 1000)")
-    add("--step-seconds", type=float, default=0.0, metavar="S", help="seconds that a step computes (default: 0)")
-    add("--sync", metavar="RHYTHM", help="a method of your own: every:H or random:P ...")
-    add("--compress", metavar="METHOD", help="... with none, f16, int4, topk:0.03,bits:2 or cocktail")
+    add("--step-seconds", type=float, default=0.0, metavar="S", help="seconds of computing per step (default: 0)")
+    add("--sync", metavar="RHYTHM", help="also estimate your own method: exchange every:H or random:P ...")
+    add("--compress", metavar="METHOD", help="... compressed with none, f16, int4, topk:0.03,bits:2 or cocktail")
     add_json(plan)
 
 

@@ -33,7 +33,12 @@ def add_to(commands: Commands) -> None:
     )
     add_raft_options(raft)
     add("--rows", dest="n_rows", type=int, metavar="N", help="use only the first N rows of each task (default: all)")
-    add("-o", "--output", metavar="FILE", help="write each answer to a .jsonl file as it is made, or go on there")
+    add(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="write each answer to this .jsonl file at once; an interrupted run resumes from it",
+    )
     add_running_arguments(raft)
 
 

@@ -26,7 +26,7 @@ EXAMPLES = """examples:
 
 The variable REFGPT_API_KEY holds keys too, with commas between them. docs/serve.md has examples for clients.
 """
-#: A file of keys has less.
+#: Most bytes of a file of keys.
 MOST_KEY_BYTES = 1 << 16
 MIB = 1 << 20
 DEFAULT = ServerSettings()
@@ -34,10 +34,10 @@ DEFAULT = ServerSettings()
 
 def add_to(commands: Commands) -> None:
     """Declare ``serve``."""
-    help = "serve a model over HTTP: OpenAI's and KoboldAI's interfaces, and a page"
+    help = "serve a model over HTTP: OpenAI's and KoboldAI's interfaces, and a web page"
     serve = add_command(commands, "serve", _serve, help, EXAMPLES)
     _add_address(serve.add_argument_group("address"))
-    _add_access(serve.add_argument_group("who may ask"))
+    _add_access(serve.add_argument_group("access"))
     _add_work(serve.add_argument_group("work"))
     _add_limits(serve.add_argument_group("limits of one request"))
     _add_log(serve.add_argument_group("log"))
@@ -54,10 +54,10 @@ def _add_address(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="name of the model in requests; can be repeated (default: by its files)",
+        help="name of the model in requests; can be repeated (default: made from the model's path)",
     )
-    add("--ssl-certfile", metavar="FILE", help="certificate chain in PEM, to serve HTTPS")
-    add("--ssl-keyfile", metavar="FILE", help="its private key, if it is not in the same file")
+    add("--ssl-certfile", metavar="FILE", help="certificate chain in PEM format, to serve HTTPS")
+    add("--ssl-keyfile", metavar="FILE", help="private key, if it is not in the certificate's file")
     add("--ssl-keyfile-password", metavar="TEXT", help="the key's password")
 
 
@@ -68,30 +68,42 @@ def _add_access(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="KEY",
-        help="take only requests with this key; can be repeated. Other users of the machine see it: prefer a file",
+        help="accept only requests with this key; can be repeated. Other users of this machine can see the "
+        "argument, so prefer a file",
     )
-    add("--api-key-file", metavar="FILE", help="keys, one a line")
+    add("--api-key-file", metavar="FILE", help="file of keys, one per line")
     add(
         "--allowed-host",
         action="append",
         default=[],
         metavar="NAME",
-        help="take requests for this host too, by their Host header; can be repeated; * for any (default: loopback)",
+        help="also accept requests with this Host header; can be repeated; * accepts any (default: loopback)",
     )
     add(
         "--allowed-origin",
         action="append",
         default=[],
         metavar="ORIGIN",
-        help="let pages of this site ask, such as https://example.com; can be repeated (default: only the own page)",
+        help="let web pages of this origin, such as https://example.com, send requests; can be repeated "
+        "(default: only the server's own page)",
     )
 
 
 def _add_work(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--template", choices=TEMPLATES, default=DEFAULT.template, help="prompt format of chats (default: base)")
-    add("--character", default=DEFAULT.character, metavar="NAME", help="who answers, with --template pygmalion")
-    add("--persona", default=DEFAULT.persona, metavar="TEXT", help="who that is, with --template pygmalion")
+    add(
+        "--character",
+        default=DEFAULT.character,
+        metavar="NAME",
+        help="name of the character that answers, with --template pygmalion",
+    )
+    add(
+        "--persona",
+        default=DEFAULT.persona,
+        metavar="TEXT",
+        help="description of the character, with --template pygmalion",
+    )
     add(
         "--max-slots",
         type=int,
@@ -104,60 +116,64 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         type=int,
         default=DEFAULT.max_queue,
         metavar="N",
-        help="prompts that may wait (default: %(default)s)",
+        help="prompts that may wait for a slot (default: %(default)s)",
     )
     add(
         "--cache-mib",
         type=int,
         default=DEFAULT.max_cache_bytes // MIB,
         metavar="N",
-        help="memory for keys and values of texts, in MiB (default: %(default)s)",
+        help="memory for the keys and values of running texts, in MiB (default: %(default)s)",
     )
     add(
         "--prefix-cache-mib",
         type=int,
         default=DEFAULT.prefix_cache_bytes // MIB,
         metavar="N",
-        help="memory for keys and values of earlier prompts, in MiB; 0: off (default: %(default)s)",
+        help="memory for the keys and values of earlier prompts, in MiB; 0: off (default: %(default)s)",
     )
     add(
         "--speculate",
         type=int,
         default=DEFAULT.speculate,
         metavar="N",
-        help="tokens drafted from the text itself while one text is written alone; 0: off (default: %(default)s)",
+        help="tokens drafted by prompt lookup while only one text is being written; 0: off (default: %(default)s)",
     )
     add(
         "--parse-special",
         action="store_true",
         help='read strings such as "<|endoftext|>" in prompts as special tokens, not as text',
     )
-    add("--no-inspect", dest="inspect", action="store_false", help="do not look inside the model for the page")
+    add("--no-inspect", dest="inspect", action="store_false", help="turn off the page's view of the model's inside")
     add(
         "--grace",
         type=float,
         default=DEFAULT.grace,
         metavar="SECONDS",
-        help="time that running requests have to finish after SIGTERM (default: %(default)g)",
+        help="seconds that running requests have to finish after SIGTERM (default: %(default)g)",
     )
 
 
 def _add_limits(group: argparse._ArgumentGroup) -> None:
     for name, kind, about in (
-        ("max-tokens", int, "new tokens of a text; more are cut (default: as many as the context holds)"),
-        ("max-body-bytes", int, "bytes of a body"),
+        (
+            "max-tokens",
+            int,
+            "new tokens of a text; larger requests are reduced to this (default: as many as the context holds)",
+        ),
+        ("max-body-bytes", int, "bytes of the request's body"),
         ("max-prompts", int, "prompts"),
         ("max-texts", int, "texts that continue one prompt (n, best_of)"),
         ("max-stops", int, "stop strings"),
         ("max-stop-chars", int, "characters of a stop string"),
-        ("max-logprobs", int, "likely tokens that are listed beside each"),
+        ("max-logprobs", int, "most likely tokens listed for each token"),
         ("max-biases", int, "entries of logit_bias, sequence_bias and bad_words_ids"),
-        ("max-inspect-tokens", int, "tokens of a text that is looked at"),
-        ("max-connections", int, "connections, of all clients together"),
-        ("timeout", float, "seconds after which a text ends as it is"),
-        ("head-timeout", float, "seconds in which the head of a request has to arrive"),
-        ("body-timeout", float, "seconds in which a body has to arrive"),
-        ("send-timeout", float, "seconds in which a client has to take a piece of its answer"),
+        ("max-inspect-tokens", int, "tokens of a text that is inspected"),
+        ("max-connections", int, "connections of all clients together"),
+        ("timeout", float, "seconds after which a text is ended unfinished"),
+        ("head-timeout", float, "seconds for the head of a request to arrive"),
+        ("body-timeout", float, "seconds for a body to arrive"),
+        ("send-timeout", float, "seconds for a client to receive a piece of its answer"),
     ):
         default = getattr(DEFAULT, name.replace("-", "_"))
         shown = "" if default is None else f" (default: {default:g})" if kind is float else f" (default: {default})"
@@ -166,8 +182,13 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
 
 def _add_log(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--log-format", choices=LOG_FORMATS, default=DEFAULT.log_format, help="of the line for each request")
-    add("--log-prompts", action="store_true", help="write prompts and texts into the log too")
+    add(
+        "--log-format",
+        choices=LOG_FORMATS,
+        default=DEFAULT.log_format,
+        help="format of the log's line for each request",
+    )
+    add("--log-prompts", action="store_true", help="include prompts and texts in the log")
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -196,7 +217,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _keys(arguments: argparse.Namespace) -> list[str]:
-    """The keys of the options, of a file and of the environment."""
+    """The keys given by options, by a file and by the environment."""
     keys = [*arguments.api_key, *filter(None, map(str.strip, os.environ.get("REFGPT_API_KEY", "").split(",")))]
     if arguments.api_key_file is not None:
         path = Path(arguments.api_key_file)

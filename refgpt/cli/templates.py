@@ -1,4 +1,4 @@
-"""The options that choose how a conversation becomes a prompt."""
+"""The options that choose the prompt format of a conversation."""
 
 from __future__ import annotations
 
