@@ -1,4 +1,4 @@
-"""What a training costs on given links, method by method: bytes, and the time that they take."""
+"""The cost of a training on given links for each method of exchange: bytes, and transfer times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RING_BYTES = 2
 
 @dataclass(frozen=True)
 class Training:
-    """The training whose cost is asked for.
+    """The training whose cost is estimated.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class Training:
     bits_per_second : float
         Of each worker's link, in each direction.
     seconds_per_step : float
-        That a worker computes.
+        Computing time of a worker.
     """
 
     n_trained: int
@@ -88,7 +88,7 @@ def message_bytes(compression: Compression, n_trained: int) -> float:
 
 
 def ring_bill(training: Training) -> Bill:
-    """Gradients of float16, summed around a ring after every step: what others are compared with."""
+    """Gradients of float16, summed around a ring after every step: the baseline."""
     sent = training.n_steps * ring_bytes(training.n_trained, training.n_workers)
     busy = 8 * sent / training.bits_per_second
     computing = training.n_steps * training.seconds_per_step

@@ -1,7 +1,7 @@
 """Lossy compression of the vectors that workers exchange: fewer bits per value, or only some of the values.
 
-What a method loses is known to the sender, who adds it to the next vector ("error feedback", Seide et al. 2014,
-Karimireddy et al. 2019, https://arxiv.org/abs/1901.09847), so that nothing is lost for good.
+The sender knows the compression error and adds it to the next vector ("error feedback", Seide et al. 2014,
+Karimireddy et al. 2019, https://arxiv.org/abs/1901.09847), so that nothing is lost permanently.
 
 =============  ================================================================================================
 method         what is sent of a vector of ``n`` float32 numbers
@@ -37,7 +37,7 @@ _F32, _F16 = np.dtype("<f4"), np.dtype("<f2")
 
 
 class DamagedMessage(RefgptError):
-    """Bytes that no encoder has written."""
+    """The bytes are not the output of an encoder."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _encode_top(vector: np.ndarray, top: float, bits: int) -> bytes:
     ends = np.zeros((n_chunks, 2), np.float32)
     if n_chunks:
         starts = np.cumsum([0, *sizes[:-1]])
-        if bits == 1:  # there is a sign only, and its magnitude is the mean
+        if bits == 1:  # one bit holds only the sign; the magnitude is the mean
             ends[:] = (np.add.reduceat(magnitudes.astype(np.float64), starts) / sizes)[:, None]
         else:
             ends[:, 0], ends[:, 1] = np.minimum.reduceat(magnitudes, starts), np.maximum.reduceat(magnitudes, starts)

@@ -1,4 +1,4 @@
-"""The coordinator: makes one update of what the workers have learnt in a round."""
+"""The coordinator: combines the workers' differences of a round into one update."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Rules:
     back : Compression or None
         Of the update that goes back to them; by default the same.
     outer : "none" or "nesterov"
-        What makes an update of the mean difference: nothing, or Nesterov's momentum, as in DiLoCo (Douillard et al.
+        The optimiser applied to the mean difference: none, or Nesterov's momentum, as in DiLoCo (Douillard et al.
         2023, https://arxiv.org/abs/2311.08105).
     outer_lr, outer_momentum : float
         Of the outer optimiser.
@@ -39,7 +39,7 @@ class Rules:
         Differences longer than this many times the median length of the round are shortened to that, so that one
         worker cannot move the weights far.
     trim : int
-        So many of the largest and of the smallest values of each weight are left out of the mean (Yin et al. 2018,
+        For each weight, this many of the largest and of the smallest values are left out of the mean (Yin et al. 2018,
         https://arxiv.org/abs/1803.01498).
     seed : int
     """
@@ -70,14 +70,14 @@ class Rules:
 
 @dataclass(frozen=True)
 class Round:
-    """What came of a round.
+    """The result of a round.
 
     Attributes
     ----------
     update : bytes
         For every worker: compressed by ``Rules.back``.
     messages : list of Message
-        Those that counted.
+        The messages that were used.
     refused : dict of int to DamagedMessage
         By worker.
     """
@@ -152,7 +152,7 @@ class Coordinator:
         write_progress(directory, self.round, self.layout.fingerprint, arrays)
 
     def resume(self, directory: str | Path) -> None:
-        """Go on from what ``save`` kept.
+        """Continue from the state that ``save`` wrote.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Error feedback: what compression loses of one vector is added to the next."""
+"""Error feedback: the compression error of one vector is added to the next vector."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from refgpt.cluster.compression import Compression
 
 
 class ErrorFeedback:
-    """A sender that remembers what its compression lost.
+    """A sender that remembers its compression error.
 
     Parameters
     ----------
@@ -18,8 +18,8 @@ class ErrorFeedback:
     n : int
         Length of the vectors.
     decay : float
-        Share of the loss that is remembered, 1 for all. Less than 1 forgets old differences, which many local steps
-        may have made wrong.
+        Share of the error that is remembered; 1 remembers all of it. Less than 1 forgets old differences, which may
+        be outdated after many local steps.
     """
 
     def __init__(self, compression: Compression, n: int, decay: float = 1.0) -> None:
@@ -27,7 +27,7 @@ class ErrorFeedback:
         self.lost = np.zeros(n, np.float32)
 
     def send(self, vector: np.ndarray, seed: int) -> tuple[bytes, np.ndarray]:
-        """Compress a vector and what is left of earlier ones. -> the bytes, and the vector that the receiver sees"""
+        """Compress the sum of a vector and the remembered error. -> the bytes, and the vector that the receiver sees"""
         wanted = vector + np.float32(self.decay) * self.lost
         data = self.compression.encode(wanted, seed)
         received = self.compression.decode(data, len(wanted), seed)
@@ -35,5 +35,5 @@ class ErrorFeedback:
         return data, received
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Forget the remembered error."""
         self.lost[:] = 0

@@ -14,7 +14,7 @@ from refgpt.training import Trainer
 
 @dataclass(frozen=True)
 class RoundReport:
-    """What a round cost and brought.
+    """The cost and the result of a round.
 
     Attributes
     ----------

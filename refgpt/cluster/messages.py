@@ -1,4 +1,4 @@
-"""What a worker sends at the end of a round, as bytes, and the checks that the receiver makes before it is believed."""
+"""The message that a worker sends at the end of a round, as bytes, and the receiver's checks of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAGIC, VERSION = b"rgpt", 1
 
 @dataclass(frozen=True)
 class Layout:
-    """The names and shapes of what is trained, in the order in which they are joined to one vector.
+    """The names and shapes of the trained arrays, in the order in which they are joined into one vector.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Layout:
 
     @property
     def fingerprint(self) -> int:
-        """A number that tells layouts apart."""
+        """A checksum that distinguishes layouts."""
         return crc32(repr(list(self.shapes.items())).encode())
 
     def join(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -64,7 +64,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Message:
-    """What one worker learnt in one round.
+    """One worker's contribution to a round.
 
     Attributes
     ----------
@@ -91,7 +91,7 @@ class Message:
 
 
 def read_message(data: bytes, worker: int, round_: int, layout: Layout) -> Message:
-    """A message that was expected from a worker in a round.
+    """Read the message that is expected from a worker in a round.
 
     Raises
     ------

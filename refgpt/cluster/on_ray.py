@@ -1,8 +1,8 @@
 """Workers as actors of Ray (https://docs.ray.io), on the machines of a Ray cluster.
 
 Ray starts the actors, tells when one has died, and carries the messages. A worker may die, hang, be cut off, or come
-back: a round goes on with those that have answered by a deadline. Who was absent takes the weights that all share, and
-works on from the next round. Needs the extra ``ray``.
+back: a round goes on with those that have answered by a deadline. A worker that was absent takes the shared
+weights, and takes part again from the next round. Needs the extra ``ray``.
 """
 
 from __future__ import annotations
@@ -107,10 +107,10 @@ class Crew:
     def __init__(self, make_worker: MakeWorker, n_workers: int, resources: dict[str, Any]) -> None:
         self._ray = import_ray()
         self._make_worker = make_worker
-        # A dead actor is made anew by ``_start``, so that it loads the model and takes the weights of then.
+        # ``_start`` replaces a dead actor; the new one loads the model and takes the shared weights of that time.
         self._class = self._ray.remote(Actor).options(max_restarts=0, **resources)
         self._actors: dict[int, Any] = {}
-        self._busy: dict[int, Any] = {}  # what a worker that starts or is late has still to answer
+        self._busy: dict[int, Any] = {}  # unanswered calls to workers that start or are late
         self._stale = set(range(n_workers))  # workers that do not have the shared weights
         for worker in range(n_workers):
             self._start(worker)
@@ -149,7 +149,7 @@ class Crew:
         rules: Rules,
         patience: Patience,
     ) -> dict[int, bytes]:
-        """Let all who can make the steps of a round. Who does not have the shared weights is given them first.
+        """Let all available workers make a round's steps. Workers without the shared weights are given them first.
 
         Returns
         -------
@@ -159,17 +159,17 @@ class Crew:
         Raises
         ------
         RefgptError
-            If nobody answers for too long.
+            If no worker answers for too long.
         """
         asked: dict[int, Any] = {}
         answers: dict[int, bytes] = {}
-        again: dict[int, float] = {}  # when who failed is asked once more, if nobody else has answered by then
+        again: dict[int, float] = {}  # when to retry failed workers if no worker has answered by then
         stored, began, deadline = None, time.monotonic(), None
         while deadline is None or time.monotonic() < deadline:
             self._look(0)
             for worker, actor in self._actors.items():
                 if answers or worker in asked or worker in self._busy or time.monotonic() < again.get(worker, 0):
-                    continue  # once somebody has answered, nobody else begins
+                    continue  # once a worker has answered, no other one starts the round
                 if worker in self._stale:
                     stored = stored or self._ray.put(weights)
                     actor.take.remote(stored, round_)
@@ -199,7 +199,7 @@ class Crew:
         return answers
 
     def apply(self, workers: Sequence[int], update: bytes, rules: Rules, round_: int) -> None:
-        """Send an update to those whose messages counted; all others will be given the weights."""
+        """Send an update to the workers whose messages were used; all others will be given the weights."""
         stored = self._ray.put(update)
         for worker, actor in self._actors.items():
             if worker in workers and worker not in self._stale:
@@ -208,7 +208,7 @@ class Crew:
                 self._stale.add(worker)
 
     def forget(self, workers: Iterable[int]) -> None:
-        """Give these the weights before their next round."""
+        """Mark these workers to be given the weights before their next round."""
         self._stale.update(workers)
 
     def stop(self) -> None:
@@ -222,7 +222,7 @@ class Crew:
         self._stale.add(worker)
 
     def _look(self, seconds: float) -> None:
-        """See who has become ready."""
+        """Check which workers have become ready."""
         done = self._done(list(self._busy.values()), seconds)
         for worker, ref in list(self._busy.items()):
             if ref in done:
@@ -323,7 +323,7 @@ def train_on_ray(
 
 
 def import_ray() -> Any:
-    """Ray; a RefgptError that says how to install it where it is missing."""
+    """Import Ray; a RefgptError that says how to install it if it is missing."""
     try:
         import ray
     except ImportError:

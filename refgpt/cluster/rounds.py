@@ -1,4 +1,4 @@
-"""When workers exchange what they have learnt: after every so many steps, or after random ones."""
+"""When workers exchange updates: after a fixed number of steps, or after randomly chosen steps."""
 
 from __future__ import annotations
 

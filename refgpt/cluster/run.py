@@ -1,4 +1,4 @@
-"""A training from texts to a written model by many machines: ``refgpt.training.run`` with workers."""
+"""Training on many machines, from texts to a saved model: ``refgpt.training.run`` with workers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from refgpt.training.run import Run, RunEvent, RunSettings, new_trainer, planned
 
 @dataclass
 class Job:
-    """All that a machine needs to make a worker. It is sent there, and called.
+    """Everything that a machine needs to create a worker. The job is sent to the machine and called there.
 
     Attributes
     ----------

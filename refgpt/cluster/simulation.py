@@ -2,7 +2,7 @@
 
 A round of a worker is: its local steps at its own speed, its message up its own link, the coordinator's link shared by
 all messages, and the update down again. The coordinator closes a round when all workers that are there have answered,
-or at a deadline once enough have. Who is late takes the current weights, whole, and joins the next round.
+or at a deadline once enough have. A late worker downloads all current weights, and joins the next round.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Simulated:
     seconds : float
         Of the whole training.
     computing, talking : float
-        Of these, until the last counted worker had made its steps, and the rest; summed over rounds.
+        Parts of ``seconds``, summed over rounds: until the last counted worker has made its steps, and the rest.
     counted : float
         The share of the workers, all rounds together, whose message counted.
     sent : float
@@ -129,7 +129,7 @@ def simulate(
         back = ~present & (stream.random_sample(n) < fleet.return_rate)
         gone = present & (stream.random_sample(n) < fleet.failure_rate)
         present, stale = (present | back) & ~gone, stale | back
-        if not present.any():  # somebody has to come back before anything goes on
+        if not present.any():  # wait until a worker returns
             present[stream.randint(n)] = True
         fetch = np.where(present & stale, 8 * weight_bytes / fleet.bits_per_second, 0.0)
         refetched += (present & stale).sum() * weight_bytes / n

@@ -1,4 +1,4 @@
-"""A worker: trains on its own part of the data, and tells now and then what it has learnt."""
+"""A worker: trains on its own part of the data, and sends its difference after each round."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Worker:
     trainer : Trainer
         Of this worker's copy of the model. Its optimiser's state is never exchanged.
     batches : callable
-        ``batches(step)`` gives the micro-batches of a step. A function of the step alone, so that a worker that was
-        lost goes on with other data than it has had.
+        ``batches(step)`` gives the micro-batches of a step. It depends on the step alone, so that a
+        worker that was lost and restarted does not repeat data.
     compression : Compression
     error_decay : float
         See ``ErrorFeedback``.

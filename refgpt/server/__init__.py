@@ -1,4 +1,4 @@
-"""Serve a model over HTTP: OpenAI's interface, KoboldAI's and GPT-J's first ones, and a page.
+"""Serve a model over HTTP: OpenAI's interface, KoboldAI's, the first ones to GPT-J, and a web page.
 
 One thread owns the scheduler (``core``); the event loop speaks HTTP and never waits for the model (``exchange``). Each
 interface is one small module. Needs ``pip install "refgpt[server]"``.
@@ -25,7 +25,7 @@ def create_app(model: Model, settings: ServerSettings | None = None, draft: Mode
     ----------
     model : Model
     settings : ServerSettings, optional
-        Addresses, TLS and ``grace`` in it are the business of whoever runs the application.
+        The addresses, TLS files and ``grace`` are ignored: the server that runs the application handles them.
     draft : Model, optional
         A smaller model with the same ids, which drafts tokens: see ``Scheduler``.
 
@@ -72,7 +72,7 @@ def serve(
 
 
 def check_installed() -> None:
-    """Refuse to go on without the libraries of the extra."""
+    """Raise a ServerError if a library of the extra is missing."""
     missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
     if missing:
         raise ServerError(

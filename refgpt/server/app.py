@@ -1,4 +1,4 @@
-"""The application: its paths, the checks before them, and the line in the log after them. Pure ASGI throughout."""
+"""The application, in pure ASGI: routes requests, checks them first, and logs a line for each afterwards."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 Handler = Callable[[Exchange], Awaitable[None]]
 Form = Callable[[ApiError], dict[str, Any]]
 
-#: Method, path, what answers, and how it words an error.
+#: Method, path, handler, and the format of errors.
 ROUTES: list[tuple[str, str, Handler, Form]] = [
     ("POST", "/v1/completions", completions.completions, openai_form),
     ("POST", "/v1/chat/completions", completions.chat_completions, openai_form),
@@ -102,7 +102,7 @@ class Server:
             await asyncio.get_running_loop().run_in_executor(None, self.state.core.stop)
 
     async def answer(self, exchange: Exchange, path: str, methods: dict[str, Handler]) -> None:
-        """Check a request, have it answered, and log it. Whatever goes wrong is an answer too."""
+        """Check a request, call its handler, and log it. Every error becomes an answer too."""
         form = self._forms.get(path, openai_form)
         method, given = exchange.scope["method"], exchange.scope["path"]
         try:

@@ -1,4 +1,4 @@
-"""Work beside the scheduler, one piece after another in a thread of its own: a look inside the model, and vectors."""
+"""Runs work beside the scheduler, one item at a time, in its own thread: inspections of the model, and embeddings."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from refgpt.server.errors import busy
 
 T = TypeVar("T")
 
-#: Pieces of work that may wait.
+#: Most items that may wait.
 MOST_WAITING = 16
 
 
 class Aside:
-    """A thread that does what it is given, in order. It does not keep the process from ending."""
+    """A thread that runs the given work in order. It does not keep the process from ending."""
 
     def __init__(self) -> None:
         self._work: SimpleQueue[tuple[Callable[[], Any], asyncio.AbstractEventLoop, asyncio.Future]] = SimpleQueue()
@@ -25,7 +25,7 @@ class Aside:
         self._thread: threading.Thread | None = None
 
     async def do(self, work: Callable[[], T]) -> T:
-        """Wait for its result. Work whose waiter is cancelled before it begins is skipped.
+        """Run some work and wait for its result. Work is skipped if its waiter is cancelled before it begins.
 
         Raises
         ------

@@ -20,7 +20,7 @@ from refgpt.server.state import State
 from refgpt.server.texts import Entries, Piece, PromptText, TextWriter
 from refgpt.tokenizers import Tokenizer
 
-#: New tokens of a chat completion where the request does not say.
+#: Default number of new tokens of a chat completion.
 CHAT_TOKENS = 512
 #: Fields that only text in this server's own way can obey, and what obeys them.
 MASKS = ("causal", "prefix")
@@ -58,13 +58,13 @@ async def chat_completions(exchange: Exchange) -> None:
 
 @dataclass(eq=False)
 class Work:
-    """A request, as far as it is understood.
+    """A checked request.
 
     Attributes
     ----------
     prompts : list of PromptText
     go_on : bool
-        Whether text is to follow the prompts.
+        Whether to generate text after the prompts.
     """
 
     request: CompletionRequest
@@ -76,7 +76,7 @@ class Work:
 
     @property
     def n_texts(self) -> int:
-        """Texts that are written for each prompt."""
+        """Number of texts that are generated for each prompt."""
         return self.request.params.num_return_sequences if self.go_on else 1
 
     @property
@@ -109,7 +109,7 @@ async def _work(state: State, body: Mapping[str, Any], request: CompletionReques
 
 
 async def _answer(exchange: Exchange, work: Work) -> None:
-    """Run a request and send what comes of it."""
+    """Run a request and send its answer."""
     state, request = exchange.state, work.request
     tokenizer = state.model.tokenizer
     logprobs = request.logprobs is not None
@@ -144,7 +144,7 @@ async def _answer(exchange: Exchange, work: Work) -> None:
 
 
 async def _echo_alone(exchange: Exchange, work: Work, writers: Mapping[tuple[int, int], TextWriter]) -> None:
-    """A request for no new token and no score: nothing has to be computed."""
+    """Answer a request for no new tokens and no scores, which needs no pass of the model."""
     tokenizer = exchange.state.model.tokenizer
     entries = Entries() if work.request.logprobs is not None else None
     choices = [
@@ -209,7 +209,7 @@ def _choices(
 
 
 async def _stream(exchange: Exchange, work: Work, writers: Mapping[tuple[int, int], TextWriter], events: Any) -> None:
-    """Answer with each piece as it comes. An error after the first is an event of its own."""
+    """Stream the answer piece by piece. An error after the first piece is sent as an event."""
     request, head = work.request, _head(exchange.state, work, chunk=True)
     extra = {"usage": None} if request.include_usage else {}
     forms = {key: _ChatPieces() if request.chat else None for key in writers}
@@ -255,7 +255,7 @@ class _ChatPieces:
         self._begun, self._blank = False, ""
 
     def push(self, text: str) -> str:
-        """As much of a piece as is certain."""
+        """Return the part of a piece that can be sent already."""
         text = self._blank + text if self._begun else text.lstrip()
         self._begun = self._begun or bool(text)
         certain = text.rstrip()
@@ -264,7 +264,7 @@ class _ChatPieces:
 
 
 def _chunk(state: State, index: int, piece: Piece, chat: _ChatPieces | None) -> dict[str, Any] | None:
-    """The choice of a chunk; None if there is nothing to say."""
+    """The choice of a chunk; None if the chunk would be empty."""
     tokenizer = state.model.tokenizer
     if chat is None:
         if not piece.text and piece.finish_reason is None and (piece.entries is None or not piece.entries.ids):
@@ -291,6 +291,6 @@ def _delta(index: int, delta: Mapping[str, Any], logprobs: Any, finish_reason: s
 
 
 def _head(state: State, work: Work, chunk: bool) -> dict[str, Any]:
-    """What every object of an answer begins with."""
+    """The first fields of every object of an answer."""
     kind = ("chat.completion.chunk" if chunk else "chat.completion") if work.request.chat else "text_completion"
     return {"id": work.id, "object": kind, "created": work.created, "model": state.names[0]}

@@ -1,4 +1,4 @@
-"""Fields of a request that say what its text may be: ``json_schema``, ``regex``, ``grammar``, ``response_format``."""
+"""Fields of a request that constrain its text: ``json_schema``, ``regex``, ``grammar``, ``response_format``."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MAKERS: dict[str, Callable[[Any], Constraint]] = {"json_schema": json_schema, "r
 
 
 async def constraint_of(model: Model, body: Mapping[str, Any]) -> tuple[Constraint | None, dict[str, Any]]:
-    """What a request's text may be, and the body without the fields that say so.
+    """The constraint of a request, and the body without the fields that define it.
 
-    A constraint takes time to compile, so a thread of its own does it; the scheduler finds it compiled.
+    Compiling a constraint takes time, so it is done in a separate thread before the scheduler gets the request.
 
     Raises
     ------

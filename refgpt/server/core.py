@@ -1,7 +1,7 @@
 """One thread owns the scheduler. Requests reach it through a queue, and its events go back to the event loop.
 
-The event loop never waits for the model, and the model never for a client: a request that nobody reads any more only
-keeps what is written of it.
+The event loop never waits for the model, and the model never waits for a client: events that a client does not read
+are kept in the request's queue.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger("refgpt.server")
 
 
 class CountingCache(PrefixCache):
-    """A prefix cache that counts the tokens which it saved the model from reading."""
+    """A prefix cache that counts the prompt tokens that it provided."""
 
     n_found = 0
 
@@ -82,7 +82,7 @@ class Job:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def events(self) -> AsyncIterator[list[tuple[int, Event]]]:
-        """What has come since the last time, each event with the number of its prompt, until all texts are finished.
+        """Yield lists of new events, each event with the number of its prompt, until all texts are finished.
 
         Raises
         ------
@@ -100,17 +100,17 @@ class Job:
                 raise self.error
 
     async def until_accepted(self) -> None:
-        """Wait until it is certain that the request can be used; the ApiError that says why if it cannot."""
+        """Wait until the scheduler has accepted the request. Raises the ApiError of a refused request."""
         await self.accepted.wait()
         if self.error is not None:
             raise self.error
 
     def cancel(self) -> None:
-        """Forget it: its slots are free within one step. Does nothing to a job that is over."""
+        """Cancel the job: its slots are free within one step. Does nothing if the job is finished."""
         self.core.cancel(self)
 
     def end(self) -> None:
-        """Let its texts end as they are, for "length"."""
+        """End its unfinished texts now, with the finish reason "length"."""
         self.core.end(self)
 
 
@@ -143,12 +143,12 @@ class Core:
         self.draining = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to work for an event loop."""
+        """Start the thread, which sends its events to an event loop."""
         self._loop = loop
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after the step that it is in."""
+        """End the thread after its current step."""
         self._commands.put(None)
         if self._thread.is_alive():
             self._thread.join()
@@ -175,7 +175,7 @@ class Core:
 
     @property
     def n_accepted(self) -> int:
-        """Drafted tokens that were what the model drew."""
+        """Drafted tokens that the model accepted."""
         return self._scheduler.n_accepted
 
     def submit(
@@ -186,12 +186,12 @@ class Core:
         go_on: bool = True,
         mask: str | None = None,
     ) -> Job:
-        """Put a request in line.
+        """Queue a request.
 
         Raises
         ------
         ApiError
-            429 if too many wait, 503 if the server is about to end.
+            429 if too many wait, 503 if the server is shutting down.
         """
         if self.draining:
             raise closing()
@@ -217,11 +217,11 @@ class Core:
             self._commands.put(lambda: self._end(job))
 
     def end_all(self) -> None:
-        """Let all texts end as they are."""
+        """End all unfinished texts now."""
         for job in self._jobs:
             self.end(job)
 
-    # What follows is done by the core's own thread.
+    # The methods below run in the core's own thread.
 
     def _new_scheduler(self) -> Scheduler:
         settings = self.settings
@@ -235,12 +235,12 @@ class Core:
                 going = self._obey()
                 if going and self._scheduler.busy:
                     self._deliver(self._scheduler.step())
-            except Exception as error:  # not a request's fault: begin anew, for those that come
+            except Exception as error:  # no request caused this: start again with a new scheduler
                 log.exception("the scheduler failed")
                 self._fail_all(error)
 
     def _obey(self) -> bool:
-        """Do what was asked for since the last step; wait for something if there is no work. -> whether to go on"""
+        """Execute the commands since the last step; wait for one if there is no work. -> whether to continue"""
         try:
             while True:
                 command = self._commands.get(block=not self._scheduler.busy)
@@ -267,7 +267,7 @@ class Core:
             self._tell(job.accepted.set)
 
     def _add_prompt(self, job: Job, place: int, scored: bool) -> int:
-        """Give a prompt to the scheduler. Where it sees itself both ways, it is scored by a causal pass of its own."""
+        """Give a prompt to the scheduler. With the prefix mask, a separate causal pass scores the prompt."""
         ids, apart = job.prompts[place], scored and (job.mask or self.model.mask) == "prefix"
         number = self._scheduler.add_ids(ids, job.params, scored, job.go_on and not apart, job.mask)
         self._texts[number] = job, place
@@ -312,7 +312,7 @@ class Core:
                 self._forget(job)
                 self._tell(self._fail, job, failed(event.error))
                 continue
-            if event.prompt is not None and event.choice is None and job.go_on:  # scored apart: now it is continued
+            if event.prompt is not None and event.choice is None and job.go_on:  # its prompt is scored: continue it
                 try:
                     del self._texts[event.seq]
                     self._add_prompt(job, place, False)
@@ -331,14 +331,14 @@ class Core:
             self._tell(self._dispatch, found, perf_counter())
 
     def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Have something done by the event loop."""
+        """Run a function in the event loop."""
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:  # the loop is closed: nobody listens
             log.debug("an event came after the end of the event loop")
 
-    # And this by the event loop's again.
+    # The methods below run in the event loop's thread.
 
     def _fail(self, job: Job, error: Exception) -> None:
         self._jobs.discard(job)

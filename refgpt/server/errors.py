@@ -1,4 +1,4 @@
-"""What goes wrong with a request, as the answer that its client gets."""
+"""Errors of requests, as the answers that clients get."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from refgpt._common.errors import RefgptError
 
-#: A ``where`` of an error that is the name of a field of the body.
+#: Matches a ``where`` of an error that names a field of the body.
 FIELD = re.compile(r"[a-z_][a-z0-9_]*(\[\d+\]|\.[a-z_][a-z0-9_]*)*")
-#: Seconds after which a client that was refused for want of room may ask again.
+#: Seconds after which a client may retry a request that was refused because the queue was full.
 RETRY_AFTER = 2
 
 
 class ApiError(Exception):
-    """An answer that is not the one that was asked for.
+    """An error that is sent to the client.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def busy() -> ApiError:
 
 
 def closing() -> ApiError:
-    """The answer of a server that has been asked to end."""
+    """The answer of a server that is shutting down."""
     return ApiError(
         503,
         "the server is shutting down",
@@ -88,7 +88,7 @@ def closing() -> ApiError:
 
 
 def failed(error: Exception) -> ApiError:
-    """The answer where the model cannot go on, or this program is at fault. What is at fault stays in the log."""
+    """The answer after an internal error. Its cause is only logged."""
     if isinstance(error, ApiError):
         return error
     message = str(error) if isinstance(error, RefgptError) else "the server failed; its log has the details"
@@ -108,5 +108,5 @@ def kobold_form(error: ApiError) -> dict[str, Any]:
 
 
 def plain_form(error: ApiError) -> dict[str, Any]:
-    """The object of the first interfaces, which had a text alone."""
+    """The error object of the first interfaces: a single text."""
     return {"error": error.message}

@@ -1,6 +1,6 @@
 """One request over HTTP and its answer, as a pure ASGI application sees them.
 
-Nothing stands between this and the connection that would hide that the client has gone.
+No middleware is used, since it would hide that a client has disconnected.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from refgpt.server.core import Job
 from refgpt.server.errors import ApiError, ClientGone
 from refgpt.server.settings import ServerSettings
 
-#: Media types that a web page can send to another's server without asking: none of them is JSON.
+#: Media types that a web page can send to another site without a CORS preflight. JSON is not among them.
 SIMPLE_TYPES = ("text/plain", "multipart/form-data", "application/x-www-form-urlencoded")
-#: Characters that JSON may hold as they are, and at which Python's ``splitlines`` and others end a line.
+#: Characters that JSON need not escape, but that Python's ``splitlines`` and others treat as line ends.
 LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
-#: Seconds between two signs of life on a stream that has nothing to say.
+#: Seconds between the comments that keep an idle stream open.
 PING = 15.0
 #: What a page of another site that may ask is told.
 CROSS_ORIGIN = {
@@ -44,7 +44,7 @@ class Exchange:
     origin : str or None
         The site whose page asks and may read the answer.
     note : dict
-        What is worth a place in the log.
+        Values for the log.
     """
 
     def __init__(self, scope: Any, receive: Any, send: Any, settings: ServerSettings) -> None:
@@ -63,7 +63,7 @@ class Exchange:
 
     @property
     def state(self) -> Any:
-        """What belongs to the whole server."""
+        """The state of the whole server."""
         return self.scope["app_state"]
 
     async def body(self) -> bytes:
@@ -136,15 +136,15 @@ class Exchange:
         await self._put({"type": "http.response.body", "body": head + b"data: " + data + b"\n\n", "more_body": True})
 
     async def end_stream(self) -> None:
-        """There are no more events."""
+        """End the stream."""
         await self._put({"type": "http.response.body", "body": b""})
         self._ended = True
 
     @asynccontextmanager
     async def watched(self, job: Job | None = None) -> AsyncIterator[None]:
-        """While this lasts, a client that leaves cancels what is done here; it and the end of this cancel the job.
+        """Context in which a client's disconnection cancels the running task. Leaving the context cancels the job too.
 
-        A stream that has nothing to say gets a comment now and then, so that nobody on the way takes it for dead.
+        An idle stream gets a comment at intervals, so that proxies do not close it.
 
         Raises
         ------
@@ -192,7 +192,7 @@ class Exchange:
         await self._put({"type": "http.response.start", "status": status, "headers": raw})
 
     async def _put(self, message: Any) -> None:
-        """Send a message, unless the client does not take it in time."""
+        """Send a message; a ClientGone if the client does not receive it in time."""
         timer = asyncio.get_running_loop().call_later(
             self._settings.send_timeout, self._give_up, asyncio.current_task()
         )
@@ -220,7 +220,7 @@ def _end(job: Job | None) -> None:
 
 
 def parsed(body: bytes) -> dict[str, Any]:
-    """A body as a JSON object: an ApiError if it is none, or holds what JSON has not, such as NaN."""
+    """Parse a body as a JSON object; an ApiError if it is not one, or contains values outside JSON, such as NaN."""
 
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is not JSON")

@@ -20,7 +20,7 @@ def flag_of(body: Mapping[str, Any], name: str, default: bool) -> bool:
 
 
 def number(given: Mapping[str, Any], name: str, default: float, status: int = 400) -> float:
-    """A field that is a number, or a text of one, as the first servers took it; an ApiError if it is anything else."""
+    """A field that is a number, or a string of one, as the first servers accepted; otherwise an ApiError."""
     value = given.get(name)
     if value is None:
         return default
@@ -36,7 +36,7 @@ def number(given: Mapping[str, Any], name: str, default: float, status: int = 40
 
 
 def whole(given: Mapping[str, Any], name: str, default: int, least: int, most: int, status: int = 400) -> int:
-    """A field that is a whole number within limits, or a text of one."""
+    """A field that is a whole number within limits, or a string of one."""
     found = number(given, name, default, status)
     if found != int(found) or not least <= found <= most:
         message = f"{name}: got {shown(given.get(name))}; wanted a whole number from {least} to {most}"

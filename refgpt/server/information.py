@@ -1,4 +1,4 @@
-"""What a server says of itself and of its model: names, health, measurements, and the tokenizer."""
+"""Information about the server and its model: names, health, metrics, and the tokenizer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _model(state: State, name: str) -> dict[str, Any]:
 
 
 async def health(exchange: Exchange) -> None:
-    """``GET /health``: 200 while requests are taken, 503 when the server is about to end."""
+    """``GET /health``: 200 while requests are taken, 503 during shutdown."""
     draining = exchange.state.core.draining
     status = "shutting down" if draining else "ok"
     await exchange.send_json({"status": status}, 503 if draining else 200)
@@ -122,7 +122,7 @@ async def detokenize(exchange: Exchange) -> None:
 
 
 async def tokenizer_info(exchange: Exchange) -> None:
-    """``GET /tokenizer_info``: what lm-eval asks of a tokenizer that it has not itself."""
+    """``GET /tokenizer_info``: the properties of a remote tokenizer that lm-eval needs."""
     state = exchange.state
     tokenizer, config = state.model.tokenizer, state.model.config
     eos_id, bos_id = _special(state)

@@ -1,6 +1,6 @@
 """KoboldAI's interface and the parts of KoboldCpp's that its clients call, SillyTavern among them.
 
-The samplers that this engine has not (``tfs``, ``top_a``, Mirostat, ``rep_pen_slope``) are ignored, as are all fields
+The samplers that this engine lacks (``tfs``, ``top_a``, Mirostat, ``rep_pen_slope``) are ignored, as are all fields
 that it does not know; ``sampler_order`` is checked, but the order of the samplers is this engine's own.
 """
 
@@ -24,9 +24,9 @@ from refgpt.server.state import State
 
 #: Versions of the interfaces, by which clients tell what they may ask for: streams since KoboldCpp 1.30.
 VERSION, CPP_VERSION = "1.2.5", "1.30"
-#: New tokens, and texts, of one request at most; and new tokens where it does not say.
+#: Most new tokens and most texts of one request, and the default number of new tokens.
 MOST_TOKENS, MOST_TEXTS, DEFAULT_TOKENS = 512, 5, 80
-#: What the parameters of the engine are called here.
+#: The engine's parameters, and their names in this interface.
 NAMES = {
     "repetition_penalty": "rep_pen",
     "repeat_last_n": "rep_pen_range",
@@ -150,7 +150,7 @@ async def context(exchange: Exchange) -> None:
 
 
 async def _start(exchange: Exchange, body: Mapping[str, Any]) -> tuple[Running, bool]:
-    """Put a request in line. -> it, and whether its stop string is left out"""
+    """Queue a request. -> it, and whether its stop string is left out"""
     state = exchange.state
     prompt = fields.text(body, "prompt", INVALID)
     grammar = body.get("grammar") or None
@@ -219,7 +219,7 @@ async def _optional_body(exchange: Exchange) -> dict[str, Any]:
 
 
 def _found(exchange: Exchange, body: Mapping[str, Any]) -> list[Running]:
-    """The requests that a client means."""
+    """The running requests that a client refers to."""
     key = body.get("genkey") or ""
     mine = [running for running in exchange.state.kobold if running.key == key]
     return mine if key else [running for running in mine if running.client == _client(exchange)]

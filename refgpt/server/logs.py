@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("refgpt.server")
 
-#: Paths that are asked for all the time, and say nothing when they are answered.
+#: Paths that are polled all the time. Successful answers are not logged.
 QUIET = ("/health", "/metrics")
 
 
@@ -54,7 +54,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class _Forward(logging.Handler):
-    """Gives what uvicorn has to say to this package's own log."""
+    """Forwards uvicorn's records to this package's logger."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """As of ``logging.Handler``."""
@@ -63,7 +63,7 @@ class _Forward(logging.Handler):
 
 @contextmanager
 def logging_as(settings: ServerSettings) -> Iterator[None]:
-    """While this lasts, the log has the form that the settings ask for, and uvicorn's warnings are part of it."""
+    """Context in which the log has the configured format and includes uvicorn's warnings."""
     theirs, forward = logging.getLogger("uvicorn.error"), _Forward(logging.WARNING)
     before = theirs.level, theirs.propagate, log.propagate
     theirs.addHandler(forward)

@@ -1,4 +1,4 @@
-"""What can be asked of a model beside its texts: a look inside, and vectors. Both are computed beside the scheduler."""
+"""Inspections of the model, and embeddings. Both are computed beside the scheduler."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _form(row: np.ndarray, form: str) -> Any:
 
 
 async def _aside(exchange: Exchange, state: State, work: Any) -> Any:
-    """Do work beside the scheduler, unless the client goes before it begins."""
+    """Run work beside the scheduler, unless the client disconnects before it begins."""
     if state.core.draining:
         raise ApiError(503, "the server is shutting down", "server_error", code="shutting_down")
     try:

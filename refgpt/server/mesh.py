@@ -1,5 +1,5 @@
-"""The interfaces that GPT-J had first: those of Mesh Transformer JAX, of its public demonstration, and of one much used
-since, each with its own names and defaults. Numbers may be texts of numbers, as their clients send them."""
+"""The first interfaces to GPT-J: those of Mesh Transformer JAX and of its public demonstration, and a widely used later
+one, each with its own names and defaults. Numbers may be sent as strings, as some of their clients do."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from refgpt.server.exchange import Exchange
 from refgpt.server.plain import finished_texts
 from refgpt.server.state import State
 
-#: New tokens of a text at most, and where an interface leaves no choice.
+#: Most new tokens of a text, and their number in an interface that fixes it.
 MOST_TOKENS, FIXED_TOKENS = 2048, 512
 NAMES = {"temperature": "temp", "max_new_tokens": "response_length"}
-#: Predictions that are kept until somebody fetches them.
+#: Most predictions that are kept until they are fetched.
 MOST_KEPT = 100
 
 _numbers = count(1)

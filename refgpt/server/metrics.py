@@ -24,7 +24,7 @@ class Counter:
         self._values[labels] = self._values.get(labels, 0) + n
 
     def value(self, *labels: str) -> float:
-        """What was counted so far."""
+        """The count so far."""
         return self._values.get(labels, 0)
 
     def lines(self) -> list[str]:
@@ -33,7 +33,7 @@ class Counter:
 
 
 class Gauge:
-    """A number that is asked for when it is read."""
+    """A number that is computed when it is read."""
 
     def __init__(self, name: str, help: str, read: Callable[[], float], kind: str = "gauge") -> None:
         self.name, self.help, self.kind, self._read = name, help, kind, read
@@ -44,7 +44,7 @@ class Gauge:
 
 
 class Histogram:
-    """How often seconds lay below each of some bounds."""
+    """Counts durations by upper bounds."""
 
     kind = "histogram"
 

@@ -1,4 +1,4 @@
-"""The files of the page, and nothing else that lies on the disk."""
+"""Serves the files of the page, and no other file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from refgpt.server.exchange import Exchange
 from refgpt.server.security import CONTENT_SECURITY_POLICY
 
-#: What is sent with every file.
+#: Headers of every file.
 HEADERS = {
     "content-security-policy": CONTENT_SECURITY_POLICY,
     "referrer-policy": "no-referrer",

@@ -1,4 +1,4 @@
-"""Texts without anything around them, for the interfaces that ask for one prompt and return what follows."""
+"""Plain texts, for the interfaces that take one prompt and return its continuation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from refgpt.tokenizers import Tokenizer
 
 
 class PlainText:
-    """A text as its events come.
+    """A text that is assembled from its events.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class PlainText:
         self._prompt, self._stops, self._tokenizer = prompt, stops, tokenizer
 
     def take(self, event: Event) -> str:
-        """What an event adds to the text."""
+        """Add an event, and return the text that it adds."""
         if event.choice is not None:
             self.ids.append(event.choice.id)
         self.text += event.text

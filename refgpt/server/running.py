@@ -1,4 +1,4 @@
-"""Runs a server until it is asked to end, and then lets it finish what it has begun."""
+"""Runs a server until it is asked to end, and then lets running requests finish."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from refgpt.server.state import State
 
 log = logging.getLogger("refgpt.server")
 
-#: Seconds that connections have to take the end of their answers, once no text is written any more.
+#: Seconds for clients to receive the ends of their answers after all texts have ended.
 LAST_WORDS = 5
 KEEP_ALIVE = 75
 #: Files that are open beside connections.
@@ -30,7 +30,7 @@ OTHER_FILES = 128
 
 
 class Running(uvicorn.Server):
-    """uvicorn's server, which first stops taking requests, then waits for those that run, and then ends them.
+    """uvicorn's server with a shutdown in three steps: refuse new requests, wait for running ones, end the rest.
 
     Parameters
     ----------
@@ -79,20 +79,20 @@ class Running(uvicorn.Server):
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL on which the server listens."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         scheme = "https" if self.config.is_ssl else "http"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/"
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal asks for an orderly end, a second one for an immediate one."""
+        """The first signal shuts down gracefully, the second one at once."""
         if self._loop is None:
             self.should_exit = True
         else:
             self._loop.call_soon_threadsafe(self.drain)
 
     def drain(self) -> None:
-        """Begin to end; if that has begun already, end at once."""
+        """Begin the shutdown; if it has begun already, end at once."""
         if self._drain_task is None:
             self._drain_task = asyncio.ensure_future(self._drain())
         else:

@@ -1,4 +1,4 @@
-"""Who may ask: checks of the Host and Origin headers and of keys, before anything else is looked at."""
+"""Access control: checks of the Host and Origin headers and of API keys, before all other processing."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from refgpt.server.errors import ApiError
 from refgpt.server.settings import ServerSettings
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-#: Paths that need no key: they tell nothing of the model's work.
+#: Paths that need no key, since they reveal nothing about requests.
 OPEN_PATHS = ("/health", "/version")
-#: What a page of this server may load and ask: its own files and this server, no inline script or style.
+#: Content security policy of the page: only its own files and this server, no inline scripts or styles.
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
@@ -87,7 +87,7 @@ class Guard:
         scheme, _, given = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         key = given.strip() if scheme.lower() == "bearer" else headers.get(b"x-api-key", b"").decode("latin-1")
         digest = sha256(key.encode("latin-1")).digest()
-        # Every key is compared, each in a time that tells nothing of where they differ.
+        # Every key is compared, in constant time, so that timing reveals nothing about the keys.
         if not sum([hmac.compare_digest(digest, known) for known in self._keys]):
             raise ApiError(
                 401,

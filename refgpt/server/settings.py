@@ -23,7 +23,7 @@ class ServerSettings:
     host, port : str, int
         The address to listen on. Port 0 takes a free one.
     served_names : tuple of str
-        Names of the model in requests; () gives it one by its files.
+        Names of the model in requests; () derives one from the model's path.
     template : str
         The prompt format of chat completions, a name of ``refgpt.generation.chat_templates.TEMPLATES``.
     character, persona : str
@@ -31,11 +31,11 @@ class ServerSettings:
     max_slots : int
         Texts that are written at once.
     max_cache_bytes : int
-        What their keys and values may take together.
+        Memory for the keys and values of all running texts.
     prefix_cache_bytes : int
-        What keys and values of earlier prompts may take; 0 keeps none.
+        Memory for the keys and values of earlier prompts; 0 keeps none.
     speculate : int
-        Tokens that are drafted from the text itself while one text is written alone; see ``GenerationParams``.
+        Tokens that are drafted by prompt lookup while only one text is being written; see ``GenerationParams``.
     parse_special : bool
         Whether strings such as "<|endoftext|>" in a prompt are special tokens where the request does not say.
     inspect : bool
@@ -52,9 +52,9 @@ class ServerSettings:
     max_inspect_tokens : int
         Length of a text that ``/inspect`` takes.
     timeout : float
-        Seconds after which a text ends as it is, for "length".
+        Seconds after which an unfinished text is ended, with the finish reason "length".
     head_timeout, body_timeout, send_timeout : float
-        Seconds in which a client has to send the head and the body of a request, and to take each piece of the answer.
+        Seconds for a client to send the head and the body of a request, and to receive each piece of the answer.
     grace : float
         Seconds that running requests have to finish when the server is asked to end.
     api_keys : tuple of str

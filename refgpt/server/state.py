@@ -1,4 +1,4 @@
-"""What belongs to a server as a whole, and what every interface asks of it."""
+"""The state of a server, with operations that all interfaces share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from refgpt.spec.ids import check_tokens
 
 T = TypeVar("T")
 
-#: Characters of prompts, or tokens of answers, that are worked on at once, without a thread of their own.
+#: Most characters of prompts, or tokens of answers, that are processed in the event loop instead of a thread.
 SHORT = 4096
 
 
@@ -35,7 +35,7 @@ class State:
     Attributes
     ----------
     names : tuple of str
-        What it is called, the first in answers.
+        Names of the model; answers use the first.
     kobold : set
         Requests of KoboldAI's clients that can be ended by name.
     predictions : dict
@@ -137,7 +137,7 @@ class State:
         name : str
             The field that has them.
         go_on : bool
-            Whether there has to be room for a new token. If not, the last token need only be predicted.
+            Whether there has to be room for a new token. If not, the last token is only predicted, not read.
 
         Raises
         ------
@@ -153,7 +153,7 @@ class State:
         return await self.do(work, sum(map(len, prompts)))
 
     async def do(self, work: Callable[[], T], size: int) -> T:
-        """Do something for one client: in a thread of its own if it is large, as nobody else is to wait for it."""
+        """Run a function for one client, in a separate thread if the work is large, so that others do not wait."""
         if size <= SHORT:
             return work()
         return await asyncio.get_running_loop().run_in_executor(None, work)

@@ -1,4 +1,4 @@
-"""What a client is told of a text while it is written: its pieces, and the log-probabilities of its tokens."""
+"""The parts of a text that are sent to a client: its pieces, and the log-probabilities of its tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Entries:
     Attributes
     ----------
     choices : list of Choice or None
-        None: a prompt's first token, of which the model says nothing.
+        None for a prompt's first token, which has no prediction.
     ids : list of int
     offsets : list of int
         Where each token begins in the text, in characters.
@@ -74,7 +74,7 @@ class Entries:
 
 
 def _likely(choice: Choice | None) -> dict[int, float] | None:
-    """The likeliest tokens, and the one that stands in the text."""
+    """The likeliest tokens, and the actual one."""
     if choice is None or choice.logprob is None:
         return None
     return {**(choice.top_logprobs or {}), choice.id: choice.logprob}
@@ -107,7 +107,7 @@ class PromptText:
 
 
 def _offsets(ids: Sequence[int], tokenizer: Tokenizer | None) -> tuple[list[int], str]:
-    """Where tokens begin in the text that they make, and as much of that text as is certain."""
+    """Where tokens begin in their text, and the part of that text that is complete."""
     offsets, text = [], []
     n, decoder = 0, None if tokenizer is None else tokenizer.stream_decoder()
     for token_id in ids:
