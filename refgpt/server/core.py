@@ -307,6 +307,8 @@ class Core:
         """Hand a step's events to the event loop, all at once."""
         found = []
         for event in events:
+            if event.seq not in self._texts:  # an earlier event of this step has ended its request
+                continue
             job, place = self._texts[event.seq]
             if event.error is not None:
                 self._forget(job)

@@ -105,6 +105,41 @@ def test_a_slot_is_free_within_one_step(model: refgpt.Model) -> None:
     assert len(found) > 10 and all(found)
 
 
+def test_a_request_that_fails_ends_no_other(model: refgpt.Model) -> None:
+    """All prompts of a request fail in one step, and the text of another client goes on."""
+    pytest.importorskip("starlette")
+    from refgpt.generation.results import Event
+    from refgpt.server import ServerSettings
+    from refgpt.server.core import Core, Job
+    from refgpt.server.errors import ApiError
+    from refgpt.server.metrics import Metrics
+
+    async def length(job: Job) -> int:
+        return len([event async for some in job.events() for event in some])
+
+    async def run() -> tuple[int, str]:
+        core = Core(model, ServerSettings(), Metrics())
+        step = core._scheduler.step
+
+        def failing_step() -> list[Event]:
+            events, lost = step(), {number for number, (job, _) in core._texts.items() if len(job.prompts) > 1}
+            kept = [event for event in events if event.seq not in lost]
+            return [Event(n, None, "", "", "error", refgpt.GenerationError("broke")) for n in sorted(lost)] + kept
+
+        core._scheduler.step = failing_step  # type: ignore[method-assign]
+        params = GenerationParams(max_new_tokens=20, ignore_eos=True, seed=1)
+        core.start(asyncio.get_running_loop())
+        other, broken = core.submit([[5, 6, 7]], params), core.submit([[5], [6]], params)
+        with pytest.raises(ApiError) as caught:
+            await length(broken)
+        n_events = await length(other)
+        core.stop()
+        return n_events, str(caught.value)
+
+    n_events, message = asyncio.run(run())
+    assert n_events == 20 and "broke" in message
+
+
 def test_a_client_that_does_not_read_holds_nobody_up(model: refgpt.Model) -> None:
     with serving(model, send_timeout=0.3) as server:
         silent = server.send("/v1/completions", n_received=4096, **LONG | {"stream": True, "logprobs": 50, "n": 2})
