@@ -161,13 +161,13 @@ async def _start(exchange: Exchange, body: Mapping[str, Any]) -> tuple[Running, 
     ids = ids[-max(1, most - params.max_new_tokens) :]
     if state.settings.log_prompts:
         exchange.note["prompt"] = prompt
-    key = body.get("genkey")
+    key, trims = body.get("genkey"), flag_of(body, "trim_stop", False)
     job = state.core.submit([ids], params)
     tokenizer = state.model.tokenizer
     texts = [PlainText(ids, params.stops, tokenizer) for _ in range(params.num_return_sequences)]
     running = Running(key if isinstance(key, str) else "", _client(exchange), job, texts)
     state.kobold.add(running)
-    return running, flag_of(body, "trim_stop", False)
+    return running, trims
 
 
 def _params(state: State, body: Mapping[str, Any]) -> GenerationParams:

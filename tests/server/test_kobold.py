@@ -173,6 +173,13 @@ def test_errors_have_kobolds_form(server: Served, given: dict) -> None:
     assert answer.json["detail"].keys() == {"msg", "type"} and next(iter(given)) in answer.json["detail"]["msg"]
 
 
+def test_a_refused_request_leaves_nothing_behind(server: Served) -> None:
+    for path in ("/api/v1/generate", "/api/extra/generate/stream"):
+        answer = server.ask("POST", path, {"prompt": PROMPT, "trim_stop": "perhaps"})
+        assert answer.status == 400 and "trim_stop" in answer.json["detail"]["msg"]
+    assert not server.state.kobold and not server.state.core.n_open
+
+
 def test_tokens_are_counted(server: Served, model: refgpt.Model) -> None:
     ids = model.tokenizer.encode(PROMPT)
     assert server.post("/api/extra/tokencount", prompt=PROMPT) == {"value": len(ids), "ids": ids}
