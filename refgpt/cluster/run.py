@@ -63,15 +63,20 @@ class Job:
 
 
 class ShardBatches:
-    """The batches of each step, from the texts of one worker. Steps are asked for in ascending order."""
+    """The batches of each step, from the texts of one worker. A round that failed may be asked for again."""
 
     def __init__(self, model: TrainedModel, examples: Sequence[Example], settings: RunSettings) -> None:
-        self._examples, self._settings = examples, settings
-        self._plan = planned_steps(list(map(len, examples)), model, settings)
+        self._model, self._examples, self._settings = model, examples, settings
+        self._begin()
+
+    def _begin(self) -> None:
+        self._plan = planned_steps(list(map(len, self._examples)), self._model, self._settings)
         self._next = 0
 
     def __call__(self, step: int) -> list[Batch]:
         """The micro-batches of a step."""
+        if step < self._next:
+            self._begin()
         planned = next(islice(self._plan, step - self._next, None))
         self._next = step + 1
         return step_batches(self._examples, planned, self._settings.batch_size)
@@ -119,6 +124,7 @@ class ClusterRun(Run):
         self._job, self._sync, self._rules, self._patience, self._resources = job, sync, rules, patience, resources
         methods = {"workers": n_workers, "sync": str(sync), "compress": str(rules.compression)}
         methods |= {"outer": [rules.outer, rules.outer_lr, rules.outer_momentum], "error_decay": rules.error_decay}
+        methods |= {"max_ratio": rules.max_ratio, "trim": rules.trim}
         super().__init__(model, data, out, settings, about | methods, record)
 
     def __iter__(self) -> Iterator[RunEvent]:

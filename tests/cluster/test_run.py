@@ -1,0 +1,56 @@
+"""A training by workers that writes a directory, as far as it needs no Ray."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import refgpt
+from refgpt import training
+from refgpt._common.errors import CheckpointError
+from refgpt.cluster import Rules, parse_sync
+from refgpt.cluster.run import ClusterRun, Job, ShardBatches
+from refgpt.generation.chat_templates import TEMPLATES
+from refgpt.training.data import read_texts
+from refgpt.training.examples import Encoder
+from refgpt.training.run import RunSettings
+from tests.helpers.finetune_files import PAIRS, write_lines, write_small_model
+
+SETTINGS = RunSettings(iters=8, batch_size=2)
+
+
+@pytest.fixture
+def model(tmp_path):
+    model = refgpt.load(write_small_model(tmp_path / "model"))
+    training.new_adapter(model, rank=2, targets="q,v", seed=0)
+    return model
+
+
+@pytest.fixture
+def texts(tmp_path, model):
+    path = write_lines(tmp_path / "train.jsonl", PAIRS)
+    return read_texts(path, Encoder(model.config, model.tokenizer, TEMPLATES["base"]), 60)
+
+
+def test_the_steps_of_a_round_are_the_same_when_it_is_tried_again(model, texts):
+    batches = ShardBatches(model, texts.examples, SETTINGS)
+
+    def ids(step):
+        return [np.concatenate([np.ravel(one) for one in batch.ids]).tolist() for batch in batches(step)]
+
+    first = [ids(step) for step in range(6)]
+    assert [ids(step) for step in range(2, 6)] == first[2:]
+
+
+@pytest.mark.parametrize("changes", [{"max_ratio": 2.0}, {"trim": 1}], ids=str)
+def test_other_rules_are_another_run(tmp_path, model, texts, changes):
+    def begin(rules):
+        job = Job({}, None, SETTINGS)
+        data, sync = {"train": texts}, parse_sync("every:2")
+        with ClusterRun(model, data, tmp_path / "out", SETTINGS, {}, {}, job=job, n_workers=2, sync=sync, rules=rules):
+            pass
+
+    begin(Rules())
+    begin(Rules())
+    with pytest.raises(CheckpointError, match=f"another {next(iter(changes))}"):
+        begin(Rules(**changes))
