@@ -37,7 +37,7 @@ class ServerSettings:
     speculate : int
         Tokens that are drafted by prompt lookup while only one text is being written; see ``GenerationParams``.
     parse_special : bool
-        Whether strings such as "<|endoftext|>" in a prompt are special tokens where the request does not say.
+        Whether strings such as ``"<|endoftext|>"`` in a prompt are special tokens where the request does not say.
     inspect : bool
         Whether ``/inspect`` looks inside the model.
     max_queue : int

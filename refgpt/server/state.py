@@ -133,7 +133,7 @@ class State:
         Parameters
         ----------
         special : bool
-            Whether strings such as "<|endoftext|>" are special tokens.
+            Whether strings such as ``"<|endoftext|>"`` are special tokens.
         name : str
             The field that has them.
         go_on : bool

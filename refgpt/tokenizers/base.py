@@ -95,7 +95,7 @@ class Tokenizer(ABC):
         ----------
         text : str
         special : bool
-            Whether the strings of special tokens, such as "<|endoftext|>", become their ids. If not, they are text like
+            Whether the strings of special tokens, such as ``"<|endoftext|>"``, become their ids. If not, they are text like
             any other, as where somebody else has written the text.
 
         Returns

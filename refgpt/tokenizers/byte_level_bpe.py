@@ -49,7 +49,7 @@ LETTER_OF_BYTE = {byte: letter for letter, byte in BYTE_OF_LETTER.items()}
 class ByteLevelBPE(Tokenizer):
     """A byte-level BPE from files, see `load_tokenizer_json` and `load_vocab_and_merges`.
 
-    Special tokens are text like any other: "<|endoftext|>" in a text becomes its id, and that id becomes its text
+    Special tokens are text like any other: ``"<|endoftext|>"`` in a text becomes its id, and that id becomes its text
     again, so that ``decode(encode(text)) == text`` for every text, unless the tokenizer's file itself changes the text
     (by a normalizer, a prefixed space, or added tokens that absorb the white space around them).
 
