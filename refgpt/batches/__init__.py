@@ -1,4 +1,4 @@
-"""Files of prompts: every request is answered once, many of them together, and a run that was cut off goes on."""
+"""Files of prompts: requests are answered in batches, each exactly once, and an interrupted run resumes."""
 
 from refgpt.batches.batch import BatchSummary, run_batch
 

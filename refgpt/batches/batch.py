@@ -1,4 +1,4 @@
-"""A file of prompts from its first request to its last record."""
+"""Answer a file of prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from refgpt.generation.chat_templates import ChatTemplate, chat_template
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.sequence import Generates
 
-#: In which order records are written: that of the requests, or that in which they are complete.
+#: Orders of the records: that of the requests, or the order of completion.
 ORDERS = ("input", "completion")
 
 
@@ -31,16 +31,16 @@ class Loaded(Generates, Protocol):
 
 @dataclass(frozen=True)
 class BatchSummary:
-    """What a batch came to.
+    """The totals of a batch.
 
     Attributes
     ----------
     n_requests : int
         How many requests there are, each with a record now.
     n_errors : int
-        How many of the records say why there is no answer.
+        How many of the records are errors.
     n_earlier : int
-        How many were there from an earlier run.
+        How many records came from an earlier run.
     """
 
     n_requests: int
@@ -74,20 +74,20 @@ def run_batch(
         line that is not blank is a prompt.
     output : path
         A .jsonl or .csv file. It is written when all requests have a record. Until then records are kept beside it,
-        under its name plus ".partial": a run that was cut off, by whatever, goes on where it was when it is called
-        again with the same file and settings. Nothing is answered twice, and nothing is lost.
+        under its name plus ".partial": an interrupted run resumes when it is called again with the same
+        file and settings. No request is answered twice, and no record is lost.
     params : GenerationParams, optional
-        Of requests that say nothing else. Those in OpenAI's format have its defaults.
+        Defaults of requests in the short form. Requests in OpenAI's format have OpenAI's defaults.
     kind : "jsonl", "csv", "text" or None
         What the file is; None: as its name says.
     prompt_column : str
         The column of a CSV file that has the prompts.
     template : str or ChatTemplate
-        What messages become a prompt by: "base", "gpt-jt", "alpaca", "dolly" or "pygmalion".
+        The prompt format of messages: "base", "gpt-jt", "alpaca", "dolly" or "pygmalion".
     order : "input" or "completion"
         See ``ORDERS``.
     restart : bool
-        Whether the records of an earlier run of something else may go.
+        Whether to discard the records of an earlier run with another file or settings.
     on_record : callable
         Called with how many requests have a record, and how many there are: at the start, and after each one.
     **running
@@ -101,8 +101,8 @@ def run_batch(
     Raises
     ------
     RefgptError
-        If a file or a setting cannot be used, before anything is computed. What is wrong with a single request is said
-        in its record.
+        If a file or a setting cannot be used, before anything is computed. An error of a single request is
+        reported in its record.
     """
     lines = Lines(path_of("path", path, DataError), kind, prompt_column)
     with Journal(check_output(output), lines.n_lines) as journal:
@@ -156,7 +156,7 @@ def answer(
 
 
 def settings_of(model: Loaded, lines: Lines, params: GenerationParams | None, template: str | ChatTemplate) -> Settings:
-    """What holds for all requests of a file."""
+    """The settings that all requests of a file share."""
     return Settings(
         model.engine.config.n_ctx,
         params or GenerationParams(),
@@ -173,13 +173,13 @@ def records_of(
     is_done: Callable[[int], bool] = lambda index: False,
     **running: Any,
 ) -> Iterator[Record]:
-    """The records of the requests that are not done yet, as they are complete."""
+    """Yield the records of the unanswered requests, in order of completion."""
     left = ((i, request_of(line, settings)) for i, line in enumerate(lines) if not is_done(i))
     yield from run_requests(model, left, fault=model.checkpoint.tokenizer_fault, **running)
 
 
 def check_output(output: str | os.PathLike[str]) -> Path:
-    """A file that a batch can write: a DataError if its suffix is another."""
+    """Check the suffix of an output file; a DataError if a batch cannot write such files."""
     path = path_of("output", output, DataError)
     if path.suffix not in SUFFIXES:
         raise DataError("cannot be written", where="output", got=path, wanted=f"a name in {' or '.join(SUFFIXES)}")

@@ -1,10 +1,10 @@
-"""What a batch has answered so far, kept so that a run that was cut off at any byte goes on where it was.
+"""The records of an unfinished batch, stored so that a run can resume after an interruption at any byte.
 
-Beside the output, under its name plus ".partial", lies a journal. Its first line says of which requests, model and
-settings it is. Each further line is the number of a request, a tab, and its record. A line counts when it is whole, so
-a process that was killed loses at most what it had not finished writing. At the end the records are written to the
-output in one piece, under another name first, and the journal is removed: whatever moment a run is killed at, the next
-one finds either the journal or the output whole.
+Beside the output, under its name plus ".partial", lies a journal. Its first line identifies the requests, model and
+settings. Each further line is the number of a request, a tab, and its record. A line counts when it is complete,
+so a killed process loses at most the line that it was writing. At the end the records are written to the
+output in one piece, under another name first, and the journal is removed: whenever a run is killed, the next one
+finds either the journal or the complete output.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from refgpt.batches.running import Record
 
 VERSION = 1
 MAGIC = b'{"refgpt_batch": '
-#: What is written at the end: JSON lines, or a table.
+#: Formats of the output: JSON lines, or a table.
 SUFFIXES = (".jsonl", ".csv")
-#: Seconds after which what was written is put on the disk.
+#: Seconds between calls of fsync.
 SYNCED_EVERY = 2.0
 #: Columns of a table, before those that a request has brought along.
 COLUMNS = ("id", "text", "finish_reason", "n_prompt", "n_new", "error")
@@ -48,18 +48,18 @@ class Journal:
     Attributes
     ----------
     n_done, n_errors : int
-        How many have a record, and how many of these say why there is no answer.
+        How many requests have a record, and how many of these records are errors.
 
     Raises
     ------
     DataError
-        If the file cannot be written, another run is writing it, or what lies in the journal's place is no journal.
+        If the file cannot be written, another run is writing it, or the file at the journal's path is not a journal.
     """
 
     def __init__(self, output: str | os.PathLike[str], n_requests: int) -> None:
         self.output = Path(os.path.realpath(output))
         self.path = partial_name(self.output)
-        self._starts = array("q", [-1]) * n_requests  # of each request, where its line begins
+        self._starts = array("q", [-1]) * n_requests  # the offset of each request's line
         self._sizes = array("q", [0]) * n_requests
         self.n_done = self.n_errors = 0
         self._end, self._last_sync = 0, 0.0
@@ -81,7 +81,7 @@ class Journal:
         return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        """Give up the lock. What no request has been answered in is removed, and an earlier run's records stay."""
+        """Release the lock. A journal without records is removed; records of an earlier run are kept."""
         try:
             with writing(self.output):
                 if not self.n_done and self._earlier is None:
@@ -93,7 +93,7 @@ class Journal:
             os.close(self._descriptor)
 
     def begin(self, identity: Mapping[str, Any], restart: bool = False) -> None:
-        """Go on with the records of an earlier run, or begin anew where there are none.
+        """Resume from the records of an earlier run, or start a new journal if there are none.
 
         Parameters
         ----------
@@ -105,7 +105,7 @@ class Journal:
         Raises
         ------
         DataError
-            If the earlier run was of something else, and ``restart`` does not say that its records may go.
+            If the earlier run had another identity, and ``restart`` is False.
         """
         header = json.loads(json.dumps({"refgpt_batch": VERSION, **identity}))
         if self._earlier is not None and not restart:
@@ -129,7 +129,7 @@ class Journal:
         return self._starts[index] >= 0
 
     def write(self, record: Record) -> None:
-        """Keep a record. It is the system's when this returns, and on the disk within some seconds."""
+        """Write a record. The operating system has it when this returns; it is on the disk within some seconds."""
         line = _line_of(record)
         self._append(line)
         self._note(record.index, len(line), record.is_error)
@@ -143,7 +143,7 @@ class Journal:
         Parameters
         ----------
         in_order : bool
-            Whether records come in the order of the requests, or in that in which they were complete.
+            Whether to write records in the order of the requests, or in order of completion.
         """
         assert self.n_done == len(self._starts)
         order = range(self.n_done) if in_order else sorted(range(self.n_done), key=self._starts.__getitem__)
@@ -173,7 +173,7 @@ class Journal:
         return os.pread(self._descriptor, self._sizes[index], self._starts[index]).partition(b"\t")[2].decode()
 
     def _note(self, index: int, n_bytes: int, is_error: bool) -> None:
-        """The last line, of so many bytes, is of this request."""
+        """Note that the last line, of this many bytes, belongs to this request."""
         self._starts[index], self._sizes[index] = self._end - n_bytes, n_bytes
         self.n_done += 1
         self.n_errors += is_error
@@ -196,7 +196,7 @@ class Journal:
                 at += len(line) + 1
 
     def _read_header(self) -> dict[str, Any] | None:
-        """What the earlier run was of; None if there is none, or it did not come as far as its first record."""
+        """The identity of the earlier run; None if there is none, or it wrote no record."""
         begun = os.pread(self._descriptor, len(MAGIC), 0)
         if begun != MAGIC[: len(begun)]:
             raise DataError(
@@ -212,7 +212,7 @@ class Journal:
         return found if isinstance(found, dict) else None
 
     def _read_records(self) -> None:
-        """Find the records of the earlier run. From the first line that is not whole on, nothing counts."""
+        """Find the records of the earlier run. Everything from the first incomplete line on is ignored."""
         lines = self._lines(0)
         start, header = next(lines)
         self._end = start + len(header)
@@ -230,7 +230,7 @@ class Journal:
 
 
 def is_error_record(record: Mapping[str, Any]) -> bool:
-    """Whether a record says why there is no answer."""
+    """Whether a record is an error."""
     response = record.get("response")
     refused = isinstance(response, dict) and response.get("status_code") != 200
     return refused or record.get("error") is not None

@@ -1,6 +1,6 @@
 """Files of prompts, a request a line: JSON lines, CSV with a header, or plain text.
 
-A line that cannot be read is no reason to give up the others: it comes with its error in place of its content.
+A line that cannot be read does not stop the others: it is returned with an error in place of its content.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from refgpt._common.small_files import open_file, parse_json, reading
 from refgpt._common.wording import listed, shown
 from refgpt.generation.openai import FIELDS, RENAMED
 
-#: What a file of prompts may be, and the suffixes that say so.
+#: The formats of files of prompts, and their suffixes.
 SUFFIXES = {"jsonl": (".jsonl", ".ndjson"), "csv": (".csv",), "text": (".txt",)}
 #: Parameters whose cells in a table are texts, not JSON.
 TEXTS = ("stop", "regex", "grammar")
@@ -65,7 +65,7 @@ class Lines:
     sha256 : str
         Of the whole file.
     n_lines : int
-        How many requests there are, those included that cannot be read.
+        The number of requests, including those that cannot be read.
 
     Raises
     ------
@@ -155,7 +155,7 @@ class Lines:
                 yield Line(number, self._content(dict(zip(header, fields, strict=True))))
 
     def _content(self, row: dict[str, str]) -> dict[str, Any]:
-        """A row as a request: what is no prompt, no id and no parameter is carried along."""
+        """A row as a request. Columns other than the prompt, the id and parameters are copied to the record."""
         content: dict[str, Any] = {"prompt": row.pop(self.prompt_column)}
         others = {}
         for name, text in row.items():
@@ -169,7 +169,7 @@ class Lines:
 
 
 def kind_of(path: Path) -> str:
-    """What a file of prompts is, by its suffix.
+    """The format of a file of prompts, from its suffix.
 
     Raises
     ------

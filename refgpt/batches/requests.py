@@ -1,4 +1,4 @@
-"""Requests of a batch: a line in the short form or in OpenAI's, what it asks for, and its record.
+"""Requests of a batch: parse a line in the short form or in OpenAI's, and build its record.
 
 The short form is ``{"prompt": ..., "id": ..., "max_new_tokens": ...}`` with any field of ``GenerationParams``, or with
 "messages" in place of the prompt; "metadata" goes to the record as it is. OpenAI's form is that of its batch files
@@ -46,13 +46,13 @@ class Settings:
     Attributes
     ----------
     params : GenerationParams
-        Of requests in the short form, where they say nothing else. OpenAI's form has defaults of its own.
+        Defaults of requests in the short form. Requests in OpenAI's form have OpenAI's defaults.
     template : ChatTemplate
-        What messages become a prompt by.
+        The prompt format of messages.
     n_ctx : int
         The model's context.
     model : str
-        What the model is called in answers of OpenAI's form to requests that do not name it.
+        The model's name in answers in OpenAI's form to requests that do not name it.
     batch : str
         The beginning of this batch's identifiers.
     """
@@ -70,7 +70,7 @@ class Request(ABC):
     Attributes
     ----------
     prompts : sequence of (str or list of int)
-        What is to be continued; none if the request cannot be used, or asks for something else.
+        The prompts to continue; empty if the request cannot be used, or does not ask for text.
     params : GenerationParams
     error : RefgptError or None
         Why it cannot be used.
@@ -82,11 +82,11 @@ class Request(ABC):
 
     @abstractmethod
     def record(self, results: Sequence[Sequence[Generation]], model: Generates) -> dict[str, Any]:
-        """What is written where all went well, given the continuations of each prompt."""
+        """The record of a successful request, given the continuations of each prompt."""
 
     @abstractmethod
     def refusal(self, error: RefgptError) -> dict[str, Any]:
-        """What is written where it did not."""
+        """The record of a failed request."""
 
 
 def request_of(line: Line, settings: Settings) -> Request:

@@ -1,4 +1,4 @@
-"""Continuous batching: requests come and go while the scheduler's slots stay full."""
+"""Continuous batching: new requests start as soon as slots become free."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from refgpt.generation.results import Event, Generation, gathered
 from refgpt.generation.scheduler import MOST_CACHE, MOST_TOGETHER, Scheduler
 from refgpt.generation.sequence import Generates
 
-#: What keys and values of earlier prompts may take, for prompts that begin alike.
+#: Memory for the keys and values of earlier prompts, which prompts with the same beginning reuse.
 MOST_KEPT = 512 << 20
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is written of a request.
+    """The record of a request.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class Record:
     content : dict
         For JSON.
     is_error : bool
-        Whether it says why there is no answer.
+        Whether the record is an error.
     """
 
     index: int
@@ -65,17 +65,17 @@ def run_requests(
     fault: str = "",
     on_tokens: Callable[[int], object] = lambda n_new: None,
 ) -> Iterator[Record]:
-    """Answer requests, many of them together.
+    """Answer requests, many at a time.
 
     Parameters
     ----------
     model : object with engine, tokenizer and mask
     requests : iterable of (index, Request)
-        Read only as far as there is room for them.
+        Read only as slots become free.
     max_slots, max_cache_bytes : int
         See ``Scheduler``.
     max_kept_bytes : int
-        What a ``PrefixCache`` may take; 0 for none.
+        Memory of the ``PrefixCache``; 0 for none.
     fault : str
         Why the model's own tokenizer cannot be used, if it cannot.
     on_tokens : callable
@@ -84,11 +84,11 @@ def run_requests(
     Yields
     ------
     Record
-        In the order in which they are complete.
+        In order of completion.
     """
     cache = PrefixCache(max_kept_bytes) if max_kept_bytes else None
     scheduler = Scheduler(model, max_slots, max_cache_bytes, prefix_cache=cache)
-    jobs: dict[int, tuple[_Job, int]] = {}  # of each request of the scheduler, its job and which of its prompts
+    jobs: dict[int, tuple[_Job, int]] = {}  # for each request of the scheduler: its job, and the index of its prompt
     source = iter(requests)
     more = True
     while more or scheduler.busy:
@@ -103,7 +103,7 @@ def run_requests(
         events = scheduler.step()
         on_tokens(sum(event.choice is not None for event in events))
         for event in events:
-            if event.seq in jobs:  # what was cancelled may have had events in the same pass
+            if event.seq in jobs:  # a cancelled request may have events in the same pass
                 record = _take(event, model, scheduler, jobs)
                 if record is not None:
                     yield record
@@ -116,7 +116,7 @@ def _begin(
     jobs: dict[int, tuple[_Job, int]],
     fault: str,
 ) -> Record | None:
-    """Put a request in line, or answer it at once where it has nothing to be continued."""
+    """Queue a request, or answer it at once if it has no prompts."""
     index, request = following
     job, added = _Job(index, request), []
     try:
@@ -156,7 +156,7 @@ def _take(event: Event, model: Generates, scheduler: Scheduler, jobs: dict[int, 
 
 
 def in_order(records: Iterable[Record]) -> Iterator[Record]:
-    """Records in the order of the file, each as soon as those before it are there."""
+    """Yield records in the order of the file, each as soon as all earlier ones are complete."""
     waiting: dict[int, Record] = {}
     n_given = 0
     for record in records:

@@ -1,4 +1,4 @@
-"""Several continuations of a prompt, of which only the likeliest come out."""
+"""Several continuations of a prompt, of which only the likeliest are returned."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from refgpt.runtime.engine import Session
 
 
 class Ballot:
-    """The continuations of one request that are whole, until all are.
+    """Collects the finished continuations of one request until all are finished.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class Ballot:
         self._texts: list[list[Event]] = []
 
     def add(self, events: list[Event]) -> list[Event]:
-        """Take one that is whole -> the events of the best, token by token, once all are whole."""
+        """Add a finished continuation. -> the events of the best ones, token by token, once all are finished"""
         self._texts.append(events)
         if len(self._texts) < self._params.n_drawn:
             return []
@@ -46,7 +46,7 @@ class Ballot:
 
 
 class Candidate(Continuation):
-    """A continuation that comes out only if it is among the best."""
+    """A continuation that is returned only if it is among the best."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Candidate(Continuation):
         self._events: list[Event] = []
 
     def take(self, session: Session, rows: np.ndarray) -> list[Event]:
-        """Go on, and give the events of the best if this was the last to become whole."""
+        """Continue; return the events of the best continuations if this was the last one to finish."""
         self._events += super().take(session, rows)
         return self._ballot.add(self._events) if self.finished else []
 

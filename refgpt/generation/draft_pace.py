@@ -1,7 +1,7 @@
-"""How many tokens a draft model should draft next, from what it costs and how often it was right.
+"""How many tokens a draft model should draft next, from its cost and its acceptance rate.
 
 A pass of few rows is bound by reading the weights, so that a few drafted tokens are checked at almost no cost; further
-rows cost arithmetic. Nothing here changes a text: only how many passes it takes.
+rows cost arithmetic. The length of drafts never changes a text, only the number of passes.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class DraftPace:
         self._wait = self._waited = 0
 
     def length(self, room: int, n_texts: int = 1) -> int:
-        """Tokens to draft now, at most ``room``, where ``n_texts`` texts share a pass; 0 where none is likely to pay.
+        """Tokens to draft now, at most ``room``, where ``n_texts`` texts share a pass; 0 if it would not save time.
 
-        Now and then a single token is tried nevertheless, ever less often while it fails.
+        A single token is still tried at intervals, which grow while it is rejected.
         """
         most = min(self._most, room, MOST_CHECKED // n_texts - 1)
         if most < 1:
@@ -66,13 +66,13 @@ class DraftPace:
         return 0
 
     def learn(self, n_drafted: int, n_accepted: int) -> None:
-        """How a draft fared: its tokens count as far as the first that was wrong."""
+        """Record how many drafted tokens were accepted. Tokens after the first rejected one are not counted."""
         for i in range(min(n_drafted, n_accepted + 1)):
             self._rate += WEIGHT * ((i < n_accepted) - self._rate)
         self._wait = 0 if n_accepted else min(2 * self._wait + 1, LONGEST_WAIT)
         self._learned(n_drafted, n_accepted)
 
     def _speed(self, n: int, n_texts: int) -> float:
-        """Expected tokens by cost, if each of ``n_texts`` texts drafts ``n`` tokens."""
+        """Expected tokens per cost, if each of ``n_texts`` texts drafts ``n`` tokens."""
         expected = sum(self._rate**i for i in range(n + 1))
         return n_texts * expected / (pass_cost(n_texts * (n + 1)) + n * self._cost * pass_cost(n_texts))

@@ -1,8 +1,8 @@
-"""Draft models: a small model writes ahead, and one pass of the large one checks what it wrote.
+"""Draft models: a small model drafts tokens, and one pass of the large model checks them.
 
-A drafted token stands where the large model draws the same one from its own logits with its own random number, so that
-a text is the same to the last bit with and without drafts. The draft model guesses with the same random numbers: the
-more alike the two models are, the more of its tokens stand, sampled texts included ("speculative decoding",
+A drafted token is accepted if the large model draws the same one from its own logits with its own random number, so
+a text is bitwise the same with and without drafts. The draft model guesses with the same random numbers: the
+more similar the two models are, the more tokens are accepted, also in sampled texts ("speculative decoding",
 https://arxiv.org/abs/2211.17192, which draws with other random numbers and keeps the distribution, not the text).
 """
 
@@ -27,7 +27,7 @@ from refgpt.tokenizers import Tokenizer
 
 log = logging.getLogger("refgpt")
 
-#: Ids that one of two vocabularies may have beyond the other's: heads are made longer to a round number of rows.
+#: Most ids that one vocabulary may have beyond the other's: heads are padded to a round number of rows.
 MOST_SPARE = 256
 #: Rows that the draft model reads in one go: while several texts wait for it, and where there is one.
 ROWS_BESIDE, ROWS_ALONE = 64, 512
@@ -38,7 +38,7 @@ WORTH_COPYING = 16
 def check_same_ids(
     config: AnyConfig, tokenizer: Tokenizer | None, draft_config: AnyConfig, draft_tokenizer: Tokenizer | None
 ) -> None:
-    """Refuse a draft model whose ids mean something else than the model's.
+    """Refuse a draft model whose ids stand for other tokens than the model's.
 
     Up to ``MOST_SPARE`` ids at the end may exist in one of them alone, as GPT-J has 143 more than GPT-Neo. Where a
     tokenizer is missing, the ids cannot be compared, and the heads must have equally many rows.
@@ -75,7 +75,7 @@ def check_same_ids(
 
 
 def check_draft(model: Generates, draft: object, params: GenerationParams) -> None:
-    """Refuse what cannot draft for a model, before anything is computed; None can.
+    """Refuse an unusable draft model before anything is computed. None is allowed.
 
     Raises
     ------
@@ -143,7 +143,7 @@ class Drafter:
     Attributes
     ----------
     n_drafted, n_accepted : int
-        How many drafted tokens were checked, and how many of them stood.
+        How many drafted tokens were checked, and how many of them were accepted.
 
     Raises
     ------
@@ -168,20 +168,20 @@ class Drafter:
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """Forget all texts, and give back their memory."""
+        """Forget all texts, and release their memory."""
         self._session = self._engine.session(self._n_slots, self._capacity)
         self._slots = [_Slot() for _ in range(self._n_slots)]
 
     def new_pace(self) -> DraftPace:
-        """The pace of one more text, which begins as the earlier ones have fared."""
+        """The pace of a new text, which starts from the acceptance rate of earlier texts."""
         rate = (self.n_accepted + 8 * FIRST_RATE) / (self.n_drafted + 8)
         return DraftPace(MOST_DRAFTED, self._cost, rate, self._learn)
 
     def draft(self, texts: Sequence[Continuation], alone: bool) -> None:
-        """Give those texts a draft of what may follow that have none, and for which it is likely to pay.
+        """Draft tokens for the texts without a draft, if that is likely to save time.
 
-        No fault of the draft model ends a text: there are no drafts from then on. ``alone`` says that no other text is
-        running.
+        An error of the draft model does not end a text, but stops all further drafting. ``alone`` says that no other
+        text is running.
         """
         if self._broken:
             return
@@ -212,7 +212,7 @@ class Drafter:
                 ids, prefix_len = ids[n:], 0
                 if not alone:
                     break
-            if len(ids) > WORTH_COPYING:  # the others do not wait until it is read to its end
+            if len(ids) > WORTH_COPYING:  # so that the others do not wait until it is read completely
                 continue
             parts.append((text.slots[0], ids, prefix_len))
             lengths[text] = min(length, self._capacity - len(text.text) + self._slots[text.slots[0]].start + 1)

@@ -1,4 +1,4 @@
-"""Holds one text to a constraint: which tokens may follow, and whether the text is complete."""
+"""Applies a constraint to one text: which tokens may follow, and whether the text is complete."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class ConstraintMatcher:
     constraint : Constraint
     tokenizer : Tokenizer
     ends : collection of int
-        The tokens that end a text. They may follow where the text is complete.
+        The tokens that end a text. They are allowed once the text is complete.
     prompt : sequence of int
-        What the text follows. The constraint does not concern it.
+        The prompt of the text. The constraint does not apply to it.
 
     Raises
     ------
@@ -64,16 +64,16 @@ class ConstraintMatcher:
         return self._possible
 
     def complete(self, ids: Sequence[int]) -> bool:
-        """Whether the text is what the constraint describes."""
+        """Whether the text satisfies the constraint."""
         self._go_to(list(ids))
         return bool(self._matcher.is_accepting())
 
     def over(self, ids: Sequence[int]) -> bool:
-        """Whether the text is complete, and no token but an end can follow."""
+        """Whether the text is complete, and only an end token can follow."""
         return self.complete(ids) and int(self.possible(ids).sum()) == len(self._ends)
 
     def n_possible(self, ids: Sequence[int], draft: Sequence[int]) -> int:
-        """How many tokens of a draft may follow one another after the new ids."""
+        """How many leading tokens of a draft the constraint allows after the new ids."""
         self._go_to(list(ids))
         spelled = [self._spelling.of(id, not ids and not i) for i, id in enumerate(draft)]
         n = next((i for i, id in enumerate(draft) if id in self._ends), len(draft))
@@ -160,7 +160,7 @@ class _Spelling:
 
 
 class _Tokens:
-    """What llguidance asks of a tokenizer."""
+    """The tokenizer interface of llguidance."""
 
     def __init__(self, tokens: list[bytes]) -> None:
         self.tokens, self.special_token_ids = tokens, [len(tokens) - 1]

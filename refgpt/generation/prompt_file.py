@@ -1,4 +1,4 @@
-"""A prompt on disk: what was computed for it is used by the next run that begins alike."""
+"""A prompt's keys and values on disk, which later runs reuse for prompts with the same beginning."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class PromptFile:
     """A file that holds one prompt's keys and values, in place of a ``PrefixCache``. It changes no text.
 
     A prompt uses as many leading positions of the file as it has in common with it, and then takes its place if it has
-    more. Prompts that see themselves whole (the prefix mask) cannot use one.
+    more. Prompts with the prefix mask cannot use such a file.
 
     Parameters
     ----------
     path : path
-        It need not exist. A file there that is no saved prompt is refused, not overwritten.
+        It need not exist. An existing file that is not a saved prompt is refused, not overwritten.
 
     Raises
     ------
@@ -43,6 +43,6 @@ class PromptFile:
         return self._n_known
 
     def keep(self, session: Session, slot: int, ids: Sequence[int]) -> None:
-        """Keep a prompt that a slot holds, if the file does not have all of it that can be used."""
+        """Save the prompt in a slot, if the file does not already contain its reusable part."""
         if len(ids) - 1 > self._n_known:
             session.save(self._path, slot)

@@ -23,7 +23,7 @@ class ScoredContinuation(Continuation):
     Parameters
     ----------
     go_on : bool
-        Whether text is to follow. Otherwise one event comes, which has the prompt's scores and no token.
+        Whether to generate text. Otherwise the only event has the prompt's scores and no token.
 
     Other parameters are those of ``Continuation``.
     """
@@ -33,7 +33,7 @@ class ScoredContinuation(Continuation):
     ) -> None:
         super().__init__(request, prompt, model, params)
         if not go_on:
-            self.ids = self.ids[:-1] or self.ids  # the last token is only predicted
+            self.ids = self.ids[:-1] or self.ids  # the last token is predicted but not read
             self.n_prompt = self.n_positions = len(self.ids)
             self.prefix_len = 0
         self.first_row = 0

@@ -1,6 +1,6 @@
 """Files of texts to learn from: JSONL, folders of it, and plain text.
 
-Nothing is dropped in silence: what is too long, empty or malformed is counted, and named by its line.
+Nothing is dropped silently: too long, empty and malformed texts are counted and reported with their lines.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from refgpt._common.small_files import open_file, parse_json, read_bytes, readin
 from refgpt._common.wording import told
 from refgpt.training.examples import Encoder, Example, pieces_of
 
-#: A line of JSONL and a plain text have at most so many bytes.
+#: Most bytes of a line of JSONL, or of a plain text.
 LONGEST_LINE = 1 << 24
 LONGEST_TEXT = 1 << 31
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 SPLITS = ("train", "valid", "test")
-#: Lines that are named, of each kind of those that are left out.
+#: Most line numbers reported for each reason of leaving out texts.
 MOST_NAMED = 5
 TOO_LONG = ("skip", "cut")
 
@@ -40,7 +40,7 @@ class Texts:
     n_cut : int
         How many were too long, and were cut into pieces or shortened.
     left_out : dict of str to list of str
-        Places of what cannot be learned from, by what is wrong with it: "too long", "empty", "malformed".
+        Places of texts that are not used, by reason: "too long", "empty", "malformed".
     """
 
     path: Path
@@ -63,7 +63,7 @@ class Texts:
         return sum(example.n_targets for example in self.examples)
 
     def summary(self) -> list[str]:
-        """What was read and what was not, as lines for people."""
+        """What was read and what was left out, as lines of text."""
         cut = f", {self.n_cut:,} too long and cut" if self.n_cut else ""
         learned = f"{self.n_tokens:,} tokens, {self.n_targets:,} of them learned"
         lines = [f"{self.path}: {len(self.examples):,} texts{cut}, {learned}"]
@@ -73,7 +73,7 @@ class Texts:
         return lines
 
     def digest(self) -> str:
-        """A checksum of all ids, of what is learned and of what sees itself both ways."""
+        """A checksum of all ids, targets and prefix lengths."""
         found = hashlib.sha256()
         for example in self.examples:
             found.update(np.array([len(example), example.prefix_len], "<i8").tobytes())
@@ -110,16 +110,16 @@ def read_texts(path: Path, encoder: Encoder, max_length: int, too_long: str = "s
         JSONL, by its suffix, or plain text: a single text that is cut into pieces.
     encoder : Encoder
     max_length : int
-        Most tokens of a text. One without a prompt is cut into pieces, and nothing of it is lost.
+        Most tokens of a text. A longer text without a prompt is cut into pieces, and no part is lost.
     too_long : "skip" or "cut"
-        What becomes of longer texts with a prompt: they are left out, or lose their end.
+        Longer texts with a prompt are left out, or cut at the end.
     strict : bool
         Whether a malformed line is an error.
 
     Raises
     ------
     DataError
-        If the file cannot be read, or nothing in it can be learned from.
+        If the file cannot be read, or contains no usable text.
     """
     one_of("too_long", too_long, TOO_LONG, DataError)
     max_length = whole_number("max_seq_length", max_length, 2, encoder.config.n_ctx, DataError)

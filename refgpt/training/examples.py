@@ -18,11 +18,11 @@ from refgpt.spec.gradients import NO_TARGET
 from refgpt.tokenizers import Tokenizer
 from refgpt.training.batch import Batch
 
-#: The forms that a record can have: the keys of each.
+#: The forms of records, each with its keys.
 FORMS = (("text",), ("prompt", "completion"), ("messages",))
 LOSSES = ("completion", "all")
 
-#: A piece of a text, and whether the model is to learn to write it.
+#: A piece of a text, and whether its tokens are targets of the loss.
 Segment = tuple[str, bool]
 
 
@@ -36,7 +36,7 @@ class Example:
     wanted : ndarray of bool [t]
         Which tokens are to be predicted; the first never is.
     prefix_len : int
-        So many leading tokens see one another.
+        Number of leading tokens that see each other.
     """
 
     ids: np.ndarray
@@ -78,11 +78,11 @@ class Encoder:
     template : ChatTemplate
         The format of conversations.
     loss : "completion" or "all"
-        What is learned where there is a prompt: the completion alone, or the prompt too.
+        Targets of the loss in texts with a prompt: the completion alone, or the prompt too.
     prefix : bool
-        Whether prompts see themselves both ways, as GPT-JT's do.
+        Whether all tokens of a prompt see each other, as in GPT-JT.
     end : bool
-        Whether the token that ends a text is put after each, if the model has one.
+        Whether to append the end-of-text token to each text, if the model has one.
     """
 
     config: AnyConfig
@@ -138,7 +138,7 @@ class Encoder:
         learned: list[bool] = []
         for i, (piece, wanted) in enumerate(segments):
             if not i and not wanted and not piece:
-                new = prompt_ids("", self.config, self.tokenizer)  # what a text begins with
+                new = prompt_ids("", self.config, self.tokenizer)  # the beginning of a text
             else:
                 new = encode_after((text, ids), piece, self.tokenizer) if text else self.tokenizer.encode(piece)
             prefix_len = len(ids) if self.prefix and i == len(segments) - 1 else 0

@@ -1,4 +1,4 @@
-"""A training from texts to a written model: planned, watched, kept, and resumed to the bit after whatever ended it."""
+"""Training from texts to a saved model: plans, evaluates, saves states, and resumes with the same bits."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from refgpt.training.state import STATE
 from refgpt.training.trainer import Trainer
 
 OPTIMISERS = ("adamw", "muon")
-#: Files that make a directory a model or an adapter: they come last.
+#: The files that make a directory a model or an adapter. They are written last.
 LAST_FILES = ("config.json", "adapter_config.json")
-#: The share of the steps that are warm-up, unless it is said.
+#: The default share of warm-up steps.
 WARMUP = 0.03
 
 
@@ -53,27 +53,27 @@ class RunSettings:
     iters : int, optional
         Steps; by default as many as ``epochs`` need.
     epochs : int
-        How often each text is seen.
+        Passes over the texts.
     batch_size : int
         Rows of a micro-batch: texts, or with ``pack`` as many texts as have room in so many rows.
     accumulation : int
-        Micro-batches of a step.
+        Micro-batches per step.
     row_length : int, optional
         Most tokens of a row; by default the model's context.
     pack : bool
-        Whether short texts are put together to rows.
+        Whether several short texts share a row.
     optimiser : "adamw" or "muon"
-        Muon trains the matrices of the blocks, AdamW what is left.
+        Muon trains the matrices of the blocks, AdamW all other weights.
     lr, schedule, warmup, floor
         See ``schedule``; ``warmup`` None is 3% of the steps.
     betas, eps, weight_decay, momentum, clip, dropout
         See ``AdamW``, ``Muon`` and ``Trainer``.
     seed : int
-        Of the order of the texts, and of what dropout leaves out.
+        Seed of the order of the texts and of dropout.
     eval_every, save_every : int
         Steps from one evaluation, or state on the disk, to the next; both come after the last step too.
     recompute : bool
-        See ``gradients``. It changes no bit, so that a run may go on with another choice.
+        See ``gradients``. It changes no bit, so a run may resume with another value.
     """
 
     iters: int | None = None
@@ -116,7 +116,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class RunEvent:
-    """A line of metrics.jsonl: what a step was like ("loss", before it), or an evaluation ("valid_loss", "test_loss").
+    """A line of metrics.jsonl: a step ("loss", before it), or an evaluation ("valid_loss", "test_loss").
 
     Attributes
     ----------
@@ -133,21 +133,21 @@ class Run:
     """A training that writes into a directory; iterate over it to train.
 
     The directory gets finetune.json (the settings, and the data by checksums), metrics.jsonl, at the end the model or
-    the adapter, and until then the state from which a run with the same arguments goes on.
+    the adapter, and until then the state from which a run with the same arguments resumes.
 
     Parameters
     ----------
     model : Model
-        With a new adapter where one is to be trained.
+        With a new adapter, if an adapter is trained.
     data : dict of str to Texts
         "train", and "valid" and "test" if there are any.
     out : Path
         As ``check_output`` allows it.
     settings : RunSettings
     about : dict, optional
-        What else the result depends on, for finetune.json: another value of it is another run.
+        Other values that the result depends on, for finetune.json. A run with other values cannot resume.
     record : dict, optional
-        What finetune.json shall say besides, for people.
+        Further information for finetune.json, which is not compared.
 
     Attributes
     ----------
@@ -285,7 +285,7 @@ class Run:
         return RunEvent(step, values)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl so far, as far as they are whole."""
+        """The complete lines of metrics.jsonl so far."""
         path = self.out / METRICS
         with reading(path, CheckpointError):
             if not is_there(path):
@@ -304,7 +304,7 @@ class Run:
             replace_text(path, text)
 
     def _cut_metrics(self) -> None:
-        """Forget the steps after the state on the disk: they are made again, to the same bits."""
+        """Remove the steps after the saved state: they are repeated with the same bits."""
         kept = [line for line in self.metrics() if self.n_done and line.get("step", 0) <= self.n_done]
         self._write(self.out / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
@@ -315,7 +315,7 @@ class Run:
         return new_trainer(self.model, self.settings)
 
     def _write_result(self) -> None:
-        """The model or adapter: its files get their places one by one, last the one without which it is none."""
+        """Write the model or adapter. Its files are moved into place one by one, the essential one last."""
         result = self.out / RESULT_DIRECTORY
         with writing(self.out):
             if is_there(result):  # of a run that was killed
@@ -352,7 +352,7 @@ def step_batches(examples: Sequence[Example], planned: PlannedStep, batch_size: 
 
 
 def new_trainer(model: TrainedModel, settings: RunSettings) -> Trainer:
-    """A trainer at its beginning."""
+    """A new trainer, before its first step."""
     muon = Muon(_matrices(model), settings.momentum) if settings.optimiser == "muon" else None
     adamw = AdamW(settings.betas, settings.eps, settings.weight_decay)
     return Trainer(model, adamw, settings.clip, muon, settings.dropout, settings.seed, settings.recompute)
