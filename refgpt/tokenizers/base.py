@@ -95,8 +95,8 @@ class Tokenizer(ABC):
         ----------
         text : str
         special : bool
-            Whether the strings of special tokens, such as ``"<|endoftext|>"``, become their ids. If not, they are text like
-            any other, as where somebody else has written the text.
+            Whether the strings of special tokens, such as ``"<|endoftext|>"``, become their ids. If not, they are text
+            like any other, which is right where somebody else has written the text.
 
         Returns
         -------
