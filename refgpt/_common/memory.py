@@ -40,18 +40,18 @@ def obtainable_memory() -> int | None:
 
 
 def check_obtainable(n_bytes: int, what: str, fix: str, error: type[RefgptError]) -> None:
-    """Refuse to plan what this process cannot get, and say aloud what it can only get by swapping.
+    """Refuse a plan that needs more memory than this process can get, and warn if it can only get it by swapping.
 
     Parameters
     ----------
     n_bytes : int
-        What it takes.
+        Bytes of memory that the plan needs.
     what : str
-        What takes it, as the subject of "take".
+        Who needs them, in the plural: the subject of "take" in the message.
     fix : str
-        How to take less.
+        How to need less.
     error : type of RefgptError
-        What to raise.
+        The error to raise.
     """
     most, (_, free) = obtainable_memory(), machine_memory()
     if most is not None and n_bytes > most:

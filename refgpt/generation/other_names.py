@@ -149,7 +149,7 @@ def own_names(given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in TRANSFORMERS and name not in OTHERS:
             own[name] = value
         elif name == "do_sample" and value is False:
-            pass  # below: it counts more than a temperature
+            continue  # set at the end, so that it counts more than a temperature
         elif name == "do_sample" and value is True and given.get("num_beams", 1) != 1:
             raise GenerationError("beams do not draw tokens here", where=name, fix="leave it out, or num_beams")
         elif name == "prompt_lookup_num_tokens" and value is not None:

@@ -49,13 +49,13 @@ class PrefixCache:
     Parameters
     ----------
     max_bytes : int
-        What it may take. The block that was used longest ago, and that no other follows, goes first.
+        Most bytes of keys and values. The block that was used longest ago, and that no other follows, goes first.
 
     Attributes
     ----------
     max_bytes : int
     n_bytes : int
-        What it takes.
+        Bytes of the keys and values that are kept now.
 
     Raises
     ------

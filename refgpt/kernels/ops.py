@@ -99,13 +99,25 @@ def layer_norm(
 
 
 def _rowwise(
-    op: str, x: np.ndarray, out: np.ndarray | None, threads: int | None, kernel: Kernel | None, program: Program | None
+    op: str,
+    inputs: dict[str, np.ndarray],
+    out: np.ndarray | None,
+    threads: int | None,
+    kernel: Kernel | None,
+    program: Program | None,
 ) -> np.ndarray:
-    n_rows, n = check_shape("x", x, (None, None))
-    y = output(out, x.shape)
-    check_apart("out", y, over=(x,))
-    struct = op.removesuffix("_erf")  # both forms of GELU take the same arguments
-    args = arguments(struct, x=floats("x", x, x.shape), y=floats("out", y, x.shape), n=n)
+    """Run a kernel on the rows of ``inputs``, by their names in its argument struct: x [t, n], and others of its shape.
+
+    The output has that shape too, and may be any of the inputs.
+    """
+    n_rows, n = check_shape("x", inputs["x"], (None, None))
+    shape = inputs["x"].shape
+    y = output(out, shape)
+    check_apart("out", y, over=inputs.values())
+    pointers = {name: floats(name, array, shape) for name, array in inputs.items()}
+    pointers["dx" if op.endswith("_backward") else "y"] = floats("out", y, shape)
+    # Both forms of GELU take the same arguments.
+    args = arguments(op.replace("_erf", ""), **pointers, n=n)
     run(table_row(op, kernel), args, n_rows, 4, threads, program)
     return y
 
@@ -119,7 +131,7 @@ def gelu(
     program: Program | None = None,
 ) -> np.ndarray:
     """GELU (tanh form) of every element of x [t, f]; out may be x."""
-    return _rowwise("gelu", x, out, threads, kernel, program)
+    return _rowwise("gelu", {"x": x}, out, threads, kernel, program)
 
 
 def gelu_erf(
@@ -131,7 +143,7 @@ def gelu_erf(
     program: Program | None = None,
 ) -> np.ndarray:
     """GELU itself, with erf, of every element of x [t, f]; out may be x."""
-    return _rowwise("gelu_erf", x, out, threads, kernel, program)
+    return _rowwise("gelu_erf", {"x": x}, out, threads, kernel, program)
 
 
 def gelu_backward(
@@ -144,7 +156,7 @@ def gelu_backward(
     program: Program | None = None,
 ) -> np.ndarray:
     """The gradient of the input x [t, f] of ``gelu``, from that of its result, dy [t, f]; out may be either."""
-    return _activation_backward("gelu_backward", x, dy, out, threads, kernel, program)
+    return _rowwise("gelu_backward", {"x": x, "dy": dy}, out, threads, kernel, program)
 
 
 def gelu_erf_backward(
@@ -157,26 +169,7 @@ def gelu_erf_backward(
     program: Program | None = None,
 ) -> np.ndarray:
     """The same of ``gelu_erf``."""
-    return _activation_backward("gelu_erf_backward", x, dy, out, threads, kernel, program)
-
-
-def _activation_backward(
-    op: str,
-    x: np.ndarray,
-    dy: np.ndarray,
-    out: np.ndarray | None,
-    threads: int | None,
-    kernel: Kernel | None,
-    program: Program | None,
-) -> np.ndarray:
-    n_rows, n = check_shape("x", x, (None, None))
-    dx = output(out, x.shape)
-    check_apart("out", dx, over=(x, dy))
-    args = arguments(
-        "gelu_backward", x=floats("x", x, x.shape), dy=floats("dy", dy, x.shape), dx=floats("out", dx, x.shape), n=n
-    )
-    run(table_row(op, kernel), args, n_rows, 4, threads, program)
-    return dx
+    return _rowwise("gelu_erf_backward", {"x": x, "dy": dy}, out, threads, kernel, program)
 
 
 def softmax(
@@ -188,7 +181,7 @@ def softmax(
     program: Program | None = None,
 ) -> np.ndarray:
     """Softmax of the rows of x [t, n]; out may be x."""
-    return _rowwise("softmax", x, out, threads, kernel, program)
+    return _rowwise("softmax", {"x": x}, out, threads, kernel, program)
 
 
 def residual(
@@ -203,19 +196,7 @@ def residual(
 ) -> np.ndarray:
     """Add the outputs of a block's two branches to the residual stream x [t, c]: ``x + a + b``; out may be any of
     them."""
-    n_rows, n = check_shape("x", x, (None, None))
-    y = output(out, x.shape)
-    check_apart("out", y, over=(x, a, b))
-    args = arguments(
-        "residual",
-        x=floats("x", x, x.shape),
-        a=floats("a", a, x.shape),
-        b=floats("b", b, x.shape),
-        y=floats("out", y, x.shape),
-        n=n,
-    )
-    run(table_row("residual", kernel), args, n_rows, 4, threads, program)
-    return y
+    return _rowwise("residual", {"x": x, "a": a, "b": b}, out, threads, kernel, program)
 
 
 def add(
@@ -228,12 +209,7 @@ def add(
     program: Program | None = None,
 ) -> np.ndarray:
     """The residual stream x [t, c] and what one branch adds to it: ``x + a``; out may be either."""
-    n_rows, n = check_shape("x", x, (None, None))
-    y = output(out, x.shape)
-    check_apart("out", y, over=(x, a))
-    args = arguments("add", x=floats("x", x, x.shape), a=floats("a", a, x.shape), y=floats("out", y, x.shape), n=n)
-    run(table_row("add", kernel), args, n_rows, 4, threads, program)
-    return y
+    return _rowwise("add", {"x": x, "a": a}, out, threads, kernel, program)
 
 
 def row_sum(x: np.ndarray, *, threads: int | None = None, kernel: Kernel | None = None) -> np.ndarray:
