@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cffi import FFI
@@ -44,8 +45,16 @@ def target() -> tuple[str, list[str]]:
 
 
 def isa_flags() -> dict[str, list[str]]:
-    """The instruction sets to compile for the target architecture, with their compiler flags."""
+    """The instruction sets of the target architecture, with their compiler flags."""
     return {"scalar": [], **ISAS.get(target()[0], {})}
+
+
+def chosen_isas() -> list[str]:
+    """Those to compile: all, or scalar and the ones that ``REFGPT_BUILD_ISAS`` names."""
+    known, named = list(isa_flags()), os.environ.get("REFGPT_BUILD_ISAS", "").replace(",", " ").split()
+    if unknown := sorted(set(named) - set(known)):
+        raise ValueError(f"REFGPT_BUILD_ISAS names {' '.join(unknown)}: this architecture has {' '.join(known)}")
+    return [isa for isa in known if not named or isa in named or isa == "scalar"]
 
 
 def without_unwanted(words: list[str]) -> tuple[list[str], list[str]]:
@@ -63,8 +72,10 @@ def declarations() -> str:
 class BuildKernels(build_ext):
     """Compile the wrapper and one object an instruction set, then link them into one module.
 
-    ``REFGPT_CFLAGS`` is added to the flags of every file and of the link (sanitizers). CFLAGS, CPPFLAGS, LDFLAGS and CC
-    count as they do for every extension, but for the flags that would change the bits of results (``UNWANTED``).
+    ``REFGPT_BUILD_ISAS`` limits the build to scalar and the instruction sets that it names: quick while you change
+    kernels. ``REFGPT_CFLAGS`` is added to the flags of every file and of the link (sanitizers). CFLAGS, CPPFLAGS,
+    LDFLAGS and CC count as they do for every extension, but for the flags that would change the bits of results
+    (``UNWANTED``).
     """
 
     def drop_unwanted_flags(self) -> None:
@@ -96,12 +107,18 @@ class BuildKernels(build_ext):
         ext.sources = [*ext.sources, str(wrapper)]
         ext.extra_compile_args = [*FLAGS, *extra]
         ext.extra_link_args = ["-O3", "-fno-fast-math", *extra, "-pthread"]  # the last of their kind, here too
-        for isa, flags in isa_flags().items():
-            ext.extra_objects += self.compiler.compile(
+        isas = chosen_isas()
+        ext.define_macros += [(f"REFGPT_WITHOUT_{isa}", None) for isa in isa_flags() if isa not in isas]
+
+        def compiled(isa: str) -> list[str]:
+            return self.compiler.compile(
                 [str(CSRC / f"{isa}.c")],
                 output_dir=self.build_temp,
                 include_dirs=ext.include_dirs,
-                extra_postargs=[*FLAGS, *extra, *flags],
+                extra_postargs=[*FLAGS, *extra, *isa_flags()[isa]],
             )
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each takes a compiler's process a minute or so
+            ext.extra_objects += [file for files in pool.map(compiled, isas) for file in files]
         self.force = True  # headers are included across rooms: a stale object must not survive
         super().build_extension(ext)

@@ -1,27 +1,37 @@
-/* The table of kernels as data. kernels.def is read twice: once to declare every function, once to list it. */
+/* The table of kernels as data. kernels.def is read twice: once to declare every function, once to list it.
+ * An instruction set of another architecture, or left out by build.py (REFGPT_WITHOUT_...), has rows without a function. */
 #include "refgpt_kernels.h"
 #include <stddef.h>
 
-#if defined(__x86_64__)
 #define ROW_scalar(f) f
+
+#if defined(__x86_64__) && !defined(REFGPT_WITHOUT_avx2)
 #define ROW_avx2(f) f
-#define ROW_avx512(f) f
-#define ROW_avx512vnni(f) f
-#define ROW_neon(f) NULL
-#define ROW_neondot(f) NULL
-#elif defined(__aarch64__)
-#define ROW_scalar(f) f
+#else
 #define ROW_avx2(f) NULL
+#endif
+
+#if defined(__x86_64__) && !defined(REFGPT_WITHOUT_avx512)
+#define ROW_avx512(f) f
+#else
 #define ROW_avx512(f) NULL
+#endif
+
+#if defined(__x86_64__) && !defined(REFGPT_WITHOUT_avx512vnni)
+#define ROW_avx512vnni(f) f
+#else
 #define ROW_avx512vnni(f) NULL
+#endif
+
+#if defined(__aarch64__) && !defined(REFGPT_WITHOUT_neon)
 #define ROW_neon(f) f
+#else
+#define ROW_neon(f) NULL
+#endif
+
+#if defined(__aarch64__) && !defined(REFGPT_WITHOUT_neondot)
 #define ROW_neondot(f) f
 #else
-#define ROW_scalar(f) f
-#define ROW_avx2(f) NULL
-#define ROW_avx512(f) NULL
-#define ROW_avx512vnni(f) NULL
-#define ROW_neon(f) NULL
 #define ROW_neondot(f) NULL
 #endif
 

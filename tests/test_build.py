@@ -77,6 +77,30 @@ def test_flags_that_change_bits_are_told_from_those_that_do_not(monkeypatch):
     assert dropped == UNWANTED
 
 
+def test_a_build_of_chosen_instruction_sets(monkeypatch):
+    """Scalar is always among them: every other row is held to it."""
+    built = build(monkeypatch)
+    known = list(built["isa_flags"]())
+    monkeypatch.setenv("REFGPT_BUILD_ISAS", "")
+    assert built["chosen_isas"]() == known
+    for named in (known[-1], f"scalar, {known[-1]}"):
+        monkeypatch.setenv("REFGPT_BUILD_ISAS", named)
+        assert built["chosen_isas"]() == list(dict.fromkeys(["scalar", known[-1]]))
+    monkeypatch.setenv("REFGPT_BUILD_ISAS", "avx1024 scalar")
+    with pytest.raises(ValueError, match=r"REFGPT_BUILD_ISAS names avx1024: this architecture has scalar"):
+        built["chosen_isas"]()
+
+
+def test_only_the_chosen_ones_are_compiled(tmp_path, monkeypatch):
+    """The table has the rows of the others, without functions."""
+    lines = commands_of_a_build({"REFGPT_BUILD_ISAS": "scalar"}, tmp_path, monkeypatch)
+    others = set(build(monkeypatch)["isa_flags"]()) - {"scalar"}
+    assert any("scalar.c" in line for line in lines)
+    assert not [line for line in lines for isa in others if f"{isa}.c" in line]
+    table = next(line for line in lines if "dispatch.c" in line)
+    assert all(f"-DREFGPT_WITHOUT_{isa}" in table.split() for isa in others)
+
+
 # Writes down its arguments, and makes what it was asked for.
 FAKE = """#!/bin/sh
 echo "$0 $*" >> "$COMMANDS"
@@ -96,13 +120,13 @@ ENVIRONMENTS = {
 }
 
 
-@pytest.mark.parametrize("where", ENVIRONMENTS)
-def test_no_command_of_a_build_has_them(where, tmp_path, monkeypatch):
+def commands_of_a_build(given, tmp_path, monkeypatch, told=""):
+    """What a build in such an environment has a compiler do; the builder sees ``told``."""
     build(monkeypatch)
     fake, commands = tmp_path / "fake-cc", tmp_path / "commands"
     fake.write_text(FAKE)
     fake.chmod(0o755)
-    given = {"CC": "{fake}"} | ENVIRONMENTS[where]
+    given = {"CC": "{fake}"} | given
     environment = {name: value for name, value in os.environ.items() if name not in ("CFLAGS", "LDFLAGS", "CPPFLAGS")}
     environment |= {name: value.format(fake=fake) for name, value in given.items()} | {"COMMANDS": str(commands)}
     run = subprocess.run(
@@ -123,7 +147,14 @@ def test_no_command_of_a_build_has_them(where, tmp_path, monkeypatch):
         timeout=HANGS,
     )
     assert run.returncode == 0, run.stderr
-    lines = commands.read_text().splitlines()
+    assert told in run.stdout + run.stderr
+    return commands.read_text().splitlines()
+
+
+@pytest.mark.parametrize("where", ENVIRONMENTS)
+def test_no_command_of_a_build_has_them(where, tmp_path, monkeypatch):
+    told = "" if where == "REFGPT_CFLAGS" else f"(in {where}"
+    lines = commands_of_a_build(ENVIRONMENTS[where], tmp_path, monkeypatch, told)
     links = [line for line in lines if " -c " not in line]
     assert len(lines) > 5 and len(links) == 1
     assert any("-DKEPT" in line for line in lines)
@@ -132,8 +163,6 @@ def test_no_command_of_a_build_has_them(where, tmp_path, monkeypatch):
     assert not words & unwanted
     assert all("-mfma" not in line for line in lines if "avx" not in line)
     assert all("-ffp-contract=off" in line and "-fno-fast-math" in line for line in lines if line not in links)
-    if where != "REFGPT_CFLAGS":
-        assert f"(in {where}" in run.stdout + run.stderr  # the builder is told
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler")

@@ -58,8 +58,11 @@ def list_kernels() -> list[Kernel]:
     rows, kernels = lib.refgpt_table(), []
     while rows.op != ffi.NULL:
         op, isa = ffi.string(rows.op).decode(), ffi.string(rows.isa).decode()
-        obstacle = lib.refgpt_isa_obstacle(rows.isa)
-        kernels.append(Kernel(op, isa, ffi.string(obstacle).decode() if obstacle else None, rows.run))
+        told = lib.refgpt_isa_obstacle(rows.isa)
+        obstacle = (
+            ffi.string(told).decode() if told else None if rows.run else "REFGPT_BUILD_ISAS left it out of this build"
+        )
+        kernels.append(Kernel(op, isa, obstacle, rows.run))
         rows += 1
     return kernels
 
