@@ -65,6 +65,14 @@ def test_a_chapter_is_a_notebook(chapter: Path) -> None:
         assert max(map(len, code.splitlines())) <= 120
 
 
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
+def test_code_that_only_draws_is_folded(chapter: Path) -> None:
+    """A reader sees the figure; the lines that place its parts are behind a fold."""
+    cells = re.findall(r"^```\{code-cell\} ipython3\n(.*?)^```$", chapter.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    drawing = [cell for cell in cells if "subplots(" in cell]
+    assert [cell for cell in drawing if not re.match(r":tags: \[(hide-input|hide-cell)\]\n", cell)] == []
+
+
 def test_ci_builds_the_site() -> None:
     """In the script that every push runs, and where warnings are errors."""
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
