@@ -2,10 +2,13 @@
 
     python -m benchmarks.frontier TEXT... [--steps 600] [--workers 4] [--seeds 3] [--rates 1e-4,3e-4] [-o results.json]
 
-For every method and learning rate: the loss on the end of the text after the training, and what each worker sent,
-beside a synchronous training that exchanges a gradient of float16 around a ring after every step. Each method has the
-learning rate that suits it best, the synchronous training too. Workers run one after another in this process; bytes are
-those of the messages.
+For every method: the loss on the end of the text after the training, and what each worker sent, beside a synchronous
+training that exchanges a gradient of float16 around a ring after every step. With the first seed each method, the
+synchronous training too, is run at every learning rate; the one with the least loss on half of what was held out is
+used for the other seeds. Reported is the loss on the other half. Workers run one after another in this process; bytes
+are those of the messages.
+
+With ``-o`` every finished run is kept in the file, and a run that is there is not repeated: hours of work can be cut.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ class Setting:
     """What all trainings have in common."""
 
     rows: np.ndarray  # [n, t], ids to learn from
-    held: Batch
+    held: tuple[Batch, Batch]  # to choose the learning rate by, and to report
     n_workers: int
     n_steps: int
     batch: int
@@ -69,17 +72,17 @@ def trainer(threads: int | None) -> Trainer:
     return Trainer(refgpt.load(dtype="f32", threads=threads), training.AdamW(betas=(0.9, 0.95), weight_decay=0.01))
 
 
-def synchronous(setting: Setting, peak: float, seed: int, threads: int | None) -> tuple[float, float]:
-    """-> the loss on what was held out, and the bytes that each worker of a ring sends"""
+def synchronous(setting: Setting, peak: float, seed: int, threads: int | None) -> tuple[Trainer, float]:
+    """-> the trained model, and the bytes that each worker of a ring sends"""
     one = trainer(threads)
     sources = [setting.batches(worker, seed) for worker in range(setting.n_workers)]
     for step, rate in enumerate(setting.rates(peak)):
         one.step([batch for source in sources for batch in source(step)], rate)
     n_trained = sum(w.size for w in one.weights.values())
-    return held_out(one, setting), setting.n_steps * ring_bytes(n_trained, setting.n_workers)
+    return one, setting.n_steps * ring_bytes(n_trained, setting.n_workers)
 
 
-def sparse(setting: Setting, method: str, peak: float, seed: int, threads: int | None) -> tuple[float, float]:
+def sparse(setting: Setting, method: str, peak: float, seed: int, threads: int | None) -> tuple[Trainer, float]:
     """-> the same, of a method that exchanges little"""
     rhythm, compression, options = METHODS[method]
     *_, (report, one) = train_locally(
@@ -89,12 +92,25 @@ def sparse(setting: Setting, method: str, peak: float, seed: int, threads: int |
         parse_sync(rhythm),
         Rules(parse_compression(compression), seed=seed, **options),
     )
-    return held_out(one, setting), max(report.sent, report.received)
+    return one, max(report.sent, report.received)
 
 
-def held_out(one: Trainer, setting: Setting) -> float:
-    """The loss on the text that no worker has seen: a step without a learning rate changes nothing but moments."""
-    return one.step([setting.held], 0.0).loss
+def run(setting: Setting, method: str, peak: float, seed: int, threads: int | None) -> dict:
+    """One training: its losses on what no worker has seen, and its bytes."""
+    if method == "synchronous":
+        one, sent = synchronous(setting, peak, seed, threads)
+    else:
+        one, sent = sparse(setting, method, peak, seed, threads)
+    # A step without a learning rate changes nothing but moments.
+    choosing, loss = (one.step([half], 0.0).loss for half in setting.held)
+    return {"method": method, "rate": peak, "seed": seed, "choosing": choosing, "loss": loss, "sent": sent}
+
+
+def best_rate(runs: list[dict], method: str) -> float:
+    """The learning rate with which the first seed's training did best."""
+    return min((one for one in runs if one["method"] == method and one["seed"] == 0), key=lambda one: one["choosing"])[
+        "rate"
+    ]
 
 
 def main() -> None:
@@ -115,42 +131,62 @@ def main() -> None:
     tokenizer = refgpt.load().tokenizer
     ids = np.concatenate([tokenizer.encode(path.read_text(encoding="utf-8")) for path in arguments.texts])
     rows = ids[: len(ids) // arguments.length * arguments.length].reshape(-1, arguments.length)
-    n_held = max(1, min(sized(64, 2), len(rows) // 10))
-    held = Batch(rows[-n_held:], rows[-n_held:])
+    n_held = max(1, min(sized(128, 1), len(rows) // 20))
+    held = [Batch(half, half) for half in (rows[-2 * n_held : -n_held], rows[-n_held:])]
     warmup = max(1, arguments.steps // 20)
-    setting = Setting(rows[:-n_held], held, arguments.workers, arguments.steps, arguments.batch, warmup)
+    setting = Setting(
+        rows[: -2 * n_held], (held[0], held[1]), arguments.workers, arguments.steps, arguments.batch, warmup
+    )
+    told = {
+        name: str(value)
+        for name, value in vars(arguments).items()
+        if name in ("texts", "steps", "workers", "batch", "length")
+    }
 
     runs: list[dict] = []
-    for method in ["synchronous", *filter(None, arguments.methods.split(";"))]:
+    if arguments.output is not None and arguments.output.exists():
+        kept = json.loads(arguments.output.read_text(encoding="utf-8"))
+        if kept["setting"] != told:
+            parser.error(f"{arguments.output} holds runs of another setting: {kept['setting']}")
+        runs = kept["runs"]
+
+    def have(method: str, peak: float, seed: int) -> None:
+        if any((one["method"], one["rate"], one["seed"]) == (method, peak, seed) for one in runs):
+            return
+        one = run(setting, method, peak, seed, arguments.threads)
+        runs.append(one)
+        print(
+            f"{method}, rate {peak:g}, seed {seed}: loss {one['loss']:.4f}, sent {one['sent'] / 1e6:.1f} MB", flush=True
+        )
+        if arguments.output is not None:
+            part = arguments.output.with_suffix(".part")
+            part.write_text(json.dumps({"setting": told, "runs": runs}), encoding="utf-8")
+            part.replace(arguments.output)
+
+    methods = ["synchronous", *filter(None, arguments.methods.split(";"))]
+    for method in methods:
         for peak in map(float, arguments.rates.split(",")):
-            for seed in range(arguments.seeds):
-                if method == "synchronous":
-                    loss, sent = synchronous(setting, peak, seed, arguments.threads)
-                else:
-                    loss, sent = sparse(setting, method, peak, seed, arguments.threads)
-                runs.append({"method": method, "rate": peak, "seed": seed, "loss": loss, "sent": sent})
-                print(f"{method}, rate {peak:g}, seed {seed}: loss {loss:.4f}, sent {sent / 1e6:.1f} MB", flush=True)
-                if arguments.output is not None:
-                    arguments.output.write_text(json.dumps({"setting": vars(arguments), "runs": runs}, default=str))
+            have(method, peak, 0)
+    for seed in range(1, arguments.seeds):
+        for method in methods:
+            have(method, best_rate(runs, method), seed)
     print("\n" + table(runs))
 
 
 def table(runs: list[dict]) -> str:
-    """Each method with the learning rate that is best on average."""
+    """Each method with its best learning rate."""
     lines = ["| method | rate | loss | to synchronous | a worker sends | less by |", "|---|---:|---:|---:|---:|---:|"]
     best = {}
-    for method in dict.fromkeys(run["method"] for run in runs):
-        mine = [run for run in runs if run["method"] == method]
-        rates = {run["rate"] for run in mine}
-        rate = min(rates, key=lambda rate: mean(run["loss"] for run in mine if run["rate"] == rate))
-        best[method] = [run for run in mine if run["rate"] == rate]
+    for method in dict.fromkeys(one["method"] for one in runs):
+        rate = best_rate(runs, method)
+        best[method] = [one for one in runs if one["method"] == method and one["rate"] == rate]
     base = best["synchronous"]
     for method, mine in best.items():
-        losses = [run["loss"] for run in mine]
+        losses = [one["loss"] for one in mine]
         spread = f" +- {stdev(losses):.4f}" if len(losses) > 1 else ""
-        ratio = mean(losses) / mean(run["loss"] for run in base)
-        sent = mean(run["sent"] for run in mine)
-        less = mean(run["sent"] for run in base) / sent
+        ratio = mean(losses) / mean(one["loss"] for one in base)
+        sent = mean(one["sent"] for one in mine)
+        less = mean(one["sent"] for one in base) / sent
         cells = f"{mean(losses):.4f}{spread} | {ratio:.4f} | {sent / 1e6:,.1f} MB | {less:,.0f} x |"
         lines.append(f"| {method} | {mine[0]['rate']:g} | {cells}")
     return "\n".join(lines)
