@@ -7,7 +7,6 @@ model.generate("Once upon a time", max_new_tokens=40, seed=1).text
 
 import logging
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from refgpt import _moved
@@ -29,16 +28,12 @@ from refgpt.spec.gptj import Config as ModelConfig
 from refgpt.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
+    __version__: str
     from refgpt.evaluation import Classification
     from refgpt.generation import Constraint, Generation, GenerationParams, Scheduler, grammar, json_schema, regex
 
 _moved.install()
 logging.getLogger("refgpt").addFilter(PrintableRecords())  # log messages contain file names
-
-try:
-    __version__ = version("refgpt")
-except PackageNotFoundError:  # a checkout that is not installed
-    __version__ = "0+checkout"
 
 __all__ = [
     "CheckpointError",
@@ -86,4 +81,16 @@ def __getattr__(name: str) -> Any:
         return import_module(f"refgpt.{name}")
     if name in LAZY_NAMES:
         return getattr(import_module(f"refgpt.{LAZY_NAMES[name]}"), name)
+    if name == "__version__":
+        return _installed_version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _installed_version() -> str:
+    """What pip has installed: it reads files to know, so it is asked only on demand."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("refgpt")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "0+checkout"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 #: For each former module, the modules that hold its names now; they are searched in this order.
 MOVED = {
@@ -67,13 +66,17 @@ class _Former(ModuleType):
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 
-class Finder(MetaPathFinder, Loader):
-    """Finds modules by their former names, after all other finders have failed."""
+class Finder:
+    """Finds modules by their former names, after all other finders have failed.
+
+    It has the methods of ``importlib.abc.MetaPathFinder`` and ``Loader``, but does not import them: in Python 3.11 they
+    import ``tempfile``, ``zipfile`` and more.
+    """
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """See ``importlib.abc.MetaPathFinder``."""
         package, _, former = name.partition(".")
-        return ModuleSpec(name, self) if package == PACKAGE and former in MOVED else None
+        return ModuleSpec(name, cast(Any, self)) if package == PACKAGE and former in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """A module that looks names up in the modules that replaced it."""

@@ -211,13 +211,31 @@ def test_the_root_is_no_corridor() -> None:
     assert len(list((ROOT / "refgpt").glob("*.py"))) <= 6
 
 
+def loaded_by(code: str) -> list[str]:
+    """The modules that a new process has imported after ``code``."""
+    shown = f"import sys; {code}; print('modules:', *sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", shown], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.rpartition("modules:")[2].split()
+
+
+def rooms_of(modules: list[str]) -> set[str]:
+    return {name.split(".")[1] for name in modules if name.startswith("refgpt.")}
+
+
 def test_importing_the_package_loads_what_load_and_generate_need() -> None:
-    code = "import sys, refgpt; print(*sorted(name for name in sys.modules if name.startswith('refgpt')))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    loaded = done.stdout.split()
-    rooms = {name.split(".")[1] for name in loaded if "." in name}
-    assert "refgpt._load" in loaded and len(loaded) <= 60
-    assert not rooms & {"evaluation", "plotting", "tracing", "conversion", "inspect", "cli", "kernels", "training"}
+    loaded = loaded_by("import refgpt")
+    assert "refgpt._load" in loaded and len([name for name in loaded if name.startswith("refgpt")]) <= 60
+    slow = {"evaluation", "plotting", "tracing", "conversion", "inspect", "cli", "kernels", "training", "server"}
+    assert not rooms_of(loaded) & slow
+    # Slow to import, and of no use before something is loaded or asked for.
+    assert not {"importlib.metadata", "tempfile", "sentencepiece", "tokenizers", "tqdm", "email"} & set(loaded)
+
+
+def test_a_command_imports_what_it_uses_alone() -> None:
+    loaded = loaded_by("from refgpt.cli import main; main(['generate', '-q', '-n', '1', '--seed', '1', 'Once'])")
+    unused = {"batches", "conversion", "evaluation", "inspect", "cluster", "server", "tracing", "training", "plotting"}
+    assert "refgpt.generation.scheduler" in loaded and not rooms_of(loaded) & unused
+    assert [name for name in loaded if name.startswith("refgpt.cli.") and name.endswith((".batch", ".serve"))] == []
 
 
 def test_tests_need_no_torch() -> None:

@@ -8,59 +8,38 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from refgpt import __version__
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
-from refgpt.cli import (
-    batch,
-    bench,
-    chat,
-    classify,
-    completion,
-    convert,
-    demo,
-    embed,
-    evaluate,
-    finetune,
-    generate,
-    info,
-    inspect,
-    kernels,
-    lm_eval,
-    merge,
-    plan,
-    raft,
-    serve,
-    verify,
-)
 from refgpt.cli.flags import in_flags
-from refgpt.cli.options import add_verbosity
+from refgpt.cli.options import ShowVersion, add_verbosity
 from refgpt.cli.parser import CommandParser
 from refgpt.cli.printing import Formatter, print_line
 from refgpt.cli.signals import signals_raised
 
+#: Each is declared by the module of its name, in the order of the help.
 COMMANDS = (
-    generate,
-    chat,
-    serve,
-    batch,
-    classify,
-    embed,
-    demo,
-    evaluate,
-    lm_eval,
-    raft,
-    finetune,
-    merge,
-    convert,
-    info,
-    verify,
-    kernels,
-    inspect,
-    bench,
-    plan,
-    completion,
+    "generate",
+    "chat",
+    "serve",
+    "batch",
+    "classify",
+    "embed",
+    "demo",
+    "evaluate",
+    "lm-eval",
+    "raft",
+    "finetune",
+    "merge",
+    "convert",
+    "info",
+    "verify",
+    "kernels",
+    "inspect",
+    "bench",
+    "plan",
+    "completion",
 )
 
 EXAMPLES = """examples:
@@ -86,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if sys.stderr is None:  # closed: messages cannot be shown
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - it stays open, as it would have
-    arguments = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = build_parser(words[0] if words else "").parse_args(words)
     if sys.stdout is None:
         return _refused("standard output is closed")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -136,15 +116,18 @@ def _forget_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def build_parser() -> CommandParser:
-    """The parser of the whole command line."""
+def build_parser(command: str = "") -> CommandParser:
+    """The parser of the whole command line; of one command alone if ``command`` names one that needs no other.
+
+    To declare a command imports what it uses: for all of them this takes longer than a short text.
+    """
     parser = CommandParser(
         prog="refgpt",
         description="Run and inspect GPT-J models on the CPU.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-V", "--version", action="version", version=f"refgpt {__version__}")
+    parser.add_argument("-V", "--version", action=ShowVersion, help="show program's version number and exit")
     add_verbosity(parser, logging.INFO)
 
     def print_help(_: argparse.Namespace) -> int:
@@ -153,6 +136,6 @@ def build_parser() -> CommandParser:
 
     parser.set_defaults(run=print_help, parser=parser)
     commands = parser.add_subparsers(metavar="COMMAND")
-    for command in COMMANDS:
-        command.add_to(commands)
+    for name in [command] if command in COMMANDS and command != "completion" else COMMANDS:
+        import_module(f"refgpt.cli.{name.replace('-', '_')}").add_to(commands)
     return parser

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 from refgpt._load import DTYPES
 from refgpt.checkpoints import MASKS
+from refgpt.cli.printing import print_line
 from refgpt.numbers.dtypes import KV_DTYPES, known_dtype
 
 Commands = argparse._SubParsersAction
@@ -52,6 +54,17 @@ def add_verbosity(parser: argparse.ArgumentParser, default: Any) -> None:
         default=default,
         help="print more on standard error, with a traceback for an error",
     )
+
+
+class ShowVersion(argparse.Action):
+    """Prints the version, which takes a while to find, and exits."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print_line(f"refgpt {import_module('refgpt').__version__}")
+        parser.exit()
 
 
 class StoreModel(argparse.Action):
