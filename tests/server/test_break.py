@@ -153,13 +153,13 @@ def test_large_bodies_are_refused_before_they_are_read(model: refgpt.Model) -> N
 )
 def test_what_is_no_http(small: Served, sent: bytes) -> None:
     with small.connect() as connection:
-        connection.sendall(sent)
-        connection.shutdown(1)
         answer = b""
         try:
+            connection.sendall(sent)
+            connection.shutdown(1)
             while piece := connection.recv(4096):
                 answer += piece
-        except ConnectionError:
+        except OSError:  # the server may drop it at any time
             pass
     assert not answer or answer.split(b" ", 2)[1] in (b"400", b"404", b"411", b"413", b"415", b"421", b"431"), answer
     assert small.ask("GET", "/health").status == 200
