@@ -1,10 +1,12 @@
 """Load on a server: streams that begin again as soon as they end, for as long as it is asked for, on this machine.
 
-    python -m benchmarks.serving [--clients 64] [--seconds 60] [-m MODEL] [--slots 16]
+    python -m benchmarks.serving [--clients 64] [--seconds 60] [-m MODEL] [--slots 16] [--late 60]
 
-Every answer is compared with ``Model.generate``: a text that is lost, cut, mixed with another's or late is counted,
-and fails the run. Some clients leave in the middle of a stream. It prints the rate, the time to the first token and
-between tokens, and how much the server's memory grew after the first tenth of the time.
+Every answer is compared with that of ``Model.generate``, which computes the same request alone. An answer that is
+lost, cut, mixed with another's, or not whole in time is counted, and fails the run. Some clients leave in the middle
+of a stream, and ``/health`` is asked once a second. It prints the rate, the time to the first token and between tokens,
+and the server's memory in the first and the last quarter of the time, with a line of progress each minute. A long run
+fails if the memory grew.
 """
 
 from __future__ import annotations
@@ -17,36 +19,44 @@ import re
 import subprocess
 import sys
 import time
+from array import array
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import refgpt
 from benchmarks.quick import sized
 
 #: What is asked for: kinds of requests with their prompts' and texts' lengths, each with its own seed.
-KINDS = 24
+KINDS = 40
 PROMPT = "There was once upon a time a poor man who had nothing but a little house and a goat. "
-#: A stream that says nothing for so many seconds is late.
-LATE = 60.0
 #: One of so many requests is left by its client.
 LEAVES = 20
+#: Seconds between lines of progress, and that a server may take to be idle after its clients have gone.
+PROGRESS, IDLE = 60, 20
+#: How much larger the memory may be in the last quarter of a run of so many seconds than in the first.
+GROWTH, LONG = 1.05, 600
 
 
 @dataclass
 class Counts:
-    """What became of the requests."""
+    """What became of the requests, and what was measured meanwhile. Arrays, since an hour has millions of tokens."""
 
     whole: int = 0
     left: int = 0
     tokens: int = 0
     wrong: list[str] = field(default_factory=list)
-    first: list[float] = field(default_factory=list)
-    between: list[float] = field(default_factory=list)
+    first: array = field(default_factory=lambda: array("f"))
+    between: array = field(default_factory=lambda: array("f"))
+    health: array = field(default_factory=lambda: array("f"))
+    memory: list[float] = field(default_factory=list)
 
 
 def request_of(kind: int) -> dict[str, object]:
     """The parameters of a kind of request."""
-    prompt = (PROMPT * (1 + kind % 4))[: 20 + 37 * kind]
+    prompt = (PROMPT * (1 + kind % 4))[: 20 + 37 * (kind % 24)] + f"{kind} "
     return {"prompt": prompt, "max_tokens": 8 + 5 * (kind % 9), "seed": kind, "temperature": 0.5 + 0.05 * (kind % 10)}
 
 
@@ -61,32 +71,45 @@ def expected(model: refgpt.Model) -> list[tuple[str, str]]:
     return found
 
 
-async def client(number: int, port: int, until: float, want: list[tuple[str, str]], counts: Counts) -> None:
+async def client(
+    number: int, port: int, until: float, late: float, want: list[tuple[str, str]], counts: Counts
+) -> None:
     """Ask again and again until the time is over."""
     random_kind = random.Random(number)
     while time.perf_counter() < until:
         kind, leaves = random_kind.randrange(KINDS), random_kind.randrange(LEAVES) == 0
         try:
-            await asyncio.wait_for(ask(kind, leaves, port, want[kind], counts), LATE)
+            await asyncio.wait_for(ask(kind, leaves, port, want[kind], counts), late)
         except asyncio.TimeoutError:
             counts.wrong.append(f"late: kind {kind}")
         except (OSError, ValueError, asyncio.IncompleteReadError) as error:
             counts.wrong.append(f"lost: kind {kind}: {error!r}")
 
 
+@asynccontextmanager
+async def sent(port: int, method: str, path: str, body: bytes = b"") -> AsyncIterator[asyncio.StreamReader]:
+    """Send a request, and read the head of its answer, which has to be 200. -> where its body is read"""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        head = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", "Connection: close"]
+        head += ["Content-Type: application/json", f"Content-Length: {len(body)}", "", ""]
+        writer.write("\r\n".join(head).encode() + body)
+        status = await reader.readline()
+        if b" 200 " not in status:
+            raise ValueError(f"answered with {status!r}")
+        await reader.readuntil(b"\r\n\r\n")
+        yield reader
+    finally:
+        writer.close()
+
+
 async def ask(kind: int, leaves: bool, port: int, want: tuple[str, str], counts: Counts) -> None:
     """One stream, compared with what it should be."""
     body = json.dumps({**request_of(kind), "stream": True}).encode()
     began = last = time.perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        head = ["POST /v1/completions HTTP/1.1", "Host: 127.0.0.1", "Connection: close"]
-        head += ["Content-Type: application/json", f"Content-Length: {len(body)}", "", ""]
-        writer.write("\r\n".join(head).encode() + body)
-        text, reason, n, done = "", None, 0, False
-        async for line in reader:
-            if n == 0 and line.startswith(b"HTTP/1.1 ") and b" 200 " not in line:
-                raise ValueError(line.decode())
+    text, reason, n, done = "", None, 0, False
+    async with sent(port, "POST", "/v1/completions", body) as answer:
+        async for line in answer:
             if not line.startswith(b"data: "):
                 continue
             if line == b"data: [DONE]\n":
@@ -100,13 +123,44 @@ async def ask(kind: int, leaves: bool, port: int, want: tuple[str, str], counts:
             if leaves and n == 3:
                 counts.left += 1
                 return
-        counts.tokens += n
-        if done and (text, reason) == want:
-            counts.whole += 1
-        else:
-            counts.wrong.append(f"other text after {now - began:.1f} s: kind {kind}: {text!r}, {reason}")
-    finally:
-        writer.close()
+    counts.tokens += n
+    if done and (text, reason) == want:
+        counts.whole += 1
+    else:
+        counts.wrong.append(f"other text after {now - began:.1f} s: kind {kind}: {text!r}, {reason}")
+
+
+async def read(port: int, path: str) -> str:
+    """What is answered to GET."""
+    async with sent(port, "GET", path) as answer:
+        return (await answer.read()).decode()
+
+
+async def watch(port: int, began: float, late: float, process: subprocess.Popen, counts: Counts) -> None:
+    """Once a second, note the server's memory and how long ``/health`` takes; print a line each minute."""
+    while True:
+        await asyncio.sleep(1)
+        counts.memory.append(resident(process))
+        asked = time.perf_counter()
+        try:
+            await asyncio.wait_for(read(port, "/health"), late)
+            counts.health.append(time.perf_counter() - asked)
+        except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.TimeoutError) as error:
+            counts.wrong.append(f"/health: {error!r}")
+        seconds = time.perf_counter() - began
+        if len(counts.memory) % PROGRESS == 0:
+            told = f"{counts.whole} whole texts, {counts.left} left, {len(counts.wrong)} wrong"
+            print(f"{seconds:6.0f} s: {told}, {counts.memory[-1]:.0f} MB", flush=True)
+
+
+async def idle(port: int) -> bool:
+    """Whether the server is soon without work when its clients have gone."""
+    for _ in range(IDLE * 10):
+        found = dict(line.rsplit(" ", 1) for line in (await read(port, "/metrics")).splitlines())
+        if found["refgpt_requests_running"] == found["refgpt_requests_waiting"] == "0":
+            return True
+        await asyncio.sleep(0.1)
+    return False
 
 
 def start(arguments: argparse.Namespace) -> tuple[subprocess.Popen, int]:
@@ -129,26 +183,41 @@ def resident(process: subprocess.Popen) -> float:
 
 async def load(
     port: int, arguments: argparse.Namespace, want: list[tuple[str, str]], process: subprocess.Popen
-) -> None:
+) -> Counts:
     """Run the clients, and print what became of them."""
-    counts, began = Counts(), time.perf_counter()
+    counts, began, late = Counts(), time.perf_counter(), arguments.late
     until = began + arguments.seconds
-    clients = [asyncio.ensure_future(client(i, port, until, want, counts)) for i in range(arguments.clients)]
-    await asyncio.sleep(arguments.seconds / 10)
-    early = resident(process)
-    await asyncio.gather(*clients)
-    seconds, late = time.perf_counter() - began, resident(process)
+    watcher = asyncio.ensure_future(watch(port, began, late, process, counts))
+    await asyncio.gather(*(client(i, port, until, late, want, counts) for i in range(arguments.clients)))
+    seconds = time.perf_counter() - began
+    watcher.cancel()
+    if not await idle(port):
+        counts.wrong.append("the server is not idle, although all clients have gone")
     print(f"{arguments.clients} clients, {seconds:.0f} s: {counts.whole} whole texts, {counts.left} left in the middle")
     print(f"wrong: {len(counts.wrong)}", *counts.wrong[:10], sep="\n  ")
     print(f"events per second: {counts.tokens / seconds:.0f}")
-    for name, found in (("to the first token", counts.first), ("between tokens", counts.between)):
-        found.sort()
+    measured = ("to the first token", counts.first), ("between tokens", counts.between), ("of /health", counts.health)
+    for name, found in measured:
         if found:
-            p50, p99 = found[len(found) // 2], found[min(len(found) - 1, len(found) * 99 // 100)]
-            print(f"{name}: median {1000 * p50:.0f} ms, 99 of 100 below {1000 * p99:.0f} ms")
-    print(f"memory of the server: {early:.0f} MB after a tenth of the time, {late:.0f} MB at the end")
-    if counts.wrong:
-        raise SystemExit(1)
+            p50, p99, most = percentiles(found, 50, 99, 100)
+            print(f"{name}: median {1000 * p50:.0f} ms, 99 % below {1000 * p99:.0f} ms, most {1000 * most:.0f} ms")
+    return counts
+
+
+def percentiles(found: Sequence[float], *wanted: int) -> list[float]:
+    """Some percentiles of what was measured."""
+    ordered = sorted(found)
+    return [ordered[min(len(ordered) - 1, len(ordered) * one // 100)] for one in wanted]
+
+
+def grew(memory: Sequence[float]) -> bool:
+    """Print the memory in the first and the last quarter of a run. -> whether it grew over a long run"""
+    n = len(memory) // 4
+    if not n:
+        return False
+    first, last = median(memory[:n]), median(memory[-n:])
+    print(f"memory of the server: {first:.0f} MB in the first quarter of the time, {last:.0f} MB in the last (medians)")
+    return len(memory) >= LONG and last > GROWTH * first
 
 
 def main() -> None:
@@ -156,16 +225,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model")
     parser.add_argument("--clients", type=int, default=sized(64, 8))
-    parser.add_argument("--seconds", type=float, default=sized(60.0, 3.0))
+    parser.add_argument("--seconds", type=float, default=sized(60.0, 5.0))
     parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--late", type=float, default=60.0, help="seconds within which an answer has to be whole")
     arguments = parser.parse_args()
     want = expected(refgpt.load(arguments.model))
     process, port = start(arguments)
     try:
-        asyncio.run(load(port, arguments, want, process))
+        counts = asyncio.run(load(port, arguments, want, process))
     finally:
         process.terminate()
-        assert process.wait() == 0, "the server did not end in order"
+        status = process.wait()
+    assert status == 0, "the server did not end in order"
+    if grew(counts.memory) or counts.wrong:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
