@@ -95,7 +95,8 @@ INNER_FLOORS = {
     ],
     "server": [
         {"settings", "errors", "metrics", "texts"},
-        {"core", "aside", "security", "fields", "constraints"},
+        {"jobs", "aside", "predictions", "security", "fields", "constraints"},
+        {"core"},
         {"exchange", "state"},
         {"plain", "logs", "page_files", "protocol"},
         {"completions", "information", "kobold", "looking", "mesh"},

@@ -124,10 +124,15 @@ def chat_logprobs(one: Generation, tokenizer: Tokenizer | None) -> list[dict[str
 
 def by_text(likely: Mapping[int, float], tokenizer: Tokenizer | None) -> dict[str, float]:
     """Log-probabilities by the texts of their tokens, one entry for each token even where two have one text."""
-    found: dict[str, float] = {}
-    for token_id, logprob in likely.items():
+    return {key: likely[token_id] for key, token_id in keys_of(likely, tokenizer).items()}
+
+
+def keys_of(ids: Iterable[int], tokenizer: Tokenizer | None) -> dict[str, int]:
+    """The keys of tokens in "top_logprobs", with their ids. Each token has its own, even where two have one text."""
+    found: dict[str, int] = {}
+    for token_id in ids:
         text = token_text(token_id, tokenizer)
-        found[f"token_id:{token_id}" if text in found else text] = logprob
+        found[f"token_id:{token_id}" if text in found else text] = token_id
     return found
 
 

@@ -71,6 +71,10 @@ class PrefixCache:
         self.max_bytes = whole_number("max_bytes", max_bytes, 0, None, GenerationError)
         self._root, self._clock, self.n_bytes = _Node(), 0, 0
 
+    def clear(self) -> None:
+        """Forget all texts."""
+        self._root, self.n_bytes = _Node(), 0
+
     def fill(self, session: Session, slot: int, ids: Sequence[int]) -> int:
         """Give an empty slot as many leading positions of a text as are known. -> how many"""
         found = self._path(ids)

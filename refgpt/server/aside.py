@@ -51,11 +51,14 @@ class Aside:
             work, loop, future = self._work.get()
             if future.cancelled():
                 continue
-            result, error = None, None
+            result: Any = None
+            error: Exception | None = None
             try:
                 result = work()
             except Exception as fault:
                 error = fault
+            except BaseException as fault:  # the thread goes on, since others wait for it
+                error = RuntimeError(f"it ended with {type(fault).__name__}")
             try:
                 loop.call_soon_threadsafe(_settle, future, result, error)
             except RuntimeError:  # the loop is closed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from time import time
 from typing import Any
 from uuid import uuid4
@@ -34,8 +35,9 @@ async def completions(exchange: Exchange) -> None:
     if scores_alone:
         body = {**body, "max_tokens": 1}
     constraint, body = await constraint_of(state.model, body)
+    defaults = {"speculate": state.settings.speculate, "constraint": constraint}
     try:
-        request = parse_completion(body, speculate=state.settings.speculate, constraint=constraint)
+        request = await exchange.prepare(lambda: parse_completion(body, **defaults))
     except RefgptError as error:
         raise refused(error) from None
     await _answer(exchange, await _work(state, body, request, go_on=not scores_alone))
@@ -50,7 +52,7 @@ async def chat_completions(exchange: Exchange) -> None:
     defaults = {"max_new_tokens": CHAT_TOKENS, "speculate": settings.speculate, "constraint": constraint}
     try:
         template = chat_template(settings.template, settings.character, settings.persona)
-        request = parse_chat(body, template, n_ctx, **defaults)
+        request = await exchange.prepare(lambda: parse_chat(body, template, n_ctx, **defaults))
     except RefgptError as error:
         raise refused(error) from None
     await _answer(exchange, await _work(state, body, request, go_on=True))
@@ -84,6 +86,10 @@ class Work:
         """Whether the prompts' own log-probabilities are wanted."""
         return self.request.echo and self.request.logprobs is not None
 
+    def n_entries(self, piece: Piece) -> int:
+        """Number of log-probabilities in a piece of the answer."""
+        return 0 if piece.entries is None else len(piece.entries.ids) * (1 + (self.request.logprobs or 0))
+
     def usage(self, writers: Mapping[tuple[int, int], TextWriter]) -> dict[str, int]:
         """Tokens read and written."""
         n_read = sum(len(prompt.ids) for prompt in self.prompts)
@@ -113,8 +119,12 @@ async def _answer(exchange: Exchange, work: Work) -> None:
     state, request = exchange.state, work.request
     tokenizer = state.model.tokenizer
     logprobs = request.logprobs is not None
+    shown = request.echo or logprobs or state.settings.log_prompts  # whether the prompt's text is needed
 
     def new_writers() -> dict[tuple[int, int], TextWriter]:
+        for prompt in work.prompts:
+            if shown:
+                prompt.decode()
         return {
             (place, index): TextWriter(prompt, tokenizer, request.echo, logprobs)
             for place, prompt in enumerate(work.prompts)
@@ -122,7 +132,7 @@ async def _answer(exchange: Exchange, work: Work) -> None:
         }
 
     n_read = sum(len(prompt.ids) for prompt in work.prompts) * work.n_texts
-    writers = await state.do(new_writers, n_read if logprobs else 0)
+    writers = await state.do(new_writers, n_read if shown else 0)
     exchange.note |= {"prompts": len(work.prompts), "stream": request.stream}
     if state.settings.log_prompts:
         exchange.note["prompt"] = [prompt.text for prompt in work.prompts]
@@ -172,15 +182,14 @@ async def _whole(exchange: Exchange, work: Work, writers: Mapping[tuple[int, int
             text.finish_reason = piece.finish_reason or text.finish_reason
             if text.entries is not None and piece.entries is not None:
                 text.entries.extend(piece.entries)
-    n_entries = sum(len(text.entries.ids) for text in texts.values() if text.entries is not None)
     if exchange.state.settings.log_prompts:
         exchange.note["text"] = [text.text for text in texts.values()]
     head = _head(exchange.state, work, chunk=False)
 
-    def body() -> bytes:
-        return dumped({**head, "choices": _choices(work, writers, texts, tokenizer), "usage": work.usage(writers)})
+    def body() -> dict[str, Any]:
+        return {**head, "choices": _choices(work, writers, texts, tokenizer), "usage": work.usage(writers)}
 
-    await exchange.send_bytes(await exchange.state.do(body, n_entries), "application/json")
+    await exchange.send_made(body, sum(work.n_entries(text) for text in texts.values()))
 
 
 def _choices(
@@ -223,10 +232,11 @@ async def _stream(exchange: Exchange, work: Work, writers: Mapping[tuple[int, in
                 )
         async for some in events:
             for place, event in some:
-                piece, chat = writers[place, event.index].take(event), forms[place, event.index]
-                choice = _chunk(exchange.state, place * work.n_texts + event.index, piece, chat)
-                if choice is not None:
-                    await exchange.send_event({**head, "choices": [choice], **extra})
+                piece, index = writers[place, event.index].take(event), place * work.n_texts + event.index
+                made = partial(_chunk, exchange.state, index, piece, forms[place, event.index], head | extra)
+                chunk = await exchange.state.do(made, work.n_entries(piece))
+                if chunk is not None:
+                    await exchange.send_event(chunk)
         await _end_stream(exchange, work, writers)
     except ClientGone:
         raise
@@ -263,8 +273,13 @@ class _ChatPieces:
         return certain
 
 
-def _chunk(state: State, index: int, piece: Piece, chat: _ChatPieces | None) -> dict[str, Any] | None:
-    """The choice of a chunk; None if the chunk would be empty."""
+def _chunk(state: State, index: int, piece: Piece, chat: _ChatPieces | None, head: Mapping[str, Any]) -> bytes | None:
+    """A chunk as JSON; None if it would be empty."""
+    choice = _piece_choice(state, index, piece, chat)
+    return None if choice is None else dumped({**head, "choices": [choice]})
+
+
+def _piece_choice(state: State, index: int, piece: Piece, chat: _ChatPieces | None) -> dict[str, Any] | None:
     tokenizer = state.model.tokenizer
     if chat is None:
         if not piece.text and piece.finish_reason is None and (piece.entries is None or not piece.entries.ids):

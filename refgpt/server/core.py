@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import Any
@@ -23,11 +21,15 @@ from refgpt.generation.prefix_cache import PrefixCache
 from refgpt.generation.results import Event
 from refgpt.generation.scheduler import Scheduler
 from refgpt.runtime.engine import Session
-from refgpt.server.errors import busy, closing, failed, refused
+from refgpt.server.errors import busy, closing, failed, refused, unavailable
+from refgpt.server.jobs import Job, Written
 from refgpt.server.metrics import Metrics
 from refgpt.server.settings import ServerSettings
 
 log = logging.getLogger("refgpt.server")
+
+#: Seconds between attempts to make a new scheduler, where that fails.
+RETRY = 1.0
 
 
 class CountingCache(PrefixCache):
@@ -42,78 +44,6 @@ class CountingCache(PrefixCache):
         return n
 
 
-@dataclass(eq=False)
-class Written:
-    """A text on its way: what a client would lose if it ended now."""
-
-    held: str = ""
-    finished: bool = False
-
-
-@dataclass(eq=False)
-class Job:
-    """One request of a client: some prompts with the same parameters. Its attributes belong to the event loop.
-
-    Attributes
-    ----------
-    prompts : sequence of sequence of int
-        As ``encode_prompt`` returns them.
-    params : GenerationParams
-    scored : bool
-        Whether the first event of each prompt has the prompt's own log-probabilities.
-    go_on : bool
-        Whether new tokens follow. If not, the events have no token.
-    mask : str or None
-        In place of the model's own.
-    """
-
-    core: Core
-    prompts: Sequence[Sequence[int]]
-    params: GenerationParams
-    scored: bool = False
-    go_on: bool = True
-    mask: str | None = None
-    n_open: int = 0
-    began: float = field(default_factory=perf_counter)
-    last: float | None = None
-    error: Exception | None = None
-    accepted: asyncio.Event = field(default_factory=asyncio.Event)
-    _events: deque[tuple[int, Event]] = field(default_factory=deque)
-    _wake: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def events(self) -> AsyncIterator[list[tuple[int, Event]]]:
-        """Yield lists of new events, each event with the number of its prompt, until all texts are finished.
-
-        Raises
-        ------
-        ApiError
-            If the request cannot be used (before the first event), or fails.
-        """
-        while self.n_open or self._events:
-            await self._wake.wait()
-            self._wake.clear()
-            if self._events:
-                some = list(self._events)
-                self._events.clear()
-                yield some
-            if self.error is not None:
-                raise self.error
-
-    async def until_accepted(self) -> None:
-        """Wait until the scheduler has accepted the request. Raises the ApiError of a refused request."""
-        await self.accepted.wait()
-        if self.error is not None:
-            raise self.error
-
-    def cancel(self) -> None:
-        """Cancel the job: its slots are free within one step. Does nothing if the job is finished."""
-        self.core.cancel(self)
-
-    def end(self) -> None:
-        """End its unfinished texts now, with the finish reason "length"."""
-        self.core.end(self)
-
-
 class Core:
     """Runs a model for many clients.
 
@@ -125,6 +55,12 @@ class Core:
     draft : Model, optional
         A smaller model, which drafts tokens: see ``Scheduler``.
 
+    Attributes
+    ----------
+    failed : bool
+        Whether there is no scheduler now, since a new one could not be made after a failure. All requests are refused
+        until one can be made.
+
     Notes
     -----
     All methods but ``_run`` and what it calls belong to the event loop's thread.
@@ -133,14 +69,14 @@ class Core:
     def __init__(self, model: Model, settings: ServerSettings, metrics: Metrics, draft: Model | None = None) -> None:
         self.model, self.settings, self.metrics, self._draft = model, settings, metrics, draft
         self.cache = CountingCache(settings.prefix_cache_bytes) if settings.prefix_cache_bytes else None
-        self._scheduler = self._new_scheduler()
+        self._scheduler: Scheduler | None = self._new_scheduler()
         self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._texts: dict[int, tuple[Job, int]] = {}  # by the scheduler's number of a request
         self._written: dict[Job, dict[tuple[int, int], Written]] = {}
         self._jobs: set[Job] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="refgpt-core", daemon=True)
-        self.draining = False
+        self.draining = self.failed = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the thread, which sends its events to an event loop."""
@@ -154,6 +90,11 @@ class Core:
             self._thread.join()
 
     @property
+    def usable(self) -> bool:
+        """Whether requests can be run: the thread runs, and has a scheduler."""
+        return self._thread.is_alive() and not self.failed
+
+    @property
     def n_open(self) -> int:
         """Texts that are not finished."""
         return sum(job.n_open for job in self._jobs)
@@ -161,22 +102,25 @@ class Core:
     @property
     def n_running(self) -> int:
         """Texts that have a slot, as of the last step."""
-        return self._scheduler.n_running
+        scheduler = self._scheduler
+        return 0 if scheduler is None else scheduler.n_running
 
     @property
     def n_waiting(self) -> int:
         """Texts without a slot, as of the last step."""
-        return max(0, self.n_open - self._scheduler.n_running)
+        return max(0, self.n_open - self.n_running)
 
     @property
     def n_drafted(self) -> int:
         """Tokens that the draft model has drafted."""
-        return self._scheduler.n_drafted
+        scheduler = self._scheduler
+        return 0 if scheduler is None else scheduler.n_drafted
 
     @property
     def n_accepted(self) -> int:
         """Drafted tokens that the model accepted."""
-        return self._scheduler.n_accepted
+        scheduler = self._scheduler
+        return 0 if scheduler is None else scheduler.n_accepted
 
     def submit(
         self,
@@ -191,10 +135,12 @@ class Core:
         Raises
         ------
         ApiError
-            429 if too many wait, 503 if the server is shutting down.
+            429 if too many wait, 503 if the server is shutting down or has no scheduler.
         """
         if self.draining:
             raise closing()
+        if not self.usable:
+            raise unavailable()
         n_open = len(prompts) * (params.num_return_sequences if go_on else 1)
         if self._jobs and self.n_open + n_open > self.settings.max_slots + self.settings.max_queue:
             raise busy()
@@ -228,22 +174,63 @@ class Core:
         slots, n_bytes = settings.max_slots, settings.max_cache_bytes
         return Scheduler(self.model, slots, n_bytes, prefix_cache=self.cache, draft=self._draft)
 
+    @property
+    def scheduler(self) -> Scheduler:
+        """The scheduler; commands and steps run only while there is one."""
+        assert self._scheduler is not None
+        return self._scheduler
+
     def _run(self) -> None:
+        """Execute commands and steps until ``stop``. Every failure is told to the event loop, so that nobody waits."""
         going = True
-        while going:
+        try:
+            while going:
+                failure: Exception | None = None
+                try:
+                    going = self._obey()
+                    if going and self.scheduler.busy:
+                        self._deliver(self.scheduler.step())
+                except Exception as error:  # no request caused this
+                    log.exception("the scheduler failed")
+                    failure = error.with_traceback(None)  # whose frames would keep the old scheduler's memory
+                if failure is not None:
+                    going = self._begin_anew(failure)
+        except BaseException:
+            log.critical("the model's thread has failed", exc_info=True)
+            self._tell(self._break)
+
+    def _begin_anew(self, error: Exception) -> bool:
+        """End all requests, and make a new scheduler, trying again if that fails. -> whether to continue"""
+        self._texts, self._written, self._scheduler = {}, {}, None
+        self._tell(self._fail_all, failed(error))
+        if self.cache is not None:
+            self.cache.clear()
+        while True:
             try:
-                going = self._obey()
-                if going and self._scheduler.busy:
-                    self._deliver(self._scheduler.step())
-            except Exception as error:  # no request caused this: start again with a new scheduler
-                log.exception("the scheduler failed")
-                self._fail_all(error)
+                self._scheduler = self._new_scheduler()
+                self._tell(self._mend)
+                return True
+            except Exception:
+                log.exception("no new scheduler can be made; the next attempt is in %g seconds", RETRY)
+                self._tell(self._break)
+            if not self._rest():
+                return False
+
+    def _rest(self) -> bool:
+        """Wait, and discard commands: ``_break`` ends their requests. -> whether to continue"""
+        until = perf_counter() + RETRY
+        try:
+            while self._commands.get(timeout=max(0.0, until - perf_counter())) is not None:
+                pass
+            return False
+        except Empty:
+            return True
 
     def _obey(self) -> bool:
         """Execute the commands since the last step; wait for one if there is no work. -> whether to continue"""
         try:
             while True:
-                command = self._commands.get(block=not self._scheduler.busy)
+                command = self._commands.get(block=not self.scheduler.busy)
                 if command is None:
                     return False
                 command()
@@ -258,7 +245,7 @@ class Core:
                 added.append(self._add_prompt(job, place, job.scored))
         except Exception as error:
             for number in added:
-                self._scheduler.cancel(number)
+                self.scheduler.cancel(number)
             self._drop(job)
             if not isinstance(error, RefgptError):
                 log.exception("a request could not be added")
@@ -269,7 +256,7 @@ class Core:
     def _add_prompt(self, job: Job, place: int, scored: bool) -> int:
         """Give a prompt to the scheduler. With the prefix mask, a separate causal pass scores the prompt."""
         ids, apart = job.prompts[place], scored and (job.mask or self.model.mask) == "prefix"
-        number = self._scheduler.add_ids(ids, job.params, scored, job.go_on and not apart, job.mask)
+        number = self.scheduler.add_ids(ids, job.params, scored, job.go_on and not apart, job.mask)
         self._texts[number] = job, place
         n_texts = job.params.num_return_sequences if job.go_on else 1
         self._written[job] |= {(place, index): Written() for index in range(n_texts)}
@@ -277,7 +264,7 @@ class Core:
 
     def _forget(self, job: Job) -> None:
         for number in [number for number, (owner, _) in self._texts.items() if owner is job]:
-            self._scheduler.cancel(number)
+            self.scheduler.cancel(number)
         self._drop(job)
 
     def _end(self, job: Job) -> None:
@@ -295,13 +282,6 @@ class Core:
     def _drop(self, job: Job) -> None:
         self._texts = {number: text for number, text in self._texts.items() if text[0] is not job}
         self._written.pop(job, None)
-
-    def _fail_all(self, error: Exception) -> None:
-        jobs = list(self._written)
-        self._texts, self._written = {}, {}
-        self._scheduler = self._new_scheduler()
-        for job in jobs:
-            self._tell(self._fail, job, failed(error))
 
     def _deliver(self, events: list[Event]) -> None:
         """Hand a step's events to the event loop, all at once."""
@@ -336,25 +316,48 @@ class Core:
         """Run a function in the event loop."""
         assert self._loop is not None
         try:
-            self._loop.call_soon_threadsafe(function, *arguments)
+            self._loop.call_soon_threadsafe(self._receive, function, arguments)
         except RuntimeError:  # the loop is closed: nobody listens
             log.debug("an event came after the end of the event loop")
 
     # The methods below run in the event loop's thread.
 
+    def _receive(self, function: Callable[..., None], arguments: Sequence[Any]) -> None:
+        """Run what the core's thread tells. If it fails, no request can know what it has missed, and all end."""
+        try:
+            function(*arguments)
+        except Exception as error:
+            log.exception("events could not be handed on")
+            self._fail_all(failed(error))
+
+    def _break(self) -> None:
+        """There is no scheduler: end all requests, and refuse new ones."""
+        self.failed = True
+        self._fail_all(unavailable())
+
+    def _mend(self) -> None:
+        self.failed = False
+
+    def _fail_all(self, error: Exception) -> None:
+        self.metrics.failures.add()
+        for job in list(self._jobs):
+            self._fail(job, error)
+
     def _fail(self, job: Job, error: Exception) -> None:
-        self._jobs.discard(job)
-        job.error, job.n_open = error, 0
-        job.accepted.set()
-        job._wake.set()
+        if job in self._jobs:
+            self._jobs.discard(job)
+            job.error, job.n_open = error, 0
+            job.accepted.set()
+            job.wake.set()
+            self._commands.put(lambda: self._forget(job))  # if it is known there yet, or will be
 
     def _dispatch(self, events: list[tuple[Job, int, Event]], now: float) -> None:
         """Give each job its events."""
         for job, place, event in events:
             if job not in self._jobs:  # it was cancelled meanwhile
                 continue
-            job._events.append((place, event))
-            job._wake.set()
+            job.new_events.append((place, event))
+            job.wake.set()
             if event.choice is not None:
                 self.metrics.token_written(now - (job.last or job.began), first=job.last is None)
                 job.last = now

@@ -87,6 +87,17 @@ def closing() -> ApiError:
     )
 
 
+def unavailable() -> ApiError:
+    """The answer while there is no scheduler, since it failed and cannot be made again."""
+    return ApiError(
+        503,
+        "the server has failed and cannot run its model now; its log has the details",
+        "server_error",
+        code="unavailable",
+        headers={"retry-after": str(RETRY_AFTER)},
+    )
+
+
 def failed(error: Exception) -> ApiError:
     """The answer after an internal error. Its cause is only logged."""
     if isinstance(error, ApiError):

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
-from refgpt.server.core import Job
 from refgpt.server.errors import ApiError, ClientGone
+from refgpt.server.jobs import Job
 from refgpt.server.settings import ServerSettings
+
+T = TypeVar("T")
 
 #: Media types that a web page can send to another site without a CORS preflight. JSON is not among them.
 SIMPLE_TYPES = ("text/plain", "multipart/form-data", "application/x-www-form-urlencoded")
@@ -45,6 +47,8 @@ class Exchange:
         The site whose page asks and may read the answer.
     note : dict
         Values for the log.
+    n_bytes : int
+        Size of the body, once it was read.
     """
 
     def __init__(self, scope: Any, receive: Any, send: Any, settings: ServerSettings) -> None:
@@ -53,6 +57,7 @@ class Exchange:
         self.status: int | None = None
         self.origin: str | None = None
         self.note: dict[str, Any] = {}
+        self.n_bytes = 0
         self._ended = self._stalled = self._streams = False
         self._last_put = self.began
 
@@ -79,10 +84,12 @@ class Exchange:
         if length.isdigit() and int(length[:20]) > most:
             raise _too_large(most)
         try:
-            return await asyncio.wait_for(self._read(most), self._settings.body_timeout or None)
+            body = await asyncio.wait_for(self._read(most), self._settings.body_timeout or None)
         except asyncio.TimeoutError:
             message = f"the body did not arrive within {self._settings.body_timeout:g} seconds"
             raise ApiError(408, message, code="timeout", headers={"connection": "close"}) from None
+        self.n_bytes = len(body)
+        return body
 
     async def _read(self, most: int) -> bytes:
         parts, size = [], 0
@@ -114,6 +121,14 @@ class Exchange:
             )
         return parsed(await self.body())
 
+    async def prepare(self, work: Callable[[], T]) -> T:
+        """Run work on the fields of the body, in a separate thread if the body is large (see ``State.do``)."""
+        return await self.state.do(work, self.n_bytes)
+
+    async def send_made(self, make: Callable[[], Any], size: int) -> None:
+        """Answer with the JSON of what a function makes, in a separate thread if it has many entries."""
+        await self.send_bytes(await self.state.do(lambda: dumped(make()), size), "application/json")
+
     async def send_json(self, value: Any, status: int = 200, headers: Mapping[str, str] = {}) -> None:
         """Answer with JSON."""
         await self.send_bytes(dumped(value), "application/json", status, headers)
@@ -130,8 +145,8 @@ class Exchange:
         self._streams = True
 
     async def send_event(self, value: Any, name: str = "") -> None:
-        """Send an event with JSON, or a text as it is. Lines end in a line feed alone."""
-        data = value.encode() if isinstance(value, str) else dumped(value)
+        """Send an event with JSON, or a text or bytes as they are. Lines end in a line feed alone."""
+        data = value if isinstance(value, bytes) else value.encode() if isinstance(value, str) else dumped(value)
         head = f"event: {name}\n".encode() if name else b""
         await self._put({"type": "http.response.body", "body": head + b"data: " + data + b"\n\n", "more_body": True})
 

@@ -44,10 +44,10 @@ def _model(state: State, name: str) -> dict[str, Any]:
 
 
 async def health(exchange: Exchange) -> None:
-    """``GET /health``: 200 while requests are taken, 503 during shutdown."""
-    draining = exchange.state.core.draining
-    status = "shutting down" if draining else "ok"
-    await exchange.send_json({"status": status}, 503 if draining else 200)
+    """``GET /health``: 200 while requests are taken, 503 during shutdown and while the model cannot be run."""
+    core = exchange.state.core
+    status = "shutting down" if core.draining else "ok" if core.usable else "failed"
+    await exchange.send_json({"status": status}, 200 if status == "ok" else 503)
 
 
 async def version(exchange: Exchange) -> None:
@@ -95,21 +95,29 @@ async def tokenize(exchange: Exchange) -> None:
         raise ApiError(400, f"prompt: cannot be used; got {shown(text)}; wanted a text", param="prompt")
     special = flag_of(body, "parse_special", True)
     named = [token_id for token_id in _special(state) if token_id is not None and text == _name(state, token_id)]
-    ids = named[:1] if special and named else state.text_ids(text, special)
-    await exchange.send_json(
-        {
+    (ids,) = [named[:1]] if special and named else await state.ids_of([text], special)
+
+    def answer() -> dict[str, Any]:
+        return {
             "count": len(ids),
             "max_model_len": state.model.config.n_ctx,
             "tokens": ids,
             "token_strs": [token_text(token_id, state.model.tokenizer) for token_id in ids],
         }
-    )
+
+    await exchange.send_made(answer, len(ids))
 
 
 async def detokenize(exchange: Exchange) -> None:
     """``POST /detokenize``: ids (``tokens``) as a text."""
     state, body = exchange.state, await exchange.json()
-    ids, tokenizer = body.get("tokens"), state.model.tokenizer
+    text = await exchange.prepare(lambda: _text_of(state, body.get("tokens")))
+    await exchange.send_json({"prompt": text, "content": text})
+
+
+def _text_of(state: State, ids: Any) -> str:
+    """The text of ids; an ApiError if they are none."""
+    tokenizer = state.model.tokenizer
     if not isinstance(ids, list) or not all(type(token_id) is int for token_id in ids):
         raise ApiError(400, f"tokens: cannot be used; got {shown(ids)}; wanted a list of ids", param="tokens")
     if tokenizer is None:
@@ -117,8 +125,7 @@ async def detokenize(exchange: Exchange) -> None:
     for token_id in ids:
         if not tokenizer.has(token_id) and not 0 <= token_id < state.model.config.n_vocab:
             raise ApiError(400, f"tokens: there is no id {shown(token_id)}", param="tokens")
-    text = tokenizer.decode(token_id for token_id in ids if tokenizer.has(token_id))
-    await exchange.send_json({"prompt": text, "content": text})
+    return tokenizer.decode(token_id for token_id in ids if tokenizer.has(token_id))
 
 
 async def tokenizer_info(exchange: Exchange) -> None:

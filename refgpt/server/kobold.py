@@ -15,10 +15,10 @@ from refgpt.generation.params import GenerationParams
 from refgpt.generation.sequence import ends_of
 from refgpt.server import fields, plain
 from refgpt.server.constraints import constraint_of
-from refgpt.server.core import Job
 from refgpt.server.errors import ApiError, ClientGone, failed, kobold_form
 from refgpt.server.exchange import Exchange, parsed
 from refgpt.server.fields import flag_of
+from refgpt.server.jobs import Job
 from refgpt.server.plain import PlainText
 from refgpt.server.state import State
 
@@ -120,8 +120,9 @@ async def abort(exchange: Exchange) -> None:
 
 async def token_count(exchange: Exchange) -> None:
     """``POST /api/extra/tokencount``."""
-    ids = exchange.state.text_ids(fields.text(await exchange.json(), "prompt", INVALID), False)
-    await exchange.send_json({"value": len(ids), "ids": ids})
+    text = fields.text(await exchange.json(), "prompt", INVALID)
+    (ids,) = await exchange.state.ids_of([text], False)
+    await exchange.send_made(lambda: {"value": len(ids), "ids": ids}, len(ids))
 
 
 async def model(exchange: Exchange) -> None:
@@ -155,7 +156,8 @@ async def _start(exchange: Exchange, body: Mapping[str, Any]) -> tuple[Running, 
     prompt = fields.text(body, "prompt", INVALID)
     grammar = body.get("grammar") or None
     constraint, _ = await constraint_of(state.model, {"grammar": grammar})
-    params = state.limited(replace(_params(state, body), constraint=constraint), NAMES)
+    params = await exchange.prepare(lambda: _params(state, body))
+    params = state.limited(replace(params, constraint=constraint), NAMES)
     (ids,) = await state.encode([prompt], params, state.settings.parse_special)
     most = fields.whole(body, "max_context_length", state.model.config.n_ctx, 1, 1 << 30, INVALID)
     ids = ids[-max(1, most - params.max_new_tokens) :]

@@ -12,7 +12,7 @@ from refgpt._common.wording import shown
 from refgpt.generation.prompts import is_batch
 from refgpt.inspect.data import PARTS, gather, prompt_of
 from refgpt.server.errors import ApiError, refused
-from refgpt.server.exchange import Exchange
+from refgpt.server.exchange import Exchange, dumped
 from refgpt.server.fields import flag_of
 from refgpt.server.state import State
 
@@ -28,16 +28,15 @@ async def inspect(exchange: Exchange) -> None:
     if not isinstance(parts, list) or not parts or not all(part in PARTS for part in parts):
         raise ApiError(400, f"what: cannot be used; got {shown(what)}; wanted a list of {PARTS}", param="what")
     prompt, position, token = body.get("prompt"), body.get("position"), body.get("token")
-    if isinstance(prompt, str):
-        prompt = state.text_ids(prompt, flag_of(body, "parse_special", state.settings.parse_special)) or ""
-    elif not isinstance(prompt, list):
+    if not isinstance(prompt, str | list):
         raise ApiError(400, f"prompt: cannot be used; got {shown(prompt)}; wanted a text or ids", param="prompt")
+    (prompt,) = await state.ids_of([prompt], flag_of(body, "parse_special", state.settings.parse_special))
     prefix_len = body.get("prefix_len")
     for name, value in (("position", position), ("token", token), ("prefix_len", prefix_len)):
         if value is not None and type(value) is not int:
             raise ApiError(400, f"{name}: cannot be used; got {shown(value)}; wanted a whole number", param=name)
     try:
-        ids = prompt_of(prompt, state.model.config, state.model.tokenizer)
+        ids = await exchange.prepare(lambda: prompt_of(prompt, state.model.config, state.model.tokenizer))
     except RefgptError as error:
         raise ApiError(400, str(error), param="prompt") from None
     most = state.settings.max_inspect_tokens
@@ -54,10 +53,12 @@ async def inspect(exchange: Exchange) -> None:
     if not 0 <= prefix_len <= len(ids):
         message = f"prefix_len: got {shown(prefix_len)}; wanted a number of the {len(ids)} tokens"
         raise ApiError(400, message, param="prefix_len")
-    data = await _aside(
-        exchange, state, lambda: gather(state.model, ids, prefix_len, False, False, parts, position, token)
-    )
-    await exchange.send_json(data | {"position": position % len(ids)})
+
+    def work() -> bytes:
+        data = gather(state.model, ids, prefix_len, False, False, parts, position, token)
+        return dumped(data | {"position": position % len(ids)})
+
+    await exchange.send_bytes(await _aside(exchange, state, work), "application/json")
 
 
 async def embeddings(exchange: Exchange) -> None:
@@ -74,24 +75,26 @@ async def embeddings(exchange: Exchange) -> None:
         raise ApiError(400, f"dimensions: this model's vectors have {width}, and no others", param="dimensions")
     layer, pooling = body.get("layer"), body.get("pooling")
     try:
-        texts = given if is_batch(given) else [given]
+        texts = given if await exchange.prepare(lambda: is_batch(given)) else [given]
     except RefgptError as error:
         raise ApiError(400, f"input: {error.what}", param="input") from None
     if len(texts) > state.settings.max_prompts:
         most = state.settings.max_prompts
         raise ApiError(400, f"input: {len(texts)} texts are more than this server allows, {most}", param="input")
     special = flag_of(body, "parse_special", state.settings.parse_special)
-    ids = [state.text_ids(text, special) or "" if isinstance(text, str) else text for text in texts]
+    found = await state.ids_of(texts, special, "input")
+    ids = [one or "" if isinstance(text, str) else one for text, one in zip(texts, found, strict=True)]
     n_tokens = sum(max(1, len(one)) for one in ids)
 
-    def work() -> np.ndarray:
-        return state.model.embed(ids, -1 if layer is None else layer, "mean" if pooling is None else pooling)
+    def work() -> bytes:
+        vectors = state.model.embed(ids, -1 if layer is None else layer, "mean" if pooling is None else pooling)
+        data = [{"object": "embedding", "index": i, "embedding": _form(row, form)} for i, row in enumerate(vectors)]
+        usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+        return dumped({"object": "list", "data": data, "model": state.names[0], "usage": usage})
 
-    vectors = await _aside(exchange, state, work)
+    answer = await _aside(exchange, state, work)
     exchange.state.metrics.prompt_tokens.add(n_tokens)
-    data = [{"object": "embedding", "index": i, "embedding": _form(row, form)} for i, row in enumerate(vectors)]
-    usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
-    await exchange.send_json({"object": "list", "data": data, "model": state.names[0], "usage": usage})
+    await exchange.send_bytes(answer, "application/json")
 
 
 def _form(row: np.ndarray, form: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from itertools import count
 from time import perf_counter
 from typing import Any
 from urllib.parse import parse_qsl
@@ -13,19 +12,15 @@ from urllib.parse import parse_qsl
 from refgpt._common.wording import shown
 from refgpt.generation.params import GenerationParams
 from refgpt.server import fields, plain
-from refgpt.server.core import Job
-from refgpt.server.errors import ApiError, busy
+from refgpt.server.errors import ApiError
 from refgpt.server.exchange import Exchange
+from refgpt.server.jobs import Job
 from refgpt.server.plain import finished_texts
 from refgpt.server.state import State
 
 #: Most new tokens of a text, and their number in an interface that fixes it.
 MOST_TOKENS, FIXED_TOKENS = 2048, 512
 NAMES = {"temperature": "temp", "max_new_tokens": "response_length"}
-#: Most predictions that are kept until they are fetched.
-MOST_KEPT = 100
-
-_numbers = count(1)
 
 
 async def complete(exchange: Exchange) -> None:
@@ -79,16 +74,10 @@ async def predict(exchange: Exchange) -> None:
     state, body = exchange.state, await exchange.json()
     context = fields.text(body, "context")
     params = _params(state, body, NAMES, 1.0, 0.9, fields.whole(body, "length", 256, 1, MOST_TOKENS), top_k=50)
-    for number, task in list(state.predictions.items()):
-        if len(state.predictions) >= MOST_KEPT and task.done():
-            del state.predictions[number]
-    if len(state.predictions) >= MOST_KEPT:
-        raise busy()
+    state.predictions.make_room(len(context))
     job = await _submit(state, context, params)
     await job.until_accepted()
-    number = next(_numbers)
-    state.predictions[number] = asyncio.ensure_future(_prediction(state, job, context))
-    await exchange.send_json({"qid": number})
+    await exchange.send_json({"qid": state.predictions.add(_prediction(state, job, context), len(context))})
 
 
 async def get_prediction(exchange: Exchange) -> None:
@@ -103,7 +92,7 @@ async def get_prediction(exchange: Exchange) -> None:
             result = await asyncio.shield(task)
     finally:
         if task.done():
-            state.predictions.pop(number, None)
+            state.predictions.forget(number)
     await exchange.send_json(result)
 
 

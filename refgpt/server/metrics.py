@@ -74,6 +74,7 @@ class Metrics:
         self.requests = Counter("refgpt_requests_total", "Requests answered.", ("path", "status"))
         self.prompt_tokens = Counter("refgpt_prompt_tokens_total", "Tokens of prompts.")
         self.generated_tokens = Counter("refgpt_generated_tokens_total", "Tokens generated.")
+        self.failures = Counter("refgpt_failures_total", "Failures of the scheduler, which then begins anew.")
         self.first_token = Histogram("refgpt_time_to_first_token_seconds", "From a request to its first token.")
         self.next_token = Histogram("refgpt_time_between_tokens_seconds", "From a token of a request to its next.")
         self.seconds = Histogram("refgpt_request_seconds", "From a request to the end of its answer.")
@@ -87,7 +88,7 @@ class Metrics:
     def text(self) -> str:
         """Everything, in Prometheus's text form."""
         counted: list[Counter | Gauge | Histogram] = [self.requests, self.prompt_tokens, self.generated_tokens]
-        counted += [*self.gauges, self.first_token, self.next_token, self.seconds]
+        counted += [self.failures, *self.gauges, self.first_token, self.next_token, self.seconds]
         lines = []
         for metric in counted:
             lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}", *metric.lines()]

@@ -8,8 +8,8 @@ from typing import Any
 from refgpt._common.errors import RefgptError
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.results import Event
-from refgpt.server.core import Job
 from refgpt.server.errors import ApiError
+from refgpt.server.jobs import Job
 from refgpt.tokenizers import Tokenizer
 
 

@@ -19,12 +19,14 @@ from refgpt.server.aside import Aside
 from refgpt.server.core import Core
 from refgpt.server.errors import ApiError, too_long
 from refgpt.server.metrics import Gauge, Metrics
+from refgpt.server.predictions import Predictions
 from refgpt.server.settings import ServerSettings
 from refgpt.spec.ids import check_tokens
 
 T = TypeVar("T")
 
-#: Most characters of prompts, or tokens of answers, that are processed in the event loop instead of a thread.
+#: Most characters of prompts, bytes of bodies or entries of answers that are processed in the event loop instead of a
+#: thread.
 SHORT = 4096
 
 
@@ -38,8 +40,8 @@ class State:
         Names of the model; answers use the first.
     kobold : set
         Requests of KoboldAI's clients that can be ended by name.
-    predictions : dict
-        Texts of Mesh Transformer JAX's second interface, by their numbers.
+    predictions : Predictions
+        Texts of Mesh Transformer JAX's second interface.
     """
 
     model: Model
@@ -50,7 +52,7 @@ class State:
     names: tuple[str, ...]
     created: int
     kobold: set[Any] = field(default_factory=set)
-    predictions: dict[int, Any] = field(default_factory=dict)
+    predictions: Predictions = field(default_factory=Predictions)
 
     @classmethod
     def of(cls, model: Model, settings: ServerSettings, draft: Model | None = None) -> State:
@@ -152,8 +154,27 @@ class State:
 
         return await self.do(work, sum(map(len, prompts)))
 
+    async def ids_of(
+        self, prompts: Sequence[str | Sequence[int]], special: bool, name: str = "prompt"
+    ) -> list[Sequence[int]]:
+        """The ids of texts of any length; prompts that are ids already stay as they are.
+
+        Raises
+        ------
+        ApiError
+            If a text cannot be encoded. ``name`` is the field that has it.
+        """
+
+        def work() -> list[Sequence[int]]:
+            return [self._text_ids(one, special, name) if isinstance(one, str) else one for one in prompts]
+
+        return await self.do(work, sum(map(len, prompts)))
+
     async def do(self, work: Callable[[], T], size: int) -> T:
-        """Run a function for one client, in a separate thread if the work is large, so that others do not wait."""
+        """Run a function for one client, in a separate thread if the work is large, so that others do not wait.
+
+        All work that grows with a request or an answer is run here: reading fields, tokenising, and building answers.
+        """
         if size <= SHORT:
             return work()
         return await asyncio.get_running_loop().run_in_executor(None, work)
@@ -163,7 +184,7 @@ class State:
     ) -> list[int]:
         model, config = self.model, self.model.config
         try:
-            given: Any = self.text_ids(prompt, special) if isinstance(prompt, str) else prompt
+            given: Any = self._text_ids(prompt, special, name) if isinstance(prompt, str) else prompt
             ids = prompt_ids(given or "", config, model.tokenizer, model.checkpoint.tokenizer_fault)
             if not go_on and 0 < len(ids) <= config.n_ctx + 1:
                 return check_tokens(ids, config).tolist()
@@ -173,7 +194,7 @@ class State:
         except RefgptError as error:
             raise ApiError(400, str(error), param=name) from None
 
-    def text_ids(self, text: str, special: bool) -> list[int]:
+    def _text_ids(self, text: str, special: bool, name: str) -> list[int]:
         """The ids of a text; an ApiError if there is no tokenizer, or it cannot spell the text."""
         model = self.model
         try:
@@ -181,4 +202,4 @@ class State:
                 return prompt_ids(text, model.config, None, model.checkpoint.tokenizer_fault)
             return model.tokenizer.encode(text, special=special)
         except RefgptError as error:
-            raise ApiError(400, str(error), param="prompt") from None
+            raise ApiError(400, str(error), param=name) from None

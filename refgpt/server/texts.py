@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from refgpt.generation.openai_answers import by_text, token_text
+from refgpt.generation.openai_answers import by_text, keys_of, token_text
 from refgpt.generation.results import Event
 from refgpt.generation.sampling import Choice
 from refgpt.tokenizers import Tokenizer
@@ -43,7 +43,7 @@ class Entries:
         self.offsets += other.offsets
 
     def completion_form(self, tokenizer: Tokenizer | None) -> dict[str, Any]:
-        """ "logprobs" of a completion, with "token_ids" and, in the order of "top_logprobs", "top_token_ids"."""
+        """ "logprobs" of a completion, with "token_ids" and, by the keys of "top_logprobs", "top_token_ids"."""
         likely = [_likely(choice) for choice in self.choices]
         return {
             "tokens": [token_text(token_id, tokenizer) for token_id in self.ids],
@@ -51,7 +51,7 @@ class Entries:
             "top_logprobs": [None if top is None else by_text(top, tokenizer) for top in likely],
             "text_offset": self.offsets,
             "token_ids": self.ids,
-            "top_token_ids": [None if top is None else list(top) for top in likely],
+            "top_token_ids": [None if top is None else keys_of(top, tokenizer) for top in likely],
         }
 
     def chat_form(self, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -96,13 +96,21 @@ class PromptText:
         self.scores: Sequence[Choice] = ()
 
     @cached_property
+    def _decoded(self) -> tuple[list[int], str]:
+        return _offsets(self.ids, self._tokenizer)
+
+    @cached_property
     def text(self) -> str:
         """The prompt as text."""
-        return self._prompt if isinstance(self._prompt, str) else _offsets(self.ids, self._tokenizer)[1]
+        return self._prompt if isinstance(self._prompt, str) else self._decoded[1]
+
+    def decode(self) -> None:
+        """Decode it now, if it was not decoded yet, so that ``text`` and ``entries`` need no time."""
+        _ = self._decoded
 
     def entries(self) -> Entries:
         """Its tokens with their log-probabilities."""
-        offsets = [min(offset, len(self.text)) for offset in _offsets(self.ids, self._tokenizer)[0]]
+        offsets = [min(offset, len(self.text)) for offset in self._decoded[0]]
         return Entries([None, *self.scores], list(self.ids), offsets)
 
 

@@ -140,6 +140,10 @@ def test_every_likely_token_has_its_own_key(server: Served, model: refgpt.Model)
     (choice,) = server.post("/v1/completions", prompt=text, max_tokens=1, logprobs=50, echo=True, seed=1)["choices"]
     tops = choice["logprobs"]["top_logprobs"][1:]
     assert all(len(top) in (50, 51) for top in tops)
+    ids = choice["logprobs"]["top_token_ids"]
+    assert ids[0] is None and all(found.keys() == top.keys() for found, top in zip(ids[1:], tops, strict=True))
+    assert all(len(set(found.values())) == len(found) for found in ids[1:])
+    assert all(model.tokenizer.token_bytes(i) == key.encode() for key, i in ids[-1].items() if ":" not in key)
     assert any(re.fullmatch(r"(bytes:(\\x[0-9a-f]{2})+)", token) for token in choice["logprobs"]["tokens"])
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from urllib.parse import urlencode
 
 import pytest
 
 import refgpt
-from tests.helpers.servers import Served
+from tests.helpers.servers import Served, serving
 
 CONTEXT = "Once upon a time"
 
@@ -56,15 +57,66 @@ def test_predict(server: Served, model: refgpt.Model) -> None:
 
 
 def test_predictions_that_nobody_fetches_are_forgotten(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    from refgpt.server import mesh
+    from refgpt.server import predictions
 
-    monkeypatch.setattr(mesh, "MOST_KEPT", 3)
-    numbers = [server.post("/model/predict", context="x", length=1, seed=1)["qid"] for _ in range(3)]
-    server.wait_until(lambda: all(task.done() for task in server.state.predictions.values()))
-    last = server.post("/model/predict", context="x", length=1, seed=1)["qid"]
+    monkeypatch.setattr(predictions, "MOST_KEPT", 3)
+    monkeypatch.setattr(predictions, "MOST_CHARACTERS", 6)
+    kept = server.state.predictions
+
+    def predict(context: str) -> int:
+        number = server.post("/model/predict", context=context, length=1, seed=1)["qid"]
+        server.wait_until(lambda: kept.get(number).done())
+        return number
+
+    numbers = [predict("x") for _ in range(3)]
+    numbers.append(predict("x"))
+    assert [kept.get(number) is not None for number in numbers] == [False, True, True, True]
+    numbers.append(predict("xxxxx"))  # with one of the others, its prompt has the most characters that are kept
+    assert [kept.get(number) is not None for number in numbers] == [False, False, False, True, True]
     assert server.ask("POST", "/model/get_prediction", {"qid": numbers[0]}).status == 404
-    for number in (*numbers[1:], last):
+    for number in numbers[3:]:
         server.post("/model/get_prediction", qid=number)
+    assert not kept
+
+
+def test_predictions_that_are_not_written_yet_are_not_forgotten(
+    model: refgpt.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from refgpt.server import predictions
+
+    monkeypatch.setattr(predictions, "MOST_KEPT", 1)
+    with serving(model, speculate=0, max_slots=1) as server:
+        connection = server.send("/v1/completions", prompt="x", max_tokens=480, ignore_eos=True, seed=1)
+        server.wait_until(lambda: server.state.core.n_running == 1)
+        number = server.post("/model/predict", context="x", length=1, seed=1)["qid"]  # waits for the slot
+        assert server.ask("POST", "/model/predict", {"context": "x", "length": 1}).status == 429
+        connection.close()
+        assert server.post("/model/get_prediction", qid=number)["context"] == "x"
+
+
+def test_a_prediction_is_kept_for_some_time(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    from refgpt.server import predictions
+
+    monkeypatch.setattr(predictions, "KEPT_SECONDS", 0.0)
+    number = server.post("/model/predict", context="x", length=1, seed=1)["qid"]
+    server.wait_until(lambda: not server.state.predictions)
+    assert server.ask("POST", "/model/get_prediction", {"qid": number}).status == 404
+
+
+def test_a_failed_prediction_that_nobody_fetches_is_no_fault_of_asyncio(
+    server: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from refgpt.server import mesh, predictions
+
+    async def failing(state: object, job: object, context: str) -> None:
+        raise refgpt.GenerationError("the model has had enough")
+
+    monkeypatch.setattr(mesh, "_prediction", failing)
+    monkeypatch.setattr(predictions, "KEPT_SECONDS", 0.0)
+    server.post("/model/predict", context="x", length=1, seed=1)
+    server.wait_until(lambda: not server.state.predictions)
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 def test_a_prediction_that_fails_says_so_once(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:

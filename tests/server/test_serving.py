@@ -110,8 +110,9 @@ def test_a_request_that_fails_ends_no_other(model: refgpt.Model) -> None:
     pytest.importorskip("starlette")
     from refgpt.generation.results import Event
     from refgpt.server import ServerSettings
-    from refgpt.server.core import Core, Job
+    from refgpt.server.core import Core
     from refgpt.server.errors import ApiError
+    from refgpt.server.jobs import Job
     from refgpt.server.metrics import Metrics
 
     async def length(job: Job) -> int:

@@ -130,21 +130,13 @@ export function tokensOf({ logprobs }) {
     id: logprobs.token_ids?.[i] ?? null,
     text,
     logprob: logprobs.token_logprobs?.[i] ?? null,
-    top: topOf(logprobs.top_logprobs?.[i] ?? {}, logprobs.top_token_ids?.[i] ?? []),
+    top: topOf(logprobs.top_logprobs?.[i] ?? {}, logprobs.top_token_ids?.[i] ?? {}),
   }));
 }
 
-/**
- * The likeliest tokens, the best first. Their ids come in the order of the object's keys, and the best come first there
- * too. But an object of JavaScript puts numbers before all other keys: then it is the order of the log-probabilities
- * that tells, and of equal ones nothing does.
- */
+/** The likeliest tokens, the best first. (An object of JavaScript puts numbers before all other keys.) */
 function topOf(logprobs, ids) {
-  const top = Object.entries(logprobs).map(([text, logprob]) => ({ text, logprob }));
-  const moved = top.some(({ text }) => /^\d+$/.test(text));
-  if (!moved) top.forEach((one, i) => (one.id = ids[i] ?? null));
-  top.sort((a, b) => b.logprob - a.logprob);
-  const tied = (i) => top[i].logprob === top[i - 1]?.logprob || top[i].logprob === top[i + 1]?.logprob;
-  if (moved) top.forEach((one, i) => (one.id = tied(i) ? null : (ids[i] ?? null)));
-  return top;
+  const idOf = (text) => (Object.hasOwn(ids, text) ? ids[text] : null);
+  const top = Object.entries(logprobs).map(([text, logprob]) => ({ text, logprob, id: idOf(text) }));
+  return top.sort((a, b) => b.logprob - a.logprob);
 }

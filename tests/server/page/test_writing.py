@@ -220,9 +220,10 @@ def test_ids_of_alternatives_whose_text_is_a_number(page):
     def found(top, ids):
         return page.js(script, {"tokens": ["a"], "token_ids": [1], "top_logprobs": [top], "top_token_ids": [ids]})
 
-    assert found({"a": -1, "b": -2, "c": -2}, [1, 2, 3]) == [["a", 1], ["b", 2], ["c", 3]]
-    assert found({"a": -1, "7": -2, "b": -3, "1": -4}, [1, 2, 3, 4]) == [["a", 1], ["7", 2], ["b", 3], ["1", 4]]
-    assert found({"a": -1, "7": -2, "b": -2}, [1, 2, 3]) == [["a", 1], ["7", None], ["b", None]]
+    assert found({"a": -1, "b": -2, "c": -2}, {"a": 1, "b": 2, "c": 3}) == [["a", 1], ["b", 2], ["c", 3]]
+    ids = {"a": 1, "7": 2, "b": 3, "1": 4}
+    assert found({"a": -1, "7": -2, "b": -3, "1": -4}, ids) == [["a", 1], ["7", 2], ["b", 3], ["1", 4]]
+    assert sorted(found({"a": -1, "7": -2, "b": -2}, ids)) == [["7", 2], ["a", 1], ["b", 3]]
     assert found({"a": -1}, None) == [["a", None]]
 
 
