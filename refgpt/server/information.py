@@ -40,6 +40,10 @@ def _model(state: State, name: str) -> dict[str, Any]:
         "family": model.checkpoint.family,
         "dtype": model.dtype or "as stored",
         "mask": model.mask,
+        "max_tokens": state.settings.max_tokens,
+        "max_logprobs": state.settings.max_logprobs,
+        "max_stops": state.settings.max_stops,
+        "inspect": state.settings.inspect,
     }
 
 

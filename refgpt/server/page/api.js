@@ -65,10 +65,18 @@ async function json(path, body, signal) {
   }
 }
 
-/** The model that is served: its name, its mask, and the length of its context where the server tells. */
+/** The model that is served: its name, its mask, and what the server allows where it tells. */
 export async function model() {
   const [first] = (await json("v1/models")).data;
-  return { name: first.id, context: first.max_model_len ?? null, mask: first.mask ?? "causal" };
+  return {
+    name: first.id,
+    mask: first.mask ?? "causal",
+    context: first.max_model_len ?? null,
+    mostTokens: first.max_tokens ?? first.max_model_len ?? null,
+    mostLogprobs: first.max_logprobs ?? Infinity,
+    mostStops: first.max_stops ?? Infinity,
+    inspects: first.inspect ?? true,
+  };
 }
 
 export const presets = async () => (await json("presets")).presets;

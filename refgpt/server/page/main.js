@@ -9,7 +9,7 @@ import { Inside } from "./inside.js";
 import { calm, complain, say } from "./messages.js";
 import { Paper } from "./paper.js";
 import { download, fromFile, keep, kept, readFile, restore, SessionError, toFile } from "./session.js";
-import { advanceSeed, readSettings, setSettings, startSettings } from "./settings.js";
+import { advanceSeed, fitSettings, readSettings, setSettings, startSettings } from "./settings.js";
 import { drawLegend, showFigures, startTheme } from "./theme.js";
 import { audible, textOf } from "./tokens.js";
 import { ROOT, Tree } from "./tree.js";
@@ -19,7 +19,7 @@ import { Writer } from "./writer.js";
 const tree = new Tree();
 const compared = new Set();
 let comparing = false;
-let model = { name: "", context: null, mask: "causal" };
+let model = { name: "", context: null, mask: "causal", inspects: false };
 let live = null; // the node that is being written
 let starting = false; // whether the reader's words are being sent
 let wordsAsTheyAre = false; // whether no blank may be put before them
@@ -239,7 +239,7 @@ function describe(element) {
   ];
   if (node.kind === "written") actions.push({ name: "Edit", icon: "pen", run: () => edit(id) });
   const ids = before.map((one) => one.id);
-  if (ids.length && token.id !== null && !ids.includes(null))
+  if (model.inspects && ids.length && token.id !== null && !ids.includes(null))
     actions.push({
       name: "Look inside",
       icon: "inside",
@@ -335,8 +335,8 @@ async function open(file) {
 async function connect() {
   try {
     model = await served();
-    writer.context = model.context;
-    if (model.context) byId("max_tokens").max = model.context;
+    writer.model = model;
+    fitSettings(model);
     byId("model").textContent = model.name;
     calm();
     takeUp();
@@ -367,11 +367,6 @@ function turnBack(step) {
   draw();
 }
 
-async function stop() {
-  await writer.stop();
-  composer.focus();
-}
-
 function useThatKey(key) {
   useKey(key);
   connect();
@@ -384,7 +379,7 @@ startSettings();
 listen(
   {
     goOn,
-    stop,
+    stop: () => writer.stop().then(() => composer.focus()),
     retry,
     undo: () => turnBack("undo"),
     redo: () => turnBack("redo"),

@@ -36,8 +36,17 @@ export function readSettings() {
   const settings = Object.fromEntries(NUMBERS.map((name) => [name, numberIn(name)]));
   settings.max_tokens ??= DEFAULTS.max_tokens;
   settings.repetition_penalty ??= 1;
-  settings.stop = byId("stop-strings").value.split("\n").filter(Boolean).map(unescaped);
+  const lines = byId("stop-field").hidden ? [] : byId("stop-strings").value.split("\n");
+  settings.stop = lines.filter(Boolean).map(unescaped);
   return settings;
+}
+
+/** Bound the controls by what the server allows, and hide those that do nothing with it. */
+export function fitSettings({ mask, mostTokens, mostStops }) {
+  if (mostTokens) byId("max_tokens").max = mostTokens;
+  byId("max_tokens").value = numberIn("max_tokens") ?? "";
+  byId("stop-field").hidden = mostStops === 0;
+  byId("score-field").hidden = mask === "prefix"; // then no token of a prompt is predicted without being seen
 }
 
 /** Set the controls; whatever is missing or cannot be used gets its default. */

@@ -14,7 +14,7 @@ function promptOf(tokens, text) {
 
 export class Writer {
   #tree;
-  #context = null;
+  #model = { context: null, mostLogprobs: Infinity };
   #running = null;
   #on;
 
@@ -27,9 +27,9 @@ export class Writer {
     this.#on = on;
   }
 
-  /** How many tokens the model can read, where the server tells. */
-  set context(n) {
-    this.#context = n;
+  /** What the server tells of its model: see `model` of api.js. */
+  set model(found) {
+    this.#model = found;
   }
 
   get isRunning() {
@@ -74,13 +74,14 @@ export class Writer {
     const asIds = Array.isArray(prompt);
     const echo =
       score && asIds && !goesOnAfterEnd && before.some((token) => token.logprob === null && token !== before[0]);
-    const room = this.#context && asIds ? this.#context - prompt.length : Infinity;
+    const { context, mostLogprobs } = this.#model;
+    const room = context && asIds ? context - prompt.length : Infinity;
     const request = {
       ...requestOf(settings),
       prompt,
       max_tokens: Math.max(1, Math.min(settings.max_tokens, room)), // without room the server says so
       seed,
-      logprobs: N_ALTERNATIVES,
+      logprobs: Math.min(N_ALTERNATIVES, mostLogprobs),
       echo,
       stream_options: { include_usage: true },
       ...(goesOnAfterEnd ? { ignore_eos: true } : {}),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 import refgpt
 from refgpt import tracing
@@ -89,17 +88,32 @@ def test_pictures_follow_light_and_dark(page):
     assert page.text_of("#theme-name") == "Light" and page.js(dot) == light
 
 
-@pytest.mark.parametrize(
-    ("settings", "says"), [({"inspect": False}, "does not look inside"), ({"max_inspect_tokens": 5}, "5")]
-)
-def test_what_the_server_refuses_is_told(chromium, settings, says):
-    with paced_serving(refgpt.load(), **settings) as running:
+def test_what_the_server_refuses_is_told(chromium):
+    with paced_serving(refgpt.load(), max_inspect_tokens=5) as running:
         page = open_page(chromium, running)
         page.write("Once upon a time there was", max_tokens=8)
         page.click(page.all("#paper .t")[8])
         page.act("Look inside")
         page.until("document.querySelector('#inside .problem')")
-        assert says in page.text_of("#inside .problem")
+        assert "5" in page.text_of("#inside .problem")
+
+
+def test_what_the_server_does_not_do_is_not_offered(chromium, page):
+    buttons = "return [...document.querySelectorAll('#alternatives .row button')].map((one) => one.textContent.trim())"
+    hidden = "return ['stop-field', 'score-field'].map((id) => document.getElementById(id).hidden)"
+    page.write("Once upon a time", max_tokens=8)
+    assert len(page.hover_token(6)) == 8 and page.js(buttons)[-1] == "Look inside"
+    assert page.js(hidden) == [False, False]
+    switched_off = {"inspect": False, "max_stops": 0, "max_logprobs": 3, "max_tokens": 20}
+    with paced_serving(refgpt.load(), **switched_off) as running:
+        page = open_page(chromium, running)
+        assert page.one("#max_tokens").get_property("value") == "20"
+        page.js("document.getElementById('stop-strings').value = 'e'")
+        page.write("Once upon a time", max_tokens=400)
+        assert len(page.tokens(".generated .t")) == 20
+        assert len(page.hover_token(6)) in (3, 4)
+        assert page.js(buttons) == ["Again from here", "Write here"]
+        assert page.js(hidden) == [True, False]
 
 
 def test_a_model_whose_prompts_see_themselves(chromium, tmp_path):
@@ -108,6 +122,7 @@ def test_a_model_whose_prompts_see_themselves(chromium, tmp_path):
     model = refgpt.load(write_model(tmp_path / "both ways", config, random_params(config, seed=3), prefix=True))
     with paced_serving(with_tokenizer(model, EvilTokenizer())) as running:
         page = open_page(chromium, running)
+        assert page.js("return document.getElementById('score-field').hidden")
         page.js("document.getElementById('composer').value = arguments[0]", EVIL[4].decode())
         page.set(max_tokens=12)
         page.click("#go")

@@ -242,6 +242,24 @@ def test_a_tap_on_a_telephone(chromium, server):
         page.chrome.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
 
 
+def test_only_a_mouse_points(page):
+    """A finger or a pen that passes over tokens neither opens the window of alternatives nor closes it."""
+    page.write("Once upon a time", max_tokens=12)
+    page.hover_token(7)
+    # Timers of one delay run in the order in which they were set, so an event's own timer runs before this one.
+    script = """return (async (kind, pointerType, i) => {
+        const token = document.querySelectorAll('#paper .t')[i];
+        token.dispatchEvent(new PointerEvent(kind, { pointerType, bubbles: true }));
+        await new Promise((done) => setTimeout(done, 500));
+        return [...document.querySelectorAll('#paper .t')].map((one) => one.classList.contains('open')).indexOf(true);
+    })(...arguments)"""
+    for kind in ("pointermove", "pointerout"):
+        for pointer in ("touch", "pen", ""):
+            assert page.js(script, kind, pointer, 9) == 7, (kind, pointer)
+    assert page.js(script, "pointermove", "mouse", 9) == 9
+    assert page.js(script, "pointerout", "mouse", 9) == -1
+
+
 def test_motion_is_reduced_where_that_is_wished(page):
     page.server.pace.hold()
     page.type("Once upon a time")
