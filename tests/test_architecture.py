@@ -68,7 +68,7 @@ INNER_FLOORS = {
         {"constraint", "other_names"},
         {"matching"},
         {"processing"},
-        {"filters"},
+        {"filters", "mesh_random"},
         {"sampling"},
         {"params"},
         {"prompts", "results"},

@@ -1,7 +1,7 @@
 """Sampling: the filters against transformers', the draw against its distribution, every parameter's limits."""
 
 import math
-from types import SimpleNamespace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from refgpt._common.errors import GenerationError
 from refgpt.generation.processing import exp
-from refgpt.generation.sampling import Sampler, SamplingParams, log_softmax
+from refgpt.generation.sampling import Sampler, SamplingParams, _drawn, log_softmax
 from tests import goldens
 
 GOLDENS = np.load(goldens.HERE / "sampling.npz")
@@ -71,7 +71,7 @@ def test_draws_follow_the_distribution():
 @pytest.mark.parametrize("bits, chosen", [(0, 1), (2**64 - 1, 3)])
 def test_the_ends_of_the_random_numbers(bits, chosen):
     sampler = Sampler(SamplingParams())
-    sampler._bits = SimpleNamespace(random_raw=lambda: bits)
+    sampler._draws = iter([partial(_drawn, random=bits)])
     assert sampler.choose(np.array([-3e38, 0, 1, 0, -3e38], np.float32)).id == chosen
 
 

@@ -101,8 +101,8 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "--sampler",
         choices=["transformers", "mesh"],
         default="transformers",
-        help="order of temperature, top-k and top-p; mesh: that of GPT-J's first demo, which used --temperature 1 "
-        "--top-p 0.9 --repetition-penalty 1 (default: transformers)",
+        help="order of temperature, top-k and top-p, and random numbers; mesh: those of GPT-J's first demo, which used "
+        "--temperature 1 --top-p 0.9 --repetition-penalty 1 (default: transformers)",
     )
     add("--seed", type=int, metavar="N", help="the same number gives the same text again (default: a new one)")
     add("--stop", action="append", metavar="TEXT", help=r"end before this text; can be repeated; \n is a new line")

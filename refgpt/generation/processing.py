@@ -197,6 +197,19 @@ def exp(x: np.ndarray) -> np.ndarray:
     return y
 
 
+def log_of(x: np.ndarray) -> np.ndarray:
+    """``log`` of each x > 0 [n]."""
+    m, n = np.frexp(x)
+    low = m < math.sqrt(0.5)
+    m, n = np.where(low, 2 * m, m), n - low
+    t = (m - 1) / (m + 1)
+    total = np.zeros_like(t)
+    for k in range(23, 0, -2):
+        total = total * t * t + 1 / k
+    found: np.ndarray = (2 * t * total + n * _LN2_LOW) + n * _LN2_HIGH
+    return found
+
+
 def log(x: float) -> float:
     """The natural logarithm of x > 0, the same bits on every machine.
 

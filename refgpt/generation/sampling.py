@@ -10,8 +10,9 @@ and sums from left to right, so that equal logits and an equal seed give equal i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from refgpt._common.errors import GenerationError
 from refgpt._common.float_state import default_float_state
 from refgpt.generation.filters import further_kept, mesh_kept, top_k_kept, top_p_kept
 from refgpt.generation.matching import ConstraintMatcher
+from refgpt.generation.mesh_random import Draw, mesh_draws
 from refgpt.generation.processing import Processing, exp, log_probabilities
 from refgpt.generation.sampling_params import SamplingParams
 
@@ -51,6 +53,8 @@ class Sampler:
         At most so many tokens will be drawn.
     stream : int
         Which of the streams of random numbers that the seed gives: another one for each of several continuations.
+    n_texts : int
+        How many continuations there are: with the sampler "mesh" they are a batch of so many.
     matcher : ConstraintMatcher, optional
         What the text is held to.
 
@@ -69,6 +73,7 @@ class Sampler:
         ends: Collection[int] = (),
         most_new: int | None = None,
         stream: int = 0,
+        n_texts: int = 1,
         matcher: ConstraintMatcher | None = None,
     ) -> None:
         self.params = params
@@ -82,9 +87,8 @@ class Sampler:
             self._process_guess = Processing(
                 replace(params, logits_processor=None), len(prompt), ends, most_new, matcher
             )
-        # The first of several texts has the numbers that it would have alone.
-        self._bits = np.random.PCG64(np.random.SeedSequence(params.seed, spawn_key=(stream,) if stream else ()))
-        self._ahead: deque[int] = deque()  # random numbers of draws to come, which guesses have looked at
+        self._draws = mesh_draws(params.seed, stream, n_texts) if params.sampler == "mesh" else _draws(params, stream)
+        self._ahead: deque[Draw] = deque()  # draws to come, which guesses have looked at
 
     @default_float_state()
     def choose(self, logits: np.ndarray) -> Choice:
@@ -105,7 +109,7 @@ class Sampler:
         GenerationError
             If a logit is NaN or infinite, or no id may be drawn.
         """
-        chosen = _drawn(*self.candidates(logits), self._random(0))
+        chosen = self._draw_ahead(0)(*self.candidates(logits), len(logits))
         self._ahead.popleft()
         self._text.append(chosen)
         return self.report(logits, chosen)
@@ -176,12 +180,12 @@ class Sampler:
         scores = self._process_guess(self.drawable(logits), text)
         if scores.max() == -np.inf:
             return None
-        return _drawn(*self._kept(scores, len(text)), self._random(n_ahead))
+        return self._draw_ahead(n_ahead)(*self._kept(scores, len(text)), len(logits))
 
-    def _random(self, n_ahead: int) -> int:
-        """The random number of a draw to come."""
+    def _draw_ahead(self, n_ahead: int) -> Draw:
+        """A draw to come, with its random number."""
         while len(self._ahead) <= n_ahead:
-            self._ahead.append(self._bits.random_raw())
+            self._ahead.append(next(self._draws))
         return self._ahead[n_ahead]
 
     def _kept(self, scores: np.ndarray, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
@@ -249,7 +253,14 @@ class Sampler:
         return np.flatnonzero(kept)
 
 
-def _drawn(ids: np.ndarray, weights: np.ndarray, random: int) -> int:
+def _draws(params: SamplingParams, stream: int) -> Iterator[Draw]:
+    """The draws of a text. The first of several texts has the numbers that it would have alone."""
+    bits = np.random.PCG64(np.random.SeedSequence(params.seed, spawn_key=(stream,) if stream else ()))
+    while True:
+        yield partial(_drawn, random=bits.random_raw())
+
+
+def _drawn(ids: np.ndarray, weights: np.ndarray, n_rows: int, *, random: int) -> int:
     """One of the ids [n], drawn in proportion to the weights [n] with a random number of 64 bits."""
     cumulative = np.cumsum(weights)
     # 52 bits, one fewer than a float64 holds: a product with them stays strictly below the sum.

@@ -86,10 +86,12 @@ class SamplingParams:
     renormalize_logits : bool
         Whether beams are ranked by log-probabilities that are normalised again after all of this.
     sampler : "transformers" or "mesh"
-        The order of temperature, ``top_k`` and ``top_p``. "mesh": that of Mesh Transformer JAX, with which GPT-J was
-        first shown. It chooses from the probabilities before the temperature; ``top_p`` drops what comes after the sum
-        has exceeded it, and ``top_k`` keeps one token more, and always the token 0; of equals the higher ids are
-        kept.
+        The order of temperature, ``top_k`` and ``top_p``, and the random numbers. "mesh": those of Mesh Transformer
+        JAX, with which GPT-J was first shown. It chooses from the probabilities before the temperature; ``top_p`` drops
+        what comes after the sum has exceeded it, and ``top_k`` keeps one token more, and always the token 0; of equals
+        the higher ids are kept. It draws with JAX's random numbers: equal logits and an equal ``seed`` (of which JAX
+        takes 32 bits) give the tokens that Mesh Transformer JAX draws with ``hk.PRNGSequence(seed)``, with n texts as
+        a batch of n.
     logits_processor : callable, list of callables, or None
         Each is called with the ids so far (prompt and new ones, a list) and the scores (an array [v] of float64, -inf
         for what cannot be drawn) after all that comes before the temperature, and returns scores.

@@ -162,6 +162,7 @@ def sampler_of(
         ends=ends_of(model, params),
         most_new=min(params.max_new_tokens, model.engine.config.n_ctx - len(prompt)),
         stream=stream,
+        n_texts=params.n_drawn,
         matcher=matcher,
     )
 

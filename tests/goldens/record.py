@@ -16,6 +16,7 @@ RECORDERS = {
     "adapters": "an adapter that PEFT writes, and its logits with that and with one that refgpt writes",
     "default_model": "text and logits of the default model: PyTorch's",
     "sampling": "what transformers' logits processors keep",
+    "mesh_random": "keys, random numbers and draws of JAX, as Mesh Transformer JAX asks for them",
     "decoding": "what transformers' generate() writes with each filter and with beams, and what its filters keep",
     "gpt2_tokens": "ids of GPT-2's tokenizer: transformers'. DIRECTORY holds its vocab.json and merges.txt",
     "token_offsets": "ids and offsets of characters: transformers' fast tokenizers",
