@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from pathlib import Path
 import pytest
 
 import refgpt
-from refgpt.cli import build_parser
 from tests.helpers.servers import Served, serving
 from tests.helpers.work import HANGS
 
@@ -79,20 +77,3 @@ def test_lm_eval(server: Served, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     (line,) = [line for line in done.stdout.splitlines() if "|acc" in line.replace(" ", "")]
     assert re.search(r"\|\s*1\.0|\|\s*1\s*\|", line), line  # the model knows more of kings than of percentages
-
-
-def test_commands_and_units_have_options_that_exist() -> None:
-    parser = build_parser()
-    commands = [line for block in blocks("sh", "refgpt serve") for line in block.splitlines() if "refgpt serve" in line]
-    (unit,) = blocks("ini", "ExecStart")
-    commands += [line.partition("=")[2] for line in unit.splitlines() if line.startswith("ExecStart=")]
-    (container,) = blocks("dockerfile", "ENTRYPOINT")
-    (compose,) = blocks("yaml", "command:")
-    entry = re.findall(r'"([^"]+)"', container.partition("ENTRYPOINT")[2])
-    given = re.findall(r'"([^"]+)"', compose.partition("command:")[2].splitlines()[0])
-    commands.append(shlex.join([*entry, *given]))
-    assert len(commands) == 4
-    for command in commands:
-        words = shlex.split(command)
-        arguments = parser.parse_args(words[words.index("serve") :])
-        assert arguments.run.__name__ == "_serve"
