@@ -127,18 +127,10 @@ class Trainer:
         RefgptError
             If one is missing, unknown, of another shape, or not finite: then nothing has changed.
         """
-        shapes = {name: w.shape for name, w in self._weights.items()}
-        wrong = sorted(
-            name
-            for name in shapes.keys() | weights.keys()
-            if name not in weights
-            or np.shape(weights[name]) != shapes.get(name)
-            or not np.isfinite(weights[name]).all()
-        )
-        if wrong:
-            raise RefgptError(
-                "are missing, unknown, of another shape or not finite", where="weights", got=listed(wrong)
-            )
+        self._check_arrays("weights", weights)
+        infinite = sorted(name for name, w in weights.items() if not np.isfinite(w).all())
+        if infinite:
+            raise RefgptError("are not finite", where="weights", got=listed(infinite))
         for name, w in self._weights.items():
             w[...] = weights[name]
         self._adopt()
@@ -171,6 +163,33 @@ class Trainer:
             instance_of("batches", batch, Batch, RefgptError)
         dropout = Dropout(self._model, self.dropout, self.seed, self.n_steps) if self.dropout else None
         loss, gradients = summed_gradients(self._model, self._parameters, given, dropout, self.recompute)
+        return Step(loss, self.update(gradients, lr))
+
+    @default_float_state()
+    def update(self, gradients: dict[str, np.ndarray], lr: float) -> float:
+        """The second half of ``step``: clip the gradients, in place, and change the weights by them.
+
+        For gradients that come from elsewhere, such as the mean over several machines.
+
+        Parameters
+        ----------
+        gradients : dict of str to ndarray
+            Of all that is trained, float32, in the shapes of ``weights``.
+        lr : float
+            The learning rate.
+
+        Returns
+        -------
+        float
+            The gradients' norm before clipping.
+
+        Raises
+        ------
+        RefgptError
+            If one is missing or of another shape, or one is infinite or NaN: then nothing has changed.
+        """
+        lr = number("lr", lr, 0, None, RefgptError)
+        self._check_arrays("gradients", gradients)
         norm = clip_gradients(gradients, self.clip)
         self.n_steps += 1
         for name, w in self._weights.items():
@@ -181,7 +200,7 @@ class Trainer:
                 decays = name in self._decays
                 self.optimiser.update(w, gradients[name], self._state[name], self.n_steps, lr, decays, self._threads)
         self._adopt()
-        return Step(loss, norm)
+        return norm
 
     def save(self, directory: str | Path) -> None:
         """Keep everything that ``resume`` needs in a directory, which is made if it is not there.
@@ -265,6 +284,17 @@ class Trainer:
         """The model's weights as they are by now."""
         own, name = self._weights, self._parameters.name
         return self._model.engine.kept().map(lambda leaf, _: own[name(leaf)])
+
+    def _check_arrays(self, where: str, given: Mapping[str, np.ndarray]) -> None:
+        """Refuse arrays that are not, one for one, those of ``weights``."""
+        shapes = {name: w.shape for name, w in self._weights.items()}
+        wrong = sorted(
+            name
+            for name in shapes.keys() | given.keys()
+            if name not in given or np.shape(given[name]) != shapes.get(name)
+        )
+        if wrong:
+            raise RefgptError("are missing, unknown or of another shape", where=where, got=listed(wrong))
 
     def _adopt(self) -> None:
         engine = self._model.engine

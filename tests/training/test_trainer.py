@@ -43,6 +43,29 @@ def same(one, other):
     return all((one[name] == other[name]).all() for name in one)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_is_its_gradients_and_an_update(tmp_path, kind):
+    (model, one), (_, other) = start(tmp_path, kind), start(tmp_path, kind)
+    for batch in BATCHES[:2]:
+        _, gradients = training.gradients(model, batch)
+        assert one.update(gradients, 1e-2) == other.step(batch, 1e-2).norm
+    assert one.n_steps == 2 and same(one.weights, other.weights)
+
+
+def test_gradients_that_do_not_fit_are_refused_and_nothing_changes(tmp_path):
+    model, trainer = start(tmp_path, "full")
+    before = {name: w.copy() for name, w in trainer.weights.items()}
+    _, gradients = training.gradients(model, BATCHES[0])
+    first = next(iter(gradients))
+    wrong = [{}, {**gradients, "more": np.zeros(2)}, {**gradients, first: np.zeros((1, 1))}]
+    for given in wrong:
+        with pytest.raises(RefgptError, match="gradients: are missing, unknown or of another shape"):
+            trainer.update(given, 1e-2)
+    with pytest.raises(RefgptError, match="the gradient is not a number"):
+        trainer.update({**gradients, first: np.full_like(gradients[first], np.nan)}, 1e-2)
+    assert trainer.n_steps == 0 and same(before, trainer.weights)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_goes_down_and_the_model_goes_on_with_what_was_trained(tmp_path, kind, backend):

@@ -1,0 +1,183 @@
+"""Four hosts with slow links fine-tune the included model: bytes by the counters of their interfaces, time, and loss.
+
+    python -m benchmarks.links TEXT... [--megabits 100] [--ring-rate 3e-4] [--rate 3e-4] [-o results.json]
+
+Hosts are network namespaces of this machine (``benchmarks.hosts``: needs Linux and root). Two trainings of the same
+texts, steps and batches a worker are compared:
+
+- a ring: after every step the gradients go around in float16 (``benchmarks.ring``: needs the extra "mpi");
+- ``refgpt finetune --full --workers 4`` on Ray (the extra "ray"), with the exchange that ``--exchange`` says.
+
+The bytes are all that a worker's interface has sent and received in the training. What Ray says by itself is measured
+before the training, on idle hosts, and printed apart; it is not taken off. With ``--kill`` one host is lost half-way.
+The processors are those of this machine, so both trainings compute slower than four machines would: the shorter the
+computing, the larger the links' share of the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+import refgpt
+from benchmarks.frontier import Setting, add_setting, setting_of, trainer
+from benchmarks.hosts import RAY_ENVIRONMENT, Hosts, obstacle, ray_address, start_ray
+from refgpt.training import Trainer
+
+N_WORKERS = 4
+EXCHANGE = "--sync random:0.04 --compress int4"
+IDLE = 20.0  # seconds in which Ray's own bytes are counted
+
+
+def moved(before: list[tuple[int, int]], after: list[tuple[int, int]]) -> list[int]:
+    """Bytes that each host has sent or received: the larger of the two."""
+    return [max(b[0] - a[0], b[1] - a[1]) for a, b in zip(before, after, strict=True)]
+
+
+def run_ring(arguments: argparse.Namespace, place: Path) -> dict:
+    """Train over MPI."""
+    with Hosts(N_WORKERS, megabits=arguments.megabits) as hosts:
+        launcher = place / "launch"  # what mpiexec takes for ssh: a host's address and a command
+        cases = "\n".join(f"{hosts.address(i)}) name={hosts.name(i)} ;;" for i in range(N_WORKERS))
+        launcher.write_text(
+            '#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift; done\n'
+            f'case "$1" in\n{cases}\nesac\nshift\nexec ip netns exec "$name" sh -c "$*"\n'
+        )
+        launcher.chmod(0o755)
+        mpiexec = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
+        if mpiexec is None:
+            raise SystemExit('there is no mpiexec; python -m pip install "refgpt[mpi]"')
+        addresses = ",".join(hosts.address(i) for i in range(N_WORKERS))
+        how = [
+            "-launcher",
+            "ssh",
+            "-launcher-exec",
+            str(launcher),
+            "-hosts",
+            addresses,
+            "-n",
+            str(N_WORKERS),
+            "-ppn",
+            "1",
+        ]
+        what = ["--rate", str(arguments.ring_rate), *same(arguments), "-o", str(place / "ring")]
+        before = [hosts.n_bytes(i) for i in range(N_WORKERS)]
+        command = [mpiexec, *how, sys.executable, "-m", "benchmarks.ring", *map(str, arguments.texts), *what]
+        process = hosts.start(0, command, {**RAY_ENVIRONMENT, "FI_PROVIDER": "tcp"}, place / "ring.log")
+        if process.wait():
+            raise SystemExit((place / "ring.log").read_text(errors="replace")[-3000:])
+        counted = moved(before, [hosts.n_bytes(i) for i in range(N_WORKERS)])
+    seconds = json.loads((place / "ring" / "result.json").read_text(encoding="utf-8"))["seconds"]
+    return {
+        "name": "ring of float16",
+        "bytes": float(np.mean(counted)),
+        "seconds": seconds,
+        "path": place / "ring/model",
+    }
+
+
+def run_finetune(arguments: argparse.Namespace, setting: Setting, place: Path) -> dict:
+    """Train by the command, on Ray."""
+    tokenizer = refgpt.load().tokenizer
+    train, valid = place / "train.txt", place / "valid.txt"
+    train.write_text(tokenizer.decode(setting.rows.ravel().tolist()), encoding="utf-8")
+    valid.write_text(tokenizer.decode(setting.held[0].ids.ravel().tolist()), encoding="utf-8")
+    options = ["--full", "--data", train, "--valid", valid, "--eval-every", arguments.steps, "-o", place / "out"]
+    options += ["--lr", arguments.rate, "--iters", arguments.steps, "--batch-size", arguments.batch, "--no-eos"]
+    options += ["--max-seq-length", arguments.length, "--warmup", setting.warmup, "--floor", 0.1, "--betas", 0.9, 0.95]
+    options += ["--weight-decay", 0.01, "--workers", N_WORKERS, *shlex.split(arguments.exchange), "--deadline", 10]
+    workers = range(1, N_WORKERS + 1)
+    with Hosts(N_WORKERS + 1, megabits=arguments.megabits) as hosts:
+        for host in range(N_WORKERS + 1):
+            start_ray(hosts, host, place)
+        before = [hosts.n_bytes(i) for i in workers]
+        time.sleep(IDLE)
+        idle = [hosts.n_bytes(i) for i in workers]
+        chatter = float(np.mean(moved(before, idle))) / IDLE
+        command = [sys.executable, "-m", "refgpt", "finetune", *map(str, options), "--address", ray_address(hosts)]
+        metrics, start, lost = place / "out" / "metrics.jsonl", time.perf_counter(), not arguments.kill
+        process = hosts.start(0, command, RAY_ENVIRONMENT, place / "finetune.log")
+        while process.poll() is None:
+            time.sleep(0.2)
+            if not lost and steps_done(metrics) >= arguments.steps // 2:
+                hosts.kill(N_WORKERS)
+                lost = True
+        seconds = time.perf_counter() - start
+        if process.returncode:
+            raise SystemExit((place / "finetune.log").read_text(errors="replace")[-3000:])
+        counted = moved(idle, [hosts.n_bytes(i) for i in workers])[: N_WORKERS - arguments.kill]
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    payload = max(max(line["sent"], line["received"]) for line in lines if "sent" in line)
+    return {
+        "name": arguments.exchange + (", one host lost half-way" if arguments.kill else ""),
+        "bytes": float(np.mean(counted)),
+        "seconds": seconds,
+        "chatter": chatter * seconds,
+        "payload": payload,
+        "path": place / "out",
+    }
+
+
+def steps_done(metrics: Path) -> int:
+    """The last step that the command's log tells of."""
+    if not metrics.exists():
+        return 0
+    lines = [line for line in metrics.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    return max((json.loads(line).get("step", 0) for line in lines), default=0)
+
+
+def same(arguments: argparse.Namespace) -> list[str]:
+    """The options that both trainings share."""
+    return ["--steps", str(arguments.steps), "--batch", str(arguments.batch), "--length", str(arguments.length)]
+
+
+def loss_of(path: Path, setting: Setting) -> float:
+    """The loss of a written model on the text that is reported."""
+    model = refgpt.load(path, dtype="f32", tokenizer=False)
+    return Trainer(model).step([setting.held[1]], 0.0).loss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure bytes, time and loss on hosts with slow links.")
+    add_setting(parser)
+    add = parser.add_argument
+    add("--megabits", type=float, default=100.0, help="the rate of each host's link, in each direction")
+    add("--ring-rate", type=float, default=3e-4, help="the learning rate's peak for the ring")
+    add("--rate", type=float, default=3e-4, help="the learning rate's peak for refgpt finetune")
+    add("--exchange", default=EXCHANGE, help="options of refgpt finetune")
+    add("--kill", action="store_true", help="lose a host half-way")
+    add("-o", "--output", type=Path, help="JSON with the figures")
+    arguments = parser.parse_args()
+    if why := obstacle():
+        parser.error(why)
+    arguments.texts = [path.resolve() for path in arguments.texts]
+    setting = setting_of(arguments, N_WORKERS)
+    before = trainer(None)[1].step([setting.held[1]], 0.0).loss
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as directory:
+        place = Path(directory)
+        runs = [run_ring(arguments, place), run_finetune(arguments, setting, place)]
+        for run in runs:
+            run["loss"] = loss_of(run.pop("path"), setting)
+    print(f"loss before: {before:.4f}\n")
+    print("| exchange | a worker moves | less by | of that Ray's own | messages | seconds | loss | to the ring |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    ring = runs[0]
+    for run in runs:
+        own = f"{run['chatter'] / 1e6:.2f} MB | {run['payload'] / 1e6:.2f} MB" if "chatter" in run else "- | -"
+        less = ring["bytes"] / run["bytes"]
+        cells = f"{run['bytes'] / 1e6:.1f} MB | {less:.0f} x | {own} | {run['seconds']:.0f} | {run['loss']:.4f}"
+        print(f"| {run['name']} | {cells} | {run['loss'] / ring['loss']:.4f} |")
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps({"before": before, "runs": runs}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
