@@ -42,6 +42,13 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "audio": (),
 }
+#: Values with which clients of llama.cpp, vLLM and KoboldCpp turn a filter off, or let a penalty see all of the text,
+#: and those of ``GenerationParams`` for it.
+OFF: Mapping[str, tuple[tuple[int, ...], Any]] = {
+    "top_k": ((-1,), 0),
+    "typical_p": ((0,), None),
+    "repeat_last_n": ((0, -1), None),
+}
 #: Completions have so many tokens where the request does not say.
 DEFAULT_TOKENS = 16
 
@@ -150,6 +157,9 @@ def params_of(given: Mapping[str, Any], base: GenerationParams) -> GenerationPar
         field = RENAMED.get(name, name)
         if value is None or field not in FIELDS:
             continue
+        values, off = OFF.get(field, ((), None))
+        if type(value) in (int, float) and value in values:
+            value = off
         if field in CONSTRAINTS:
             if "constraint" in changes:
                 raise GenerationError("a text has one constraint", where=name, fix="leave out the others")

@@ -56,6 +56,7 @@ ROUTES: list[tuple[str, str, Handler, Form]] = [
     ("POST", "/api/extra/generate/check", kobold.check, kobold_form),
     ("POST", "/api/extra/abort", kobold.abort, kobold_form),
     ("POST", "/api/extra/tokencount", kobold.token_count, kobold_form),
+    ("POST", "/api/extra/embeddings", looking.embeddings, kobold_form),
     ("POST", "/complete", mesh.complete, plain_form),
     ("POST", "/completion", mesh.completion, plain_form),
     ("POST", "/generate", mesh.generate, plain_form),

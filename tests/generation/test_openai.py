@@ -106,7 +106,7 @@ def test_prompts_may_be_ids_and_lists_of_them():
         ({"seed": 1.5}, "seed"),
         ({"echo": 1}, "echo"),
         ({"num_beams": 2, "stop": "x"}, "stop"),
-        ({"logits_processor": "x", "top_k": -1}, "top_k"),
+        ({"logits_processor": "x", "top_k": -2}, "top_k"),
     ],
 )
 def test_a_bad_field_is_refused_by_its_own_name(fields, where):
@@ -115,6 +115,17 @@ def test_a_bad_field_is_refused_by_its_own_name(fields, where):
     assert refused.value.where == where
     found = error_body(refused.value)
     assert found["param"] == where and found["type"] == "invalid_request_error" and where in found["message"]
+
+
+def test_values_of_other_servers_that_turn_a_filter_off():
+    others = GenerationParams(max_new_tokens=16, top_k=7, typical_p=0.5, repeat_last_n=9)
+    for n_last in (0, -1):
+        body = {"prompt": "x", "top_k": -1, "typical_p": 0, "repeat_last_n": n_last}
+        found = parse_completion(body, top_k=7, typical_p=0.5, repeat_last_n=9).params
+        assert found == GenerationParams(max_new_tokens=16, top_k=0)
+    assert parse_completion({"prompt": "x"}, top_k=7, typical_p=0.5, repeat_last_n=9).params == others
+    with pytest.raises(GenerationError):
+        parse_completion({"prompt": "x", "top_k": False})
 
 
 def test_a_chat_is_one_prompt_that_ends_where_the_next_turn_would_begin():
