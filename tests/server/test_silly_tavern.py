@@ -1,7 +1,7 @@
 """SillyTavern's requests, of both kinds that fit this server: KoboldAI Classic, and Text Completion with its types.
 
-Paths, fields and default values are those of its source: ``kobold.js``, ``text-completions.js`` and ``tokenizers.js`` in
-``src/endpoints``, ``src/constants.js``, and ``kai-settings.js`` and ``textgen-settings.js`` in ``public/scripts``.
+Paths, fields and default values are those of its source: ``kobold.js``, ``text-completions.js`` and ``tokenizers.js``
+in ``src/endpoints``, ``src/constants.js``, and ``kai-settings.js`` and ``textgen-settings.js`` in ``public/scripts``.
 """
 
 from __future__ import annotations
