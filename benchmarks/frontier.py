@@ -67,14 +67,15 @@ class Setting:
         return schedule("cosine", peak, self.warmup, self.n_steps, 0.1)
 
 
-def trainer(threads: int | None) -> Trainer:
-    """A trainer of the included model."""
-    return Trainer(refgpt.load(dtype="f32", threads=threads), training.AdamW(betas=(0.9, 0.95), weight_decay=0.01))
+def trainer(threads: int | None) -> tuple[refgpt.Model, Trainer]:
+    """The included model, and its trainer."""
+    model = refgpt.load(dtype="f32", threads=threads)
+    return model, Trainer(model, training.AdamW(betas=(0.9, 0.95), weight_decay=0.01))
 
 
 def synchronous(setting: Setting, peak: float, seed: int, threads: int | None) -> tuple[Trainer, float]:
     """-> the trained model, and the bytes that each worker of a ring sends"""
-    one = trainer(threads)
+    _, one = trainer(threads)
     sources = [setting.batches(worker, seed) for worker in range(setting.n_workers)]
     for step, rate in enumerate(setting.rates(peak)):
         one.step([batch for source in sources for batch in source(step)], rate)
@@ -86,7 +87,7 @@ def sparse(setting: Setting, method: str, peak: float, seed: int, threads: int |
     """-> the same, of a method that exchanges little"""
     rhythm, compression, options = METHODS[method]
     *_, (report, one) = train_locally(
-        lambda worker: trainer(threads),
+        lambda worker: trainer(threads)[1],
         [setting.batches(worker, seed) for worker in range(setting.n_workers)],
         setting.rates(peak),
         parse_sync(rhythm),
@@ -113,30 +114,38 @@ def best_rate(runs: list[dict], method: str) -> float:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure loss against bytes.")
+def add_setting(parser: argparse.ArgumentParser) -> None:
+    """Declare what ``setting_of`` reads, but for the number of workers."""
     add = parser.add_argument
     add("texts", type=Path, nargs="+")
     add("--steps", type=int, default=sized(600, 4))
-    add("--workers", type=int, default=sized(4, 2))
-    add("--seeds", type=int, default=sized(3, 1))
-    add("--rates", default=sized("1e-4,3e-4,1e-3", "3e-4"), help="peaks of the learning rate, with commas between")
     add("--batch", type=int, default=sized(4, 1), help="rows of one worker's step")
     add("--length", type=int, default=sized(64, 16), help="tokens of a row")
-    add("--methods", default=";".join(sized(list(METHODS), list(METHODS)[1:2])), help="with semicolons between")
-    add("--threads", type=int)
-    add("-o", "--output", type=Path, help="JSON with every run")
-    arguments = parser.parse_args()
 
+
+def setting_of(arguments: argparse.Namespace, n_workers: int) -> Setting:
+    """The texts in rows, of which the last are held out."""
     tokenizer = refgpt.load().tokenizer
     ids = np.concatenate([tokenizer.encode(path.read_text(encoding="utf-8")) for path in arguments.texts])
     rows = ids[: len(ids) // arguments.length * arguments.length].reshape(-1, arguments.length)
     n_held = max(1, min(sized(128, 1), len(rows) // 20))
-    held = [Batch(half, half) for half in (rows[-2 * n_held : -n_held], rows[-n_held:])]
+    choosing, reported = (Batch(half, half) for half in (rows[-2 * n_held : -n_held], rows[-n_held:]))
     warmup = max(1, arguments.steps // 20)
-    setting = Setting(
-        rows[: -2 * n_held], (held[0], held[1]), arguments.workers, arguments.steps, arguments.batch, warmup
-    )
+    return Setting(rows[: -2 * n_held], (choosing, reported), n_workers, arguments.steps, arguments.batch, warmup)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure loss against bytes.")
+    add_setting(parser)
+    add = parser.add_argument
+    add("--workers", type=int, default=sized(4, 2))
+    add("--seeds", type=int, default=sized(3, 1))
+    add("--rates", default=sized("1e-4,3e-4,1e-3", "3e-4"), help="peaks of the learning rate, with commas between")
+    add("--methods", default=";".join(sized(list(METHODS), list(METHODS)[1:2])), help="with semicolons between")
+    add("--threads", type=int)
+    add("-o", "--output", type=Path, help="JSON with every run")
+    arguments = parser.parse_args()
+    setting = setting_of(arguments, arguments.workers)
     told = {
         name: str(value)
         for name, value in vars(arguments).items()

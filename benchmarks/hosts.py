@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -149,3 +150,48 @@ class Hosts:
         if done.returncode:
             raise OSError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout
+
+
+#: Ray's token is for clusters that strangers could reach; these hosts are a network of their own.
+RAY_ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)]),
+    "RAY_AUTH_MODE": "disabled",
+}
+
+
+def start_ray(hosts: Hosts, host: int, place: Path) -> None:
+    """Start Ray on a host, after those before it: nodes that start together sometimes miss each other.
+
+    Host 0 is the head, which runs no worker. ``place`` is a directory for logs and sockets: its name must be short.
+    """
+    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory", "100000000"]
+    mine = ["--node-ip-address", hosts.address(host), "--num-cpus", str(min(host, 1)), "--disable-usage-stats"]
+    head = ["--head", "--port", "6379", "--include-dashboard", "false", "--temp-dir", str(place / "head")]
+    join = ["--address", ray_address(hosts)]
+    log = place / f"{host}.log"
+    for _ in range(3):
+        node = hosts.start(host, [*ray, *mine, *(join if host else head)], RAY_ENVIRONMENT, log)
+        for _ in range(60):
+            if n_alive(hosts, place) == host + 1:
+                return
+            if node.poll() is not None:
+                break
+    raise OSError(f"Ray does not start on host {host}:\n" + log.read_text(errors="replace")[-3000:])
+
+
+def ray_address(hosts: Hosts) -> str:
+    """The cluster's address."""
+    return f"{hosts.address(0)}:6379"
+
+
+def n_alive(hosts: Hosts, place: Path) -> int:
+    """How many nodes the head knows."""
+    code = (
+        f"import ray; ray.init('{ray_address(hosts)}', _node_ip_address='{hosts.address(0)}', log_to_driver=False);"
+        "print('alive', sum(node['Alive'] for node in ray.nodes()))"
+    )
+    log = place / "asked"
+    log.unlink(missing_ok=True)
+    hosts.start(0, [sys.executable, "-c", code], RAY_ENVIRONMENT, log).communicate()
+    found = [line for line in log.read_text().splitlines() if line.startswith("alive ")]
+    return int(found[-1].split()[1]) if found else 0

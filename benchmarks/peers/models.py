@@ -77,6 +77,12 @@ def make_ctranslate2(quantization: str, models: Path, directory: Path) -> None:
 
     source, partial = models / "ctranslate2-source", directory.with_suffix(".partial")
     with_tokenizer(models / CHECKPOINT, source)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    if "rotary_pct" in config:  # CTranslate2 4.8 looks for names that transformers 5 has changed
+        from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+        GPTNeoXConfig.rotary_pct = config["rotary_pct"]
+        GPTNeoXForCausalLM.embed_out = property(lambda model: model.lm_head)
     converter = TransformersConverter(str(source), low_cpu_mem_usage=True)
     converter.convert(str(partial), quantization=quantization, force=True)
     shutil.rmtree(source)

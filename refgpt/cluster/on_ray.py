@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
 from refgpt.cluster.coordinator import Coordinator, Rules
 from refgpt.cluster.local import RoundReport
+from refgpt.cluster.messages import Layout
 from refgpt.cluster.rounds import Sync
 from refgpt.cluster.saving import PROGRESS
 from refgpt.cluster.worker import Worker
@@ -67,14 +68,19 @@ class Actor:
         self._worker = make_worker(worker)
         self._round = -1  # the round for which it has the weights
 
-    def ready(self) -> None:
-        """Answer, which a worker can when its model is loaded."""
+    def ready(self) -> str:
+        """The digest of its weights: an answer that a worker can give when its model is loaded."""
+        return self._worker.layout.digest(self._worker.trainer.weights)
 
     def weights(self) -> dict[str, np.ndarray]:
         """Its weights."""
         return self._worker.trainer.weights
 
-    def take(self, weights: dict[str, np.ndarray], round_: int) -> None:
+    def begin(self, round_: int) -> None:
+        """Keep its own weights: they are those at the beginning of this round."""
+        self._round = round_
+
+    def take(self, weights: Mapping[str, np.ndarray], round_: int) -> None:
         """See ``Worker.take``; they are the weights at the beginning of this round."""
         self._worker.take(weights)
         self._round = round_
@@ -111,12 +117,13 @@ class Crew:
         self._class = self._ray.remote(Actor).options(max_restarts=0, **resources)
         self._actors: dict[int, Any] = {}
         self._busy: dict[int, Any] = {}  # unanswered calls to workers that start or are late
-        self._stale = set(range(n_workers))  # workers that do not have the shared weights
+        self._stale = set(range(n_workers))  # workers that are not known to have the shared weights
+        self._loaded: dict[int, str] = {}  # digests of the weights of workers that have not trained yet
         for worker in range(n_workers):
             self._start(worker)
 
-    def gather(self, patience: Patience) -> dict[str, np.ndarray]:
-        """Wait for the workers to start: for all of them, or at the deadline for a quorum. -> the first one's weights
+    def gather(self, patience: Patience) -> None:
+        """Wait for the workers to start: for all of them, or at the deadline for a quorum.
 
         Raises
         ------
@@ -132,24 +139,30 @@ class Crew:
             n_ready = len(self._actors) - len(self._busy)
             if deadline is None and n_ready and n_ready >= patience.quorum * len(self._actors):
                 deadline = time.monotonic() + patience.deadline
-        for worker, actor in self._actors.items():
-            if worker not in self._busy:
-                weights = self._answer(worker, actor.weights.remote())
-                if weights is not None:
-                    found: dict[str, np.ndarray] = weights
-                    return found
-        return self.gather(patience)
+
+    def first_weights(self, patience: Patience) -> dict[str, np.ndarray]:
+        """The weights of the first worker that answers."""
+        while True:
+            for worker, actor in self._actors.items():
+                if worker not in self._busy:
+                    weights = self._answer(worker, actor.weights.remote())
+                    if weights is not None:
+                        found: dict[str, np.ndarray] = weights
+                        return found
+            self.gather(patience)
 
     def train(
         self,
         round_: int,
         steps: range,
         rates: Sequence[float],
-        weights: dict[str, np.ndarray],
+        weights: Mapping[str, np.ndarray],
         rules: Rules,
         patience: Patience,
     ) -> dict[int, bytes]:
         """Let all available workers make a round's steps. Workers without the shared weights are given them first.
+
+        A worker that has just loaded the same weights is given none.
 
         Returns
         -------
@@ -164,15 +177,21 @@ class Crew:
         asked: dict[int, Any] = {}
         answers: dict[int, bytes] = {}
         again: dict[int, float] = {}  # when to retry failed workers if no worker has answered by then
-        stored, began, deadline = None, time.monotonic(), None
+        stored, digest, began, deadline = None, "", time.monotonic(), None
         while deadline is None or time.monotonic() < deadline:
             self._look(0)
             for worker, actor in self._actors.items():
                 if answers or worker in asked or worker in self._busy or time.monotonic() < again.get(worker, 0):
                     continue  # once a worker has answered, no other one starts the round
                 if worker in self._stale:
-                    stored = stored or self._ray.put(weights)
-                    actor.take.remote(stored, round_)
+                    loaded = self._loaded.pop(worker, None)
+                    if loaded is not None:
+                        digest = digest or Layout.of(weights).digest(weights)
+                    if loaded is not None and loaded == digest:
+                        actor.begin.remote(round_)
+                    else:
+                        stored = stored or self._ray.put(weights)
+                        actor.take.remote(stored, round_)
                     self._stale.discard(worker)
                 asked[worker] = actor.train.remote(round_, steps, rates, rules.seed_of(round_, worker))
             outstanding = {ref: worker for worker, ref in asked.items() if worker not in answers}
@@ -220,6 +239,7 @@ class Crew:
         self._actors[worker] = self._class.remote(self._make_worker, worker)
         self._busy[worker] = self._actors[worker].ready.remote()
         self._stale.add(worker)
+        self._loaded.pop(worker, None)
 
     def _look(self, seconds: float) -> None:
         """Check which workers have become ready."""
@@ -227,7 +247,9 @@ class Crew:
         for worker, ref in list(self._busy.items()):
             if ref in done:
                 del self._busy[worker]
-                self._answer(worker, ref)
+                answer = self._answer(worker, ref)
+                if isinstance(answer, str):  # it has started; the answer to a late round is bytes, and of no use
+                    self._loaded[worker] = answer
 
     def _done(self, refs: list[Any], seconds: float) -> list[Any]:
         if not refs:
@@ -260,6 +282,7 @@ def train_on_ray(
     patience: Patience | None = None,
     progress: str | Path | None = None,
     resources: dict[str, Any] | None = None,
+    weights: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[RoundReport, dict[str, np.ndarray]]]:
     """Train a model by workers on the machines of a Ray cluster, to which this process is connected (``ray.init``).
 
@@ -279,6 +302,9 @@ def train_on_ray(
         in it, the training goes on from that.
     resources : dict, optional
         Options of each actor for Ray; by default one processor each.
+    weights : mapping of str to ndarray, optional
+        What the training begins with; by default those of the first worker. They are sent only to workers that have
+        loaded others.
 
     Yields
     ------
@@ -296,7 +322,8 @@ def train_on_ray(
         raise RefgptError("there is no Ray cluster", where="ray", fix="call ray.init(), or ray.init(address='auto')")
     crew = Crew(make_worker, n_workers, {"num_cpus": 1} if resources is None else resources)
     try:
-        coordinator = Coordinator(crew.gather(patience), rules)
+        crew.gather(patience)
+        coordinator = Coordinator(crew.first_weights(patience) if weights is None else weights, rules)
         if progress is not None and (Path(progress) / PROGRESS).exists():
             coordinator.resume(progress)
         sent = received = 0.0

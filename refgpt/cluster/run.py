@@ -144,6 +144,7 @@ class ClusterRun(Run):
             patience=self._patience,
             progress=self.out / STATE_DIRECTORY,
             resources=self._resources,
+            weights=self.trainer.weights,
         ):
             before, self.n_done = self.n_done, report.n_steps
             messages, seconds = report.result.messages, time.monotonic() - began

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import sys
 import tempfile
 import time
@@ -12,15 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.hosts import Hosts, obstacle
+from benchmarks.hosts import RAY_ENVIRONMENT, Hosts, obstacle, ray_address, start_ray
 from tests.helpers.finetune_files import PAIRS, write_lines, write_small_model
 
-ROOT = Path(__file__).parents[2]
 WHY = 'needs the extra "ray"' if importlib.util.find_spec("ray") is None else obstacle()
 pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY)
 
-#: Ray's token is for clusters that strangers could reach; these are a network of their own.
-ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]), "RAY_AUTH_MODE": "disabled"}
 N_ROUNDS = 60
 
 
@@ -46,39 +42,6 @@ def wait_for(condition, told):
     raise AssertionError(told())
 
 
-def start_node(hosts, host, place):
-    """Start Ray on a host, after those before it: nodes that start together sometimes miss each other."""
-    for _ in range(3):
-        node = start_ray(hosts, host, place)
-        for _ in range(60):
-            if n_alive(hosts, place) == host + 1:
-                return
-            if node.poll() is not None:
-                break
-    raise AssertionError((place / f"{host}.log").read_text(errors="replace")[-3000:])
-
-
-def start_ray(hosts, host, place):
-    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory", "100000000"]
-    mine = ["--node-ip-address", hosts.address(host), "--num-cpus", str(min(host, 1)), "--disable-usage-stats"]
-    head = ["--head", "--port", "6379", "--include-dashboard", "false", "--temp-dir", str(place / "head")]
-    join = ["--address", f"{hosts.address(0)}:6379"]
-    return hosts.start(host, [*ray, *mine, *(join if host else head)], ENVIRONMENT, place / f"{host}.log")
-
-
-def n_alive(hosts, place):
-    """How many nodes the head knows."""
-    code = (
-        f"import ray; ray.init('{hosts.address(0)}:6379', _node_ip_address='{hosts.address(0)}', log_to_driver=False);"
-        "print('alive', sum(node['Alive'] for node in ray.nodes()))"
-    )
-    log = place / "asked"
-    log.unlink(missing_ok=True)
-    hosts.start(0, [sys.executable, "-c", code], ENVIRONMENT, log).communicate()
-    found = [line for line in log.read_text().splitlines() if line.startswith("alive ")]
-    return int(found[-1].split()[1]) if found else 0
-
-
 def test_a_training_on_four_hosts_outlives_one_of_them(files, place):
     def log():
         return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(place.glob("*.log")))
@@ -89,13 +52,13 @@ def test_a_training_on_four_hosts_outlives_one_of_them(files, place):
 
     with Hosts(4, megabits=100) as hosts:
         for host in range(4):
-            start_node(hosts, host, place)
+            start_ray(hosts, host, place)
         before = hosts.n_bytes(1)
         options = ["--workers", 3, "--sync", "every:2", "--compress", "int4", "--iters", 2 * N_ROUNDS, "--full"]
-        options += ["--address", f"{hosts.address(0)}:6379", "--deadline", 2, "--valid", files / "train.jsonl"]
+        options += ["--address", ray_address(hosts), "--deadline", 2, "--valid", files / "train.jsonl"]
         command = ["-m", files / "model", "--data", files / "train.jsonl", "-o", files / "out", "--lr", 1e-2, *options]
         run = hosts.start(
-            0, [sys.executable, "-m", "refgpt", "finetune", *map(str, command)], ENVIRONMENT, place / "run.log"
+            0, [sys.executable, "-m", "refgpt", "finetune", *map(str, command)], RAY_ENVIRONMENT, place / "run.log"
         )
         wait_for(lambda: len(lines()) > 3 or run.poll() is not None, log)
         first = lines()

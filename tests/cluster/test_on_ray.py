@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from refgpt import training
@@ -63,6 +64,7 @@ def maker(directory, sabotage=None):
 
 def alone(directory, n_workers):
     """The same in one process."""
+    directory.mkdir(exist_ok=True)
     make = maker(directory)
     workers = [make(worker) for worker in range(n_workers)]
     batches = [worker._batches for worker in workers]
@@ -98,6 +100,27 @@ def test_the_bits_are_those_of_one_process_and_a_cut_off_run_goes_on(cluster, tm
     assert [first.round, second.round, *rest] == [0, 1, 2, 3]
 
 
+def test_weights_are_sent_only_to_workers_that_have_others(cluster, tmp_path, monkeypatch):
+    put, sent = ray.put, []
+
+    def counted(value):
+        sent.append(type(value))
+        return put(value)
+
+    monkeypatch.setattr(ray, "put", counted)
+    (tmp_path / "model").mkdir()
+    model = model_in(tmp_path / "model", backend="c", threads=1)
+    weights = {name: w.copy() for name, w in training.Trainer(model).weights.items()}
+    *_, (_, one) = train_on_ray(maker(tmp_path / "same"), 2, RATES, SYNC, RULES, weights=weights)
+    assert dict not in sent and bytes in sent
+    _, wanted = alone(tmp_path / "alone", 2)
+    assert same(one, wanted)
+
+    other = {name: w + np.float32(0.01) for name, w in weights.items()}
+    *_, (_, two) = train_on_ray(maker(tmp_path / "other"), 2, RATES, SYNC, RULES, weights=other)
+    assert sent.count(dict) == 1 and not same(one, two)
+
+
 def test_a_killed_worker_is_replaced_and_the_others_go_on(cluster, tmp_path):
     once = tmp_path / "killed"
 
@@ -116,21 +139,24 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(cluster, tmp_path):
 
 
 def test_a_worker_that_hangs_is_left_behind_and_comes_back(cluster, tmp_path):
-    once = tmp_path / "slept"
+    asleep, awake = tmp_path / "asleep", tmp_path / "awake"
 
     def sleep(worker, step):
-        if worker == 0 and step == 1 and not once.exists():
-            once.touch()
+        if worker == 0 and step and not asleep.exists():
+            asleep.write_text(str(step))
             time.sleep(3)
-            (tmp_path / "awake").touch()
+            awake.touch()
+        elif awake.exists():
+            time.sleep(0.1)  # the rounds that are left last longer than what worker 0 has still to do
 
     counted = []
     patience = Patience(quorum=0.5, deadline=SOON)
     for report, _ in train_on_ray(maker(tmp_path / "ray", sleep), 3, RATES, EACH_STEP, RULES, patience=patience):
-        counted.append(sorted(message.worker for message in report.result.messages))
-        if report.round == 1:
-            wait_for((tmp_path / "awake").exists)
-    assert counted[0] == [0, 1, 2] and 0 not in counted[1] and any(0 in workers for workers in counted[2:])
+        counted.append({message.worker for message in report.result.messages})
+        if asleep.exists() and report.round == int(asleep.read_text()):
+            wait_for(awake.exists)
+    hung = int(asleep.read_text())  # a round has one step
+    assert 0 not in counted[hung] and any(0 in workers for workers in counted[hung + 1 :])
 
 
 def test_a_worker_whose_gradients_are_not_finite_is_left_out(cluster, tmp_path, caplog):
