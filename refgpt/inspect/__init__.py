@@ -1,7 +1,8 @@
 """A page about one forward pass: a single HTML file that needs no network and no other files.
 
-``data`` gathers what the page shows, ``labels`` makes tokens visible, ``views/`` holds the scripts and the style that
-draw it, ``page`` puts them, ``report.html``, ``report.css``, ``report.js`` and the data together.
+``data`` gathers what the page shows, ``heads`` gives titles to heads, ``labels`` makes tokens visible, ``views/`` holds
+the scripts and the style that draw it, ``page`` puts them, ``report.html``, ``report.css``, ``report.js`` and the data
+together.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from refgpt._common.arguments import flag
 from refgpt._common.errors import RefgptError
 from refgpt._model import Model
-from refgpt.inspect.data import Prompt, gather, html_bytes, most_tokens, prompt_of
+from refgpt.inspect.data import PAGE_PARTS, Prompt, gather, html_bytes, most_tokens, prompt_of
 from refgpt.inspect.figures import figures
 from refgpt.inspect.page import page
 from refgpt.spec.ids import check_ids, check_prefix
@@ -20,8 +21,10 @@ __all__ = ["Prompt", "build_report", "figures", "gather", "html_bytes", "most_to
 def build_report(
     model: Model, prompt: Prompt, prefix_len: int | None = None, verify: bool = True, progress: bool = False
 ) -> str:
-    """Build a page about one forward pass: tokens, attention, logit lens, attribution, and the comparison with the
-    spec.
+    """Build a page about one forward pass: tokens, a continuation, attention, logit lens, attribution, and the
+    comparison with the spec.
+
+    The page opens on a head that is worth a look: see ``refgpt.inspect.heads``, which also gives titles to heads.
 
     Parameters
     ----------
@@ -51,4 +54,4 @@ def build_report(
     if prefix_len is None:
         prefix_len = len(ids) if model.mask == "prefix" else 0
     prefix_len = check_prefix(prefix_len, len(check_ids(ids, model.config)), model.config)
-    return page(gather(model, ids, prefix_len, flag("verify", verify, RefgptError), progress))
+    return page(gather(model, ids, prefix_len, flag("verify", verify, RefgptError), progress, PAGE_PARTS))

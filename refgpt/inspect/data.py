@@ -15,8 +15,11 @@ from refgpt._common.errors import GenerationError, RefgptError
 from refgpt._common.wording import size, told
 from refgpt._load import default_model_path
 from refgpt._model import Model
+from refgpt.generation import GenerationParams
 from refgpt.generation.prompts import prompt_ids
 from refgpt.generation.sampling import log_softmax
+from refgpt.generation.sequence import ends_of
+from refgpt.inspect.heads import kind_scores, opening, titles
 from refgpt.inspect.labels import label
 from refgpt.spec import prefix_mask, tap_names
 from refgpt.spec.config import AnyConfig
@@ -28,16 +31,20 @@ Prompt = str | Sequence[int] | np.ndarray
 
 #: Number of tokens listed for a prediction, and for a cell of the logit lens.
 N_PREDICTED, N_LENS = 10, 5
-#: What a page has beside the comparison with the spec.
+#: Number of tokens with which the model continues the prompt.
+N_CONTINUED = 12
+#: What a look inside a text has, and what a page has: beside it only the comparison with the spec.
 PARTS = ("attention", "lens", "attribution")
+PAGE_PARTS = (*PARTS, "continuation")
 #: An attention probability is stored as a whole number of these steps; the error is at most half a step, 0.0000076.
 STEPS = 65535
 #: Limits on the page's size and the prompt's length, so that a browser can show the page.
 MOST_BYTES, MOST_TOKENS = 32_000_000, 512
-#: Generous size estimates: the page without its data, the description of a token, the errors of an activation.
-PAGE_BYTES, LABEL_BYTES, TAP_BYTES = 80_000, 72, 200
-#: Most bytes of a token that are listed.
-MOST_LISTED = 64
+#: Generous size estimates: the page without its data, the description of a token, the errors of an activation, the
+#: title of a head.
+PAGE_BYTES, LABEL_BYTES, TAP_BYTES, TITLE_BYTES = 100_000, 72, 200, 80
+#: Most bytes of a token that are listed, and most characters of the prompt that are shown as running text.
+MOST_LISTED, MOST_READ = 64, 2000
 
 
 def prompt_of(prompt: Prompt, config: AnyConfig, tokenizer: Tokenizer | None) -> np.ndarray:
@@ -75,8 +82,11 @@ def html_bytes(config: AnyConfig, n: int) -> int:
     """Upper bound for the size of a page of ``n`` tokens. (With a causal mask half of the pattern is left out.)"""
     pattern = 2 * config.n_layer * config.n_head * n * n
     lens, predicted = 8 * N_LENS * (config.n_layer + 1) * n, 8 * (N_PREDICTED + 1) * n
-    named = min(config.n_vocab, n * (1 + N_PREDICTED + N_LENS * (config.n_layer + 1)))
-    return PAGE_BYTES + 4 * (pattern + lens + predicted) // 3 + LABEL_BYTES * named + TAP_BYTES * len(tap_names(config))
+    named = min(config.n_vocab, n * (1 + N_PREDICTED + N_LENS * (config.n_layer + 1)) + N_CONTINUED)
+    read = 12 * min(MOST_READ, MOST_LISTED * n)
+    heads = TITLE_BYTES * config.n_layer * config.n_head
+    taps = TAP_BYTES * len(tap_names(config))
+    return PAGE_BYTES + 4 * (pattern + lens + predicted) // 3 + LABEL_BYTES * named + read + heads + taps
 
 
 def gather(
@@ -93,8 +103,9 @@ def gather(
 
     Parameters
     ----------
-    parts : collection of "attention", "lens" and "attribution"
-        What is computed; what is left out is None. "attention" comes with the predictions.
+    parts : collection of "attention", "lens", "attribution" and "continuation"
+        What is computed; what is left out is None. "attention" comes with the predictions and the titles of heads,
+        "continuation" with the prompt as text.
     position : int
         The row of logits that is attributed.
     token : int, optional
@@ -103,12 +114,17 @@ def gather(
     Other parameters are those of ``build_report``; ``ids`` as ``prompt_of`` gives them.
     """
     config = model.config
-    pattern, predictions = _pattern_and_predictions(model, ids, prefix_len) if "attention" in parts else (None, {})
+    predictions: dict[str, np.ndarray] = {}
+    pattern = scores = None
+    if "attention" in parts:
+        pattern, predictions, scores = _pattern_and_predictions(model, ids, prefix_len)
     lens = _lens(model, ids, prefix_len) if "lens" in parts else {}
     attribution = None
     if "attribution" in parts:
         attribution = logit_attribution(model, ids, token, position=position, prefix_len=prefix_len)
-    named = set(ids.tolist())
+    titled = None if scores is None else titles(scores, ids, prefix_len)
+    continued = _continuation(model, ids, prefix_len) if "continuation" in parts else None
+    named = {*ids.tolist(), *(continued or [])}
     for found in (predictions, lens):
         named |= set(np.unique(found["ids"]).tolist()) if found else set()
     named |= set() if attribution is None else {attribution.token}
@@ -126,6 +142,9 @@ def gather(
         "tokens": {str(i): _token(i, model.tokenizer) for i in sorted(named)},
         "predictions": {name: packed(values) for name, values in predictions.items()} or None,
         "pattern": None if pattern is None else packed(pattern),
+        "heads": None if titled is None else {"titles": titled, "opening": opening(titled, attribution)},
+        "text": None if continued is None else [_text(model, ids.tolist()), _text(model, continued)],
+        "continuation": continued,
         "lens": {name: packed(values) for name, values in lens.items()} or None,
         "attribution": attribution
         and {
@@ -190,10 +209,33 @@ def likeliest(logits: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     return (np.take_along_axis(best, order, -1).astype(np.uint32), np.take_along_axis(p, order, -1).astype(np.float32))
 
 
+def _continuation(model: Model, ids: np.ndarray, prefix_len: int) -> list[int]:
+    """What the model writes next if it always takes the likeliest token; shorter where the text or the context ends."""
+    ends = ends_of(model, GenerationParams())
+    n = min(N_CONTINUED, model.config.n_ctx - len(ids))
+    found: list[int] = []
+    if n > 0:
+        session = model.engine.session(1, len(ids) + n)
+        row = session.prefill(0, ids.tolist(), prefix_len)
+        while len(found) < n and (token := int(row.argmax())) not in ends:
+            found.append(token)
+            row = row if len(found) == n else session.decode([0], [token])[0]
+    return found
+
+
+def _text(model: Model, ids: list[int]) -> list[str]:
+    """Tokens as running text: ``label`` of all their bytes, with spaces as they are. Empty without a tokenizer."""
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        return []
+    raw = b"".join(tokenizer.token_bytes(i) if tokenizer.has(i) else b"" for i in ids)
+    return label(raw, MOST_READ, blanks=False)
+
+
 def _pattern_and_predictions(
     model: Model, ids: np.ndarray, prefix_len: int
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The attention pattern of every head and the predictions of every position, from one pass.
+) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """The attention pattern of every head, the predictions of every position and the scores of heads, from one pass.
 
     Returns
     -------
@@ -202,8 +244,11 @@ def _pattern_and_predictions(
     dict
         "ids" and "p" [t, N_PREDICTED]: the likeliest tokens after each position. "given" and "rank" [t - 1]: what the
         token got that follows, and its place among all (1 is the likeliest).
+    ndarray [n_layer, n_head, kinds]
+        See ``refgpt.inspect.heads``.
     """
     seen = prefix_mask(len(ids), prefix_len)
+    scores = []
     followed = np.arange(len(ids) - 1), ids[1:]  # where each token but the first stands in the row before it
 
     def look(name: str, value: np.ndarray) -> Any:
@@ -214,6 +259,7 @@ def _pattern_and_predictions(
                 fix="refgpt verify tells whether the kernels or the weights do it",
             )
         if name != "logits":
+            scores.append(kind_scores(value, ids))
             return np.rint(value[:, seen] * STEPS).astype(np.uint16)
         best, p = likeliest(value, N_PREDICTED)
         given = np.exp(log_softmax(value[:-1])[followed])
@@ -222,7 +268,7 @@ def _pattern_and_predictions(
 
     found = visit(model, ids, ["blocks.*.pattern", "logits"], look, prefix_len)
     predictions = found.pop("logits")
-    return np.stack(list(found.values())), predictions
+    return np.stack(list(found.values())), predictions, np.stack(scores)
 
 
 def _lens(model: Model, ids: np.ndarray, prefix_len: int) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refgpt._model import Model
-from refgpt.inspect.data import STEPS, gather
+from refgpt.inspect.data import PAGE_PARTS, STEPS, gather
 from refgpt.spec import prefix_mask
 from refgpt.tokenizers import Tokenizer
 
@@ -31,7 +31,7 @@ def figures(model: Model, ids: np.ndarray, prefix_len: int) -> dict[str, Any]:
         "predictions" is a list of t entries, "lens" one of n_layer + 1 lists of t, "pattern" is
         [n_layer][n_head][t][t]; ``docs/reference/command-line.md`` describes every key.
     """
-    data = gather(model, ids, prefix_len, verify=False)
+    data = gather(model, ids, prefix_len, verify=False, parts=PAGE_PARTS)
     predictions = {name: unpacked(values) for name, values in data["predictions"].items()}
     lens = {name: unpacked(values) for name, values in data["lens"].items()}
     n, tokenizer = len(ids), model.tokenizer
@@ -48,6 +48,7 @@ def figures(model: Model, ids: np.ndarray, prefix_len: int) -> dict[str, Any]:
         "prefix_len": prefix_len,
         "ids": ids.tolist(),
         "tokens": [_text(i, tokenizer) for i in ids.tolist()],
+        "continuation": [{"id": i, "text": _text(i, tokenizer)} for i in data["continuation"]],
         "predictions": [
             {
                 "likeliest": _likeliest(predictions["ids"][t], predictions["p"][t], tokenizer),
@@ -61,6 +62,7 @@ def figures(model: Model, ids: np.ndarray, prefix_len: int) -> dict[str, Any]:
             for ids_of, p_of in zip(lens["ids"], lens["p"], strict=True)
         ],
         "attribution": data["attribution"],
+        "heads": data["heads"]["titles"],
         "pattern": pattern.round(6).tolist(),
     }
 

@@ -16,12 +16,16 @@ MOST_SHOWN = 48
 ESCAPED = 0xDC00
 
 
-def label(raw: bytes) -> list[str]:
+def label(raw: bytes, most: int = MOST_SHOWN, blanks: bool = True) -> list[str]:
     """The label of a token's bytes.
 
     Parameters
     ----------
     raw : bytes
+    most : int
+        Number of characters after which it is cut.
+    blanks : bool
+        Whether a space is shown as a mark; running text is easier to read without.
 
     Returns
     -------
@@ -32,8 +36,8 @@ def label(raw: bytes) -> list[str]:
     """
     parts, marked = [""], False
     text = raw.decode("utf-8", "surrogateescape")
-    for i, character in enumerate(text[:MOST_SHOWN]):
-        mark = _mark(character, first=i == 0)
+    for i, character in enumerate(text[:most]):
+        mark = None if character == " " and not blanks else _mark(character, first=i == 0)
         if mark is None:
             if marked:
                 parts.append("")
@@ -41,7 +45,7 @@ def label(raw: bytes) -> list[str]:
         else:
             parts += ["", mark] if marked else [mark]
         marked = mark is not None
-    if len(text) > MOST_SHOWN:
+    if len(text) > most:
         parts += ["", "…"] if marked else ["…"]
     return parts
 

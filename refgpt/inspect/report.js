@@ -4,7 +4,7 @@
 import { drawAttention } from "./views/attention.js";
 import { attributionTable, drawAttribution } from "./views/attribution.js";
 import { chooser } from "./views/chooser.js";
-import { byId, grid, heading, line, make, position, shade, share, shares } from "./views/draw.js";
+import { byId, grid, heading, line, make, marked, position, shade, share, shares } from "./views/draw.js";
 import { signed, spoken, table, token } from "./views/draw.js";
 import { drawLens } from "./views/lens.js";
 import { readPass } from "./views/pass.js";
@@ -22,6 +22,16 @@ for (const p of [0, 0.01, 0.1, 0.5, 1]) {
   const swatch = make("b", {}, String(p));
   shade(swatch, p);
   byId("legend").append(swatch);
+}
+if (data.text?.some((parts) => parts.length)) {
+  const [prompt, continuation] = data.text;
+  const n = data.continuation.length;
+  byId("prompt").append(marked(prompt));
+  if (n > 0) byId("prompt").append(make("ins", {}, marked(continuation)));
+  byId("prompt-note").textContent = n > 0
+    ? `Underlined: the ${n} tokens that the model writes next if it always takes the likeliest.`
+    : "The model ends the text here.";
+  byId("prompt").hidden = byId("prompt-note").hidden = false;
 }
 if (pass.prefixLen > 0) {
   byId("prefix-note").textContent =
@@ -136,7 +146,7 @@ function drawEquality() {
     const verdict = ok ? "ok" : "BROKEN";
     return [name, small(error), small(bound), percent(part), small(largest), elevenDigits(cosine), verdict];
   });
-  const columns = ["activation", "error", "bound", "of bound", "max error", "cosine", ""];
+  const columns = ["activation", "error", "bound", "of bound", "max error", "cosine", "verdict"];
   byId("equality-table").append(table(columns, lines));
 }
 

@@ -106,9 +106,40 @@ def test_attention_of_a_head(browser, request, name, layer, head):
     assert np.abs(np.square(shades) - pattern[:, len(page.ids) - 1]).max() <= 1e-5
 
 
+def test_heads_have_titles_and_the_best_is_open(browser, tale):
+    browser.open(tale.path)
+    scores = tracing.head_scores(tale.model, tale.ids).previous_token
+    best = np.unravel_index(scores.argmax(), scores.shape)
+    assert browser.text("#head-name") == "Layer {}, head {}".format(*best)
+    assert browser.text("#head-title") == (
+        f"previous token head: gives {share(scores.max())} of its attention to the position before"
+    )
+    titled = {tuple(place): scores[tuple(place)] for place in np.argwhere(scores >= 0.4)}
+    order = sorted(titled, key=titled.get, reverse=True)
+    buttons = browser.all("#head-titles button")
+    assert [button.text for button in buttons] == ["{}.{}".format(*place) for place in order] and len(order) > 1
+    names = browser.js("return [...document.querySelectorAll('#heads [role=radio]')].map((head) => head.ariaLabel)")
+    assert [name.endswith(": previous token") for name in names] == (scores >= 0.4).ravel().tolist()
+    buttons[-1].click()
+    assert browser.text("#head-name") == "Layer {}, head {}".format(*order[-1])
+    check_looks(browser, tale, tale.trace[f"blocks.{order[-1][0]}.pattern"][order[-1][1]], len(tale.ids) - 1)
+    choose_head(browser, tale, 5, 3)
+    assert browser.text("#head-title") == "of no known kind here"
+
+
+def test_the_prompt_is_a_line_to_read_and_goes_on(browser, tale):
+    browser.open(tale.path)
+    text = tale.model.tokenizer.decode(tale.ids)
+    going_on = tale.model.generate(tale.ids, temperature=0, max_new_tokens=12)
+    shown = browser.js("return document.getElementById('prompt').textContent")
+    assert shown == text.replace("\n", "↵") + going_on.text
+    assert browser.js("return document.querySelector('#prompt ins').textContent") == going_on.text
+    assert browser.text("#prompt-note").startswith("Underlined: the 12 tokens ")
+
+
 def test_heads_and_queries_by_keyboard(browser, tale):
     browser.open(tale.path)
-    browser.focus(browser.one("#heads [tabindex='0']"))
+    browser.focus(browser.one("#heads [role=radio]"))
     browser.press("ARROW_DOWN", "ARROW_DOWN", "ARROW_RIGHT", "ARROW_RIGHT", "ARROW_UP", "ARROW_LEFT")
     assert browser.text("#head-name") == "Layer 1, head 1"
     browser.press("END", "ARROW_RIGHT")  # the last of its row, and no further

@@ -13,6 +13,7 @@ from refgpt._common.errors import GenerationError, RefgptError
 from refgpt.generation.sampling import log_softmax
 from refgpt.inspect import build_report, html_bytes, most_tokens, prompt_of
 from refgpt.inspect.data import MOST_BYTES, likeliest
+from refgpt.inspect.heads import kind_scores, opening, titles
 from refgpt.inspect.labels import label
 from tests.helpers.model_files import write_model
 from tests.helpers.pages import EVIL, PROMPT, EvilTokenizer, data_of, unpacked, with_tokenizer
@@ -99,6 +100,89 @@ def test_the_lens_and_the_attribution_are_those_of_tracing(causal):
     }
     terms = found["embed"] + np.sum(found["heads"]) + np.sum(found["mlps"]) + found["bias"]
     assert abs(terms - found["logit"]) < 1e-5
+
+
+def test_the_continuation_is_greedy_with_the_same_mask(causal, both_ways):
+    for model, prefix_len in ((causal, 0), (causal, 4), (both_ways, len(IDS))):
+        data = data_of(build_report(model, IDS, prefix_len, verify=False))
+        ids = list(IDS)
+        for _ in range(12):
+            ids.append(int(model.logits(ids, prefix_len)[-1].argmax()))
+        assert data["continuation"] == ids[len(IDS) :] and data["text"] == [[], []]
+        assert all(str(i) in data["tokens"] for i in ids)
+    # It ends where the context does, and before a token that ends the text.
+    whole = (IDS * 8)[: CONFIG.n_ctx]
+    assert data_of(build_report(causal, whole[:-3], verify=False))["continuation"] == ids_after(causal, whole[:-3], 3)
+    assert data_of(build_report(causal, whole, verify=False))["continuation"] == []
+    third = ids_after(causal, IDS, 3)[2]
+    config = dataclasses.replace(CONFIG, eos_id=third)
+    ending = dataclasses.replace(causal, engine=type(causal.engine)(PARAMS, config, threads=1))
+    wanted = ids_after(causal, IDS, 3)
+    assert data_of(build_report(ending, IDS, verify=False))["continuation"] == wanted[: wanted.index(third)]
+
+
+def ids_after(model, ids, n):
+    return list(model.generate(ids, temperature=0, max_new_tokens=n, ignore_eos=True).ids)
+
+
+def test_text_to_read_has_spaces_and_no_characters_that_mislead(causal):
+    model = with_tokenizer(causal, EvilTokenizer())
+    prompt, _ = data_of(build_report(model, [*range(len(EVIL) - 2)], verify=False))["text"]
+    text, marks = "".join(prompt[::2]), prompt[1::2]
+    assert "$data ${title} $$" in text and {"U+2028", "U+202E", "U+200B", "↵", "xFF"} <= set(marks)
+    assert "\u202e" not in "".join(prompt) and "␣" not in "".join(prompt)
+    long = data_of(build_report(model, [EVIL.index(b"x" * 4000)] * 3, verify=False))["text"][0]
+    assert len("".join(long)) == 2001 and long[-1] == "…"
+
+
+def pattern_that_looks(n, offset):
+    """Every query at one key: so many before itself, or the first."""
+    pattern = np.zeros((n, n))
+    for t in range(n):
+        pattern[t, max(0, t - offset)] = 1
+    return pattern
+
+
+def test_heads_are_titled_by_what_they_attend_to():
+    ids = np.array([7, 3, 9, 4, 1, 7, 3, 9, 4, 1])  # repeated after five
+    n = len(ids)
+    even = np.tril(np.ones((n, n))) / np.arange(1, n + 1)[:, None]
+    kinds = {"previous token": 1, "induction": 4, "duplicate token": 5, "same position": 0, "first token": n}
+    layer = np.stack([*(pattern_that_looks(n, offset) for offset in kinds.values()), even])
+    scores = np.stack([kind_scores(layer, ids), kind_scores(layer[::-1].copy(), ids)])
+    found = titles(scores, ids, 0)
+    first, second = ({title["head"]: title for title in found if title["layer"] == i} for i in (0, 1))
+    assert [first[i]["kind"] for i in range(5)] == list(kinds) and 5 not in first and 0 not in second
+    assert [second[5 - i]["kind"] for i in range(5)] == list(kinds)
+    assert all(title["score"] == 1 for title in found)
+    assert opening(found, None) == {"layer": 0, "head": 1}  # induction
+    assert opening([first[0], first[4]], None) == {"layer": 0, "head": 0}  # a previous token rather than a first one
+    # Half of the attention is above the threshold, a third below.
+    mixed = np.stack([0.5 * layer[0], 0.33 * layer[0]])
+    assert [title["head"] for title in titles(kind_scores(mixed, ids)[None], ids, 0)] == [0]
+
+
+def test_few_tokens_give_no_title(causal):
+    for n in (1, 2, 3):
+        ids = np.arange(n)
+        assert titles(kind_scores(pattern_that_looks(n, 1)[None], ids)[None], ids, 0) == []
+    # Two recurring tokens are too few for induction, three are enough.
+    for n_recurring, enough in ((2, False), (3, True)):
+        ids = np.array([*range(8), *range(n_recurring)])
+        scores = kind_scores(pattern_that_looks(len(ids), 7)[None], ids)[None]
+        assert (titles(scores, ids, 0) == [{"layer": 0, "head": 0, "kind": "induction", "score": 1.0}]) == enough
+    # Without a title the page opens on the head that adds most to the likeliest token.
+    data = data_of(build_report(causal, [7, 8], verify=False))
+    assert data["heads"]["titles"] == []
+    largest = np.argmax(data["attribution"]["heads"])
+    assert data["heads"]["opening"] == {"layer": largest // CONFIG.n_head, "head": largest % CONFIG.n_head}
+
+
+def test_scores_are_those_of_tracing(causal):
+    scores = [kind_scores(causal.trace(IDS)[f"blocks.{i}.pattern"], np.array(IDS)) for i in range(CONFIG.n_layer)]
+    want = tracing.head_scores(causal, IDS)
+    for place, name in enumerate(("induction", "duplicate_token", "previous_token")):
+        assert (np.stack(scores)[..., place] == getattr(want, name)).all()
 
 
 def test_the_verdict_is_that_of_verify(causal):

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from tests.helpers.axe import check_rules, needs_axe
 from tests.helpers.contrast import COLOURS, contrast, luminance
 
 PAGES = ("tale", "both_ways")
@@ -53,6 +54,38 @@ def test_nothing_runs_over_the_side(browser, request, name, width):
     # What is wider scrolls in a box of its own.
     wide = "return [...document.querySelectorAll('.scroll')].filter((e) => e.scrollWidth > e.clientWidth).length"
     assert browser.js(wide) > 0 or width > 360
+
+
+@needs_axe
+def test_rules_of_axe(browser, tale):
+    for width, scheme in ((1280, "light"), (1280, "dark"), (360, "light")):
+        browser.open(tale.path, width=width, scheme=scheme)
+        browser.js("for (const details of document.querySelectorAll('details')) details.open = true")
+        assert check_rules(browser) == {}, (width, scheme)
+
+
+@pytest.mark.parametrize("height", [560, 800])
+def test_on_a_telephone_nothing_covers_what_is_pointed_at(browser, tale, height):
+    """Each panel is below what it speaks of, and both fit on the screen together."""
+    browser.open(tale.path, width=360, height=height)
+    for box, panel in (
+        ("#token-strip", "#token-panel"),
+        ("#lens-box", "#lens-panel"),
+        ("#equality-box", "#equality-panel"),
+    ):
+        found = browser.js(
+            """const [box, panel] = [...arguments].map((selector) => document.querySelector(selector));
+            box.scrollIntoView({block: "start", behavior: "instant"});
+            const at = box.getBoundingClientRect();
+            const seen = [];
+            for (let y = at.top + 2; y < Math.min(at.bottom, innerHeight) - 2; y += 7)
+              for (let x = at.left + 2; x < at.right - 2; x += 11)
+                seen.push(box.contains(document.elementFromPoint(x, y)));
+            return [seen.length, seen.every(Boolean), panel.getBoundingClientRect().top - at.bottom, at.height]""",
+            box,
+            panel,
+        )
+        assert found[0] > 100 and found[1] and found[2] >= 0 and found[3] <= 0.56 * height, (box, found)
 
 
 @pytest.mark.parametrize("name", PAGES)

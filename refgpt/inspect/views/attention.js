@@ -3,12 +3,25 @@
 import { chooser } from "./chooser.js";
 import { heading, make, position, shade, shadeOf, share, shares, spoken, token } from "./draw.js";
 
+/** What heads of a kind attend to, in the order of the list. The kinds are those of refgpt/inspect/heads.py. */
+const KINDS = {
+  induction: "to what followed the same token earlier",
+  "duplicate token": "to the same token earlier",
+  "previous token": "to the position before",
+  "same position": "to its own position",
+  "first token": "to the first token",
+};
+/** Heads of a kind that are listed; the others show their title when they are chosen. */
+const MOST_LISTED = 6;
+
 /** The elements of the view, by name. */
 function elements() {
   const parts = {
     heads: make("div", { id: "heads", role: "radiogroup", "aria-label": "Head; arrow keys go to its neighbours" }),
     name: make("span", { id: "head-name", "aria-live": "polite" }),
     tap: make("code", { id: "head-tap" }),
+    title: make("p", { class: "head-title", id: "head-title", "aria-live": "polite" }),
+    titled: make("div", { class: "titled", id: "head-titles" }),
     map: make("div", {
       class: "map",
       id: "map",
@@ -36,13 +49,14 @@ function elements() {
 }
 
 /** Where they stand. */
-function layout({ heads, name, tap, map, value, strip, panel, directions: [from, to] }) {
+function layout({ heads, titled, name, tap, title, map, value, strip, panel, directions: [from, to] }) {
   return [
-    make("div", { class: "heads" }, heading("", "Heads"), make("div", { class: "scroll heads-box" }, heads)),
+    make("div", { class: "heads" }, heading("", "Heads"), titled, make("div", { class: "scroll heads-box" }, heads)),
     make(
       "div",
       { class: "map-box" },
       heading("", name, " ", tap),
+      title,
       map,
       make("p", { class: "axis" }, "query down, key across; blank: hidden by the mask"),
       value,
@@ -112,7 +126,7 @@ function paintThumb(canvas, pass, layer, head) {
  * @param {{layer: number, head: number}} [start]  the head that is chosen to begin with; kept up to date
  * @returns {() => void} paints the pictures again, after light and dark have changed
  */
-export function drawAttention(root, pass, start = { layer: 0, head: 0 }) {
+export function drawAttention(root, pass, start = { ...pass.opening }) {
   const { nTokens, nLayer, nHead, ids } = pass;
   const parts = elements();
   root.replaceChildren(...layout(parts));
@@ -178,10 +192,16 @@ export function drawAttention(root, pass, start = { layer: 0, head: 0 }) {
     Object.assign(look, { layer, head });
     parts.name.textContent = `Layer ${layer}, head ${head}`;
     parts.tap.textContent = `blocks.${layer}.pattern [${head}]`;
+    const title = pass.titleOf(layer, head);
+    parts.title.textContent = title
+      ? `${title.kind} head: gives ${share(title.score)} of its attention ${KINDS[title.kind]}`
+      : "of no known kind here";
     look.key = strongestKey();
     paintMap();
     show();
   });
+
+  parts.titled.append(...listTitles(pass, (layer, head) => thumbs.select(layer * nHead + head)));
 
   listenToMap(parts.map, nTokens, look, (query, key) => {
     selectQuery(query); // if it is another, with the key that it looks at most
@@ -207,8 +227,25 @@ export function drawAttention(root, pass, start = { layer: 0, head: 0 }) {
   return paintAll;
 }
 
+/** A line for each kind of which there are heads, with a button for each of the best, named layer.head. */
+function listTitles({ titles }, choose) {
+  return Object.keys(KINDS).flatMap((kind) => {
+    const alike = titles.filter((title) => title.kind === kind).sort((a, b) => b.score - a.score);
+    if (alike.length === 0) return [];
+    const buttons = alike.slice(0, MOST_LISTED).map(({ layer, head, score }) => {
+      const short = `${layer}.${head}`;
+      const name = `${short}: layer ${layer}, head ${head}, ${kind}, ${share(score)}`;
+      const button = make("button", { type: "button", "aria-label": name, title: name }, short);
+      button.addEventListener("click", () => choose(layer, head));
+      return button;
+    });
+    const more = alike.length - buttons.length;
+    return [make("p", {}, `${kind}: `, ...buttons, ...(more > 0 ? [`and ${more} more`] : []))];
+  });
+}
+
 /** A button with a picture for each head. */
-function drawHeads(box, { nLayer, nHead }, choose) {
+function drawHeads(box, { nLayer, nHead, titleOf }, choose) {
   const thumb = nHead <= 8 ? 44 : 24;
   box.style.gridTemplateColumns = `auto repeat(${nHead}, ${thumb}px)`;
   box.style.setProperty("--thumb", `${thumb}px`);
@@ -219,7 +256,8 @@ function drawHeads(box, { nLayer, nHead }, choose) {
   for (let layer = 0; layer < nLayer; layer++) {
     box.append(make("span", {}, String(layer)));
     for (let head = 0; head < nHead; head++) {
-      const name = `Layer ${layer}, head ${head}`;
+      const kind = titleOf(layer, head)?.kind;
+      const name = `Layer ${layer}, head ${head}${kind ? `: ${kind}` : ""}`;
       const item = make("button", { role: "radio", type: "button", "aria-label": name, title: name });
       const canvas = make("canvas", { "aria-hidden": "true" });
       item.append(canvas);

@@ -13,6 +13,11 @@ export function make(name, attributes = {}, ...children) {
 /** A token for the eye: text, and in its midst marks for what cannot be seen. */
 export function token(pass, id) {
   const [, ...parts] = pass.tokens[id];
+  return marked(parts);
+}
+
+/** Text and marks by turns, as `label` (refgpt/inspect/labels.py) gives them. */
+export function marked(parts) {
   const shown = make("bdi", { class: "token" });
   parts.forEach((part, i) => {
     if (part === "") return;

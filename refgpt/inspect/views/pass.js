@@ -42,6 +42,13 @@ export function readPass(data, next) {
     const lens = { width: data.lens.ids.shape[2], ids: unpack(data.lens.ids), p: unpack(data.lens.p) };
     pass.lensAt = (layer, t) => bestOf(lens, layer * nTokens + t);
   }
+  if (data.heads) {
+    pass.titles = data.heads.titles;
+    pass.opening = data.heads.opening;
+    const titles = new Map(pass.titles.map((title) => [title.layer * nHead + title.head, title]));
+    /** The title of a head: {kind, score}; undefined where no kind qualifies. */
+    pass.titleOf = (layer, head) => titles.get(layer * nHead + head);
+  }
   if (data.pattern) {
     // A head's pattern holds for each query the keys that it may see: itself and what came before, and of a prefix all.
     const patterns = unpack(data.pattern);

@@ -36,7 +36,7 @@ const TABS = [
 export class Inside {
   #root = byId("inside");
   #chosen = "attention";
-  #head = { layer: 0, head: 0 }; // stays when another token is chosen
+  #head = null; // stays when another token is chosen
   #asking = null;
   #paintAgain = null;
   #ask;
@@ -150,6 +150,7 @@ export class Inside {
   #views = {
     attention: (view, pass) => {
       view.classList.add("bench");
+      this.#head ??= { ...pass.opening };
       this.#paintAgain = drawAttention(view, pass, this.#head);
     },
     lens: (view, pass) => {

@@ -6,6 +6,7 @@ import numpy as np
 
 import refgpt
 from refgpt import tracing
+from refgpt.inspect import gather
 from tests.helpers.model_files import write_model
 from tests.helpers.paced_server import paced_serving
 from tests.helpers.pages import EVIL, EvilTokenizer, share, signed, with_tokenizer
@@ -29,7 +30,10 @@ def test_the_views_of_a_token(page):
     look_at(page, place)
     before, token = ids[:place], ids[place]
     assert page.text_of("#inside-title").endswith(page.model.tokenizer.decode([token]).replace(" ", "␣"))
-    # Attention, of the position that gave the token.
+    # Attention, of the position that gave the token. It opens on a head of a known kind.
+    first = gather(page.model, np.array(before), 0, verify=False, parts=["attention"])["heads"]["opening"]
+    assert page.text_of("#head-name") == f"Layer {first['layer']}, head {first['head']}" and first["layer"] > 0
+    assert page.text_of("#head-title").startswith("previous token head: ")
     page.click(page.all("#heads [role=radio]")[2 * 4 + 1])
     assert page.text_of("#head-name") == "Layer 2, head 1"
     pattern = page.model.trace(before)["blocks.2.pattern"][1]
@@ -136,6 +140,7 @@ def test_a_model_whose_prompts_see_themselves(chromium, tmp_path):
         ids = [token[0] for node in saved["nodes"] for token in node["tokens"]]
         for place, prefix_len in ((6, 1), (len(ids) - 1, second["read"])):
             look_at(page, place)
+            page.click(page.all("#heads [role=radio]")[0])
             trace = model.trace(ids[:place], prefix_len)["blocks.0.pattern"][0]
             rows = page.rows("#attention-panel table:nth-of-type(1)")
             for where, _, value in rows:

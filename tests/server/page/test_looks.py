@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 import pytest
 
 import refgpt.server
+from tests.helpers.axe import check_rules, needs_axe
 from tests.helpers.contrast import COLOURS, contrast
 from tests.server.page.conftest import open_page
 from tests.server.page.screenshot import SCHEMES, STATIC, take
 
 PAGE = Path(refgpt.server.__file__).parent / "page"
 SOURCES = {path.name: path.read_text(encoding="utf-8") for path in PAGE.rglob("*") if path.is_file()}
-#: axe-core's script: its path, from the registry of npm.
-AXE = os.environ.get("REFGPT_AXE", "")
 
 OVER = """return [...document.querySelectorAll('body *')].filter((element) => {
     if (element.closest('.scroll') && !element.matches('.scroll')) return false;
@@ -85,12 +83,9 @@ def test_every_state_fits_and_can_be_read(page):
         assert len(steps) == 8 and min(contrast(*colours) for _, *colours in steps) >= 4.5
 
 
-@pytest.mark.skipif(not AXE, reason="REFGPT_AXE does not name axe-core's script (npm install axe-core)")
+@needs_axe
 def test_rules_of_axe(page):
-    script = Path(AXE).read_text(encoding="utf-8") + "\nwindow.axe = axe;"
-    run = "const done = arguments[1]; axe.run(document, arguments[0]).then(done)"
     page.js("for (const details of document.querySelectorAll('details')) details.open = true")
-    page.js(script)
     # By night colours alone are another matter, and on a telephone what moves to another place.
     also = {"text": "dark", "comparison": "dark", "attention": "dark", "alternatives": "narrow", "tree": "narrow"}
     found = {}
@@ -100,11 +95,8 @@ def test_rules_of_axe(page):
                 continue
             page.scheme("dark" if look == "dark" else "light")
             page.resize(360 if look == "narrow" else 1280)
-            rules = {"runOnly": ["color-contrast"]} if look == "dark" else {}
-            result = page.chrome.execute_async_script(run, rules)
-            for rule in result["violations"]:
-                found[state, look, rule["id"]] = [node["html"][:160] for node in rule["nodes"]][:3]
-            assert look == "dark" or len(result["passes"]) > 20
+            violations = check_rules(page, ["color-contrast"] if look == "dark" else None)
+            found |= {(state, look, rule): elements for rule, elements in violations.items()}
         page.scheme("light")
         page.resize(1280)
     assert found == {}
