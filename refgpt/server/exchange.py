@@ -207,7 +207,9 @@ class Exchange:
         await self._put({"type": "http.response.start", "status": status, "headers": raw})
 
     async def _put(self, message: Any) -> None:
-        """Send a message; a ClientGone if the client does not receive it in time."""
+        """Send a message; a ClientGone if the client has left, or does not receive it in time."""
+        if (closing := self.scope.get("refgpt.closing")) and closing():  # asyncio would log a warning for such writes
+            raise ClientGone
         timer = asyncio.get_running_loop().call_later(
             self._settings.send_timeout, self._give_up, asyncio.current_task()
         )

@@ -12,7 +12,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 class TimedProtocol(H11Protocol):
     """uvicorn's protocol, which by itself waits for ever for headers.
 
-    The application finds ``refgpt.abort`` in its scope: it drops a connection whose client does not read.
+    The application finds two functions in its scope: ``refgpt.abort`` drops a connection whose client does not read,
+    and ``refgpt.closing`` tells whether a connection is lost or ends, before ``http.disconnect`` arrives.
 
     Attributes
     ----------
@@ -28,7 +29,8 @@ class TimedProtocol(H11Protocol):
         application = cast(Any, self).app
 
         async def with_abort(scope: Any, receive: Any, send: Any) -> None:
-            await application({**scope, "refgpt.abort": self.transport.abort}, receive, send)
+            functions = {"refgpt.abort": self.transport.abort, "refgpt.closing": self.transport.is_closing}
+            await application({**scope, **functions}, receive, send)
 
         self.app = with_abort
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import sleep
@@ -149,6 +152,30 @@ def test_a_client_that_does_not_read_holds_nobody_up(model: refgpt.Model) -> Non
         server.wait_until(lambda: idle(server))
         server.wait_until(lambda: not server.running.server_state.connections)  # it was dropped
         silent.close()
+
+
+def test_nothing_is_written_to_a_connection_that_is_lost(
+    model: refgpt.Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Many events may be sent before the event loop tells that their client has left; asyncio warns of each write."""
+    from refgpt.server.jobs import Job
+
+    connections: list[socket.socket] = []
+    events, sent = Job.events, threading.Event()
+
+    async def all_events(job: Job):
+        kept = [event async for some in events(job) for event in some]
+        await asyncio.get_running_loop().run_in_executor(None, sent.wait)
+        connections[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connections[0].close()  # a reset, in the same turn of the event loop as all that is sent
+        yield kept
+
+    monkeypatch.setattr(Job, "events", all_events)
+    with serving(model, speculate=0) as server:
+        connections.append(server.send("/v1/completions", **LONG | {"max_tokens": 40, "stream": True}))
+        sent.set()
+        server.wait_until(lambda: connections[0].fileno() < 0 and not server.running.server_state.tasks)
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 def test_a_stream_that_has_nothing_to_say_gives_signs_of_life(
