@@ -16,6 +16,7 @@ import asyncio
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -220,6 +221,11 @@ def grew(memory: Sequence[float]) -> bool:
     return len(memory) >= LONG and last > GROWTH * first
 
 
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does, so that it ends the servers that it has started."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(f"ended by signal {number}"))
+
+
 def main() -> None:
     """Start a server, load it, and stop it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -229,6 +235,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--late", type=float, default=60.0, help="seconds within which an answer has to be whole")
     arguments = parser.parse_args()
+    end_on_sigterm()
     want = expected(refgpt.load(arguments.model))
     process, port = start(arguments)
     try:

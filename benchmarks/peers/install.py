@@ -71,7 +71,7 @@ def install(work: Path, isa: str) -> None:
         venv.create(work / "venv", with_pip=True)
         done = {"isa": isa}
     for what, target, version in [
-        ("refgpt", str(ROOT), fingerprint()),
+        ("refgpt", f"{ROOT}[server]", fingerprint()),
         *((line, line, line) for line in requirements()),
     ]:
         if done.get(what) == version:

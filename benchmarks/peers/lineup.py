@@ -25,6 +25,9 @@ FORMS = (
 )
 
 
+#: What servers load, see ``serving.py``: engines and their forms of the model.
+SERVED = {"refgpt": CHECKPOINT, "llama.cpp": "twin-Q4_0.gguf", "CTranslate2": "ctranslate2-int8"}
+
 #: Families, and the layers of each that are measured where nothing else is asked for.
 LAYERS = {"gptj": 4, "gpt-neox": 4, "gpt2": 12}
 
@@ -126,19 +129,30 @@ def groups(threads: int, family: str = "gptj") -> list[Group]:
     return [replace(group, engines=tuple(e for e in group.engines if e.adapter != "ctransformers")) for group in found]
 
 
+def is_wanted(name: str, wanted: str | None) -> bool:
+    """Whether an engine's name contains one of the words, "refgpt,llama"; None wants all."""
+    return any(word.strip().lower() in name.lower() for word in (wanted or "").split(","))
+
+
 def chosen(groups_: Sequence[Group], wanted: str | None) -> list[Group]:
     """The engines whose names contain one of the words, "refgpt,llama", and the groups that have any."""
-    words = [word.strip().lower() for word in (wanted or "").split(",")]
-    kept = [
-        replace(group, engines=tuple(e for e in group.engines if any(word in e.name.lower() for word in words)))
-        for group in groups_
-    ]
+    kept = [replace(group, engines=tuple(e for e in group.engines if is_wanted(e.name, wanted))) for group in groups_]
     return [group for group in kept if group.engines]
 
 
 def forms_of(groups_: Sequence[Group]) -> list[str]:
     """What has to be made for these engines."""
-    needed = {engine.form for group in groups_ for engine in group.engines} | {CHECKPOINT, REFERENCE}
+    return with_sources({engine.form for group in groups_ for engine in group.engines} | {REFERENCE})
+
+
+def served_forms(wanted: str | None) -> list[str]:
+    """What has to be made for the servers of these engines."""
+    return with_sources({form for name, form in SERVED.items() if is_wanted(name, wanted)})
+
+
+def with_sources(forms: set[str]) -> list[str]:
+    """Forms, and those that they are made from, in the order in which they are made."""
+    needed = forms | {CHECKPOINT}
     if any(form.startswith("twin") for form in needed):
         needed.add(TWIN)
     return [form for form in FORMS if form in needed]
