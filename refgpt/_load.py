@@ -22,6 +22,7 @@ from refgpt._model import Model
 from refgpt.checkpoints import NOTHING_SAID, Checkpoint, hub, open_checkpoint, verify_checksums
 from refgpt.numbers import checksums
 from refgpt.numbers.dtypes import KV_DTYPES, KVDtype, dtype_name, known_dtype
+from refgpt.numbers.packing import Kept
 from refgpt.numbers.panels import PACKED_DTYPES
 from refgpt.runtime.engine import Engine
 from refgpt.runtime.spec_engine import SpecEngine, kept_params
@@ -29,6 +30,9 @@ from refgpt.tokenizers import Tokenizer, find_tokenizer, load_tokenizer, tokeniz
 
 if TYPE_CHECKING:
     from refgpt.checkpoints.adapters import Pair
+
+    #: By name, the pairs of an adapter and the mask that it was trained with, if it says so.
+    Named = Mapping[str, tuple[Mapping[str, Pair], str | None]]
 
 log = logging.getLogger("refgpt")
 
@@ -49,6 +53,7 @@ def load(
     copy: bool = False,
     adapter: str | os.PathLike[str] | None = None,
     tokenizer: str | os.PathLike[str] | Tokenizer | bool | None = None,
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> Model:
     """Load a model.
 
@@ -90,6 +95,9 @@ def load(
     tokenizer : path-like, Tokenizer, False or None
         None: the model's own, if it has one. If that cannot be used, a warning says why, and the model takes and gives
         ids alone. Another: one from ``refgpt.load_tokenizer``, or where its files are. False: none.
+    adapters : mapping of str to path, optional
+        Directories with LoRA adapters by name: each request chooses one (``adapter="oz"``) or none. Those of one pass
+        may differ: see ``Model.with_adapters``.
 
     Returns
     -------
@@ -117,7 +125,8 @@ def load(
         flag(name, value, RefgptError)
     checkpoint, found = open_model(path, mask, progress, revision, tokenizer)
     checkpoint, pairs = open_adapter(adapter, checkpoint, mask)  # before the weights, which may take long
-    return start(checkpoint, found, backend, kept_in, mask, threads, cached_in, progress, verify, copy, pairs)
+    named = open_adapters(adapters, adapter, checkpoint, mask)
+    return start(checkpoint, found, backend, kept_in, mask, threads, cached_in, progress, verify, copy, pairs, named)
 
 
 def merge_adapter(
@@ -201,6 +210,36 @@ def open_adapter(
     return checkpoint, pairs
 
 
+def open_adapters(
+    adapters: Mapping[str, str | os.PathLike[str]] | None,
+    adapter: str | os.PathLike[str] | None,
+    checkpoint: Checkpoint,
+    asked_mask: str = "auto",
+) -> Named:
+    """Read the adapters of an opened model that requests choose by name, as ``start`` takes them.
+
+    Parameters are those of ``load`` and ``open_adapter``.
+
+    Raises
+    ------
+    RefgptError
+        If one of them cannot be used, or there is one that is always applied.
+    """
+    if not adapters:
+        return {}
+    from refgpt.checkpoints.adapters import read_adapters
+
+    named = read_adapters(adapters, checkpoint.config)
+    if adapter is not None:
+        raise RefgptError(
+            "one adapter is always applied, and others are chosen by name",
+            where="adapter",
+            wanted="one of the two",
+            fix="give it a name too",
+        )
+    return {name: (pairs, mask if asked_mask == "auto" else None) for name, (pairs, mask) in named.items()}
+
+
 def check_options(backend: str, dtype: str | None, threads: int | None, kv_dtype: KVDtype | None) -> None:
     """Refuse options that ``start`` cannot use. Called before the files are opened, which may take long.
 
@@ -234,6 +273,7 @@ def start(
     verify: bool = True,
     copy: bool = False,
     pairs: Mapping[str, Pair] | None = None,
+    named: Named | None = None,
 ) -> Model:
     """Make a model from opened files. This is the second half of ``load``, which reads the weights.
 
@@ -248,6 +288,8 @@ def start(
         See ``load``.
     pairs : mapping of str to Pair, optional
         An adapter, as ``open_adapter`` gives it.
+    named : mapping, optional
+        Adapters, as ``open_adapters`` gives them.
 
     Returns
     -------
@@ -277,6 +319,7 @@ def start(
             kv_dtype=kv_dtype,
             progress=progress,
             copy=copy,
+            n_beside=_packed_bytes(pairs or {}, *(own for own, _ in (named or {}).values())),
         )
     else:
         if verify:
@@ -288,7 +331,14 @@ def start(
         from refgpt.training.lora import attach
 
         attach(engine, pairs)
-    return Model(engine, checkpoint, tokenizer, backend, dtype)
+    model = Model(engine, checkpoint, tokenizer, backend, dtype)
+    return model._with_named(named) if named else model
+
+
+def _packed_bytes(*adapters: Mapping[str, Pair]) -> int:
+    """What adapters take as kernels read them."""
+    packed = Kept("f32", "panels")
+    return sum(packed.n_bytes(side.shape) for pairs in adapters for pair in pairs.values() for side in (pair.a, pair.b))
 
 
 def _say_mask(checkpoint: Checkpoint, asked: bool) -> None:

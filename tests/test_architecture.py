@@ -56,7 +56,7 @@ INNER_FLOORS = {
     "checkpoints": [{"checkpoint", "files", "mask"}, {"families"}, {"layouts", "adapters"}, {"open", "hub"}],
     "runtime": [
         {"adopting", "engine", "activation", "batch", "buffers", "cache", "identity", "rotation", "taps"},
-        {"attend", "recorded", "saved", "states"},
+        {"attend", "mixing", "recorded", "saved", "states"},
         {"spec_engine"},
         FAMILIES,
         {"families"},

@@ -197,11 +197,12 @@ def test_loading_options_reach_the_loader(path, monkeypatch, run):
                 "tokenizer": tokenizer,
                 "asked_mask": "prefix",
                 "pairs": {},
+                "named": {},
             },
         }
     told.clear()
     run("verify", path, *options, "--adapter", "a")
-    assert told == {"load": {**files, **running, "backend": "c", "adapter": "a"}}
+    assert told == {"load": {**files, **running, "backend": "c", "adapter": "a", "adapters": {}}}
 
 
 @pytest.mark.parametrize("command", [["generate", "Hi"], ["demo", "qa", "Hi"]])

@@ -145,6 +145,8 @@ def answer(
         "parameters": repr(settings.params),
         "template": repr(settings.template),
     }
+    if adapters := getattr(model, "adapters", {}):
+        identity["adapters"] = {name: one.engine.identity()["weights"] for name, one in adapters.items()}
     journal.begin(identity, flag("restart", restart, GenerationError))
     n_earlier = journal.n_done
     on_record(journal.n_done, lines.n_lines)
@@ -163,6 +165,7 @@ def settings_of(model: Loaded, lines: Lines, params: GenerationParams | None, te
         chat_template(template) if isinstance(template, str) else template,
         Path(model.checkpoint.path).name,
         f"{lines.sha256[:16]}_",
+        tuple(getattr(model, "adapters", ())),
     )
 
 

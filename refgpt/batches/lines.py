@@ -23,7 +23,7 @@ from refgpt.generation.openai import FIELDS, RENAMED
 #: The formats of files of prompts, and their suffixes.
 SUFFIXES = {"jsonl": (".jsonl", ".ndjson"), "csv": (".csv",), "text": (".txt",)}
 #: Parameters whose cells in a table are texts, not JSON.
-TEXTS = ("stop", "regex", "grammar")
+TEXTS = ("stop", "regex", "grammar", "adapter")
 #: Most bytes of a line: hundreds of times more than the longest context needs.
 LONGEST_LINE = 1 << 24
 PIECE = 1 << 20

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ from refgpt.generation.openai_answers import completion_body, error_body
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prompts import Prompt
 from refgpt.generation.results import Generation
-from refgpt.generation.sequence import Generates
+from refgpt.generation.sequence import Generates, with_named_adapter
 from refgpt.tracing.embedding import embed, encode_texts
 
 COMPLETIONS, CHAT, EMBEDDINGS = "/v1/completions", "/v1/chat/completions", "/v1/embeddings"
@@ -55,6 +55,8 @@ class Settings:
         The model's name in answers in OpenAI's form to requests that do not name it.
     batch : str
         The beginning of this batch's identifiers.
+    adapters : collection of str
+        The model's adapters, which a request in OpenAI's form chooses as its model.
     """
 
     n_ctx: int
@@ -62,6 +64,7 @@ class Settings:
     template: ChatTemplate = TEMPLATES["base"]
     model: str = "refgpt"
     batch: str = "0"
+    adapters: Collection[str] = ()
 
 
 class Request(ABC):
@@ -152,6 +155,8 @@ class OpenAIRequest(Request):
         try:
             self._check_envelope(content)
             self._reached = True
+            if self._body.get("adapter") is None and self._body.get("model") in self._settings.adapters:
+                self._body = {**self._body, "adapter": self._body["model"]}
             if self._body.get("stream"):
                 raise GenerationError("a batch has no streams", where="stream", fix="leave it out")
             if self._url == COMPLETIONS:
@@ -167,7 +172,8 @@ class OpenAIRequest(Request):
         """See ``Request.record``."""
         name = self._body.get("model") or self._settings.model
         if self._asked is None:
-            return self._answer(200, embeddings_body(self._body, model, name))
+            chosen = with_named_adapter(model, self._body.get("adapter"))
+            return self._answer(200, embeddings_body(self._body, chosen, name))
         kind = "chatcmpl" if self._asked.chat else "cmpl"
         created = int(time.time())
         return self._answer(

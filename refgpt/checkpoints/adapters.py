@@ -19,6 +19,7 @@ import numpy as np
 
 from refgpt._common.arguments import path_of
 from refgpt._common.errors import CheckpointError, missing
+from refgpt._common.memory import check_obtainable
 from refgpt._common.small_files import is_there, read_json, reading
 from refgpt._common.wording import listed, shown, tensor_at
 from refgpt.checkpoints.families import FAMILIES
@@ -176,6 +177,8 @@ def read_adapter(directory: str | os.PathLike[str], config: AnyConfig) -> dict[s
             )
         found.setdefault(match["module"], {})[match["side"]] = tensor
     _check_targets(told, found.keys(), modules, weights)
+    n_bytes = sum(4 * tensor.size for sides in found.values() for tensor in sides.values())
+    check_obtainable(n_bytes, "adapters", "train one of a lower rank", CheckpointError)
     pairs: dict[str, Pair] = {}
     for name in sorted(found, key=list(modules).index):
         module, sides = modules[name], found[name]
@@ -195,6 +198,42 @@ def read_adapter(directory: str | os.PathLike[str], config: AnyConfig) -> dict[s
             rows = sides["B"][module.rows(part, n_out, config.n_head)]
             pairs[leaf] = Pair(sides["A"].copy() if part else sides["A"], np.ascontiguousarray(rows), scale)
     return pairs
+
+
+def check_names(adapters: object) -> None:
+    """Refuse what does not give each adapter a name: a text that can be shown, without an equals sign.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    if not isinstance(adapters, Mapping):
+        got, wanted = shown(adapters), "a mapping from names to directories"
+        raise CheckpointError("cannot be used", where="adapters", got=got, wanted=wanted)
+    for name in adapters:
+        if not isinstance(name, str) or not name.strip() or not name.isprintable() or "=" in name:
+            wanted = "a printable text without an equals sign"
+            raise CheckpointError("cannot be a name", where="adapters", got=shown(name), wanted=wanted)
+
+
+def read_adapters(
+    adapters: Mapping[str, str | os.PathLike[str]], config: AnyConfig
+) -> dict[str, tuple[dict[str, Pair], str | None]]:
+    """Several adapters of one model, by name, each with the mask that it was trained with, if it says so.
+
+    Raises
+    ------
+    CheckpointError
+        See ``read_adapter``, with the adapter's name as well; or if a name cannot be used.
+    """
+    check_names(adapters)
+    found = {}
+    for name, directory in adapters.items():
+        try:
+            found[name] = read_adapter(directory, config), adapter_mask(directory)
+        except CheckpointError as error:
+            raise error.within(f"adapter {name}") from None
+    return found
 
 
 def adapter_mask(directory: str | os.PathLike[str]) -> str | None:

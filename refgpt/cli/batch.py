@@ -78,7 +78,7 @@ def add_to(commands: Commands) -> None:
     )
     add_template(batch)
     add_sampling_arguments(batch)
-    add_running_arguments(batch)
+    add_running_arguments(batch, named_adapters=True)
 
 
 def _batch(arguments: argparse.Namespace) -> int:

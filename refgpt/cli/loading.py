@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from refgpt._common.progress import Progress
-from refgpt._load import DTYPES, check_options, load, open_adapter, open_model, start
+from refgpt._load import DTYPES, check_options, load, open_adapter, open_adapters, open_model, start
 from refgpt._model import Model
 from refgpt.checkpoints import Checkpoint
 from refgpt.cli.printing import print_text
@@ -45,6 +45,7 @@ def load_model(arguments: argparse.Namespace, backend: str) -> Model:
             copy=arguments.copy,
             adapter=arguments.adapter,
             tokenizer=arguments.tokenizer,
+            adapters=arguments.adapters,
         )
 
 
@@ -65,6 +66,7 @@ def load_after(arguments: argparse.Namespace, look: Callable[[Checkpoint, Tokeni
             arguments.model, arguments.mask, progress, arguments.revision, arguments.tokenizer
         )
         checkpoint, pairs = open_adapter(arguments.adapter, checkpoint, arguments.mask)
+        named = open_adapters(arguments.adapters, arguments.adapter, checkpoint, arguments.mask)
         seen = look(checkpoint, tokenizer)
         model = start(
             checkpoint,
@@ -77,6 +79,7 @@ def load_after(arguments: argparse.Namespace, look: Callable[[Checkpoint, Tokeni
             progress,
             copy=arguments.copy,
             pairs=pairs,
+            named=named,
         )
         return model, seen
 

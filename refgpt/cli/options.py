@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
+from refgpt._common.wording import shown
 from refgpt._load import DTYPES
 from refgpt.checkpoints import MASKS
 from refgpt.cli.printing import print_line
@@ -84,6 +86,36 @@ class StoreModel(argparse.Action):
         namespace.model = values
 
 
+class StoreAdapter(argparse.Action):
+    """Stores an adapter: DIRECTORY as ``adapter``, and NAME=DIRECTORY among ``adapters``.
+
+    A directory may have an equals sign in its name: what is there is no NAME=DIRECTORY.
+    """
+
+    def __init__(self, *given: Any, named: bool = False, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self._named = named
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        name, equals, directory = values.partition("=")
+        if not equals or os.sep in name or os.path.exists(values):
+            if namespace.adapter is not None:
+                raise argparse.ArgumentError(self, "only one can be without a name")
+            namespace.adapter = values
+        elif not self._named:
+            raise argparse.ArgumentError(self, "this command uses one adapter, without a name")
+        elif name in namespace.adapters:
+            raise argparse.ArgumentError(self, f"the name {shown(name)} is given twice")
+        else:
+            namespace.adapters = {**namespace.adapters, name: os.path.expanduser(directory)}
+
+
 def add_model(parser: argparse.ArgumentParser, positional: bool = False) -> None:
     """Declare the model: -m and, if ``positional``, a positional argument too."""
     if positional:
@@ -98,8 +130,11 @@ def add_json(parser: argparse.ArgumentParser, help: str = "print one JSON object
     parser.add_argument("--json", action="store_true", help=help)
 
 
-def add_running_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the model and the options for running it, for a command that supports both backends."""
+def add_running_arguments(parser: argparse.ArgumentParser, named_adapters: bool = False) -> None:
+    """Declare the model and the options for running it, for a command that supports both backends.
+
+    ``named_adapters``: its requests may choose among several adapters.
+    """
     add_model(parser)
     running = parser.add_argument_group("running")
     running.add_argument(
@@ -108,10 +143,12 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> None:
         default="c",
         help="c: the C kernels; numpy: the slow, readable spec, which supports f64 (default: c)",
     )
-    add_loading_arguments(running, DTYPES["numpy"])
+    add_loading_arguments(running, DTYPES["numpy"], named_adapters)
 
 
-def add_loading_arguments(group: argparse._ActionsContainer, dtypes: Sequence[str | None]) -> None:
+def add_loading_arguments(
+    group: argparse._ActionsContainer, dtypes: Sequence[str | None], named_adapters: bool = False
+) -> None:
     """Declare the arguments that ``load_model`` reads, except the path and the backend."""
     add = group.add_argument
     add(
@@ -132,11 +169,15 @@ def add_loading_arguments(group: argparse._ActionsContainer, dtypes: Sequence[st
         choices=KV_DTYPES,
         help="dtype of the attention cache (default: f16 with q8 and q4, otherwise f32)",
     )
+    several = "; NAME=DIRECTORY, which can be repeated: used for the requests that name it"
     add(
         "--adapter",
-        metavar="DIRECTORY",
-        help="a LoRA adapter in PEFT's format, applied beside the weights",
+        action=StoreAdapter,
+        named=named_adapters,
+        metavar="[NAME=]DIRECTORY" if named_adapters else "DIRECTORY",
+        help=f"a LoRA adapter in PEFT's format, applied beside the weights{several if named_adapters else ''}",
     )
+    group.set_defaults(adapters={})
     add(
         "--copy",
         action="store_true",

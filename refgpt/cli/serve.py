@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   refgpt serve                                        the included model, at http://127.0.0.1:8080/
   refgpt serve -m ~/gpt-j-6b-q4 --port 5000           a model of your own
   refgpt serve -m ~/gpt-jt --dtype q4 --template gpt-jt
+  refgpt serve --adapter oz=DIRECTORY --adapter law=DIRECTORY    requests choose one as their model, or none
   refgpt serve --host 0.0.0.0 --allowed-host gpt.example.org --api-key-file keys.txt
 
 The variable REFGPT_API_KEY holds keys too, with commas between them. docs/serve.md has examples for clients.
@@ -42,7 +43,7 @@ def add_to(commands: Commands) -> None:
     _add_limits(serve.add_argument_group("limits of one request"))
     _add_log(serve.add_argument_group("log"))
     add_draft_arguments(serve)
-    add_running_arguments(serve)
+    add_running_arguments(serve, named_adapters=True)
 
 
 def _add_address(group: argparse._ArgumentGroup) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from refgpt._common.errors import GenerationError
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prefix_cache import PrefixKeeper
+from refgpt.generation.prompts import is_batch
 from refgpt.generation.results import Event, gathered
 from refgpt.generation.scheduler import MOST_TOGETHER, Scheduler, engines_of, enough_bytes
 from refgpt.generation.sequence import Generates
+from refgpt.tokenizers import Tokenizer
 
 
 def generate_events(
@@ -84,6 +87,39 @@ def generate(
         for own, prompt in zip(events, prompts, strict=True)
     ]
     return texts if params.num_return_sequences > 1 else [own[0] for own in texts]
+
+
+def check_streamed(prompt: object, params: GenerationParams, tokenizer: Tokenizer | None, fault: str) -> None:
+    """Refuse what is no single text.
+
+    Parameters
+    ----------
+    prompt : object
+        As a user gave it.
+    fault : str
+        Why the model's own tokenizer cannot be used, if it cannot.
+
+    Raises
+    ------
+    GenerationError
+    """
+    if is_batch(prompt):
+        got = f"a list of {len(prompt)}"  # type: ignore[arg-type]
+        raise GenerationError("takes one prompt", where="stream", got=got, fix="use generate for several")
+    if max(params.n_drawn, params.num_beams) > 1:
+        raise GenerationError(
+            "gives one text, token by token",
+            where="stream",
+            got=f"num_return_sequences {params.n_drawn}, num_beams {params.num_beams}",
+            fix="use generate for several, and for beams",
+        )
+    if tokenizer is None:
+        raise GenerationError(
+            "this model has no tokenizer, so there is no text to stream",
+            where="stream",
+            got=fault or None,
+            fix="use generate, whose result has .ids",
+        )
 
 
 def stream_text(

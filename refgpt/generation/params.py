@@ -65,6 +65,8 @@ class GenerationParams(SamplingParams):
         What the text has to be: ``refgpt.json_schema(...)``, ``refgpt.regex(...)`` or ``refgpt.grammar(...)``. It ends,
         for "stop", as soon as it is complete and nothing can follow, or with an end-of-text token where it is complete.
         A text that ends for "length" is not complete. (Stop strings and ``stopping_criteria`` may end it before too.)
+    adapter : str or None
+        The name of one of the model's adapters, as ``refgpt.load`` was given them; None: the model without them.
 
     Raises
     ------
@@ -86,6 +88,7 @@ class GenerationParams(SamplingParams):
     length_penalty: float = 1.0
     stopping_criteria: Criterion | Sequence[Criterion] | None = None
     constraint: Constraint | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,6 +109,8 @@ class GenerationParams(SamplingParams):
         if not isinstance(self.constraint, Constraint | None):
             wanted = "what refgpt.json_schema, refgpt.regex or refgpt.grammar returns"
             raise GenerationError("cannot be used", where="constraint", got=shown(self.constraint), wanted=wanted)
+        if not isinstance(self.adapter, str | None):
+            raise GenerationError("cannot be used", where="adapter", got=shown(self.adapter), wanted="a name or None")
         keep_whole(self, "n", 1, None, GenerationError, optional=True)
         if self.n is not None:
             object.__setattr__(self, "num_return_sequences", self.n)

@@ -43,8 +43,8 @@ class _Node:
 class PrefixCache:
     """A radix tree over blocks of ids, each with its keys and values.
 
-    A block's keys and values depend on it and on all before it, and on nothing else: found here or computed anew, they
-    are the same in every bit. A prefix that sees itself whole is never kept.
+    A block's keys and values depend on it and on all before it, and on the adapter, of which each has a tree of its
+    own: found here or computed anew, they are the same in every bit. A prefix that sees itself whole is never kept.
 
     Parameters
     ----------
@@ -69,23 +69,25 @@ class PrefixCache:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = whole_number("max_bytes", max_bytes, 0, None, GenerationError)
-        self._root, self._clock, self.n_bytes = _Node(), 0, 0
+        self._roots: dict[str | None, _Node] = {}  # by adapter
+        self._clock = self.n_bytes = 0
 
     def clear(self) -> None:
         """Forget all texts."""
-        self._root, self.n_bytes = _Node(), 0
+        self._roots, self.n_bytes = {}, 0
 
     def fill(self, session: Session, slot: int, ids: Sequence[int]) -> int:
         """Give an empty slot as many leading positions of a text as are known. -> how many"""
-        found = self._path(ids)
+        found = self._path(self._root(session, slot), ids)
         if found:
             session.adopt(slot, ids[: BLOCK * len(found)], [node.content for node in found])
         return BLOCK * len(found)
 
     def keep(self, session: Session, slot: int, ids: Sequence[int]) -> None:
         """Keep the whole blocks of a text that a slot holds."""
-        path = self._path(ids)
-        parent = path[-1] if path else self._root
+        root = self._root(session, slot)
+        path = self._path(root, ids)
+        parent = path[-1] if path else root
         for i in range(len(path), len(ids) // BLOCK):
             content, n_bytes = session.export(slot, i * BLOCK, (i + 1) * BLOCK)
             if not self._make_room(n_bytes, parent):
@@ -96,10 +98,14 @@ class PrefixCache:
             self.n_bytes += n_bytes
             parent = node
 
-    def _path(self, ids: Sequence[int]) -> list[_Node]:
-        """The known blocks that a text begins with."""
+    def _root(self, session: Session, slot: int) -> _Node:
+        """Where the texts with a slot's adapter begin."""
+        return self._roots.setdefault(session.adapter_of(slot), _Node())
+
+    def _path(self, node: _Node, ids: Sequence[int]) -> list[_Node]:
+        """The known blocks that a text begins with, after this node."""
         self._clock += 1
-        path, node = [], self._root
+        path = []
         for i in range(len(ids) // BLOCK):
             following = node.children.get(_key(ids, i))
             if following is None:
@@ -112,7 +118,7 @@ class PrefixCache:
     def _make_room(self, n_bytes: int, end: _Node) -> bool:
         """Forget blocks until there is room for one more after ``end``, which stays. -> whether there is"""
         while self.n_bytes + n_bytes > self.max_bytes:
-            leaves = [node for node in self._leaves(self._root) if node is not end]
+            leaves = [node for node in self._leaves() if node is not end]
             if not leaves:
                 return False
             oldest = min(leaves, key=lambda node: node.last_used)
@@ -121,8 +127,8 @@ class PrefixCache:
             self.n_bytes -= oldest.n_bytes
         return True
 
-    def _leaves(self, root: _Node) -> list[_Node]:
-        stack, leaves = list(root.children.values()), []
+    def _leaves(self) -> list[_Node]:
+        stack, leaves = [node for root in self._roots.values() for node in root.children.values()], []
         while stack:
             node = stack.pop()
             if node.children:

@@ -12,6 +12,23 @@ from refgpt.runtime.engine import Session
 from refgpt.runtime.saved import read_header
 
 
+def prompt_file_of(path: str | os.PathLike[str] | None, mask: str) -> PromptFile | None:
+    """The file at a path, for prompts under this mask; None: none.
+
+    Raises
+    ------
+    GenerationError
+        If the mask is "prefix", or what is there is another file.
+    """
+    if path is not None and mask == "prefix":
+        raise GenerationError(
+            "a prompt that sees itself whole has nothing in common with another",
+            where="prompt_cache",
+            fix="leave it out, or load the model with mask='causal' (--mask causal)",
+        )
+    return None if path is None else PromptFile(path)
+
+
 class PromptFile:
     """A file that holds one prompt's keys and values, in place of a ``PrefixCache``. It changes no text.
 

@@ -25,7 +25,7 @@ from refgpt.generation.prompts import Prompt, encode_prompt
 from refgpt.generation.results import Event
 from refgpt.generation.room import Room, position_bytes
 from refgpt.generation.scored import ScoredContinuation
-from refgpt.generation.sequence import Continuation, Generates, Masked, Task
+from refgpt.generation.sequence import Continuation, Generates, Masked, Task, with_named_adapter
 from refgpt.runtime.engine import Engine, Part, Session
 
 #: Sequences that are decoded together at most, and bytes that their keys and values may take together.
@@ -102,6 +102,7 @@ class Scheduler:
     ) -> None:
         n_ctx, n_bytes = model.engine.config.n_ctx, position_bytes(*engines_of(model, draft))
         self._model, self._prefix_cache = model, prefix_cache
+        self._has_adapters = bool(getattr(model, "adapters", None))
         self._n_slots = whole_number("max_slots", max_slots, 1, None, GenerationError)
         self._n_positions = whole_number("max_cache_bytes", max_cache_bytes, n_bytes, None, GenerationError) // n_bytes
         longest = n_ctx if capacity is None else whole_number("capacity", capacity, 1, None, GenerationError)
@@ -178,9 +179,11 @@ class Scheduler:
         ``mask``: "causal" or "prefix" in place of the model's own.
         """
         n, texts = self._n_added, range(params.n_drawn)
-        model = self._model if mask is None else Masked(self._model.engine, self._model.tokenizer, mask)
+        model = with_named_adapter(self._model, params.adapter)
+        if mask is not None:
+            model = Masked(model.engine, model.tokenizer, mask)
         if params.num_beams > 1:
-            return self.add_tasks([Beams(n, prompt, model, params)])
+            return self.add_tasks([Beams(n, prompt, model, params)], params.adapter)
         tasks = [Continuation(n, prompt, model, params, i) for i in texts]
         if scored:
             tasks = [ScoredContinuation(n, prompt, model, params, go_on), *(tasks[1:] if go_on else ())]
@@ -190,11 +193,12 @@ class Scheduler:
         if self._drafter is not None:
             for task in tasks:
                 task.pace = self._drafter.new_pace()
-        return self.add_tasks(tasks)
+        return self.add_tasks(tasks, params.adapter)
 
-    def add_tasks(self, tasks: Sequence[Task]) -> int:
+    def add_tasks(self, tasks: Sequence[Task], adapter: str | None = None) -> int:
         """Put the texts of one request in line. They continue one prompt, which is read once for all of them."""
         for task in tasks:
+            task.adapter = adapter
             self._check_room(task)
             task.shared = tasks[0].shared
         tasks[0].shared.waiting.extend(tasks[1:])
@@ -249,6 +253,8 @@ class Scheduler:
             if task.shared.row is None:
                 task.slots = slots
                 self._running.append(task)
+                if self._has_adapters:
+                    self._session.use_adapter(slots[0], task.adapter)
                 if self._prefix_cache is not None and not task.prefix_len:  # the last token's row has to be computed
                     task.n_read = self._prefix_cache.fill(self._session, slots[0], task.ids[: task.first_row])
             else:

@@ -19,7 +19,7 @@ from refgpt.generation.results import Event
 from refgpt.generation.sampling import Sampler
 from refgpt.generation.sampling_params import functions_of, id_list
 from refgpt.generation.stopping import Transcript
-from refgpt.runtime.engine import Engine, Session
+from refgpt.runtime.engine import Engine, Session, adapter_named
 from refgpt.tokenizers import StreamDecoder, Tokenizer
 
 
@@ -32,6 +32,20 @@ class Generates(Protocol):
     def tokenizer(self) -> Tokenizer | None: ...
     @property
     def mask(self) -> str: ...
+
+
+def with_named_adapter(model: Generates, name: str | None) -> Generates:
+    """A model with one of its adapters, and the mask that this was trained with; None: the model itself.
+
+    Raises
+    ------
+    GenerationError
+        If it has no adapter of this name.
+    """
+    if name is None:
+        return model
+    found: Generates = adapter_named(getattr(model, "adapters", {}), name)
+    return found
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,8 @@ class Task(ABC):
         The first position whose row of logits goes to ``take``: the prompt's last, unless a subclass wants more.
     finished : bool
     shared : Shared
+    adapter : str or None
+        The adapter of the engine's that computes it.
     """
 
     n_slots = 1
@@ -97,6 +113,7 @@ class Task(ABC):
         self.first_row = n_prompt - 1
         self.finished = False
         self.shared = Shared()
+        self.adapter: str | None = None
 
     @property
     def reads(self) -> bool:

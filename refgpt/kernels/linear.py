@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -28,7 +29,7 @@ from refgpt.kernels.calling import (
 from refgpt.kernels.native import FEW_ROWS, ROW_GROUP, ffi
 from refgpt.kernels.ops import residual
 from refgpt.kernels.registry import Kernel
-from refgpt.numbers.adapted import Adapted
+from refgpt.numbers.adapted import Adapted, Mixed, RowsAdapter, Scratch
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.panels import BLOCK, FLOATS, LANES, Panels, aligned_zeros, n_blocks, n_panels, panel_shape
 
@@ -65,6 +66,16 @@ class LinearInput:
         self._scratch, self._threads, self._program = scratch, threads, program
         self._panels: Panels | None = None
         self._quantised: np.ndarray | None = None
+        self._parts: dict[tuple[int, int], LinearInput] = {}
+
+    def part(self, start: int, stop: int) -> LinearInput:
+        """Some neighbouring rows."""
+        if (start, stop) == (0, self.shape[0]):
+            return self
+        if (start, stop) not in self._parts:
+            some = LinearInput(self.x[start:stop], threads=self._threads, program=self._program)
+            self._parts[start, stop] = some
+        return self._parts[start, stop]
 
     def panels(self) -> Panels | None:
         """The rows as panels; None if they are few enough to be read directly."""
@@ -119,7 +130,7 @@ def linear(
     Rows are rounded to 8 bits before they are multiplied with weights of 8 and 4 bits. A matrix with an adapter is
     not changed: the output of the adapter is added to its output.
     """
-    if isinstance(w, Adapted) and w.panels is not None:
+    if isinstance(w, Mixed) or (isinstance(w, Adapted) and w.panels is not None):
         return _adapted(x, w, bias, out, threads, program)
     w = check_panels("w", w)
     rows = x if isinstance(x, LinearInput) else LinearInput(x, threads=threads, program=program)
@@ -151,20 +162,28 @@ def linear(
 
 def _adapted(
     x: np.ndarray | LinearInput,
-    w: Adapted,
+    w: Adapted | Mixed,
     bias: np.ndarray | None,
     out: np.ndarray | None,
     threads: int | None,
     program: Program | None,
 ) -> np.ndarray:
-    """``x @ base.T + bias``, to which ``(x @ a.T) @ b.T`` is added."""
-    assert w.panels is not None
-    a, b = w.panels
+    """``x @ base.T + bias``, to which ``(x @ a.T) @ b.T`` is added: in all rows, or in those that have an adapter."""
     rows = x if isinstance(x, LinearInput) else LinearInput(x, threads=threads, program=program)
     y = linear(rows, w.base, bias, out, threads=threads, program=program)  # [t, n_out]
-    low = linear(rows, a, threads=threads, program=program)  # [t, rank]
-    part = linear(low, b, threads=threads, program=program)  # [t, n_out]
-    return residual(y, part, np.zeros_like(part), y, threads=threads, program=program)
+    if isinstance(w, Adapted):
+        assert w.panels is not None
+        parts: Sequence[RowsAdapter] = [RowsAdapter(0, len(y), *w.panels)]
+        scratch = Scratch(len(y), len(w.a), w.shape[0])
+    else:
+        parts, scratch = w.parts, w.scratch
+    for part in parts:
+        low, added, zeros = scratch.of(part.stop - part.start, part.a.n_out, w.shape[0])
+        linear(rows.part(part.start, part.stop), part.a, out=low, threads=threads, program=program)  # [t, rank]
+        linear(low, part.b, out=added, threads=threads, program=program)  # [t, n_out]
+        own = y[part.start : part.stop]
+        residual(own, added, zeros, own, threads=threads, program=program)  # not ``add``, which keeps negative zeros
+    return y
 
 
 def quantise_rows(

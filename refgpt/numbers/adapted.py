@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from refgpt.numbers.dtypes import STORED_DTYPES
@@ -53,3 +56,65 @@ class Adapted(Encoded):
         base = self.base.rows(start, stop) if isinstance(self.base, Encoded) else self.base[start:stop]
         product = self.b[start:stop].astype(np.float64) @ self.a.astype(np.float64)
         return widen(base, np.float64) + self.scale * product
+
+
+@dataclass(frozen=True)
+class RowsAdapter:
+    """The adapter of some neighbouring rows of activations.
+
+    Attributes
+    ----------
+    start, stop : int
+        Which rows.
+    a, b : Panels
+        As in ``Adapted.panels``.
+    """
+
+    start: int
+    stop: int
+    a: Panels
+    b: Panels
+
+
+class Scratch:
+    """Memory for what adapters add to the rows of a pass: the same for all matrices, one after the other.
+
+    Parameters
+    ----------
+    n_rows, rank, n_out : int
+        The largest that occur.
+    """
+
+    def __init__(self, n_rows: int, rank: int, n_out: int) -> None:
+        self._low, self._added = np.empty(n_rows * rank, np.float32), np.empty(n_rows * n_out, np.float32)
+        self._zeros = np.zeros(n_rows * n_out, np.float32)
+
+    def of(self, n_rows: int, rank: int, n_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Memory for ``x a^T`` [n_rows, rank] and for what is added [n_rows, n_out]; and as many zeros."""
+        low, wide = self._low[: n_rows * rank].reshape(n_rows, rank), (n_rows, n_out)
+        added, zeros = (room[: n_rows * n_out].reshape(wide) for room in (self._added, self._zeros))
+        return low, added, zeros
+
+
+class Mixed(Encoded):
+    """A matrix [n_out, n_in] of one pass in which rows of activations have different adapters, or none.
+
+    Attributes
+    ----------
+    base : Leaf
+        The matrix itself, as kernels read it, which all rows are multiplied with.
+    parts : sequence of RowsAdapter
+    scratch : Scratch
+        Memory for the largest part.
+    """
+
+    encoding = "mixed"
+
+    def __init__(self, base: Leaf, parts: Sequence[RowsAdapter], scratch: Scratch) -> None:
+        self.base, self.parts, self.scratch = base, parts, scratch
+        self.shape, self.dtype, self.nbytes = (base.shape[0], base.shape[1]), STORED_DTYPES["f64"], base.nbytes
+        self.place = "mixed"
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """See ``Encoded.rows``. There are none that hold for all rows of activations."""
+        raise TypeError("a matrix with several adapters has no rows of its own")

@@ -128,7 +128,12 @@ def lies_in_rows(name: str, kind: str, looked_up: Collection[str] = ("wte",)) ->
 
 @default_float_state()
 def pack_params(
-    params: Tree, dtype: str | None, fill: Fill, progress: Progress | None = None, copy: bool = False
+    params: Tree,
+    dtype: str | None,
+    fill: Fill,
+    progress: Progress | None = None,
+    copy: bool = False,
+    n_beside: int = 0,
 ) -> Tree:
     """The same tree, with every leaf in the dtype and layout that ``plan`` gives it.
 
@@ -140,6 +145,8 @@ def pack_params(
         Called as ``progress(bytes done, bytes in all)`` after each leaf, counting bytes of the file.
     copy : bool
         Whether to copy leaves into memory that could be used directly from a mapped file.
+    n_beside : int
+        Bytes that adapters will take beside them.
 
     Raises
     ------
@@ -148,7 +155,7 @@ def pack_params(
         that holds NaN, infinity or what ``dtype`` cannot.
     """
     planned = {name: plan(name, leaf, dtype, params.looked_up) for name, leaf in params.items()}
-    check_room(packed_bytes(leaf, planned[name], copy) for name, leaf in params.items())
+    check_room([n_beside, *(packed_bytes(leaf, planned[name], copy) for name, leaf in params.items())])
     n_total, n_done = params.nbytes, 0
 
     def packed(name: str, leaf: Leaf) -> Leaf:

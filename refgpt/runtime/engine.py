@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
 from refgpt._common.errors import GenerationError
+from refgpt._common.wording import listed, shown
 from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.tree import ParamTree
 from refgpt.spec.config import AnyConfig
@@ -19,6 +20,8 @@ from refgpt.spec.taps import Tap, no_tap
 
 if TYPE_CHECKING:
     from refgpt.spec.gradients import LeafGradients
+
+T = TypeVar("T")
 
 #: What one pass adds to one sequence: its slot, the new tokens, and how many leading positions of the sequence see one
 #: another. A prefix begins an empty sequence and is given in one piece; of a sequence in progress the number is 0.
@@ -49,6 +52,23 @@ class Session(Protocol):
         GenerationError
             If anything of it cannot be done; the session is then as it was.
         """
+        ...
+
+    def use_adapter(self, seq: int, adapter: str | None) -> None:
+        """Compute an empty slot's sequences with one of the engine's ``adapters`` from here on; None: without one.
+
+        Texts with different adapters go through the model together; each gets the bits that it has with that adapter
+        alone. A slot that ``fork`` fills has the adapter of the other.
+
+        Raises
+        ------
+        GenerationError
+            If the engine has no adapter of this name, or the slot is not empty.
+        """
+        ...
+
+    def adapter_of(self, seq: int) -> str | None:
+        """The adapter of a slot."""
         ...
 
     def fork(self, seq: int, slots: Sequence[int] | None = None) -> int:
@@ -126,7 +146,16 @@ class Session(Protocol):
 
 
 class Engine(Protocol):
-    """A model that can be run."""
+    """A model that can be run.
+
+    Attributes
+    ----------
+    adapters : mapping of str to Engine
+        By name, engines of the same kind and the same base with an adapter each: sessions may use any of them for any
+        sequence.
+    """
+
+    adapters: Mapping[str, Any]
 
     @property
     def config(self) -> AnyConfig:
@@ -218,6 +247,46 @@ class Engine(Protocol):
     def session(self, n_seqs: int, capacity: int) -> Session:
         """A session with ``n_seqs`` slots for sequences of at most ``capacity`` tokens each."""
         ...
+
+
+def adapter_named(adapters: Mapping[str, T], name: str) -> T:
+    """The engine or model with an adapter.
+
+    Raises
+    ------
+    GenerationError
+        If there is none of this name.
+    """
+    if isinstance(name, str) and name in adapters:
+        return adapters[name]
+    raise GenerationError(
+        "there is no adapter of this name",
+        where="adapter",
+        got=shown(name),
+        wanted=f"one of {listed(adapters)}, or None for the base" if adapters else None,
+        fix="" if adapters else "load the model with adapters={'NAME': 'DIRECTORY'} (--adapter NAME=DIRECTORY)",
+    )
+
+
+def not_empty(seq: int) -> GenerationError:
+    """The error of a slot that holds a sequence where an empty one is needed."""
+    return GenerationError("the slot is not empty", where="seq", got=seq)
+
+
+def check_no_adapters(engine: Engine) -> None:
+    """Refuse to change the weights of an engine beside which others with adapters use them.
+
+    Raises
+    ------
+    GenerationError
+    """
+    if engine.adapters:
+        raise GenerationError(
+            "the model has adapters that are chosen by name, and its weights cannot be changed",
+            where="adapters",
+            got=listed(engine.adapters),
+            fix="load it without them",
+        )
 
 
 def no_empty_slot(slots: list[int]) -> GenerationError:

@@ -25,9 +25,10 @@ from refgpt.runtime.adopting import repacked
 from refgpt.runtime.batch import Batch
 from refgpt.runtime.buffers import Buffers
 from refgpt.runtime.cache import KVCache
-from refgpt.runtime.engine import Part, no_empty_slot
+from refgpt.runtime.engine import Part, adapter_named, check_no_adapters, no_empty_slot, not_empty
 from refgpt.runtime.families import FAMILIES
 from refgpt.runtime.identity import identity_of
+from refgpt.runtime.mixing import MOST_RECORDED, Groups, Mixer, groups_of
 from refgpt.runtime.recorded import MOST_ROWS, RecordedPass
 from refgpt.runtime.states import hidden_states
 from refgpt.spec.config import AnyConfig
@@ -57,7 +58,7 @@ class Runtime:
         By default one a core. The bits of the result do not depend on it.
     kv_dtype : "f32", "f16" or None
         What sessions keep keys and values in; None is "f16" beside weights of 8 or 4 bits, and else "f32".
-    progress : callable, optional
+    progress, copy, n_beside
         See ``pack_params``.
     """
 
@@ -73,21 +74,24 @@ class Runtime:
         kv_dtype: KVDtype | None = None,
         progress: Progress | None = None,
         copy: bool = False,
+        n_beside: int = 0,
     ) -> None:
         one_of("dtype", dtype, PACKED_DTYPES, GenerationError)
         one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), GenerationError)
         self.config = config
         self.threads = check_threads(threads)
-        self.params = pack_params(params, dtype, partial(store, threads=self.threads), progress, copy)
+        self.params = pack_params(params, dtype, partial(store, threads=self.threads), progress, copy, n_beside)
         self._files = files_of(leaf for _, leaf in self.params.items())
         self.kv_dtype: KVDtype = kv_dtype or ("f16" if _kind(self.params.w_head) in BLOCK_BYTES else "f32")
         self.family = FAMILIES[config.model_type]
         self._n_tabled, self._tables = 0, None
         self.adopted = False
+        self.adapters: Mapping[str, Runtime] = {}
         self._identity: dict[str, Any] | None = None
 
     def adopt(self, params: ParamTree) -> None:
         """See ``Engine.adopt``. They are packed anew at each call, into the memory of the last one's."""
+        check_no_adapters(self)
         self.params = repacked(params, self.params, self.adopted, partial(store, threads=self.threads))
         self._files, self.adopted = files_of(leaf for _, leaf in self.params.items()), True
 
@@ -216,7 +220,10 @@ class RuntimeSession:
         self.cache = KVCache(runtime.config, n_seqs, min(capacity, runtime.config.n_ctx), runtime.kv_dtype)
         self._tables = runtime.tables(1)
         self._buffers = self._new_buffers(n_seqs)
-        self._recorded: dict[tuple[int, int, int | None, str | None], RecordedPass] = {}
+        self._recorded: dict[tuple[int, int, int | None, str | None, Groups], RecordedPass] = {}
+        self._adapters: list[str | None] = [None] * n_seqs
+        trees = {name: engine.params for name, engine in runtime.adapters.items()}
+        self._mixer = Mixer(runtime.params, trees) if trees else None
 
     def step(self, parts: Sequence[Part], n_rows: Sequence[int] | None = None) -> np.ndarray:
         """See ``Session.step``."""
@@ -224,6 +231,20 @@ class RuntimeSession:
         counts = [1] * len(parts) if n_rows is None else list(n_rows)
         if len(counts) != len(parts):
             raise GenerationError("not one number a part", where="n_rows", got=len(counts), wanted=len(parts))
+        adapters = [self._adapters[slot] for slot in slots]
+        order = sorted(range(len(parts)), key=lambda i: adapters[i] or "")
+        if order == list(range(len(parts))):
+            return self._step(parts, slots, counts, adapters)
+        # Rows of one adapter have to be neighbours.
+        sizes = [counts[i] for i in order]
+        found = self._step([parts[i] for i in order], slots[order], sizes, [adapters[i] for i in order])
+        pieces = np.split(found, np.cumsum(sizes)[:-1])
+        return np.concatenate([pieces[order.index(i)] for i in range(len(parts))])
+
+    def _step(
+        self, parts: Sequence[Part], slots: np.ndarray, counts: list[int], adapters: list[str | None]
+    ) -> np.ndarray:
+        """``step`` for parts in the order of their adapters."""
         tokens, prefix_lens, starts = [], [], self.cache.lengths[slots].tolist()
         for i, ((_, ids, prefix_len), start) in enumerate(zip(parts, starts, strict=True)):
             tokens.append(check_ids(ids, self._runtime.config))
@@ -243,7 +264,7 @@ class RuntimeSession:
         ends = accumulate(map(len, tokens))
         wanted = np.array([row for end, n in zip(ends, counts, strict=True) for row in range(end - max(n, 1), end)])
         self.cache.n_held[slots] = np.minimum(self.cache.n_held[slots], starts)
-        logits = self._pass(batch, wanted)
+        logits = self._pass(batch, wanted, groups_of(adapters, list(map(len, tokens))))
         for slot, new, start, prefix_len in zip(slots, tokens, starts, prefix_lens, strict=True):
             if not start:
                 self.cache.prefix_lens[slot] = prefix_len
@@ -251,6 +272,21 @@ class RuntimeSession:
         if 0 in counts:
             logits = logits[np.repeat(np.array(counts) > 0, np.maximum(counts, 1))]
         return logits
+
+    def use_adapter(self, seq: int, adapter: str | None) -> None:
+        """See ``Session.use_adapter``."""
+        self._check_slots([seq])
+        if adapter is not None:
+            adapter_named(self._runtime.adapters, adapter)
+        if adapter != self._adapters[seq]:
+            if self.cache.lengths[seq]:
+                raise not_empty(seq)
+            self._adapters[seq], self.cache.n_held[seq] = adapter, 0
+
+    def adapter_of(self, seq: int) -> str | None:
+        """See ``Session.adapter_of``."""
+        self._check_slots([seq])
+        return self._adapters[seq]
 
     def fork(self, seq: int, slots: Sequence[int] | None = None) -> int:
         """See ``Session.fork``."""
@@ -260,10 +296,12 @@ class RuntimeSession:
         if not empty:
             raise no_empty_slot(asked.tolist())
         ids, prefix_len = cache.ids[seq, : cache.lengths[seq]], int(cache.prefix_lens[seq])
-        common = [cache.n_common(slot, ids, prefix_len) for slot in empty]
+        alike = [self._adapters[slot] == self._adapters[seq] for slot in empty]
+        common = [cache.n_common(slot, ids, prefix_len) if same else 0 for slot, same in zip(empty, alike, strict=True)]
         n_common = max(common)
         target: int = empty[common.index(n_common)]
         cache.copy(seq, target, n_common)
+        self._adapters[target] = self._adapters[seq]
         return target
 
     def export(self, seq: int, start: int, stop: int) -> tuple[Any, int]:
@@ -281,24 +319,24 @@ class RuntimeSession:
         tokens = check_ids(ids, self._runtime.config)
         self._check_room(len(tokens))
         if self.cache.lengths[seq]:
-            raise GenerationError("the slot is not empty", where="seq", got=seq)
+            raise not_empty(seq)
         self.cache.adopt(seq, tokens, contents)
 
     def save(self, path: str | os.PathLike[str], seq: int = 0) -> None:
         """See ``Session.save``."""
         self._check_slots([seq])
-        cache, engine = self.cache, self._runtime
+        cache, engine = self.cache, self._engine_of(seq)
         ids, prefix_len = cache.ids[seq, : cache.lengths[seq]], int(cache.prefix_lens[seq])
         saved.save(path, engine.identity(), ids, prefix_len, cache, seq, engine.digests)
 
     def load(self, path: str | os.PathLike[str], seq: int = 0, ids: Sequence[int] | None = None) -> list[int]:
         """See ``Session.load``."""
         self._check_slots([seq])
-        cache, engine = self.cache, self._runtime
+        cache, engine = self.cache, self._engine_of(seq)
         wanted = None if ids is None else np.array(ids, np.int64)
         header = saved.read_header(path, engine.identity())
         if cache.lengths[seq]:
-            raise GenerationError("the slot is not empty", where="seq", got=seq)
+            raise not_empty(seq)
         cache.n_held[seq] = 0
         room = {"n_vocab": engine.config.n_vocab, "capacity": cache.capacity}
         found = saved.load(header, cache, seq, engine.digests, **room, wanted=wanted)
@@ -364,7 +402,12 @@ class RuntimeSession:
         n = check_cut(n, int(cache.lengths[seq]), int(cache.prefix_lens[seq]))
         cache.lengths[seq], cache.prefix_lens[seq] = n, min(n, cache.prefix_lens[seq])
 
-    def _pass(self, batch: Batch, wanted: np.ndarray) -> np.ndarray:
+    def _engine_of(self, seq: int) -> Runtime:
+        """The engine that computes what a slot holds."""
+        adapter = self._adapters[seq]
+        return self._runtime if adapter is None else self._runtime.adapters[adapter]
+
+    def _pass(self, batch: Batch, wanted: np.ndarray, groups: Groups) -> np.ndarray:
         """Logits of the rows ``wanted``, in ascending order, of which the last of the batch is one."""
         self._runtime.check_files()
         n, tables = len(batch.ids), self._runtime.tables(int(batch.positions.max()) + 1)
@@ -375,26 +418,36 @@ class RuntimeSession:
             self._buffers = self._new_buffers(n)
             self._recorded.clear()
         if n > MOST_ROWS:
-            logits = self._compute(batch, slice(n - len(wanted), n) if wanted[0] == n - len(wanted) else wanted)
+            rows = slice(n - len(wanted), n) if wanted[0] == n - len(wanted) else wanted
+            logits = self._compute(batch, rows, groups)
         elif len(wanted) == 1:
-            logits = self._recorded_pass(batch, slice(-1, None)).run(batch)
+            logits = self._recorded_pass(batch, slice(-1, None), groups).run(batch)
         else:
-            logits = self._recorded_pass(batch, slice(None)).run(batch)[wanted]
+            logits = self._recorded_pass(batch, slice(None), groups).run(batch)[wanted]
         self.cache.check_overflow(logits, batch.slots, batch.positions)
         return logits
 
-    def _recorded_pass(self, batch: Batch, wanted: slice) -> RecordedPass:
-        kind = len(batch.ids), len(batch.tiles), wanted.start, forced_isa()
+    def _recorded_pass(self, batch: Batch, wanted: slice, groups: Groups) -> RecordedPass:
+        kind = len(batch.ids), len(batch.tiles), wanted.start, forced_isa(), groups
         if kind not in self._recorded:
+            mixed = [other for other in self._recorded if other[-1]]
+            if groups and len(mixed) >= MOST_RECORDED:
+                del self._recorded[mixed[0]]
             self._recorded[kind] = RecordedPass(
-                lambda batch, program: self._compute(batch, wanted, program), batch, self._runtime.threads
+                lambda batch, program: self._compute(batch, wanted, groups, program), batch, self._runtime.threads
             )
         return self._recorded[kind]
 
-    def _compute(self, batch: Batch, wanted: slice | np.ndarray, program: Program | None = None) -> np.ndarray:
+    def _compute(
+        self, batch: Batch, wanted: slice | np.ndarray, groups: Groups, program: Program | None = None
+    ) -> np.ndarray:
         engine = self._runtime
+        params = engine.params
+        if groups:
+            assert self._mixer is not None
+            params = self._mixer.params(groups, wanted)
         return engine.family.forward(
-            engine.params, engine.config, batch, self.cache, self._tables, self._buffers, wanted, program=program
+            params, engine.config, batch, self.cache, self._tables, self._buffers, wanted, program=program
         )
 
     def _check_slots(self, seqs: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from refgpt.numbers.packing import Kept, check_room, copied_bytes, kept_kind, pa
 from refgpt.numbers.panels import BLOCK_BYTES, Panels
 from refgpt.numbers.quantisation import store
 from refgpt.numbers.tree import ParamTree, Tree
-from refgpt.runtime.engine import Part, no_empty_slot
+from refgpt.runtime.engine import Part, adapter_named, check_no_adapters, no_empty_slot, not_empty
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import forward
 from refgpt.spec.ids import check_cut, check_ids, check_prefix
@@ -104,6 +104,7 @@ class SpecEngine:
         self.config = config
         self.dtype = np.dtype(dtype)
         self.adopted = False
+        self.adapters: Mapping[str, SpecEngine] = {}
 
     @default_float_state()
     def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
@@ -175,6 +176,7 @@ class SpecEngine:
 
     def adopt(self, params: ParamTree) -> None:
         """See ``Engine.adopt``."""
+        check_no_adapters(self)
         self.params, self.adopted = params, True
         self._files = files_of(leaf for _, leaf in params.items())
 
@@ -189,6 +191,7 @@ class SpecSession:
     def __init__(self, engine: SpecEngine, n_seqs: int) -> None:
         self._engine, self._n_seqs = engine, n_seqs
         self._texts: dict[int, tuple[list[int], int]] = {}  # slot -> its ids so far and the length of its prefix
+        self._adapters: dict[int, str] = {}  # slot -> the adapter that it has
 
     def step(self, parts: Sequence[Part], n_rows: Sequence[int] | None = None) -> np.ndarray:
         """See ``Session.step``. A row at a time: NumPy may round a row of a longer text differently."""
@@ -206,9 +209,27 @@ class SpecSession:
         for (slot, ids, _), n in zip(parts, [1] * len(parts) if n_rows is None else n_rows, strict=True):
             text, prefix_len = texts[slot]
             n = whole_number("n_rows", n, 0, len(ids), GenerationError)
-            rows += [self._engine.logits(text[:end], prefix_len)[-1] for end in range(len(text) - n + 1, len(text) + 1)]
+            engine = self._engine_of(slot)
+            rows += [engine.logits(text[:end], prefix_len)[-1] for end in range(len(text) - n + 1, len(text) + 1)]
         self._texts |= texts
         return np.array(rows, self._engine.dtype).reshape(len(rows), config.n_vocab)
+
+    def use_adapter(self, seq: int, adapter: str | None) -> None:
+        """See ``Session.use_adapter``."""
+        if adapter != self.adapter_of(seq) and self._texts.get(seq, ([], 0))[0]:
+            raise not_empty(seq)
+        if adapter is None:
+            self._adapters.pop(seq, None)
+        else:
+            adapter_named(self._engine.adapters, adapter)
+            self._adapters[seq] = adapter
+
+    def adapter_of(self, seq: int) -> str | None:
+        """See ``Session.adapter_of``."""
+        return self._adapters.get(seq)
+
+    def _engine_of(self, seq: int) -> SpecEngine:
+        return self._engine.adapters[self._adapters[seq]] if seq in self._adapters else self._engine
 
     def fork(self, seq: int, slots: Sequence[int] | None = None) -> int:
         """See ``Session.fork``."""
@@ -217,8 +238,12 @@ class SpecSession:
         if not empty:
             raise no_empty_slot(list(asked))
         ids, prefix_len = self._texts[seq]
-        self._texts[empty[0]] = [*ids], prefix_len
-        return empty[0]
+        target = empty[0]
+        self._texts[target] = [*ids], prefix_len
+        self._adapters.pop(target, None)
+        if seq in self._adapters:
+            self._adapters[target] = self._adapters[seq]
+        return target
 
     def export(self, seq: int, start: int, stop: int) -> tuple[Any, int]:
         """See ``Session.export``. There is nothing to keep but the ids, which whoever adopts knows."""
@@ -227,7 +252,7 @@ class SpecSession:
     def adopt(self, seq: int, ids: Sequence[int], contents: Sequence[Any]) -> None:
         """See ``Session.adopt``."""
         if self._texts.get(seq, ([], 0))[0]:
-            raise GenerationError("the slot is not empty", where="seq", got=seq)
+            raise not_empty(seq)
         self._texts[seq] = check_ids(ids, self._engine.config).tolist(), 0
 
     def save(self, path: str | os.PathLike[str], seq: int = 0) -> None:
@@ -235,16 +260,16 @@ class SpecSession:
         from refgpt.runtime import saved
 
         ids, prefix_len = self._texts.get(seq, ([], 0))
-        saved.save(path, self._engine.identity(), np.array(ids, np.int64), prefix_len, None, seq, digests)
+        saved.save(path, self._engine_of(seq).identity(), np.array(ids, np.int64), prefix_len, None, seq, digests)
 
     def load(self, path: str | os.PathLike[str], seq: int = 0, ids: Sequence[int] | None = None) -> list[int]:
         """See ``Session.load``."""
         from refgpt.runtime import saved
 
         config, wanted = self._engine.config, None if ids is None else np.array(ids, np.int64)
-        header = saved.read_header(path, self._engine.identity())
+        header = saved.read_header(path, self._engine_of(seq).identity())
         if self._texts.get(seq, ([], 0))[0]:
-            raise GenerationError("the slot is not empty", where="seq", got=seq)
+            raise not_empty(seq)
         room = {"n_vocab": config.n_vocab, "capacity": config.n_ctx}
         found: list[int] = saved.load(header, None, seq, digests, **room, wanted=wanted).tolist()
         self._texts[seq] = found, header.prefix_len if found else 0

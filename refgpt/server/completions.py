@@ -30,12 +30,12 @@ MASKS = ("causal", "prefix")
 async def completions(exchange: Exchange) -> None:
     """``POST /v1/completions``."""
     state, body = exchange.state, await exchange.json()
-    state.check_model(body.get("model"))
+    adapter = state.check_model(body.get("model"))
     scores_alone = type(body.get("max_tokens")) is int and body["max_tokens"] == 0
     if scores_alone:
         body = {**body, "max_tokens": 1}
     constraint, body = await constraint_of(state.model, body)
-    defaults = {"speculate": state.settings.speculate, "constraint": constraint}
+    defaults = {"speculate": state.settings.speculate, "constraint": constraint, "adapter": adapter}
     try:
         request = await exchange.prepare(lambda: parse_completion(body, **defaults))
     except RefgptError as error:
@@ -46,10 +46,11 @@ async def completions(exchange: Exchange) -> None:
 async def chat_completions(exchange: Exchange) -> None:
     """``POST /v1/chat/completions``."""
     state, body = exchange.state, await exchange.json()
-    state.check_model(body.get("model"))
+    adapter = state.check_model(body.get("model"))
     settings, n_ctx = state.settings, state.model.config.n_ctx
     constraint, body = await constraint_of(state.model, body)
     defaults = {"max_new_tokens": CHAT_TOKENS, "speculate": settings.speculate, "constraint": constraint}
+    defaults["adapter"] = adapter
     try:
         template = chat_template(settings.template, settings.character, settings.persona)
         request = await exchange.prepare(lambda: parse_chat(body, template, n_ctx, **defaults))
@@ -308,4 +309,5 @@ def _delta(index: int, delta: Mapping[str, Any], logprobs: Any, finish_reason: s
 def _head(state: State, work: Work, chunk: bool) -> dict[str, Any]:
     """The first fields of every object of an answer."""
     kind = ("chat.completion.chunk" if chunk else "chat.completion") if work.request.chat else "text_completion"
-    return {"id": work.id, "object": kind, "created": work.created, "model": state.names[0]}
+    name = work.request.params.adapter or state.names[0]
+    return {"id": work.id, "object": kind, "created": work.created, "model": name}

@@ -20,6 +20,7 @@ from refgpt.generation.params import GenerationParams
 from refgpt.generation.prefix_cache import PrefixCache
 from refgpt.generation.results import Event
 from refgpt.generation.scheduler import Scheduler
+from refgpt.generation.sequence import with_named_adapter
 from refgpt.runtime.engine import Session
 from refgpt.server.errors import busy, closing, failed, refused, unavailable
 from refgpt.server.jobs import Job, Written
@@ -255,7 +256,8 @@ class Core:
 
     def _add_prompt(self, job: Job, place: int, scored: bool) -> int:
         """Give a prompt to the scheduler. With the prefix mask, a separate causal pass scores the prompt."""
-        ids, apart = job.prompts[place], scored and (job.mask or self.model.mask) == "prefix"
+        model = with_named_adapter(self.model, job.params.adapter)
+        ids, apart = job.prompts[place], scored and (job.mask or model.mask) == "prefix"
         number = self.scheduler.add_ids(ids, job.params, scored, job.go_on and not apart, job.mask)
         self._texts[number] = job, place
         n_texts = job.params.num_return_sequences if job.go_on else 1

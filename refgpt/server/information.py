@@ -18,18 +18,19 @@ from refgpt.server.state import State
 async def models(exchange: Exchange) -> None:
     """``GET /v1/models``."""
     state = exchange.state
-    await exchange.send_json({"object": "list", "data": [_model(state, name) for name in state.names]})
+    await exchange.send_json(
+        {"object": "list", "data": [_model(state, name) for name in (*state.names, *state.model.adapters)]}
+    )
 
 
 async def model(exchange: Exchange) -> None:
     """``GET /v1/models/NAME``."""
     name = exchange.scope["path_params"]["name"]
-    exchange.state.check_model(name)
     await exchange.send_json(_model(exchange.state, name))
 
 
 def _model(state: State, name: str) -> dict[str, Any]:
-    model = state.model
+    adapter, model = state.check_model(name), state.model_named(name)
     return {
         "id": name,
         "object": "model",
@@ -44,6 +45,7 @@ def _model(state: State, name: str) -> dict[str, Any]:
         "max_logprobs": state.settings.max_logprobs,
         "max_stops": state.settings.max_stops,
         "inspect": state.settings.inspect,
+        **({} if adapter is None else {"parent": state.names[0]}),
     }
 
 

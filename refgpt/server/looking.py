@@ -35,6 +35,7 @@ async def inspect(exchange: Exchange) -> None:
     for name, value in (("position", position), ("token", token), ("prefix_len", prefix_len)):
         if value is not None and type(value) is not int:
             raise ApiError(400, f"{name}: cannot be used; got {shown(value)}; wanted a whole number", param=name)
+    model = state.model_named(body.get("model"))
     try:
         ids = await exchange.prepare(lambda: prompt_of(prompt, state.model.config, state.model.tokenizer))
     except RefgptError as error:
@@ -49,13 +50,13 @@ async def inspect(exchange: Exchange) -> None:
     if token is not None and not 0 <= token < state.model.config.n_vocab:
         raise ApiError(400, f"token: there is no id {shown(token)}", param="token")
     if prefix_len is None:
-        prefix_len = len(ids) if state.model.mask == "prefix" else 0
+        prefix_len = len(ids) if model.mask == "prefix" else 0
     if not 0 <= prefix_len <= len(ids):
         message = f"prefix_len: got {shown(prefix_len)}; wanted a number of the {len(ids)} tokens"
         raise ApiError(400, message, param="prefix_len")
 
     def work() -> bytes:
-        data = gather(state.model, ids, prefix_len, False, False, parts, position, token)
+        data = gather(model, ids, prefix_len, False, False, parts, position, token)
         return dumped(data | {"position": position % len(ids)})
 
     await exchange.send_bytes(await _aside(exchange, state, work), "application/json")
@@ -64,7 +65,7 @@ async def inspect(exchange: Exchange) -> None:
 async def embeddings(exchange: Exchange) -> None:
     """``POST /v1/embeddings``."""
     state, body = exchange.state, await exchange.json()
-    state.check_model(body.get("model"))
+    model = state.model_named(body.get("model"))
     given, form = body.get("input"), body.get("encoding_format") or "float"
     if given is None:
         raise ApiError(400, "input: is missing; wanted a text, a list of ids, or a list of either", param="input")
@@ -87,10 +88,11 @@ async def embeddings(exchange: Exchange) -> None:
     n_tokens = sum(max(1, len(one)) for one in ids)
 
     def work() -> bytes:
-        vectors = state.model.embed(ids, -1 if layer is None else layer, "mean" if pooling is None else pooling)
+        vectors = model.embed(ids, -1 if layer is None else layer, "mean" if pooling is None else pooling)
         data = [{"object": "embedding", "index": i, "embedding": _form(row, form)} for i, row in enumerate(vectors)]
         usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
-        return dumped({"object": "list", "data": data, "model": state.names[0], "usage": usage})
+        name = state.check_model(body.get("model")) or state.names[0]
+        return dumped({"object": "list", "data": data, "model": name, "usage": usage})
 
     answer = await _aside(exchange, state, work)
     exchange.state.metrics.prompt_tokens.add(n_tokens)

@@ -9,7 +9,8 @@ from time import time
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from refgpt._common.errors import RefgptError
+from refgpt._common.errors import RefgptError, ServerError
+from refgpt._common.wording import listed
 from refgpt._load import default_model_path
 from refgpt._model import Model
 from refgpt.generation.params import GenerationParams
@@ -37,7 +38,7 @@ class State:
     Attributes
     ----------
     names : tuple of str
-        Names of the model; answers use the first.
+        Names of the model; answers use the first. The names of its adapters are those of ``model.adapters``.
     kobold : set
         Requests of KoboldAI's clients that can be ended by name.
     predictions : Predictions
@@ -83,17 +84,37 @@ class State:
             ]
         included = model.checkpoint.path == default_model_path()
         names = settings.served_names or ("refgpt-default" if included else name_of(model),)
+        if both := {*names} & {*model.adapters}:
+            fix = "give one of them another name (--served-name)"
+            raise ServerError(
+                "the model and an adapter have the same name", where="adapters", got=listed(both), fix=fix
+            )
         return cls(model, settings, metrics, core, Aside(), names, int(time()))
 
-    def check_model(self, name: Any) -> None:
-        """Refuse a request for another model; one that names none means this one."""
+    def check_model(self, name: Any) -> str | None:
+        """The adapter that a request's model names; None if it names the model itself or nothing.
+
+        Raises
+        ------
+        ApiError
+            If it names another model.
+        """
         if name is None or name == "":
-            return
+            return None
         if not isinstance(name, str):
             raise ApiError(400, "model: has to be a text", param="model")
-        if name not in self.names:
-            message = f"the model {name[:200]!a} is not served here; there is {self.names[0]!a}"
+        if name in self.names:
+            return None
+        if name not in self.model.adapters:
+            known = ", ".join(f"{one!a}" for one in (self.names[0], *self.model.adapters))
+            message = f"the model {name[:200]!a} is not served here; there is {known}"
             raise ApiError(404, message, param="model", code="model_not_found")
+        return name
+
+    def model_named(self, name: Any) -> Model:
+        """The model that a request names, with its adapter if that is one; errors are those of ``check_model``."""
+        adapter = self.check_model(name)
+        return self.model if adapter is None else self.model.adapters[adapter]
 
     def limited(self, params: GenerationParams, names: Mapping[str, str] = MappingProxyType({})) -> GenerationParams:
         """Parameters within this server's limits: more new tokens are cut, anything else is refused.

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import refgpt
+from tests.helpers.adapters import written
 from tests.helpers.servers import Served, serving
 from tests.helpers.work import HANGS
 
@@ -24,8 +25,9 @@ URL = "http://127.0.0.1:8080"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    with serving(refgpt.load()) as served:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    adapter = written(None, tmp_path_factory.mktemp("adapters") / "oz", "wq wv", 1)
+    with serving(refgpt.load(adapters={"oz": adapter})) as served:
         yield served
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from refgpt._common.arguments import flag
-from refgpt._common.errors import GenerationError, RefgptError
+from refgpt._common.errors import GenerationError
+from refgpt._model.inside import Inside
 from refgpt.checkpoints.checkpoint import Checkpoint
 from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.mapped import check_unchanged
@@ -22,16 +23,15 @@ from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
+    from refgpt.checkpoints.adapters import Pair
     from refgpt.evaluation import Classification
     from refgpt.generation.params import GenerationParams
-    from refgpt.generation.prompt_file import PromptFile
     from refgpt.generation.prompts import Prompt
     from refgpt.generation.results import Generation
-    from refgpt.tracing import Indices, Names, Patches, Report, TapResult
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Model:
+class Model(Inside):
     """A model ready to run. ``refgpt.load`` makes one.
 
     Attributes
@@ -46,6 +46,8 @@ class Model:
         "c" or "numpy".
     dtype : str or None
         The dtype of the weights in memory; None means as stored.
+    adapters : mapping of str to Model
+        The adapters that are chosen by name: each is this model with it, and shares the weights.
     """
 
     engine: Engine
@@ -53,6 +55,7 @@ class Model:
     tokenizer: Tokenizer | None
     backend: str
     dtype: str | None
+    adapters: Mapping[str, Model] = field(default_factory=dict)
 
     @property
     def config(self) -> AnyConfig:
@@ -108,120 +111,56 @@ class Model:
             If the adapter cannot be used, or this model has one already.
         """
         from refgpt.checkpoints.adapters import adapter_mask, read_adapter
-        from refgpt.training.lora import attach
 
-        pairs, mask = read_adapter(adapter, self.config), adapter_mask(adapter)
-        checkpoint = self.checkpoint
-        if mask not in (None, checkpoint.mask):
-            checkpoint = replace(checkpoint, mask=mask, mask_source="the adapter was trained with it")
-        engine = copy(self.engine)
-        attach(engine, pairs)
-        return replace(self, engine=engine, checkpoint=checkpoint)
+        return self._with_pairs(read_adapter(adapter, self.config), adapter_mask(adapter))
 
-    def logits(self, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
-        """Scores for the next token at every position of a text.
+    def with_adapters(self, adapters: Mapping[str, str | os.PathLike[str]]) -> Model:
+        """This model with several LoRA adapters, of which each request names one or none.
+
+        Requests with different adapters are computed together, each with the bits that it has with ``with_adapter``.
+        This model stays as it is.
 
         Parameters
         ----------
-        ids : sequence of int [t]
-        prefix_len : int
-            So many leading positions see one another; 0 is the causal mask, whatever ``mask`` is.
+        adapters : mapping of str to path
+            Directories with adapters in PEFT's format, by the names that ``adapter=`` of this model's methods,
+            ``GenerationParams.adapter`` and ``Scheduler.add`` take.
 
         Returns
         -------
-        ndarray [t, n_vocab]
-            float32, or float64 for the NumPy backend with dtype "f64". Includes rows of the head for which the
-            tokenizer has no token.
-
-        Raises
-        ------
-        GenerationError
-            If an id does not exist or there are too many ids.
-        """
-        return self.engine.logits(ids, prefix_len)
-
-    def trace(
-        self,
-        ids: str | Sequence[int],
-        prefix_len: int = 0,
-        names: Names | None = None,
-        *,
-        positions: Indices = None,
-        patch: Patches | None = None,
-        gradients: bool = False,
-        labels: Sequence[int] | None = None,
-    ) -> dict[str, np.ndarray]:
-        """Named activations of one forward pass. Only the requested activations are kept.
-
-        Parameters
-        ----------
-        ids : str or sequence of int [t]
-            A text, if there is a tokenizer, or its ids.
-        prefix_len : int
-            So many leading positions see one another; 0 is the causal mask, whatever ``mask`` is.
-        names : str or collection of str, optional
-            Names of ``refgpt.spec.tap_names(config)``, or patterns such as "blocks.*.pattern"; by default all
-            activations.
-        positions : int, slice or sequence of int, optional
-            Rows of each activation to keep, by default all: queries for "pattern" [h, t, s], otherwise axis 0.
-        patch : mapping, or sequence of mappings, optional
-            Replacements: maps names or patterns to a function, an array, or the result of ``refgpt.tracing.zero_heads``
-            and similar functions.
-        gradients : bool
-            Give not the activations but, under the same names, the gradient of the loss by each: see
-            ``refgpt.tracing.record_gradients``. Nothing can be patched then.
-        labels : sequence of int [t], optional
-            What the loss is of: the token wanted at each position, not shifted, or -100 for no target. By default the
-            text itself.
-
-        Returns
-        -------
-        dict of str to ndarray
-            In the order they were computed, with the axes that ``refgpt.spec.tap_axes`` gives.
+        Model
+            Its ``adapters`` are models of their own.
 
         Raises
         ------
         RefgptError
-            If an argument cannot be used, or the trace needs more memory than there is; the error then says how much,
-            and which argument to narrow. Raised before anything is computed.
+            If an adapter or its name cannot be used, or this model has an adapter already.
         """
-        from refgpt.tracing import record, record_gradients
+        from refgpt.checkpoints.adapters import read_adapters
 
-        if not flag("gradients", gradients, RefgptError):
-            if labels is not None:
-                raise RefgptError("only a loss has labels", where="labels", fix="say gradients=True, or leave them out")
-            return record(self, ids, prefix_len, names, positions, patch)
-        if patch is not None:
-            raise RefgptError(
-                "a pass in which activations are replaced has no gradients here",
-                where="patch",
-                fix="leave out patch or gradients",
-            )
-        return record_gradients(self, ids, prefix_len, names, positions, labels)
+        return self._with_named(read_adapters(adapters, self.config))
 
-    def verify(
-        self,
-        ids: Sequence[int],
-        prefix_len: int = 0,
-        *,
-        progress: bool = False,
-        on_tap: Callable[[TapResult], object] | None = None,
-    ) -> Report:
-        """Compare every activation of one forward pass with the float64 spec: see ``refgpt.tracing.verify``.
+    def _with_pairs(self, pairs: Mapping[str, Pair], mask: str | None) -> Model:
+        from refgpt.training.lora import attach
 
-        Parameters and errors are those of that function. ``report.first_broken`` is None if all activations are within
-        their bounds. This holds for the C kernels; the NumPy backend in float32 exceeds the bound at "mlp_post", where
-        its ``1 + tanh`` loses digits. Kernels that do not compute the promised bits raise a KernelError, even if they
-        are within the bounds.
-        """
-        from refgpt.tracing import verify
+        checkpoint, engine = self.checkpoint, copy(self.engine)
+        if mask not in (None, checkpoint.mask):
+            checkpoint = replace(checkpoint, mask=mask, mask_source="the adapter was trained with it")
+        engine.adapters = {}
+        attach(engine, pairs)
+        return replace(self, engine=engine, checkpoint=checkpoint, adapters={})
 
-        if self.backend == "c":
-            from refgpt.kernels import check_bits
+    def _with_named(self, named: Mapping[str, tuple[Mapping[str, Pair], str | None]]) -> Model:
+        models = {name: self._with_pairs(pairs, mask) for name, (pairs, mask) in named.items()}
+        engine = copy(self.engine)
+        engine.adapters = {name: model.engine for name, model in models.items()}
+        return replace(self, engine=engine, adapters=models)
 
-            check_bits()
+    def _named(self, adapter: str | None) -> Model:
+        """This model with the adapter of a name; None: this model."""
+        from refgpt.runtime.engine import adapter_named
 
-        return verify(self.engine, self.params(), ids, prefix_len, progress=progress, on_tap=on_tap)
+        return self if adapter is None else adapter_named(self.adapters, adapter)
 
     @overload
     def generate(
@@ -285,6 +224,7 @@ class Model:
         """
         from refgpt.generation import GenerationParams, generate
         from refgpt.generation.drafting import check_draft
+        from refgpt.generation.prompt_file import prompt_file_of
         from refgpt.generation.prompts import is_batch
 
         settings = GenerationParams.of(params, changes)
@@ -292,24 +232,14 @@ class Model:
         prompts: Any = prompt if batch else [prompt]
         check_draft(self, draft, settings)
         encoded = [self._encode(one, settings) for one in prompts]
-        done = generate(self, encoded, settings, self._prompt_file(prompt_cache), draft)
+        cache = prompt_file_of(prompt_cache, self._named(settings.adapter).mask)
+        done = generate(self, encoded, settings, cache, draft)
         return done if batch else done[0]
 
     def _encode(self, prompt: Prompt, settings: GenerationParams) -> list[int]:
         from refgpt.generation import encode_prompt
 
         return encode_prompt(prompt, self.config, self.tokenizer, settings, self.checkpoint.tokenizer_fault)
-
-    def _prompt_file(self, path: str | os.PathLike[str] | None) -> PromptFile | None:
-        from refgpt.generation import PromptFile
-
-        if path is not None and self.mask == "prefix":
-            raise GenerationError(
-                "a prompt that sees itself whole has nothing in common with another",
-                where="prompt_cache",
-                fix="leave it out, or load the model with mask='causal' (--mask causal)",
-            )
-        return None if path is None else PromptFile(path)
 
     def stream(
         self,
@@ -339,29 +269,14 @@ class Model:
         """
         from refgpt.generation import GenerationParams, stream_text
         from refgpt.generation.drafting import check_draft
-        from refgpt.generation.prompts import is_batch
+        from refgpt.generation.loop import check_streamed
+        from refgpt.generation.prompt_file import prompt_file_of
 
         settings = GenerationParams.of(params, changes)
-        if is_batch(prompt):
-            raise GenerationError(
-                "takes one prompt", where="stream", got=f"a list of {len(prompt)}", fix="use generate for several"
-            )
-        if max(settings.n_drawn, settings.num_beams) > 1:
-            raise GenerationError(
-                "gives one text, token by token",
-                where="stream",
-                got=f"num_return_sequences {settings.n_drawn}, num_beams {settings.num_beams}",
-                fix="use generate for several, and for beams",
-            )
-        if self.tokenizer is None:
-            raise GenerationError(
-                "this model has no tokenizer, so there is no text to stream",
-                where="stream",
-                got=self.checkpoint.tokenizer_fault or None,
-                fix="use generate, whose result has .ids",
-            )
+        check_streamed(prompt, settings, self.tokenizer, self.checkpoint.tokenizer_fault)
         check_draft(self, draft, settings)
-        return stream_text(self, self._encode(prompt, settings), settings, self._prompt_file(prompt_cache), draft)
+        cache = prompt_file_of(prompt_cache, self._named(settings.adapter).mask)
+        return stream_text(self, self._encode(prompt, settings), settings, cache, draft)
 
     @overload
     def score(
@@ -369,16 +284,22 @@ class Model:
         prompt: Prompt | np.ndarray,
         continuations: Sequence[Prompt] | np.ndarray,
         return_greedy: Literal[False] = False,
+        adapter: str | None = None,
     ) -> list[np.ndarray]: ...
     @overload
     def score(
-        self, prompt: Prompt | np.ndarray, continuations: Sequence[Prompt] | np.ndarray, return_greedy: bool
+        self,
+        prompt: Prompt | np.ndarray,
+        continuations: Sequence[Prompt] | np.ndarray,
+        return_greedy: bool,
+        adapter: str | None = None,
     ) -> Any: ...
     def score(
         self,
         prompt: Prompt | np.ndarray,
         continuations: Sequence[Prompt] | np.ndarray,
         return_greedy: bool = False,
+        adapter: str | None = None,
     ) -> list[np.ndarray] | list[tuple[np.ndarray, bool]]:
         """Log-probabilities of texts that may follow a prompt.
 
@@ -393,6 +314,8 @@ class Model:
             seam, and after a prompt of ids, it is encoded by itself.
         return_greedy : bool
             Say too whether a continuation is what greedy decoding would have written.
+        adapter : str, optional
+            The name of one of ``adapters``; by default none.
 
         Returns
         -------
@@ -414,34 +337,7 @@ class Model:
 
         fault = self.checkpoint.tokenizer_fault
         encoded = encode_continuations(prompt, continuations, self.config, self.tokenizer, fault)
-        return score(self, *encoded, bool(return_greedy))
-
-    def embed(
-        self, texts: Prompt | Sequence[Prompt] | np.ndarray, layer: int = -1, pooling: str = "mean"
-    ) -> np.ndarray:
-        """Texts as vectors: hidden states, pooled over the positions of each text. See ``refgpt.tracing.embed``.
-
-        Parameters
-        ----------
-        texts : list of str or of list of int
-            One text alone is a list of one.
-        layer : int
-            0 is the embedding, i the residual stream after the i-th block, -1 the final LayerNorm's output.
-        pooling : "mean", "last", "first" or "max"
-
-        Returns
-        -------
-        ndarray [n, c], float32
-            Each row depends on its text alone, to the last bit.
-
-        Raises
-        ------
-        GenerationError
-            If a text or an argument cannot be used; before anything is computed.
-        """
-        from refgpt.tracing import embed
-
-        return embed(self, texts, layer, pooling)
+        return score(self._named(adapter), *encoded, bool(return_greedy))
 
     def classify(
         self,
@@ -450,6 +346,7 @@ class Model:
         template: str | None = None,
         examples: Sequence[tuple[str, str]] = (),
         normalise: str = "sum",
+        adapter: str | None = None,
     ) -> Classification:
         """Choose the label that fits a text best: the one that the model is most likely to generate after it.
 
@@ -469,6 +366,8 @@ class Model:
             What a label scores: the log-likelihood of its tokens; that, divided by their number; or that, less the
             log-likelihood of the label where no text stands before it. See ``refgpt.evaluation.Classifier``, which is
             also the faster way to classify many texts by "pmi".
+        adapter : str, optional
+            The name of one of ``adapters``; by default none.
 
         Returns
         -------
@@ -484,7 +383,7 @@ class Model:
         from refgpt.evaluation import DEFAULT_TEMPLATE, Classifier
 
         template = DEFAULT_TEMPLATE if template is None else template
-        return Classifier(self, labels, template, examples, normalise).classify(text)
+        return Classifier(self._named(adapter), labels, template, examples, normalise).classify(text)
 
     def __repr__(self) -> str:
         return (
