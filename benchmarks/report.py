@@ -29,6 +29,7 @@ SHOWN: dict[str, Callable[[float], str]] = {
     "wait over a full pass": "{:.2f}".format,
     "full pass over a plain one": "{:.2f}".format,
     "rate over plain batches": "{:.2f}".format,
+    "over a step of the base": "{:.2f}".format,
     "rate of 2000 over rate of 512": "{:.2f}".format,
 }
 
@@ -96,6 +97,7 @@ def report(results: dict) -> Iterator[str]:
             ("what", "wait over a full pass", "full pass over a plain one"),
         ),
         ("Arrivals", lambda row: "rate over plain batches" in row, ("what", "rate over plain batches")),
+        ("Adapters", lambda row: "over a step of the base" in row, ("what", "over a step of the base")),
         ("Looking inside", lambda row: "over a prompt" in row, ("what", "seconds", "prompt seconds", "over a prompt")),
         (
             "Looking inside, beside the specification",

@@ -135,6 +135,8 @@ async def _answer(exchange: Exchange, work: Work) -> None:
     n_read = sum(len(prompt.ids) for prompt in work.prompts) * work.n_texts
     writers = await state.do(new_writers, n_read if shown else 0)
     exchange.note |= {"prompts": len(work.prompts), "stream": request.stream}
+    if request.params.adapter is not None:
+        exchange.note["adapter"] = request.params.adapter
     if state.settings.log_prompts:
         exchange.note["prompt"] = [prompt.text for prompt in work.prompts]
     try:

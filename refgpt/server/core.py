@@ -361,7 +361,8 @@ class Core:
             job.new_events.append((place, event))
             job.wake.set()
             if event.choice is not None:
-                self.metrics.token_written(now - (job.last or job.began), first=job.last is None)
+                seconds = now - (job.last or job.began)
+                self.metrics.token_written(seconds, first=job.last is None, adapter=job.params.adapter)
                 job.last = now
             if event.finish_reason is not None:
                 job.n_open -= 1

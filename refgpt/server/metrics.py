@@ -74,21 +74,24 @@ class Metrics:
         self.requests = Counter("refgpt_requests_total", "Requests answered.", ("path", "status"))
         self.prompt_tokens = Counter("refgpt_prompt_tokens_total", "Tokens of prompts.")
         self.generated_tokens = Counter("refgpt_generated_tokens_total", "Tokens generated.")
+        self.adapter_tokens = Counter("refgpt_adapter_tokens_total", "Those with an adapter.", ("adapter",))
         self.failures = Counter("refgpt_failures_total", "Failures of the scheduler, which then begins anew.")
         self.first_token = Histogram("refgpt_time_to_first_token_seconds", "From a request to its first token.")
         self.next_token = Histogram("refgpt_time_between_tokens_seconds", "From a token of a request to its next.")
         self.seconds = Histogram("refgpt_request_seconds", "From a request to the end of its answer.")
         self.gauges: list[Gauge] = []
 
-    def token_written(self, seconds: float, first: bool) -> None:
-        """Count a token, and the seconds since the one before it or since its request."""
+    def token_written(self, seconds: float, first: bool, adapter: str | None = None) -> None:
+        """Count a token, its adapter, and the seconds since the one before it or since its request."""
         self.generated_tokens.add()
+        if adapter is not None:
+            self.adapter_tokens.add(1, adapter)
         (self.first_token if first else self.next_token).add(seconds)
 
     def text(self) -> str:
         """Everything, in Prometheus's text form."""
         counted: list[Counter | Gauge | Histogram] = [self.requests, self.prompt_tokens, self.generated_tokens]
-        counted += [self.failures, *self.gauges, self.first_token, self.next_token, self.seconds]
+        counted += [self.adapter_tokens, self.failures, *self.gauges, self.first_token, self.next_token, self.seconds]
         lines = []
         for metric in counted:
             lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}", *metric.lines()]

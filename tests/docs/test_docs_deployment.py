@@ -26,6 +26,7 @@ import pytest
 from refgpt.cli import build_parser
 from refgpt.server import ServerSettings
 from tests.docs.test_docs_serve import blocks
+from tests.helpers.adapters import written
 from tests.helpers.work import HANGS
 from tests.test_packaging import PROJECT
 
@@ -96,6 +97,10 @@ def running(command: list[str], tmp_path: Path) -> Iterator[str]:
         if name in words[3:]:
             at = words.index(name, 3)
             del words[at : at + 2]
+    for i, word in enumerate(words):
+        if words[i - 1] == "--adapter":
+            name = word.partition("=")[0]
+            words[i] = f"{name}={written(None, tmp_path / name, 'wq', 1)}"
     words += ["--port", "0"]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "HOME": "/nonexistent"}

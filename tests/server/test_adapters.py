@@ -55,6 +55,7 @@ def test_requests_at_the_same_time_have_the_texts_of_each_alone(server: Served, 
     def write(one: tuple[str, str, int]) -> str:
         name, prompt, seed = one
         body = {"model": name, "prompt": prompt, "max_tokens": 12, "seed": seed, "temperature": 0.9}
+        body["ignore_eos"] = True
         if seed % 2:
             events = server.stream("/v1/completions", **body, stream=True)
             assert {event["model"] for event in events[:-1]} == {name}
@@ -65,10 +66,12 @@ def test_requests_at_the_same_time_have_the_texts_of_each_alone(server: Served, 
 
     with ThreadPoolExecutor(24) as pool:
         texts = list(pool.map(write, asked))
-    want = [
-        alone[name].generate(prompt, max_new_tokens=12, seed=seed, temperature=0.9).text for name, prompt, seed in asked
-    ]
+    settings = {"max_new_tokens": 12, "temperature": 0.9, "ignore_eos": True}
+    want = [alone[name].generate(prompt, seed=seed, **settings).text for name, prompt, seed in asked]
     assert texts == want
+    lines = server.ask("GET", "/metrics").content.decode().splitlines()
+    for name in ("oz", "law"):
+        assert f'refgpt_adapter_tokens_total{{adapter="{name}"}} {12 * 8}' in lines
     assert len({alone[name].generate(PROMPT, max_new_tokens=12, seed=1).text for name in NAMES}) == 3
 
 
