@@ -118,7 +118,7 @@ class Model(Inside):
         """This model with several LoRA adapters, of which each request names one or none.
 
         Requests with different adapters are computed together, each with the bits that it has with ``with_adapter``.
-        This model stays as it is.
+        This model stays as it is; the new one has its ``adapters`` too.
 
         Parameters
         ----------
@@ -151,7 +151,7 @@ class Model(Inside):
         return replace(self, engine=engine, checkpoint=checkpoint, adapters={})
 
     def _with_named(self, named: Mapping[str, tuple[Mapping[str, Pair], str | None]]) -> Model:
-        models = {name: self._with_pairs(pairs, mask) for name, (pairs, mask) in named.items()}
+        models = {**self.adapters, **{name: self._with_pairs(pairs, mask) for name, (pairs, mask) in named.items()}}
         engine = copy(self.engine)
         engine.adapters = {name: model.engine for name, model in models.items()}
         return replace(self, engine=engine, adapters=models)

@@ -63,6 +63,13 @@ def test_a_line_names_its_adapter(paths, models, tmp_path):
     assert bodies[2]["data"][0]["embedding"] == models["oz"].embed([PROMPT])[0].tolist()
 
 
+def test_texts_are_classified_with_an_adapter(paths, models):
+    model = refgpt.load(adapters=paths)
+    found = [model.classify("A king of old", ["good", "bad"], adapter=name) for name in models]
+    assert found == [one.classify("A king of old", ["good", "bad"]) for one in models.values()]
+    assert len({one.scores["good"] for one in found}) == 3
+
+
 def test_a_table_has_a_column_of_them(paths, models, tmp_path):
     (tmp_path / "in.csv").write_text(f"prompt,adapter\n{PROMPT},oz\n{PROMPT},\n")
     run_batch(refgpt.load(adapters=paths), tmp_path / "in.csv", tmp_path / "out.jsonl", PARAMS)

@@ -271,6 +271,14 @@ def test_a_model_with_named_adapters_is_not_trained(models):
         training.Trainer(models["all"])
 
 
+def test_adapters_can_be_added_to_others(paths):
+    base, adapters = paths
+    one = refgpt.load(base, adapters={"oz": adapters["oz"]})
+    two = one.with_adapters({"law": adapters["law"]})
+    assert [*one.adapters] == ["oz"] and [*two.adapters] == [*two.engine.adapters] == ["oz", "law"]
+    assert two.adapters["oz"] is one.adapters["oz"]
+
+
 def test_the_base_is_loaded_once(models):
     model = models["all"]
     for other in model.adapters.values():
