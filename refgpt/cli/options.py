@@ -89,7 +89,8 @@ class StoreModel(argparse.Action):
 class StoreAdapter(argparse.Action):
     """Stores an adapter: DIRECTORY as ``adapter``, and NAME=DIRECTORY among ``adapters``.
 
-    A directory may have an equals sign in its name: what is there is no NAME=DIRECTORY.
+    A command that uses one adapter for everything ignores the name. A directory may have an equals sign in its name:
+    what is there is no NAME=DIRECTORY.
     """
 
     def __init__(self, *given: Any, named: bool = False, **options: Any) -> None:
@@ -105,15 +106,17 @@ class StoreAdapter(argparse.Action):
     ) -> None:
         name, equals, directory = values.partition("=")
         if not equals or os.sep in name or os.path.exists(values):
+            name, directory = "", values
+        directory = os.path.expanduser(directory)
+        if not (self._named and name):
             if namespace.adapter is not None:
-                raise argparse.ArgumentError(self, "only one can be without a name")
-            namespace.adapter = values
-        elif not self._named:
-            raise argparse.ArgumentError(self, "this command uses one adapter, without a name")
+                once = "only one can be without a name" if self._named else "this command uses one adapter"
+                raise argparse.ArgumentError(self, once)
+            namespace.adapter = directory
         elif name in namespace.adapters:
             raise argparse.ArgumentError(self, f"the name {shown(name)} is given twice")
         else:
-            namespace.adapters = {**namespace.adapters, name: os.path.expanduser(directory)}
+            namespace.adapters = {**namespace.adapters, name: directory}
 
 
 def add_model(parser: argparse.ArgumentParser, positional: bool = False) -> None:
