@@ -43,8 +43,8 @@ class _Node:
 class PrefixCache:
     """A radix tree over blocks of ids, each with its keys and values.
 
-    A block's keys and values depend on it and on all before it, and on the adapter, of which each has a tree of its
-    own: found here or computed anew, they are the same in every bit. A prefix that sees itself whole is never kept.
+    A block's keys and values depend on it, on all before it, and on the adapter, with which the tree begins: found here
+    or computed anew, they are the same in every bit. A prefix that sees itself whole is never kept.
 
     Parameters
     ----------
@@ -69,45 +69,40 @@ class PrefixCache:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = whole_number("max_bytes", max_bytes, 0, None, GenerationError)
-        self._roots: dict[str | None, _Node] = {}  # by adapter
-        self._clock = self.n_bytes = 0
+        self._root, self._clock, self.n_bytes = _Node(), 0, 0
 
     def clear(self) -> None:
         """Forget all texts."""
-        self._roots, self.n_bytes = {}, 0
+        self._root, self.n_bytes = _Node(), 0
 
     def fill(self, session: Session, slot: int, ids: Sequence[int]) -> int:
         """Give an empty slot as many leading positions of a text as are known. -> how many"""
-        found = self._path(self._root(session, slot), ids)
+        found = self._path(ids, session.adapter_of(slot))
         if found:
             session.adopt(slot, ids[: BLOCK * len(found)], [node.content for node in found])
         return BLOCK * len(found)
 
     def keep(self, session: Session, slot: int, ids: Sequence[int]) -> None:
         """Keep the whole blocks of a text that a slot holds."""
-        root = self._root(session, slot)
-        path = self._path(root, ids)
-        parent = path[-1] if path else root
+        adapter = session.adapter_of(slot)
+        path = self._path(ids, adapter)
+        parent = path[-1] if path else self._root
         for i in range(len(path), len(ids) // BLOCK):
             content, n_bytes = session.export(slot, i * BLOCK, (i + 1) * BLOCK)
             if not self._make_room(n_bytes, parent):
                 return
-            key = _key(ids, i)
+            key = _key(ids, i, adapter)
             node = _Node(parent, key, content, n_bytes, self._clock)
             parent.children[key] = node
             self.n_bytes += n_bytes
             parent = node
 
-    def _root(self, session: Session, slot: int) -> _Node:
-        """Where the texts with a slot's adapter begin."""
-        return self._roots.setdefault(session.adapter_of(slot), _Node())
-
-    def _path(self, node: _Node, ids: Sequence[int]) -> list[_Node]:
-        """The known blocks that a text begins with, after this node."""
+    def _path(self, ids: Sequence[int], adapter: str | None = None) -> list[_Node]:
+        """The known blocks that a text begins with."""
         self._clock += 1
-        path = []
+        path, node = [], self._root
         for i in range(len(ids) // BLOCK):
-            following = node.children.get(_key(ids, i))
+            following = node.children.get(_key(ids, i, adapter))
             if following is None:
                 break
             following.last_used = self._clock
@@ -118,7 +113,7 @@ class PrefixCache:
     def _make_room(self, n_bytes: int, end: _Node) -> bool:
         """Forget blocks until there is room for one more after ``end``, which stays. -> whether there is"""
         while self.n_bytes + n_bytes > self.max_bytes:
-            leaves = [node for node in self._leaves() if node is not end]
+            leaves = [node for node in self._leaves(self._root) if node is not end]
             if not leaves:
                 return False
             oldest = min(leaves, key=lambda node: node.last_used)
@@ -127,8 +122,8 @@ class PrefixCache:
             self.n_bytes -= oldest.n_bytes
         return True
 
-    def _leaves(self) -> list[_Node]:
-        stack, leaves = [node for root in self._roots.values() for node in root.children.values()], []
+    def _leaves(self, root: _Node) -> list[_Node]:
+        stack, leaves = list(root.children.values()), []
         while stack:
             node = stack.pop()
             if node.children:
@@ -138,5 +133,7 @@ class PrefixCache:
         return leaves
 
 
-def _key(ids: Sequence[int], i: int) -> bytes:
-    return np.asarray(ids[i * BLOCK : (i + 1) * BLOCK], np.int64).tobytes()
+def _key(ids: Sequence[int], i: int, adapter: str | None) -> bytes:
+    """A block's key under the one before it. That of the first begins with the adapter's name."""
+    name = f"{adapter}\0".encode() if adapter is not None and not i else b""
+    return name + np.asarray(ids[i * BLOCK : (i + 1) * BLOCK], np.int64).tobytes()

@@ -132,8 +132,8 @@ def pack_params(
     dtype: str | None,
     fill: Fill,
     progress: Progress | None = None,
-    copy: bool = False,
     n_beside: int = 0,
+    copy: bool = False,
 ) -> Tree:
     """The same tree, with every leaf in the dtype and layout that ``plan`` gives it.
 
@@ -143,10 +143,10 @@ def pack_params(
         ``refgpt.kernels.store``, or ``refgpt.numbers.quantisation.store``, which takes longer.
     progress : callable, optional
         Called as ``progress(bytes done, bytes in all)`` after each leaf, counting bytes of the file.
-    copy : bool
-        Whether to copy leaves into memory that could be used directly from a mapped file.
     n_beside : int
         Bytes that adapters will take beside them.
+    copy : bool
+        Whether to copy leaves into memory that could be used directly from a mapped file.
 
     Raises
     ------

@@ -80,7 +80,7 @@ class Runtime:
         one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), GenerationError)
         self.config = config
         self.threads = check_threads(threads)
-        self.params = pack_params(params, dtype, partial(store, threads=self.threads), progress, copy, n_beside)
+        self.params = pack_params(params, dtype, partial(store, threads=self.threads), progress, n_beside, copy)
         self._files = files_of(leaf for _, leaf in self.params.items())
         self.kv_dtype: KVDtype = kv_dtype or ("f16" if _kind(self.params.w_head) in BLOCK_BYTES else "f32")
         self.family = FAMILIES[config.model_type]

@@ -149,7 +149,7 @@ def test_the_prefix_cache_keeps_adapters_apart(models):
         assert scheduler._running[0].n_read == len(START)
         found = finished(scheduler)
         assert found[number] == models[name].generate(START, seed=2, max_new_tokens=4).ids[-len(found[number]) :]
-    assert len(cache._leaves()) == 3
+    assert len(cache._leaves(cache._root)) == 3
 
 
 def test_blocks_of_all_adapters_share_the_memory(models):
