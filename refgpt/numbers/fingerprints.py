@@ -18,7 +18,11 @@ from refgpt.numbers.panels import Panels
 from refgpt.numbers.tree import ParamTree
 
 
-def fingerprint(params: ParamTree, digests: Callable[[np.ndarray], np.ndarray]) -> str:
+def fingerprint(
+    params: ParamTree,
+    digests: Callable[[np.ndarray], np.ndarray],
+    seen: Callable[[str, Leaf], object] | None = None,
+) -> str:
     """The fingerprint of all leaves, with their names, shapes and kinds.
 
     Parameters
@@ -26,6 +30,8 @@ def fingerprint(params: ParamTree, digests: Callable[[np.ndarray], np.ndarray]) 
     params : Params
     digests : callable
         ``refgpt.kernels.digests``, or the same in NumPy.
+    seen : callable, optional
+        Called with the name of each leaf and the leaf after it was read.
 
     Returns
     -------
@@ -37,6 +43,8 @@ def fingerprint(params: ParamTree, digests: Callable[[np.ndarray], np.ndarray]) 
         for kind, stored in _stored(leaf):
             found.update(f"{name} {kind} {stored.dtype.str} {stored.shape} ".encode())
             found.update(checksum(digests(_words(stored))).encode())
+        if seen is not None:
+            seen(name, leaf)
     return found.hexdigest()
 
 

@@ -99,7 +99,7 @@ def quantise(w: np.ndarray, kind: str, out: Panels | None = None) -> Panels:
     side = np.where(top == half_way, -sign, sign)
     scale = np.where(_sum(integers * integers) < 1, np.float32(0), scale * side)  # a block of zeros has scale 0
     integers *= np.where(top == half_way, np.float32(-1), np.float32(1))
-    panels.data[...] = _encoded(integers.astype(np.int8), scale.astype(np.float16), kind)
+    panels.data[...] = encoded(integers.astype(np.int8), scale.astype(np.float16), kind)
     return panels
 
 
@@ -142,7 +142,7 @@ def _sum(terms: np.ndarray) -> np.ndarray:
     return total
 
 
-def _encoded(integers: np.ndarray, scales: np.ndarray, kind: str) -> np.ndarray:
+def encoded(integers: np.ndarray, scales: np.ndarray, kind: str) -> np.ndarray:
     """Encode integers [32, rows, blocks] and scales [rows, blocks] as ``Panels.data``."""
     _, rows, blocks = integers.shape
     panels = rows // LANES

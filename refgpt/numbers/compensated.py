@@ -1,0 +1,253 @@
+"""Rounding to few bits in which later weights make up for the errors of earlier ones (GPTQ).
+
+A row w of a matrix is rounded to q. What counts is not the error e = w - q itself but what it does to the output for
+the inputs x that occur: on average over them, (e . x)^2 = e H e^T, where H is the mean of x x^T, the inputs' second
+moments. With H = L L^T, L lower triangular,
+
+    e H e^T  =  sum over k of  L_kk^2 (e_k + sum over j > k of e_j F_jk)^2,     F_jk = L_jk / L_kk.
+
+So weights are rounded from the last input to the first. When input k is reached, the errors e_j of those behind it are
+known; not w_k is rounded but w_k + sum e_j F_jk, and the term of k is as small as the nearest integer can make it. Were
+all inputs independent, F would be 0, and every weight would be rounded by itself. This is GPTQ (Frantar et al. 2023,
+https://arxiv.org/abs/2210.17323), in the form in which it is Babai's nearest plane (Chen et al. 2025,
+https://arxiv.org/abs/2507.18553): it needs no inverse.
+
+The order of inputs is free, as long as the 32 of a block, which share a scale, stay together. Inputs with the largest
+moments come last, so that they are rounded first, while all others can still make up for them. When a block is reached,
+its scale is searched for as in ``refgpt.numbers.quantisation``, with each weight's error counted L_kk^2 times.
+
+Each operation here is one that all machines round in the same way, and sums have one order. Products of large matrices
+are the caller's ``product(x, w)``, x w^T: with the kernel's, results are the same bits on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from refgpt._common.float_state import default_float_state
+from refgpt.numbers.panels import BLOCK, LANES, Panels, n_blocks, n_panels
+from refgpt.numbers.quantisation import CANDIDATES, LARGEST_SCALE, LEAST_SCALE, STEPS, encoded
+
+#: ``product(x, w)`` is x w^T. x [t, n], w [m, n] -> [t, m]
+Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+#: Added to each diagonal element of the moments, as a share of their mean: keeps the errors that others make up for
+#: small where there are few inputs to learn from.
+DAMPING = 0.01
+
+
+class Moments:
+    """The second moments of the inputs of a matrix: what rounding its weights does to its output.
+
+    Parameters
+    ----------
+    n_in : int
+        Width of the inputs.
+    product : callable
+        ``product(x, w)`` is x w^T.
+    """
+
+    #: Rows of the matrix that are computed together, up to their last column: the other half is its mirror image.
+    ROWS = 2048
+
+    def __init__(self, n_in: int, product: Product) -> None:
+        self.n_in, self._product = n_in, product
+        n = n_blocks(n_in) * BLOCK
+        self.sums = np.zeros((n, n), np.float32)  # on and below the diagonal; inputs past n_in are 0
+
+    def add(self, x: np.ndarray) -> None:
+        """Add inputs x [t, n_in]."""
+        turned = np.ascontiguousarray(x.T)  # [n_in, t]
+        for start in range(0, self.n_in, self.ROWS):
+            stop = min(start + self.ROWS, self.n_in)
+            self.sums[start:stop, :stop] += self._product(turned[start:stop], turned[:stop])
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no input was infinite or NaN."""
+        return bool(np.isfinite(self.sums.diagonal()).all())
+
+
+class Feedback:
+    """What the errors of later inputs add to an earlier weight, and what the error of each weight costs.
+
+    Attributes
+    ----------
+    order : ndarray [n]
+        The inputs in ascending order of importance; those of a block of 32 are neighbours.
+    factors : ndarray [n, n]
+        F in the order ``order``: below the diagonal; n is a multiple of 32.
+    costs : ndarray [n]
+        L_kk^2.
+    """
+
+    @default_float_state()
+    def __init__(self, moments: Moments, product: Product, damping: float = DAMPING) -> None:
+        sums = moments.sums
+        n, diagonal = len(sums), sums.diagonal().copy()
+        mean = np.float32(math.fsum(diagonal.tolist()) / n)
+        damp = mean * np.float32(damping) if mean > 0 else np.float32(1)
+        self.order = _order(diagonal)
+        for start in range(0, n, BLOCK):  # the mirror image
+            at = slice(start, start + BLOCK)
+            sums[at, at] = np.tril(sums[at, at]) + np.tril(sums[at, at], -1).T
+            sums[at, start + BLOCK :] = sums[start + BLOCK :, at].T
+        factors = np.empty_like(sums)
+        for start in range(0, n, BLOCK):
+            factors[start : start + BLOCK] = sums[self.order[start : start + BLOCK]][:, self.order]
+        factors[np.diag_indices(n)] += damp
+        _factor(factors, 0, n, damp, product)
+        roots = factors.diagonal().copy()
+        factors /= roots
+        self.factors, self.costs = factors, roots * roots
+
+
+def _order(diagonal: np.ndarray) -> np.ndarray:
+    """Inputs by their moments, ascending: blocks by their sums, and the 32 within each. Equal ones stay in order."""
+    within = np.argsort(diagonal.reshape(-1, BLOCK), axis=1, kind="stable")  # [blocks, 32]
+    sums = np.zeros(len(within), np.float64)
+    for one in diagonal.reshape(-1, BLOCK).T:
+        sums += one
+    blocks = np.argsort(sums, kind="stable")
+    return (within + np.arange(len(within))[:, None] * BLOCK)[blocks].reshape(-1)
+
+
+def _factor(a: np.ndarray, start: int, stop: int, least: np.float32, product: Product) -> None:
+    """Columns ``start`` to ``stop`` of the Cholesky factor, in the place of those of a symmetric matrix [n, n].
+
+    Those before ``start`` have been subtracted. ``least`` is the smallest pivot that is possible in exact arithmetic:
+    the number that was added to the diagonal.
+    """
+    if stop - start <= BLOCK:
+        columns = np.ascontiguousarray(a[start:, start:stop].T)  # [32, rows from start]
+        for k, column in enumerate(columns):
+            column[:k] = 0
+            column[k:] /= np.sqrt(np.maximum(column[k], least))
+            for j in range(k + 1, len(columns)):
+                columns[j, j:] -= column[j:] * column[j]
+        a[start:, start:stop] = columns.T
+        return
+    middle = start + -(-(stop - start) // (2 * BLOCK)) * BLOCK
+    _factor(a, start, middle, least, product)
+    left = np.ascontiguousarray(a[middle:, start:middle])
+    a[middle:, middle:stop] -= product(left, left[: stop - middle])
+    _factor(a, middle, stop, least, product)
+
+
+@default_float_state()
+def quantise_compensated(w: np.ndarray, feedback: Feedback, kind: str, product: Product, out: Panels) -> None:
+    """Quantise rows so that the error of their outputs is small for inputs with the moments of ``feedback``.
+
+    Parameters
+    ----------
+    w : ndarray [n_out, n_in]
+        Finite weights in float32, of ``refgpt.numbers.quantisation.check_range``.
+    feedback : Feedback
+    kind : "q8" or "q4"
+    product : callable
+    out : Panels
+        Of the same shape and kind.
+    """
+    (n_out, n_in), rows, n = w.shape, n_panels(w.shape[0]) * LANES, len(feedback.order)
+    whole = np.zeros((rows, n), np.float32)
+    whole[:n_out, :n_in] = w
+    wanted = whole[:, feedback.order]  # [rows, n]
+    shifted, errors = wanted.copy(), np.zeros_like(wanted)
+    integers = np.zeros((n // BLOCK, BLOCK, rows), np.int8)
+    scales = np.zeros((n // BLOCK, rows), np.float32)
+
+    def round_blocks(start: int, stop: int) -> None:
+        """Round the blocks from ``stop`` down to ``start``; the errors of those from ``stop`` on have been added."""
+        if stop - start == 1:
+            at = slice(start * BLOCK, stop * BLOCK)
+            targets = np.ascontiguousarray(shifted[:, at].T), np.ascontiguousarray(wanted[:, at].T)  # [32, rows]
+            scales[start], found = _round_block(*targets, feedback.factors[at, at], feedback.costs[at], kind)
+            errors[:, at] = (targets[1] - found * scales[start]).T
+            integers[start] = found
+            return
+        middle = (start + stop) // 2
+        round_blocks(middle, stop)
+        later, earlier = slice(middle * BLOCK, stop * BLOCK), slice(start * BLOCK, middle * BLOCK)
+        factors = np.ascontiguousarray(feedback.factors[later, earlier].T)
+        shifted[:, earlier] += product(np.ascontiguousarray(errors[:, later]), factors)
+        round_blocks(start, middle)
+
+    round_blocks(0, n // BLOCK)
+    by_input = np.empty((n, rows), np.int8)
+    by_input[feedback.order] = integers.reshape(n, rows)
+    by_block = np.empty((n // BLOCK, rows), np.float32)
+    by_block[feedback.order[::BLOCK] // BLOCK] = scales
+    turned = by_input.reshape(n // BLOCK, BLOCK, rows).transpose(1, 2, 0)  # [32, rows, blocks]
+    out.data[...] = encoded(turned, by_block.T.astype(np.float16), kind)
+
+
+def _round_block(
+    shifted: np.ndarray, wanted: np.ndarray, factors: np.ndarray, costs: np.ndarray, kind: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best scale of each row for one block, and its integers.
+
+    With e_j = w_j - s n_j for a scale s and integers n, the term of weight k is a difference of two sums: of the
+    shifted w_k and all w_j F_jk behind it, which never changes, and of s times n_k and all n_j F_jk.
+
+    Parameters
+    ----------
+    shifted, wanted : ndarray [32, rows]
+        The weights with and without what makes up for the errors of the blocks behind this one.
+    factors : ndarray [32, 32]
+    costs : ndarray [32]
+
+    Returns
+    -------
+    scales : ndarray [rows]
+    integers : ndarray [32, rows]
+    """
+    targets = shifted.copy()
+    for k in range(1, BLOCK):
+        targets[:k] += factors[k, :k, None] * wanted[k]
+    extreme = np.abs(shifted).max(0)
+    sign = np.where(shifted.max(0) < extreme, np.float32(-1), np.float32(1))
+    best_scale, best = np.zeros_like(extreme), np.zeros_like(shifted)
+    best_error = np.full_like(extreme, np.inf)
+    for ratio, top in CANDIDATES[kind]:
+        side = sign if top == STEPS[kind] // 2 else -sign  # the integers reach one step further to the negative side
+        scale = np.maximum(extreme / np.float32(ratio), LEAST_SCALE) * side
+        _, sums = _nearest(targets, factors, scale, kind)
+        scale = _fitted(targets, sums, costs, scale)
+        found, sums = _nearest(targets, factors, scale, kind)
+        error = _sum(costs, np.square(targets - sums * scale))
+        better = error < best_error
+        best_scale, best_error = np.where(better, scale, best_scale), np.where(better, error, best_error)
+        best = np.where(better, found, best)
+    return np.where((best == 0).all(0), np.float32(0), best_scale), best
+
+
+def _nearest(targets: np.ndarray, factors: np.ndarray, scale: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Integers n for a scale of each row, from the last input to the first, and n_k + sum n_j F_jk. -> [32, rows]"""
+    half = np.float32(STEPS[kind] // 2 + 1)
+    scaled, integers, sums = targets * (np.float32(1) / scale), np.empty_like(targets), np.zeros_like(targets)
+    for k in reversed(range(BLOCK)):
+        integers[k] = np.clip(np.rint(scaled[k] - sums[k]), -half, half - 1)
+        sums[k] += integers[k]
+        sums[:k] += factors[k, :k, None] * integers[k]
+    return integers, sums
+
+
+def _fitted(targets: np.ndarray, sums: np.ndarray, costs: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The float16 scale of each row that brings its sums closest to the targets; of the sign of ``scale``. -> [rows]"""
+    product, square = _sum(costs, targets * sums), _sum(costs, np.square(sums))
+    fitted = product / np.where(square > 0, square, np.float32(1))
+    size = np.minimum(
+        np.maximum(np.where(fitted * scale > 0, np.abs(fitted), np.abs(scale)), LEAST_SCALE), LARGEST_SCALE
+    )
+    return np.copysign(size, scale).astype(np.float16).astype(np.float32)
+
+
+def _sum(costs: np.ndarray, terms: np.ndarray) -> np.ndarray:
+    """The sum over the 32 inputs of a block, one after the other. terms [32, rows] -> [rows]"""
+    total = np.zeros_like(terms[0])
+    for cost, term in zip(costs, terms, strict=True):
+        total += cost * term
+    return total
