@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,11 @@ from refgpt.spec.taps import Tap, no_tap
 
 class Family(Protocol):
     """A module that runs a family of models in kernels, beside the one of ``refgpt.spec`` that specifies it."""
+
+    @property
+    def INPUTS(self) -> Mapping[str, tuple[str, ...]]:
+        """For each activation that matrices of a block are multiplied with, their names; in the order of the pass."""
+        ...
 
     def tables(self, config: Any, n_positions: int) -> Any:
         """What ``forward`` takes from the configuration alone, such as angles, for ``n_positions`` positions."""

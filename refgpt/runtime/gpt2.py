@@ -20,6 +20,9 @@ from refgpt.runtime.taps import TapView
 from refgpt.spec.gpt2 import Block, Config, Params, score_divisor
 from refgpt.spec.taps import Tap, no_tap
 
+#: For each activation that matrices of a block are multiplied with, their names; in the order of the pass.
+INPUTS = {"ln1": ("wq", "wk", "wv"), "z": ("wo",), "ln2": ("w_in",), "mlp_post": ("w_out",)}
+
 
 @default_float_state()
 def tables(config: Config, n_positions: int) -> list[float]:
