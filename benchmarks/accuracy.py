@@ -1,21 +1,25 @@
 """What 8 and 4 bits a weight cost the default model on texts that it has not read.
 
-    python -m benchmarks.accuracy TEXT...
+    python -m benchmarks.accuracy TEXT... --calibrate OTHER_TEXT...
 
 For every way of keeping the weights: by how much the perplexity rises over float32's, the mean divergence (KL, in nats)
 of the next-token distribution from float32's, and the rms error of the matrices beside that of ggml's format. The rows
-of ggml round the same matrices to the same number of bits as its reference quantisers do.
+of ggml round the same matrices to the same number of bits as its reference quantisers do. With ``--calibrate`` there
+are rows of ``refgpt convert --calibrate``; its texts should not be among the others.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 import refgpt
+from refgpt.conversion import convert
+from refgpt.conversion.calibration_text import N_TOKENS
 from refgpt.numbers.leaves import widen
 from refgpt.runtime import Runtime
 from refgpt.spec.gptj import Params
@@ -34,6 +38,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what 8 and 4 bits cost the default model.")
     parser.add_argument("texts", type=Path, nargs="+")
     parser.add_argument("--tokens", type=int, default=30_000, help="of each text, at most (default: 30000)")
+    parser.add_argument("--calibrate", type=Path, nargs="+", help="texts to calibrate 4 bits with")
+    parser.add_argument("--calibrate-tokens", type=int, default=N_TOKENS, help="of them (default: %(default)s)")
     arguments = parser.parse_args()
     model = refgpt.load(dtype="f32")
     windows = []
@@ -51,6 +57,13 @@ def main() -> None:
         ways[f"ggml, as many bits as {dtype}, activations in float32"] = lambda dtype=dtype: Runtime(
             with_ggml(wide, dtype), model.config
         )
+    folder = tempfile.TemporaryDirectory()
+    if arguments.calibrate:
+        out, how = Path(folder.name) / "q4", {"calibrate_tokens": arguments.calibrate_tokens}
+        convert(model.checkpoint, model.tokenizer, out, dtype="q4", calibrate=arguments.calibrate, **how)
+        kept = refgpt.load(out).checkpoint.params
+        ways["q4, calibrated"] = lambda: Runtime(kept, model.config)
+        ways["q4, calibrated, activations in float32"] = lambda: Runtime(kept, model.config, dtype="f32")
     base = log_probabilities(Runtime(wide, model.config), windows, np.float32)
     at = np.arange(len(said))
     print(f"{len(said)} tokens; float32 has a perplexity of {np.exp(-base[at, said].mean()):.3f}\n")
