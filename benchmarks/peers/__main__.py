@@ -12,13 +12,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.peers.install import ROOT, install, python_of, read_stamp
+from benchmarks.peers.install import ROOT, install, install_llama_server, python_of, read_stamp
 from benchmarks.peers.isa import ISAS
 from benchmarks.peers.lineup import CHECKPOINT, LAYERS, REFERENCE, chosen, forms_of, groups, served_forms, suffix
 
 STAGES = ("install", "models", "run", "report", "plot")
-#: A stage that only runs where it is named: it compares servers, with this family's files, which have a tokenizer.
-SERVE, SERVED = "serve", "gpt-neox"
+#: Stages that only run where they are named. The second one compares servers, with this family's files, which have a
+#: tokenizer; the first one builds llama.cpp's own server for it.
+NAMED, SERVED = ("llama-server", "serve"), "gpt-neox"
 #: Seconds that a stage's process may take; models: each form.
 LIMITS = {"models": 1800, "run": 3 * 3600, "report": 60, "plot": 120, "serving": 3 * 3600}
 
@@ -26,7 +27,7 @@ LIMITS = {"models": 1800, "run": 3 * 3600, "report": 60, "plot": 120, "serving":
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="Compare refgpt with its peers.")
     parser.add_argument(
-        "stages", nargs="*", metavar="stage", help=f"of {', '.join(STAGES)}, by default all; or {SERVE}"
+        "stages", nargs="*", metavar="stage", help=f"of {', '.join(STAGES)}, by default all; or {' or '.join(NAMED)}"
     )
     parser.add_argument("--dir", type=Path, required=True, help="where everything goes: 11 GB with 4 layers")
     parser.add_argument("--rounds", type=int, default=5)
@@ -38,12 +39,11 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=20, help="seconds to wait for a quiet machine, each time")
     parser.add_argument("--isa", choices=ISAS, default="native", help="hold every engine to this instruction set")
     parser.add_argument("--engines", help="parts of names, like refgpt,llama; by default all")
-    parser.add_argument("--llama-server", metavar="PROGRAM", help=f"{SERVE}: llama.cpp's own server, to measure it too")
     args = parser.parse_args()
-    if unknown := set(args.stages) - {*STAGES, SERVE}:
-        parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join((*STAGES, SERVE))}")
-    if SERVE in args.stages and args.family != SERVED:
-        parser.error(f"{SERVE} needs --family {SERVED}")
+    if unknown := set(args.stages) - {*STAGES, *NAMED}:
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join((*STAGES, *NAMED))}")
+    if "serve" in args.stages and args.family != SERVED:
+        parser.error(f"serve needs --family {SERVED}")
     args.layers = LAYERS[args.family] if args.layers is None else args.layers
     if min(args.rounds, args.threads, args.layers) < 1:
         parser.error("--rounds, --threads and --layers are 1 at least")
@@ -61,11 +61,13 @@ def main() -> None:
                 names = ["family", "layers", "rounds", "threads", "patience", "isa"] + ["engines"] * bool(args.engines)
                 options = (f"--{name}={getattr(args, name)}" for name in names)
                 run_stage(work, "run", str(work), *options, environment=ISAS[args.isa].environment)
+            case "llama-server":
+                install_llama_server(work, args.isa)
             case "serve":
                 make_models(work, args.family, args.layers, served_forms(args.engines))
                 names = ["family", "layers", "rounds", "threads", "patience"]
-                names += [name for name in ("engines", "llama_server") if getattr(args, name)]
-                options = (f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names)
+                names += ["engines"] * bool(args.engines)
+                options = (f"--{name}={getattr(args, name)}" for name in names)
                 run_stage(work, "serving", str(work), *options, environment=ISAS[args.isa].environment)
             case _:
                 run_stage(work, stage, str(work), args.family)

@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.peers.isa import ISAS
 from benchmarks.quick import QUICK
@@ -27,6 +29,17 @@ LLAMA_PARTS = {
     "LLAMA_BUILD_TESTS": "OFF",
     "LLAMA_BUILD_SERVER": "OFF",
 }
+#: llama.cpp's own server, without its page and all else.
+SERVER_PARTS = {
+    "CMAKE_BUILD_TYPE": "Release",
+    "BUILD_SHARED_LIBS": "OFF",
+    "LLAMA_BUILD_TESTS": "OFF",
+    "LLAMA_BUILD_EXAMPLES": "OFF",
+    "LLAMA_BUILD_APP": "OFF",
+    "LLAMA_BUILD_UI": "OFF",
+    "LLAMA_USE_PREBUILT_UI": "OFF",
+    "LLAMA_OPENSSL": "OFF",
+}
 #: What llama.cpp says of a build that uses an x86 processor; told if it is missing.
 WANTED_FLAGS = ("AVX2", "FMA", "F16C")
 
@@ -34,6 +47,11 @@ WANTED_FLAGS = ("AVX2", "FMA", "F16C")
 def python_of(work: Path) -> Path:
     """The environment's interpreter; in quick mode, which installs nothing, this one."""
     return Path(sys.executable) if QUICK else work / "venv" / "bin" / "python"
+
+
+def llama_server_of(work: Path) -> Path:
+    """Where ``install_llama_server`` puts llama.cpp's own server."""
+    return work / "llama.cpp" / "build" / "bin" / "llama-server"
 
 
 def requirements() -> list[str]:
@@ -50,9 +68,9 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-def cmake_args(isa: str) -> str:
+def cmake_args(isa: str, parts: Mapping[str, str] = LLAMA_PARTS) -> str:
     """llama.cpp for an instruction set, or for this very processor ("native")."""
-    return " ".join(f"-D{name}={value}" for name, value in {**ISAS[isa].cmake, **LLAMA_PARTS}.items())
+    return " ".join(f"-D{name}={value}" for name, value in {**ISAS[isa].cmake, **parts}.items())
 
 
 def read_stamp(work: Path, isa: str) -> dict[str, str]:
@@ -103,6 +121,36 @@ def pip_install(work: Path, target: str, isa: str) -> str | None:
         except subprocess.TimeoutExpired:
             return f"it took longer than {INSTALL_SECONDS} s"
     return None if status == 0 else log.read_text(errors="replace").strip().splitlines()[-1] + f" ({log})"
+
+
+def install_llama_server(work: Path, isa: str) -> None:
+    """Build llama.cpp's own server, whose source is part of llama-cpp-python's. If that fails, it is reported."""
+    program = llama_server_of(work)
+    if program.exists():
+        return
+    print("building llama-server ...", flush=True)
+    directory, log = program.parents[2], work / "install.log"
+    directory.mkdir(exist_ok=True)
+    (release,) = [line for line in requirements() if line.startswith("llama-cpp-python==")]
+    name = release.replace("-", "_").replace("==", "-")  # of the source's archive and its folder
+    pip = [str(python_of(work)), "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python"]
+    make = ["cmake", "--build", "build", "--target", program.name, "--parallel", str(os.cpu_count() or 1)]
+    commands = [
+        [*pip, release],
+        ["tar", "-xzf", f"{name}.tar.gz"],
+        ["cmake", "-S", f"{name}/vendor/llama.cpp", "-B", "build", *cmake_args(isa, SERVER_PARTS).split()],
+        make,
+    ]
+    with log.open("a") as file:
+        for command in commands:
+            try:
+                options: dict[str, Any] = {"stdout": file, "stderr": file, "timeout": INSTALL_SECONDS}
+                status = subprocess.run(command, cwd=directory, **options).returncode
+            except (OSError, subprocess.TimeoutExpired) as error:
+                status = str(error)
+            if status:
+                print(f"llama-server cannot be built, so it is left out: {command[0]}: {status} ({log})", flush=True)
+                return
 
 
 def check_llama(work: Path, isa: str) -> None:

@@ -1,12 +1,11 @@
 """Servers compared: clients that ask again as soon as they are answered, of refgpt, llama.cpp and CTranslate2.
 
-    python -m benchmarks.peers serve --family gpt-neox --dir DIRECTORY [--llama-server PROGRAM]
+    python -m benchmarks.peers serve --family gpt-neox --dir DIRECTORY
 
 All servers hold the same model. They are alive together and are loaded in turn, round by round; each streams greedy
 texts of the same length after prompts that differ. The result is ``serving.json`` and ``serving.md``: tokens of all
 clients per second, the time to the first token, and the time between tokens. llama.cpp is measured as the server of
-llama-cpp-python, which writes one text at a time, and, where its program is given, as its own ``llama-server``, which
-batches.
+llama-cpp-python, which writes one text at a time, and, where it was built, as its own ``llama-server``, which batches.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.peers.install import llama_server_of
 from benchmarks.peers.lineup import LAYERS, SERVED, is_wanted
 from benchmarks.peers.measure import turn, wait_for_quiet
 from benchmarks.peers.processors import machine
@@ -81,12 +81,12 @@ def llama_cpp_python(path: Path, threads: int, port: int) -> list[str]:
     return [sys.executable, "-m", "llama_cpp.server", "--model", str(path), "--port", str(port), *options]
 
 
-def llama_server(program: str) -> Callable[[Path, int, int], list[str]]:
+def llama_server(work: Path) -> Callable[[Path, int, int], list[str]]:
     """llama.cpp's own server, with a slot and a context for each client."""
 
     def command(path: Path, threads: int, port: int) -> list[str]:
         options = ["-np", str(CLIENTS), "-c", str(CLIENTS * 1024), "-t", str(threads), "-tb", str(threads)]
-        return [program, "-m", str(path), "--port", str(port), *options]
+        return [str(llama_server_of(work)), "-m", str(path), "--port", str(port), *options]
 
     return command
 
@@ -96,18 +96,13 @@ def minimal(path: Path, threads: int, port: int) -> list[str]:
     return [sys.executable, "-m", "benchmarks.peers.minimal_server", str(path), "int8", str(threads), str(port)]
 
 
-def lineup(program: str | None, wanted: str | None = None) -> list[Server]:
+def lineup(work: Path, wanted: str | None = None) -> list[Server]:
     """The servers whose names contain one of the wanted words; ratios are against the first."""
-    own = (
-        [Server("llama.cpp Q4_0, llama-server", SERVED["llama.cpp"], "/health", llama_server(program))]
-        if program
-        else []
-    )
     servers = [
         refgpt_server("q4"),
         refgpt_server("q8"),
         Server("llama.cpp Q4_0, llama-cpp-python", SERVED["llama.cpp"], "/v1/models", llama_cpp_python),
-        *own,
+        Server("llama.cpp Q4_0, llama-server", SERVED["llama.cpp"], "/health", llama_server(work)),
         Server("CTranslate2 int8, minimal server", SERVED["CTranslate2"], "/health", minimal),
     ]
     return [server for server in servers if is_wanted(server.name, wanted)]
@@ -290,13 +285,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--patience", type=float, required=True)
     parser.add_argument("--family", choices=LAYERS, required=True)
-    parser.add_argument("--llama-server")
     parser.add_argument("--engines")
     arguments = parser.parse_args()
     end_on_sigterm()
     work, logs = arguments.work, arguments.work / "logs"
     logs.mkdir(exist_ok=True)
-    servers = lineup(arguments.llama_server, arguments.engines)
+    servers = lineup(work, arguments.engines)
     models = work / f"models-{arguments.family}-{arguments.layers}"
     results = {
         "date": datetime.date.today().isoformat(),

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.peers import minimal_server, serving
+from benchmarks.peers import install, minimal_server, serving
 from benchmarks.peers.lineup import SERVED, TWIN, served_forms
 from benchmarks.serving import read
 
@@ -125,5 +125,29 @@ def test_the_table() -> None:
 def test_only_the_forms_that_are_needed_are_made() -> None:
     assert served_forms("refgpt") == [SERVED["refgpt"]]
     assert set(served_forms(None)) == {*SERVED.values(), TWIN}
-    assert [server.name for server in serving.lineup(None, "refgpt")] == ["refgpt q4", "refgpt q8"]
-    assert [server.form for server in serving.lineup("llama-server", "llama-server")] == [SERVED["llama.cpp"]]
+    assert [server.name for server in serving.lineup(Path(), "refgpt")] == ["refgpt q4", "refgpt q8"]
+    assert {server.form for server in serving.lineup(Path(), "llama")} == {SERVED["llama.cpp"]}
+
+
+def test_what_becomes_of_llama_cpps_own_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """It is built from the release that is installed, once; a step that fails is told."""
+    seen: list[list[str]] = []
+
+    def run(command: list[str], **options: Any) -> SimpleNamespace:
+        assert options["cwd"] == tmp_path / "llama.cpp"
+        seen.append(command)
+        return SimpleNamespace(returncode=7 * (command[:2] == ["cmake", "-S"]))
+
+    monkeypatch.setattr(install.subprocess, "run", run)
+    install.install_llama_server(tmp_path, "native")
+    (release,) = [line for line in install.requirements() if line.startswith("llama-cpp-python==")]
+    source = f"llama_cpp_python-{release.partition('==')[2]}"
+    assert [command[-1] for command in seen[:2]] == [release, f"{source}.tar.gz"]
+    assert seen[2][2] == f"{source}/vendor/llama.cpp" and "-DGGML_NATIVE=ON" in seen[2] and len(seen) == 3
+    assert "left out: cmake: 7" in capsys.readouterr().out
+    install.llama_server_of(tmp_path).parent.mkdir(parents=True)
+    install.llama_server_of(tmp_path).touch()
+    install.install_llama_server(tmp_path, "native")
+    assert len(seen) == 3
