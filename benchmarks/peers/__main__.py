@@ -21,7 +21,7 @@ STAGES = ("install", "models", "run", "report", "plot")
 #: tokenizer; the first one builds llama.cpp's own server for it.
 NAMED, SERVED = ("llama-server", "serve"), "gpt-neox"
 #: Seconds that a stage's process may take; models: each form.
-LIMITS = {"models": 1800, "run": 3 * 3600, "report": 60, "plot": 120, "serving": 3 * 3600}
+LIMITS = {"models": 1800, "run": 3 * 3600, "report": 60, "plot": 120, "serving": 3 * 3600, "serving_plot": 120}
 
 
 def main() -> None:
@@ -69,6 +69,7 @@ def main() -> None:
                 names += ["engines"] * bool(args.engines)
                 options = (f"--{name}={getattr(args, name)}" for name in names)
                 run_stage(work, "serving", str(work), *options, environment=ISAS[args.isa].environment)
+                run_stage(work, "serving_plot", str(work), must=False)
             case _:
                 run_stage(work, stage, str(work), args.family)
 

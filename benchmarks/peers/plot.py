@@ -34,7 +34,7 @@ GAP = 0.8  # between groups, in bars
 
 
 def colour(engine: str) -> str:
-    return COLOURS[engine.partition(" ")[0]]
+    return COLOURS.get(engine.partition(" ")[0], GREY)
 
 
 def places(results: Results) -> tuple[dict[str, float], list[tuple[float, str]]]:
@@ -53,8 +53,8 @@ def places(results: Results) -> tuple[dict[str, float], list[tuple[float, str]]]
     return bars, titles
 
 
-def draw(results: Results, paths: list[Path]) -> None:
-    bars, titles = places(results)
+def use_style() -> None:
+    """Grey text and axes, and letters that stay letters in SVG."""
     plt.rcParams.update(
         {
             "text.color": GREY,
@@ -67,6 +67,11 @@ def draw(results: Results, paths: list[Path]) -> None:
             "font.family": "sans-serif",
         }
     )
+
+
+def draw(results: Results, paths: list[Path]) -> None:
+    bars, titles = places(results)
+    use_style()
     height = 0.9 + 0.27 * (max(bars.values()) + 1)
     figure, axes = plt.subplots(1, len(PANELS), figsize=(10, height), sharey=True, layout="constrained")
     for panel, (what, title) in zip(axes, PANELS.items(), strict=True):

@@ -106,7 +106,7 @@ def test_servers_that_cannot_be_measured_are_told(tmp_path: Path, capsys: pytest
     assert record["engine"] == "refgpt" and len(record["first"]) == 6
 
 
-def test_the_table() -> None:
+def test_the_table_and_the_plot(tmp_path: Path) -> None:
     records = [
         {"engine": name, "round": n, "tokens/s": rate + n, "first": [0.1, 0.2], "between": [0.01, 0.02]}
         for name, rate in (("refgpt q4", 100.0), ("other", 50.0))
@@ -120,6 +120,15 @@ def test_the_table() -> None:
     lines = list(serving.report(json.loads(json.dumps(results))))
     assert "| refgpt q4 | 101 | 200 / 200 | 20.0 / 20.0 | 1.00 |" in lines
     assert "| other | 51.0 | 200 / 200 | 20.0 / 20.0 | 1.98 |" in lines and "- gone: no such file" in lines
+    pytest.importorskip("matplotlib")
+    from benchmarks.peers import serving_plot
+
+    serving_plot.draw(results, [tmp_path / "serving.svg"])
+    drawn = (tmp_path / "serving.svg").read_text(encoding="utf-8")
+    assert (
+        all(f">{text}</text>" in drawn for text in ("refgpt q4", "other", "101", "51.0", "20.0"))
+        and "gone" not in drawn
+    )
 
 
 def test_only_the_forms_that_are_needed_are_made() -> None:
