@@ -53,8 +53,12 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({"time": when, "level": record.levelname.lower(), **said}, default=str)
 
 
+#: Loggers of libraries whose warnings are part of the log.
+OTHERS = ("uvicorn.error", "asyncio")
+
+
 class _Forward(logging.Handler):
-    """Forwards uvicorn's records to this package's logger."""
+    """Forwards other libraries' records to this package's logger."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """As of ``logging.Handler``."""
@@ -63,12 +67,13 @@ class _Forward(logging.Handler):
 
 @contextmanager
 def logging_as(settings: ServerSettings) -> Iterator[None]:
-    """Context in which the log has the configured format and includes uvicorn's warnings."""
-    theirs, forward = logging.getLogger("uvicorn.error"), _Forward(logging.WARNING)
-    before = theirs.level, theirs.propagate, log.propagate
-    theirs.addHandler(forward)
-    theirs.setLevel(logging.WARNING)
-    theirs.propagate = False
+    """Context in which the log has the configured format and includes warnings of uvicorn and asyncio."""
+    others, forward = [logging.getLogger(name) for name in OTHERS], _Forward(logging.WARNING)
+    before, propagated = [(one.level, one.propagate) for one in others], log.propagate
+    for one in others:
+        one.addHandler(forward)
+        one.setLevel(logging.WARNING)
+        one.propagate = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     if settings.log_format == "json":
@@ -77,6 +82,9 @@ def logging_as(settings: ServerSettings) -> Iterator[None]:
     try:
         yield
     finally:
-        theirs.removeHandler(forward)
         log.removeHandler(handler)
-        theirs.level, theirs.propagate, log.propagate = before
+        log.propagate = propagated
+        for one, (level, propagates) in zip(others, before, strict=True):
+            one.removeHandler(forward)
+            one.setLevel(level)
+            one.propagate = propagates

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import socket
 import struct
@@ -331,6 +332,22 @@ def test_a_signal_ends_the_server_in_order(sent: signal.Signals) -> None:
     lines = [json.loads(line) for line in log.splitlines()]
     assert any(line.get("path") == "/v1/completions" and line["status"] == 200 for line in lines)
     assert "Once upon" not in log
+
+
+@pytest.mark.parametrize("name", ["uvicorn.error", "asyncio"])
+def test_warnings_of_libraries_are_lines_of_the_log(name: str, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("uvicorn")
+    from refgpt.server import ServerSettings
+    from refgpt.server.logs import logging_as
+
+    other = logging.getLogger(name)
+    before = other.level, other.propagate, list(other.handlers)
+    with logging_as(ServerSettings(log_format="json")):
+        other.warning("a client did %s", "\x1b[2J")
+        other.info("nothing")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["message"].startswith("a client did ") and "\x1b" not in line
+    assert (other.level, other.propagate, other.handlers) == before
 
 
 def test_a_draining_server_takes_nothing_new(model: refgpt.Model) -> None:
