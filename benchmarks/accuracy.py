@@ -1,11 +1,11 @@
-"""What 8 and 4 bits a weight cost the default model on texts that it has not read.
+"""What 8 and 4 bits a weight, and a narrow attention cache, cost the default model on texts that it has not read.
 
     python -m benchmarks.accuracy TEXT... --calibrate OTHER_TEXT...
 
-For every way of keeping the weights: by how much the perplexity rises over float32's, the mean divergence (KL, in nats)
-of the next-token distribution from float32's, and the rms error of the matrices beside that of ggml's format. The rows
-of ggml round the same matrices to the same number of bits as its reference quantisers do. With ``--calibrate`` there
-are rows of ``refgpt convert --calibrate``; its texts should not be among the others.
+For every way of keeping the weights, or keys and values: by how much the perplexity rises over float32's, the mean
+divergence (KL, in nats) of the next-token distribution from float32's, and the rms error of the matrices beside that of
+ggml's format. The rows of ggml round the same matrices to the same number of bits as its reference quantisers do.
+With ``--calibrate`` there are rows of ``refgpt convert --calibrate``; its texts should not be among the others.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import refgpt
 from refgpt.conversion import convert
 from refgpt.conversion.calibration_text import N_TOKENS
+from refgpt.numbers.dtypes import KV_DTYPES
 from refgpt.numbers.leaves import widen
 from refgpt.runtime import Runtime
 from refgpt.spec.gptj import Params
@@ -64,6 +65,11 @@ def main() -> None:
         kept = refgpt.load(out).checkpoint.params
         ways["q4, calibrated"] = lambda: Runtime(kept, model.config)
         ways["q4, calibrated, activations in float32"] = lambda: Runtime(kept, model.config, dtype="f32")
+    for kv_dtype in KV_DTYPES[1:]:
+        ways[f"f32, keys and values in {kv_dtype}"] = lambda kv_dtype=kv_dtype: Runtime(
+            wide, model.config, kv_dtype=kv_dtype
+        )
+    ways["q4, keys and values in q8"] = lambda: Runtime(wide, model.config, dtype="q4", kv_dtype="q8")
     base = log_probabilities(Runtime(wide, model.config), windows, np.float32)
     at = np.arange(len(said))
     print(f"{len(said)} tokens; float32 has a perplexity of {np.exp(-base[at, said].mean()):.3f}\n")

@@ -16,7 +16,8 @@ import numpy as np
 
 from benchmarks.quick import sized
 from refgpt import kernels
-from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.cached import kv_bytes, scales_in
+from refgpt.numbers.dtypes import BFLOAT16, KV_DTYPES, KVDtype
 from refgpt.numbers.leaves import widen
 from refgpt.numbers.panels import Panels
 from refgpt.runtime.rotation import rotary_tables
@@ -159,12 +160,18 @@ def quantise_rows() -> Work:
     return Work(cycle([partial(kernels.quantise_rows, x, out)]), x.nbytes + out.nbytes)
 
 
-def cache(n_slots: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    k, v = (random(n_slots, *shape, dtype=dtype) for shape in kernels.kv_shapes(N_HEAD, D_HEAD, N_CTX))
+def cache(n_slots: int, dtype: KVDtype) -> tuple[np.ndarray, np.ndarray]:
+    shapes = kernels.kv_shapes(N_HEAD, D_HEAD, N_CTX, dtype)
+    if dtype != "q8":
+        k, v = (random(n_slots, *shape, dtype=dtype) for shape in shapes)
+        return k, v
+    k, v = ((127 * random(n_slots, *shape)).astype(np.int8) for shape in shapes)
+    for records in (k, v):
+        scales_in(records, D_HEAD)[...] = 1 / 127
     return k, v
 
 
-def attention(dtype: str, n_rows: int, window: int = N_CTX) -> Work:
+def attention(dtype: KVDtype, n_rows: int, window: int = N_CTX) -> Work:
     """The last ``n_rows`` positions of a full context, of whose keys each sees ``window``."""
     n_slots = 8 if n_rows == 1 else 1
     k_cache, v_cache = cache(n_slots, dtype)
@@ -178,12 +185,12 @@ def attention(dtype: str, n_rows: int, window: int = N_CTX) -> Work:
     return Work(cycle(calls), n_bytes, n_ops, n_rows > 1)
 
 
-def kv_append(dtype: str) -> Work:
+def kv_append(dtype: KVDtype) -> Work:
     k_cache, v_cache = cache(1, dtype)
     k, v = (random(N_PREFILL, N_HEAD, D_HEAD) for _ in range(2))
     at = np.arange(N_PREFILL), np.zeros(N_PREFILL, np.int64)
     call = partial(kernels.kv_append, k, v, k_cache, v_cache, *at)
-    return Work(cycle([call]), 2 * (k.nbytes + k.size * k_cache.itemsize))
+    return Work(cycle([call]), 2 * k.nbytes + N_PREFILL * kv_bytes(1, N_HEAD, D_HEAD, dtype))
 
 
 def embedding(dtype: str) -> Work:
@@ -271,7 +278,7 @@ def linears(kind: str) -> dict[str, Callable[[], Work]]:
     return decode | {f"512 rows, {name}": partial(make, kind, N_PREFILL, *shape) for name, shape in LAYERS.items()}
 
 
-def attentions(dtype: str) -> dict[str, Callable[[], Work]]:
+def attentions(dtype: KVDtype) -> dict[str, Callable[[], Work]]:
     whole = {
         f"{n} rows, 2048 keys" if n > 1 else "1 row, 2048 keys": partial(attention, dtype, n) for n in (1, N_PREFILL)
     }
@@ -300,8 +307,8 @@ CASES: dict[str, dict[str, Callable[[], Work]]] = {
     "embedding_backward": {"256 rows of 4096": embedding_backward},
     "adamw": {"16384 x 4096": adamw},
     "quantise_rows": {"512 rows of 16384": quantise_rows},
-    **{f"attention_{dtype}": attentions(dtype) for dtype in ("f32", "f16")},
-    **{f"kv_append_{dtype}": {"512 rows": partial(kv_append, dtype)} for dtype in ("f32", "f16")},
+    **{f"attention_{dtype}": attentions(dtype) for dtype in KV_DTYPES},
+    **{f"kv_append_{dtype}": {"512 rows": partial(kv_append, dtype)} for dtype in KV_DTYPES},
     **{f"embedding_{dtype}": {"512 rows of 4096": partial(embedding, dtype)} for dtype in ("f32", "f16", "bf16")},
     "embedding_q8": {"512 rows of 4096": embedding_quantised},
     **{

@@ -85,6 +85,22 @@ def test_long_contexts(benchmark, wide):
     )
 
 
+def test_a_cache_of_8_bits(benchmark, wide):
+    """A step after 1900 tokens with keys and values in 8 bits, beside one in float16."""
+    engines = wide, Runtime(wide.kept(), WIDE, kv_dtype="q8")
+    sessions = [engine.session(1, 2048) for engine in engines]
+    for session in sessions:
+        session.prefill(0, list(range(1, N_FAR + 1)))
+
+    def once() -> float:
+        wide_rate, narrow_rate = (rate_of(session, [0], 8, N_FAR) for session in sessions)
+        return narrow_rate / wide_rate
+
+    once()
+    gains = benchmark.pedantic(lambda: [once() for _ in range(ROUNDS)], rounds=1)
+    benchmark.extra_info.update({"what": "a step after 1900 tokens, 8 bits over float16", "rate": median(gains)})
+
+
 class Wide:
     """What ``generate`` needs of a model."""
 

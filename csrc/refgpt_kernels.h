@@ -34,7 +34,7 @@
 #include <stdint.h>
 
 /* Changes whenever a struct or a contract below changes; the binding refuses another number. */
-#define REFGPT_ABI 8
+#define REFGPT_ABI 9
 #define REFGPT_LANES 16     /* rows side by side in a panel */
 #define REFGPT_CHUNK 32     /* terms of a partial sum */
 #define REFGPT_FEW_ROWS 8   /* that linear takes as they are; the most rows of a query tile */
@@ -87,11 +87,16 @@ typedef struct {
 /* z[r, h] = sum over first_visible[r] <= s < n_visible[r] of softmax(q[r, h] . k[s, h] / divisor) v[s, h]. Items: tiles x heads,
  * heads fastest. Scores are chunked over d_head, exp is summed striped from the first visible key on, z is chunked over s: chunks
  * are cut from key 0 on, so that the first may be the end of one. Keys outside are not read, but for those that share a panel with
- * one inside. attention_{f32,f16}: the dtype of the cache. */
+ * one inside. attention_{f32,f16,q8}: the dtype of the cache.
+ *
+ * A cache of 8 bits (q8) is records of 16 keys, [slot][n_head][capacity / 16]. A record of keys is [d_head][16 keys] signed bytes, one
+ * of values is panels [ceil(d_head / 16)][16 keys][16 dimensions] of them; then come scales of both, [ceil(d_head / 32)][16 keys] float16:
+ * 32 numbers of a key share one. A number is scale * integer, which float32 holds exactly, and attention over it has the bits that it
+ * has over a float32 cache of these numbers. */
 typedef struct {
     const float *q; /* [t, n_head, d_head], rotated */
-    const void *k;  /* [slot][n_head] panels [capacity / 16][d_head][16]: lanes are keys */
-    const void *v;  /* [slot][n_head] panels [ceil(d_head / 16)][capacity][16]: lanes are dimensions */
+    const void *k;  /* [slot][n_head] panels [capacity / 16][d_head][16]: lanes are keys; q8: records */
+    const void *v;  /* [slot][n_head] panels [ceil(d_head / 16)][capacity][16]: lanes are dimensions; q8: records */
     float *z;       /* [t, n_head, d_head] */
     float *pattern; /* [n_head, t, n_keys] or NULL; invisible keys get 0 */
     float *scratch; /* [workers][8][capacity] */
@@ -103,10 +108,14 @@ typedef struct {
 } refgpt_attention_args;
 
 /* Puts keys and values at their positions in the cache, rounded to its dtype (nearest even); what is too large for float16 becomes
- * NaN. Items: rows. */
+ * NaN. Items: rows.
+ *
+ * kv_append_q8: the largest absolute value a of 32 neighbours gives the scale s, a / 127 rounded to float16, and the integers
+ * round(x * (1 / s)) within -127 .. 127, to nearest even; all are 0 if s is. If one of the 32 is NaN or infinite, or s is too large for
+ * float16, s is NaN. */
 typedef struct {
-    const float *k, *v; /* [t, n_head, d_head] */
-    void *k_cache, *v_cache;
+    const float *k, *v;       /* [t, n_head, d_head] */
+    void *k_cache, *v_cache;  /* see attention */
     const int64_t *positions; /* [t], 0 .. capacity - 1 */
     const int64_t *slots;     /* [t] */
     int64_t n_head, d_head, capacity;

@@ -75,7 +75,7 @@ def load(
         files.
     threads : int or None
         Number of threads of the C backend; None means one per core. (The NumPy backend uses those of its BLAS.)
-    kv_dtype : None, "f32" or "f16"
+    kv_dtype : None, "f32", "f16" or "q8"
         Dtype of the C backend's attention cache; None means "f16" with weights of 8 or 4 bits, otherwise "f32". (The
         NumPy backend has no cache.)
     progress : callable or None

@@ -49,7 +49,7 @@ INNER_FLOORS = {
         {"dtypes", "encoded", "checksums"},
         {"leaves", "finite"},
         {"casting", "panels"},
-        {"mapped", "tree", "quantisation"},
+        {"mapped", "tree", "quantisation", "cached"},
         {"adapted", "compensated", "packing"},
         {"fingerprints"},
     ],

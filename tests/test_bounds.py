@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from refgpt._common.errors import RefgptError
+from refgpt.numbers.cached import rounded_kv
+from refgpt.numbers.dtypes import KV_DTYPES
 from refgpt.spec import (
     Recorder,
     causal_mask,
@@ -257,11 +259,11 @@ def mix(pattern, v):
 
 @pytest.mark.parametrize("sharpness", [1, 5])
 @pytest.mark.parametrize("mask", [causal_mask(20), prefix_mask(20, 9)], ids=["causal", "prefix"])
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_attention(sharpness, mask, kv_dtype):
     q, k, v = normal(20, 3, 8) * F32(sharpness), normal(20, 3, 8), normal(20, 3, 8)
     v[:, :, 0] *= F32(1e-7)  # subnormal in float16
-    kept = [x.astype(np.float16).astype(F32) if kv_dtype == "f16" else x for x in (k, v)]
+    kept = [rounded_kv(x, kv_dtype) for x in (k, v)]
     got = pattern_of(q, kept[0], mask)
     assert inside(got, pattern_of(*wide(q, k), mask), b.pattern_bound(q, k, mask, kv_dtype)) <= 1
     assert inside(mix(got, kept[1]), mix(*wide(got, v)), b.z_bound(got, v, kv_dtype)) <= 1
@@ -305,7 +307,7 @@ def test_residual():
 
 CONFIG = tiny_config(n_layer=2, d_model=36, n_head=3, d_rotary=6, d_ff=50)
 IDS = RNG.integers(0, CONFIG.n_vocab, 25)
-RUNS = [("f32", 0, "f32"), ("f16", 6, "f32"), ("bf16", 25, "f32"), ("f32", 9, "f16")]
+RUNS = [("f32", 0, "f32"), ("f16", 6, "f32"), ("bf16", 25, "f32"), ("f32", 9, "f16"), ("f32", 9, "q8")]
 
 
 def float32_run(params, prefix_len=0, kv_dtype="f32", faulty=None):
@@ -323,8 +325,7 @@ def float32_run(params, prefix_len=0, kv_dtype="f32", faulty=None):
             value = value.copy()
             value.flat[np.abs(value).argmax()] *= F32(1 - 1e-4)
         recorder(name, value)
-        cached = kv_dtype == "f16" and part in ("k_rot", "v")
-        return value.astype(np.float16) if cached else value
+        return rounded_kv(value, kv_dtype) if part in ("k_rot", "v") else value
 
     forward(params, CONFIG, IDS, prefix_len, dtype=F32, tap=engine)
     return recorder.trace
@@ -360,9 +361,10 @@ def test_a_relative_fault_of_one_part_in_ten_thousand_breaks_out_there_and_only_
     assert [broken for broken, share in shares.items() if share > 1] == [name]
 
 
-def test_a_narrow_cache_needs_its_own_bound():
+@pytest.mark.parametrize(("kv_dtype", "narrower"), [("f32", "f16"), ("f16", "q8")])
+def test_a_narrow_cache_needs_its_own_bound(kv_dtype, narrower):
     params = random_params(CONFIG, 5)
-    shares = replay(float32_run(params, 9, "f16"), params, 9)
+    shares = replay(float32_run(params, 9, narrower), params, 9, kv_dtype)
     assert {name.rpartition(".")[2] for name, share in shares.items() if share > 1} == {"pattern", "z"}
 
 
@@ -390,7 +392,7 @@ def test_a_trace_that_lacks_an_input_is_named():
 
 
 def test_an_unknown_cache_dtype_is_named():
-    with pytest.raises(RefgptError, match="kv_dtype: unknown cache dtype; got 'i8'; wanted f32 or f16"):
+    with pytest.raises(RefgptError, match="kv_dtype: unknown cache dtype; got 'i8'; wanted f32 or f16 or q8"):
         tap_bound("logits", {}, random_params(CONFIG, 5), CONFIG, kv_dtype="i8")
 
 

@@ -15,6 +15,7 @@ from refgpt._load import open_model
 from refgpt.cli.json_output import print_json
 from refgpt.kernels import list_kernels
 from refgpt.runtime import Runtime
+from refgpt.runtime.cache import KVCache
 from refgpt.tracing import logit_attribution, logit_lens
 from tests.helpers.model_files import write_model, write_tokenizer
 from tests.helpers.tiny import random_params, tiny_config
@@ -64,7 +65,9 @@ def test_info(result, path, prefix_path):
     ]
     assert got["files"] == [{"name": "model.safetensors", "bytes": Path(path, "model.safetensors").stat().st_size}]
     assert got["memory"]["weights_as_stored"] == 2 * CONFIG.n_params == got["memory"]["weights_f16"]
-    assert got["memory"]["cache_f32"] == 4 * 2 * CONFIG.n_layer * CONFIG.n_ctx * CONFIG.d_model
+    for dtype in ("f32", "f16", "q8"):
+        cache = KVCache(CONFIG, 1, CONFIG.n_ctx, dtype)
+        assert got["memory"][f"cache_{dtype}"] == cache.k.nbytes + cache.v.nbytes
     assert got["tokenizer"] == tokenizer.describe() and got["mask"] == "causal"
     other = result("info", "-m", prefix_path)
     assert other["mask"] == "prefix" and other["tokenizer"] is None and other.keys() == got.keys()

@@ -18,6 +18,8 @@ from refgpt.generation.prompts import encode_prompt, is_batch
 from refgpt.generation.sampling import log_softmax
 from refgpt.generation.scheduler import MOST_TOGETHER
 from refgpt.generation.stopping import Transcript
+from refgpt.numbers.dtypes import KV_DTYPES
+from refgpt.runtime.cache import KVCache
 from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import forward
 from refgpt.tokenizers import Tokenizer, load_tokenizer
@@ -139,12 +141,13 @@ def test_sequences_are_decoded_together_and_make_room_for_those_in_line():
     assert engine.capacity == 10
 
 
-@pytest.mark.parametrize("kv_dtype, n_bytes", [("f32", 4), ("f16", 2)])
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("affordable, together", [(0.5, 1), (1, 1), (2.9, 2), (7, 5)])
-def test_caches_together_stay_within_a_budget(kv_dtype, n_bytes, affordable, together, monkeypatch):
+def test_caches_together_stay_within_a_budget(kv_dtype, affordable, together, monkeypatch):
     engine = Scripted([5, 6, 7, 0])
     engine.kv_dtype = kv_dtype
-    one = 2 * CONFIG.n_layer * CONFIG.d_model * 10 * n_bytes  # a prompt of 1 and 9 new tokens
+    cache = KVCache(CONFIG, 1, 16, kv_dtype)
+    one = (cache.k.nbytes + cache.v.nbytes) * 10 // 16  # a prompt of 1 and 9 new tokens
     monkeypatch.setattr(scheduler, "MOST_CACHE", int(affordable * one))
     got = run(model_of(engine), [[i] for i in range(5)], temperature=0, max_new_tokens=9)
     assert [one.ids for one in got] == [[5, 6, 7, 0]] * 5

@@ -27,6 +27,7 @@ from tests.helpers.tiny import random_params
 ENGINES = {
     "f32": Runtime(random_params(LONG, 11), LONG, threads=1),
     "f16": Runtime(random_params(LONG, 11), LONG, threads=1, kv_dtype="f16"),
+    "q8": Runtime(random_params(LONG, 11), LONG, threads=1, kv_dtype="q8"),
     "spec": SpecEngine(random_params(LONG, 11), LONG),
 }
 TEXT = PROMPT.tolist()

@@ -26,6 +26,7 @@ CONTINUATIONS = [[5, 3, 5, 8], [9], [], [5, 3, 7, 9, 3, 2, 3, 8, 4], [5, 3, 5, 8
 ENGINES = {
     "c": Runtime(PARAMS, CONFIG, threads=2),
     "c, f16 cache": Runtime(PARAMS, CONFIG, threads=1, kv_dtype="f16"),
+    "c, q8 cache": Runtime(PARAMS, CONFIG, threads=2, kv_dtype="q8"),
     "numpy": SpecEngine(PARAMS, CONFIG),
     "numpy, f64": SpecEngine(PARAMS, CONFIG, np.float64),
 }

@@ -4,18 +4,148 @@
 
 static inline int64_t whole_chunks(int64_t n) { return (n + CHUNK - 1) / CHUNK * CHUNK; }
 
-/* Adds the values of keys [from, to), one row's, to its z: in chunks from index 0 on, of which the first may be the end of one. */
-static void mix(const float *pattern, panels values, float *z, int64_t from, int64_t to) {
+/* What the rows of a tile see: row r keys [first[r], stop[r]), and all rows the whole chunks of keys [shared, n_shared). */
+typedef struct {
+    const float *pattern; /* [n_rows][stride] */
+    int64_t stride, n_rows;
+    const int64_t *first, *stop;
+    int64_t shared, n_shared;
+} tile_view;
+
+/* Adds the values of keys [from, to) to rows of z: in chunks from index 0 on, of which the first may be the end of one. */
+static void mix(int64_t n_rows, const float *pattern, int64_t stride, panels values, float *z, int64_t from, int64_t to) {
     while (from < to) {
         const int64_t stop = from % CHUNK ? smaller(whole_chunks(from), to) : to;
-        multiply_stored(1, rows_as_they_are(pattern + from, 0), 1, panels_from(values, from * LANES), z, LANES, stop - from);
+        const rows shares = rows_as_they_are(pattern + from, stride);
+        multiply_stored(n_rows, shares, 1, panels_from(values, from * LANES), z, LANES, stop - from);
         from = stop;
     }
 }
 
+/* Panels of dimensions of a head's values in 8 bits: where their integers and scales lie in the first record. */
+enum { SLAB = 16 }; /* panels whose z stay in the L1 cache */
+typedef struct {
+    const char *at, *scales;
+    int64_t record, n_panels;
+} values_q8;
+
+/* Bytes of a record whose integers take n times 16 bytes. */
+static inline int64_t record_of(int64_t n, int64_t d_head) { return (n + (d_head + BLOCK - 1) / BLOCK * 2) * LANES; }
+
+/* z of R rows and P panels, for keys [from, stop) of a chunk: sums live in registers, and records are read from end to end. */
+ALWAYS_INLINE void mix_some_q8(const float *pattern, int64_t stride, const char *at, int64_t record, const float *scales,
+                               int64_t from, int64_t stop, float *z, const int R, const int P) {
+    v16 sum[MOST_ROWS][MOST_PANELS];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++) sum[r][p] = v16_set1(0.0f);
+    for (int64_t s = from; s < stop;) {
+        const char *key = at + s / LANES * record + s % LANES * LANES;
+        for (const int64_t end = smaller(stop, s / LANES * LANES + LANES); s < end; s++, key += LANES) {
+            v16 value[MOST_PANELS];
+#pragma GCC unroll 4
+            for (int p = 0; p < P; p++) {
+                __builtin_prefetch(key + p * LANES * LANES + 4 * record, 0, 2);
+                const v16 scale = v16_set1(scales[p / 2 * CHUNK + s]);
+                value[p] = v16_mul(v16_of_bytes((const int8_t *)key + p * LANES * LANES), scale);
+            }
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) {
+                const v16 share = v16_set1(pattern[r * stride + s]);
+#pragma GCC unroll 4
+                for (int p = 0; p < P; p++) sum[r][p] = v16_fma(value[p], share, sum[r][p]);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++) {
+            float *total = z + (r * SLAB + p) * LANES;
+            v16_store(total, v16_add(v16_load(total), sum[r][p]));
+        }
+}
+
+/* The same for any number of rows, in tiles as even as can be. */
+#define TILE_OF(height)                                                                                      \
+    case height:                                                                                             \
+        if (height <= TILE_ROWS) mix_some_q8(pattern, stride, at, record, scales, from, stop, z, height, P); \
+        break;
+ALWAYS_INLINE void mix_rows_q8(int64_t n_rows, const float *pattern, int64_t stride, const char *at, int64_t record,
+                               const float *scales, int64_t from, int64_t stop, float *z, const int P) {
+    for (int64_t r = 0, n; r < n_rows; r += n, pattern += n * stride, z += n * SLAB * LANES) {
+        n = even_part(n_rows - r, TILE_ROWS);
+        switch (n) {
+            TILE_OF(1)
+            TILE_OF(2)
+            TILE_OF(3)
+            TILE_OF(4)
+            TILE_OF(5)
+            TILE_OF(6)
+            TILE_OF(7)
+            TILE_OF(8)
+        }
+    }
+}
+#undef TILE_OF
+
+static void mix_q8(int64_t n_rows, const float *pattern, int64_t stride, values_q8 values, float *z, int64_t from, int64_t to) {
+    while (from < to) {
+        const int64_t chunk = from / CHUNK * CHUNK, first = from - chunk, stop = smaller(CHUNK, to - chunk);
+        const char *at = values.at + chunk / LANES * values.record, *f16 = values.scales + chunk / LANES * values.record;
+        for (int64_t p = 0; p < values.n_panels; p += MOST_PANELS) {
+            const int64_t n = smaller(MOST_PANELS, values.n_panels - p);
+            const char *some = at + p * LANES * LANES;
+            float scales[MOST_PANELS / 2 * CHUNK];
+            for (int64_t b = 0; 2 * b < n; b++)
+                for (int64_t s = first / LANES * LANES; s < stop; s += LANES) {
+                    const char *of_keys = f16 + s / LANES * values.record + (p / 2 + b) * LANES * 2;
+                    v16_store(scales + b * CHUNK + s, v16_load_f16((const uint16_t *)of_keys));
+                }
+            if (n_rows == 1 && n == MOST_PANELS)
+                mix_some_q8(pattern + chunk, stride, some, values.record, scales, first, stop, z + p * LANES, 1, MOST_PANELS);
+            else
+                for (int64_t i = 0; i < n; i += 2) {
+                    const char *pair = some + i * LANES * LANES;
+                    const float *of_pair = scales + i / 2 * CHUNK;
+                    float *to = z + (p + i) * LANES;
+                    if (i + 1 < n && TILE_PANELS > 1)
+                        mix_rows_q8(n_rows, pattern + chunk, stride, pair, values.record, of_pair, first, stop, to, 2);
+                    else
+                        for (int64_t one = 0; one < smaller(2, n - i); one++)
+                            mix_rows_q8(n_rows, pattern + chunk, stride, pair + one * LANES * LANES, values.record, of_pair,
+                                        first, stop, to + one * LANES, 1);
+                }
+        }
+        from = chunk + stop;
+    }
+}
+
+/* z of a tile's rows. Before and past the chunks of keys that all rows see, each row goes its own way: 0 times an infinite value that it
+ * does not see would be NaN. */
+#define MIX_TILE(name, kind, one, z_stride)                                                            \
+    static void name(tile_view t, kind values, float *z) {                                             \
+        if (t.shared < t.n_shared) {                                                                   \
+            for (int64_t r = 0; r < t.n_rows; r++)                                                     \
+                one(1, t.pattern + r * t.stride, 0, values, z + r * (z_stride), t.first[r], t.shared); \
+            one(t.n_rows, t.pattern, t.stride, values, z, t.shared, t.n_shared);                       \
+        }                                                                                              \
+        for (int64_t r = 0; r < t.n_rows; r++) {                                                       \
+            const int64_t from = t.shared < t.n_shared ? t.n_shared : t.first[r];                      \
+            one(1, t.pattern + r * t.stride, 0, values, z + r * (z_stride), from, t.stop[r]);          \
+        }                                                                                              \
+    }
+MIX_TILE(mix_tile, panels, mix, LANES)
+MIX_TILE(mix_tile_q8, values_q8, mix_q8, SLAB *LANES)
+#undef MIX_TILE
+
 ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int64_t end, int64_t worker, enum dtype dtype) {
     const int64_t width = a->n_head * a->d_head, n_panels = (a->d_head + LANES - 1) / LANES;
-    const panels k = stream_of(a->k, a->d_head * LANES, dtype), v = stream_of(a->v, a->capacity * LANES, dtype);
+    const int64_t k_record = record_of(a->d_head, a->d_head), v_record = record_of(n_panels * LANES, a->d_head);
+    panels k = stream_of(a->k, dtype == KEYS_Q8 ? k_record : a->d_head * LANES, dtype);
+    if (dtype == KEYS_Q8) k.ahead = MOST_PANELS * k_record; /* those beside it are read with it */
+    const panels v = stream_of(a->v, a->capacity * LANES, dtype);
     float *scores = a->scratch + worker * FEW_ROWS * a->capacity;
     const v16 divisor = v16_set1(a->divisor);
     for (int64_t item = begin; item < end; item++) {
@@ -39,7 +169,7 @@ ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int6
         for (int64_t r = 0; r < t.n_rows; r++)
             memset(scores + r * a->capacity + start, 0, (size_t)(n_key_panels * LANES) * sizeof *scores);
         const rows q = rows_as_they_are(a->q + t.first_row * width + h * a->d_head, width);
-        const panels keys = panels_from(k, (head * a->capacity + start) * a->d_head);
+        const panels keys = panels_from(k, (head * (a->capacity / LANES) + first_panel) * k.panel);
         multiply_stored(t.n_rows, q, n_key_panels, keys, scores + start, a->capacity, a->d_head);
         for (int64_t r = 0; r < t.n_rows; r++) {
             float *row = scores + r * a->capacity, *seen = row + first_visible[r];
@@ -52,26 +182,25 @@ ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int6
                 memcpy(shown + first_visible[r], seen, (size_t)n_seen * sizeof *shown);
             }
         }
-        /* A head's dimensions may end inside a panel, so z is gathered in a buffer, a panel at a time. Before and past the chunks of
-         * keys that all rows see, each row goes its own way: 0 times an infinite value that it does not see would be NaN. */
-        for (int64_t p = 0; p < n_panels; p++) {
-            float z[FEW_ROWS * LANES] = {0};
-            const panels values = panels_from(v, (head * n_panels + p) * v.panel);
-            if (shared < n_shared) {
-                for (int64_t r = 0; r < t.n_rows; r++)
-                    mix(scores + r * a->capacity, values, z + r * LANES, first_visible[r], shared);
-                const rows pattern = rows_as_they_are(scores + shared, a->capacity);
-                multiply_stored(t.n_rows, pattern, 1, panels_from(values, shared * LANES), z, LANES, n_shared - shared);
-            }
-            for (int64_t r = 0; r < t.n_rows; r++) {
-                const int64_t from = shared < n_shared ? n_shared : first_visible[r];
-                mix(scores + r * a->capacity, values, z + r * LANES, from, n_visible[r]);
-                float *to = a->z + (t.first_row + r) * width + h * a->d_head + p * LANES;
-                memcpy(to, z + r * LANES, (size_t)smaller(LANES, a->d_head - p * LANES) * sizeof *to);
-            }
+        /* A head's dimensions may end inside a panel, so z is gathered in a buffer, some panels at a time. */
+        const tile_view view = {scores, a->capacity, t.n_rows, first_visible, n_visible, shared, n_shared};
+        const int64_t width_of_z = (dtype == KEYS_Q8 ? SLAB : 1) * LANES;
+        float z[FEW_ROWS * SLAB * LANES];
+        for (int64_t d = 0; d < a->d_head; d += width_of_z) {
+            const int64_t p = d / LANES;
+            memset(z, 0, (size_t)(FEW_ROWS * width_of_z) * sizeof *z);
+            if (dtype == KEYS_Q8) {
+                const char *at = (const char *)a->v + head * (a->capacity / LANES) * v_record;
+                const char *scales = at + (n_panels * LANES + p) * LANES; /* two panels share 16 scales of 2 bytes */
+                mix_tile_q8(view, (values_q8){at + p * LANES * LANES, scales, v_record, smaller(SLAB, n_panels - p)}, z);
+            } else mix_tile(view, panels_from(v, (head * n_panels + p) * v.panel), z);
+            for (int64_t r = 0; r < t.n_rows; r++)
+                memcpy(a->z + (t.first_row + r) * width + h * a->d_head + d, z + r * width_of_z,
+                       (size_t)smaller(width_of_z, a->d_head - d) * sizeof *z);
         }
     }
 }
 
 KERNEL(attention_f32) { attention(args, begin, end, worker, F32); }
 KERNEL(attention_f16) { attention(args, begin, end, worker, F16); }
+KERNEL(attention_q8) { attention(args, begin, end, worker, KEYS_Q8); }

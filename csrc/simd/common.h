@@ -9,9 +9,9 @@
 
 enum { LANES = REFGPT_LANES, CHUNK = REFGPT_CHUNK, FEW_ROWS = REFGPT_FEW_ROWS };
 enum { BLOCK = REFGPT_BLOCK, RECORD = BLOCK + 8 }; /* bytes of a record, a row */
-enum dtype { F32, F16, BF16, Q8, Q4 };
+enum dtype { F32, F16, BF16, Q8, Q4, KEYS_Q8 };    /* KEYS_Q8: a record of the attention cache */
 
-ALWAYS_INLINE int64_t size_of(enum dtype dtype) { return dtype == F32 ? 4 : 2; }
+ALWAYS_INLINE int64_t size_of(enum dtype dtype) { return dtype == F32 ? 4 : dtype == KEYS_Q8 ? 1 : 2; }
 
 ALWAYS_INLINE int64_t block_bytes(enum dtype dtype) { return (dtype == Q8 ? BLOCK : BLOCK / 2) * LANES + 2 * LANES; }
 
@@ -48,6 +48,7 @@ static inline void store_row(float *row, int64_t i, int64_t n, v16 a) {
 static inline v16 load_stored(const void *p, int64_t i, enum dtype dtype) {
     if (dtype == F32) return v16_load((const float *)p + i);
     if (dtype == F16) return v16_load_f16((const uint16_t *)p + i);
+    if (dtype == KEYS_Q8) return v16_of_bytes((const int8_t *)p + i);
     return v16_load_bf16((const uint16_t *)p + i);
 }
 

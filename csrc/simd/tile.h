@@ -40,7 +40,12 @@ enum { MOST_ROWS = 8, MOST_PANELS = 4 }; /* of a tile, for any instruction set *
 ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int R, const int P) {
     for (int64_t start = 0; start < n_in; start += CHUNK) {
         const int64_t stop = smaller(start + CHUNK, n_in);
-        v16 sum[MOST_ROWS][MOST_PANELS];
+        v16 sum[MOST_ROWS][MOST_PANELS], scales[MOST_PANELS];
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++)
+            if (w.dtype == KEYS_Q8)
+                scales[p] =
+                    v16_load_f16((const uint16_t *)((const char *)w.at + p * w.panel + n_in * LANES) + start / CHUNK * LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -54,6 +59,7 @@ ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_
                 const int64_t at = p * w.panel + i * LANES;
                 __builtin_prefetch((const char *)w.at + (at + w.ahead) * size_of(w.dtype), 0, 2);
                 weights[p] = load_stored(w.at, at, w.dtype);
+                if (w.dtype == KEYS_Q8) weights[p] = v16_mul(weights[p], scales[p]);
             }
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
@@ -116,11 +122,13 @@ ALWAYS_INLINE void multiply(int64_t n_rows, rows x, int64_t n_panels, panels w, 
 MULTIPLY(multiply_f32, F32)
 MULTIPLY(multiply_f16, F16)
 MULTIPLY(multiply_bf16, BF16)
+MULTIPLY(multiply_keys_q8, KEYS_Q8)
 #undef MULTIPLY
 
 static void multiply_stored(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in) {
     if (w.dtype == F32) multiply_f32(n_rows, x, n_panels, w, y, y_stride, n_in);
     else if (w.dtype == F16) multiply_f16(n_rows, x, n_panels, w, y, y_stride, n_in);
+    else if (w.dtype == KEYS_Q8) multiply_keys_q8(n_rows, x, n_panels, w, y, y_stride, n_in);
     else multiply_bf16(n_rows, x, n_panels, w, y, y_stride, n_in);
 }
 

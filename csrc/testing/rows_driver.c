@@ -201,6 +201,19 @@ static void linear_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     c->n_items = n_panels;
 }
 
+/* Records of a cache of 8 bits, n_integers then n_scales. */
+static void *cache_records(call *c, int64_t n_records, int64_t n_integers, int64_t n_scales) {
+    unsigned char *const start = buffer(c, n_records * (n_integers + 2 * n_scales)), *p = start;
+    for (int64_t i = 0; i < n_records; i++) {
+        for (int64_t j = 0; j < n_integers; j++) *p++ = (unsigned char)random_bits();
+        for (int64_t j = 0; j < n_scales; j++, p += 2) {
+            const uint16_t scale = random_half();
+            memcpy(p, &scale, sizeof scale);
+        }
+    }
+    return start;
+}
+
 static void attention_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     static const int64_t widths[] = {1, 8, 16, 17, 24, 40, 64, 80};
     const int64_t n_keys = n ? n : 1, capacity = panels_of(n_keys + random_below(20)) * LANES, n_slots = 3;
@@ -211,11 +224,16 @@ static void attention_case(call *c, const char *dtype, int64_t n, int64_t n_rows
         const int64_t height = 1 + random_below(8), left = n_rows - r;
         tiles[n_tiles] = (refgpt_query_tile){r, height < left ? height : left, random_below(n_slots)};
     }
-    const int64_t n_cache = n_slots * n_head * capacity;
+    const int64_t n_cache = n_slots * n_head * capacity, n_scales = blocks_of(d_head) * LANES;
+    const int64_t n_of[2] = {d_head * LANES, panels_of(d_head) * LANES * LANES}; /* numbers of a panel, or a record, of 16 keys */
+    void *kept[2];
+    for (int i = 0; i < 2; i++)
+        kept[i] =
+            dtype[0] == 'q' ? cache_records(c, n_cache / LANES, n_of[i], n_scales) : stored(c, n_cache / LANES * n_of[i], dtype);
     c->args.attention =
         (refgpt_attention_args){floats(c, n_z),
-                                stored(c, n_cache * d_head, dtype),
-                                stored(c, n_cache * panels_of(d_head) * LANES, dtype),
+                                kept[0],
+                                kept[1],
                                 output(c, n_z * (int64_t)sizeof(float)),
                                 random_below(4) ? output(c, n_head * n_rows * n_keys * (int64_t)sizeof(float)) : NULL,
                                 floats(c, 8 * capacity),
@@ -238,13 +256,14 @@ static void attention_case(call *c, const char *dtype, int64_t n, int64_t n_rows
 }
 
 static void kv_append_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
-    const int64_t n_head = 2, capacity = 64, n_cache = (n_rows / capacity + 1) * n_head * capacity * size_of(dtype);
+    const int64_t n_head = 2, capacity = 64, n_panels = (n_rows / capacity + 1) * n_head * capacity / LANES;
+    const int64_t size = dtype[0] == 'q' ? 1 : size_of(dtype), scales = dtype[0] == 'q' ? blocks_of(n) * LANES * 2 : 0;
     int64_t *positions = buffer(c, n_rows * (int64_t)sizeof *positions), *slots = buffer(c, n_rows * (int64_t)sizeof *slots);
     for (int64_t r = 0; r < n_rows; r++) positions[r] = r % capacity, slots[r] = r / capacity;
     c->args.kv_append = (refgpt_kv_append_args){floats(c, n_rows * n_head * n),
                                                 floats(c, n_rows * n_head * n),
-                                                output(c, n_cache * n),
-                                                output(c, n_cache * panels_of(n) * LANES),
+                                                output(c, n_panels * (n * LANES * size + scales)),
+                                                output(c, n_panels * (panels_of(n) * LANES * LANES * size + scales)),
                                                 positions,
                                                 slots,
                                                 n_head,

@@ -64,7 +64,7 @@ class Model(Inside):
 
     @property
     def kv_dtype(self) -> KVDtype:
-        """Dtype of the engine's attention cache: "f32" or "f16"."""
+        """Dtype of the engine's attention cache: "f32", "f16" or "q8"."""
         return self.engine.kv_dtype
 
     @property

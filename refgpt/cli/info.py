@@ -17,6 +17,8 @@ from refgpt.cli.json_output import print_json
 from refgpt.cli.loading import progress_bar
 from refgpt.cli.options import Commands, add_command, add_json, add_model, add_source
 from refgpt.cli.printing import print_line
+from refgpt.numbers.cached import kv_bytes
+from refgpt.numbers.dtypes import KV_DTYPES
 from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers import Tokenizer
 
@@ -56,7 +58,7 @@ def _info(arguments: argparse.Namespace) -> int:
         return 0
     config = checkpoint.config
     n_items = checkpoint.params.size
-    n_cached = _n_cached(config)
+    cached = ", ".join(f"{size(n)} in {dtype}" for dtype, n in _cached(config).items())
     dtypes = Counter(tensor.dtype for tensor in checkpoint.tensors)
     facts = [
         ("model", checkpoint.path),
@@ -69,7 +71,7 @@ def _info(arguments: argparse.Namespace) -> int:
         ("mask", f"{checkpoint.mask} ({checkpoint.mask_source})"),
         ("tokenizer", tokenizer.describe() if tokenizer else "none: the model takes and returns token ids"),
         ("memory", f"weights {size(checkpoint.params.nbytes)} as stored, {_sizes(n_items)}"),
-        ("", f"attention cache of a full context ({config.n_ctx} tokens) {_sizes(n_cached)}"),
+        ("", f"attention cache of a full context ({config.n_ctx} tokens) {cached}"),
         ("", _memory_present()),
     ]
     for name, fact in facts:
@@ -84,7 +86,7 @@ def _info(arguments: argparse.Namespace) -> int:
 def _record(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """The same information for ``--json``; sizes are in bytes."""
     config, (total, available) = checkpoint.config, machine_memory()
-    n_items, n_cached = checkpoint.params.size, _n_cached(config)
+    n_items = checkpoint.params.size
     files = sorted({tensor.file for tensor in checkpoint.tensors})
     return {
         "model": str(checkpoint.path),
@@ -104,17 +106,16 @@ def _record(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> dict[str, An
             "weights_as_stored": checkpoint.params.nbytes,
             "weights_f32": 4 * n_items,
             "weights_f16": 2 * n_items,
-            "cache_f32": 4 * n_cached,
-            "cache_f16": 2 * n_cached,
+            **{f"cache_{dtype}": n_bytes for dtype, n_bytes in _cached(config).items()},
             "total": total,
             "available": available,
         },
     }
 
 
-def _n_cached(config: AnyConfig) -> int:
-    """Numbers in the attention cache of a full context: keys and values."""
-    return 2 * config.n_layer * config.n_ctx * config.d_model
+def _cached(config: AnyConfig) -> dict[str, int]:
+    """Bytes of the attention cache of a full context, by its dtype."""
+    return {dtype: config.n_ctx * kv_bytes(config.n_layer, config.n_head, config.d_head, dtype) for dtype in KV_DTYPES}
 
 
 def _memory_present() -> str:

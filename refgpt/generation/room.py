@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from refgpt.numbers.dtypes import STORED_DTYPES
+from refgpt.numbers.cached import kv_bytes
 from refgpt.runtime.engine import Engine
 
 #: Memory is counted in blocks of so many positions: 6B's values take a page of memory for as many, a head.
@@ -12,8 +12,9 @@ BLOCK = 128
 def position_bytes(*engines: Engine) -> int:
     """What the keys and values of one position take, in the caches of a model and of those that draft for it."""
     return sum(
-        2 * engine.config.n_layer * engine.config.d_model * STORED_DTYPES[engine.kv_dtype].itemsize
+        kv_bytes(config.n_layer, config.n_head, config.d_head, engine.kv_dtype)
         for engine in engines
+        for config in [engine.config]
     )
 
 

@@ -1,6 +1,6 @@
 """The C kernels: listing and choosing them (``registry``), and calling them, now or in a ``Program``."""
 
-from refgpt.kernels.attention import attention, kv_append, kv_shapes, query_tiles
+from refgpt.kernels.attention import attention, kv_append, query_tiles
 from refgpt.kernels.calling import Program
 from refgpt.kernels.linear import LinearInput, linear, pack, quantise_rows, scratch_bytes
 from refgpt.kernels.native import CHUNK, FEW_ROWS
@@ -34,6 +34,7 @@ from refgpt.kernels.training import (
     linear_backward,
     linear_weight_backward,
 )
+from refgpt.numbers.cached import kv_shapes
 
 Activations = LinearInput  # its former name
 

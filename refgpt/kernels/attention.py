@@ -6,7 +6,6 @@ from functools import cache
 
 import numpy as np
 
-from refgpt._common.arguments import whole_number
 from refgpt._common.errors import KernelError
 from refgpt._common.float_state import default_float_state
 from refgpt._common.wording import shown
@@ -22,7 +21,6 @@ from refgpt.kernels.calling import (
     check_shape,
     check_whole,
     check_within,
-    float_kind,
     floats,
     indices,
     output,
@@ -34,17 +32,10 @@ from refgpt.kernels.calling import (
 from refgpt.kernels.native import FEW_ROWS, ffi, lib
 from refgpt.kernels.registry import Kernel
 from refgpt.kernels.threads import check_threads
-from refgpt.numbers.panels import LANES, n_panels
+from refgpt.numbers.cached import kv_dtype_of, kv_shapes
+from refgpt.numbers.panels import LANES
 
 QUERY_TILE = np.dtype([("first_row", I64), ("n_rows", I64), ("slot", I64)])
-
-
-def kv_shapes(n_head: int, d_head: int, capacity: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of one sequence's key and value panels for ``capacity`` positions (rounded up to whole panels)."""
-    named = {"n_head": n_head, "d_head": d_head, "capacity": capacity}
-    n_head, d_head, capacity = (whole_number(name, n, 0, None, KernelError) for name, n in named.items())
-    panels = n_panels(capacity)
-    return (n_head, panels, d_head, LANES), (n_head, n_panels(d_head), panels * LANES, LANES)
 
 
 def kv_append(
@@ -61,7 +52,7 @@ def kv_append(
 ) -> None:
     """Store k and v [t, h, d] at ``positions`` of the sequences ``slots`` (both int64 [t]).
 
-    The caches are [n_slots, \\*shape] with the shapes of ``kv_shapes``, float32 or float16.
+    The caches are [n_slots, \\*shape] with the shapes of ``kv_shapes``: float32, float16, or int8 for 8 bits.
     """
     n_rows, n_head, d_head = check_shape("k", k, (None, None, None))
     n_slots, capacity, dtype = _cache(k_cache, v_cache, n_head, d_head, written=True)
@@ -213,18 +204,20 @@ def _cache(
     k_cache: np.ndarray, v_cache: np.ndarray, n_head: int, d_head: int, written: bool = False
 ) -> tuple[int, int, str]:
     """Check both arrays of a cache, and return its number of slots, capacity and dtype."""
-    n_slots, capacity = check_shape("k_cache", k_cache, (None,) * 5)[0], check_shape("v_cache", v_cache, (None,) * 5)[3]
-    k_shape, v_shape = kv_shapes(n_head, d_head, capacity)
-    check_shape("k_cache", k_cache, (n_slots, *k_shape))
-    check_shape("v_cache", v_cache, (n_slots, *v_shape))
-    dtype = float_kind("k_cache", k_cache)
-    if k_cache.dtype != v_cache.dtype or dtype == "bf16":
+    n_slots, n_panels = check_shape("k_cache", k_cache, (None,) * 5)[::2][:2]
+    check_array("v_cache", v_cache)
+    dtype = kv_dtype_of(k_cache)
+    if dtype is None or k_cache.dtype != v_cache.dtype:
         raise KernelError(
             "unusable dtype",
             where="cache",
             got=f"{k_cache.dtype} and {v_cache.dtype}",
-            wanted="float32 or float16, both alike",
+            wanted="float32, float16 or int8, both alike",
         )
+    capacity = n_panels * LANES
+    k_shape, v_shape = kv_shapes(n_head, d_head, capacity, dtype)
+    check_shape("k_cache", k_cache, (n_slots, *k_shape))
+    check_shape("v_cache", v_cache, (n_slots, *v_shape))
     check_whole("k_cache", k_cache, written)
     check_whole("v_cache", v_cache, written)
     return n_slots, capacity, dtype

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from refgpt._common.errors import KernelError
-from refgpt.kernels.attention import attention, kv_append, kv_shapes, query_tiles
+from refgpt.kernels.attention import attention, kv_append, query_tiles
 from refgpt.kernels.linear import linear, pack, quantise_rows
 from refgpt.kernels.ops import (
     add,
@@ -41,7 +41,8 @@ from refgpt.kernels.training import (
     linear_backward,
     linear_weight_backward,
 )
-from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.cached import KV_ARRAYS, kv_shapes, scales_in
+from refgpt.numbers.dtypes import BFLOAT16, KV_DTYPES
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.panels import FLOATS, Panels, panel_shape
 
@@ -62,9 +63,11 @@ PROMISED = {
     "quantise_rows": "d625f9e213dc92ee",
     "attention_f32": "41809171b830a56e",
     "attention_f16": "431abed6d58d7ac6",
+    "attention_q8": "b3a8e5eb45848473",
     "attention_backward": "ec84d9a9df1b45a5",
     "kv_append_f32": "c888ba78e7be6104",
     "kv_append_f16": "10691489aa9fb35e",
+    "kv_append_q8": "a94d7b2f65855756",
     "softmax": "0d4b53ca24d98a30",
     "layer_norm": "8e62e19c676e010c",
     "cross_entropy_backward": "d82a973b7fdcbd66",
@@ -145,14 +148,20 @@ def _outputs(kernel: Kernel) -> Iterator[np.ndarray]:
     elif op == "quantise_rows":
         yield quantise_rows(wide, kernel=kernel, threads=1)
     elif op.startswith(("attention", "kv_append")):
-        dtype = np.float16 if kind == "f16" else np.float32
-        k_cache, v_cache = (np.zeros((2, *shape), dtype) for shape in kv_shapes(3, 25, 20))
+        dtype = next(name for name in KV_DTYPES if name == kind)
+        shapes = kv_shapes(3, 25, 20, dtype)
+        k_cache, v_cache = (np.zeros((2, *shape), KV_ARRAYS[dtype]) for shape in shapes)
         q, k, v = (_numbers(seed, 20, 3, 25) * np.float32(3) for seed in (5, 6, 7))
         if op.startswith("kv_append"):
             kv_append(k, v, k_cache, v_cache, positions, slots, kernel=kernel, threads=1)
             yield from (k_cache, v_cache)
         else:
-            k_cache[:], v_cache[:] = _numbers(6, *k_cache.shape), _numbers(7, *v_cache.shape)
+            for seed, kept in ((6, k_cache), (7, v_cache)):
+                if kind == "q8":
+                    kept[:] = _bits(seed, *kept.shape).astype(np.int8)
+                    scales_in(kept, 25)[:] = _stored(seed, "f16", *scales_in(kept, 25).shape) * np.float16(0.01)
+                else:
+                    kept[:] = _numbers(seed, *kept.shape)
             tiles = query_tiles(slots)
             yield attention(q, k_cache, v_cache, tiles, positions + 1, kernel=kernel, threads=1)
             local = np.maximum(positions - 6, 0)

@@ -32,7 +32,7 @@ OTHER_NAMES = {
 }
 
 #: Dtypes of the attention cache.
-KVDtype = Literal["f32", "f16"]
+KVDtype = Literal["f32", "f16", "q8"]
 KV_DTYPES = get_args(KVDtype)
 
 

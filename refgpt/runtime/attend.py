@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from refgpt import kernels
+from refgpt.numbers.cached import kv_dtype_of, rounded_kv
 from refgpt.runtime.batch import Batch
 from refgpt.runtime.buffers import Buffers
 from refgpt.runtime.taps import TapView
@@ -41,7 +42,7 @@ def attend(
         **to.how,
     )
     if pattern is not None and (patched := tap("pattern", pattern)) is not pattern:  # mix the values anew
-        z = _mixed(patched, v.astype(kv[1].dtype))
+        z = _mixed(patched, rounded_kv(v, kv_dtype_of(kv[1]) or "f32"))
     return tap("z", z)
 
 

@@ -8,8 +8,8 @@ from math import prod
 import numpy as np
 
 from refgpt._common.errors import GenerationError
-from refgpt.kernels import kv_shapes
-from refgpt.numbers.dtypes import STORED_DTYPES
+from refgpt.numbers.cached import KV_ARRAYS, kv_shapes, scales_in, values_in
+from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.panels import LANES, aligned_zeros
 from refgpt.spec.config import AnyConfig
 
@@ -20,8 +20,9 @@ class KVCache:
     Attributes
     ----------
     k, v : ndarray [n_layer, n_slots, ...]
-        Panels for the attention kernel (``refgpt.kernels.kv_shapes``). The system allocates the memory when it is
-        written.
+        Panels for the attention kernel, or records (``refgpt.kernels.kv_shapes``). The system allocates the memory when
+        it is written.
+    dtype : "f32", "f16" or "q8"
     lengths : ndarray [n_slots], int64
         Number of filled positions of each sequence.
     prefix_lens : ndarray [n_slots], int64
@@ -38,25 +39,26 @@ class KVCache:
         If there is not enough memory.
     """
 
-    def __init__(self, config: AnyConfig, n_slots: int, capacity: int, dtype: str = "f32") -> None:
-        k_shape, v_shape = kv_shapes(config.n_head, config.d_head, capacity)
+    def __init__(self, config: AnyConfig, n_slots: int, capacity: int, dtype: KVDtype = "f32") -> None:
+        k_shape, v_shape = kv_shapes(config.n_head, config.d_head, capacity, dtype)
         shapes = [(config.n_layer, n_slots, *shape) for shape in (k_shape, v_shape)]
         try:
-            self.k, self.v = (aligned_zeros(shape, STORED_DTYPES[dtype]) for shape in shapes)
+            self.k, self.v = (aligned_zeros(shape, KV_ARRAYS[dtype]) for shape in shapes)
         except MemoryError:
-            n_bytes = sum(map(prod, shapes)) * STORED_DTYPES[dtype].itemsize
+            n_bytes = sum(map(prod, shapes)) * KV_ARRAYS[dtype].itemsize
+            smaller = "" if dtype == "q8" else "use kv_dtype='q8' (--kv-dtype q8), "
             raise GenerationError(
                 "the attention cache does not fit into memory",
                 where=f"{n_slots} x {capacity} positions in {dtype}",
                 wanted=f"{n_bytes} bytes",
-                fix="use kv_dtype='f16' (--kv-dtype f16), fewer prompts at once or fewer new tokens",
+                fix=f"{smaller}fewer prompts at once or fewer new tokens",
             ) from None
         self.lengths = np.zeros(n_slots, np.int64)
         self.prefix_lens = np.zeros(n_slots, np.int64)
         self.ids = np.zeros((n_slots, capacity), np.int64)
         self.n_held = np.zeros(n_slots, np.int64)
         self.held_prefixes = np.zeros(n_slots, np.int64)
-        self.capacity = capacity
+        self.capacity, self._d_head, self.dtype = capacity, config.d_head, dtype
 
     def hold(self, slot: int, start: int, ids: np.ndarray) -> None:
         """Keys and values of these tokens have been written to a slot, from position ``start`` on."""
@@ -80,11 +82,11 @@ class KVCache:
 
     def copy(self, source: int, target: int, start: int) -> None:
         """Make slot ``target`` hold the sequence of slot ``source``, of which it has ``start`` positions already."""
-        stop, first = int(self.lengths[source]), start // LANES
+        stop = int(self.lengths[source])
         if start < stop:
-            panels = slice(first, -(-stop // LANES))
+            panels = slice(start // LANES, -(-stop // LANES))
             self.k[:, target, :, panels] = self.k[:, source, :, panels]
-            self.v[:, target, :, :, start:stop] = self.v[:, source, :, :, start:stop]
+            self._values(target, panels)[...] = self._values(source, panels)
         self.prefix_lens[target] = self.prefix_lens[source]
         self.held_prefixes[target] = self.prefix_lens[source]
         self.ids[target, start:stop] = self.ids[source, start:stop]
@@ -93,59 +95,63 @@ class KVCache:
     def exported(self, slot: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Copies of keys and values of some positions, in whole panels."""
         panels = slice(start // LANES, stop // LANES)
-        return self.k[:, slot, :, panels].copy(), self.v[:, slot, :, :, start:stop].copy()
+        return self.k[:, slot, :, panels].copy(), self._values(slot, panels).copy()
 
     def adopt(self, slot: int, ids: np.ndarray, contents: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         """Fill a slot from its beginning with what ``exported`` gave for these tokens."""
-        start = 0
+        first = 0
         for k, v in contents:
-            stop = start + v.shape[-2]
-            self.k[:, slot, :, start // LANES : stop // LANES], self.v[:, slot, :, :, start:stop] = k, v
-            start = stop
+            panels = slice(first, first + k.shape[2])
+            self.k[:, slot, :, panels], self._values(slot, panels)[...] = k, v
+            first = panels.stop
         self.prefix_lens[slot] = 0
         self.hold(slot, 0, ids)
 
     def layer(self, layer: int, slot: int, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Copies of one layer's keys and values of the first ``n`` positions, in whole panels; zeros past them."""
-        panels = -(-n // LANES)
-        keys, values = self.k[layer, slot, :, :panels].copy(), self.v[layer, slot, :, :, : panels * LANES].copy()
-        keys[:, -1, :, n - (panels - 1) * LANES :] = 0
-        values[:, :, n:] = 0
+        panels = slice(0, -(-n // LANES))
+        keys, values = self.k[layer, slot, :, panels].copy(), self._values(slot, panels)[layer].copy()
+        past = n - (panels.stop - 1) * LANES  # of the last panel
+        keys[:, -1, : self._d_head, past:] = 0
+        if self.dtype == "q8":
+            values_in(values, self._d_head)[:, -1, :, past:] = 0
+            for records in keys, values:
+                scales_in(records, self._d_head)[:, -1, :, past:] = 0
+        else:
+            values[:, :, n:] = 0
         return keys, values
 
     def layer_bytes(self, n: int) -> tuple[int, int]:
         """What the two that ``layer`` gives take."""
-        n_head, _, d_head, _ = self.k.shape[2:]
-        positions = -(-n // LANES) * LANES * n_head * self.k.dtype.itemsize
-        return positions * d_head, positions * self.v.shape[3] * LANES
+        panels, n_all = -(-n // LANES), self.k.shape[3]
+        of_all = [cache[0, 0].nbytes for cache in (self.k, self.v)]
+        return of_all[0] // n_all * panels, of_all[1] // n_all * panels
 
     def set_layer(self, layer: int, slot: int, n: int, n_kept: int, keys: np.ndarray, values: np.ndarray) -> None:
         """Put back bytes that ``layer`` gave for ``n`` positions, the first ``n_kept`` of them."""
-        n_head, _, d_head, _ = self.k.shape[2:]
-        panels, kept = -(-n // LANES), -(-n_kept // LANES)
-        self.k[layer, slot, :, :kept] = keys.view(self.k.dtype).reshape(n_head, panels, d_head, LANES)[:, :kept]
-        shape = n_head, self.v.shape[3], panels * LANES, LANES
-        self.v[layer, slot, :, :, : kept * LANES] = values.view(self.v.dtype).reshape(shape)[:, :, : kept * LANES]
+        whole, kept = slice(0, -(-n // LANES)), slice(0, -(-n_kept // LANES))
+        k, v = self.k[layer, slot, :, whole], self._values(slot, whole)[layer]
+        keys, values = keys.view(k.dtype).reshape(k.shape), values.view(v.dtype).reshape(v.shape)
+        self.k[layer, slot, :, kept] = keys[:, kept]
+        self._values(slot, kept)[layer] = values[:, kept] if self.dtype == "q8" else values[:, :, : kept.stop * LANES]
 
     def check_overflow(self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> None:
-        """Raise an error if logits are NaN because keys or values of these rows were too large for float16.
+        """Raise an error if logits are NaN because keys or values of these rows were too large for the cache's dtype.
 
-        Such a number becomes NaN in the cache, and so do all logits of the rows that see it.
+        Such a number, or its scale, becomes NaN in the cache, and so do all logits of the rows that see it.
 
         Raises
         ------
         GenerationError
         """
-        if self.k.dtype != np.float16 or not np.isnan(logits[:, :1]).any():
+        if self.dtype == "f32" or not np.isnan(logits[:, :1]).any():
             return
-        for layer, (k, v) in enumerate(zip(self.k, self.v, strict=True)):
-            keys = np.isnan(k[slots, :, positions // LANES, :, positions % LANES]).reshape(len(slots), -1)  # [t, h x d]
-            lanes = v[slots, :, :, positions, :].reshape(len(slots), v.shape[1], -1)  # [t, h, whole panels of d]
-            values = np.isnan(lanes[..., : k.shape[-2]]).reshape(len(slots), -1)
+        for layer in range(len(self.k)):
+            keys, values = (np.isnan(x).reshape(len(slots), -1) for x in self._rows(layer, slots, positions))
             lost = keys.any(1) | values.any(1)
             if (lost & ~(keys.all(1) & values.all(1))).any():  # a row that was NaN before is NaN everywhere
                 raise GenerationError(
-                    "keys or values are too large for float16, in which they are kept",
+                    f"keys or values are too large for {self.dtype}, in which they are kept",
                     where=f"blocks.{layer}",
                     fix="load with kv_dtype='f32' (--kv-dtype f32)",
                 )
@@ -155,5 +161,20 @@ class KVCache:
     @property
     def padded_capacity(self) -> int:
         """Capacity in whole panels."""
-        n: int = self.v.shape[-2]
+        n: int = self.k.shape[3] * LANES
         return n
+
+    def _values(self, slot: int, panels: slice) -> np.ndarray:
+        """A view of a slot's values at some panels of positions, in all layers."""
+        if self.dtype == "q8":
+            return self.v[:, slot, :, panels]
+        return self.v[:, slot, :, :, panels.start * LANES : panels.stop * LANES]
+
+    def _rows(self, layer: int, slots: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values of rows, or their scales, [t, ...]."""
+        k, v, panels, lanes = self.k[layer], self.v[layer], positions // LANES, positions % LANES
+        if self.dtype == "q8":
+            k, v = (scales_in(records, self._d_head) for records in (k, v))  # [slots, h, panels, blocks, 16]
+            return k[slots, :, panels, :, lanes], v[slots, :, panels, :, lanes]
+        values = v[slots, :, :, positions, :].reshape(len(slots), v.shape[1], -1)  # [t, h, whole panels of d]
+        return k[slots, :, panels, :, lanes], values[..., : self._d_head]

@@ -14,7 +14,8 @@ from refgpt._common.arguments import one_of, whole_number
 from refgpt._common.errors import GenerationError
 from refgpt._common.progress import Progress
 from refgpt.kernels import CHUNK, Program, check_threads, digests, forced_isa, store
-from refgpt.numbers.dtypes import KV_DTYPES, STORED_DTYPES, KVDtype
+from refgpt.numbers.cached import kv_bytes
+from refgpt.numbers.dtypes import KV_DTYPES, KVDtype
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.mapped import files_of
 from refgpt.numbers.packing import pack_params
@@ -56,7 +57,7 @@ class Runtime:
         What matrices are kept in; None is as stored.
     threads : int, optional
         By default one a core. The bits of the result do not depend on it.
-    kv_dtype : "f32", "f16" or None
+    kv_dtype : "f32", "f16", "q8" or None
         What sessions keep keys and values in; None is "f16" beside weights of 8 or 4 bits, and else "f32".
     progress, copy, n_beside
         See ``pack_params``.
@@ -168,7 +169,8 @@ class Runtime:
 
     def cache_bytes(self, n_positions: int) -> int:
         """What keys and values of so many positions take."""
-        return n_positions * 2 * self.config.n_layer * self.config.d_model * STORED_DTYPES[self.kv_dtype].itemsize
+        config = self.config
+        return n_positions * kv_bytes(config.n_layer, config.n_head, config.d_head, self.kv_dtype)
 
     @property
     def kinds(self) -> str:

@@ -15,20 +15,16 @@ from refgpt.kernels import (
     CHUNK,
     Kernel,
     add,
-    attention,
     digests,
     embedding,
     gelu,
     gelu_backward,
     gelu_erf,
-    kv_append,
-    kv_shapes,
     layer_norm,
     linear,
     pack,
     quantise,
     quantise_rows,
-    query_tiles,
     residual,
     rotary,
     rotary_halves,
@@ -41,7 +37,8 @@ from refgpt.runtime.rotation import rotary_tables
 from refgpt.spec import gradients
 from refgpt.spec.bounds import ops
 from tests.helpers.buffers import SCALAR, Output, assert_same_bits, guarded, numbers, stored
-from tests.helpers.cases import MOST_WORKERS, Case, Rng, float64
+from tests.helpers.cache_oracles import KV, attention_case, kv_append_case
+from tests.helpers.cases import Case, Rng, float64
 from tests.helpers.gradient_oracles import (
     adamw_case,
     attention_backward_case,
@@ -130,104 +127,6 @@ def quantise_rows_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     reach = np.abs(float64(padded)).reshape(n_rows, n_blocks, 32).max(-1, initial=0) / 127
     wants = float64(padded), reach, np.zeros_like(reach)
     return Case(run, wants, (ops.activation_bound(padded), ops.gamma(1) * reach, np.zeros_like(reach)))
-
-
-# ---- attention and its cache -----------------------------------------------------------------------------------------
-
-KV = {"f32": np.float32, "f16": np.float16}
-
-
-def filled_cache(k: np.ndarray, v: np.ndarray, capacity: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Caches of k and v [slot, s, h, d] as ``kv_shapes`` lays them out, NaN wherever nothing was put."""
-    n_slots, n_keys, n_head, d_head = k.shape
-    k_cache, v_cache = (np.full((n_slots, *shape), np.nan, KV[dtype]) for shape in kv_shapes(n_head, d_head, capacity))
-    with np.errstate(over="ignore"):
-        k, v = k.astype(KV[dtype]), v.astype(KV[dtype])
-    s = np.arange(n_keys)
-    k_cache[:, :, s // 16, :, s % 16] = k.transpose(1, 0, 2, 3)  # the indexed axes come first: [s, slot, h, d]
-    for p in range(v_cache.shape[2]):
-        part = v[..., 16 * p : 16 * p + 16]  # [slot, s, h, <= 16]
-        v_cache[:, :, p, :n_keys, : part.shape[-1]] = part.transpose(0, 2, 1, 3)
-    return k_cache, v_cache
-
-
-def attention_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_head: int = 2, d_head: int = 24) -> Case:
-    """``n`` keys (one at least) in each of two sequences; the rows are some of the one, then some of the other.
-
-    Where there is an even number of rows they are of a local layer: each sees the last of its keys only. Their scores
-    are divided by another number, too.
-    """
-    n_keys, capacity, n_slots = max(n, 1), max(n, 1) + 5, 2
-    q = numbers(rng, flavour, n_rows, n_head, d_head, huge=1e4)
-    k, v = (numbers(rng, flavour, n_slots, n_keys, n_head, d_head, huge=1e4) for _ in range(2))
-    slots = (np.arange(n_rows) < n_rows // 3).astype(np.int64)
-    n_visible = rng.integers(1, n_keys + 1, n_rows)
-    local, divisor = n_rows % 2 == 0, 1.5 if n_rows % 2 == 0 else None
-    first_visible = np.maximum(n_visible - rng.integers(1, 70, n_rows), 0) if local else np.zeros_like(n_visible)
-    k_cache, v_cache = filled_cache(k, v, capacity, dtype)
-    padded = v_cache.shape[-2]
-
-    def run(kernel: Kernel, rows: slice) -> tuple[Output, Output]:
-        shape = q[rows].shape
-        z, z_guards = guarded(shape)
-        pattern, pattern_guards = guarded((n_head, shape[0], n_keys))
-        scratch = np.full((MOST_WORKERS, 8, padded), np.nan, np.float32)
-        attention(
-            q[rows],
-            k_cache,
-            v_cache,
-            query_tiles(slots[rows]),
-            n_visible[rows],
-            z,
-            first_visible=first_visible[rows] if local else None,
-            divisor=divisor,
-            pattern=pattern,
-            scratch=scratch,
-            threads=1,
-            kernel=kernel,
-        )
-        return Output(z, z_guards), Output(pattern.transpose(1, 0, 2), pattern_guards)
-
-    want, bound = ([np.empty(q.shape), np.empty((n_rows, n_head, n_keys))] for _ in range(2))
-    for slot in range(n_slots):
-        mine = slots == slot
-        if not mine.any():
-            continue
-        mask = np.arange(n_keys) < n_visible[mine][:, None]
-        mask &= np.arange(n_keys) >= first_visible[mine][:, None]
-        scores = np.einsum("thd,shd->hts", float64(q[mine]), float64(k[slot])) / (divisor or np.sqrt(d_head))
-        exact = spec.softmax(np.where(mask, scores, -np.inf))
-        want[0][mine] = np.einsum("hts,shd->thd", exact, float64(v[slot]))
-        want[1][mine] = exact.transpose(1, 0, 2)
-        bound[0][mine] = ops.attention_bound(q[mine], k[slot], v[slot], mask, dtype, CHUNK, divisor)
-        bound[1][mine] = ops.pattern_bound(q[mine], k[slot], mask, dtype, CHUNK, divisor).transpose(1, 0, 2)
-    return Case(run, tuple(want), tuple(bound))
-
-
-def kv_append_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_head: int = 2) -> Case:
-    """``n`` is the width of a head. Rows go to scattered positions of three sequences; all else must stay NaN."""
-    n_slots, capacity = 3, 64
-    k, v = (stored(rng, flavour, "f32", n_rows, n_head, n) for _ in range(2))
-    places = rng.permutation(n_slots * capacity)[:n_rows]
-    slots, positions = places // capacity, places % capacity
-
-    def run(kernel: Kernel, rows: slice) -> tuple[Output, Output]:
-        shapes = [(n_slots, *shape) for shape in kv_shapes(n_head, n, capacity)]
-        (k_cache, k_guards), (v_cache, v_guards) = (guarded(shape, KV[dtype]) for shape in shapes)
-        at, slot = positions[rows], slots[rows]
-        kv_append(k[rows], v[rows], k_cache, v_cache, at, slot, threads=1, kernel=kernel)
-        got_k = k_cache[slot, :, at // 16, :, at % 16]  # [t, h, d]
-        got_v = v_cache[slot, :, :, at]  # [t, h, panel, 16]
-        k_cache[slot, :, at // 16, :, at % 16] = np.nan
-        v_cache[slot, :, :, at] = np.nan
-        untouched = [np.concatenate([x.ravel(), y.ravel()]) for x, y in ((k_cache, k_guards), (v_cache, v_guards))]
-        return Output(got_k, untouched[0]), Output(got_v.reshape(len(at), n_head, -1), untouched[1])
-
-    padding = [(0, 0), (0, 0), (0, -n % 16)]  # lanes past the head hold zeros
-    with np.errstate(over="ignore"):
-        want = float64(k.astype(KV[dtype])), float64(np.pad(v, padding).astype(KV[dtype]))
-    want = tuple(np.where(np.isinf(w), np.nan, w) for w in want)  # too large for float16
-    return Case(run, want, tuple(np.zeros(w.shape) for w in want))
 
 
 # ---- rows one by one -------------------------------------------------------------------------------------------------
@@ -455,8 +354,8 @@ ORACLES: dict[str, Callable[[int, int, str, Rng], Case]] = {
     "embedding_backward": embedding_backward_case,
     "adamw": adamw_case,
     "quantise_rows": quantise_rows_case,
-    **{f"attention_{dtype}": partial(attention_case, dtype) for dtype in ("f32", "f16")},
-    **{f"kv_append_{dtype}": partial(kv_append_case, dtype) for dtype in ("f32", "f16")},
+    **{f"attention_{dtype}": partial(attention_case, dtype) for dtype in KV},
+    **{f"kv_append_{dtype}": partial(kv_append_case, dtype) for dtype in KV},
     **{f"embedding_{dtype}": partial(embedding_case, dtype) for dtype in ("f32", "f16", "bf16")},
     "embedding_q8": embedding_quantised_case,
     **{f"embedding_panels_{dtype}": partial(embedding_panels_case, dtype) for dtype in ("f32", "f16", "bf16")},

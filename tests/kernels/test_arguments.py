@@ -379,7 +379,7 @@ def test_a_bfloat16_cache_is_refused():
     from refgpt.numbers.dtypes import BFLOAT16
 
     arguments = GOOD["kv_append"]() | caches(BFLOAT16)
-    with pytest.raises(KernelError, match="float32 or float16"):
+    with pytest.raises(KernelError, match="float32, float16 or int8"):
         kv_append(**arguments)
 
 

@@ -26,21 +26,15 @@ from refgpt.kernels import (
     rotary_halves,
     softmax,
 )
+from refgpt.numbers.cached import rounded_kv, scales_in
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import widen
 from refgpt.runtime.rotation import rotary_tables
 from refgpt.spec import gradients
 from refgpt.spec.bounds import ops
 from tests.helpers.buffers import RUNNABLE, SCALAR, assert_same_bits, numbers, stored
-from tests.helpers.oracles import (
-    KV,
-    attention_case,
-    filled_cache,
-    hold_to_scalar,
-    hold_to_spec,
-    linear_case,
-    linear_quantised_case,
-)
+from tests.helpers.cache_oracles import KV, attention_case, filled_cache, put_records
+from tests.helpers.oracles import hold_to_scalar, hold_to_spec, linear_case, linear_quantised_case
 from tests.helpers.quantised import decoded_rows, quantised_panels
 
 
@@ -227,7 +221,23 @@ def test_keys_beyond_the_visible_ones_change_no_bit(kernel):
 def test_one_visible_key_gives_its_value(kernel):
     q, k, v = one_sequence(3, 20, 5)
     z = attend(kernel, q, k, v, np.ones(5, np.int64))
-    assert (z == v[0, 0].astype(KV[dtype_of(kernel)])).all()
+    assert (z == rounded_kv(v[0, 0], dtype_of(kernel))).all()
+
+
+@each("attention_q8")
+@pytest.mark.parametrize(("n_keys", "n_rows", "d_head"), [(97, 1, 80), (97, 9, 24), (70, 1, 300), (64, 3, 5)])
+@pytest.mark.parametrize("local", [False, True])
+def test_attention_over_8_bits_has_the_bits_of_attention_over_the_numbers_that_they_are(
+    kernel, n_keys, n_rows, d_head, local
+):
+    q, k, v = one_sequence(4, n_keys, n_rows, d_head=d_head)
+    n_visible = np.arange(n_keys - n_rows, n_keys) + 1
+    how = {"first_visible": np.maximum(n_visible - 41, 0) if local else None, "threads": 1}
+    wide = [rounded_kv(x, "q8") for x in (k, v)]
+    tiles = query_tiles(np.zeros(n_rows, np.int64))
+    got = attention(q, *filled_cache(k, v, 112, "q8"), tiles, n_visible, kernel=kernel, **how)
+    want = attention(q, *filled_cache(*wide, 112, "f32"), tiles, n_visible, kernel=SCALAR["attention_f32"], **how)
+    assert_same_bits(got, want)
 
 
 # ---- the cache -------------------------------------------------------------------------------------------------------
@@ -278,7 +288,29 @@ def test_a_variance_that_overflows_is_not_passed_over(kernel, largest, n):
     assert np.isfinite(want[1]).all() and np.isfinite(y[1]).all()
 
 
-@each("kv_append")
+@each("kv_append_q8")
+def test_keys_and_values_of_8_bits_are_rounded_as_numpy_rounds(kernel):
+    """Blocks around the scales where float16 is subnormal, zero or infinite, ties of integers, and NaN."""
+    rng = np.random.default_rng(12)
+    largest = np.concatenate([127 * np.float32(2.0) ** np.arange(-30, 18), [65504 * 127, 65520 * 127, 3e38, np.inf]])
+    x = rng.uniform(-1, 1, (len(largest), 1, 32)).astype(np.float32) * largest[:, None, None].astype(np.float32)
+    x[:, 0, 5] = largest
+    x[:24, 0, 6:] = largest[:24, None] / 127 * (np.arange(26) + 0.5)
+    x[3, 0, 7], x[4, 0, 8] = np.nan, -0.0
+    n, shapes = len(x), kv_shapes(1, 32, len(x), "q8")
+    got, want = ([np.zeros((1, *shape), np.int8) for shape in shapes] for _ in range(2))
+    at, slots = np.arange(n), np.zeros(n, np.int64)
+    with np.errstate(invalid="ignore"):
+        other = np.ascontiguousarray(x[::-1])
+    kv_append(x, other, *got, at, slots, kernel=kernel)
+    put_records(x, other, *want, at, slots)
+    for found, expected in zip(got, want, strict=True):
+        assert_same_bits(found, expected)
+    scales = scales_in(got[0], 32)[0, 0, at // 16, 0, at % 16]
+    assert (scales == 0).any() and np.isnan(scales[[3, -1, -2, -3]]).all() and np.isfinite(scales[-4])
+
+
+@each("kv_append_f")
 def test_nan_stays_nan_in_the_cache(kernel):
     k_cache, v_cache = (np.zeros((1, *shape), KV[dtype_of(kernel)]) for shape in kv_shapes(1, 3, 16))
     x = np.array([[[np.nan, 1, -np.nan]]], np.float32)

@@ -32,7 +32,9 @@ def runtime(variant: str, dtype: str | None = None, kv_dtype: str = "f32") -> Ru
 
 
 @each_variant
-@pytest.mark.parametrize(("dtype", "kv_dtype"), [(None, "f32"), ("f16", "f16"), ("q8", "f16"), ("q4", "f32")])
+@pytest.mark.parametrize(
+    ("dtype", "kv_dtype"), [(None, "f32"), ("f16", "f16"), ("q8", "f16"), ("q4", "f32"), (None, "q8")]
+)
 def test_every_activation_is_within_its_bound_of_the_spec(variant, dtype, kv_dtype):
     engine = runtime(variant, dtype, kv_dtype)
     assert_within_bounds(engine, engine.kept(), IDS)

@@ -14,7 +14,7 @@ from tests.helpers.tiny import random_params
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("stored", ["f32", "f16", "bf16"])
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "q8"])
 @pytest.mark.parametrize(("n_ids", "prefix_len"), [(1, 0), (9, 9), (30, 0), (30, 11)])
 def test_every_activation_is_within_its_bound(shape, stored, kv_dtype, n_ids, prefix_len):
     config = SHAPES[shape]

@@ -47,17 +47,19 @@ WAYS = list(passes(None))
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("leaf", ["wk", "wv"])
-@pytest.mark.parametrize(("dtype", "kv_dtype"), [("f32", "f16"), ("q8", None), ("q4", None)])
+@pytest.mark.parametrize(("dtype", "kv_dtype"), [("f32", "f16"), ("q8", None), ("q4", None), ("f32", "q8")])
 def test_keys_and_values_beyond_float16_name_the_dtype_of_the_cache(leaf, dtype, kv_dtype, way):
+    factor = 127 * 6e5 if kv_dtype == "q8" else 6e5  # 8 bits reach 127 times as far
     with pytest.raises(GenerationError, match=r"blocks\.1: .*kv_dtype='f32'"):
-        passes(engine(leaf, 6e5, dtype, kv_dtype))[way]()
-    assert np.isfinite(passes(engine(leaf, 6e5, dtype, "f32"))[way]()).all()
+        passes(engine(leaf, factor, dtype, kv_dtype))[way]()
+    assert np.isfinite(passes(engine(leaf, factor, dtype, "f32"))[way]()).all()
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_numbers_that_overflow_elsewhere_are_not_blamed_on_the_cache(way):
     with np.errstate(over="ignore"):
-        assert np.isnan(passes(engine("wte", 1e25, "f32", "f16"))[way]()).all()
+        for kv_dtype in ("f16", "q8"):
+            assert np.isnan(passes(engine("wte", 1e25, "f32", kv_dtype))[way]()).all()
 
 
 def test_who_looks_inside_sees_where_it_happens():

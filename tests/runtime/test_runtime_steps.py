@@ -29,7 +29,7 @@ def want(engine, text, prefix_len):
     return np.stack([*[rows[0]] * (first - 1), *rows])
 
 
-@pytest.mark.parametrize(("dtype", "kv_dtype"), [("f32", "f32"), ("q4", "f16")])
+@pytest.mark.parametrize(("dtype", "kv_dtype"), [("f32", "f32"), ("q4", "f16"), ("q4", "q8")])
 @given(data=st.data())
 @settings(max_examples=25, deadline=None)
 def test_any_mixture_of_chunks_and_steps(dtype, kv_dtype, data):

@@ -30,7 +30,7 @@ def begun(engine, ids=PROMPT, prefix_len=0, seq=0, n_seqs=2, capacity=260):
     return session
 
 
-@pytest.mark.parametrize("dtype, kv_dtype", [("f32", "f32"), ("q4", "f16")])
+@pytest.mark.parametrize("dtype, kv_dtype", [("f32", "f32"), ("q4", "f16"), ("f32", "q8")])
 @pytest.mark.parametrize("n, prefix_len", [(1, 0), (16, 0), (17, 5), (200, 0), (200, 200)])
 def test_a_saved_sequence_goes_on_with_the_same_bits(path, dtype, kv_dtype, n, prefix_len):
     session = begun(runtime(dtype, kv_dtype), PROMPT[:n], prefix_len, seq=1)

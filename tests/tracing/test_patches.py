@@ -95,8 +95,9 @@ def test_float16_weights_and_cache_after_a_patched_pattern():
         assert_within_bounds(engine, kept, IDS, 0, patch_from(DONOR, name), {name})
 
 
-def test_a_patched_pattern_mixes_what_the_cache_holds():
-    engine = Runtime(PARAMS, CONFIG, threads=1, kv_dtype="f16")
+@pytest.mark.parametrize("kv_dtype", ["f16", "q8"])
+def test_a_patched_pattern_mixes_what_the_cache_holds(kv_dtype):
+    engine = Runtime(PARAMS, CONFIG, threads=1, kv_dtype=kv_dtype)
     clean, again = (
         record(engine, IDS, names="blocks.0.z", patch=patches)["blocks.0.z"]
         for patches in (None, {"blocks.0.pattern": np.copy})

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from refgpt import kernels
-from refgpt.kernels import kv_shapes
-from refgpt.numbers.dtypes import STORED_DTYPES, KVDtype
-from refgpt.numbers.panels import aligned_zeros
+from refgpt.numbers.cached import KV_ARRAYS, kv_shapes
+from refgpt.numbers.dtypes import KVDtype
+from refgpt.numbers.panels import LANES, aligned_zeros
 from refgpt.runtime.batch import Batch
 from refgpt.runtime.buffers import Buffers
 from refgpt.runtime.families import Family
@@ -93,10 +93,10 @@ class TextPass:
             for i in range(config.n_layer)
         ]
         self._batch = Batch.of(ids, np.zeros(n, np.int64), np.arange(n, dtype=np.int64), prefix_len, config.window)
-        dtype = STORED_DTYPES[engine.kv_dtype]
-        shapes = kv_shapes(config.n_head, config.d_head, n)
+        dtype = KV_ARRAYS[engine.kv_dtype]
+        shapes = kv_shapes(config.n_head, config.d_head, n, engine.kv_dtype)
         self._kv = aligned_zeros((1, *shapes[0]), dtype), aligned_zeros((1, *shapes[1]), dtype)
-        self._to = Buffers.of(config, n, self._kv[1].shape[-2], engine.threads).first(n)
+        self._to = Buffers.of(config, n, self._kv[0].shape[2] * LANES, engine.threads).first(n)
         self._tables = engine.tables(n)
 
     def run(self, recompute: bool) -> tuple[np.ndarray, Activations]:

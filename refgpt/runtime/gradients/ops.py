@@ -12,7 +12,8 @@ import numpy as np
 
 from refgpt import kernels
 from refgpt.numbers.adapted import Adapted
-from refgpt.numbers.dtypes import STORED_DTYPES, KVDtype
+from refgpt.numbers.cached import rounded_kv
+from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.panels import Panels
 from refgpt.runtime.gradients.weights import BiasGradient, MatrixGradient, NormGradients, TableGradient
@@ -27,7 +28,7 @@ class Ops:
     Attributes
     ----------
     threads : int
-    kv_dtype : "f32" or "f16"
+    kv_dtype : "f32", "f16" or "q8"
         What the forward pass rounds keys and values to.
     prefix_len : int
         So many leading positions see one another.
@@ -115,8 +116,7 @@ class Ops:
         positions = np.arange(n_rows, dtype=np.int64)
         n_visible = np.maximum(positions + 1, self.prefix_len)
         first = None if not local or self.window is None else np.maximum(positions + 1 - self.window, 0)
-        if self.kv_dtype != "f32":
-            k, v = (x.astype(STORED_DTYPES[self.kv_dtype]).astype(np.float32) for x in (k, v))
+        k, v = (rounded_kv(x, self.kv_dtype) for x in (k, v))
         dpattern = None if tap is no_tap else np.empty((n_head, n_rows, n_rows), np.float32)
         found = kernels.attention_backward(
             dz, q, k, v, n_visible, first_visible=first, divisor=divisor, dpattern=dpattern, threads=self.threads

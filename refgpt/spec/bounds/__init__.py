@@ -8,10 +8,9 @@ import numpy as np
 
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
-from refgpt.numbers.dtypes import KVDtype
+from refgpt.numbers.dtypes import KV_DTYPES, KVDtype
 from refgpt.numbers.tree import ParamTree
 from refgpt.spec.bounds import gpt2, gpt_neo, gpt_neox, gptj
-from refgpt.spec.bounds.ops import KV_ROUNDING
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import tap_names
 
@@ -49,7 +48,7 @@ def tap_bound(
     config : Config
     prefix_len : int
         As given to the engine.
-    kv_dtype : "f32" or "f16"
+    kv_dtype : "f32", "f16" or "q8"
         Dtype of the engine's attention cache; taps receive "k_rot" and "v" before they are stored in it.
     chunk : int, optional
         The engine's ``sum_chunk``, the number of terms in a partial sum; None allows any order.
@@ -64,8 +63,8 @@ def tap_bound(
     RefgptError
         If there is no activation ``name``, or ``trace`` lacks one that it depends on.
     """
-    if kv_dtype not in KV_ROUNDING:
-        raise RefgptError("unknown cache dtype", where="kv_dtype", got=shown(kv_dtype), wanted=" or ".join(KV_ROUNDING))
+    if kv_dtype not in KV_DTYPES:
+        raise RefgptError("unknown cache dtype", where="kv_dtype", got=shown(kv_dtype), wanted=" or ".join(KV_DTYPES))
     if name not in tap_names(config):
         raise RefgptError("there is no such activation", where="name", got=shown(name))
     try:
