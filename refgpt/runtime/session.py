@@ -291,7 +291,13 @@ class RuntimeSession:
         return self._adapters[seq]
 
     def fork(self, seq: int, slots: Sequence[int] | None = None) -> int:
-        """See ``Session.fork``."""
+        """See ``Session.fork``.
+
+        A slot's keys and values are one piece of memory, which attention reads from end to end. So a fork copies what
+        its slot lacks, and shares nothing. At GPT-J-6B's width in float16, 1900 tokens are 870 MB and 0.3 s (computing
+        them takes half a minute), once for each beam. After that a fork copies what came since two beams parted, in
+        steps of 16 tokens: 7 MB and 0.5 ms each, of a step that takes more than 100 ms. In 8 bits it is half of that.
+        """
         cache, (seq,) = self.cache, self._check_slots([seq]).tolist()
         asked = self._check_slots(np.arange(len(cache.lengths)) if slots is None else slots)
         empty = [slot for slot in asked.tolist() if slot != seq and not cache.lengths[slot]]

@@ -65,10 +65,12 @@ def test_quantised_weights_count_as_what_they_decode_to(tmp_path, backend):
     assert all(np.abs(found[n] - want[n]).max() <= 0.1 * np.abs(want[n]).max() for n in want)
 
 
-@pytest.mark.parametrize("dtype", [None, "f16", "q8", "q4"])
+@pytest.mark.parametrize(
+    ("dtype", "kv_dtype"), [(None, None), ("f16", None), ("q8", None), ("q4", None), ("f32", "q8")]
+)
 @pytest.mark.parametrize("adapter", [False, True])
-def test_blocks_computed_again_have_the_same_bits(tmp_path, dtype, adapter, monkeypatch):
-    model = model_in(tmp_path, backend="c", dtype=dtype)
+def test_blocks_computed_again_have_the_same_bits(tmp_path, dtype, kv_dtype, adapter, monkeypatch):
+    model = model_in(tmp_path, backend="c", dtype=dtype, kv_dtype=kv_dtype)
     if adapter:
         training.new_adapter(model, rank=2, targets="q,v")
     batch = batch_of(3, prefix_len=3)
