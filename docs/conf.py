@@ -29,6 +29,9 @@ extensions = [
     "sphinx.ext.viewcode",
     "numpydoc",
     "command_line",
+    "book",
+    "figures",
+    "held_by",
 ]
 
 myst_enable_extensions = ["deflist"]  # no mathematics: pages would fetch a script to set it
@@ -36,7 +39,7 @@ myst_heading_anchors = 3
 
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 600  # each chapter takes less than two minutes, unless the machine is busy
 nb_execution_show_tb = True
 nb_merge_streams = True
 
