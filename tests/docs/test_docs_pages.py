@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,15 @@ def test_ci_builds_the_site() -> None:
     """In the script that every push runs, and where warnings are errors."""
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert 'python -m pip install ".[docs]" && python -m sphinx -W -b html docs build/site' in ci
+
+
+def test_every_test_that_a_page_names_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sphinx", reason='the site needs the extra "docs"')
+    monkeypatch.syspath_prepend(str(DOCS))
+    held_by = import_module("held_by")
+    named = re.findall(r"^(tests/\S+::\w+)$", (DOCS / "sources.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(named) > 50
+    for test in named:
+        assert f"def {test.partition('::')[2]}(" in held_by.code_of(test)
+    with pytest.raises(LookupError, match="no such test"):
+        held_by.code_of("tests/docs/test_docs_pages.py::test_nothing")
