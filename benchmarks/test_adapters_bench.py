@@ -24,7 +24,8 @@ from refgpt.training.lora import attach
 WIDE = ModelConfig(n_layer=sized(4, 1), **WIDTHS)
 TARGETS = {"queries and values": ("wq", "wv"), "all matrices": ("wq", "wk", "wv", "wo", "w_in", "w_out")}
 N_TEXTS, N_PROMPT, RANK = 8, sized(64, 8), 8
-N_ADAPTERS = (0, 1, 4, 8)
+#: How many adapters the eight texts have.
+N_ADAPTERS = {"none": 0, "one": 1, "four": 4, "each its own": 8}
 
 
 def numbers(shape: tuple[int, ...]) -> np.ndarray:
@@ -41,7 +42,7 @@ def base() -> Runtime:
 def with_adapters(base: Runtime, kinds: tuple[str, ...]) -> Runtime:
     """The engine with eight adapters that are called by their numbers."""
     engine, adapters = copy(base), {}
-    for number in range(max(N_ADAPTERS)):
+    for number in range(N_TEXTS):
         one = adapters[str(number)] = copy(base)
         attach(
             one,
@@ -79,13 +80,14 @@ def seconds(session: Any) -> float:
 def test_a_step_with_adapters_over_one_of_the_base(benchmark, base, what):
     """Eight texts: none with an adapter in an engine that has some, one for all, four, and each its own."""
     engine = with_adapters(base, TARGETS[what])
-    alone, sessions = session_of(base, 0), {n: session_of(engine, n) for n in N_ADAPTERS}
+    sessions = {"base": session_of(base, 0), **{name: session_of(engine, n) for name, n in N_ADAPTERS.items()}}
 
-    def once() -> dict[int, float]:
-        plain = seconds(alone)
-        return {n: seconds(session) / plain for n, session in sessions.items()}
+    def once(turn: int) -> dict[str, float]:
+        order = list(sessions) if turn % 2 else list(reversed(sessions))
+        found = {name: seconds(sessions[name]) for name in order}
+        return {name: found[name] / found["base"] for name in N_ADAPTERS}
 
-    once()  # records the passes
-    found = benchmark.pedantic(lambda: [once() for _ in range(rounds(25))], rounds=1)
-    ratios = {f"{n} adapters": median(one[n] for one in found) for n in N_ADAPTERS}
+    once(0)  # records the passes
+    found = benchmark.pedantic(lambda: [once(turn) for turn in range(rounds(24))], rounds=1)
+    ratios = {name: median(one[name] for one in found) for name in N_ADAPTERS}
     benchmark.extra_info.update({"what": what, "over a step of the base": ratios})
