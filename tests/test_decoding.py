@@ -24,7 +24,11 @@ from tests.helpers.decoding import CONFIG, FILTERS, PARAMS
 
 CASES = json.loads((goldens.HERE / "decoding.json").read_text(encoding="utf-8"))
 KEPT = np.load(goldens.HERE / "filters.npz")
-ENGINES = {"runtime": Runtime(PARAMS, CONFIG, threads=1), "spec": SpecEngine(PARAMS, CONFIG)}
+ENGINES = {
+    "runtime": Runtime(PARAMS, CONFIG, threads=1),
+    "q8": Runtime(PARAMS, CONFIG, threads=1, kv_dtype="q8"),
+    "spec": SpecEngine(PARAMS, CONFIG),
+}
 PROMPT = [5, 6, 7, 8]
 
 
@@ -83,10 +87,12 @@ def test_beams_cost_no_bit_whatever_they_run_in(mask, num_beams, early_stopping)
     assert {event.seq for event in events} == {*others, mine}
 
 
-def test_a_beams_score_is_its_likelihood():
-    best, second = write(num_beams=4, num_return_sequences=2, max_new_tokens=8, length_penalty=0.5, ignore_eos=True)
+@pytest.mark.parametrize("engine", ["runtime", "q8"])
+def test_a_beams_score_is_its_likelihood(engine):
+    asked = {"max_new_tokens": 8, "length_penalty": 0.5, "ignore_eos": True}
+    best, second = write(engine=engine, num_beams=4, num_return_sequences=2, **asked)
     assert best.score > second.score and best.finish_reason == "length"
-    rows = ENGINES["runtime"].logits([*PROMPT, *best.ids])
+    rows = ENGINES[engine].logits([*PROMPT, *best.ids])
     logprobs = log_softmax(rows[3:-1])[np.arange(8), best.ids]
     assert best.score == pytest.approx(logprobs.sum() / 8**0.5, rel=1e-12)
 

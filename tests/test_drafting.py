@@ -88,6 +88,7 @@ class Counting:
 CONFIG = tiny_config(eos_id=0, bos_id=1, n_ctx=64)
 ENGINES = {
     "runtime": Runtime(random_params(CONFIG, 5, "f16"), CONFIG, threads=2),
+    "q8": Runtime(random_params(CONFIG, 5, "f16"), CONFIG, threads=2, kv_dtype="q8"),
     "spec": SpecEngine(random_params(CONFIG, 5, "f16"), CONFIG),
 }
 

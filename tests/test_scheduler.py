@@ -24,6 +24,7 @@ from tests.helpers.tiny import random_params, tiny_config
 CONFIG = tiny_config(eos_id=0, bos_id=1, n_ctx=64)
 ENGINES = {
     "runtime": Runtime(random_params(CONFIG, 5), CONFIG, threads=1),
+    "q8": Runtime(random_params(CONFIG, 5), CONFIG, threads=1, kv_dtype="q8"),
     "spec": SpecEngine(random_params(CONFIG, 5), CONFIG),
     "long": Runtime(random_params(LONG, 11), LONG, threads=2, kv_dtype="f16"),
 }
@@ -43,7 +44,9 @@ def ids_of(events, request):
     return [event.choice.id for event in events if event.seq == request]
 
 
-@pytest.mark.parametrize("engine, mask", [("runtime", "causal"), ("runtime", "prefix"), ("spec", "prefix")])
+@pytest.mark.parametrize(
+    "engine, mask", [("runtime", "causal"), ("runtime", "prefix"), ("q8", "prefix"), ("spec", "prefix")]
+)
 @given(
     seed=st.integers(0, 2**32),
     beside=st.sampled_from([1, 3, 8, 64]),
