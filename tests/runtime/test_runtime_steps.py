@@ -64,7 +64,11 @@ def test_each_part_is_asked_for_its_last_row_unless_otherwise_said(engine):
     assert session.step([(0, [1, 2], 0)], [0]).shape == (0, LONG.n_vocab)
 
 
-@pytest.mark.parametrize("engine", [runtime(), runtime("f16", "f16"), SPEC], ids=["runtime", "f16", "spec"])
+@pytest.mark.parametrize(
+    "engine",
+    [runtime(), runtime("f16", "f16"), runtime("q4", "q8"), SPEC],
+    ids=["runtime", "f16", "q8", "spec"],
+)
 @pytest.mark.parametrize("prefix_len", [0, 6])
 def test_a_fork_goes_on_apart(engine, prefix_len):
     session, (one, two) = engine.session(3, SHORT), TEXTS[:2]
@@ -88,7 +92,7 @@ def test_a_fork_goes_on_apart(engine, prefix_len):
 @settings(max_examples=30, deadline=None)
 def test_forks_and_releases_in_any_order(data):
     """Slots that held something else before, or part of the same: what a sequence holds is its own."""
-    engine = runtime("f16", "f16")
+    engine = runtime("f16", data.draw(st.sampled_from(["f16", "q8"])))
     session, texts = engine.session(4, 60), {}
     for _ in range(data.draw(st.integers(5, 25))):
         empty = [slot for slot in range(4) if slot not in texts]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from refgpt import GenerationError
+from refgpt.numbers.dtypes import KV_DTYPES
 from refgpt.runtime import Runtime, saved
 from refgpt.runtime.spec_engine import SpecEngine
 from tests.helpers.families import VARIANTS
@@ -42,6 +43,17 @@ def test_a_saved_sequence_goes_on_with_the_same_bits(path, dtype, kv_dtype, n, p
     assert other.load(path, 2) == PROMPT[:n].tolist()
     assert np.array_equal(other.extend(2, NEXT), want)
     assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_a_file_holds_nothing_of_what_the_slot_held_before(path, kv_dtype):
+    engine = runtime("f32", kv_dtype)
+    begun(engine, PROMPT[:21]).save(path)
+    want, session = path.read_bytes(), begun(engine, PROMPT[::-1][:60])
+    session.release(0)
+    session.prefill(0, PROMPT[:21])
+    session.save(path)
+    assert path.read_bytes() == want
 
 
 @pytest.mark.parametrize("name", VARIANTS)
