@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
+from refgpt.kernels import CHUNK
+from refgpt.numbers.cached import rounded_kv
 from refgpt.runtime import Runtime
 from refgpt.spec import Recorder, forward, tap_names
+from refgpt.spec.bounds import tap_bound
 from refgpt.spec.bounds.ops import U
 from refgpt.tracing import verify
 from tests import goldens
@@ -23,6 +26,33 @@ def test_every_activation_is_within_its_bound(shape, stored, kv_dtype, n_ids, pr
     report = verify(Runtime(params, config, threads=2, kv_dtype=kv_dtype), params, ids, prefix_len)
     assert [tap.name for tap in report.taps] == tap_names(config)
     assert report.first_broken is None
+
+
+@pytest.mark.parametrize("shape", ["two wide heads", "three heads of twelve"])
+@pytest.mark.parametrize("kv_dtype", ["f16", "q8"])
+def test_the_spec_over_rounded_keys_and_values_agrees_as_over_float32(shape, kv_dtype):
+    """What the cache rounds to is known in every bit, so that no bound need allow for it."""
+    config = SHAPES[shape]
+    params, ids, recorder = random_params(config, 3, "f32"), np.arange(30) % config.n_vocab, Recorder()
+    Runtime(params, config, threads=2, kv_dtype=kv_dtype).logits(ids, tap=recorder)
+    kept = {
+        name: rounded_kv(value, kv_dtype) if name.endswith((".k_rot", ".v")) else value
+        for name, value in recorder.trace.items()
+    }
+    seen = []
+
+    def force(name, want):
+        if name.endswith((".pattern", ".z")):
+            bound = tap_bound(name, kept, params, config, 0, "f32", CHUNK)
+            seen.append((np.abs(kept[name] - want) <= bound).all())
+        return kept[name]
+
+    forward(params, config, ids, 0, tap=force)
+    assert len(seen) == 2 * config.n_layer and all(seen)
+    kept = recorder.trace  # and it is seen where it is not rounded
+    seen.clear()
+    forward(params, config, ids, 0, tap=force)
+    assert not all(seen)
 
 
 @pytest.mark.parametrize("stored", ["f32", "f16", "bf16"])
