@@ -25,10 +25,11 @@ KINDS = {"oz": ("wq wv", 3), "law": ("wk wo w_in", 17), "sea": ("wq w_out w_head
 
 
 @cache
-def engine_of(variant="gptj", dtype=None, stored="f32", kind="c", threads=2):
+def engine_of(variant="gptj", dtype=None, stored="f32", kind="c", threads=2, kv_dtype=None):
     config = VARIANTS[variant]
     params = random_params(config, 11, stored)
-    base = SpecEngine(params, config) if kind == "numpy" else Runtime(params, config, dtype=dtype, threads=threads)
+    options = {"dtype": dtype, "threads": threads, "kv_dtype": kv_dtype}
+    base = SpecEngine(params, config) if kind == "numpy" else Runtime(params, config, **options)
     named = {name: random_pairs(params, seed, *kinds) for seed, (name, kinds) in enumerate(KINDS.items())}
     return with_named(base, named)
 
@@ -46,18 +47,18 @@ def texts_of(engine, n=5):
 
 
 @pytest.mark.parametrize(
-    ("variant", "dtype", "stored"),
+    ("variant", "dtype", "stored", "kv_dtype"),
     [
-        *((variant, None, "f32") for variant in FAMILIES),
-        *(("gptj", dtype, "f32") for dtype in ("f16", "q8", "q4")),
-        ("gptj", None, "bf16"),
-        ("gpt2", "q4", "f32"),
+        *((variant, None, "f32", None) for variant in FAMILIES),
+        *(("gptj", dtype, "f32", None) for dtype in ("f16", "q8", "q4")),
+        ("gptj", None, "bf16", "q8"),
+        ("gpt2", "q4", "f32", None),
     ],
 )
 @given(data=st.data())
 @settings(max_examples=6, deadline=None)
-def test_any_mixture_has_the_bits_of_each_alone(variant, dtype, stored, data):
-    engine = engine_of(variant, dtype, stored)
+def test_any_mixture_has_the_bits_of_each_alone(variant, dtype, stored, kv_dtype, data):
+    engine = engine_of(variant, dtype, stored, kv_dtype=kv_dtype)
     texts, n_slots = texts_of(engine), 5
     session, done = engine.session(n_slots, N), [0] * n_slots
     adapters = [data.draw(st.sampled_from([None, *KINDS])) for _ in range(n_slots)]
