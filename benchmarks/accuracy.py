@@ -1,19 +1,22 @@
-"""What 8 and 4 bits a weight, and a narrow attention cache, cost the default model on texts that it has not read.
+"""What 16, 8 and 4 bits a weight, and a narrow attention cache, cost the default model on texts that it has not read.
 
     python -m benchmarks.accuracy TEXT... --calibrate OTHER_TEXT...
 
 For every way of keeping the weights, or keys and values: by how much the perplexity rises over float32's, the mean
 divergence (KL, in nats) of the next-token distribution from float32's, and the rms error of the matrices beside that of
 ggml's format. The rows of ggml round the same matrices to the same number of bits as its reference quantisers do.
-With ``--calibrate`` there are rows of ``refgpt convert --calibrate``; its texts should not be among the others.
+With ``--calibrate`` there are rows of ``refgpt convert --calibrate``; its texts should not be among the others. With
+``--transformers`` there is a row for transformers' bfloat16 too, in which everything is rounded to it (needs torch and
+transformers).
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,12 +38,29 @@ def rms_error(params: Params, wide: Params) -> float:
     return float(np.sqrt(sum(np.square(a - b).sum() for a, b in pairs) / sum(b.size for _, b in pairs)))
 
 
+class Transformers:
+    """The model in transformers, in bfloat16; its weights are those of ``engine``."""
+
+    def __init__(self, path: Path, engine: Runtime) -> None:
+        import torch
+        import transformers
+
+        torch.set_grad_enabled(False)
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+        self.ids, self.kept = torch.tensor, engine.kept
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        found: np.ndarray = self.model(self.ids([list(ids)])).logits[0].float().numpy()
+        return found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure what 8 and 4 bits cost the default model.")
+    parser = argparse.ArgumentParser(description="Measure what fewer bits cost the default model.")
     parser.add_argument("texts", type=Path, nargs="+")
     parser.add_argument("--tokens", type=int, default=30_000, help="of each text, at most (default: 30000)")
     parser.add_argument("--calibrate", type=Path, nargs="+", help="texts to calibrate 4 bits with")
     parser.add_argument("--calibrate-tokens", type=int, default=N_TOKENS, help="of them (default: %(default)s)")
+    parser.add_argument("--transformers", action="store_true", help="measure transformers' bfloat16 too")
     arguments = parser.parse_args()
     model = refgpt.load(dtype="f32")
     windows = []
@@ -49,7 +69,13 @@ def main() -> None:
         windows += [ids[i : i + WINDOW] for i in range(0, len(ids) - 1, WINDOW)]
     said = np.concatenate([window[1:] for window in windows])
     wide = model.checkpoint.params.map(lambda _, leaf: widen(leaf))
-    ways: dict[str, Callable[[], Runtime]] = {}
+    ways: dict[str, Callable[[], Any]] = {
+        "f16": lambda: Runtime(wide, model.config, dtype="f16"),
+        "bf16": lambda: Runtime(wide, model.config, dtype="bf16"),
+        "bf16, arithmetic in bf16": lambda: Runtime(wide, model.config, dtype="bf16", compute="bf16"),
+    }
+    if arguments.transformers:
+        ways["transformers bfloat16"] = lambda: Transformers(model.checkpoint.path, ways["bf16"]())
     for dtype in ("q8", "q4"):
         ways[dtype] = lambda dtype=dtype: Runtime(wide, model.config, dtype=dtype)
         ways[f"{dtype}, activations in float32"] = lambda dtype=dtype: Runtime(

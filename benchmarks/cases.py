@@ -7,7 +7,7 @@ names say. A test compares its keys with the table.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.quick import sized
 from refgpt import kernels
 from refgpt.numbers.cached import kv_bytes, scales_in
-from refgpt.numbers.dtypes import BFLOAT16, KV_DTYPES, KVDtype
+from refgpt.numbers.dtypes import BFLOAT16, KV_DTYPES, Compute, KVDtype
 from refgpt.numbers.leaves import widen
 from refgpt.numbers.panels import Panels
 from refgpt.runtime.rotation import rotary_tables
@@ -67,10 +67,11 @@ def random(*shape: int, dtype: str = "f32") -> np.ndarray:
     return numbers if dtype == "f32" else numbers.astype(np.float16)
 
 
-def linear(dtype: str, n_rows: int, n_in: int, n_out: int) -> Work:
+def linear(dtype: str, n_rows: int, n_in: int, n_out: int, compute: Compute = "f32") -> Work:
     x, w, bias, out = random(n_rows, n_in), random(n_out, n_in, dtype=dtype), random(n_out), random(n_rows, n_out)
     decode = n_rows == 1
-    copies = [kernels.pack(w) for _ in range(-(-BEYOND_CACHES // w.nbytes) if decode else 1)]
+    n_copies = -(-BEYOND_CACHES // w.nbytes) if decode else 1
+    copies = [replace(kernels.pack(w), compute=compute) for _ in range(n_copies)]
     calls = [partial(kernels.linear, x, panels, bias, out) for panels in copies]
     n_ops = 2 * n_rows * n_in * n_out
     if decode:
@@ -274,6 +275,8 @@ HEAD = {"4096 -> 50400": (D_MODEL, N_VOCAB)}
 
 def linears(kind: str) -> dict[str, Callable[[], Work]]:
     make = linear_quantised if kind in ("q8", "q4") else linear
+    if kind == "bf16_dots":
+        make, kind = partial(linear, compute="bf16"), "bf16"
     decode = {f"1 row, {name}": partial(make, kind, 1, *shape) for name, shape in (LAYERS | HEAD).items()}
     return decode | {f"512 rows, {name}": partial(make, kind, N_PREFILL, *shape) for name, shape in LAYERS.items()}
 
@@ -286,7 +289,7 @@ def attentions(dtype: KVDtype) -> dict[str, Callable[[], Work]]:
 
 
 CASES: dict[str, dict[str, Callable[[], Work]]] = {
-    **{f"linear_{dtype}": linears(dtype) for dtype in ("f32", "f16", "bf16", "q8", "q4")},
+    **{f"linear_{dtype}": linears(dtype) for dtype in ("f32", "f16", "bf16", "bf16_dots", "q8", "q4")},
     **{
         f"linear_backward_{kind}": {
             f"256 rows, {name}": partial(linear_backward, kind, n_out, n_in) for name, (n_in, n_out) in LAYERS.items()

@@ -31,6 +31,7 @@ UNWANTED = re.compile(
 X86_ISAS = {"avx2": ["-mavx2", "-mfma", "-mf16c"]}
 X86_ISAS["avx512"] = [*X86_ISAS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 X86_ISAS["avx512vnni"] = [*X86_ISAS["avx512"], "-mavx512vnni"]
+X86_ISAS["avx512bf16"] = [*X86_ISAS["avx512vnni"], "-mavx512bf16"]
 ARM_ISAS = {"neon": [], "neondot": ["-march=armv8.2-a+dotprod"]}
 ISAS: dict[str, dict[str, list[str]]] = {"x86_64": X86_ISAS, "aarch64": ARM_ISAS, "arm64": ARM_ISAS}
 

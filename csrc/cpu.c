@@ -35,6 +35,11 @@ static int has_avx512vnni(void) {
     return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c & bit_AVX512VNNI);
 }
 
+static int has_avx512bf16(void) {
+    unsigned a, b, c, d;
+    return has_avx512vnni() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVX512BF16);
+}
+
 static const char *registers_obstacle(unsigned wanted, const char *otherwise) {
     return (saved_state() & wanted) == wanted ? NULL : otherwise;
 }
@@ -45,9 +50,10 @@ const char *refgpt_isa_obstacle(const char *isa) {
         if (!has_avx2()) return "this CPU lacks AVX2, FMA or F16C";
         return registers_obstacle(YMM_STATE, "the operating system does not save the AVX registers");
     }
-    if (!strcmp(isa, "avx512") || !strcmp(isa, "avx512vnni")) {
+    if (!strcmp(isa, "avx512") || !strcmp(isa, "avx512vnni") || !strcmp(isa, "avx512bf16")) {
         if (!has_avx512()) return "this CPU lacks AVX-512 F, BW, DQ or VL";
-        if (!strcmp(isa, "avx512vnni") && !has_avx512vnni()) return "this CPU lacks AVX-512 VNNI";
+        if (strcmp(isa, "avx512") && !has_avx512vnni()) return "this CPU lacks AVX-512 VNNI";
+        if (!strcmp(isa, "avx512bf16") && !has_avx512bf16()) return "this CPU lacks AVX-512 BF16";
         return registers_obstacle(ZMM_STATE, "the operating system does not save the AVX-512 registers");
     }
     if (!strcmp(isa, "neon") || !strcmp(isa, "neondot")) return "not compiled for x86-64";

@@ -23,6 +23,12 @@
 #define ROW_avx512vnni(f) NULL
 #endif
 
+#if defined(__x86_64__) && !defined(REFGPT_WITHOUT_avx512bf16)
+#define ROW_avx512bf16(f) f
+#else
+#define ROW_avx512bf16(f) NULL
+#endif
+
 #if defined(__aarch64__) && !defined(REFGPT_WITHOUT_neon)
 #define ROW_neon(f) f
 #else

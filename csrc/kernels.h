@@ -2,6 +2,7 @@
 #include "simd/common.h"
 #include "simd/tile.h"
 #include "ops/linear.h"
+#include "ops/linear_bf16_dots.h"
 #include "ops/linear_quantised.h"
 #include "ops/linear_backward.h"
 #include "ops/linear_weight_backward.h"

@@ -34,7 +34,7 @@
 #include <stdint.h>
 
 /* Changes whenever a struct or a contract below changes; the binding refuses another number. */
-#define REFGPT_ABI 9
+#define REFGPT_ABI 10
 #define REFGPT_LANES 16     /* rows side by side in a panel */
 #define REFGPT_CHUNK 32     /* terms of a partial sum */
 #define REFGPT_FEW_ROWS 8   /* that linear takes as they are; the most rows of a query tile */
@@ -51,7 +51,11 @@ typedef struct {
 } refgpt_row;
 
 /* y[r, o] = bias[o] + sum over i of w[o, i] * x[r, i], chunked over i. Items: panels of w. linear_{f32,f16,bf16}: the dtype
- * of w; 16-bit weights are widened exactly. bias may be NULL. */
+ * of w; 16-bit weights are widened exactly. bias may be NULL.
+ *
+ * linear_bf16_dots: w is bfloat16, and rows are rounded to bfloat16, to nearest even. What is smaller than 2^-56, in w and in rows
+ * before they are rounded, counts as 0, so that no sum of products is ever subnormal. Within a chunk the two inputs of each pair
+ * (2i, 2i + 1) are added odd first: accumulator = fma(w[2i], x[2i], fma(w[2i + 1], x[2i + 1], accumulator)). */
 typedef struct {
     const float *x;        /* [n_rows, n_in] */
     const float *x_panels; /* the same rows as panels; NULL exactly if n_rows <= 8, which run from x */

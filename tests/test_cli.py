@@ -182,9 +182,10 @@ def test_loading_options_reach_the_loader(path, monkeypatch, run):
         "--tokenizer",
         "t",
         "--copy",
+        "--compute=float32",
     ]
     files = {"path": path, "mask": "prefix", "progress": bar, "revision": "r1", "tokenizer": "t"}
-    running = {"dtype": "f16", "kv_dtype": "f16", "threads": 2, "progress": bar, "copy": True}
+    running = {"dtype": "f16", "kv_dtype": "f16", "threads": 2, "progress": bar, "copy": True, "compute": "f32"}
     for command in (["generate", "-m", path, "hi"], ["demo", "-m", path, "qa", "hi"]):
         told.clear()
         run(*command, "--backend", "numpy", *options)

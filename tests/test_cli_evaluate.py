@@ -86,6 +86,14 @@ def test_a_comparison_is_paired(run):
     assert [(one["item"], one["right"]) for one in found["comparisons"][0]["changed"]] == comparison.changed
 
 
+def test_a_comparison_of_arithmetic_in_bfloat16(run, tmp_path):
+    options = ["--dtype", "bf16", "--compare", "compute=bf16", "--json", "-o", tmp_path / "out.jsonl"]
+    found = json.loads(run("evaluate", "hellaswag", "--data", HELLASWAG, "--limit", 2, *options).out)
+    assert ["compute" in one["setting"] for one in found["runs"]] == [False, True]
+    first, second = ([one | {"setting": 0} for one in lines_of(tmp_path / "out.jsonl")[1:]][i : i + 2] for i in (0, 2))
+    assert [one["item"] for one in first] == [one["item"] for one in second] and first != second
+
+
 def test_a_comparison_of_a_model_with_an_adapter(run, tmp_path):
     model = refgpt.load(dtype="f32")
     training.new_adapter(model, rank=2, targets="fc_in", seed=1)

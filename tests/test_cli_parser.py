@@ -234,6 +234,16 @@ def test_dtypes_have_other_names(refused, given, want):
         assert PARSER.parse_args(["convert", "a", "b", "--dtype", given]).dtype == want
 
 
+def test_arithmetic_in_bfloat16(run, path):
+    rounded = ["-m", path, "--compute", "bf16"]
+    got = run("generate", "hi", *rounded)
+    assert got.code == 1 and "in f16; load with --dtype bf16, or leave compute out\n" in got.err
+    got = run("generate", "hi", *rounded, "--dtype", "q8")
+    assert got.code == 1 and "--compute: needs weights in bf16; got 'bf16' and dtype 'q8'" in got.err
+    got = run("verify", path, "--compute", "bf16", "--dtype", "bf16")
+    assert got.code == 0 and "weights bf16, arithmetic bf16, cache f32" in got.out
+
+
 def test_errors_name_options(run, path):
     got = run("bench", path, "-p", "9999")
     assert got.code == 1 and "refgpt: error: --n-prompt: cannot be used; got 9999" in got.err
@@ -316,7 +326,7 @@ def test_a_parser_of_its_own_needs_no_command():
 def test_copies_are_asked_for_by_a_flag(run, monkeypatch, path, command):
     asked = []
     pack = packing.pack_params
-    monkeypatch.setattr(session, "pack_params", lambda *args: asked.append(args[-1]) or pack(*args))
+    monkeypatch.setattr(session, "pack_params", lambda *args: asked.append(args[-2]) or pack(*args))
     for given in ([], ["--copy"]):
         run(command, "-m", path, *(["hi", "-n", 1] if command == "generate" else []), *given)
     assert asked == [False, True]

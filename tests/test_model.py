@@ -16,6 +16,8 @@ from refgpt.checkpoints import open_checkpoint
 from refgpt.conversion import convert
 from refgpt.kernels import force_isa, list_kernels
 from refgpt.numbers.casting import kept_leaf
+from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.leaves import widen
 from refgpt.spec import forward, tap_names
 from refgpt.tokenizers import find_tokenizer, load_tokenizer
 from tests.helpers.model_files import write_model, write_tokenizer
@@ -249,7 +251,7 @@ def test_ids_that_cannot_be_used_are_refused(path, backend):
     "name, value, wanted",
     [
         ("backend", "cuda", "'c', 'numpy'"),
-        ("dtype", "f64", "None, 'f32', 'f16'"),
+        ("dtype", "f64", "None, 'f32', 'f16', 'bf16'"),
         ("dtype", "float8", "'f16'"),
         ("mask", "bidirectional", "'auto', 'causal', 'prefix'"),
         ("threads", 0, "whole number"),
@@ -257,6 +259,9 @@ def test_ids_that_cannot_be_used_are_refused(path, backend):
         ("threads", "2", "whole"),
         ("kv_dtype", "bf16", "None, 'f32', 'f16'"),
         ("dtype", ["f16"], "'f16'"),
+        ("compute", "f16", "None, 'f32', 'bf16'"),
+        ("compute", "q8", "None, 'f32', 'bf16'"),
+        ("compute", 16, "None, 'f32', 'bf16'"),
     ],
 )
 def test_arguments_that_make_no_sense_are_named(name, value, wanted):
@@ -293,10 +298,41 @@ def test_float64_is_understood_where_it_can_be_used(path):
             refgpt.load(path, dtype=given)
 
 
-@pytest.mark.parametrize("given", ["bfloat16", "bf16"])
-def test_bfloat16_is_known_but_no_choice(path, given):
-    with pytest.raises(refgpt.RefgptError, match=r"^dtype: cannot be used; got 'bf16'; .*; leave it out: weights that"):
-        refgpt.load(path, dtype=given)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bfloat16_rounds_the_matrices(path, backend):
+    model = refgpt.load(path, backend, "bfloat16")
+    assert model.dtype == "bf16" and model.compute == "f32"
+    kept, stored = dict(model.engine.kept().items()), dict(PARAMS.items())
+    assert kept["wte"].dtype == BFLOAT16 and kept["blocks.0.w_in"].dtype == BFLOAT16
+    for name, leaf in stored.items():
+        off = np.abs(widen(kept[name]) - widen(leaf))
+        assert (off <= (np.abs(widen(leaf)) * 2**-8 if leaf.ndim == 2 else 0)).all()
+    assert np.abs(model.logits([1, 2, 3]) - refgpt.load(path, backend).logits([1, 2, 3])).max() > 0
+
+
+def test_arithmetic_in_bfloat16(path):
+    model = refgpt.load(path, dtype="bf16", compute="bfloat16", threads=1)
+    wide = refgpt.load(path, dtype="bf16", threads=1)
+    assert (model.compute, wide.compute) == ("bf16", "f32")
+    assert model.verify([1, 2, 3]).first_broken is None
+    off = np.abs(model.logits([1, 2, 3]) - wide.logits([1, 2, 3])).max()
+    assert 0 < off < wide.logits([1, 2, 3]).std()
+    assert model.engine.identity() != wide.engine.identity()
+    assert refgpt.load(path, dtype="bf16", compute="f32", threads=1).engine.identity() == wide.engine.identity()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, r"^compute: needs weights in bf16; got .* in f\d\d; load with dtype='bf16' \(--dtype bf16\), or leave"),
+        ({"dtype": "f16"}, "^compute: needs weights in bf16; got 'bf16' and dtype 'f16'"),
+        ({"dtype": "q4"}, "^compute: needs weights in bf16; got 'bf16' and dtype 'q4'"),
+        ({"backend": "numpy", "dtype": "bf16"}, "^compute: is for the C kernels; got 'bf16' and backend 'numpy'"),
+    ],
+)
+def test_arithmetic_in_bfloat16_needs_weights_in_it_and_the_kernels(path, options, said):
+    with pytest.raises(refgpt.RefgptError, match=said):
+        refgpt.load(path, compute="bf16", **options)
 
 
 @pytest.mark.parametrize("given", [np.int32, np.array(["f16"]), np.zeros(3), 16, b"f16", str, "float", "<f2,"])

@@ -105,6 +105,12 @@ def groups(threads: int, family: str = "gptj") -> list[Group]:
             (
                 Engine("refgpt f16", "refgpt", "f16", CHECKPOINT),
                 Engine("llama.cpp F16", "llama_cpp", "F16", TWIN),
+            ),
+        ),
+        Group(
+            "16 bits, multiplied in bfloat16",
+            (
+                Engine("refgpt bf16", "refgpt", "bf16", CHECKPOINT),
                 Engine("transformers bfloat16", "transformers", "bf16", CHECKPOINT),
             ),
         ),

@@ -9,7 +9,8 @@
 
 enum { LANES = REFGPT_LANES, CHUNK = REFGPT_CHUNK, FEW_ROWS = REFGPT_FEW_ROWS };
 enum { BLOCK = REFGPT_BLOCK, RECORD = BLOCK + 8 }; /* bytes of a record, a row */
-enum dtype { F32, F16, BF16, Q8, Q4, KEYS_Q8 };    /* KEYS_Q8: a record of the attention cache */
+/* BF16_PAIRS: see linear_bf16_dots.h; KEYS_Q8: a record of the attention cache. */
+enum dtype { F32, F16, BF16, BF16_PAIRS, BF16_LARGE_PAIRS, Q8, Q4, KEYS_Q8 };
 
 ALWAYS_INLINE int64_t size_of(enum dtype dtype) { return dtype == F32 ? 4 : dtype == KEYS_Q8 ? 1 : 2; }
 
@@ -45,10 +46,24 @@ static inline void store_row(float *row, int64_t i, int64_t n, v16 a) {
     else v16_store_n(row + i, a, n - i);
 }
 
+/* What linear_bf16_dots multiplies: a lane holds so many inputs. Where no instruction multiplies pairs of bfloat16, that is one, in
+ * float32. */
+#ifndef PAIR_STEP
+#define PAIR_STEP 1
+static inline v16 v16_load_pairs(const uint16_t *p) { return v16_load_bf16(p); }
+static inline v16 v16_zero_small_pairs(v16 w) { /* 0 for what is below 2^-56 */
+    return v16_zero_below(w, v16_max(w, v16_sub(v16_set1(0.0f), w)), v16_set1(0x1p-56f));
+}
+static inline v16 v16_add_pairs(v16 sum, v16 w, v16 x) { return v16_fma(w, x, sum); }
+#endif
+ALWAYS_INLINE int pairs(enum dtype dtype) { return dtype == BF16_PAIRS || dtype == BF16_LARGE_PAIRS; }
+
 static inline v16 load_stored(const void *p, int64_t i, enum dtype dtype) {
     if (dtype == F32) return v16_load((const float *)p + i);
     if (dtype == F16) return v16_load_f16((const uint16_t *)p + i);
     if (dtype == KEYS_Q8) return v16_of_bytes((const int8_t *)p + i);
+    if (dtype == BF16_PAIRS) return v16_zero_small_pairs(v16_load_pairs((const uint16_t *)p + i));
+    if (dtype == BF16_LARGE_PAIRS) return v16_load_pairs((const uint16_t *)p + i); /* none is that small */
     return v16_load_bf16((const uint16_t *)p + i);
 }
 

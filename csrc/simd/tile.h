@@ -34,12 +34,23 @@ ALWAYS_INLINE panels panels_from(panels w, int64_t n_elements) {
 
 enum { MOST_ROWS = 8, MOST_PANELS = 4 }; /* of a tile, for any instruction set */
 
+/* A step of a sum takes one input, or a pair. Of a pair in two steps the odd input is first. */
+ALWAYS_INLINE int64_t inputs_of_step(enum dtype dtype) { return pairs(dtype) ? PAIR_STEP : 1; }
+ALWAYS_INLINE int64_t place_of_step(int64_t i, enum dtype dtype) {
+    if (!pairs(dtype)) return i;
+    return PAIR_STEP == 1 ? i ^ 1 : i * PAIR_STEP;
+}
+ALWAYS_INLINE v16 add_products(v16 sum, v16 w, v16 x, enum dtype dtype) {
+    return pairs(dtype) ? v16_add_pairs(sum, w, x) : v16_fma(w, x, sum);
+}
+
 /* Adds to the totals y[r, 16 p + lane]. R and P are compile-time constants at every call, so that the accumulators live in
  * registers: R rows share each weight that is loaded, P panels share each x that is broadcast. Prefetches go into L2, as what is
  * read now fills L1; where a step is long enough for one more, the next rows come into L1. */
 ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int R, const int P) {
-    for (int64_t start = 0; start < n_in; start += CHUNK) {
-        const int64_t stop = smaller(start + CHUNK, n_in);
+    const int64_t chunk = CHUNK / inputs_of_step(w.dtype);
+    for (int64_t start = 0; start < n_in; start += chunk) {
+        const int64_t stop = smaller(start + chunk, n_in);
         v16 sum[MOST_ROWS][MOST_PANELS], scales[MOST_PANELS];
 #pragma GCC unroll 4
         for (int p = 0; p < P; p++)
@@ -56,7 +67,7 @@ ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_
             if (x.inner > 1 && P > 1) __builtin_prefetch(x.at + i * x.inner + x.next);
 #pragma GCC unroll 4
             for (int p = 0; p < P; p++) {
-                const int64_t at = p * w.panel + i * LANES;
+                const int64_t at = p * w.panel + place_of_step(i, w.dtype) * LANES;
                 __builtin_prefetch((const char *)w.at + (at + w.ahead) * size_of(w.dtype), 0, 2);
                 weights[p] = load_stored(w.at, at, w.dtype);
                 if (w.dtype == KEYS_Q8) weights[p] = v16_mul(weights[p], scales[p]);
@@ -65,7 +76,7 @@ ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_
             for (int r = 0; r < R; r++) {
                 const v16 xr = v16_set1(x.at[r * x.row + i * x.inner]);
 #pragma GCC unroll 4
-                for (int p = 0; p < P; p++) sum[r][p] = v16_fma(weights[p], xr, sum[r][p]);
+                for (int p = 0; p < P; p++) sum[r][p] = add_products(sum[r][p], weights[p], xr, w.dtype);
             }
         }
 #pragma GCC unroll 8
@@ -123,7 +134,6 @@ MULTIPLY(multiply_f32, F32)
 MULTIPLY(multiply_f16, F16)
 MULTIPLY(multiply_bf16, BF16)
 MULTIPLY(multiply_keys_q8, KEYS_Q8)
-#undef MULTIPLY
 
 static void multiply_stored(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in) {
     if (w.dtype == F32) multiply_f32(n_rows, x, n_panels, w, y, y_stride, n_in);
@@ -133,7 +143,9 @@ static void multiply_stored(int64_t n_rows, rows x, int64_t n_panels, panels w, 
 }
 
 /* Rows that lie side by side: element i of row r at i * x.inner + r. */
-static void multiply_beside(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in) {
-    w.dtype = F32, x.row = 1;
-    multiply(n_rows, x, n_panels, w, y, y_stride, n_in);
-}
+#define MULTIPLY_BESIDE(name, stored)                                                                                \
+    static void name(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in) { \
+        w.dtype = stored, x.row = 1;                                                                                 \
+        multiply(n_rows, x, n_panels, w, y, y_stride, n_in);                                                         \
+    }
+MULTIPLY_BESIDE(multiply_beside, F32)

@@ -214,6 +214,17 @@ static void *cache_records(call *c, int64_t n_records, int64_t n_integers, int64
     return start;
 }
 
+/* Some rows and weights about as small as what counts as 0. */
+static void linear_bf16_dots_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    linear_case(c, "bf16", n, n_rows);
+    (void)dtype;
+    float *x = (float *)c->args.linear.x, *x_panels = (float *)c->args.linear.x_panels;
+    for (int64_t i = 0; i < n_rows * n; i += 3) x[i] *= 0x1p-56f;
+    for (int64_t i = 0; x_panels && i < panels_of(n_rows) * n * LANES; i += 3) x_panels[i] *= 0x1p-56f;
+    uint16_t *w = (uint16_t *)c->args.linear.w;
+    for (int64_t i = 0; i < c->n_items * n * LANES; i += 5) w[i] = (uint16_t)(0x2300 + random_below(0x100));
+}
+
 static void attention_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     static const int64_t widths[] = {1, 8, 16, 17, 24, 40, 64, 80};
     const int64_t n_keys = n ? n : 1, capacity = panels_of(n_keys + random_below(20)) * LANES, n_slots = 3;
@@ -378,6 +389,7 @@ static const struct {
 } families[] = {
     {"linear_backward", linear_backward_case}, /* before the shorter names, here and below */
     {"linear_weight_backward", linear_weight_backward_case},
+    {"linear_bf16_dots", linear_bf16_dots_case},
     {"linear", linear_case},
     {"attention_backward", attention_backward_case},
     {"attention", attention_case},

@@ -27,6 +27,7 @@ native)
         avx512="-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl"
         build "$cc" avx512 $avx512 $sanitize "$csrc/avx512.c"
         build "$cc" avx512vnni $avx512 -mavx512vnni $sanitize "$csrc/avx512vnni.c"
+        build "$cc" avx512bf16 $avx512 -mavx512vnni -mavx512bf16 $sanitize "$csrc/avx512bf16.c"
         ;;
     aarch64 | arm64)
         build "$cc" neon $sanitize "$csrc/neon.c"

@@ -14,7 +14,7 @@ from refgpt._common.arguments import flag
 from refgpt._common.errors import GenerationError
 from refgpt._model.inside import Inside
 from refgpt.checkpoints.checkpoint import Checkpoint
-from refgpt.numbers.dtypes import KVDtype
+from refgpt.numbers.dtypes import Compute, KVDtype
 from refgpt.numbers.mapped import check_unchanged
 from refgpt.numbers.panels import BLOCK_BYTES
 from refgpt.numbers.tree import ParamTree
@@ -66,6 +66,11 @@ class Model(Inside):
     def kv_dtype(self) -> KVDtype:
         """Dtype of the engine's attention cache: "f32", "f16" or "q8"."""
         return self.engine.kv_dtype
+
+    @property
+    def compute(self) -> Compute:
+        """Dtype to which linear layers round what they multiply with float weights: "f32" or "bf16"."""
+        return self.engine.compute
 
     @property
     def mask(self) -> str:

@@ -94,6 +94,7 @@ def _bench(arguments: argparse.Namespace) -> int:
                 "weights": engine.kinds,
                 "n_bytes": engine.n_bytes,
                 "kv_dtype": model.kv_dtype,
+                "compute": model.compute,
                 "threads": engine.threads,
                 "isa": isa,
                 "tests": [_record(row) for row in rows],
@@ -102,7 +103,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         return 0
     print_line(
         f"{model.checkpoint.path}: {engine.kinds}, {size(engine.n_bytes)} of weights, cache {model.kv_dtype}, "
-        f"{engine.threads} threads, {isa}"
+        f"{'' if model.compute == 'f32' else f'arithmetic {model.compute}, '}{engine.threads} threads, {isa}"
     )
     _print_row("test", "tokens/s", "+-", "must read", "machine reads", "share")
     for row in rows:

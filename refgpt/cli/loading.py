@@ -46,6 +46,7 @@ def load_model(arguments: argparse.Namespace, backend: str) -> Model:
             adapter=arguments.adapter,
             tokenizer=arguments.tokenizer,
             adapters=arguments.adapters,
+            compute=arguments.compute,
         )
 
 
@@ -60,7 +61,7 @@ def load_for(arguments: argparse.Namespace, encode: Callable[[AnyConfig, Tokeniz
 def load_after(arguments: argparse.Namespace, look: Callable[[Checkpoint, Tokenizer | None], T]) -> tuple[Model, T]:
     """Load the model that the arguments name, after ``look`` has inspected its files without raising."""
     backend, dtype, threads, kv_dtype = arguments.backend, arguments.dtype, arguments.threads, arguments.kv_dtype
-    check_options(backend, dtype, threads, kv_dtype)
+    check_options(backend, dtype, threads, kv_dtype, arguments.compute)
     with progress_bar() as progress:
         checkpoint, tokenizer = open_model(
             arguments.model, arguments.mask, progress, arguments.revision, arguments.tokenizer
@@ -80,6 +81,7 @@ def load_after(arguments: argparse.Namespace, look: Callable[[Checkpoint, Tokeni
             copy=arguments.copy,
             pairs=pairs,
             named=named,
+            compute=arguments.compute,
         )
         return model, seen
 

@@ -26,6 +26,7 @@ SETTINGS: dict[str, Callable[[str], Any]] = {
     "backend": str,
     "dtype": known_dtype,
     "kv_dtype": known_dtype,
+    "compute": known_dtype,
     "mask": str,
     "adapter": str,
     "tokenizer": str,
@@ -42,7 +43,7 @@ def setting_of(arguments: argparse.Namespace) -> Setting:
 
 def check_setting(setting: Setting) -> None:
     """Refuse a setting that no model can be loaded with, before anything is computed."""
-    check_options(setting["backend"], setting["dtype"], setting["threads"], setting["kv_dtype"])
+    check_options(setting["backend"], setting["dtype"], setting["threads"], setting["kv_dtype"], setting["compute"])
     one_of("mask", setting["mask"], MASKS, RefgptError)
     checkpoint, _ = open_model(setting["model"], setting["mask"], None, setting["revision"], setting["tokenizer"])
     open_adapter(setting["adapter"], checkpoint, setting["mask"])
@@ -50,7 +51,8 @@ def check_setting(setting: Setting) -> None:
 
 def identity(setting: Setting) -> dict[str, Any]:
     """A setting as it is recorded: paths, and the options that change results, so not the number of threads."""
-    found = {name: value for name, value in setting.items() if name != "threads"}
+    left_out = [("threads", setting["threads"]), ("compute", None)]  # older files know nothing of compute
+    found = dict(item for item in setting.items() if item not in left_out)
     for name in ("model", "adapter", "tokenizer"):
         value = found[name]
         if isinstance(value, str) and os.path.exists(value):

@@ -13,7 +13,7 @@ from refgpt._common.wording import shown
 from refgpt._load import DTYPES
 from refgpt.checkpoints import MASKS
 from refgpt.cli.printing import print_line
-from refgpt.numbers.dtypes import KV_DTYPES, known_dtype
+from refgpt.numbers.dtypes import COMPUTES, KV_DTYPES, known_dtype
 
 Commands = argparse._SubParsersAction
 Run = Callable[[argparse.Namespace], int]
@@ -173,6 +173,13 @@ def add_loading_arguments(
         help="dtype of the attention cache; q8 is half of f16 (default: f16 with weights in q8 and q4, otherwise f32)",
     )
     several = "; NAME=DIRECTORY, which can be repeated: used for the requests that name it"
+    add(
+        "--compute",
+        type=known_dtype,
+        choices=COMPUTES,
+        help="dtype in which linear layers multiply; bf16, with weights in bf16, reads prompts almost twice as fast on "
+        "processors with AVX512_BF16 (default: f32)",
+    )
     add(
         "--adapter",
         action=StoreAdapter,

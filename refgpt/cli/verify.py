@@ -54,14 +54,16 @@ def _verify(arguments: argparse.Namespace) -> int:
                 "mask": model.mask,
                 "dtype": model.dtype,
                 "kv_dtype": model.kv_dtype,
+                "compute": model.compute,
                 **verify_record(report),
             }
         )
         return 1 if report.first_broken else 0
     takes = size(verify_bytes(model.engine, len(ids)))
+    arithmetic = "" if model.compute == "f32" else f", arithmetic {model.compute}"
     print_line(
-        f"{len(ids)} tokens, mask {model.mask}, weights {model.dtype or 'as stored'}, cache {model.kv_dtype}; "
-        f"takes up to {takes} beside the model"
+        f"{len(ids)} tokens, mask {model.mask}, weights {model.dtype or 'as stored'}{arithmetic}, "
+        f"cache {model.kv_dtype}; takes up to {takes} beside the model"
     )
     print_line(Report.HEAD)
     large = model.checkpoint.params.nbytes >= WORTH_A_BAR

@@ -49,7 +49,7 @@ class RefgptLM(LM):
     ----------
     pretrained : str, optional
         What ``refgpt.load`` takes: a path, or a name on the hub; by default the included model.
-    dtype, backend, mask, adapter, threads, kv_dtype, tokenizer, revision
+    dtype, backend, mask, adapter, threads, kv_dtype, tokenizer, revision, compute
         As in ``refgpt.load``.
     max_length : int, optional
         Use a shorter context than the model's.
@@ -79,6 +79,7 @@ class RefgptLM(LM):
         kv_dtype: str | None = None,
         tokenizer: str | None = None,
         revision: str | None = None,
+        compute: str | None = None,
         max_length: int | None = None,
         max_gen_toks: int = 256,
         protocol: str = "lm-eval",
@@ -90,12 +91,12 @@ class RefgptLM(LM):
     ) -> None:
         super().__init__()
         if unknown:
-            known = "pretrained, dtype, backend, mask, adapter, threads, kv_dtype, tokenizer, revision, max_length, "
+            known = "pretrained, dtype, backend, mask, adapter, threads, kv_dtype, tokenizer, revision, compute, "
             raise RefgptError(
                 "there is no such argument",
                 where="model_args",
                 got=", ".join(unknown),
-                wanted=f"{known}max_gen_toks, protocol, add_bos_token",
+                wanted=f"{known}max_length, max_gen_toks, protocol, add_bos_token",
             )
         one_of("protocol", protocol, tuple(FRAMINGS), RefgptError)
         self.max_gen_toks = whole_number("max_gen_toks", max_gen_toks, 1, None, RefgptError)
@@ -109,6 +110,7 @@ class RefgptLM(LM):
             kv_dtype=kv_dtype,
             tokenizer=tokenizer,
             revision=revision,
+            compute=compute,
         )
         if self.model.tokenizer is None:
             raise needs_tokenizer("lm-eval's tasks are text", "take another model")
@@ -129,7 +131,8 @@ class RefgptLM(LM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into its results."""
-        return {"model_dtype": self.model.dtype or "as stored", "model_mask": self.model.mask}
+        dtype = self.model.dtype or "as stored"
+        return {"model_dtype": dtype, "model_compute": self.model.compute, "model_mask": self.model.mask}
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """The log-likelihood of each continuation of a context, and whether greedy decoding would write it."""

@@ -315,4 +315,5 @@ def _engine(model: Model) -> str:
         return f"the NumPy spec in {'float64' if model.dtype == 'f64' else 'float32'}"
     from refgpt.kernels import active
 
-    return f"C kernels ({active('linear_f32').isa}), keys and values cached in {model.kv_dtype}"
+    arithmetic = "" if model.compute == "f32" else f", arithmetic in {model.compute}"
+    return f"C kernels ({active('linear_f32').isa}){arithmetic}, keys and values cached in {model.kv_dtype}"

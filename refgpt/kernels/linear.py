@@ -127,8 +127,8 @@ def linear(
 ) -> np.ndarray:
     """``x @ w.T + bias``: x [t, n_in], w packed [n_out, n_in], bias [n_out], out [t, n_out].
 
-    Rows are rounded to 8 bits before they are multiplied with weights of 8 and 4 bits. A matrix with an adapter is
-    not changed: the output of the adapter is added to its output.
+    Rows are rounded to 8 bits before they are multiplied with weights of 8 and 4 bits, and to bfloat16 if the weights'
+    ``compute`` says so. A matrix with an adapter is not changed: the output of the adapter is added to its output.
     """
     if isinstance(w, Mixed) or (isinstance(w, Adapted) and w.panels is not None):
         return _adapted(x, w, bias, out, threads, program)
@@ -156,7 +156,8 @@ def linear(
     # Pieces are large enough to be worth waking a thread for; of floats, whole groups of panels (4 or 3 side by side).
     group, smallest = (4 if n_rows == 1 else 3, SMALLEST_PIECE) if w.kind in FLOATS else (1, SMALLEST_QUANTISED_PIECE)
     grain = group * max(1, smallest // max(1, n_rows * n_in * LANES * group))
-    run(table_row(f"linear_{w.kind}", kernel), args, n_panels(w.n_out), grain, threads, program)
+    op = "linear_bf16_dots" if w.compute == "bf16" else f"linear_{w.kind}"
+    run(table_row(op, kernel), args, n_panels(w.n_out), grain, threads, program)
     return y
 
 

@@ -14,7 +14,7 @@ from refgpt._common.wording import shown
 from refgpt.kernels.native import ffi, lib
 
 #: Instruction sets, fastest first; the first that can run is used.
-PREFERENCE = ("avx512vnni", "avx512", "avx2", "neondot", "neon", "scalar")
+PREFERENCE = ("avx512bf16", "avx512vnni", "avx512", "avx2", "neondot", "neon", "scalar")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -51,6 +52,7 @@ PROMISED = {
     "linear_f32": "2f8381999bb4b5a9",
     "linear_f16": "ae970ac365839b30",
     "linear_bf16": "8831cafb419cfb1d",
+    "linear_bf16_dots": "9bca621516684b10",
     "linear_q8": "2d1450b470a850cd",
     "linear_q4": "4c3d07c262edcfc8",
     "linear_backward_f32": "446f6872027ed67d",
@@ -142,7 +144,10 @@ def _outputs(kernel: Kernel) -> Iterator[np.ndarray]:
     elif op in TRAINING:
         yield from _training_outputs(kernel, x, wide, positions)
     elif op.startswith("linear"):
-        w = pack(_stored(3, kind, 40, 75)) if kind in FLOATS else _quantised(3, kind, 40, 75)
+        if op == "linear_bf16_dots":
+            w = replace(pack(_stored(3, "bf16", 40, 75)), compute="bf16")
+        else:
+            w = pack(_stored(3, kind, 40, 75)) if kind in FLOATS else _quantised(3, kind, 40, 75)
         for n_rows in (1, 3, 20):
             yield linear(x[:n_rows], w, _numbers(4, 40), kernel=kernel, threads=1)
     elif op == "quantise_rows":

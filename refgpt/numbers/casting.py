@@ -15,6 +15,7 @@ LARGEST = {"f16": 65504.0, "bf16": 2.0**128 - 2.0**120, "f32": float(np.finfo(np
 #: Advice when a model is loaded, for numbers that a dtype cannot hold.
 FIXES = {
     "f16": "load with dtype='f32' (--dtype f32)",
+    "bf16": "load with dtype='f32' (--dtype f32)",
     "f32": "load with dtype='f64' and backend='numpy' (--dtype f64 --backend numpy)",
 }
 
@@ -45,14 +46,14 @@ def kept_leaf(name: str, leaf: Leaf, dtype: str | None) -> Leaf:
 
     Parameters
     ----------
-    dtype : "f16", "f32", "f64" or None
-        "f16" rounds matrices to float16; the few vectors (biases, LayerNorms) keep their dtype. "f32" and None round
+    dtype : "f16", "bf16", "f32", "f64" or None
+        "f16" and "bf16" round matrices; the few vectors (biases, LayerNorms) keep their dtype. "f32" and None round
         float64 to float32 and keep narrower floats, since widening them later is exact. "f64" changes nothing.
 
     Raises
     ------
     CheckpointError
-        If the leaf holds a number that float16, or float32, cannot; ``name`` is its ``where``.
+        If the leaf holds a number that the dtype cannot; ``name`` is its ``where``.
     """
     other = other_dtype(leaf, dtype)
     return leaf if other is None else cast(name, _decoded(leaf), other)
@@ -60,8 +61,8 @@ def kept_leaf(name: str, leaf: Leaf, dtype: str | None) -> Leaf:
 
 def other_dtype(leaf: Leaf, dtype: str | None) -> str | None:
     """What ``kept_leaf`` casts a leaf to; None if it leaves it as it is."""
-    if dtype == "f16" and leaf.ndim == 2 and leaf.dtype != np.float16:
-        return "f16"
+    if dtype in ("f16", "bf16") and leaf.ndim == 2 and leaf.dtype != STORED_DTYPES[dtype]:
+        return dtype
     return "f32" if dtype != "f64" and leaf.dtype == STORED_DTYPES["f64"] else None
 
 

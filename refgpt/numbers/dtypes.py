@@ -35,6 +35,10 @@ OTHER_NAMES = {
 KVDtype = Literal["f32", "f16", "q8"]
 KV_DTYPES = get_args(KVDtype)
 
+#: Dtypes to which the C backend's linear layers round what they multiply with float weights; sums are float32.
+Compute = Literal["f32", "bf16"]
+COMPUTES = get_args(Compute)
+
 
 def dtype_name(dtype: np.dtype) -> str | None:
     """The name of a stored dtype: "f32", "f16", "bf16" or "f64"; None for any other dtype."""

@@ -7,8 +7,8 @@ neither holds a second copy of a large matrix. A leaf's pages of the file are re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeGuard
 
@@ -19,13 +19,13 @@ from refgpt._common.float_state import default_float_state
 from refgpt._common.memory import check_obtainable
 from refgpt._common.progress import Progress
 from refgpt.numbers.casting import cast
-from refgpt.numbers.dtypes import STORED_DTYPES, dtype_name
+from refgpt.numbers.dtypes import STORED_DTYPES, Compute, dtype_name
 from refgpt.numbers.finite import check_finite
 from refgpt.numbers.leaves import Leaf, StoredRows, row_slices
 from refgpt.numbers.mapped import check_unchanged, files_of, in_memory, place_of, release
 from refgpt.numbers.panels import BLOCK_BYTES, FLOATS, Panels, aligned_zeros, panel_dtype, panel_shape
 from refgpt.numbers.quantisation import check_range
-from refgpt.numbers.tree import Tree
+from refgpt.numbers.tree import ParamTree, Tree
 
 #: What to do about weights that take too much memory.
 SMALLER = (
@@ -91,7 +91,7 @@ def plan(name: str, leaf: Leaf, dtype: str | None, looked_up: Collection[str] = 
     ----------
     name : str
         What ``Params.items`` calls it.
-    dtype : "f32", "f16", "q8", "q4" or None
+    dtype : "f32", "f16", "bf16", "q8", "q4" or None
         The requested dtype; None means as stored. Vectors are always float32. Matrices whose stored dtype has no panels
         become float32 unless another dtype is requested.
     looked_up : collection of str
@@ -134,6 +134,7 @@ def pack_params(
     progress: Progress | None = None,
     n_beside: int = 0,
     copy: bool = False,
+    compute: Compute = "f32",
 ) -> Tree:
     """The same tree, with every leaf in the dtype and layout that ``plan`` gives it.
 
@@ -147,14 +148,18 @@ def pack_params(
         Bytes that adapters will take beside them.
     copy : bool
         Whether to copy leaves into memory that could be used directly from a mapped file.
+    compute : "f32" or "bf16"
+        What the matrices in panels get: see ``Panels``.
 
     Raises
     ------
     CheckpointError
-        Before any leaf is read, if all of them take more memory than this process can have; or naming the first leaf
-        that holds NaN, infinity or what ``dtype`` cannot.
+        Before any leaf is read, if all of them take more memory than this process can have, or a matrix has not the
+        dtype that ``compute`` needs; or naming the first leaf that holds NaN, infinity or what ``dtype`` cannot.
     """
     planned = {name: plan(name, leaf, dtype, params.looked_up) for name, leaf in params.items()}
+    if compute != "f32":
+        _check_compute(params, planned, compute)
     check_room([n_beside, *(packed_bytes(leaf, planned[name], copy) for name, leaf in params.items())])
     n_total, n_done = params.nbytes, 0
 
@@ -163,6 +168,7 @@ def pack_params(
         check_unchanged(leaf)
         kept: Leaf = pack_leaf(name, leaf, planned[name], fill)
         kept = in_memory(kept) if copy else kept
+        kept = replace(kept, compute=compute) if isinstance(kept, Panels) else kept
         release(leaf)
         n_done += leaf.nbytes
         if progress is not None:
@@ -170,6 +176,19 @@ def pack_params(
         return kept
 
     return params.map(packed)
+
+
+def _check_compute(params: ParamTree, planned: Mapping[str, Kept], compute: Compute) -> None:
+    """Refuse to multiply in a dtype in which a matrix is not kept."""
+    for name, leaf in params.items():
+        kept = planned[name]
+        if kept.layout == "panels" and kept.kind != compute:
+            raise CheckpointError(
+                f"needs weights in {compute}",
+                where="compute",
+                got=f"{place_of(leaf, name)} in {kept.kind}",
+                fix=f"load with dtype='{compute}' (--dtype {compute}), or leave compute out",
+            )
 
 
 def packed_bytes(leaf: Leaf, kept: Kept, copy: bool) -> int:

@@ -19,13 +19,13 @@ past ``n_in`` are zero.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from refgpt._common.arguments import one_of, whole_number
 from refgpt._common.errors import KernelError
-from refgpt.numbers.dtypes import STORED_DTYPES
+from refgpt.numbers.dtypes import COMPUTES, STORED_DTYPES, Compute
 from refgpt.numbers.encoded import Encoded
 
 LANES = 16
@@ -36,7 +36,7 @@ BLOCK_BYTES = {"q8": 16 * 34, "q4": 16 * 18}
 FLOATS = ("f32", "f16", "bf16")
 KINDS = (*FLOATS, *BLOCK_BYTES)
 #: Dtypes that can be requested for matrices when they are packed; None means as stored.
-PACKED_DTYPES = (None, "f32", "f16", *BLOCK_BYTES)
+PACKED_DTYPES = (None, *FLOATS, *BLOCK_BYTES)
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -82,6 +82,9 @@ class Panels(Encoded):
         "f32", "f16", "bf16", "q8" or "q4".
     place : str
         Where the matrix comes from, for errors.
+    compute : "f32" or "bf16"
+        The dtype to which linear layers round their rows before they multiply them with these weights; "bf16" for
+        weights of this dtype only. Rows that are multiplied with 8 and 4 bits are rounded to 8 bits in any case.
     """
 
     data: np.ndarray
@@ -89,10 +92,13 @@ class Panels(Encoded):
     n_in: int
     kind: str
     place: str = "packed"
+    compute: Compute = "f32"
 
     def __post_init__(self) -> None:
         """Refuse data that does not match the description: kernels rely on it."""
         one_of(f"{self.place}: kind", self.kind, KINDS, KernelError)
+        computes = COMPUTES if self.kind == "bf16" else ("f32",)
+        one_of(f"{self.place}: compute", self.compute, computes, KernelError)
         n_out = whole_number(f"{self.place}: n_out", self.n_out, 0, None, KernelError)
         n_in = whole_number(f"{self.place}: n_in", self.n_in, 0, None, KernelError)
         shape, dtype = panel_shape(self.kind, n_out, n_in), panel_dtype(self.kind)
@@ -141,7 +147,7 @@ class Panels(Encoded):
                 got=f"{first} to {last}",
                 wanted=f"0 to {self.n_out}, from a multiple of {LANES}",
             )
-        return Panels(self.data[first // LANES : n_panels(last)], last - first, self.n_in, self.kind, self.place)
+        return replace(self, data=self.data[first // LANES : n_panels(last)], n_out=last - first)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """See ``Encoded.rows``; quantised numbers are exact in float32."""

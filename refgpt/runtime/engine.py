@@ -13,7 +13,7 @@ import numpy as np
 
 from refgpt._common.errors import GenerationError
 from refgpt._common.wording import listed, shown
-from refgpt.numbers.dtypes import KVDtype
+from refgpt.numbers.dtypes import Compute, KVDtype
 from refgpt.numbers.tree import ParamTree
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.taps import Tap, no_tap
@@ -165,6 +165,11 @@ class Engine(Protocol):
     @property
     def kv_dtype(self) -> KVDtype:
         """Dtype to which keys and values are rounded in the cache."""
+        ...
+
+    @property
+    def compute(self) -> Compute:
+        """Dtype to which linear layers round their rows before they multiply them with float weights."""
         ...
 
     @property

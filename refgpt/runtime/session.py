@@ -15,7 +15,7 @@ from refgpt._common.errors import GenerationError
 from refgpt._common.progress import Progress
 from refgpt.kernels import CHUNK, Program, check_threads, digests, forced_isa, store
 from refgpt.numbers.cached import kv_bytes
-from refgpt.numbers.dtypes import KV_DTYPES, KVDtype
+from refgpt.numbers.dtypes import COMPUTES, KV_DTYPES, Compute, KVDtype
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.mapped import files_of
 from refgpt.numbers.packing import pack_params
@@ -53,7 +53,7 @@ class Runtime:
     params : Params
         Packed here; the tree is not kept.
     config : Config
-    dtype : "f32", "f16", "q8", "q4" or None
+    dtype : "f32", "f16", "bf16", "q8", "q4" or None
         What matrices are kept in; None is as stored.
     threads : int, optional
         By default one a core. The bits of the result do not depend on it.
@@ -61,6 +61,8 @@ class Runtime:
         What sessions keep keys and values in; None is "f16" beside weights of 8 or 4 bits, and else "f32".
     progress, copy, n_beside
         See ``pack_params``.
+    compute : "f32" or "bf16"
+        "bf16": linear layers round their rows to bfloat16; their weights have to be kept in it. Sums are float32.
     """
 
     sum_chunk: int | None = CHUNK
@@ -76,12 +78,16 @@ class Runtime:
         progress: Progress | None = None,
         copy: bool = False,
         n_beside: int = 0,
+        compute: Compute = "f32",
     ) -> None:
         one_of("dtype", dtype, PACKED_DTYPES, GenerationError)
+        one_of("compute", compute, COMPUTES, GenerationError)
         one_of("kv_dtype", kv_dtype, (None, *KV_DTYPES), GenerationError)
         self.config = config
         self.threads = check_threads(threads)
-        self.params = pack_params(params, dtype, partial(store, threads=self.threads), progress, n_beside, copy)
+        self.compute: Compute = compute
+        store_rows = partial(store, threads=self.threads)
+        self.params = pack_params(params, dtype, store_rows, progress, n_beside, copy, compute)
         self._files = files_of(leaf for _, leaf in self.params.items())
         self.kv_dtype: KVDtype = kv_dtype or ("f16" if _kind(self.params.w_head) in BLOCK_BYTES else "f32")
         self.family = FAMILIES[config.model_type]
@@ -140,7 +146,8 @@ class Runtime:
         """See ``Engine.identity``."""
         if self._identity is None or self.adopted:  # those may have been changed in place
             self.check_files()
-            self._identity = identity_of("c", self.config, self.params, self.kv_dtype, self.digests)
+            computed = "c" if self.compute == "f32" else f"c {self.compute}"
+            self._identity = identity_of(computed, self.config, self.params, self.kv_dtype, self.digests)
         return self._identity
 
     def digests(self, words: np.ndarray) -> np.ndarray:

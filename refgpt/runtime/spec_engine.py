@@ -14,7 +14,7 @@ from refgpt._common.errors import GenerationError
 from refgpt._common.float_state import default_float_state
 from refgpt.numbers.casting import kept_leaf, other_dtype
 from refgpt.numbers.checksums import digests
-from refgpt.numbers.dtypes import KVDtype
+from refgpt.numbers.dtypes import Compute, KVDtype
 from refgpt.numbers.finite import check_finite
 from refgpt.numbers.leaves import Leaf, row_slices
 from refgpt.numbers.mapped import check_unchanged, files_of, in_memory, place_of, release
@@ -40,7 +40,7 @@ def kept_params(params: Tree, dtype: str | None, copy: bool = False) -> Tree:
     ----------
     params : Params
         As stored.
-    dtype : "f32", "f16", "f64", "q8", "q4" or None
+    dtype : "f32", "f16", "bf16", "f64", "q8", "q4" or None
         See ``refgpt.numbers.casting.kept_leaf`` and ``refgpt.numbers.packing.kept_kind``.
     copy : bool
         Whether to copy leaves into memory that could be used directly from a mapped file.
@@ -96,6 +96,7 @@ class SpecEngine:
     """
 
     kv_dtype: KVDtype = "f32"  # there is no cache to round to
+    compute: Compute = "f32"  # or float64: nothing is rounded below
     sum_chunk: int | None = None  # NumPy's order is not fixed
 
     def __init__(self, params: ParamTree, config: AnyConfig, dtype: DTypeLike = np.float32) -> None:

@@ -140,7 +140,8 @@ def verify(
     Parameters
     ----------
     engine : Engine
-        A float32 engine. The bounds are those of its cache (``kv_dtype``) and of its sums (``sum_chunk``).
+        A float32 engine. The bounds are those of its cache (``kv_dtype``), of its sums (``sum_chunk``) and of the rows
+        that its linear layers round (``compute``).
     params : Params
         The weights as the engine keeps them.
     ids : sequence of int [t]
@@ -183,7 +184,8 @@ def verify(
                 done()
 
         def judge_and_force(name: str, want: np.ndarray) -> np.ndarray:
-            bound = tap_bound(name, trace, params, config, prefix_len, engine.kv_dtype, engine.sum_chunk)
+            of = (engine.kv_dtype, engine.sum_chunk, engine.compute)
+            bound = tap_bound(name, trace, params, config, prefix_len, *of)
             results.append(_judge(name, trace[name], want, bound))
             if on_tap is not None:
                 on_tap(results[-1])

@@ -32,10 +32,17 @@ class TrainedModel(Protocol):
 
 
 def check_model(model: Any) -> TrainedModel:
-    """A model, once it is known to be one whose family has gradients; raises a RefgptError."""
+    """A model, once it is known to be one that can be trained; raises a RefgptError."""
     if not hasattr(model, "engine") or not hasattr(model, "checkpoint"):
         raise RefgptError("cannot be used", where="model", got=shown(model), wanted="a Model, as refgpt.load gives it")
     gradients_of(model.engine.config)
+    if model.engine.compute != "f32":
+        raise RefgptError(
+            "a model that computes in less than float32 cannot be trained",
+            where="compute",
+            got=model.engine.compute,
+            fix="load the model without compute",
+        )
     found: TrainedModel = model
     return found
 

@@ -130,7 +130,8 @@ def test_arguments(offline, tmp_path):
     with pytest.raises(RefgptError, match="protocol: cannot be used"):
         RefgptLM(path, protocol="gpt-3")
     lm = RefgptLM(path, mask="prefix", dtype="q4", backend="c")
-    assert lm.get_model_info() == {"model_dtype": "q4", "model_mask": "prefix"} and "/" not in lm.tokenizer_name
+    assert lm.get_model_info() == {"model_dtype": "q4", "model_compute": "f32", "model_mask": "prefix"}
+    assert "/" not in lm.tokenizer_name
     with pytest.raises(RefgptError, match="max_gen_toks: leaves no room"):
         lm.generate_until([SimpleNamespace(args=("x", {"max_gen_toks": 40}))])
     with pytest.raises(RefgptError, match="num_beems: there is no such parameter"):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -92,6 +93,21 @@ def linear_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_out: 
 
     wide_b = None if b is None else float64(b)
     return Case(run, (spec.linear(float64(x), w, wide_b),), (ops.linear_bound(x, w, b, CHUNK),))
+
+
+def linear_bf16_dots_case(n: int, n_rows: int, flavour: str, rng: Rng, n_out: int = 117) -> Case:
+    """Rows are rounded to bfloat16; ``tests/kernels/test_bfloat16.py`` says which bits come out."""
+    x, w = numbers(rng, flavour, n_rows, n, huge=1e6), stored(rng, flavour, "bf16", n_out, n)
+    b = numbers(rng, flavour, n_out)
+    panels = replace(pack(w), compute="bf16")
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
+        y, guards = guarded((len(x[rows]), n_out))
+        linear(x[rows], panels, b, y, threads=1, kernel=kernel)
+        return (Output(y, guards),)
+
+    want = spec.linear(float64(x), w, float64(b))
+    return Case(run, (want,), (ops.linear_bound(x, w, b, CHUNK, "bf16"),))
 
 
 def linear_quantised_case(kind: str, n: int, n_rows: int, flavour: str, rng: Rng, n_out: int = 117) -> Case:
@@ -342,6 +358,7 @@ def digests_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
 
 ORACLES: dict[str, Callable[[int, int, str, Rng], Case]] = {
     **{f"linear_{dtype}": partial(linear_case, dtype) for dtype in ("f32", "f16", "bf16")},
+    "linear_bf16_dots": linear_bf16_dots_case,
     **{f"linear_{kind}": partial(linear_quantised_case, kind) for kind in ("q8", "q4")},
     **{f"linear_backward_{kind}": partial(linear_backward_case, kind) for kind in ("f32", "f16", "bf16", "q8", "q4")},
     "linear_weight_backward": linear_weight_backward_case,

@@ -46,7 +46,8 @@ def assert_within_bounds(engine, params, ids, prefix_len=0, patch=None, patched=
 
     def judge_and_force(name, want):
         if name not in patched:
-            bound = tap_bound(name, trace, params, engine.config, prefix_len, engine.kv_dtype, engine.sum_chunk)
+            of = (engine.kv_dtype, engine.sum_chunk, engine.compute)
+            bound = tap_bound(name, trace, params, engine.config, prefix_len, *of)
             assert (np.abs(trace[name] - want) <= bound).all(), name
             judged.append(name)
         return trace[name]

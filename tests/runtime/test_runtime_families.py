@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,9 +27,10 @@ ISAS = sorted({kernel.isa for kernel in list_kernels() if kernel.obstacle is Non
 
 
 @cache
-def runtime(variant: str, dtype: str | None = None, kv_dtype: str = "f32") -> Runtime:
+def runtime(variant: str, dtype: str | None = None, kv_dtype: str = "f32", compute: str = "f32") -> Runtime:
     config = VARIANTS[variant]
-    return Runtime(random_params(config, 11), config, dtype=dtype, threads=2, kv_dtype=kv_dtype)
+    options = {"dtype": dtype, "kv_dtype": kv_dtype, "compute": compute}
+    return Runtime(random_params(config, 11), config, threads=2, **options)
 
 
 @each_variant
@@ -38,6 +40,17 @@ def runtime(variant: str, dtype: str | None = None, kv_dtype: str = "f32") -> Ru
 def test_every_activation_is_within_its_bound_of_the_spec(variant, dtype, kv_dtype):
     engine = runtime(variant, dtype, kv_dtype)
     assert_within_bounds(engine, engine.kept(), IDS)
+
+
+@each_variant
+def test_arithmetic_in_bfloat16_is_within_its_bounds_and_needs_them(variant):
+    engine = runtime(variant, "bf16", compute="bf16")
+    assert verify(engine, engine.kept(), IDS).first_broken is None
+    wide = runtime(variant, "bf16")
+    assert not np.array_equal(engine.logits(IDS), wide.logits(IDS))
+    assert verify(wide, wide.kept(), IDS).first_broken is None
+    claiming = SimpleNamespace(config=engine.config, logits=engine.logits, kv_dtype="f32", sum_chunk=32, compute="f32")
+    assert verify(claiming, engine.kept(), IDS).first_broken is not None
 
 
 @each_variant
@@ -55,9 +68,9 @@ def test_logits_are_pytorchs_to_some_digits(variant):
 
 
 @each_variant
-@pytest.mark.parametrize("dtype", [None, "q8", "q4"])
-def test_chunks_single_steps_and_other_texts_change_no_bit(variant, dtype):
-    engine = runtime(variant, dtype)
+@pytest.mark.parametrize(("dtype", "compute"), [(None, "f32"), ("bf16", "bf16"), ("q8", "f32"), ("q4", "f32")])
+def test_chunks_single_steps_and_other_texts_change_no_bit(variant, dtype, compute):
+    engine = runtime(variant, dtype, compute=compute)
     whole = engine.logits(IDS)
     for chunk in (1, 7, 16):
         assert np.array_equal(fed(engine, IDS, chunk), whole)

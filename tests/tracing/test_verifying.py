@@ -33,7 +33,7 @@ class Rounded(SpecEngine):
 
 def claiming(engine, **claims):
     """The engine, saying of itself what is not so."""
-    says = {"config": engine.config, "kv_dtype": engine.kv_dtype, "sum_chunk": engine.sum_chunk}
+    says = {"config": engine.config, "kv_dtype": engine.kv_dtype, "sum_chunk": engine.sum_chunk, "compute": "f32"}
     return SimpleNamespace(**{**says, **claims}, logits=engine.logits)
 
 

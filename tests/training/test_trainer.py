@@ -205,6 +205,13 @@ def test_a_gradient_that_is_no_number_changes_nothing(tmp_path):
     assert all(np.array_equal(before[name], after, equal_nan=True) for name, after in weights(model).items())
 
 
+def test_a_model_that_computes_in_bfloat16_is_not_trained(tmp_path):
+    model = model_in(tmp_path, dtype="bf16", compute="bf16")
+    for train in (training.Trainer, training.new_adapter, lambda model: training.gradients(model, BATCHES[0])):
+        with pytest.raises(RefgptError, match=r"^compute: .*cannot be trained; got bf16; load .* without"):
+            train(model)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_quantised_weights_are_trained_by_adapters_only(tmp_path, backend):
     model = model_in(tmp_path, backend=backend, dtype="q8")

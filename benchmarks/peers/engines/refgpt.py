@@ -12,14 +12,15 @@ from benchmarks.peers.engines import CAPACITY, seconds
 from refgpt import kernels
 from refgpt.runtime.engine import Session
 
-DTYPES = {"f16": None, "f32": "f32", "q8": "q8", "q4": "q4"}  # the files are float16
+DTYPES = {"f16": None, "bf16": "bf16", "f32": "f32", "q8": "q8", "q4": "q4"}  # the files are float16
 
 
 class Refgpt:
     def __init__(self, path: Path, precision: str, threads: int) -> None:
         # Keys and values in 16 bits, as llama.cpp and ggml keep them; where all else is float32, so are they.
         kv_dtype = "f32" if precision == "f32" else "f16"
-        self.model = refgpt.load(path, dtype=DTYPES[precision], threads=threads, kv_dtype=kv_dtype)
+        compute = "bf16" if precision == "bf16" else "f32"
+        self.model = refgpt.load(path, dtype=DTYPES[precision], threads=threads, kv_dtype=kv_dtype, compute=compute)
         self.sessions: dict[int, Session] = {}
         ops = sorted({kernel.op for kernel in kernels.list_kernels()})
         self.n_bytes = self.model.engine.bytes_per_token

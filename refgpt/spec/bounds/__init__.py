@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from refgpt._common.arguments import one_of
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
-from refgpt.numbers.dtypes import KV_DTYPES, KVDtype
+from refgpt.numbers.dtypes import COMPUTES, KV_DTYPES, Compute, KVDtype
 from refgpt.numbers.tree import ParamTree
 from refgpt.spec.bounds import gpt2, gpt_neo, gpt_neox, gptj
 from refgpt.spec.config import AnyConfig
@@ -31,6 +32,7 @@ def tap_bound(
     prefix_len: int = 0,
     kv_dtype: KVDtype = "f32",
     chunk: int | None = None,
+    compute: Compute = "f32",
 ) -> np.ndarray:
     """The bound of one named activation of a float32 engine, given the activations it was computed from.
 
@@ -52,6 +54,8 @@ def tap_bound(
         Dtype of the engine's attention cache; taps receive "k_rot" and "v" before they are stored in it.
     chunk : int, optional
         The engine's ``sum_chunk``, the number of terms in a partial sum; None allows any order.
+    compute : "f32" or "bf16"
+        The dtype to which the engine's linear layers round their rows.
 
     Returns
     -------
@@ -65,9 +69,10 @@ def tap_bound(
     """
     if kv_dtype not in KV_DTYPES:
         raise RefgptError("unknown cache dtype", where="kv_dtype", got=shown(kv_dtype), wanted=" or ".join(KV_DTYPES))
+    one_of("compute", compute, COMPUTES, RefgptError)
     if name not in tap_names(config):
         raise RefgptError("there is no such activation", where="name", got=shown(name))
     try:
-        return BOUNDS[config.model_type](name, trace, params, config, prefix_len, kv_dtype, chunk)
+        return BOUNDS[config.model_type](name, trace, params, config, prefix_len, kv_dtype, chunk, compute)
     except KeyError as lacking:
         raise RefgptError("the trace lacks an activation", where=name, wanted=str(lacking.args[0])) from None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
-from refgpt.numbers.dtypes import KVDtype
+from refgpt.numbers.dtypes import Compute, KVDtype
 from refgpt.spec.bounds.ops import (
     ACTIVATION_BOUNDS,
     layer_norm_bound,
@@ -28,15 +29,16 @@ def tap_bound(
     prefix_len: int,
     kv_dtype: KVDtype,
     chunk: int | None,
+    compute: Compute,
 ) -> np.ndarray:
     """See ``refgpt.spec.bounds.tap_bound``; ``name`` is one of ``tap_names(config)``."""
-    stream = taps(config).stream
+    stream, linear = taps(config).stream, partial(linear_bound, chunk=chunk, compute=compute)
     if name == "embed":
         return np.zeros(config.d_model)
     if name == "ln_final":
         return layer_norm_bound(trace[stream(config.n_layer)], params.ln_w, params.ln_b, config.ln_eps)
     if name == "logits":
-        return linear_bound(trace["ln_final"], params.w_head, None, chunk)
+        return linear(trace["ln_final"], params.w_head, None)
     _, number, part = name.split(".")
     i = int(number)
     p = params.blocks[i]
@@ -48,7 +50,7 @@ def tap_bound(
         case "ln1":
             return layer_norm_bound(trace[stream(i)], p.ln1_w, p.ln1_b, config.ln_eps)
         case "q" | "k" | "v":
-            rows = linear_bound(of("ln1"), getattr(p, f"w{part}"), getattr(p, f"b{part}"), chunk)
+            rows = linear(of("ln1"), getattr(p, f"w{part}"), getattr(p, f"b{part}"))
             return rows.reshape(-1, config.n_head, config.d_head)
         case "q_rot" | "k_rot":
             rows = of(part[0])
@@ -59,18 +61,18 @@ def tap_bound(
         case "z":
             return z_bound(of("pattern"), of("v"), kv_dtype, chunk)
         case "attn_out":
-            return linear_bound(of("z").reshape(len(of("z")), -1), p.wo, p.bo, chunk)
+            return linear(of("z").reshape(len(of("z")), -1), p.wo, p.bo)
         case "resid_mid":
             return residual_bound(trace[stream(i)], of("attn_out"))
         case "ln2":
             seen = trace[stream(i)] if config.use_parallel_residual else of("resid_mid")
             return layer_norm_bound(seen, p.ln2_w, p.ln2_b, config.ln_eps)
         case "mlp_pre":
-            return linear_bound(of("ln2"), p.w_in, p.b_in, chunk)
+            return linear(of("ln2"), p.w_in, p.b_in)
         case "mlp_post":
             return ACTIVATION_BOUNDS[config.activation](of("mlp_pre"))
         case "mlp_out":
-            return linear_bound(of("mlp_post"), p.w_out, p.b_out, chunk)
+            return linear(of("mlp_post"), p.w_out, p.b_out)
         case _:  # resid_post
             if config.use_parallel_residual:
                 return residual_bound(trace[stream(i)], of("attn_out"), of("mlp_out"))

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
-from refgpt.numbers.dtypes import KVDtype
+from refgpt.numbers.dtypes import Compute, KVDtype
 from refgpt.spec.bounds.ops import (
     gelu_bound,
     layer_norm_bound,
@@ -29,15 +30,16 @@ def tap_bound(
     prefix_len: int,
     kv_dtype: KVDtype,
     chunk: int | None,
+    compute: Compute,
 ) -> np.ndarray:
     """See ``refgpt.spec.bounds.tap_bound``; ``name`` is one of ``tap_names(config)``."""
-    stream = taps(config).stream
+    stream, linear = taps(config).stream, partial(linear_bound, chunk=chunk, compute=compute)
     if name == "embed":
         return np.zeros(config.d_model)
     if name == "ln_final":
         return layer_norm_bound(trace[stream(config.n_layer)], params.ln_w, params.ln_b, config.ln_eps)
     if name == "logits":
-        return linear_bound(trace["ln_final"], params.w_head, params.b_head, chunk)
+        return linear(trace["ln_final"], params.w_head, params.b_head)
     _, number, part = name.split(".")
     i = int(number)
     p = params.blocks[i]
@@ -49,7 +51,7 @@ def tap_bound(
         case "ln":
             return layer_norm_bound(trace[stream(i)], p.ln_w, p.ln_b, config.ln_eps)
         case "q" | "k" | "v":
-            return linear_bound(of("ln"), getattr(p, f"w{part}"), None, chunk).reshape(-1, config.n_head, config.d_head)
+            return linear(of("ln"), getattr(p, f"w{part}"), None).reshape(-1, config.n_head, config.d_head)
         case "q_rot" | "k_rot":
             rows = of(part[0])
             return rotary_bound(rows, np.arange(len(rows)), config.d_rotary)
@@ -59,12 +61,12 @@ def tap_bound(
         case "z":
             return z_bound(of("pattern"), of("v"), kv_dtype, chunk)
         case "attn_out":
-            return linear_bound(of("z").reshape(len(of("z")), -1), p.wo, None, chunk)
+            return linear(of("z").reshape(len(of("z")), -1), p.wo, None)
         case "mlp_pre":
-            return linear_bound(of("ln"), p.w_in, p.b_in, chunk)
+            return linear(of("ln"), p.w_in, p.b_in)
         case "mlp_post":
             return gelu_bound(of("mlp_pre"))
         case "mlp_out":
-            return linear_bound(of("mlp_post"), p.w_out, p.b_out, chunk)
+            return linear(of("mlp_post"), p.w_out, p.b_out)
         case _:  # resid_post
             return residual_bound(trace[stream(i)], of("attn_out"), of("mlp_out"))

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from refgpt.numbers.dtypes import KVDtype
+from refgpt.numbers.dtypes import Compute, KVDtype
 from refgpt.numbers.leaves import Leaf, widen
 from refgpt.numbers.panels import BLOCK, FLOATS, Panels
 from refgpt.spec.ops import ACTIVATIONS, gelu, gelu_erf, softmax
@@ -29,6 +29,8 @@ TINY = 2.0**-149
 EXP_ERROR = 8 * U
 #: What an ``expf`` that clamps its argument or flushes subnormals may add (e^-86, a little above the smallest normal).
 EXP_FLUSH = 2.0**-124
+#: Unit roundoff of bfloat16, and the size below which its linear layers take a number for zero.
+BFLOAT16_ERROR, BFLOAT16_FLUSH = 2.0**-8, 2.0**-56
 #: A block whose activations are all at most this large is rounded to zeros.
 SMALLEST_BLOCK = 2.0**-100
 #: Rounding error of a key or value in the cache: relative, and absolute where it becomes subnormal.
@@ -50,19 +52,34 @@ def depth(n: int, chunk: int | None = None) -> int:
     return n if chunk is None or n <= chunk else chunk - 1 + -(-n // chunk)
 
 
-def linear_bound(x: np.ndarray, w: Leaf, b: np.ndarray | None = None, chunk: int | None = None) -> np.ndarray:
+def linear_bound(
+    x: np.ndarray, w: Leaf, b: np.ndarray | None = None, chunk: int | None = None, compute: Compute = "f32"
+) -> np.ndarray:
     """Of ``linear``. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out].
 
     A term is rounded once as a product and at most ``depth`` times in sums, each time relative to the sum of absolute
     terms. Kernels round rows before multiplying them with weights of 8 and 4 bits: see ``quantised_linear_bound``.
+    With ``compute`` "bf16" they round them to bfloat16: then a row is off by ``bfloat16_bound``, which propagates
+    through the weights, and a weight by ``BFLOAT16_FLUSH`` at most, which propagates through the rows.
     """
     if chunk is not None and isinstance(w, Panels) and w.kind not in FLOATS:
         return quantised_linear_bound(x, w, b)
-    n_in = x.shape[-1]
-    terms = _size(x) @ _size(w).T  # [t, n_out]
+    n_in, rows, weights = x.shape[-1], _size(x), _size(w)
+    lost: np.ndarray | float = 0.0
+    if compute == "bf16":
+        off = bfloat16_bound(x)
+        rows = rows + off
+        lost = off @ weights.T + BFLOAT16_FLUSH * rows.sum(-1, keepdims=True)  # [t, n_out]
+    terms = rows @ weights.T  # [t, n_out]
     if b is not None:
         terms = terms + _size(b)
-    return gamma(depth(n_in, chunk) + 1) * terms + (n_in + 1) * TINY
+    return lost + gamma(depth(n_in, chunk) + 1) * terms + (n_in + 1) * TINY
+
+
+def bfloat16_bound(x: np.ndarray) -> np.ndarray:
+    """Of rows rounded to bfloat16, which has 8 significant bits, where sizes below 2^-56 become 0. Any shape."""
+    size = _size(x)
+    return np.where(size < BFLOAT16_FLUSH, size, size * BFLOAT16_ERROR)
 
 
 def activation_bound(x: np.ndarray) -> np.ndarray:

@@ -1,0 +1,145 @@
+/* Linear layers in bfloat16: rows are rounded to it, as the weights are, and inputs are multiplied in pairs.
+ *
+ * AVX512_BF16 adds the two products of a pair to a float32 in one instruction, as two fused multiply-adds would, the odd input's
+ * first; but it flushes subnormal numbers to zero. Here numbers below 2^-56 count as 0. All others are multiples of 2^-63, so that
+ * their products and all sums of products are multiples of 2^-126, the smallest normal number: no sum is subnormal, and instruction
+ * sets with and without pairs return the same bits.
+ *
+ * Rows are rounded piece by piece into a buffer that stays in the cache: as pairs, or where there are none as float32, the odd input
+ * of each pair first. A piece of 64 rows meets some panels; few rows (decode) meet a few panels from their first input to the last. */
+
+MULTIPLY(multiply_pairs, BF16_PAIRS)
+MULTIPLY_BESIDE(multiply_pairs_beside, BF16_PAIRS)
+MULTIPLY_BESIDE(multiply_large_pairs_beside, BF16_LARGE_PAIRS)
+
+enum { WORDS = 128 }; /* of a row in a piece */
+
+#if PAIR_STEP == 1
+/* To nearest, ties to even; NaN stays NaN. */
+ALWAYS_INLINE v16 round_to_bfloats(v16 x) {
+    uint32_t words[LANES];
+    memcpy(words, &x, sizeof words);
+    for (int l = 0; l < LANES; l++) {
+        const uint32_t word = words[l], size = word & 0x7fffffff;
+        const uint32_t rounded = size > 0x7f800000 ? word | 0x400000 : word + 0x7fff + (word >> 16 & 1);
+        words[l] = size < 0x23800000 ? 0 : rounded & 0xffff0000; /* 2^-56 */
+    }
+    memcpy(&x, words, sizeof words);
+    return x;
+}
+
+/* Two inputs of 16 rows, and 32 of one row. */
+ALWAYS_INLINE void put_rows(float *to, v16 even, v16 odd) {
+    v16_store(to, round_to_bfloats(odd));
+    v16_store(to + LANES, round_to_bfloats(even));
+}
+ALWAYS_INLINE void put_row(float *to, v16 first, v16 second) {
+    v16_store(to, v16_swap_pairs(round_to_bfloats(first)));
+    v16_store(to + LANES, v16_swap_pairs(round_to_bfloats(second)));
+}
+#else
+ALWAYS_INLINE void put_rows(float *to, v16 even, v16 odd) { v16_store(to, v16_pair_lanes(even, odd)); }
+ALWAYS_INLINE void put_row(float *to, v16 first, v16 second) { v16_store(to, v16_pair_neighbours(first, second)); }
+#endif
+
+/* How many words a row has in so much depth: its last pair may lack the odd input, which is then 0. */
+ALWAYS_INLINE int64_t words_of(int64_t depth) { return (depth + 1) / 2 * 2 / PAIR_STEP; }
+
+/* 16 rows that lie side by side: [depth][16]. */
+static void round_rows_beside(const float *x, int64_t depth, float *to) {
+    for (int64_t i = 0; i < depth / 2; i++, x += 2 * LANES, to += words_of(2) * LANES)
+        put_rows(to, v16_load(x), v16_load(x + LANES));
+    if (depth % 2) put_rows(to, v16_load(x), v16_set1(0.0f));
+}
+
+/* One row, a chunk at a time. */
+static void round_row(const float *x, int64_t depth, float *to) {
+    for (int64_t i = 0; i < depth; i += CHUNK, to += words_of(CHUNK)) {
+        float rest[CHUNK] = {0};
+        const float *inputs = depth - i >= CHUNK ? x + i : memcpy(rest, x + i, (size_t)(depth - i) * sizeof *x);
+        put_row(to, v16_load(inputs), v16_load(inputs + LANES));
+    }
+}
+
+/* The rows [first_row, first_row + n_rows) at a depth. */
+ALWAYS_INLINE void round_piece(const refgpt_linear_args *a, int64_t first_row, int64_t n_rows, int64_t i, int64_t depth,
+                               float *x) {
+    const int64_t n_words = words_of(depth);
+    if (a->x_panels)
+        for (int64_t r = 0; r < n_rows; r += LANES, x += n_words * LANES)
+            round_rows_beside(a->x_panels + (first_row + r) * a->n_in + i * LANES, depth, x);
+    else
+        for (int64_t r = 0; r < n_rows; r++, x += n_words) round_row(a->x + r * a->n_in + i, depth, x);
+}
+
+/* Whether any of some weights is below 2^-56, but not 0. */
+static int any_small(const uint16_t *w, int64_t n) {
+    uint16_t least = 0xffff;
+    for (int64_t i = 0; i < n; i++) {
+        const uint16_t size = (uint16_t)(2 * w[i] - 1); /* the largest for 0 */
+        least = size < least ? size : least;
+    }
+    return least < 2 * 0x2380 - 1;
+}
+
+/* Adds the products of a piece: few rows from their first panel to the last; more rows with some panels after others, of which the
+ * next come into L2 meanwhile. There hardly ever is a weight that counts as 0, so that looking once for all rows is faster. */
+ALWAYS_INLINE void multiply_piece(const float *x, int64_t n_rows, panels w, int64_t n_panels, float *totals, int64_t stride,
+                                  int64_t depth, const int few) {
+    const int64_t n_words = words_of(depth);
+    if (few) {
+        multiply_pairs(n_rows, (rows){x, n_words, 1, 0, 0}, n_panels, w, totals, stride, n_words);
+        return;
+    }
+    for (int64_t p = 0; p < n_panels; p += TILE_PANELS) {
+        const int64_t n = smaller(TILE_PANELS, n_panels - p);
+        int small = 0;
+        for (int64_t q = p; q < p + n; q++) small |= any_small(panels_from(w, q * w.panel).at, depth * LANES);
+        w.ahead = p + n < n_panels ? n * w.panel : depth * LANES - p * w.panel;
+        for (int64_t r = 0; r < n_rows; r += LANES) {
+            const rows beside = {x + r * n_words, 1, LANES, 0, 0};
+            (small ? multiply_pairs_beside : multiply_large_pairs_beside)(smaller(LANES, n_rows - r), beside, n,
+                                                                          panels_from(w, p * w.panel),
+                                                                          totals + r * stride + p * LANES, stride, n_words);
+        }
+    }
+}
+
+/* y for up to ROW_BLOCK rows and PANEL_BLOCK panels. */
+ALWAYS_INLINE void dots_block(const refgpt_linear_args *a, int64_t first_row, int64_t n_rows, int64_t first, int64_t n_outputs,
+                              const int few) {
+    enum { WIDTH = PANEL_BLOCK * LANES };
+    __attribute__((aligned(64))) float totals[ROW_BLOCK * WIDTH], x[ROW_BLOCK * WORDS];
+    const int64_t n_panels = (n_outputs + LANES - 1) / LANES, deepest = WORDS * PAIR_STEP * (few ? ROW_BLOCK / FEW_ROWS : 1);
+    const int64_t n_last = a->n_in % 2 ? a->n_in % CHUNK : 0; /* inputs of a chunk whose last pair lacks the odd one */
+    const panels w = panels_from(stream_of(a->w, a->n_in * LANES, BF16_PAIRS), first * a->n_in);
+    memset(totals, 0, (size_t)(n_rows * WIDTH) * sizeof *totals);
+    start_totals(totals, WIDTH, n_rows, n_outputs, a->bias ? a->bias + first : NULL);
+    for (int64_t i = 0; i < a->n_in - n_last; i += deepest) {
+        const int64_t depth = smaller(deepest, a->n_in - n_last - i);
+        round_piece(a, first_row, n_rows, i, depth, x);
+        multiply_piece(x, n_rows, panels_from(w, i * LANES), n_panels, totals, WIDTH, depth, few);
+    }
+    if (n_last) {
+        uint16_t last[PANEL_BLOCK * CHUNK * LANES] = {0};
+        for (int64_t p = 0; p < n_panels; p++)
+            memcpy(last + p * CHUNK * LANES, panels_from(w, p * w.panel + (a->n_in - n_last) * LANES).at,
+                   (size_t)(n_last * LANES) * sizeof *last);
+        round_piece(a, first_row, n_rows, a->n_in - n_last, n_last, x);
+        multiply_piece(x, n_rows, stream_of(last, CHUNK * LANES, BF16_PAIRS), n_panels, totals, WIDTH, n_last + 1, few);
+    }
+    for (int64_t r = 0; r < n_rows; r++)
+        memcpy(a->y + (first_row + r) * a->n_out + first, totals + r * WIDTH, (size_t)n_outputs * sizeof *totals);
+}
+
+KERNEL(linear_bf16_dots) {
+    const refgpt_linear_args *a = args;
+    const int few = !a->x_panels;
+    const int64_t most = few ? (a->n_rows == 1 ? GEMV_PANELS : TILE_PANELS) : PANEL_BLOCK;
+    for (int64_t p = begin; p < end; p += most) {
+        const int64_t first = p * LANES, n_outputs = smaller(smaller(p + most, end) * LANES, a->n_out) - first;
+        if (few) dots_block(a, 0, a->n_rows, first, n_outputs, 1);
+        for (int64_t r = 0; r < a->n_rows && !few; r += ROW_BLOCK)
+            dots_block(a, r, smaller(ROW_BLOCK, a->n_rows - r), first, n_outputs, 0);
+    }
+}
