@@ -103,8 +103,8 @@ def load(
     compute : None, "f32" or "bf16"
         "bf16": linear layers of the C backend round activations to bfloat16 before they multiply them; products are
         added in float32. It needs matrices in bfloat16 (``dtype="bf16"``, or stored so). On processors with
-        AVX512_BF16 prompts are read almost twice as fast; the numbers are the same on all processors. Such a model is
-        not trained. None is "f32".
+        AVX512_BF16 prompts are read about 1.6 times as fast; the numbers are the same on all processors. Such a model
+        is not trained. None is "f32".
 
     Returns
     -------
