@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from refgpt.kernels import force_isa, linear, pack
+from refgpt.numbers import compensated
 from refgpt.numbers.compensated import Feedback, Moments, _nearest, quantise_compensated
 from refgpt.numbers.panels import BLOCK, Panels
 from refgpt.numbers.quantisation import quantise
@@ -134,9 +135,18 @@ def test_the_bits_depend_on_no_instruction_set_and_on_no_other_rows():
     assert parts.data.tobytes() == want.tobytes()
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_no_bit(threads, monkeypatch):
+    feedback, w = Feedback(moments_of(correlated(70)), in_kernels), matrix(100, 70)
+    want, out = rounded(w, feedback), Panels.zeros("q4", 100, 70)
+    monkeypatch.setattr(compensated, "ROWS", 32)
+    quantise_compensated(w, feedback, "q4", in_kernels, out, threads)
+    assert out.data.tobytes() == want.data.tobytes()
+
+
 @pytest.mark.parametrize("n_in", [40, 150])
 def test_inputs_that_never_occur_and_those_that_are_others_in_disguise(n_in):
-    """Moments of a low rank: pivots are not below what was added to the diagonal, and nothing becomes NaN."""
+    """Moments of a low rank, where only the damping gives a factor."""
     x, w = correlated(n_in), matrix(20, n_in)
     x[:, 3:9] = 0
     x[:, 10:30] = x[:, 30:31] * np.float32(1000)
@@ -145,6 +155,13 @@ def test_inputs_that_never_occur_and_those_that_are_others_in_disguise(n_in):
     assert output_error(x[:20], w, found) < output_error(x[:20], w, quantise(w, "q4"))
     zeros = rounded(w, Feedback(moments_of(np.zeros((4, n_in), np.float32)), in_kernels))
     assert zeros.data.tobytes() == quantise(w, "q4").data.tobytes()
+
+
+@pytest.mark.parametrize("damping", [1e-9, 1e-5])
+def test_moments_without_a_factor_in_float32_are_damped_more(damping):
+    x = correlated(2)[:, :1] * np.linspace(1, 1.001, 150, dtype=np.float32)
+    feedback = Feedback(moments_of(x), in_kernels, damping=damping)
+    assert np.isfinite(feedback.factors).all() and (feedback.costs > 0).all()
 
 
 def test_zeros_and_large_weights():
@@ -157,4 +174,4 @@ def test_zeros_and_large_weights():
 
 def test_infinite_inputs_are_seen():
     moments = moments_of(np.full((2, 5), 1e30, np.float32))
-    assert not moments.is_finite and moments_of(np.ones((2, 5), np.float32)).is_finite
+    assert not moments.are_usable and moments_of(np.ones((2, 5), np.float32)).are_usable

@@ -25,7 +25,7 @@ from refgpt._common.errors import CheckpointError
 from refgpt._common.memory import check_obtainable
 from refgpt.checkpoints import Checkpoint, check_unchanged, verify_checksums
 from refgpt.conversion.calibration_state import CalibrationState, open_state
-from refgpt.kernels import digests, linear, pack, store
+from refgpt.kernels import check_threads, digests, linear, pack, store
 from refgpt.numbers.compensated import DAMPING, Feedback, Moments, quantise_compensated
 from refgpt.numbers.encoded import Encoded
 from refgpt.numbers.fingerprints import fingerprint
@@ -193,9 +193,9 @@ class _Run:
             moments = Moments(self.names[missing[0]].shape[1], product)
             for rows in inputs:
                 moments.add(rows)
-            if not moments.is_finite:
+            if not moments.are_usable:
                 raise CheckpointError(
-                    "the model's activations are not finite on these texts",
+                    "the model's activations on these texts are infinite, or nearly so",
                     where=place_of(self.names[missing[0]], names[0]),
                 )
             feedback = Feedback(moments, product)
@@ -219,6 +219,6 @@ def _rounded(name: str, leaf: Leaf, feedback: Feedback) -> Panels:
     for start in range(0, n_out, ROWS):
         stop = min(start + ROWS, n_out)
         rows = widen(leaf.rows(start, stop) if isinstance(leaf, Encoded) else leaf[start:stop])
-        quantise_compensated(rows, feedback, KIND, product, panels.part(start, stop))
+        quantise_compensated(rows, feedback, KIND, product, panels.part(start, stop), check_threads(None))
     release(leaf)
     return panels

@@ -23,7 +23,9 @@ are the caller's ``product(x, w)``, x w^T: with the kernel's, results are the sa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -37,6 +39,12 @@ Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
 #: Added to each diagonal element of the moments, as a share of their mean: keeps the errors that others make up for
 #: small where there are few inputs to learn from.
 DAMPING = 0.01
+
+
+#: Rows for which scales are searched together, so that they stay in a cache.
+ROWS = 1024
+#: Leaves room for more damping.
+LARGEST_MOMENT = 1e30
 
 
 class Moments:
@@ -66,13 +74,15 @@ class Moments:
             self.sums[start:stop, :stop] += self._product(turned[start:stop], turned[:stop])
 
     @property
-    def is_finite(self) -> bool:
-        """Whether no input was infinite or NaN."""
-        return bool(np.isfinite(self.sums.diagonal()).all())
+    def are_usable(self) -> bool:
+        """Whether no input was NaN, or too large for its square in float32."""
+        return bool((self.sums.diagonal() <= LARGEST_MOMENT).all())
 
 
 class Feedback:
     """What the errors of later inputs add to an earlier weight, and what the error of each weight costs.
+
+    Where float32 has no Cholesky factor of the damped moments, they are damped ten times as much, until it has one.
 
     Attributes
     ----------
@@ -87,6 +97,7 @@ class Feedback:
     @default_float_state()
     def __init__(self, moments: Moments, product: Product, damping: float = DAMPING) -> None:
         sums = moments.sums
+        assert moments.are_usable
         n, diagonal = len(sums), sums.diagonal().copy()
         mean = np.float32(math.fsum(diagonal.tolist()) / n)
         damp = mean * np.float32(damping) if mean > 0 else np.float32(1)
@@ -95,12 +106,17 @@ class Feedback:
             at = slice(start, start + BLOCK)
             sums[at, at] = np.tril(sums[at, at]) + np.tril(sums[at, at], -1).T
             sums[at, start + BLOCK :] = sums[start + BLOCK :, at].T
-        factors = np.empty_like(sums)
-        for start in range(0, n, BLOCK):
-            factors[start : start + BLOCK] = sums[self.order[start : start + BLOCK]][:, self.order]
-        factors[np.diag_indices(n)] += damp
-        _factor(factors, 0, n, damp, product)
-        roots = factors.diagonal().copy()
+        while True:
+            factors = np.empty_like(sums)
+            for start in range(0, n, BLOCK):
+                factors[start : start + BLOCK] = sums[self.order[start : start + BLOCK]][:, self.order]
+            factors[np.diag_indices(n)] += damp
+            with np.errstate(all="ignore"):
+                _factor(factors, 0, n, product)
+            roots = factors.diagonal().copy()
+            if np.isfinite(roots).all() and (roots > 0).all():
+                break
+            damp *= np.float32(10)
         factors /= roots
         self.factors, self.costs = factors, roots * roots
 
@@ -115,30 +131,31 @@ def _order(diagonal: np.ndarray) -> np.ndarray:
     return (within + np.arange(len(within))[:, None] * BLOCK)[blocks].reshape(-1)
 
 
-def _factor(a: np.ndarray, start: int, stop: int, least: np.float32, product: Product) -> None:
+def _factor(a: np.ndarray, start: int, stop: int, product: Product) -> None:
     """Columns ``start`` to ``stop`` of the Cholesky factor, in the place of those of a symmetric matrix [n, n].
 
-    Those before ``start`` have been subtracted. ``least`` is the smallest pivot that is possible in exact arithmetic:
-    the number that was added to the diagonal.
+    Those before ``start`` have been subtracted. If there is no factor in float32, there are NaN on the diagonal.
     """
     if stop - start <= BLOCK:
         columns = np.ascontiguousarray(a[start:, start:stop].T)  # [32, rows from start]
         for k, column in enumerate(columns):
             column[:k] = 0
-            column[k:] /= np.sqrt(np.maximum(column[k], least))
+            column[k:] /= np.sqrt(column[k])
             for j in range(k + 1, len(columns)):
                 columns[j, j:] -= column[j:] * column[j]
         a[start:, start:stop] = columns.T
         return
     middle = start + -(-(stop - start) // (2 * BLOCK)) * BLOCK
-    _factor(a, start, middle, least, product)
+    _factor(a, start, middle, product)
     left = np.ascontiguousarray(a[middle:, start:middle])
     a[middle:, middle:stop] -= product(left, left[: stop - middle])
-    _factor(a, middle, stop, least, product)
+    _factor(a, middle, stop, product)
 
 
 @default_float_state()
-def quantise_compensated(w: np.ndarray, feedback: Feedback, kind: str, product: Product, out: Panels) -> None:
+def quantise_compensated(
+    w: np.ndarray, feedback: Feedback, kind: str, product: Product, out: Panels, threads: int = 1
+) -> None:
     """Quantise rows so that the error of their outputs is small for inputs with the moments of ``feedback``.
 
     Parameters
@@ -150,6 +167,8 @@ def quantise_compensated(w: np.ndarray, feedback: Feedback, kind: str, product: 
     product : callable
     out : Panels
         Of the same shape and kind.
+    threads : int
+        How many threads search for scales; no bit depends on it.
     """
     (n_out, n_in), rows, n = w.shape, n_panels(w.shape[0]) * LANES, len(feedback.order)
     whole = np.zeros((rows, n), np.float32)
@@ -159,14 +178,22 @@ def quantise_compensated(w: np.ndarray, feedback: Feedback, kind: str, product: 
     integers = np.zeros((n // BLOCK, BLOCK, rows), np.int8)
     scales = np.zeros((n // BLOCK, rows), np.float32)
 
+    run: Callable[..., Iterable[None]] = map
+
     def round_blocks(start: int, stop: int) -> None:
         """Round the blocks from ``stop`` down to ``start``; the errors of those from ``stop`` on have been added."""
         if stop - start == 1:
             at = slice(start * BLOCK, stop * BLOCK)
-            targets = np.ascontiguousarray(shifted[:, at].T), np.ascontiguousarray(wanted[:, at].T)  # [32, rows]
-            scales[start], found = _round_block(*targets, feedback.factors[at, at], feedback.costs[at], kind)
-            errors[:, at] = (targets[1] - found * scales[start]).T
-            integers[start] = found
+            factors, costs = feedback.factors[at, at], feedback.costs[at]
+
+            def round_rows(first: int) -> None:
+                some = slice(first, first + ROWS)
+                targets = np.ascontiguousarray(shifted[some, at].T), np.ascontiguousarray(wanted[some, at].T)
+                scales[start, some], found = _round_block(*targets, factors, costs, kind)  # of [32, rows]
+                errors[some, at] = (targets[1] - found * scales[start, some]).T
+                integers[start, :, some] = found
+
+            deque(run(round_rows, range(0, rows, ROWS)), maxlen=0)
             return
         middle = (start + stop) // 2
         round_blocks(middle, stop)
@@ -175,7 +202,12 @@ def quantise_compensated(w: np.ndarray, feedback: Feedback, kind: str, product: 
         shifted[:, earlier] += product(np.ascontiguousarray(errors[:, later]), factors)
         round_blocks(start, middle)
 
-    round_blocks(0, n // BLOCK)
+    if threads > 1 and rows > ROWS:
+        with ThreadPoolExecutor(threads) as pool:
+            run = pool.map
+            round_blocks(0, n // BLOCK)
+    else:
+        round_blocks(0, n // BLOCK)
     by_input = np.empty((n, rows), np.int8)
     by_input[feedback.order] = integers.reshape(n, rows)
     by_block = np.empty((n // BLOCK, rows), np.float32)
@@ -214,8 +246,7 @@ def _round_block(
     for ratio, top in CANDIDATES[kind]:
         side = sign if top == STEPS[kind] // 2 else -sign  # the integers reach one step further to the negative side
         scale = np.maximum(extreme / np.float32(ratio), LEAST_SCALE) * side
-        _, sums = _nearest(targets, factors, scale, kind)
-        scale = _fitted(targets, sums, costs, scale)
+        scale = _fitted(shifted, _integers(shifted * (np.float32(1) / scale), kind), costs, scale)
         found, sums = _nearest(targets, factors, scale, kind)
         error = _sum(costs, np.square(targets - sums * scale))
         better = error < best_error
@@ -226,18 +257,23 @@ def _round_block(
 
 def _nearest(targets: np.ndarray, factors: np.ndarray, scale: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Integers n for a scale of each row, from the last input to the first, and n_k + sum n_j F_jk. -> [32, rows]"""
-    half = np.float32(STEPS[kind] // 2 + 1)
     scaled, integers, sums = targets * (np.float32(1) / scale), np.empty_like(targets), np.zeros_like(targets)
     for k in reversed(range(BLOCK)):
-        integers[k] = np.clip(np.rint(scaled[k] - sums[k]), -half, half - 1)
+        integers[k] = _integers(scaled[k] - sums[k], kind)
         sums[k] += integers[k]
         sums[:k] += factors[k, :k, None] * integers[k]
     return integers, sums
 
 
-def _fitted(targets: np.ndarray, sums: np.ndarray, costs: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The float16 scale of each row that brings its sums closest to the targets; of the sign of ``scale``. -> [rows]"""
-    product, square = _sum(costs, targets * sums), _sum(costs, np.square(sums))
+def _integers(scaled: np.ndarray, kind: str) -> np.ndarray:
+    """The nearest integers, ties to even, of those that ``kind`` holds; as floats."""
+    half = np.float32(STEPS[kind] // 2 + 1)
+    return np.minimum(np.maximum(np.rint(scaled), -half), half - 1)
+
+
+def _fitted(shifted: np.ndarray, integers: np.ndarray, costs: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The float16 scale of each row with which integers come closest to the weights, by ``costs``. -> [rows]"""
+    product, square = _sum(costs, shifted * integers), _sum(costs, np.square(integers))
     fitted = product / np.where(square > 0, square, np.float32(1))
     size = np.minimum(
         np.maximum(np.where(fitted * scale > 0, np.abs(fitted), np.abs(scale)), LEAST_SCALE), LARGEST_SCALE

@@ -327,7 +327,7 @@ def test_a_weight_that_cannot_be_rounded_is_found_before_anything_is_computed(na
 def test_activations_that_are_not_finite_are_an_error(text, tmp_path):
     params = made().params
     params.blocks[0].b_in[:] = 3e38
-    with pytest.raises(CheckpointError, match="activations are not finite"):
+    with pytest.raises(CheckpointError, match="activations on these texts are infinite"):
         calibrated(made(params=params), text, tmp_path / "out")
 
 
