@@ -38,13 +38,16 @@ def made(config=CONFIG, mask: str = "causal", **changes) -> Checkpoint:
     return Checkpoint(**parts | changes)
 
 
+def letters(n: int, seed: int) -> np.ndarray:
+    """Ids that follow one another, mostly."""
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random(n) < 0.7, 1, rng.integers(0, 61, n)).cumsum() % 61
+
+
 @pytest.fixture
 def text(tmp_path) -> Path:
-    """Letters that follow one another, mostly."""
-    rng = np.random.default_rng(2)
-    steps = np.where(rng.random(800) < 0.7, 1, rng.integers(0, 61, 800))
     path = tmp_path / "text"
-    path.write_text("".join(chr(0x100 + n % 61) for n in steps.cumsum()), encoding="utf-8")
+    path.write_text("".join(chr(0x100 + n) for n in letters(1024, 2)), encoding="utf-8")
     return path
 
 
@@ -86,15 +89,15 @@ def test_a_text_that_was_not_calibrated_with_is_closer_too(tmp_path):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_family(name, text, tmp_path):
     config = VARIANTS[name]
-    source, ids = made(config), np.array(Letters(61).encode(text.read_text(encoding="utf-8")))
-    out = calibrated(source, text, tmp_path / "out")
+    source = made(config)
+    out = calibrated(source, text, tmp_path / "out", calibrate_tokens=1024)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "text"]
     got, _ = open_model(out)
     plain = Runtime(source.params, config, dtype="q4")
     model, want = Runtime(got.params, config), Runtime(source.params, config)
-    windows = ids[N_TOKENS : N_TOKENS + 5 * 64].reshape(5, 64)
+    windows = letters(8 * 64, 3).reshape(8, 64)
     errors = [np.mean([divergence(want.logits(w), engine.logits(w)) for w in windows]) for engine in (plain, model)]
-    assert errors[1] < 0.9 * errors[0]
+    assert errors[1] < 0.85 * errors[0]
     for (key, a), (_, b) in zip(model.params.items(), plain.params.items(), strict=True):
         assert getattr(a, "kind", None) == getattr(b, "kind", None)
         if getattr(a, "kind", None) != "q4":  # embeddings, tied heads and vectors are those of any conversion
