@@ -130,9 +130,9 @@ class Entries:
         if module and module[1].replace("/", ".") in getattr(self.app.env, "_viewcode_modules", {}):
             return self.app.builder.get_relative_uri(page, f"_modules/{module[1]}")
         name = re.fullmatch(r"([A-Za-z_]\w*)((?:\.\w+)*)(?:\(\))?", text)
-        if name is None or name[1] not in aliases or (name[1] in ALIASES | LOADED and not name[2]):
+        if name is None or (not name[2] and (name[1] not in aliases or name[1] in ALIASES | LOADED)):
             return None
-        return self.link(page, aliases[name[1]] + name[2])
+        return self.link(page, aliases.get(name[1], f"refgpt.{name[1]}") + name[2])
 
 
 def _resolve(name: str) -> Any:
@@ -141,7 +141,7 @@ def _resolve(name: str) -> Any:
     for n in range(len(parts), 0, -1):
         try:
             found = import_module(".".join(parts[:n]))
-        except ImportError:
+        except Exception:  # no module, or one whose extra is missing
             continue
         for part in parts[n:]:
             found = getattr(found, part, None)
