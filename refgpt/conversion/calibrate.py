@@ -1,13 +1,13 @@
-"""Rounds a model to 4 bits so that its outputs on given texts stay close: see ``refgpt.numbers.compensated``.
+"""Round a model to 4 bits so that its outputs on given texts change little: see ``refgpt.numbers.compensated``.
 
 The texts go through the model block by block, in the kernels. Before a matrix is rounded, the second moments of its
-inputs are summed over all texts; these inputs come from blocks, and matrices of the same block, that have been rounded
-already, as they will when the model runs. Only one block's weights are in memory. The output head is rounded like the
-matrices of the blocks where it is a matrix of its own. Embeddings, and a head that is tied to them, keep 8 bits and are
-rounded as in any conversion; vectors stay float32.
+inputs are summed over all texts. These inputs are computed with earlier blocks, and earlier matrices of the same block,
+already rounded, as they are when the rounded model runs. Only one block's weights are in memory. An output head that is
+a matrix of its own is rounded like the matrices of the blocks. Embeddings, and a head that is tied to them, keep 8 bits
+and are rounded as in any conversion; vectors stay float32.
 
-Every sum is taken in the kernels' order: the result is the same in every bit on every machine, whatever the number of
-threads, and whether or not the run was interrupted.
+Every sum is taken in the kernels' order: the result has the same bits on every machine, for any number of threads, and
+whether or not the run was interrupted.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from refgpt.runtime.blockwise import Blockwise
 
 #: The dtype that can be calibrated.
 KIND = "q4"
-#: Changes with anything that changes what is written, so that no run goes on after another version's.
+#: Raised with each change of what is written, so that no run resumes one of another version.
 VERSION = 1
 #: Rows of a matrix that are rounded together.
 ROWS = 4096
 
-#: Called with the name of each matrix that is done, the number of weights done, and that of all.
+#: Called after each matrix with its name, the number of weights rounded so far, and the number of all.
 Calibrating = Callable[[str, int, int], None]
 
 
@@ -58,10 +58,10 @@ def product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 def calibrated(
     source: Checkpoint, ids: np.ndarray, destination: Path, progress: Calibrating | None = None
 ) -> Iterator[Checkpoint]:
-    """The same checkpoint with its matrices in 4 bits, rounded for the inputs that some texts give them.
+    """Yield the same checkpoint with its matrices in 4 bits, rounded for their inputs on some texts.
 
-    Within the block the matrices lie in files beside the destination. They are removed when it ends without an error;
-    otherwise the next call with the same arguments goes on with them.
+    Inside the ``with`` block the matrices lie in files beside the destination. They are removed when the block ends
+    without an error; otherwise the next call with the same arguments resumes with them.
 
     Parameters
     ----------

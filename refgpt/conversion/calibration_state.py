@@ -1,7 +1,8 @@
-"""What is kept of a calibration while it runs, so that a killed one goes on where it was.
+"""The state of a calibration on disk, from which an interrupted run resumes.
 
 A hidden directory beside the destination holds each matrix that is done, in a file of its own that appears when it is
-complete, and the residual stream of the texts after the last complete block. ``run.json`` says which run they are of.
+complete, and the residual stream of the texts after the last complete block. ``run.json`` says which run they belong
+to.
 """
 
 from __future__ import annotations
@@ -55,7 +56,14 @@ class CalibrationState:
         self._write(name, panels.data)
 
     def states(self, n_blocks: int, shape: tuple[int, ...]) -> tuple[int, np.ndarray | None]:
-        """The residual stream that has gone through most blocks, at most ``n_blocks``, and how many; 0 and None."""
+        """The latest kept residual stream, after at most ``n_blocks`` blocks.
+
+        Returns
+        -------
+        int
+            The number of blocks that it has gone through; 0 if none is kept.
+        ndarray or None
+        """
         for n in range(n_blocks, 0, -1):
             found = self._read(f"{STATES}.{n}", np.dtype(np.float32), shape)
             if found is not None:
@@ -63,7 +71,7 @@ class CalibrationState:
         return 0, None
 
     def keep_states(self, n_blocks: int, states: np.ndarray) -> None:
-        """Write the residual stream after so many blocks, in the place of an earlier one."""
+        """Write the residual stream after ``n_blocks`` blocks, in place of the one before."""
         self._write(f"{STATES}.{n_blocks}", states)
         (self.directory / f"{STATES}.{n_blocks - 1}").unlink(missing_ok=True)
 
@@ -91,22 +99,22 @@ def _checksum(data: np.ndarray) -> bytes:
 
 @contextmanager
 def open_state(destination: Path, n_bytes: int, about: Mapping[str, Any]) -> Iterator[CalibrationState]:
-    """The state of a run towards a destination, to go on with what an earlier one has left.
+    """Open the state of a run towards a destination, with what an interrupted run has left.
 
-    It is removed when the block ends without an error, and if nothing is done yet.
+    The state is removed when the ``with`` block ends without an error, or when no matrix is done yet.
 
     Parameters
     ----------
     destination : Path
     n_bytes : int
-        What it takes on the disk.
+        Bytes that the run needs on the disk.
     about : mapping
-        What distinguishes the run, as JSON.
+        What distinguishes the run from others, as JSON.
 
     Raises
     ------
     CheckpointError
-        If an earlier run was about something else, another process is at it, or the disk is too full.
+        If the interrupted run was another, another process works on it, or the disk has too little room.
     """
     destination = Path(os.path.abspath(destination))
     name = os.fsdecode(os.fsencode(destination.name)[: LONGEST_NAME - len(SUFFIX)])

@@ -1,4 +1,4 @@
-"""The texts from which a calibrated conversion learns which inputs occur: read, encoded and cut into windows."""
+"""Read the texts of a calibrated conversion, encode them, and cut them into windows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from refgpt._common.wording import shown
 from refgpt.checkpoints import Checkpoint
 from refgpt.tokenizers import Tokenizer
 
-#: Far more than is needed: a token has about four bytes.
+#: Largest text file, in bytes: far more than is needed, since a token has about four bytes.
 LARGEST_TEXT = 1 << 26
-#: Tokens of a window, or as many positions as the model has if they are fewer.
+#: Most tokens of a window; a model with fewer positions has shorter windows.
 LONGEST_WINDOW = 2048
-#: Tokens to calibrate with, if no other number is asked for.
+#: Default number of tokens to calibrate with.
 N_TOKENS = 32768
 
 
@@ -35,7 +35,7 @@ def calibration_ids(
     ----------
     source : Checkpoint
     tokenizer : Tokenizer or None
-        The one that was opened with it.
+        The tokenizer that was opened with the source.
     texts : path, or sequence of paths
         Plain text in UTF-8.
     n_tokens : int
@@ -50,7 +50,7 @@ def calibration_ids(
     CheckpointError
         If the model has no tokenizer, or an argument cannot be used.
     DataError
-        If a file cannot be read, or all of them together have fewer tokens.
+        If a file cannot be read, or the files together have fewer tokens.
     """
     paths = [texts] if isinstance(texts, str | os.PathLike) else texts
     if not isinstance(paths, Sequence) or not paths:

@@ -1,12 +1,12 @@
-"""The random draws of Mesh Transformer JAX, with which GPT-J was first shown: JAX's generator and its Gumbel draw.
+"""The random draws of Mesh Transformer JAX, GPT-J's original code: JAX's random number generator and its Gumbel draw.
 
 A key is two words. The generator is Threefry-2x32 with 20 rounds over a counter (Salmon et al. 2011, Parallel random
-numbers: as easy as 1, 2, 3, https://doi.org/10.1145/2063384.2063405), whose counters JAX laid out in two halves until
-2025 (``jax_threefry_partitionable=False``). A text of a batch has a key of its own; each token splits it into one key
-to draw with and one to go on with, as in ``CausalTransformer.generate``.
+numbers: as easy as 1, 2, 3, https://doi.org/10.1145/2063384.2063405). Until 2025, JAX laid its counters out in two
+halves (``jax_threefry_partitionable=False``), and so does this module. Each text of a batch has its own key; each token
+splits it into one key for this draw and one for the tokens after it, as in ``CausalTransformer.generate``.
 
-JAX computes logarithms in float32, this module in float64: a draw differs where two tokens are within rounding of each
-other, about once in a million.
+JAX computes logarithms in float32, this module in float64: about one draw in a million differs, where two tokens are
+within rounding of each other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from refgpt.generation.processing import log_of
 
 Key = tuple[int, int]
-#: Draws one of the ids [m] in proportion to their weights [m]; the number is how many logits there were.
+#: Draws one of the ids [m] in proportion to their weights [m]; the third argument is the number of all logits.
 Draw = Callable[[np.ndarray, np.ndarray, int], int]
 
 _ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
@@ -27,7 +27,7 @@ _PARITY = 0x1BD11BDA
 
 
 def words(key: Key, n: int, at: np.ndarray) -> np.ndarray:
-    """The words at some places of the n that a key gives. at [m], 0 .. n - 1 -> [m] uint32."""
+    """Some of the n random words of a key, by their places. at [m], 0 .. n - 1 -> [m] uint32."""
     half = (n + 1) // 2
     first = at % half  # counters i and i + half are encrypted together; an odd n is padded with a counter 0
     second = first + half
@@ -54,12 +54,13 @@ def mesh_draws(seed: int | None, text: int = 0, n_texts: int = 1) -> Iterator[Dr
     Parameters
     ----------
     seed : int or None
-        Of its low 32 bits, as JAX takes it. None is another one each time.
+        The low 32 bits are used, as in JAX. None takes a random seed.
 
     Yields
     ------
     callable
-        ``jax.random.categorical`` among ids [m], in proportion to their weights [m]; of so many logits in all.
+        Draws one of the ids [m] in proportion to their weights [m], as ``jax.random.categorical`` does; its third
+        argument is the number of all logits.
     """
     word = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed & 0xFFFFFFFF
     key = split(split((0, word), 1 + n_texts)[1 + text], 2)[1]
@@ -75,7 +76,7 @@ def _drawn(ids: np.ndarray, weights: np.ndarray, n_rows: int, *, key: Key) -> in
 
 
 def gumbel(key: Key, n: int, at: np.ndarray) -> np.ndarray:
-    """``jax.random.gumbel`` of n numbers, at some places. at [m], 0 .. n - 1 -> [m] float64."""
+    """Some of the n numbers of ``jax.random.gumbel``, by their places. at [m], 0 .. n - 1 -> [m] float64."""
     bits = words(key, n, at) >> np.uint32(9) | np.uint32(0x3F800000)
     uniform = np.maximum(bits.view(np.float32) - np.float32(1), np.finfo(np.float32).tiny)
     return -log_of(-log_of(uniform.astype(np.float64)))

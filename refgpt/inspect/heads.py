@@ -3,11 +3,11 @@
 A head's score for a kind is the share of attention that it gives to the keys of this kind, averaged over the queries
 that have such keys (see ``refgpt.tracing.head_scores``):
 
-induction        what followed the same token earlier (Olsson et al. 2022, https://arxiv.org/abs/2209.11895)
-duplicate token  the same token earlier (Wang et al. 2022, https://arxiv.org/abs/2211.00593)
+induction        the token after an earlier one like the query's (Olsson et al. 2022, https://arxiv.org/abs/2209.11895)
+duplicate token  an earlier token like the query's (Wang et al. 2022, https://arxiv.org/abs/2211.00593)
 previous token   the position before (Clark et al. 2019, https://arxiv.org/abs/1906.04341)
 same position    the query's own position
-first token      position 0, where heads rest that find nothing (Xiao et al. 2023, https://arxiv.org/abs/2309.17453)
+first token      position 0, to which heads attend that find nothing (Xiao et al. 2023, https://arxiv.org/abs/2309.17453)
 
 A head has a title if its score is at least ``LEAST_SHARE``, and ``LEAST_TIMES`` the score of a head that attends to
 all visible keys equally, and if at least ``LEAST_QUERIES`` queries have such keys: on few tokens any pattern may look
@@ -24,7 +24,8 @@ import numpy as np
 from refgpt.spec import prefix_mask
 from refgpt.tracing import duplicate_token_score, induction_score, previous_token_score
 
-#: In the order in which a page prefers them to begin with; the last two are common and say little.
+#: The kinds, in the order in which a page prefers them for the head that it shows first. The last two are common and
+#: say little.
 KINDS = ("induction", "duplicate token", "previous token", "same position", "first token")
 TELLING = KINDS[:3]
 LEAST_SHARE, LEAST_TIMES, LEAST_QUERIES = 0.4, 2.0, 3
@@ -72,8 +73,11 @@ def titles(scores: np.ndarray, ids: np.ndarray, prefix_len: int) -> list[dict[st
 
 
 def opening(found: list[dict[str, Any]], attribution: Any) -> dict[str, int]:
-    """The head that a page shows first: the highest score of the first of ``TELLING`` that any head has as its title;
-    without such a head, the one that adds most to the logit of the likeliest next token."""
+    """The head that a page shows first.
+
+    It is the head with the highest score for the first kind of ``TELLING`` that is the title of any head. Without such
+    a title, it is the head that adds most to the logit of the likeliest next token.
+    """
     for kind in TELLING:
         if alike := [title for title in found if title["kind"] == kind]:
             best: Mapping[str, Any] = max(alike, key=lambda title: title["score"])

@@ -1,6 +1,7 @@
 """A matrix with a low-rank adapter beside it (LoRA, Hu et al. 2021, https://arxiv.org/abs/2106.09685).
 
-``base + scale * b a``: what is trained are ``a`` and ``b``, and the base is left as it is stored, be it quantised.
+The weights are ``base + scale * b a``. Training changes ``a`` and ``b``; the base stays as it is stored, and may be
+quantised.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from refgpt.numbers.panels import Panels
 
 
 class Adapted(Encoded):
-    """An adapted matrix [n_out, n_in], which decodes to the sum: in float64, so that it is rounded where it is used.
+    """An adapted matrix [n_out, n_in]. It decodes to the sum, in float64, so that rounding is left to its user.
 
     Attributes
     ----------
     base : Leaf
         The matrix itself.
     a : ndarray [rank, n_in], float32
-        What of a row of activations the adapter reads.
+        The adapter's first matrix, which is multiplied with the activations.
     b : ndarray [n_out, rank], float32
-        What it writes.
+        Its second matrix.
     scale : float
-        By which their product is multiplied.
+        The factor of their product.
     panels : (Panels, Panels) or None
-        ``a`` and ``scale * b`` as kernels read them, where the base is packed too.
+        ``a`` and ``scale * b`` as kernels read them, if the base is packed too.
     """
 
     encoding = "adapted"
@@ -77,12 +78,12 @@ class RowsAdapter:
 
 
 class Scratch:
-    """Memory for what adapters add to the rows of a pass: the same for all matrices, one after the other.
+    """Memory for what adapters add to the rows of a pass. All matrices use it, one after the other.
 
     Parameters
     ----------
     n_rows, rank, n_out : int
-        The largest that occur.
+        The largest sizes that occur.
     """
 
     def __init__(self, n_rows: int, rank: int, n_out: int) -> None:
@@ -90,19 +91,19 @@ class Scratch:
         self._zeros = np.zeros(n_rows * n_out, np.float32)
 
     def of(self, n_rows: int, rank: int, n_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Memory for ``x a^T`` [n_rows, rank] and for what is added [n_rows, n_out]; and as many zeros."""
+        """Memory for ``x a^T`` [n_rows, rank] and for what is added [n_rows, n_out], and zeros [n_rows, n_out]."""
         low, wide = self._low[: n_rows * rank].reshape(n_rows, rank), (n_rows, n_out)
         added, zeros = (room[: n_rows * n_out].reshape(wide) for room in (self._added, self._zeros))
         return low, added, zeros
 
 
 class Mixed(Encoded):
-    """A matrix [n_out, n_in] of one pass in which rows of activations have different adapters, or none.
+    """A matrix [n_out, n_in] in one pass whose rows of activations have different adapters, or none.
 
     Attributes
     ----------
     base : Leaf
-        The matrix itself, as kernels read it, which all rows are multiplied with.
+        The matrix itself, as kernels read it. All rows are multiplied with it.
     parts : sequence of RowsAdapter
     scratch : Scratch
         Memory for the largest part.
@@ -116,5 +117,5 @@ class Mixed(Encoded):
         self.place = "mixed"
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """See ``Encoded.rows``. There are none that hold for all rows of activations."""
+        """See ``Encoded.rows``. Raises TypeError: the weights differ between rows of activations."""
         raise TypeError("a matrix with several adapters has no rows of its own")

@@ -1,7 +1,7 @@
-"""The attention cache: how keys and values lie in it, and what it rounds them to.
+"""The attention cache: the layout of keys and values, and how they are rounded.
 
-In 8 bits 32 neighbours of a head share a float16 scale, as in q8 weights: 8.5 bits a number. The number is scale x
-integer, which float32 holds exactly. See ``refgpt_attention_args`` in csrc/refgpt_kernels.h.
+With 8 bits, 32 neighbouring dimensions of a head share a float16 scale, as in q8 weights: 8.5 bits a number. A number
+is scale x integer, which float32 holds exactly. See ``refgpt_attention_args`` in csrc/refgpt_kernels.h.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from refgpt._common.float_state import default_float_state
 from refgpt.numbers.dtypes import KV_DTYPES, KVDtype
 from refgpt.numbers.panels import BLOCK, LANES, n_blocks, n_panels
 
-#: Of the arrays that keep the cache. Records of 8 bits are bytes, their scales too.
+#: The NumPy dtypes of the cache's arrays. Records of 8 bits are arrays of bytes, scales included.
 KV_ARRAYS: dict[KVDtype, np.dtype] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "q8": np.dtype(np.int8)}
 
 
@@ -28,7 +28,7 @@ def kv_shapes(
     Parameters
     ----------
     dtype : "f32", "f16" or "q8"
-        Of the cache. With "q8" both shapes are [n_head, n_panels, bytes / 16, 16]: records of 16 positions.
+        The cache's dtype. With "q8" both shapes are [n_head, n_panels, bytes / 16, 16]: records of 16 positions.
 
     Raises
     ------
@@ -45,13 +45,13 @@ def kv_shapes(
 
 
 def kv_bytes(n_layer: int, n_head: int, d_head: int, dtype: KVDtype) -> int:
-    """What keys and values of one position take, padding and scales included."""
+    """Bytes of one position's keys and values, padding and scales included."""
     shapes = kv_shapes(n_head, d_head, LANES, dtype)
     return n_layer * sum(map(prod, shapes)) * KV_ARRAYS[dtype].itemsize // LANES
 
 
 def kv_dtype_of(cache: np.ndarray) -> KVDtype | None:
-    """What keys or values in an array of a cache are rounded to; None if it is no such array."""
+    """The dtype to which an array of a cache rounds keys or values; None if it is not such an array."""
     return next((name for name in KV_DTYPES if KV_ARRAYS[name] == cache.dtype), None)
 
 
@@ -80,7 +80,7 @@ def rounded_kv(x: np.ndarray, dtype: KVDtype) -> np.ndarray:
     Returns
     -------
     ndarray [..., d_head], float32
-        What is too large for the dtype is infinite with "f16", and NaN with its 31 neighbours with "q8".
+        A number too large for the dtype becomes infinite with "f16"; with "q8" it and its 31 neighbours become NaN.
     """
     if dtype == "f32":
         return x
@@ -94,7 +94,7 @@ def rounded_kv(x: np.ndarray, dtype: KVDtype) -> np.ndarray:
 
 @default_float_state()
 def quantised_kv(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Round keys or values to 8 bits, as the kernel ``kv_append_q8`` does in every bit.
+    """Round keys or values to 8 bits: the same bits as the kernel ``kv_append_q8``.
 
     Parameters
     ----------

@@ -1,23 +1,23 @@
-"""Rounding to few bits in which later weights make up for the errors of earlier ones (GPTQ).
+"""Rounding to few bits in which weights that are rounded later make up for the errors of those before (GPTQ).
 
-A row w of a matrix is rounded to q. What counts is not the error e = w - q itself but what it does to the output for
-the inputs x that occur: on average over them, (e . x)^2 = e H e^T, where H is the mean of x x^T, the inputs' second
+A row w of a matrix is rounded to q. What counts is not the error e = w - q itself but the error of the output for the
+inputs x that occur: the mean of (e . x)^2 over them is e H e^T, where H is the mean of x x^T, the inputs' second
 moments. With H = L L^T, L lower triangular,
 
     e H e^T  =  sum over k of  L_kk^2 (e_k + sum over j > k of e_j F_jk)^2,     F_jk = L_jk / L_kk.
 
-So weights are rounded from the last input to the first. When input k is reached, the errors e_j of those behind it are
-known; not w_k is rounded but w_k + sum e_j F_jk, and the term of k is as small as the nearest integer can make it. Were
-all inputs independent, F would be 0, and every weight would be rounded by itself. This is GPTQ (Frantar et al. 2023,
-https://arxiv.org/abs/2210.17323), in the form in which it is Babai's nearest plane (Chen et al. 2025,
-https://arxiv.org/abs/2507.18553): it needs no inverse.
+So weights are rounded from the last input to the first. When the weight of input k is rounded, the errors e_j of all
+j > k are known; w_k + sum e_j F_jk is rounded in place of w_k, and the term of k is as small as the nearest integer can
+make it. If all inputs were uncorrelated, F would be 0, and every weight would be rounded by itself. This is GPTQ
+(Frantar et al. 2023, https://arxiv.org/abs/2210.17323), written as Babai's nearest plane algorithm (Chen et al. 2025,
+https://arxiv.org/abs/2507.18553), which needs no inverse.
 
 The order of inputs is free, as long as the 32 of a block, which share a scale, stay together. Inputs with the largest
-moments come last, so that they are rounded first, while all others can still make up for them. When a block is reached,
-its scale is searched for as in ``refgpt.numbers.quantisation``, with each weight's error counted L_kk^2 times.
+moments come last, so that they are rounded first, while all others can still make up for their errors. The scale of a
+block is searched for as in ``refgpt.numbers.quantisation``, with each weight's squared error multiplied by L_kk^2.
 
-Each operation here is one that all machines round in the same way, and sums have one order. Products of large matrices
-are the caller's ``product(x, w)``, x w^T: with the kernel's, results are the same bits on every machine.
+All machines round each operation here in the same way, and sums have one order. The caller gives ``product(x, w)``,
+x w^T, for products of large matrices: with the kernel's, results are the same bits on every machine.
 """
 
 from __future__ import annotations
@@ -36,19 +36,18 @@ from refgpt.numbers.quantisation import CANDIDATES, LARGEST_SCALE, LEAST_SCALE, 
 #: ``product(x, w)`` is x w^T. x [t, n], w [m, n] -> [t, m]
 Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-#: Added to each diagonal element of the moments, as a share of their mean: keeps the errors that others make up for
-#: small where there are few inputs to learn from.
+#: Added to each diagonal element of the moments, as a share of their mean: limits how much other weights change to make
+#: up for an error where there are few inputs to learn from.
 DAMPING = 0.01
-
 
 #: Rows for which scales are searched together, so that they stay in a cache.
 ROWS = 1024
-#: Leaves room for more damping.
+#: Largest moment: damping can still raise it without overflow.
 LARGEST_MOMENT = 1e30
 
 
 class Moments:
-    """The second moments of the inputs of a matrix: what rounding its weights does to its output.
+    """The second moments of the inputs of a matrix, from which the error of its output follows.
 
     Parameters
     ----------
@@ -58,7 +57,7 @@ class Moments:
         ``product(x, w)`` is x w^T.
     """
 
-    #: Rows of the matrix that are computed together, up to their last column: the other half is its mirror image.
+    #: Rows of the moments that are computed together, up to the diagonal: the other half is the mirror image.
     ROWS = 2048
 
     def __init__(self, n_in: int, product: Product) -> None:
@@ -80,16 +79,16 @@ class Moments:
 
 
 class Feedback:
-    """What the errors of later inputs add to an earlier weight, and what the error of each weight costs.
+    """What the errors of later inputs add to an earlier weight, and the cost of each weight's error.
 
-    Where float32 has no Cholesky factor of the damped moments, they are damped ten times as much, until it has one.
+    If the damped moments have no Cholesky factor in float32, they are damped ten times as much, until they have one.
 
     Attributes
     ----------
     order : ndarray [n]
         The inputs in ascending order of importance; those of a block of 32 are neighbours.
     factors : ndarray [n, n]
-        F in the order ``order``: below the diagonal; n is a multiple of 32.
+        F below the diagonal, in the order ``order``; n is a multiple of 32.
     costs : ndarray [n]
         L_kk^2.
     """
@@ -122,7 +121,7 @@ class Feedback:
 
 
 def _order(diagonal: np.ndarray) -> np.ndarray:
-    """Inputs by their moments, ascending: blocks by their sums, and the 32 within each. Equal ones stay in order."""
+    """Sort inputs by their moments, ascending: blocks by their sums, then the 32 of each. The sort is stable."""
     within = np.argsort(diagonal.reshape(-1, BLOCK), axis=1, kind="stable")  # [blocks, 32]
     sums = np.zeros(len(within), np.float64)
     for one in diagonal.reshape(-1, BLOCK).T:
@@ -132,9 +131,10 @@ def _order(diagonal: np.ndarray) -> np.ndarray:
 
 
 def _factor(a: np.ndarray, start: int, stop: int, product: Product) -> None:
-    """Columns ``start`` to ``stop`` of the Cholesky factor, in the place of those of a symmetric matrix [n, n].
+    """Replace columns ``start`` to ``stop`` of a symmetric matrix [n, n] by those of its Cholesky factor.
 
-    Those before ``start`` have been subtracted. If there is no factor in float32, there are NaN on the diagonal.
+    The products of columns before ``start`` have been subtracted already. Without a factor in float32, the diagonal
+    has NaN.
     """
     if stop - start <= BLOCK:
         columns = np.ascontiguousarray(a[start:, start:stop].T)  # [32, rows from start]
@@ -161,14 +161,14 @@ def quantise_compensated(
     Parameters
     ----------
     w : ndarray [n_out, n_in]
-        Finite weights in float32, of ``refgpt.numbers.quantisation.check_range``.
+        Finite weights in float32 that ``refgpt.numbers.quantisation.check_range`` accepts.
     feedback : Feedback
     kind : "q8" or "q4"
     product : callable
     out : Panels
         Of the same shape and kind.
     threads : int
-        How many threads search for scales; no bit depends on it.
+        How many threads search for scales; results do not depend on it.
     """
     (n_out, n_in), rows, n = w.shape, n_panels(w.shape[0]) * LANES, len(feedback.order)
     whole = np.zeros((rows, n), np.float32)
@@ -181,7 +181,7 @@ def quantise_compensated(
     run: Callable[..., Iterable[None]] = map
 
     def round_blocks(start: int, stop: int) -> None:
-        """Round the blocks from ``stop`` down to ``start``; the errors of those from ``stop`` on have been added."""
+        """Round the blocks from ``stop`` down to ``start``; the errors of later blocks have been added already."""
         if stop - start == 1:
             at = slice(start * BLOCK, stop * BLOCK)
             factors, costs = feedback.factors[at, at], feedback.costs[at]
@@ -221,13 +221,13 @@ def _round_block(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best scale of each row for one block, and its integers.
 
-    With e_j = w_j - s n_j for a scale s and integers n, the term of weight k is a difference of two sums: of the
-    shifted w_k and all w_j F_jk behind it, which never changes, and of s times n_k and all n_j F_jk.
+    With e_j = w_j - s n_j for a scale s and integers n, the term of weight k is the difference of two sums over the
+    later weights j of the block: the shifted w_k + sum w_j F_jk, which no scale changes, and s (n_k + sum n_j F_jk).
 
     Parameters
     ----------
     shifted, wanted : ndarray [32, rows]
-        The weights with and without what makes up for the errors of the blocks behind this one.
+        The weights with and without what makes up for the errors of later blocks.
     factors : ndarray [32, 32]
     costs : ndarray [32]
 
@@ -266,13 +266,13 @@ def _nearest(targets: np.ndarray, factors: np.ndarray, scale: np.ndarray, kind: 
 
 
 def _integers(scaled: np.ndarray, kind: str) -> np.ndarray:
-    """The nearest integers, ties to even, of those that ``kind`` holds; as floats."""
+    """The nearest integers that ``kind`` can hold, ties to even; as floats."""
     half = np.float32(STEPS[kind] // 2 + 1)
     return np.minimum(np.maximum(np.rint(scaled), -half), half - 1)
 
 
 def _fitted(shifted: np.ndarray, integers: np.ndarray, costs: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The float16 scale of each row with which integers come closest to the weights, by ``costs``. -> [rows]"""
+    """The float16 scale of each row with the least weighted squared error for these integers. -> [rows]"""
     product, square = _sum(costs, shifted * integers), _sum(costs, np.square(integers))
     fitted = product / np.where(square > 0, square, np.float32(1))
     size = np.minimum(

@@ -1,4 +1,4 @@
-"""Texts that go through a model block by block, so that the weights of only one block need to be in memory."""
+"""Run texts through a model block by block, so that the weights of only one block need to be in memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from refgpt.runtime.families import FAMILIES
 from refgpt.runtime.taps import OneActivation, TapView
 from refgpt.spec.config import AnyConfig
 
-#: Rows that go through a block together, or one text.
+#: Most rows that go through a block together; a longer text goes alone.
 ROWS = 2048
 
 
 class Blockwise:
-    """Texts of one length on their way through a model. Its bits are those of ``Runtime.logits`` for each text.
+    """Texts of one length on their way through a model. Results have the bits of ``Runtime.logits`` for each text.
 
-    Of the trees of parameters that its functions take, they read only what the docstring names: packed matrices, as
+    Each method reads only those leaves of its ``params`` that its docstring names: packed matrices, as
     ``refgpt.numbers.packing.pack_leaf`` makes them, and float32 vectors.
 
     Parameters
@@ -58,12 +58,13 @@ class Blockwise:
         self.states = np.empty((n_texts * length, config.d_model), np.float32)
 
     def embed(self, params: ParamTree) -> None:
-        """Begin with the embeddings."""
+        """Set the states to the texts' embeddings: needs the embeddings."""
         for rows, batch, to in self._parts():
             self.states[rows] = self._family.embed(params, self.config, batch, to, TapView.to_nothing())
 
     def activations(self, i: int, params: ParamTree, name: str) -> Iterator[np.ndarray]:
-        """An activation of block ``i``, some rows at a time [rows, n]: needs the leaves of the block before it."""
+        """Yield an activation of block ``i``, some rows at a time [rows, n]: needs the block's leaves that come before
+        it in the forward pass."""
         for rows, batch, to in self._parts():
             look = OneActivation(name)
             with look.until_seen():
@@ -71,12 +72,12 @@ class Blockwise:
             yield look.value.reshape(len(batch.ids), -1)
 
     def advance(self, i: int, params: ParamTree) -> None:
-        """Let the texts go through block ``i``."""
+        """Run the texts through block ``i``: needs the block's leaves."""
         for rows, batch, to in self._parts():
             self.states[rows] = self._layer(i, params, rows, batch, to, TapView.to_nothing())
 
     def last_inputs(self, params: ParamTree) -> Iterator[np.ndarray]:
-        """What the head reads, some rows at a time [rows, c]: needs the final LayerNorm."""
+        """Yield the head's inputs, some rows at a time [rows, c]: needs the final LayerNorm."""
         for rows, _, to in self._parts():
             to.x[...] = self.states[rows]
             yield kernels.layer_norm(to.x, params.ln_w, params.ln_b, self.config.ln_eps, threads=self.threads)
@@ -87,7 +88,7 @@ class Blockwise:
         return self._family.layer(i, to.x, params, self.config, batch, (k, v), self._tables, to, tap)
 
     def _parts(self) -> Iterator[tuple[slice, Batch, Buffers]]:
-        """Some texts at a time: their rows among the states, the batch, and memory for it."""
+        """Yield for some texts at a time: their rows among the states, the batch, and memory for it."""
         n_texts, length = self.ids.shape
         for start in range(0, n_texts, self._n_together):
             ids = self.ids[start : start + self._n_together]

@@ -1,7 +1,7 @@
 """Passes in which texts have different adapters: one product with the base, and each adapter for its own rows.
 
-The rows of a pass lie in groups by adapter. A row's sums do not depend on the rows beside it, so it gets the same bits
-as in a pass of its own.
+The rows of a pass are grouped by adapter. A row's sums do not depend on the rows beside it, so it gets the same bits as
+in a pass of its own.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.panels import Panels
 from refgpt.numbers.tree import ParamTree
 
-#: The rows of a pass: for each group of neighbours their adapter, and how many they are.
+#: The rows of a pass: for each group of neighbouring rows, their adapter and their number.
 Groups = tuple[tuple[str | None, int], ...]
 
-#: Passes with several adapters of which a session keeps the recording: each mixture is another.
+#: How many recorded passes with adapters a session keeps, one for each mixture of adapters.
 MOST_RECORDED = 32
 
 
 def groups_of(adapters: Sequence[str | None], sizes: Sequence[int]) -> Groups:
-    """The groups of the parts of a pass, which lie in order of their adapters; () if none has one."""
+    """Group the parts of a pass, which are sorted by adapter; () if none has an adapter."""
     if not any(name is not None for name in adapters):
         return ()
     pairs = groupby(zip(adapters, sizes, strict=True), key=lambda pair: pair[0])
@@ -37,9 +37,9 @@ class Mixer:
     Parameters
     ----------
     base : ParamTree
-        Packed.
+        The packed weights.
     adapters : mapping of str to ParamTree
-        The same weights with an adapter each.
+        For each adapter, the same weights with it.
     """
 
     def __init__(self, base: ParamTree, adapters: Mapping[str, ParamTree]) -> None:

@@ -1,4 +1,4 @@
-"""A request of a client that is run by the scheduler's thread, and its events."""
+"""A client's request, which the scheduler's thread runs, and its events."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class Runner(Protocol):
     """What runs jobs."""
 
     def cancel(self, job: Job) -> None:
-        """``Job.cancel``."""
+        """See ``Job.cancel``."""
         ...
 
     def end(self, job: Job) -> None:
-        """``Job.end``."""
+        """See ``Job.end``."""
         ...
 
 
 @dataclass(eq=False)
 class Written:
-    """A text on its way: what a client would lose if it ended now."""
+    """The state of one text: ``held`` is what has not been sent yet, since it may be the beginning of a stop string."""
 
     held: str = ""
     finished: bool = False
@@ -47,7 +47,7 @@ class Job:
     go_on : bool
         Whether new tokens follow. If not, the events have no token.
     mask : str or None
-        In place of the model's own.
+        The mask to use in place of the model's own.
     """
 
     runner: Runner
@@ -91,7 +91,7 @@ class Job:
             raise self.error
 
     def cancel(self) -> None:
-        """Cancel the job: its slots are free within one step. Does nothing if the job is finished."""
+        """Cancel the job; its slots are free within one step. A finished job stays as it is."""
         self.runner.cancel(self)
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""Texts that are written without a client waiting, and kept until they are fetched."""
+"""Predictions: texts that are generated while no client waits, and kept until they are fetched."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from refgpt.server.errors import busy
 
-#: Most predictions that are kept until they are fetched, most characters of their prompts together, and seconds that
-#: each is kept after it was written.
+#: The largest number of kept predictions, the largest total of characters in their prompts, and for how many seconds a
+#: finished prediction is kept.
 MOST_KEPT, MOST_CHARACTERS, KEPT_SECONDS = 100, 1 << 24, 600.0
 
 
 @dataclass(eq=False)
 class _Prediction:
-    """One of them."""
+    """One prediction: its task, and the timer that forgets it."""
 
     task: asyncio.Task[Any]
     n_characters: int
@@ -35,12 +35,12 @@ class Predictions:
         return len(self._kept)
 
     def make_room(self, n_characters: int) -> None:
-        """Forget the oldest predictions that are written, until there is room for one with such a prompt.
+        """Forget the oldest finished predictions until there is room for one with a prompt of so many characters.
 
         Raises
         ------
         ApiError
-            429 if there is no room, since the others are not written yet.
+            429 if there is no room because the other predictions are unfinished.
         """
         written = [number for number, one in self._kept.items() if one.task.done()]
         while self._kept and not self._has_room(n_characters):
@@ -53,7 +53,7 @@ class Predictions:
         return len(self._kept) < MOST_KEPT and total + n_characters <= MOST_CHARACTERS
 
     def add(self, work: Coroutine[Any, Any, Any], n_characters: int) -> int:
-        """Keep what some work returns or raises. -> its number"""
+        """Start some work, and keep what it returns or raises. Returns the prediction's number."""
         number, task = next(self._numbers), asyncio.ensure_future(work)
         self._kept[number] = _Prediction(task, n_characters)
         task.add_done_callback(lambda task: self._written(number, task))
@@ -66,12 +66,12 @@ class Predictions:
             kept.timer = task.get_loop().call_later(KEPT_SECONDS, self.forget, number)
 
     def get(self, number: int) -> asyncio.Task[Any] | None:
-        """The task that writes or has written a prediction; None if there is none of this number."""
+        """The task of a prediction, finished or not; None if no prediction has this number."""
         kept = self._kept.get(number)
         return None if kept is None else kept.task
 
     def forget(self, number: int) -> None:
-        """Keep it no longer."""
+        """Forget a prediction."""
         kept = self._kept.pop(number, None)
         if kept is not None and kept.timer is not None:
             kept.timer.cancel()
