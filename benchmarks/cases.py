@@ -137,7 +137,7 @@ def layer_norm_backward(of_weight: bool) -> Work:
     if not of_weight:
         call = partial(kernels.layer_norm_backward, dy, x, w, 1e-5, (dx, moments))
         return Work(cycle([call]), 3 * x.nbytes)
-    call = partial(kernels.layer_norm_weight_backward, dy, x, moments, random(D_MODEL), random(D_MODEL))
+    call = partial(kernels.layer_norm_weight_backward, dy, x, moments, random(D_MODEL))
     return Work(cycle([call]), 2 * x.nbytes)
 
 

@@ -27,6 +27,10 @@
  * fma(sum of the block's 32 products as an integer, fl(weight's scale * row's scale), total). Sums over keys end at the last
  * one that the row sees, so keys after it cannot touch its bits.
  *
+ * Several texts. Kernels that sum over the rows of texts take those of several, one after the other: text s has the rows starts[s] ..
+ * starts[s + 1] - 1. Each text is summed by itself, from its own first row on, and the sums are added with ascending text to what the
+ * output holds: the same bits as a call for each text.
+ *
  * Order of every sum along a row ("striped"): 16 partial sums, element i into partial i % 16 with ascending i, then
  * partials l and l + 8, l and l + 4, l and l + 2, 0 and 1 are added. */
 #ifndef REFGPT_KERNELS_H
@@ -214,35 +218,41 @@ typedef struct {
     int64_t n_rows, n_in, n_out;
 } refgpt_linear_backward_args;
 
-/* dw[o, i] += sum over r of x[r, i] * dy[r, o], chunked over r, from +0 on. Items: 16 outputs. */
+/* dw[o, i] += sum over r of x[r, i] * dy[r, o], chunked over r, from +0 on, text by text. Items: 16 outputs. */
 typedef struct {
-    const float *x;  /* [n_rows, n_in] */
-    const float *dy; /* [n_rows, n_out] */
-    float *dw;       /* [n_out, n_in] */
-    int64_t n_rows, n_in, n_out;
+    const float *x;        /* [n_rows, n_in] */
+    const float *dy;       /* [n_rows, n_out] */
+    float *dw;             /* [n_out, n_in] */
+    const int64_t *starts; /* [n_texts + 1], ascending, 0 .. n_rows */
+    int64_t n_texts, n_in, n_out;
 } refgpt_linear_weight_backward_args;
 
-/* y[i] += sum over r of x[r, i], striped over r. Items: 16 columns. */
+/* y[i] += sum over r of x[r, i], striped over r, text by text. Items: 16 columns. */
 typedef struct {
-    const float *x; /* [n_rows, n] */
-    float *y;       /* [n] */
-    int64_t n_rows, n;
+    const float *x;        /* [n_rows, n] */
+    float *y;              /* [n] */
+    const int64_t *starts; /* [n_texts + 1], ascending, 0 .. n_rows */
+    int64_t n_texts, n;
 } refgpt_column_sum_args;
 
-/* The gradients of q, k and v by way of attention's z, of one text: row r sees the keys first_visible[r] <= s < n_visible[r]. With the
+/* The gradients of q, k and v by way of attention's z, in each text: row r sees the keys first_visible[r] <= s < n_visible[r]. With the
  * pattern p as attention computes it, dp[r, s] = dz[r] . v[s], chunked over d_head, and the slope
  * ds[r, s] = (p[r, s] * (dp[r, s] - sum over s of dp * p)) / divisor, whose sum is striped from the first visible key on:
  * dq[r] = sum over s of ds[r, s] k[s], dk[s] = sum over r of ds[r, s] q[r], dv[s] = sum over r of p[r, s] dz[r], chunked over s and over
- * r from 0 on; where r does not see s, both p and ds are 0. Items: heads. */
+ * r from 0 on; where r does not see s, both p and ds are 0. Rows, keys and all that n_visible counts are those of one text.
+ * Items: texts x heads, heads fastest. */
 typedef struct {
     const float *q, *k, *v; /* [t, n_head, d_head], q and k rotated, k and v rounded as the cache keeps them */
     const float *dz;        /* [t, n_head, d_head] */
     float *dq, *dk, *dv;    /* [t, n_head, d_head] */
-    float *dpattern;        /* [n_head, t, t] or NULL: dp, of unseen keys too */
-    float *scratch; /* [workers][scratch_floats]; of each 5 n w + 64 (w + n + 16), n = t in whole 32, w = d_head in whole 16 */
+    float *dpattern;        /* [n_head, t, t] or NULL: dp, of unseen keys too; only of a single text */
+    float *
+        scratch; /* [workers][scratch_floats]; of each 5 n w + 64 (w + n + 16), n = the longest text's rows in whole 32, w = d_head
+                     * in whole 16 */
     const int64_t *first_visible; /* [t], 0 .. n_visible - 1, or NULL; see attention */
-    const int64_t *n_visible;     /* [t], 1 .. t */
-    int64_t n_rows, n_head, d_head, scratch_floats;
+    const int64_t *n_visible;     /* [t], 1 .. the text's rows */
+    const int64_t *starts;        /* [n_texts + 1], ascending, 0 .. t */
+    int64_t n_head, d_head, scratch_floats;
     float divisor;
 } refgpt_attention_backward_args;
 
@@ -259,12 +269,14 @@ typedef struct {
     float eps;
 } refgpt_layer_norm_backward_args;
 
-/* dw[i] += sum over r of dy[r, i] * ((x[r, i] - mean) / root), db[i] += sum over r of dy[r, i], striped over r. Items: 16 columns. */
+/* dw[i] += sum over r of dy[r, i] * ((x[r, i] - mean) / root), striped over r, text by text. Items: 16 columns. The gradient of the
+ * bias is dy's column_sum. */
 typedef struct {
-    const float *x, *dy;  /* [n_rows, n] */
-    const float *moments; /* [n_rows, 2], from layer_norm_backward */
-    float *dw, *db;       /* [n] */
-    int64_t n_rows, n;
+    const float *x, *dy;   /* [n_rows, n] */
+    const float *moments;  /* [n_rows, 2], from layer_norm_backward */
+    float *dw;             /* [n] */
+    const int64_t *starts; /* [n_texts + 1], ascending, 0 .. n_rows */
+    int64_t n_texts, n;
 } refgpt_layer_norm_weight_backward_args;
 
 /* dtable[ids[r]] += dy[r], with ascending r. Items: 16 columns. */

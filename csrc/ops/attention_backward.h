@@ -1,4 +1,4 @@
-/* The backward of attention over one text, a head at a time: scores and pattern anew, from which gradients follow as in the forward pass,
+/* The backward of attention, a text and a head at a time: scores and pattern anew, from which gradients follow as in the forward pass,
  * products of tiles. 32 queries go together, one chunk of the sums over queries, and only over the keys that one of them sees. What is
  * held grows with the text, never with its square. Bound by arithmetic. */
 
@@ -11,8 +11,8 @@ typedef struct {
     int64_t width, stride;  /* d_head in whole panels; n + 16, so that neighbouring rows do not share the cache's lines */
 } attention_places;
 
-static attention_places attention_places_of(const refgpt_attention_backward_args *a, int64_t worker) {
-    const int64_t n = whole_chunks(a->n_rows), width = (a->d_head + LANES - 1) / LANES * LANES;
+static attention_places attention_places_of(const refgpt_attention_backward_args *a, int64_t n_rows, int64_t worker) {
+    const int64_t n = whole_chunks(n_rows), width = (a->d_head + LANES - 1) / LANES * LANES;
     attention_places at = {.width = width, .stride = n + LANES};
     at.keys = a->scratch + worker * a->scratch_floats;
     at.values = at.keys + n * width, at.k = at.values + n * width;
@@ -25,8 +25,13 @@ static attention_places attention_places_of(const refgpt_attention_backward_args
 /* Rows of a head as panels whose lanes are rows; zeros past the last. */
 static void rows_as_lanes(const float *x, int64_t stride, int64_t n_rows, int64_t d_head, float *lanes) {
     for (int64_t first = 0; first < n_rows; first += LANES, lanes += d_head * LANES)
-        for (int64_t l = 0; l < LANES; l++)
-            for (int64_t d = 0; d < d_head; d++) lanes[d * LANES + l] = first + l < n_rows ? x[(first + l) * stride + d] : 0.0f;
+        for (int64_t d = 0; d < d_head; d += LANES) {
+            v16 square[LANES];
+            for (int64_t l = 0; l < LANES; l++)
+                square[l] = first + l < n_rows ? load_row(x + (first + l) * stride, d, d_head, 0.0f) : v16_set1(0.0f);
+            v16_turn(square);
+            for (int64_t i = 0; i < smaller(LANES, d_head - d); i++) v16_store(lanes + (d + i) * LANES, square[i]);
+        }
 }
 
 /* Rows of a head as panels [..][room][16] whose lanes are dimensions; zeros past the last of both. */
@@ -66,12 +71,13 @@ static void attention_row_backward(float *pattern, float *slope, int64_t start, 
     memset(slope + n_visible, 0, (size_t)(stop - n_visible) * sizeof *slope);
 }
 
-/* Up to 32 queries from `first_row` on, a multiple of 32. */
-static void attention_backward_tile(const refgpt_attention_backward_args *a, attention_places at, int64_t h, int64_t first_row) {
+/* Up to 32 queries from `first_row` on, a multiple of 32, of a text of `n_text` rows. */
+static void attention_backward_tile(const refgpt_attention_backward_args *a, attention_places at, int64_t n_text, int64_t h,
+                                    int64_t first_row) {
     const int64_t row = a->n_head * a->d_head, offset = first_row * row + h * a->d_head, n_panels = at.width / LANES;
-    const int64_t n_rows = smaller(CHUNK, a->n_rows - first_row), n = whole_chunks(a->n_rows);
+    const int64_t n_rows = smaller(CHUNK, n_text - first_row), n = whole_chunks(n_text);
     const int64_t *n_visible = a->n_visible + first_row, *first_visible = a->first_visible ? a->first_visible + first_row : NULL;
-    int64_t first = a->n_rows, last = 0;
+    int64_t first = n_text, last = 0;
     for (int64_t r = 0; r < n_rows; r++) {
         first = smaller(first, first_visible ? first_visible[r] : 0);
         last = last > n_visible[r] ? last : n_visible[r];
@@ -84,8 +90,8 @@ static void attention_backward_tile(const refgpt_attention_backward_args *a, att
     if (a->dpattern) { /* of all keys, seen or not */
         attention_products(a->dz + offset, row, n_rows, at.values, a->d_head, n / LANES, at.slope, at.stride);
         for (int64_t r = 0; r < n_rows; r++)
-            memcpy(a->dpattern + (h * a->n_rows + first_row + r) * a->n_rows, at.slope + r * at.stride,
-                   (size_t)a->n_rows * sizeof *at.slope);
+            memcpy(a->dpattern + (h * n_text + first_row + r) * n_text, at.slope + r * at.stride,
+                   (size_t)n_text * sizeof *at.slope);
     } else {
         const float *values = at.values + start * a->d_head;
         attention_products(a->dz + offset, row, n_rows, values, a->d_head, n_key_panels, at.slope + start, at.stride);
@@ -113,21 +119,35 @@ static void attention_backward_tile(const refgpt_attention_backward_args *a, att
     multiply_beside(stop - start, slope, n_panels, q, at.dk + start * at.width, at.width, n_rows);
 }
 
+/* The arguments of one text: everything from its first row on. */
+static refgpt_attention_backward_args text_of(const refgpt_attention_backward_args *a, int64_t text) {
+    refgpt_attention_backward_args of = *a;
+    const int64_t first = a->starts[text], offset = first * a->n_head * a->d_head;
+    of.starts += text;
+    of.q += offset, of.k += offset, of.v += offset, of.dz += offset;
+    of.dq += offset, of.dk += offset, of.dv += offset;
+    of.n_visible += first;
+    if (of.first_visible) of.first_visible += first;
+    return of;
+}
+
 KERNEL(attention_backward) {
-    const refgpt_attention_backward_args *a = args;
-    const attention_places at = attention_places_of(a, worker);
-    const int64_t row = a->n_head * a->d_head, n = whole_chunks(a->n_rows);
-    for (int64_t h = begin; h < end; h++) {
+    const refgpt_attention_backward_args *all = args;
+    for (int64_t item = begin; item < end; item++) {
+        const refgpt_attention_backward_args text = text_of(all, item / all->n_head), *a = &text;
+        const int64_t h = item % a->n_head, n_rows = a->starts[1] - a->starts[0];
+        const attention_places at = attention_places_of(a, n_rows, worker);
+        const int64_t row = a->n_head * a->d_head, n = whole_chunks(n_rows);
         const float *k = a->k + h * a->d_head, *v = a->v + h * a->d_head;
         memset(at.keys, 0, (size_t)(n * at.width) * sizeof *at.keys);
         memset(at.values, 0, (size_t)(n * at.width) * sizeof *at.values);
-        rows_as_lanes(k, row, a->n_rows, a->d_head, at.keys);
-        rows_as_lanes(v, row, a->n_rows, a->d_head, at.values);
-        dimensions_as_lanes(k, row, a->n_rows, a->d_head, n, at.k);
+        rows_as_lanes(k, row, n_rows, a->d_head, at.keys);
+        rows_as_lanes(v, row, n_rows, a->d_head, at.values);
+        dimensions_as_lanes(k, row, n_rows, a->d_head, n, at.k);
         memset(at.dk, 0, (size_t)(n * at.width) * sizeof *at.dk);
         memset(at.dv, 0, (size_t)(n * at.width) * sizeof *at.dv);
-        for (int64_t r = 0; r < a->n_rows; r += CHUNK) attention_backward_tile(a, at, h, r);
-        for (int64_t r = 0; r < a->n_rows; r++) {
+        for (int64_t r = 0; r < n_rows; r += CHUNK) attention_backward_tile(a, at, n_rows, h, r);
+        for (int64_t r = 0; r < n_rows; r++) {
             memcpy(a->dk + r * row + h * a->d_head, at.dk + r * at.width, (size_t)a->d_head * sizeof *at.dk);
             memcpy(a->dv + r * row + h * a->d_head, at.dv + r * at.width, (size_t)a->d_head * sizeof *at.dv);
         }

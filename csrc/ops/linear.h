@@ -41,13 +41,14 @@ ALWAYS_INLINE void linear_block(const refgpt_linear_args *a, int64_t first_row, 
     start_totals(totals, WIDTH, n_rows, n_outputs, a->bias ? a->bias + first : NULL);
     for (int64_t i = 0; i < a->n_in; i += deepest) {
         const int64_t depth = smaller(deepest, a->n_in - i);
-        for (int64_t p = 0; p < n_panels; p += TILE_PANELS) {
-            w.ahead = p + TILE_PANELS < n_panels ? TILE_PANELS * w.panel : deepest * LANES - p * w.panel;
+        for (int64_t p = 0, beside; p < n_panels; p += beside) {
+            beside = even_part(n_panels - p, TILE_PANELS);
+            w.ahead = p + beside < n_panels ? beside * w.panel : deepest * LANES - p * w.panel;
             for (int64_t r = 0; r < n_rows; r += LANES) {
                 const int64_t next = r + LANES < n_rows ? LANES * a->n_in : -r * a->n_in;
                 const rows x = {a->x_panels + (first_row + r) * a->n_in + i * LANES, 1, LANES, next, deepest * LANES};
-                multiply(smaller(LANES, n_rows - r), x, smaller(TILE_PANELS, n_panels - p),
-                         panels_from(w, p * w.panel + i * LANES), totals + r * WIDTH + p * LANES, WIDTH, depth);
+                multiply(smaller(LANES, n_rows - r), x, beside, panels_from(w, p * w.panel + i * LANES),
+                         totals + r * WIDTH + p * LANES, WIDTH, depth);
             }
         }
     }

@@ -8,29 +8,24 @@ enum { BACK_WIDTH = BACK_PANELS * LANES };
 
 /* The lanes of one panel of floats at 16 inputs, as 16 inputs of each lane. */
 ALWAYS_INLINE void turn_floats(const void *w, int64_t at, int64_t n_inputs, enum dtype dtype, float *turned) {
-    float square[LANES * LANES] __attribute__((aligned(64))) = {0};
-    for (int64_t i = 0; i < n_inputs; i++) v16_store(square + i * LANES, load_stored(w, at + i * LANES, dtype));
-    for (int64_t l = 0; l < LANES; l++)
-        for (int64_t i = 0; i < LANES; i++) turned[l * LANES + i] = square[i * LANES + l];
+    v16 square[LANES];
+    for (int64_t i = 0; i < LANES; i++) square[i] = i < n_inputs ? load_stored(w, at + i * LANES, dtype) : v16_set1(0.0f);
+    v16_turn(square);
+    for (int64_t l = 0; l < LANES; l++) v16_store(turned + l * LANES, square[l]);
 }
 
-/* The 32 inputs of one lane of a block: integers times the lane's scale. */
-ALWAYS_INLINE void widen_lane(const char *block, int64_t lane, float scale, enum dtype dtype, float *first, float *second) {
-    int8_t integers[BLOCK];
-    if (dtype == Q8)
-        for (int quad = 0; quad < BLOCK / 4; quad++) memcpy(integers + 4 * quad, block + (quad * LANES + lane) * 4, 4);
-    else {
-        uint8_t both[BLOCK / 2];
-        int8_t low[BLOCK / 2], high[BLOCK / 2];
-        for (int step = 0; step < 4; step++) memcpy(both + 4 * step, block + (step * LANES + lane) * 4, 4);
-        for (int i = 0; i < BLOCK / 2; i++) low[i] = (int8_t)((both[i] & 15) - 8), high[i] = (int8_t)((both[i] >> 4) - 8);
-        for (int step = 0; step < 4; step++) {
-            memcpy(integers + 8 * step, low + 4 * step, 4);
-            memcpy(integers + 8 * step + 4, high + 4 * step, 4);
-        }
+/* The same of 16 inputs of a block, from `first` on: integers times the lanes' scales. */
+ALWAYS_INLINE void turn_block(const char *block, int first, v16 scales, enum dtype dtype, float *turned) {
+    v16 square[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) {
+        const int k = first + i;
+        const v16 integers = dtype == Q8 ? v16_of_fields(block + k / 4 * 64, 0, 24 - k % 4 * 8, 24)
+                                         : v16_of_fields(block + k / 8 * 64, 0x88888888, 28 - k % 4 * 8 - k / 4 % 2 * 4, 28);
+        square[i] = v16_mul(integers, scales);
     }
-    v16_store(first, v16_mul(v16_of_bytes(integers), v16_set1(scale)));
-    v16_store(second, v16_mul(v16_of_bytes(integers + LANES), v16_set1(scale)));
+    v16_turn(square);
+    for (int64_t l = 0; l < LANES; l++) v16_store(turned + l * LANES, square[l]);
 }
 
 /* Weights of `depth` outputs from `first_out` on, a multiple of 16, and of some blocks of inputs: as panels [n_panels][BACK_DEPTH][16]
@@ -43,11 +38,10 @@ ALWAYS_INLINE void widen_piece(const refgpt_linear_backward_args *a, int64_t fir
         if (dtype == Q8 || dtype == Q4) {
             for (int64_t p = 0; p < n_panels; p += 2) {
                 const char *block = (const char *)a->w + (panel * n_blocks + first_block + p / 2) * block_bytes(dtype);
-                float scales[LANES];
-                v16_store(scales, v16_load_f16((const uint16_t *)(block + block_bytes(dtype) - 2 * LANES)));
+                const v16 scales = v16_load_f16((const uint16_t *)(block + block_bytes(dtype) - 2 * LANES));
                 float *to = wide + (p * BACK_DEPTH + o) * LANES;
-                for (int64_t l = 0; l < LANES; l++, to += LANES)
-                    widen_lane(block, l, scales[l], dtype, to, to + BACK_DEPTH * LANES);
+                turn_block(block, 0, scales, dtype, to);
+                turn_block(block, LANES, scales, dtype, to + BACK_DEPTH * LANES);
             }
         } else {
             for (int64_t p = 0; p < n_panels; p++) {
@@ -68,14 +62,16 @@ ALWAYS_INLINE void linear_backward_block(const refgpt_linear_backward_args *a, i
     for (int64_t o = 0; o < a->n_out; o += BACK_DEPTH) {
         const int64_t depth = smaller(BACK_DEPTH, a->n_out - o);
         widen_piece(a, o, depth, first_block, n_panels, dtype, wide);
-        for (int64_t p = 0; p < n_panels; p += TILE_PANELS)
+        for (int64_t p = 0, beside; p < n_panels; p += beside) {
+            beside = even_part(n_panels - p, TILE_PANELS);
             for (int64_t r = 0; r < n_rows; r += LANES) {
                 const int64_t next = r + LANES < n_rows ? LANES * a->n_out : -r * a->n_out;
                 const rows dy = {a->dy_panels + (first_row + r) * a->n_out + o * LANES, 1, LANES, next, BACK_DEPTH * LANES};
                 const panels w = {wide + p * BACK_DEPTH * LANES, BACK_DEPTH * LANES, 0, F32};
-                multiply_beside(smaller(LANES, n_rows - r), dy, smaller(TILE_PANELS, n_panels - p), w,
-                                totals + r * BACK_WIDTH + p * LANES, BACK_WIDTH, depth);
+                multiply_beside(smaller(LANES, n_rows - r), dy, beside, w, totals + r * BACK_WIDTH + p * LANES, BACK_WIDTH,
+                                depth);
             }
+        }
     }
     for (int64_t r = 0; r < n_rows; r++)
         memcpy(a->dx + (first_row + r) * a->n_in + first_block * BLOCK, totals + r * BACK_WIDTH,
@@ -84,8 +80,10 @@ ALWAYS_INLINE void linear_backward_block(const refgpt_linear_backward_args *a, i
 
 ALWAYS_INLINE void linear_backward(const refgpt_linear_backward_args *a, int64_t begin, int64_t end, enum dtype dtype) {
     for (int64_t r = 0; r < a->n_rows; r += BACK_ROWS)
-        for (int64_t b = begin; b < end; b += BACK_BLOCKS)
-            linear_backward_block(a, r, b, smaller(smaller(b + BACK_BLOCKS, end) * BLOCK, a->n_in) - b * BLOCK, dtype);
+        for (int64_t b = begin, n; b < end; b += n) {
+            n = even_part(end - b, BACK_BLOCKS);
+            linear_backward_block(a, r, b, smaller((b + n) * BLOCK, a->n_in) - b * BLOCK, dtype);
+        }
 }
 
 KERNEL(linear_backward_f32) { linear_backward(args, begin, end, F32); }

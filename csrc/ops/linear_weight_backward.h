@@ -1,32 +1,33 @@
 /* The backward of linear layers: the gradient of their weights, a sum over rows. Both factors are cut into pieces that lie as panels do,
- * lanes side by side, which takes a copy of whole cache lines; the totals of some outputs stay in the L2 cache until all rows have
- * passed. Bound by arithmetic. */
+ * lanes side by side, which takes a copy of whole cache lines; the totals of some outputs stay in the L2 cache until all rows of a
+ * text have passed, and so does what they are added to, until all texts have. Bound by arithmetic. */
 
 enum { GRAD_PANELS = 12, GRAD_OUTPUTS = 8, GRAD_DEPTH = 128, GRAD_WIDTH = GRAD_PANELS * LANES };
+enum { GRAD_ROOM = GRAD_DEPTH + 1 }; /* of a panel, so that the panels of a row do not fight for the same lines of the cache */
 
-/* Columns of some rows, 16 by 16, as panels [n_panels][GRAD_DEPTH][16]; columns past the last are zero. */
+/* Columns of some rows, 16 by 16, as panels [n_panels][GRAD_ROOM][16]; columns past the last are zero. */
 static void gather_columns(const float *x, int64_t stride, int64_t n_rows, int64_t n_columns, float *columns) {
     for (int64_t r = 0; r < n_rows; r++)
         for (int64_t i = 0; i < n_columns; i += LANES)
-            v16_store(columns + i * GRAD_DEPTH + r * LANES, load_row(x + r * stride, i, n_columns, 0.0f));
+            v16_store(columns + i * GRAD_ROOM + r * LANES, load_row(x + r * stride, i, n_columns, 0.0f));
 }
 
-/* dw of up to GRAD_OUTPUTS panels of outputs and GRAD_PANELS of inputs. */
-static void linear_weight_backward_block(const refgpt_linear_weight_backward_args *a, int64_t first_out, int64_t n_outputs,
-                                         int64_t first_in, int64_t n_inputs) {
+/* A text's dw of up to GRAD_OUTPUTS panels of outputs and GRAD_PANELS of inputs. */
+static void linear_weight_backward_block(const refgpt_linear_weight_backward_args *a, int64_t first_row, int64_t stop_row,
+                                         int64_t first_out, int64_t n_outputs, int64_t first_in, int64_t n_inputs) {
     float totals[GRAD_OUTPUTS * LANES * GRAD_WIDTH] __attribute__((aligned(64)));
-    float x[GRAD_DEPTH * GRAD_WIDTH] __attribute__((aligned(64))), dy[GRAD_DEPTH * LANES] __attribute__((aligned(64)));
+    float x[GRAD_ROOM * GRAD_WIDTH] __attribute__((aligned(64)));
+    float dy[GRAD_ROOM * GRAD_OUTPUTS * LANES] __attribute__((aligned(64)));
     const int64_t n_panels = (n_inputs + LANES - 1) / LANES;
     memset(totals, 0, (size_t)(n_outputs * GRAD_WIDTH) * sizeof *totals);
-    for (int64_t r = 0; r < a->n_rows; r += GRAD_DEPTH) {
-        const int64_t depth = smaller(GRAD_DEPTH, a->n_rows - r);
+    for (int64_t r = first_row; r < stop_row; r += GRAD_DEPTH) {
+        const int64_t depth = smaller(GRAD_DEPTH, stop_row - r);
         gather_columns(a->x + r * a->n_in + first_in, a->n_in, depth, n_inputs, x);
+        gather_columns(a->dy + r * a->n_out + first_out, a->n_out, depth, n_outputs, dy);
         for (int64_t o = 0; o < n_outputs; o += LANES) {
-            const int64_t n_beside = smaller(LANES, n_outputs - o);
-            gather_columns(a->dy + r * a->n_out + first_out + o, a->n_out, depth, n_beside, dy);
-            const rows beside = {dy, 1, LANES, 0, 0};
-            const panels w = {x, GRAD_DEPTH * LANES, 0, F32};
-            multiply_beside(n_beside, beside, n_panels, w, totals + o * GRAD_WIDTH, GRAD_WIDTH, depth);
+            const rows beside = {dy + o * GRAD_ROOM, 1, LANES, 0, 0};
+            const panels w = {x, GRAD_ROOM * LANES, 0, F32};
+            multiply_beside(smaller(LANES, n_outputs - o), beside, n_panels, w, totals + o * GRAD_WIDTH, GRAD_WIDTH, depth);
         }
     }
     for (int64_t o = 0; o < n_outputs; o++) {
@@ -38,9 +39,15 @@ static void linear_weight_backward_block(const refgpt_linear_weight_backward_arg
 
 KERNEL(linear_weight_backward) {
     const refgpt_linear_weight_backward_args *a = args;
-    for (int64_t i = 0; i < a->n_in; i += GRAD_WIDTH)
-        for (int64_t p = begin; p < end; p += GRAD_OUTPUTS) {
-            const int64_t n_outputs = smaller(smaller(p + GRAD_OUTPUTS, end) * LANES, a->n_out) - p * LANES;
-            linear_weight_backward_block(a, p * LANES, n_outputs, i, smaller(GRAD_WIDTH, a->n_in - i));
+    const int64_t n_panels = (a->n_in + LANES - 1) / LANES;
+    for (int64_t i = 0, n_beside; i < n_panels; i += n_beside) {
+        n_beside = smaller(GRAD_PANELS, n_panels - i);
+        for (int64_t p = begin, n; p < end; p += n) {
+            n = even_part(end - p, GRAD_OUTPUTS);
+            const int64_t n_outputs = smaller((p + n) * LANES, a->n_out) - p * LANES;
+            const int64_t n_inputs = smaller((i + n_beside) * LANES, a->n_in) - i * LANES;
+            for (int64_t s = 0; s < a->n_texts; s++)
+                linear_weight_backward_block(a, a->starts[s], a->starts[s + 1], p * LANES, n_outputs, i * LANES, n_inputs);
         }
+    }
 }

@@ -1,5 +1,6 @@
 /* From rows as checkpoints store them to panels. Bound by memory. Rows are often a power of two apart, so that 16 of them
- * fight for the same lines of the cache: each line is read once, into a square that is turned there. */
+ * fight for the same lines of the cache: each line is read once, into a square that is turned there. Whole squares of floats are turned
+ * in registers. */
 
 ALWAYS_INLINE void pack(const refgpt_pack_args *a, int64_t begin, int64_t end, const int64_t size) {
     for (int64_t p = begin; p < end; p++) {
@@ -9,6 +10,13 @@ ALWAYS_INLINE void pack(const refgpt_pack_args *a, int64_t begin, int64_t end, c
         char square[LANES * LANES * sizeof(uint32_t)] = {0};
         for (int64_t i = 0; i < a->n_in; i += LANES) {
             const int64_t n_inner = smaller(LANES, a->n_in - i);
+            if (size == sizeof(float) && n_lanes == LANES && n_inner == LANES) {
+                v16 turned[LANES];
+                for (int64_t l = 0; l < LANES; l++) turned[l] = v16_load((const float *)(from + (l * a->n_in + i) * size));
+                v16_turn(turned);
+                for (int64_t j = 0; j < LANES; j++) v16_store((float *)to + (i + j) * LANES, turned[j]);
+                continue;
+            }
             for (int64_t l = 0; l < n_lanes; l++)
                 memcpy(square + l * LANES * size, from + (l * a->n_in + i) * size, (size_t)(n_inner * size));
             for (int64_t j = 0; j < n_inner; j++)

@@ -28,10 +28,45 @@ static inline void v16_store_f16(uint16_t *p, v16 a) {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-static inline __m256 widen_bytes(const int8_t *p) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+static inline __m256 fields(const char *words, uint32_t flip, int up, int down) {
+    const __m256i flipped = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)words), _mm256_set1_epi32((int32_t)flip));
+    return _mm256_cvtepi32_ps(_mm256_srav_epi32(_mm256_sllv_epi32(flipped, _mm256_set1_epi32(up)), _mm256_set1_epi32(down)));
 }
-static inline v16 v16_of_bytes(const int8_t *p) { return v16_of(widen_bytes(p), widen_bytes(p + 8)); }
+/* See avx512_lanes.h. */
+static inline v16 v16_of_fields(const char *words, uint32_t flip, int up, int down) {
+    return v16_of(fields(words, flip, up, down), fields(words + 32, flip, up, down));
+}
+static inline void turn_eight(__m256 *square) {
+    __m256 pairs[8], fours[8];
+    for (int i = 0; i < 8; i += 2) {
+        pairs[i] = _mm256_unpacklo_ps(square[i], square[i + 1]);
+        pairs[i + 1] = _mm256_unpackhi_ps(square[i], square[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            fours[i + 2 * j] = _mm256_shuffle_ps(pairs[i + j], pairs[i + 2 + j], 0x44);
+            fours[i + 2 * j + 1] = _mm256_shuffle_ps(pairs[i + j], pairs[i + 2 + j], 0xee);
+        }
+    for (int j = 0; j < 4; j++) {
+        square[j] = _mm256_permute2f128_ps(fours[j], fours[4 + j], 0x20);
+        square[4 + j] = _mm256_permute2f128_ps(fours[j], fours[4 + j], 0x31);
+    }
+}
+static inline void v16_turn(v16 *square) {
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j <= i; j += 8) {
+            __m256 a[8], b[8];
+            for (int k = 0; k < 8; k++)
+                a[k] = j ? square[i + k].hi : square[i + k].lo, b[k] = i ? square[j + k].hi : square[j + k].lo;
+            turn_eight(a), turn_eight(b);
+            for (int k = 0; k < 8; k++) {
+                if (i) square[j + k].hi = a[k];
+                else square[j + k].lo = a[k];
+                if (j) square[i + k].hi = b[k];
+                else square[i + k].lo = b[k];
+            }
+        }
+}
 static inline v16 v16_add(v16 a, v16 b) { return v16_of(_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)); }
 static inline v16 v16_sub(v16 a, v16 b) { return v16_of(_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)); }
 static inline v16 v16_mul(v16 a, v16 b) { return v16_of(_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)); }

@@ -10,8 +10,31 @@ static inline v16 v16_set1(float x) { return _mm512_set1_ps(x); }
 static inline v16 v16_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline void v16_store(float *p, v16 a) { _mm512_storeu_ps(p, a); }
 static inline v16 v16_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
-static inline v16 v16_of_bytes(const int8_t *p) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+/* Integers of few bits in 16 words: `flip` is applied to a word, which is shifted up and, with its sign, down. */
+static inline v16 v16_of_fields(const char *words, uint32_t flip, int up, int down) {
+    const __m512i flipped = _mm512_xor_epi32(_mm512_loadu_si512(words), _mm512_set1_epi32((int32_t)flip));
+    return _mm512_cvtepi32_ps(_mm512_srav_epi32(_mm512_sllv_epi32(flipped, _mm512_set1_epi32(up)), _mm512_set1_epi32(down)));
+}
+/* 16 times 16 lanes: lane j of number i and lane i of number j change places. */
+static inline void v16_turn(v16 *square) {
+    v16 pairs[16], fours[16];
+    for (int i = 0; i < 16; i += 2) {
+        pairs[i] = _mm512_unpacklo_ps(square[i], square[i + 1]);
+        pairs[i + 1] = _mm512_unpackhi_ps(square[i], square[i + 1]);
+    }
+#define WORDS(half, a, b) _mm512_castpd_ps(_mm512_unpack##half##_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)))
+    for (int i = 0; i < 16; i += 4) { /* number 4 i + j: four rows of column j of each quarter */
+        fours[i] = WORDS(lo, pairs[i], pairs[i + 2]), fours[i + 1] = WORDS(hi, pairs[i], pairs[i + 2]);
+        fours[i + 2] = WORDS(lo, pairs[i + 1], pairs[i + 3]), fours[i + 3] = WORDS(hi, pairs[i + 1], pairs[i + 3]);
+    }
+#undef WORDS
+    for (int j = 0; j < 4; j++) {
+        const v16 a = _mm512_shuffle_f32x4(fours[j], fours[4 + j], 0x44), b = _mm512_shuffle_f32x4(fours[j], fours[4 + j], 0xee);
+        const v16 c = _mm512_shuffle_f32x4(fours[8 + j], fours[12 + j], 0x44),
+                  d = _mm512_shuffle_f32x4(fours[8 + j], fours[12 + j], 0xee);
+        square[j] = _mm512_shuffle_f32x4(a, c, 0x88), square[4 + j] = _mm512_shuffle_f32x4(a, c, 0xdd);
+        square[8 + j] = _mm512_shuffle_f32x4(b, d, 0x88), square[12 + j] = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
 }
 static inline v16 v16_load_bf16(const uint16_t *p) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));

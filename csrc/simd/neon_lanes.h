@@ -56,13 +56,33 @@ static inline v16 v16_sqrt(v16 a) {
     EACH_QUARTER r.val[i] = vsqrtq_f32(a.val[i]);
     return r;
 }
-static inline v16 v16_of_bytes(const int8_t *p) {
-    const int8x16_t bytes = vld1q_s8(p);
-    const int16x8_t lo = vmovl_s8(vget_low_s8(bytes)), hi = vmovl_high_s8(bytes);
+/* Integers of few bits in 16 words: `flip` is applied to a word, which is shifted up and, with its sign, down. */
+static inline v16 v16_of_fields(const char *words, uint32_t flip, int up, int down) {
     v16 r;
-    r.val[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(lo))), r.val[1] = vcvtq_f32_s32(vmovl_high_s16(lo));
-    r.val[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(hi))), r.val[3] = vcvtq_f32_s32(vmovl_high_s16(hi));
+    EACH_QUARTER {
+        const uint32x4_t flipped = veorq_u32(vreinterpretq_u32_u8(vld1q_u8((const uint8_t *)words + 16 * i)), vdupq_n_u32(flip));
+        const int32x4_t shifted = vreinterpretq_s32_u32(vshlq_u32(flipped, vdupq_n_s32(up)));
+        r.val[i] = vcvtq_f32_s32(vshlq_s32(shifted, vdupq_n_s32(-down)));
+    }
     return r;
+}
+static inline void turn_four(float32x4_t *four) {
+    const float64x2_t a = vreinterpretq_f64_f32(vtrn1q_f32(four[0], four[1])),
+                      b = vreinterpretq_f64_f32(vtrn2q_f32(four[0], four[1])),
+                      c = vreinterpretq_f64_f32(vtrn1q_f32(four[2], four[3])),
+                      d = vreinterpretq_f64_f32(vtrn2q_f32(four[2], four[3]));
+    four[0] = vreinterpretq_f32_f64(vtrn1q_f64(a, c)), four[1] = vreinterpretq_f32_f64(vtrn1q_f64(b, d));
+    four[2] = vreinterpretq_f32_f64(vtrn2q_f64(a, c)), four[3] = vreinterpretq_f32_f64(vtrn2q_f64(b, d));
+}
+/* 16 times 16 lanes: lane j of number i and lane i of number j change places. */
+static inline void v16_turn(v16 *square) {
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j <= i; j++) {
+            float32x4_t a[4], b[4];
+            for (int k = 0; k < 4; k++) a[k] = square[4 * i + k].val[j], b[k] = square[4 * j + k].val[i];
+            turn_four(a), turn_four(b);
+            for (int k = 0; k < 4; k++) square[4 * j + k].val[i] = a[k], square[4 * i + k].val[j] = b[k];
+        }
 }
 static inline v16 v16_fma(v16 a, v16 b, v16 c) {
     v16 r;

@@ -86,10 +86,19 @@ static inline v16 v16_sqrt(v16 a) {
     EACH_LANE r.lane[l] = sqrtf(a.lane[l]);
     return r;
 }
-static inline v16 v16_of_bytes(const int8_t *p) {
+/* Integers of few bits in 16 words: `flip` is applied to a word, which is shifted up and, with its sign, down. */
+static inline v16 v16_of_fields(const char *words, uint32_t flip, int up, int down) {
     v16 r;
-    EACH_LANE r.lane[l] = (float)p[l];
+    EACH_LANE r.lane[l] = (float)((int32_t)(((uint32_t)load_int(words + 4 * l) ^ flip) << up) >> down);
     return r;
+}
+/* 16 times 16 lanes: lane j of number i and lane i of number j change places. */
+static inline void v16_turn(v16 *square) {
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < i; j++) {
+            const float x = square[i].lane[j];
+            square[i].lane[j] = square[j].lane[i], square[j].lane[i] = x;
+        }
 }
 static inline v16 v16_fma(v16 a, v16 b, v16 c) { /* a b + c, rounded once */
     v16 r;

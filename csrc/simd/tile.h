@@ -118,10 +118,12 @@ ALWAYS_INLINE void multiply(int64_t n_rows, rows x, int64_t n_panels, panels w, 
     if (n_rows == 1)
         for (; p + GEMV_PANELS <= n_panels; p += GEMV_PANELS)
             tile(x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, 1, GEMV_PANELS);
-    if (TILE_PANELS > 1)
-        for (; p + TILE_PANELS <= n_panels; p += TILE_PANELS)
-            tiles(n_rows, x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, TILE_PANELS);
-    for (; p < n_panels; p++) tiles(n_rows, x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, 1);
+    for (int64_t n; p < n_panels; p += n) {
+        n = even_part(n_panels - p, TILE_PANELS);
+        if (n == 3 && TILE_PANELS >= 3) tiles(n_rows, x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, 3);
+        else if (n == 2 && TILE_PANELS >= 2) tiles(n_rows, x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, 2);
+        else tiles(n_rows, x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, 1);
+    }
 }
 
 /* Compiled once for each dtype, for rows as they are. */

@@ -16,17 +16,31 @@ static void linear_backward_case(call *c, const char *kind, int64_t n, int64_t n
     c->n_items = blocks_of(n_in);
 }
 
+/* Where the rows of some texts start, of which one may have none. */
+static int64_t *starts_of_texts(call *c, int64_t n_rows, int64_t n_texts) {
+    int64_t *starts = indices(c, n_texts + 1, 0, 1);
+    for (int64_t s = 1; s < n_texts; s++) starts[s] = starts[s - 1] + random_below(n_rows - starts[s - 1] + 1);
+    starts[n_texts] = n_rows;
+    return starts;
+}
+
 static void linear_weight_backward_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     (void)dtype;
     const int64_t n_in = 1 + random_below(230);
-    c->args.linear_weight_backward = (refgpt_linear_weight_backward_args){
-        floats(c, n * n_in), floats(c, n * n_rows), output(c, n_rows * n_in * (int64_t)sizeof(float)), n, n_in, n_rows};
+    c->args.linear_weight_backward = (refgpt_linear_weight_backward_args){floats(c, n * n_in),
+                                                                          floats(c, n * n_rows),
+                                                                          output(c, n_rows * n_in * (int64_t)sizeof(float)),
+                                                                          starts_of_texts(c, n, 3),
+                                                                          3,
+                                                                          n_in,
+                                                                          n_rows};
     c->n_items = panels_of(n_rows);
 }
 
 static void column_sum_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     (void)dtype;
-    c->args.column_sum = (refgpt_column_sum_args){floats(c, n * n_rows), output(c, n * (int64_t)sizeof(float)), n_rows, n};
+    c->args.column_sum = (refgpt_column_sum_args){floats(c, n * n_rows), output(c, n * (int64_t)sizeof(float)),
+                                                  starts_of_texts(c, n_rows, 2), 2, n};
     c->n_items = panels_of(n);
 }
 
@@ -36,26 +50,30 @@ static void attention_backward_case(call *c, const char *dtype, int64_t n, int64
     const int64_t t = n ? n : 1, n_head = n_heads < 4 ? n_heads : 3, d_head = widths[random_below(6)], n_z = t * n_head * d_head;
     const int64_t whole = (t + 31) / 32 * 32, width = panels_of(d_head) * LANES;
     const int64_t scratch = 5 * whole * width + 64 * (width + whole + LANES), n_bytes = n_z * (int64_t)sizeof(float);
-    int64_t *n_visible = indices(c, t, 1, t + 1), *first_visible = random_below(2) ? indices(c, t, 0, 1) : NULL;
+    const int64_t n_texts = 1 + random_below(3);
+    int64_t *starts = starts_of_texts(c, t, n_texts), *n_visible = indices(c, t, 1, 2);
+    int64_t *first_visible = random_below(2) ? indices(c, t, 0, 1) : NULL;
+    for (int64_t s = 0; s < n_texts; s++)
+        for (int64_t r = starts[s]; r < starts[s + 1]; r++) n_visible[r] = 1 + random_below(starts[s + 1] - starts[s]);
     for (int64_t r = 0; r < t && first_visible; r++) first_visible[r] = random_below(n_visible[r]);
-    c->args.attention_backward =
-        (refgpt_attention_backward_args){floats(c, n_z),
-                                         floats(c, n_z),
-                                         floats(c, n_z),
-                                         floats(c, n_z),
-                                         output(c, n_bytes),
-                                         output(c, n_bytes),
-                                         output(c, n_bytes),
-                                         random_below(2) ? output(c, n_head * t * t * (int64_t)sizeof(float)) : NULL,
-                                         floats(c, scratch),
-                                         first_visible,
-                                         n_visible,
-                                         t,
-                                         n_head,
-                                         d_head,
-                                         scratch,
-                                         2.5f};
-    c->n_items = n_head;
+    c->args.attention_backward = (refgpt_attention_backward_args){
+        floats(c, n_z),
+        floats(c, n_z),
+        floats(c, n_z),
+        floats(c, n_z),
+        output(c, n_bytes),
+        output(c, n_bytes),
+        output(c, n_bytes),
+        n_texts == 1 && random_below(2) ? output(c, n_head * t * t * (int64_t)sizeof(float)) : NULL,
+        floats(c, scratch),
+        first_visible,
+        n_visible,
+        starts,
+        n_head,
+        d_head,
+        scratch,
+        2.5f};
+    c->n_items = n_texts * n_head;
 }
 
 static void layer_norm_backward_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
@@ -76,8 +94,8 @@ static void layer_norm_weight_backward_case(call *c, const char *dtype, int64_t 
                                                                                   floats(c, n_rows * n),
                                                                                   floats(c, n_rows * 2),
                                                                                   output(c, n * (int64_t)sizeof(float)),
-                                                                                  output(c, n * (int64_t)sizeof(float)),
-                                                                                  n_rows,
+                                                                                  starts_of_texts(c, n_rows, 2),
+                                                                                  2,
                                                                                   n};
     c->n_items = panels_of(n);
 }

@@ -117,6 +117,21 @@ def run(
         program.add(kernel, struct, values, n_items, grain)
 
 
+def even_grain(n_items: int, group: int, least: int, threads: int | None) -> int:
+    """Items of the smallest pieces of a call: at least ``least``, in whole groups where there are many.
+
+    Where there are so few that one group more or less would show in the time, pieces are such that every thread can
+    have equally many of them.
+    """
+    grain = group * max(1, -(-least // group))
+    if n_items >= 32 * grain:
+        return grain
+    share = -(-n_items // check_threads(threads))
+    while share >= 4 * grain:
+        share = -(-share // 2)
+    return max(share, least)
+
+
 def table_row(op: str, kernel: Kernel | None) -> Kernel:
     """The row of the table to call for an op: ``kernel`` if given, otherwise the active one."""
     if kernel is None:

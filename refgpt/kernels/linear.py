@@ -19,6 +19,7 @@ from refgpt.kernels.calling import (
     check_panels,
     check_shape,
     check_whole,
+    even_grain,
     float_kind,
     floats,
     output,
@@ -79,8 +80,12 @@ class LinearInput:
 
     def panels(self) -> Panels | None:
         """The rows as panels; None if they are few enough to be read directly."""
-        n_rows, n_in = self.shape
-        if self._panels is None and n_rows > FEW_ROWS:
+        return self.packed() if self.shape[0] > FEW_ROWS else None
+
+    def packed(self) -> Panels:
+        """The rows as panels, however few they are."""
+        if self._panels is None:
+            n_rows, n_in = self.shape
             shape = panel_shape("f32", n_rows, n_in)
             room = Panels(self._room(4 * prod(shape)).view(F32).reshape(shape), n_rows, n_in, "f32")
             self._panels = pack(self.x, room, threads=self._threads, program=self._program)
@@ -156,6 +161,8 @@ def linear(
     # Pieces are large enough to be worth waking a thread for; of floats, whole groups of panels (4 or 3 side by side).
     group, smallest = (4 if n_rows == 1 else 3, SMALLEST_PIECE) if w.kind in FLOATS else (1, SMALLEST_QUANTISED_PIECE)
     grain = group * max(1, smallest // max(1, n_rows * n_in * LANES * group))
+    if w.kind in FLOATS and n_rows > FEW_ROWS:
+        grain = even_grain(n_panels(w.n_out), group, grain, threads)
     op = "linear_bf16_dots" if w.compute == "bf16" else f"linear_{w.kind}"
     run(table_row(op, kernel), args, n_panels(w.n_out), grain, threads, program)
     return y

@@ -60,13 +60,13 @@ PROMISED = {
     "linear_backward_bf16": "89b803f756a25ccd",
     "linear_backward_q8": "ca2d42e63606085c",
     "linear_backward_q4": "2b1adebecc301663",
-    "linear_weight_backward": "40639c1d40055c50",
-    "column_sum": "715d8c1564fcc788",
+    "linear_weight_backward": "4a48b48e3b0a295e",
+    "column_sum": "ce14af9b2ccae517",
     "quantise_rows": "d625f9e213dc92ee",
     "attention_f32": "41809171b830a56e",
     "attention_f16": "431abed6d58d7ac6",
     "attention_q8": "b3a8e5eb45848473",
-    "attention_backward": "ec84d9a9df1b45a5",
+    "attention_backward": "c382d784a56eb96c",
     "kv_append_f32": "c888ba78e7be6104",
     "kv_append_f16": "10691489aa9fb35e",
     "kv_append_q8": "a94d7b2f65855756",
@@ -74,7 +74,7 @@ PROMISED = {
     "layer_norm": "8e62e19c676e010c",
     "cross_entropy_backward": "d82a973b7fdcbd66",
     "layer_norm_backward": "03b05a3051e298b7",
-    "layer_norm_weight_backward": "a880742f47c21835",
+    "layer_norm_weight_backward": "f47238c446c45e53",
     "gelu": "aa8aaf2d98bcd7e4",
     "gelu_backward": "07cff3f24e6f4baa",
     "gelu_erf": "de3d9733e433a232",
@@ -222,12 +222,16 @@ TRAINING = frozenset(
 
 
 def _training_outputs(kernel: Kernel, x: np.ndarray, wide: np.ndarray, positions: np.ndarray) -> Iterator[np.ndarray]:
-    """Those of the backward pass and the optimiser: sums over 20 rows, added to numbers."""
+    """Those of the backward pass and the optimiser: sums over 20 rows, of one text and of two, added to numbers."""
     op, before = kernel.op, _numbers(10, 75)
+    texts = np.array([0, 7, 20], np.int64)
     if op == "linear_weight_backward":
-        yield linear_weight_backward(_numbers(5, 20, 40), x, _numbers(10, 40, 75), kernel=kernel, threads=1)
+        dy, dw = _numbers(5, 20, 40), _numbers(10, 40, 75)
+        for starts in (None, texts):
+            yield linear_weight_backward(dy, x, dw, starts=starts, kernel=kernel, threads=1).copy()
     elif op == "column_sum":
-        yield column_sum(wide, before, kernel=kernel, threads=1)
+        for starts in (None, texts):
+            yield column_sum(wide, before, starts=starts, kernel=kernel, threads=1).copy()
     elif op == "attention_backward":
         dz, q, k, v = (_numbers(seed, 20, 3, 25) * np.float32(3) for seed in (4, 5, 6, 7))
         yield from attention_backward(dz, q, k, v, positions + 1, kernel=kernel, threads=1)
@@ -236,14 +240,16 @@ def _training_outputs(kernel: Kernel, x: np.ndarray, wide: np.ndarray, positions
         how = {"first_visible": first, "divisor": 0.75, "dpattern": dpattern, "kernel": kernel, "threads": 1}
         yield from attention_backward(dz, q, k, v, seen, **how)
         yield dpattern
+        apart = np.minimum(seen, 7)
+        yield from attention_backward(dz, q, k, v, apart, starts=texts, kernel=kernel, threads=1)
     elif op == "cross_entropy_backward":
         yield from cross_entropy_backward(x[:, 0].copy(), wide, positions * 3, kernel=kernel, threads=1)
     elif op == "layer_norm_backward":
         yield from layer_norm_backward(x, wide, x[0], 1e-5, kernel=kernel, threads=1)
     elif op == "layer_norm_weight_backward":
-        moments, before_b = np.abs(_numbers(8, 20, 2)), before.copy()
-        layer_norm_weight_backward(x, wide, moments, before, before_b, kernel=kernel, threads=1)
-        yield from (before, before_b)
+        moments = np.abs(_numbers(8, 20, 2))
+        for starts in (None, texts):
+            yield layer_norm_weight_backward(x, wide, moments, before, starts=starts, kernel=kernel, threads=1).copy()
     elif op == "embedding_backward":
         yield embedding_backward(x, positions % 7, _numbers(10, 9, 75), kernel=kernel, threads=1)
     else:

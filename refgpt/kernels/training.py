@@ -1,7 +1,8 @@
 """The kernels of the backward pass and of optimisers. See ``refgpt.kernels.ops`` for what their functions share.
 
 Gradients of weights are sums over the rows of a text. They are added to an array, ``into``, which holds those of
-earlier texts or zeros.
+earlier texts or zeros. Rows may be those of several texts, one after the other: text ``s`` has the rows ``starts[s]``
+to ``starts[s + 1] - 1``, int64 [n_texts + 1]; by default they are all of one. The bits are those of a call for each.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from refgpt.kernels.calling import (
     check_shape,
     check_whole,
     check_within,
+    even_grain,
     floats,
     indices,
     output,
     run,
     table_row,
 )
-from refgpt.kernels.linear import pack
+from refgpt.kernels.linear import LinearInput
 from refgpt.kernels.native import CHUNK, ffi
 from refgpt.kernels.ops import LARGEST_FLOAT
 from refgpt.kernels.registry import Kernel
@@ -40,7 +42,7 @@ ADAMW_ITEM = CHUNK * LANES
 
 
 def linear_backward(
-    dy: np.ndarray,
+    dy: np.ndarray | LinearInput,
     w: Panels,
     out: np.ndarray | None = None,
     *,
@@ -52,55 +54,72 @@ def linear_backward(
     Weights of 8 and 4 bits count as the numbers that they decode to; rows are not rounded.
     """
     w = check_panels("w", w)
-    n_rows, n_out = check_shape("dy", dy, (None, w.n_out))
+    rows = dy if isinstance(dy, LinearInput) else LinearInput(dy, threads=threads)
+    n_rows, n_out = check_shape("dy", rows.x, (None, w.n_out))
+    floats("dy", rows.x, (n_rows, n_out))
     dx = output(out, (n_rows, w.n_in))
-    check_apart("out", dx, dy, w.data)
-    rows = pack(_singles("dy", dy), threads=threads)
+    packed = rows.packed().data
+    check_apart("out", dx, rows.x, w.data, packed)
     args = arguments(
         "linear_backward",
-        dy_panels=ffi.from_buffer("float[]", rows.data),
+        dy_panels=ffi.from_buffer("float[]", packed),
         w=ffi.from_buffer(check_whole("w", w.data)),
         dx=floats("out", dx, (n_rows, w.n_in)),
         n_rows=n_rows,
         n_in=w.n_in,
         n_out=n_out,
     )
-    grain = 3 * max(1, SMALLEST_PIECE // max(1, n_rows * n_out * BLOCK * 3))  # 3 blocks go together
+    least = max(1, SMALLEST_PIECE // max(1, n_rows * n_out * BLOCK))
+    grain = even_grain(n_blocks(w.n_in), 3, least, threads)  # 3 blocks go together
     run(table_row(f"linear_backward_{w.kind}", kernel), args, n_blocks(w.n_in), grain, threads)
     return dx
 
 
 def linear_weight_backward(
-    dy: np.ndarray, x: np.ndarray, into: np.ndarray, *, threads: int | None = None, kernel: Kernel | None = None
+    dy: np.ndarray,
+    x: np.ndarray,
+    into: np.ndarray,
+    *,
+    starts: np.ndarray | None = None,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
 ) -> np.ndarray:
     """Add the gradient of the weights of ``linear``, ``dy.T @ x``, to ``into`` [n_out, n_in]. dy [t, n_out], x [t,
     n_in]."""
     n_rows, n_out = check_shape("dy", dy, (None, None))
     n_in = check_shape("x", x, (n_rows, None))[1]
-    check_apart("into", into, dy, x)
+    starts = _starts(starts, n_rows)
+    check_apart("into", into, dy, x, starts)
     args = arguments(
         "linear_weight_backward",
         x=floats("x", x, (n_rows, n_in)),
         dy=floats("dy", dy, (n_rows, n_out)),
         dw=floats("into", into, (n_out, n_in), written=True),
-        n_rows=n_rows,
+        starts=indices("starts", starts),
+        n_texts=len(starts) - 1,
         n_in=n_in,
         n_out=n_out,
     )
-    grain = max(1, SMALLEST_PIECE // max(1, n_rows * n_in * LANES))
-    grain = max(grain, min(8, n_panels(n_out) // 4))  # 8 panels share what is gathered for them
+    least = max(1, SMALLEST_PIECE // max(1, n_rows * n_in * LANES))
+    grain = even_grain(n_panels(n_out), 8, least, threads)  # 8 panels share what is gathered for them
     run(table_row("linear_weight_backward", kernel), args, n_panels(n_out), grain, threads)
     return into
 
 
 def column_sum(
-    x: np.ndarray, into: np.ndarray, *, threads: int | None = None, kernel: Kernel | None = None
+    x: np.ndarray,
+    into: np.ndarray,
+    *,
+    starts: np.ndarray | None = None,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
 ) -> np.ndarray:
     """Add the sums of the columns of x [t, n] to ``into`` [n]: the gradient of a bias."""
     n_rows, n = check_shape("x", x, (None, None))
-    check_apart("into", into, x)
+    starts = _starts(starts, n_rows)
+    check_apart("into", into, x, starts)
     pointers = {"x": floats("x", x, x.shape), "y": floats("into", into, (n,), written=True)}
-    args = arguments("column_sum", **pointers, n_rows=n_rows, n=n)
+    args = arguments("column_sum", **pointers, starts=indices("starts", starts), n_texts=len(starts) - 1, n=n)
     run(table_row("column_sum", kernel), args, n_panels(n), _columns_grain(n_rows), threads)
     return into
 
@@ -117,10 +136,11 @@ def attention_backward(
     dpattern: np.ndarray | None = None,
     out: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
     scratch: np.ndarray | None = None,
+    starts: np.ndarray | None = None,
     threads: int | None = None,
     kernel: Kernel | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The gradients of q, k and v of one text, from that of attention's z. All [t, h, d].
+    """The gradients of q, k and v of texts, from that of attention's z. All [t, h, d].
 
     Scores are computed again, some queries at a time: memory is linear in the text.
 
@@ -131,26 +151,34 @@ def attention_backward(
     n_visible, first_visible, divisor
         See ``attention``; of a text the keys are its own rows.
     dpattern : ndarray [h, t, t], optional
-        Receives the gradient of the attention probabilities, also of keys that a row does not see.
+        Receives the gradient of the attention probabilities, also of keys that a row does not see; of a single text.
     out : three ndarrays [t, h, d], optional
         For the gradients of q, k and v.
     scratch : ndarray [threads, attention_backward_scratch(t, d)], optional
-        Memory, some for each thread.
+        Memory, some for each thread; ``t`` of the longest text.
     """
     n_rows, n_head, d_head = shape = check_shape("dz", dz, (None, None, None))
     n_threads = check_threads(threads)
+    starts = _starts(starts, n_rows)
+    lengths, n_texts = np.diff(starts), len(starts) - 1
+    n_longest = int(lengths.max())
     check_shape("n_visible", n_visible, (n_rows,))
-    check_within("n_visible", n_visible, 1, n_rows + 1)
+    check_within("n_visible", n_visible, 1, n_longest + 1)
+    if n_texts > 1:
+        if dpattern is not None:
+            raise KernelError("only of a single text", where="dpattern", got=f"{n_texts} texts", wanted=1)
+        if not (n_visible <= np.repeat(lengths, lengths)).all():
+            raise KernelError("a row sees keys of another text", where="n_visible", fix="count its own text's only")
     if first_visible is not None:
         check_shape("first_visible", first_visible, (n_rows,))
-        check_within("first_visible", first_visible, 0, n_rows)
+        check_within("first_visible", first_visible, 0, n_longest)
         check_before(first_visible, n_visible)
-    scratch_floats = attention_backward_scratch(n_rows, d_head)
+    scratch_floats = attention_backward_scratch(n_longest, d_head)
     if scratch is None:
         scratch = aligned_zeros((n_threads, scratch_floats), np.dtype(np.float32))
     elif check_shape("scratch", scratch, (None, scratch_floats))[0] < n_threads:
         raise KernelError("wrong shape", where="scratch", got=scratch.shape, wanted=(n_threads, scratch_floats))
-    read = (dz, q, k, v, n_visible, first_visible)
+    read = (dz, q, k, v, n_visible, first_visible, starts)
     dq, dk, dv = (output(given, shape) for given in (out or (None, None, None)))
     check_apart("out", dq, *read, dk, dv, dpattern)
     check_apart("out", dk, *read, dv, dpattern)
@@ -172,14 +200,14 @@ def attention_backward(
         scratch=floats("scratch", scratch, scratch.shape, written=True),
         first_visible=ffi.NULL if first_visible is None else indices("first_visible", first_visible),
         n_visible=indices("n_visible", n_visible),
-        n_rows=n_rows,
+        starts=indices("starts", starts),
         n_head=n_head,
         d_head=d_head,
         scratch_floats=scratch_floats,
         divisor=score_divisor(divisor, d_head),
     )
-    grain = max(1, SMALLEST_PIECE // max(1, 5 * n_rows * n_rows * d_head))
-    run(table_row("attention_backward", kernel), args, n_head, grain, n_threads)
+    grain = max(1, SMALLEST_PIECE // max(1, 5 * n_longest * n_longest * d_head))
+    run(table_row("attention_backward", kernel), args, n_texts * n_head, grain, n_threads)
     return dq, dk, dv
 
 
@@ -225,28 +253,29 @@ def layer_norm_weight_backward(
     dy: np.ndarray,
     x: np.ndarray,
     moments: np.ndarray,
-    into_w: np.ndarray,
-    into_b: np.ndarray,
+    into: np.ndarray,
     *,
+    starts: np.ndarray | None = None,
     threads: int | None = None,
     kernel: Kernel | None = None,
-) -> None:
-    """Add the gradients of the weight and bias [c] of ``layer_norm``; ``moments`` are those of its
-    ``layer_norm_backward``."""
+) -> np.ndarray:
+    """Add the gradient of the weight [c] of ``layer_norm`` to ``into``; ``moments`` are those of its
+    ``layer_norm_backward``. The gradient of its bias is ``column_sum`` of dy."""
     n_rows, n = check_shape("x", x, (None, None))
-    check_apart("into_w", into_w, dy, x, moments, into_b)
-    check_apart("into_b", into_b, dy, x, moments)
+    starts = _starts(starts, n_rows)
+    check_apart("into", into, dy, x, moments, starts)
     args = arguments(
         "layer_norm_weight_backward",
         x=floats("x", x, x.shape),
         dy=floats("dy", dy, x.shape),
         moments=floats("moments", moments, (n_rows, 2)),
-        dw=floats("into_w", into_w, (n,), written=True),
-        db=floats("into_b", into_b, (n,), written=True),
-        n_rows=n_rows,
+        dw=floats("into", into, (n,), written=True),
+        starts=indices("starts", starts),
+        n_texts=len(starts) - 1,
         n=n,
     )
     run(table_row("layer_norm_weight_backward", kernel), args, n_panels(n), _columns_grain(n_rows), threads)
+    return into
 
 
 def embedding_backward(
@@ -369,11 +398,18 @@ def adamw(
     run(table_row("adamw", kernel), args, -(-w.size // ADAMW_ITEM), 64, threads)
 
 
+def _starts(starts: np.ndarray | None, n_rows: int) -> np.ndarray:
+    """Where each text starts, and where the last ends; checked, because C code follows them."""
+    if starts is None:
+        return np.array([0, n_rows], np.int64)
+    check_shape("starts", starts, (None,))
+    check_within("starts", starts, 0, n_rows + 1)
+    if len(starts) < 2 or starts[0] != 0 or starts[-1] != n_rows or (np.diff(starts) < 0).any():
+        got = shown(starts.tolist())
+        raise KernelError("not where texts start", where="starts", got=got, wanted=f"ascending, from 0 to {n_rows}")
+    return starts
+
+
 def _columns_grain(n_rows: int) -> int:
     """Panels of columns that are worth waking a thread for."""
     return max(1, SMALLEST_PIECE // 4 // max(1, n_rows * LANES))
-
-
-def _singles(name: str, array: np.ndarray) -> np.ndarray:
-    floats(name, array, array.shape)
-    return array

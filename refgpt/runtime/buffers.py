@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,22 +13,41 @@ from refgpt.kernels import Program
 from refgpt.numbers.panels import aligned_zeros
 from refgpt.spec.config import AnyConfig
 
+#: Which memory holds an activation of a block when the block is done, by its tap's name.
+HOLDS = {
+    "resid_post": "x",
+    "resid_mid": "mid",
+    "ln": "ln",
+    "ln1": "ln",
+    "ln2": "ln2",
+    **dict.fromkeys(("q", "q_rot"), "q"),
+    **dict.fromkeys(("k", "k_rot"), "k"),
+    "v": "v",
+    "z": "z",
+    "mlp_pre": "mlp",
+    "mlp_post": "mlp_post",
+}
+
 
 @dataclass(frozen=True)
 class Buffers:
     """Memory for the activations of a pass of up to ``n_rows`` rows.
 
-    Rotated queries and keys overwrite the plain ones, and the MLP's second activation overwrites its first.
+    Rotated queries and keys overwrite the plain ones. Some others are the same memory, unless ``keeping`` parts them:
+    ``mid`` is ``x``, ``ln2`` is ``ln``, and ``mlp_post`` is ``mlp``.
     """
 
     x: np.ndarray  # [n_rows, c]
+    mid: np.ndarray  # [n_rows, c], the stream between attention and MLP
     ln: np.ndarray  # [n_rows, c]
+    ln2: np.ndarray  # [n_rows, c], the second LayerNorm of a block
     q: np.ndarray  # [n_rows, h, d]
     k: np.ndarray  # [n_rows, h, d]
     v: np.ndarray  # [n_rows, h, d]
     z: np.ndarray  # [n_rows, h, d]
     attn_out: np.ndarray  # [n_rows, c]
     mlp: np.ndarray  # [n_rows, f]
+    mlp_post: np.ndarray  # [n_rows, f]
     mlp_out: np.ndarray  # [n_rows, c]
     ln_ready: np.ndarray  # bytes: the normed rows in the form that linear layers read
     ready: np.ndarray  # bytes: other rows in that form
@@ -43,15 +63,19 @@ class Buffers:
             return np.empty((n_rows, *width), np.float32)
 
         c, f, heads = config.d_model, config.d_ff, (config.n_head, config.d_head)
+        x, ln, mlp = rows(c), rows(c), rows(f)
         return cls(
-            x=rows(c),
-            ln=rows(c),
+            x=x,
+            mid=x,
+            ln=ln,
+            ln2=ln,
             q=rows(*heads),
             k=rows(*heads),
             v=rows(*heads),
             z=rows(*heads),
             attn_out=rows(c),
-            mlp=rows(f),
+            mlp=mlp,
+            mlp_post=mlp,
             mlp_out=rows(c),
             threads=threads,
             ln_ready=aligned_zeros((kernels.scratch_bytes(n_rows, c),), np.dtype(np.uint8)),
@@ -74,13 +98,21 @@ class Buffers:
         return replace(
             self,
             x=self.x[:n],
+            mid=self.mid[:n],
             ln=self.ln[:n],
+            ln2=self.ln2[:n],
             q=self.q[:n],
             k=self.k[:n],
             v=self.v[:n],
             z=self.z[:n],
             attn_out=self.attn_out[:n],
             mlp=self.mlp[:n],
+            mlp_post=self.mlp_post[:n],
             mlp_out=self.mlp_out[:n],
             program=program,
         )
+
+    def keeping(self, names: Collection[str]) -> Buffers:
+        """The same, but for memory of their own for these activations of a block: nothing overwrites them."""
+        own = {HOLDS[name]: np.empty_like(getattr(self, HOLDS[name])) for name in names}
+        return replace(self, **own)

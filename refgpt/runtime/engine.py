@@ -19,7 +19,7 @@ from refgpt.spec.config import AnyConfig
 from refgpt.spec.taps import Tap, no_tap
 
 if TYPE_CHECKING:
-    from refgpt.spec.gradients import LeafGradients
+    from refgpt.spec.gradients import LeafGradients, Text
 
 T = TypeVar("T")
 
@@ -217,19 +217,30 @@ class Engine(Protocol):
         """One text's share of a loss, and its gradients, from a trace: ``refgpt.spec.gradients.loss_backward``."""
         ...
 
-    def text_backward(
+    def texts_backward(
         self,
-        ids: np.ndarray,
-        labels: np.ndarray,
-        prefix_len: int,
+        texts: Sequence[Text],
         n_targets: int,
         leaves: LeafGradients,
         recompute: bool = False,
-    ) -> float:
-        """One text's share of a loss, and the gradients of leaves, from a forward pass of its own.
+        apart: bool = False,
+    ) -> list[float]:
+        """Each text's share of a loss, and the gradients of leaves, from forward passes of its own.
 
-        Parameters are those of ``refgpt.spec.gradients.loss_backward``. With ``recompute`` only what passes from block
-        to block is kept of the forward pass, and each block is computed again when it is needed.
+        Texts may share passes, but the gradient of each leaf is the sum of those of the texts, in their order: the same
+        bits as text by text.
+
+        Parameters
+        ----------
+        texts : sequence of Text
+            Each with a target.
+        n_targets, leaves
+            Those of ``refgpt.spec.gradients.loss_backward``.
+        recompute : bool
+            Keep of a forward pass only what passes from block to block, and compute each block again when it is needed.
+        apart : bool
+            Complete all gradients of a text before those of the next are begun: for a head that is the embeddings,
+            whose gradients are sums of both.
         """
         ...
 

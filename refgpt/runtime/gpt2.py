@@ -52,7 +52,7 @@ def attention(
 def mlp(x: LinearInput, p: Block, cfg: Config, to: Buffers, tap: TapView) -> np.ndarray:
     """Two linear layers with an activation between them. x [t, c] -> [t, c]."""
     hidden = tap("mlp_pre", kernels.linear(x, p.w_in, p.b_in, to.mlp, **to.how))  # [t, f]
-    hidden = tap("mlp_post", KERNELS[cfg.activation](hidden, to.mlp, **to.how))  # [t, f]
+    hidden = tap("mlp_post", KERNELS[cfg.activation](hidden, to.mlp_post, **to.how))  # [t, f]
     rows = LinearInput(hidden, to.ready, **to.how)
     return tap("mlp_out", kernels.linear(rows, p.w_out, p.b_out, to.mlp_out, **to.how))  # [t, c]
 
@@ -71,8 +71,8 @@ def block(
     normed = tap("ln1", kernels.layer_norm(x, p.ln1_w, p.ln1_b, cfg.ln_eps, to.ln, **to.how))  # [t, c]
     rows = LinearInput(normed, to.ln_ready, **to.how)
     attn_out = attention(rows, p, divisor, batch, kv, to, tap)  # [t, c]
-    x = tap("resid_mid", kernels.add(x, attn_out, to.x, **to.how))  # [t, c]
-    normed = tap("ln2", kernels.layer_norm(x, p.ln2_w, p.ln2_b, cfg.ln_eps, to.ln, **to.how))  # [t, c]
+    x = tap("resid_mid", kernels.add(x, attn_out, to.mid, **to.how))  # [t, c]
+    normed = tap("ln2", kernels.layer_norm(x, p.ln2_w, p.ln2_b, cfg.ln_eps, to.ln2, **to.how))  # [t, c]
     rows = LinearInput(normed, to.ln_ready, **to.how)
     return tap("resid_post", kernels.add(x, mlp(rows, p, cfg, to, tap), to.x, **to.how))  # [t, c]
 

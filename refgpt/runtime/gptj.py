@@ -56,7 +56,7 @@ def attention(
 def mlp(x: LinearInput, p: Block, to: Buffers, tap: TapView) -> np.ndarray:
     """Two linear layers with a GELU between them. x [t, c] -> [t, c]."""
     hidden = tap("mlp_pre", kernels.linear(x, p.w_in, p.b_in, to.mlp, **to.how))  # [t, f]
-    hidden = tap("mlp_post", kernels.gelu(hidden, to.mlp, **to.how))  # [t, f]
+    hidden = tap("mlp_post", kernels.gelu(hidden, to.mlp_post, **to.how))  # [t, f]
     rows = LinearInput(hidden, to.ready, **to.how)
     return tap("mlp_out", kernels.linear(rows, p.w_out, p.b_out, to.mlp_out, **to.how))  # [t, c]
 

@@ -37,7 +37,7 @@ from refgpt.spec.ids import check_cut, check_ids, check_prefix, check_tokens
 from refgpt.spec.taps import Tap, no_tap
 
 if TYPE_CHECKING:
-    from refgpt.spec.gradients import LeafGradients
+    from refgpt.spec.gradients import LeafGradients, Text
 
 #: Rows of a long prompt that go through the model together; enough for the kernels to work at full speed.
 PREFILL_ROWS = 512
@@ -117,26 +117,25 @@ class Runtime:
 
         return loss_backward(self, ids, labels, trace, n_targets, leaves, tap, prefix_len)
 
-    def text_backward(
+    def texts_backward(
         self,
-        ids: np.ndarray,
-        labels: np.ndarray,
-        prefix_len: int,
+        texts: Sequence[Text],
         n_targets: int,
         leaves: LeafGradients,
         recompute: bool = False,
-    ) -> float:
-        """See ``Engine.text_backward``; no bit depends on the number of threads or the instruction set."""
-        from refgpt.runtime.gradients import text_backward
+        apart: bool = False,
+    ) -> list[float]:
+        """See ``Engine.texts_backward``; no bit depends on the number of threads or the instruction set."""
+        from refgpt.runtime.gradients import texts_backward
 
         self.check_files()
-        return text_backward(self, ids, labels, prefix_len, n_targets, leaves, recompute)
+        return texts_backward(self, texts, n_targets, leaves, recompute, apart)
 
     def product(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
         """See ``Engine.product``."""
-        from refgpt.runtime.gradients import Ops
+        from refgpt.runtime.gradients import product
 
-        return Ops(self.threads).product(x, w)
+        return product(x, w, self.threads)
 
     def kept(self) -> ParamTree:
         """See ``Engine.kept``."""

@@ -29,7 +29,7 @@ from refgpt.spec.ids import check_cut, check_ids, check_prefix
 from refgpt.spec.taps import Recorder, Tap, no_tap
 
 if TYPE_CHECKING:
-    from refgpt.spec.gradients import LeafGradients
+    from refgpt.spec.gradients import LeafGradients, Text
 
 
 @default_float_state()
@@ -156,19 +156,21 @@ class SpecEngine:
 
         return loss_backward(self.params, self.config, ids, labels, trace, n_targets, leaves, tap)
 
-    def text_backward(
+    def texts_backward(
         self,
-        ids: np.ndarray,
-        labels: np.ndarray,
-        prefix_len: int,
+        texts: Sequence[Text],
         n_targets: int,
         leaves: LeafGradients,
         recompute: bool = False,
-    ) -> float:
-        """See ``Engine.text_backward``. It keeps every activation in any case."""
-        recorder = Recorder()
-        self.logits(ids.tolist(), prefix_len, recorder)
-        return self.loss_backward(ids, labels, recorder.trace, n_targets, leaves)
+        apart: bool = False,
+    ) -> list[float]:
+        """See ``Engine.texts_backward``. It keeps every activation of a text in any case."""
+        losses = []
+        for text in texts:
+            recorder = Recorder()
+            self.logits(text.ids.tolist(), text.prefix_len, recorder)
+            losses.append(self.loss_backward(text.ids, text.labels, recorder.trace, n_targets, leaves))
+        return losses
 
     def product(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
         """See ``Engine.product``."""

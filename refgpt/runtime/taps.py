@@ -24,7 +24,7 @@ class TapView:
     prefix : str
         Prefix of the names in this part of the model.
     looks_only : bool
-        Whether the tap changes nothing, so that its answers need no look.
+        Whether the tap changes nothing and is shown the buffers themselves.
     """
 
     tap: Tap
@@ -54,10 +54,11 @@ class TapView:
     def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
         if not self.wants(name):
             return value
+        if self.looks_only:
+            self.tap(self.prefix + name, value)
+            return value
         copy = value.copy()
         answer = self.tap(self.prefix + name, copy)
-        if self.looks_only:
-            return value
         return value if answer is copy and np.array_equal(copy, value) else np.ascontiguousarray(answer)
 
 

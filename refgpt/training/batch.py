@@ -11,22 +11,8 @@ import numpy as np
 from refgpt._common.arguments import whole_number
 from refgpt._common.errors import GenerationError
 from refgpt.spec.config import AnyConfig
-from refgpt.spec.gradients import check_labels, targets_of
+from refgpt.spec.gradients import Text, check_labels
 from refgpt.spec.ids import check_ids
-
-
-@dataclass(frozen=True, eq=False)
-class Text:
-    """One text of a batch, without its padding."""
-
-    ids: np.ndarray  # [t], int64
-    labels: np.ndarray  # [t], int64
-    prefix_len: int
-
-    @property
-    def n_targets(self) -> int:
-        """How many of its tokens are to be predicted."""
-        return len(targets_of(self.labels)[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +73,7 @@ class Batch:
         return int(self.lens.sum())
 
     def texts(self, config: AnyConfig) -> Iterator[Text]:
-        """The texts one by one, once it is known that a model can take them.
+        """The texts one by one, without their padding, once it is known that a model can take them.
 
         Raises
         ------

@@ -66,6 +66,8 @@ class Dropout:
     def split(self, leaf: str, gradient: Gradient) -> Iterator[tuple[str, Gradient]]:
         """``Parameters.split``; of columns that were left out the gradient is zero."""
         (name_a, of_a), of_b = self._parameters.split(leaf, gradient)
-        assert isinstance(of_a, np.ndarray)
+        if not isinstance(of_a, np.ndarray):
+            addend, of_a = of_a, np.zeros(of_a.shape, np.float32)
+            addend.add_to(of_a)
         yield name_a, of_a * self._kept[leaf].astype(of_a.dtype)
         yield of_b

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -69,8 +68,8 @@ def summed_gradients(
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Loss and gradients of all texts of some batches together.
 
-    Text after text, in their order: whatever the batches that they come in, the sums are the same, to the bit. With
-    ``dropout`` each text is met by adapters of which some inputs are left out.
+    Sums are taken text by text, in their order: whatever the batches that they come in, they are the same, to the bit.
+    With ``dropout`` each text is met by adapters of which some inputs are left out.
     """
     engine = model.engine
     texts = [text for batch in batches for text in batch.texts(engine.config)]
@@ -92,13 +91,20 @@ def summed_gradients(
             else:
                 sums[name] = part if part.flags.owndata else part.copy()
 
-    loss, leaves = 0.0, LeafGradients(parameters.wanted, take)
-    with nullcontext() if dropout is None else dropout:
-        for i, text in enumerate(texts):
-            if text.n_targets:
-                if dropout is not None:
+    leaves = LeafGradients(parameters.wanted, take)
+    if dropout is None:
+        some = [text for text in texts if text.n_targets]
+        losses = engine.texts_backward(some, n_targets, leaves, recompute, apart=parameters.tied)
+    else:
+        losses = []
+        with dropout:
+            for i, text in enumerate(texts):
+                if text.n_targets:
                     dropout.draw(i)
-                loss += engine.text_backward(text.ids, text.labels, text.prefix_len, n_targets, leaves, recompute)
+                    losses += engine.texts_backward([text], n_targets, leaves, recompute)
+    loss = 0.0
+    for part in losses:
+        loss += part
     return loss, {name: sums[name] for name in parameters.names()}
 
 
@@ -117,6 +123,18 @@ def check_activations_fit(engine: Engine, n: int, recompute: bool) -> None:
     )
 
 
+#: How many squares are there at a time: few enough for a cache.
+MOST_SQUARES = 1 << 15
+
+
+def sum_of_squares(x: np.ndarray) -> float:
+    """The sum of all squares in float64, as NumPy takes it, in halves of halves, but without an array of them all."""
+    if x.size <= MOST_SQUARES or not x.flags.c_contiguous:
+        return float(np.square(x, dtype=np.float64).sum())
+    flat, half = x.reshape(-1), x.size // 2 // 8 * 8
+    return sum_of_squares(flat[:half]) + sum_of_squares(flat[half:])
+
+
 def clip_gradients(found: dict[str, np.ndarray], most: float | None) -> float:
     """Shorten gradients, in place, to a length; returns the length that they had, all of them as one vector.
 
@@ -125,7 +143,7 @@ def clip_gradients(found: dict[str, np.ndarray], most: float | None) -> float:
     RefgptError
         If it is infinite or NaN.
     """
-    squares = [float(np.square(gradient, dtype=np.float64).sum()) for gradient in found.values()]
+    squares = [sum_of_squares(gradient) for gradient in found.values()]
     norm = math.sqrt(sum(squares))
     if not math.isfinite(norm):
         wrong = next((name for name, square in zip(found, squares, strict=True) if not math.isfinite(square)), None)

@@ -69,6 +69,11 @@ class Parameters:
         self._places = FAMILIES[model.engine.config.model_type].HUGGING_FACE.names
 
     @property
+    def tied(self) -> bool:
+        """Whether the head is trained and is the embeddings, whose gradient is then a sum of two."""
+        return self._tied and not self.adapted
+
+    @property
     def wanted(self) -> list[str]:
         """The leaves whose gradients are needed."""
         return list(self.adapted or self.leaves)

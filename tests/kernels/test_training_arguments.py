@@ -14,22 +14,28 @@ MOMENTS = {"betas": (0.9, 0.999), "eps": 1e-8, "rate": 1e-3, "correction": 0.5}
 # Every op with arguments that it accepts.
 GOOD = {
     "linear_backward": lambda: {"dy": floats(T, F), "w": pack(floats(F, C)), "out": floats(T, C)},
-    "linear_weight_backward": lambda: {"dy": floats(T, F), "x": floats(T, C), "into": floats(F, C)},
-    "column_sum": lambda: {"x": floats(T, C), "into": floats(C)},
+    "linear_weight_backward": lambda: {
+        "dy": floats(T, F),
+        "x": floats(T, C),
+        "into": floats(F, C),
+        "starts": indices(0, 2, T),
+    },
+    "column_sum": lambda: {"x": floats(T, C), "into": floats(C), "starts": indices(0, T)},
     "attention_backward": lambda: {
         **{name: floats(T, HEADS, D) for name in ("dz", "q", "k", "v")},
         "n_visible": indices(1, 2, 3, 4, 5),
         "first_visible": indices(0, 1, 0, 3, 2),
         "dpattern": floats(HEADS, T, T),
         "scratch": floats(4, kernels.attention_backward_scratch(T, D)),
+        "starts": indices(0, T),
     },
     "layer_norm_backward": lambda: {"dy": floats(T, C), "x": floats(T, C), "w": floats(C), "eps": 1e-5},
     "layer_norm_weight_backward": lambda: {
         "dy": floats(T, C),
         "x": floats(T, C),
         "moments": floats(T, 2),
-        "into_w": floats(C),
-        "into_b": floats(C),
+        "into": floats(C),
+        "starts": indices(0, 3, 3, T),
     },
     "embedding_backward": lambda: {"dy": floats(T, C), "ids": indices(0, 1, 2, 2, 6), "into": floats(V, C)},
     "cross_entropy_backward": lambda: {
@@ -42,13 +48,13 @@ GOOD = {
     "gelu_erf_backward": lambda: {"x": floats(T, C), "dy": floats(T, C), "out": floats(T, C)},
     "adamw": lambda: {**{name: floats(T, C) for name in ("w", "g", "mean", "square")}, **MOMENTS},
 }
-WRITTEN = ("out", "into", "into_w", "into_b", "dpattern", "scratch", "parts", "w", "mean", "square")
+WRITTEN = ("out", "into", "dpattern", "scratch", "parts", "w", "mean", "square")
 HARMLESS = {
-    ("column_sum", "x", "longer"),
     ("attention_backward", "scratch", "longer"),
     ("embedding_backward", "into", "longer"),
 }
 ARRAYS = [(op, name) for op, make in GOOD.items() for name, value in make().items() if isinstance(value, np.ndarray)]
+STARTING = [op for op, name in ARRAYS if name == "starts"]
 INDEX_ARRAYS = [(op, name) for op, name in ARRAYS if GOOD[op]()[name].dtype == np.int64]
 OUTPUTS = [(op, name) for op, name in ARRAYS if name in WRITTEN and (op, name) != ("layer_norm_backward", "w")]
 #: Outputs that may be an input.
@@ -62,6 +68,10 @@ FAULTS = [
     *((op, name, "read-only", fixed) for op, name in OUTPUTS),
     ("attention_backward", "first_visible", "of a row that sees no key", lambda x: np.append(indices(1), x[1:])),
     ("attention_backward", "divisor", "of nothing", lambda x: 0.0),
+    *((op, "starts", "that go back", lambda x: indices(0, 4, 2, T)) for op in STARTING),
+    *((op, "starts", "after the first row", lambda x: indices(1, T)) for op in STARTING),
+    *((op, "starts", "before the last row", lambda x: indices(0, T - 1)) for op in STARTING),
+    *((op, "starts", "of no text", lambda x: indices(T)) for op in STARTING),
     ("layer_norm_backward", "eps", "as a text", lambda x: "1e-5"),
     ("linear_backward", "w", "that were never packed", lambda x: floats(F, C)),
 ]

@@ -12,8 +12,10 @@ import refgpt
 from refgpt import kernels, training
 from refgpt._common.errors import GenerationError, RefgptError
 from refgpt.checkpoints.families.gptj import HUGGING_FACE
+from refgpt.runtime import gradients as in_kernels
 from refgpt.spec import gradients
 from refgpt.tracing import memory
+from tests.helpers.buffers import assert_same_bits
 from tests.helpers.model_files import write_model
 from tests.helpers.tiny import random_params
 from tests.helpers.training_models import BACKENDS, CONFIG, PARAMS, batch_of, model_in
@@ -110,6 +112,28 @@ def test_what_nobody_wants_is_not_computed(tmp_path, monkeypatch):
     training.gradients(model, batch_of(1))
     c, f, v = CONFIG.d_model, CONFIG.d_ff, CONFIG.n_vocab
     assert turned == [(v, c), (c, f), (f, c), (c, c), (c, c), (c, c), (c, c), (c, c)]  # head; all of block 1; wo
+
+
+@pytest.mark.parametrize("how", ["full", "recompute", "adapter"])
+def test_texts_that_share_a_pass_have_the_bits_of_texts_alone(tmp_path, monkeypatch, how):
+    """Of different lengths: more rows than the head's sums, and fewer than a panel."""
+    stream, lens = np.random.RandomState(0), np.array([31, 2, 17, 8, 32, 9])
+    ids = stream.randint(0, CONFIG.n_vocab, (len(lens), 32))
+    batch = training.Batch(ids, np.where(stream.random_sample(ids.shape) < 0.3, -100, ids), lens // 2, lens)
+    model = model_in(tmp_path, backend="c", threads=2)
+    if how == "adapter":
+        training.new_adapter(model, rank=2, targets="all")
+    monkeypatch.setattr(in_kernels.loss, "HEAD_ROWS", 12)
+    monkeypatch.setattr(in_kernels.loss, "MOST_LOGITS", 30 * CONFIG.n_vocab)
+    results = []
+    for most in (1, 50, 1000):
+        monkeypatch.setattr(in_kernels.activations, "MOST_ROWS", most)
+        results.append(training.gradients(model, batch, recompute=how == "recompute"))
+    (want_loss, want), *others = results
+    for found_loss, found in others:
+        assert found_loss == want_loss
+        for name, gradient in found.items():
+            assert_same_bits(gradient, want[name])
 
 
 def test_a_text_that_does_not_fit_into_memory_is_refused_first(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from refgpt._common.errors import CheckpointError, RefgptError
 from refgpt.kernels import force_isa, list_kernels
 from refgpt.numbers.adapted import Adapted
 from refgpt.numbers.leaves import widen
+from refgpt.training.gradients import sum_of_squares
 from refgpt.training.state import STATE, read_state
 from tests.helpers.tiny import random_params
 from tests.helpers.training_models import BACKENDS, CONFIG, PARAMS, batch_of, model_in, one_by_one
@@ -182,6 +183,13 @@ def test_a_gradient_that_is_too_long_is_shortened(tmp_path, clip):
     for name, moments in read_state(tmp_path / "state").moments.items():
         want = 0.1 * share * found[name]  # the first moment after one step
         assert np.abs(moments["mean"] - want).max() <= 1e-5 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("shape", [(3,), (40_000,), (123, 1001), (70_001, 2)])
+def test_the_length_of_a_gradient_is_a_sum_in_numpys_order(shape):
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    assert sum_of_squares(x) == np.square(x, dtype=np.float64).sum()
+    assert sum_of_squares(x.T) == np.square(x.T, dtype=np.float64).sum()
 
 
 def test_what_decays_can_be_said(tmp_path):

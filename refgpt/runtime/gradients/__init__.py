@@ -4,8 +4,8 @@ A family's file reads like that of its spec. Gradients of weights are handed on 
 """
 
 from refgpt.runtime.gradients.families import FAMILIES
-from refgpt.runtime.gradients.loss import loss_backward, text_backward
+from refgpt.runtime.gradients.loss import loss_backward, texts_backward
 from refgpt.runtime.gradients.ops import Ops
-from refgpt.runtime.gradients.weights import MatrixGradient
+from refgpt.runtime.gradients.weights import MatrixGradient, product
 
-__all__ = ["FAMILIES", "MatrixGradient", "Ops", "loss_backward", "text_backward"]
+__all__ = ["FAMILIES", "MatrixGradient", "Ops", "loss_backward", "product", "texts_backward"]

@@ -1,4 +1,4 @@
-"""The forward pass of a text that is learnt from, and what of it the backward pass reads.
+"""The forward pass of texts that are learnt from, and what of it the backward pass reads.
 
 Either every block's activations are kept, or only the residual stream between blocks: then a block is computed again
 when the backward pass comes to it (Chen et al. 2016, https://arxiv.org/abs/1604.06174). The bits are the same.
@@ -6,7 +6,8 @@ when the backward pass comes to it (Chen et al. 2016, https://arxiv.org/abs/1604
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,14 +19,18 @@ from refgpt.numbers.panels import LANES, aligned_zeros
 from refgpt.runtime.batch import Batch
 from refgpt.runtime.buffers import Buffers
 from refgpt.runtime.families import Family
+from refgpt.runtime.gradients.room import Room
+from refgpt.runtime.gradients.texts import Texts, groups
 from refgpt.runtime.taps import TapView
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import taps_of
-from refgpt.spec.gradients import LeafGradients
+from refgpt.spec.gradients import LeafGradients, Text
 
 Block = Mapping[str, np.ndarray]
 #: Activations that only the gradient of one leaf of the block reads.
 READ_FOR = {"mlp_post": "w_out", "z": "wo"}
+#: Texts share a pass up to so many rows, and so many bytes of all that it needs.
+MOST_ROWS, MOST_BYTES = 1024, 1 << 28
 
 
 class Kernels(Protocol):
@@ -69,78 +74,99 @@ class Activations:
         return cls([trace[stream(i)] for i in range(n_layer + 1)], block)
 
 
-class TextPass:
-    """The forward pass of one text, a block at a time.
+class Passes:
+    """Forward passes of texts, some together, a block at a time. All use the same memory.
 
     Parameters
     ----------
     engine : Kernels
-    ids : ndarray of int [t]
-    prefix_len : int
     reads : collection of str
         Names of a block's activations that the backward pass reads.
     leaves : LeafGradients
         Those that are wanted: what only others read is not kept.
+    recompute : bool
+        Keep of each pass only what passes from block to block.
     """
 
-    def __init__(
-        self, engine: Kernels, ids: np.ndarray, prefix_len: int, reads: Collection[str], leaves: LeafGradients
-    ) -> None:
-        config, n = engine.config, len(ids)
-        self._engine = engine
+    def __init__(self, engine: Kernels, reads: Collection[str], leaves: LeafGradients, recompute: bool) -> None:
+        config = engine.config
+        self._engine, self._recompute, self._kv_dtype = engine, recompute, KV_ARRAYS[engine.kv_dtype]
+        there = [name for name in taps_of(config).block if name in reads]
         self._reads = [
-            [name for name in reads if name not in READ_FOR or leaves.wants(f"blocks.{i}.{READ_FOR[name]}")]
+            [name for name in there if name not in READ_FOR or leaves.wants(f"blocks.{i}.{READ_FOR[name]}")]
             for i in range(config.n_layer)
         ]
-        self._batch = Batch.of(ids, np.zeros(n, np.int64), np.arange(n, dtype=np.int64), prefix_len, config.window)
-        dtype = KV_ARRAYS[engine.kv_dtype]
-        shapes = kv_shapes(config.n_head, config.d_head, n, engine.kv_dtype)
-        self._kv = aligned_zeros((1, *shapes[0]), dtype), aligned_zeros((1, *shapes[1]), dtype)
-        self._to = Buffers.of(config, n, self._kv[0].shape[2] * LANES, engine.threads).first(n)
-        self._tables = engine.tables(n)
 
-    def run(self, recompute: bool) -> tuple[np.ndarray, Activations]:
-        """The last LayerNorm's rows [t, c], and what the backward pass reads."""
-        engine, to = self._engine, self._to
-        config, params = engine.config, engine.params
-        x = engine.family.embed(params, config, self._batch, to, TapView.to_nothing())  # [t, c]
-        streams, blocks = [x.copy()], dict[int, Block]()
-        for i in range(config.n_layer):
+    def groups(self, texts: Sequence[Text], apart: bool) -> list[Texts]:
+        """Which texts go through a pass together, in their order; all of them one by one if they go ``apart``."""
+        config = self._engine.config
+        c, f = config.d_model, config.d_ff
+        kept = self._reads[:1] if self._recompute else self._reads
+        n_floats = sum(f if name.startswith("mlp") else c for names in kept for name in names)
+        n_floats += (config.n_layer + 20) * c + 5 * f  # between blocks, and while a block is worked on
+        key_bytes = 2 * c * self._kv_dtype.itemsize
+        most = (0, 0) if apart else (MOST_ROWS, MOST_BYTES)
+        found = [Texts.of(some) for some in groups(texts, 4 * n_floats, key_bytes, *most)]
+        self._make_room(max(len(some.slots) for some in found))
+        return found
+
+    def _make_room(self, n_rows: int) -> None:
+        """Memory for the largest pass."""
+        config = self._engine.config
+        shared = Buffers.of(config, n_rows, 0, self._engine.threads)
+        self.room = Room(shared.ready, n_rows * (10 * config.d_model + config.d_ff))  # of a block's backward pass
+        self._start = shared.keeping(["resid_post"])
+        self._again = shared.keeping(self._reads[-1])
+        rooms = [shared.keeping(["resid_post", *([] if self._recompute else names)]) for names in self._reads]
+        self._rooms = rooms
+
+    def run(self, texts: Texts) -> tuple[np.ndarray, Activations]:
+        """The last LayerNorm's rows [t, c], and what the backward pass reads: both until the next pass."""
+        engine, config = self._engine, self._engine.config
+        shapes = kv_shapes(config.n_head, config.d_head, texts.n_longest, engine.kv_dtype)
+        k, v = (aligned_zeros((len(texts.texts), *shape), self._kv_dtype) for shape in shapes)
+        batch = Batch.of(texts.ids, texts.slots, texts.positions, texts.prefix_lens, config.window)
+        scores = np.empty((engine.threads, kernels.FEW_ROWS, k.shape[2] * LANES), np.float32)
+        tables = engine.tables(texts.n_longest)
+
+        def room(buffers: Buffers) -> Buffers:
+            return replace(buffers.first(len(texts.slots)), scores=scores)
+
+        def block(i: int, x: np.ndarray, to: Buffers, tap: TapView) -> np.ndarray:
+            return engine.family.layer(i, x, engine.params, config, batch, (k, v), tables, to, tap)
+
+        def again(i: int) -> Block:
+            """A block's activations, computed once more from what enters it; nothing after the last that is read."""
             kept: dict[str, np.ndarray] = {}
-            x = self._block(i, x, TapView.to_nothing() if recompute else self._keeping(i, kept))
-            streams.append(x.copy())
+            try:
+                block(i, streams[i], room(self._again), keeping(kept, self._reads[i], self._reads[i][-1]))
+            except _Enough:
+                return kept
+            raise AssertionError(self._reads[i])
+
+        to = room(self._start)
+        x = engine.family.embed(engine.params, config, batch, to, TapView.to_nothing())  # [t, c]
+        streams, blocks = [x], dict[int, Block]()
+        for i, names in enumerate(self._reads):
+            kept: dict[str, np.ndarray] = {}
+            to = room(self._rooms[i])
+            x = block(i, x, to, TapView.to_nothing() if self._recompute else keeping(kept, names))
+            streams.append(x)
             blocks[i] = kept
-        last = kernels.layer_norm(x, params.ln_w, params.ln_b, config.ln_eps, **to.how)  # [t, c]
-        if recompute:
-            return last, Activations(streams, lambda i: self._again(i, streams[i]))
-        return last, Activations(streams, blocks.pop)  # each is read once, from the last on
+        last = kernels.layer_norm(x, engine.params.ln_w, engine.params.ln_b, config.ln_eps, **to.how)  # [t, c]
+        return last, Activations(streams, again if self._recompute else blocks.__getitem__)
 
-    def _block(self, i: int, x: np.ndarray, tap: TapView) -> np.ndarray:
-        engine = self._engine
-        return engine.family.layer(
-            i, x, engine.params, engine.config, self._batch, self._kv, self._tables, self._to, tap
-        )
 
-    def _keeping(self, i: int, kept: dict[str, np.ndarray], until: str | None = None) -> TapView:
-        def keep(name: str, value: np.ndarray) -> np.ndarray:
-            kept[name] = value
-            if name == until:
-                raise _Enough
-            return value
+def keeping(kept: dict[str, np.ndarray], names: Collection[str], until: str | None = None) -> TapView:
+    """Takes activations as they lie in their buffers; ends the block after one of them, if it is named."""
 
-        return TapView(keep, frozenset(self._reads[i]), looks_only=True)
+    def keep(name: str, value: np.ndarray) -> np.ndarray:
+        kept[name] = value
+        if name == until:
+            raise _Enough
+        return value
 
-    def _again(self, i: int, x: np.ndarray) -> Block:
-        """A block's activations, computed once more from what enters it; nothing after the last that is read."""
-        kept: dict[str, np.ndarray] = {}
-        names = taps_of(self._engine.config).block
-        until = [name for name in names if name in self._reads[i]][-1]
-        np.copyto(self._to.x, x)
-        try:
-            self._block(i, self._to.x, self._keeping(i, kept, until))
-        except _Enough:
-            return kept
-        raise AssertionError(until)
+    return TapView(keep, frozenset(names), looks_only=True)
 
 
 class _Enough(Exception):

@@ -77,16 +77,17 @@ def block_backward(
     dy = tap("resid_post", dy)  # [t, c]
     dln = tap("ln2", mlp_backward(tap("mlp_out", dy), p, cfg, kept, tap, leaves, ops))  # [t, c]
     dmid, norm = ops.layer_norm_backward(dln, kept["resid_mid"], p.ln2_w, cfg.ln_eps)  # [t, c]
-    leaves.add("ln2_b", norm.bias)
-    leaves.add("ln2_w", norm.weight)
+    leaves.add("ln2_b", lambda: ops.bias_backward(dln))
+    leaves.add("ln2_w", lambda: norm)
     dy = tap("resid_mid", ops.add(dmid, dy))  # [t, c]
     onwards_to_ln = onwards or leaves.wants("ln1_")
     through = attention_backward(tap("attn_out", dy), p, local, kept, tap, leaves, ops, onwards_to_ln)
     if through is None:
         return dy
-    dx, norm = ops.layer_norm_backward(tap("ln1", through), x, p.ln1_w, cfg.ln_eps)  # [t, c]
-    leaves.add("ln1_b", norm.bias)
-    leaves.add("ln1_w", norm.weight)
+    dln = tap("ln1", through)  # [t, c]
+    dx, norm = ops.layer_norm_backward(dln, x, p.ln1_w, cfg.ln_eps)  # [t, c]
+    leaves.add("ln1_b", lambda: ops.bias_backward(dln))
+    leaves.add("ln1_w", lambda: norm)
     return ops.add(dx, dy)  # [t, c]
 
 
@@ -103,13 +104,14 @@ def backward(
     """Gradients of leaves and activations from that of "ln_final" down: see ``refgpt.runtime.gradients.gptj``."""
     streams = activations.streams  # [t, c] each
     dx, norm = ops.layer_norm_backward(dlast, streams[-1], params.ln_w, config.ln_eps)  # [t, c]
-    leaves.add("ln_b", norm.bias)
-    leaves.add("ln_w", norm.weight)
+    leaves.add("ln_b", lambda: ops.bias_backward(dlast))
+    leaves.add("ln_w", lambda: norm)
     for i in reversed(range(config.n_layer)):
         part = f"blocks.{i}."
         onwards = tap is not no_tap or leaves.wants("wte", "wpe", *(f"blocks.{j}." for j in range(i)))
         if not onwards and not leaves.wants(part):
             return
+        ops.next_block()
         to, kept, p = leaves.within(part), activations.block(i), params.blocks[i]
         dx = block_backward(
             dx,
@@ -125,6 +127,5 @@ def backward(
         )
     dx = tap("resid_pre", dx)  # [t, c]
     dplaces, dtokens = tap("pos_embed", dx), tap("embed", dx)  # [t, c] each
-    places = np.arange(len(ids), dtype=np.int64)
-    leaves.add("wpe", lambda: ops.embedding_backward(dplaces, places, config.n_ctx))
+    leaves.add("wpe", lambda: ops.embedding_backward(dplaces, ops.texts.positions, config.n_ctx))
     leaves.add("wte", lambda: ops.embedding_backward(dtokens, ids, config.n_vocab))

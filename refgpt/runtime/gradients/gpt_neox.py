@@ -35,7 +35,7 @@ def attention_backward(
     leaves.add("wo", lambda: ops.linear_weight_backward(dy, kept["z"].reshape(flat)))
     dz = tap("z", ops.linear_backward(dy, p.wo).reshape(heads))  # [t, h, d]
     dq, dk, dv = ops.attention_backward(dz, kept["q_rot"], kept["k_rot"], kept["v"], tap)  # [t, h, d] each
-    rotation = rotary_tables(cfg.d_rotary, len(dy), cfg.rotary_base, halves=True)
+    rotation = rotary_tables(cfg.d_rotary, ops.texts.n_longest, cfg.rotary_base, halves=True)
     dk, dq = tap("k_rot", dk), tap("q_rot", dq)  # [s, h, d], [t, h, d]
     dv = tap("v", dv).reshape(flat)  # [s, c]
     dk = tap("k", ops.rotate_halves_backward(dk, rotation)).reshape(flat)  # [s, c]
@@ -83,16 +83,17 @@ def block_backward(
     dln = tap("ln2", mlp_backward(tap("mlp_out", dy), p, cfg, kept, tap, leaves, ops))  # [t, c]
     between = x if cfg.use_parallel_residual else kept["resid_mid"]  # [t, c]
     dmid, norm = ops.layer_norm_backward(dln, between, p.ln2_w, cfg.ln_eps)  # [t, c]
-    leaves.add("ln2_b", norm.bias)
-    leaves.add("ln2_w", norm.weight)
+    leaves.add("ln2_b", lambda: ops.bias_backward(dln))
+    leaves.add("ln2_w", lambda: norm)
     dattn = dy if cfg.use_parallel_residual else tap("resid_mid", ops.add(dmid, dy))  # [t, c]
     onwards_to_ln = onwards or leaves.wants("ln1_")
     through = attention_backward(tap("attn_out", dattn), p, cfg, kept, tap, leaves, ops, onwards_to_ln)
     if through is None:
         return dy
-    dx, norm = ops.layer_norm_backward(tap("ln1", through), x, p.ln1_w, cfg.ln_eps)  # [t, c]
-    leaves.add("ln1_b", norm.bias)
-    leaves.add("ln1_w", norm.weight)
+    dln = tap("ln1", through)  # [t, c]
+    dx, norm = ops.layer_norm_backward(dln, x, p.ln1_w, cfg.ln_eps)  # [t, c]
+    leaves.add("ln1_b", lambda: ops.bias_backward(dln))
+    leaves.add("ln1_w", lambda: norm)
     dx = ops.add(dx, dattn)  # [t, c]
     return ops.add(dx, dmid) if cfg.use_parallel_residual else dx  # [t, c]
 
@@ -110,13 +111,14 @@ def backward(
     """Gradients of leaves and activations from that of "ln_final" down: see ``refgpt.runtime.gradients.gptj``."""
     streams = activations.streams  # [t, c] each
     dx, norm = ops.layer_norm_backward(dlast, streams[-1], params.ln_w, config.ln_eps)  # [t, c]
-    leaves.add("ln_b", norm.bias)
-    leaves.add("ln_w", norm.weight)
+    leaves.add("ln_b", lambda: ops.bias_backward(dlast))
+    leaves.add("ln_w", lambda: norm)
     for i in reversed(range(config.n_layer)):
         part = f"blocks.{i}."
         onwards = tap is not no_tap or leaves.wants("wte", *(f"blocks.{j}." for j in range(i)))
         if not onwards and not leaves.wants(part):
             return
+        ops.next_block()
         to, kept, p = leaves.within(part), activations.block(i), params.blocks[i]
         dx = block_backward(dx, streams[i], p, config, kept, prefixed(tap, part), to, ops, onwards)
     dx = tap("embed", dx)  # [t, c]

@@ -34,7 +34,7 @@ def attention_backward(
     leaves.add("wo", lambda: ops.linear_weight_backward(dy, kept["z"].reshape(flat)))
     dz = tap("z", ops.linear_backward(dy, p.wo).reshape(heads))  # [t, h, d]
     dq, dk, dv = ops.attention_backward(dz, kept["q_rot"], kept["k_rot"], kept["v"], tap)  # [t, h, d] each
-    rotation = rotary_tables(cfg.d_rotary, len(dy))
+    rotation = rotary_tables(cfg.d_rotary, ops.texts.n_longest)
     dk, dq = tap("k_rot", dk), tap("q_rot", dq)  # [s, h, d], [t, h, d]
     dv = tap("v", dv).reshape(flat)  # [s, c]
     dk = tap("k", ops.rotate_pairs_backward(dk, rotation)).reshape(flat)  # [s, c]
@@ -84,8 +84,8 @@ def block_backward(
         return dy
     dln = tap("ln", ops.add(dln, through_attention))  # [t, c]
     dx, norm = ops.layer_norm_backward(dln, x, p.ln_w, cfg.ln_eps)  # [t, c]
-    leaves.add("ln_b", norm.bias)
-    leaves.add("ln_w", norm.weight)
+    leaves.add("ln_b", lambda: ops.bias_backward(dln))
+    leaves.add("ln_w", lambda: norm)
     return ops.add(dx, dy)  # [t, c]
 
 
@@ -105,13 +105,14 @@ def backward(
     """
     streams = activations.streams  # [t, c] each
     dx, norm = ops.layer_norm_backward(dlast, streams[-1], params.ln_w, config.ln_eps)  # [t, c]
-    leaves.add("ln_b", norm.bias)
-    leaves.add("ln_w", norm.weight)
+    leaves.add("ln_b", lambda: ops.bias_backward(dlast))
+    leaves.add("ln_w", lambda: norm)
     for i in reversed(range(config.n_layer)):
         part = f"blocks.{i}."
         onwards = tap is not no_tap or leaves.wants("wte", *(f"blocks.{j}." for j in range(i)))
         if not onwards and not leaves.wants(part):
             return
+        ops.next_block()
         to, kept = leaves.within(part), activations.block(i)
         dx = block_backward(dx, streams[i], params.blocks[i], config, kept, prefixed(tap, part), to, ops, onwards)
     dx = tap("embed", dx)  # [t, c]

@@ -1,56 +1,126 @@
-"""The loss of a text and its gradients, in kernels: see ``refgpt/spec/gradients/loss.py``."""
+"""The loss of texts and its gradients, in kernels: see ``refgpt/spec/gradients/loss.py``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
 from refgpt import kernels
-from refgpt.runtime.gradients.activations import Activations, Kernels, TextPass
+from refgpt.kernels import LinearInput
+from refgpt.numbers.leaves import Leaf
+from refgpt.numbers.panels import aligned_zeros
+from refgpt.runtime.gradients.activations import Activations, Kernels, Passes
 from refgpt.runtime.gradients.families import FAMILIES
-from refgpt.runtime.gradients.ops import Ops
+from refgpt.runtime.gradients.ops import Ops, linear_backward
+from refgpt.runtime.gradients.texts import Texts
+from refgpt.runtime.gradients.weights import BiasGradient, MatrixGradient
 from refgpt.spec.families import taps_of
-from refgpt.spec.gradients import LeafGradients, gradients_of, targets_of
+from refgpt.spec.gradients import LeafGradients, Text, gradients_of, targets_of
 from refgpt.spec.taps import Tap, no_tap
 
-#: Rows that meet the head together. The gradients of its weights are sums over so many rows, which are then added.
+#: The gradients of the head's weights are sums over so many rows of a text, which are then added.
 HEAD_ROWS = 128
+#: Rows that meet the head together have so many logits at most, unless ``HEAD_ROWS`` have more.
+MOST_LOGITS = 1 << 19
 
 
-def text_backward(
+def texts_backward(
     engine: Kernels,
-    ids: np.ndarray,
-    labels: np.ndarray,
-    prefix_len: int,
+    texts: Sequence[Text],
     n_targets: int,
     leaves: LeafGradients,
     recompute: bool = False,
-) -> float:
-    """See ``refgpt.runtime.engine.Engine.text_backward``.
-
-    The head sees the rows that have a target, some at a time, so that the logits of a text never exist as a whole.
-    """
+    apart: bool = False,
+) -> list[float]:
+    """See ``refgpt.runtime.engine.Engine.texts_backward``."""
     gradients_of(engine.config)
-    params, family = engine.params, FAMILIES[engine.config.model_type]
-    head, bias = getattr(params, family.HEAD), getattr(params, "b_head", None)
-    ops = Ops(engine.threads, engine.kv_dtype, prefix_len, engine.config.window)
-    last, activations = TextPass(engine, ids, prefix_len, family.READS, leaves).run(recompute)
-    rows, targets = targets_of(labels)
-    loss, dlast = 0.0, np.zeros_like(last)  # [t, c]
-    share = np.float32(1) / np.float32(n_targets)
-    for start in range(0, len(rows), HEAD_ROWS):
-        some = rows[start : start + HEAD_ROWS]
-        x = last[some]  # [n, c]
-        logits = kernels.linear(x, head, bias, threads=ops.threads)  # [n, v]
-        dlosses = np.full(len(some), share, np.float32)  # [n]
-        which = np.ascontiguousarray(targets[start : start + HEAD_ROWS])
-        dlogits, parts = kernels.cross_entropy_backward(dlosses, logits, which, logits, threads=ops.threads)
-        total, above = parts.astype(np.float64).T
-        loss += float((np.log(total) - above).sum())
-        dlast[some] = head_backward(dlogits, x, head, family.HEAD, leaves, ops)
-    family.backward(params, engine.config, ids, activations, dlast, leaves, ops)
-    return loss / n_targets
+    family = FAMILIES[engine.config.model_type]
+    passes = Passes(engine, family.READS, leaves, recompute)
+    groups = passes.groups(texts, apart)
+    head = Head(engine, family.HEAD, leaves, n_targets, max(len(some.slots) for some in groups))
+    losses: list[float] = []
+    for some in groups:
+        last, activations = passes.run(some)
+        found, dlast = head.backward(some, last)
+        ops = Ops(some, engine.threads, engine.kv_dtype, engine.config.window, passes.room)
+        ops.next_block()
+        family.backward(engine.params, engine.config, some.ids, activations, dlast, leaves, ops)
+        losses += found
+    return losses
+
+
+class Head:
+    """From the last LayerNorm's rows to the loss and back. The head sees the rows that have a target, some at a time,
+    so that the logits of a text never exist as a whole.
+
+    Parameters
+    ----------
+    engine : Kernels
+    name : str
+        The leaf that gives the logits.
+    leaves : LeafGradients
+    n_targets : int
+        Of the whole step.
+    n_rows : int
+        At most, of a pass.
+    """
+
+    def __init__(self, engine: Kernels, name: str, leaves: LeafGradients, n_targets: int, n_rows: int) -> None:
+        self._head, self._bias = getattr(engine.params, name), getattr(engine.params, "b_head", None)
+        self._name, self._leaves, self._n_targets, self._threads = name, leaves, n_targets, engine.threads
+        n_vocab = engine.config.n_vocab
+        self._most = min(n_rows, max(HEAD_ROWS, MOST_LOGITS // n_vocab))  # rows at a time
+        self._logits = np.empty((self._most, n_vocab), np.float32)
+        self._scratch = aligned_zeros((kernels.scratch_bytes(self._most, n_vocab),), np.dtype(np.uint8))
+
+    def backward(self, texts: Texts, last: np.ndarray) -> tuple[list[float], np.ndarray]:
+        """The loss of each text, and the gradient of its last rows. last [t, c] -> [t, c]"""
+        share = np.float32(1) / np.float32(self._n_targets)
+        losses, dlast = [0.0] * len(texts.texts), np.zeros_like(last)  # [t, c]
+        for pieces in _head_pieces(texts, self._most):
+            some = np.concatenate([piece.rows for piece in pieces])
+            targets = np.concatenate([piece.targets for piece in pieces])
+            starts = np.array([0, *accumulate(len(piece.rows) for piece in pieces)], np.int64)
+            x, out = last[some], self._logits[: len(some)]  # [n, c], [n, v]
+            rows = LinearInput(x, self._scratch, threads=self._threads)
+            logits = kernels.linear(rows, self._head, self._bias, out, threads=self._threads)  # [n, v]
+            dlosses = np.full(len(some), share, np.float32)  # [n]
+            dlogits, parts = kernels.cross_entropy_backward(dlosses, logits, targets, logits, threads=self._threads)
+            total, above = parts.astype(np.float64).T
+            for piece, start, stop in zip(pieces, starts[:-1], starts[1:], strict=True):
+                losses[piece.text] += float((np.log(total[start:stop]) - above[start:stop]).sum())
+            how = self._name, self._leaves, starts, self._threads, self._scratch
+            dlast[some] = head_backward(dlogits, x, self._head, *how)
+        return [loss / self._n_targets for loss in losses], dlast
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Rows of one text that have a target, and these."""
+
+    text: int
+    rows: np.ndarray
+    targets: np.ndarray
+
+
+def _head_pieces(texts: Texts, most: int) -> Iterator[list[_Piece]]:
+    """What meets the head together: at most so many rows."""
+    pieces: list[_Piece] = []
+    n_rows = 0
+    for i, text in enumerate(texts.texts):
+        rows, targets = targets_of(text.labels)
+        for start in range(0, len(rows), HEAD_ROWS):
+            piece = _Piece(i, texts.starts[i] + rows[start : start + HEAD_ROWS], targets[start : start + HEAD_ROWS])
+            if n_rows + len(piece.rows) > most:
+                yield pieces
+                pieces, n_rows = [], 0
+            pieces.append(piece)
+            n_rows += len(piece.rows)
+    if pieces:
+        yield pieces
 
 
 def loss_backward(
@@ -65,13 +135,15 @@ def loss_backward(
 ) -> float:
     """See ``refgpt.spec.gradients.loss_backward``. The loss itself is taken in float64: no gradient depends on it."""
     config, params, family = engine.config, engine.params, FAMILIES[engine.config.model_type]
-    ops, logits = Ops(engine.threads, engine.kv_dtype, prefix_len, config.window), trace["logits"]
+    ops = Ops(Texts.of([Text(ids, labels, prefix_len)]), engine.threads, engine.kv_dtype, config.window)
+    logits = trace["logits"]
     rows, targets = targets_of(labels)
     dlosses = np.full(len(rows), np.float32(1) / np.float32(n_targets), np.float32)  # [n]
     dlogits = np.zeros_like(logits)  # [t, v]
     dlogits[rows], parts = kernels.cross_entropy_backward(dlosses, logits[rows], targets, threads=ops.threads)
     dlogits = tap("logits", dlogits)
-    dlast = head_backward(dlogits, trace["ln_final"], getattr(params, family.HEAD), family.HEAD, leaves, ops)  # [t, c]
+    head, name, starts = getattr(params, family.HEAD), family.HEAD, ops.texts.starts
+    dlast = head_backward(dlogits, trace["ln_final"], head, name, leaves, starts, ops.threads)  # [t, c]
     activations = Activations.of_trace(trace, config.n_layer, taps_of(config).stream)
     family.backward(params, config, ids, activations, tap("ln_final", dlast), leaves, ops, tap)
     total, above = parts.astype(np.float64).T
@@ -79,9 +151,19 @@ def loss_backward(
 
 
 def head_backward(
-    dlogits: np.ndarray, x: np.ndarray, head: object, name: str, leaves: LeafGradients, ops: Ops
+    dlogits: np.ndarray,
+    x: np.ndarray,
+    head: Leaf,
+    name: str,
+    leaves: LeafGradients,
+    starts: np.ndarray,
+    threads: int,
+    scratch: np.ndarray | None = None,
 ) -> np.ndarray:
-    """From the gradient of some rows of logits to that of the rows x that they come from. dlogits [n, v] -> [n, c]."""
-    leaves.add("b_head", lambda: ops.bias_backward(dlogits))
-    leaves.add(name, lambda: ops.linear_weight_backward(dlogits, x))
-    return ops.linear_backward(dlogits, head)  # type: ignore[arg-type]
+    """From the gradient of some rows of logits to that of the rows x that they come from. dlogits [n, v] -> [n, c].
+
+    ``starts`` are those of what is summed by itself for the gradients of weights.
+    """
+    leaves.add("b_head", lambda: BiasGradient(dlogits, starts, threads))
+    leaves.add(name, lambda: MatrixGradient(dlogits, x, starts, threads))
+    return linear_backward(dlogits, head, threads, scratch)

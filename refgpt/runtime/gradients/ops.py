@@ -11,40 +11,60 @@ from dataclasses import dataclass
 import numpy as np
 
 from refgpt import kernels
+from refgpt.kernels import LinearInput
 from refgpt.numbers.adapted import Adapted
 from refgpt.numbers.cached import rounded_kv
 from refgpt.numbers.dtypes import KVDtype
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.panels import Panels
-from refgpt.runtime.gradients.weights import BiasGradient, MatrixGradient, NormGradients, TableGradient
+from refgpt.runtime.gradients.room import Room
+from refgpt.runtime.gradients.texts import Texts
+from refgpt.runtime.gradients.weights import BiasGradient, MatrixGradient, NormGradient, TableGradient, product
 from refgpt.spec.ops import ACTIVATIONS, gelu_erf
 from refgpt.spec.taps import Tap, no_tap
 
 
+def linear_backward(
+    dy: np.ndarray, w: Leaf, threads: int, scratch: np.ndarray | None = None, out: np.ndarray | None = None
+) -> np.ndarray:
+    """dy [t, n_out], w [n_out, n_in], with or without an adapter -> dx [t, n_in]. ``scratch``: see ``LinearInput``."""
+    rows = LinearInput(dy, scratch, threads=threads)
+    if not isinstance(w, Adapted):
+        assert isinstance(w, Panels)
+        return kernels.linear_backward(rows, w, out, threads=threads)  # [t, n_in]
+    assert isinstance(w.base, Panels)
+    low = product(rows, np.float32(w.scale) * w.b.T, threads)  # [t, rank]
+    dx, through_adapter = kernels.linear_backward(rows, w.base, out, threads=threads), product(low, w.a.T, threads)
+    return kernels.add(dx, through_adapter, dx, threads=threads)  # [t, n_in]
+
+
 @dataclass(frozen=True)
 class Ops:
-    """The operations on one text, on so many threads; no bit depends on the number.
+    """The operations on the rows of some texts, on so many threads; no bit depends on the number.
 
     Attributes
     ----------
+    texts : Texts
     threads : int
     kv_dtype : "f32", "f16" or "q8"
         What the forward pass rounds keys and values to.
-    prefix_len : int
-        So many leading positions see one another.
     window : int or None
         How many keys a row of a local layer sees.
+    room : Room, optional
+        For results. Whoever gives it sees no gradient of an activation, so that a result may also take the place of
+        what it is computed from.
     """
 
+    texts: Texts
     threads: int
     kv_dtype: KVDtype = "f32"
-    prefix_len: int = 0
     window: int | None = None
+    room: Room | None = None
 
-    def product(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
-        """``x w^T``. x [t, n], w [m, n] -> [t, m]."""
-        panels = kernels.pack(np.ascontiguousarray(w), threads=self.threads)
-        return kernels.linear(np.ascontiguousarray(x), panels, threads=self.threads)
+    def next_block(self) -> None:
+        """Begin the backward pass of another block: what that of the block before the last left is over."""
+        if self.room is not None:
+            self.room.next_block()
 
     def add(self, x: np.ndarray, a: np.ndarray) -> np.ndarray:
         """The sum of two gradients, in the place of the first. x, a [t, c] -> [t, c]."""
@@ -56,30 +76,29 @@ class Ops:
 
     def linear_backward(self, dy: np.ndarray, w: Leaf) -> np.ndarray:
         """dy [t, n_out], w [n_out, n_in] -> dx [t, n_in]."""
-        if isinstance(w, Adapted):
-            low = self.product(dy, np.float32(w.scale) * w.b.T)  # [t, rank]
-            return self.add(self.linear_backward(dy, w.base), self.product(low, w.a.T))  # [t, n_in]
-        assert isinstance(w, Panels)
-        return kernels.linear_backward(dy, w, threads=self.threads)  # [t, n_in]
+        scratch = None if self.room is None else self.room.scratch
+        return linear_backward(dy, w, self.threads, scratch, self._new((len(dy), w.shape[1])))
 
     def linear_weight_backward(self, dy: np.ndarray, x: np.ndarray) -> MatrixGradient:
         """dy [t, n_out], x [t, n_in] -> the gradient of a matrix [n_out, n_in]."""
-        return MatrixGradient(dy, x, self.threads)
+        return MatrixGradient(dy, x, self.texts.starts, self.threads)
 
     def bias_backward(self, dy: np.ndarray) -> BiasGradient:
         """dy [t, n_out] -> the gradient of a bias [n_out]."""
-        return BiasGradient(dy, self.threads)
+        return BiasGradient(dy, self.texts.starts, self.threads)
 
     def layer_norm_backward(
         self, dy: np.ndarray, x: np.ndarray, w: np.ndarray, eps: float
-    ) -> tuple[np.ndarray, NormGradients]:
-        """dy, x [t, c], w [c] -> dx [t, c], and the gradients of weight and bias [c]."""
-        dx, moments = kernels.layer_norm_backward(dy, x, w, eps, threads=self.threads)
-        return dx, NormGradients(dy, x, moments, self.threads)
+    ) -> tuple[np.ndarray, NormGradient]:
+        """dy, x [t, c], w [c] -> dx [t, c], and the gradient of the weight [c]; that of the bias is
+        ``bias_backward``."""
+        out = self._new(dy.shape), np.empty((len(dy), 2), np.float32)
+        dx, moments = kernels.layer_norm_backward(dy, x, w, eps, out, threads=self.threads)
+        return dx, NormGradient(dy, x, moments, self.texts.starts, self.threads)
 
     def gelu_backward(self, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
         """dy, x [t, f] -> dx [t, f]."""
-        return kernels.gelu_backward(x, dy, threads=self.threads)
+        return kernels.gelu_backward(x, dy, self._in_place(dy), threads=self.threads)
 
     def activation_backward(self, name: str, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Of the MLP's activation of this name. dy, x [t, f] -> dx [t, f]."""
@@ -87,7 +106,7 @@ class Ops:
 
     def gelu_erf_backward(self, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
         """dy, x [t, f] -> dx [t, f]."""
-        return kernels.gelu_erf_backward(x, dy, threads=self.threads)
+        return kernels.gelu_erf_backward(x, dy, self._in_place(dy), threads=self.threads)
 
     def rotate_pairs_backward(self, dy: np.ndarray, rotation: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """dy [t, h, d], cosines and sines as the forward pass has them -> dx [t, h, d]."""
@@ -109,17 +128,25 @@ class Ops:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The gradients of queries, keys and values: rotated, if the family rotates them. All [t, h, d].
 
-        Scores are computed again: nothing is kept that grows with the square of the text. Only a ``tap`` is shown the
-        gradient of "pattern", which it cannot change.
+        Scores are computed again: nothing is kept that grows with the square of the text. Only a ``tap``, which sees a
+        single text, is shown the gradient of "pattern", which it cannot change.
         """
-        n_rows, n_head, _ = q.shape
-        positions = np.arange(n_rows, dtype=np.int64)
-        n_visible = np.maximum(positions + 1, self.prefix_len)
-        first = None if not local or self.window is None else np.maximum(positions + 1 - self.window, 0)
+        (n_rows, n_head, _), texts = q.shape, self.texts
+        first = None if not local or self.window is None else np.maximum(texts.positions + 1 - self.window, 0)
         k, v = (rounded_kv(x, self.kv_dtype) for x in (k, v))
         dpattern = None if tap is no_tap else np.empty((n_head, n_rows, n_rows), np.float32)
         found = kernels.attention_backward(
-            dz, q, k, v, n_visible, first_visible=first, divisor=divisor, dpattern=dpattern, threads=self.threads
+            dz,
+            q,
+            k,
+            v,
+            texts.n_visible,
+            first_visible=first,
+            divisor=divisor,
+            dpattern=dpattern,
+            out=(self._new(q.shape), self._new(q.shape), self._new(q.shape)),
+            starts=texts.starts,
+            threads=self.threads,
         )
         if dpattern is not None:
             tap("pattern", dpattern)
@@ -128,6 +155,13 @@ class Ops:
     def _turned_back(
         self, turn: Callable[..., np.ndarray], dy: np.ndarray, rotation: tuple[np.ndarray, np.ndarray]
     ) -> np.ndarray:
-        cos, sin = rotation
-        positions = np.arange(len(dy), dtype=np.int64)
-        return turn(np.ascontiguousarray(dy), cos, -sin, positions, threads=self.threads)
+        (cos, sin), dy = rotation, np.ascontiguousarray(dy)
+        return turn(dy, cos, -sin, self.texts.positions, self._in_place(dy), threads=self.threads)
+
+    def _in_place(self, dy: np.ndarray) -> np.ndarray | None:
+        """Where a result of dy's shape goes."""
+        return None if self.room is None else dy
+
+    def _new(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Memory for a result."""
+        return np.empty(shape, np.float32) if self.room is None else self.room.array(*shape)

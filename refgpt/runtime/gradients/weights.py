@@ -2,6 +2,7 @@
 
 The gradient of a matrix is a sum of outer products over the rows of a text. It is added to the sums of other texts in
 one pass, without an array of its own; and where only an adapter of the matrix is trained, its factors are much smaller.
+Rows may be those of several texts: ``starts`` says where each begins (see ``refgpt.kernels.training``).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refgpt import kernels
+from refgpt.kernels import LinearInput
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +21,7 @@ class MatrixGradient:
 
     dy: np.ndarray
     x: np.ndarray
+    starts: np.ndarray
     threads: int
 
     @property
@@ -28,20 +31,16 @@ class MatrixGradient:
 
     def add_to(self, into: np.ndarray) -> None:
         """Add it to an array [n_out, n_in]."""
-        kernels.linear_weight_backward(self.dy, self.x, into, threads=self.threads)
+        kernels.linear_weight_backward(self.dy, self.x, into, starts=self.starts, threads=self.threads)
 
-    def of_adapter(self, a: np.ndarray, b: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    def of_adapter(self, a: np.ndarray, b: np.ndarray, scale: float) -> tuple[MatrixGradient, MatrixGradient]:
         """The gradients of a [rank, n_in] and b [n_out, rank] where the matrix has ``scale * b a`` added to it."""
-        low = self._product(self.dy, np.float32(scale) * b.T)  # [t, rank]
-        read = self._product(self.x, np.float32(scale) * a)  # [t, rank]
-        da, db = np.zeros(a.shape, np.float32), np.zeros(b.shape, np.float32)
-        MatrixGradient(low, self.x, self.threads).add_to(da)
-        MatrixGradient(self.dy, read, self.threads).add_to(db)
-        return da, db
-
-    def _product(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
-        panels = kernels.pack(np.ascontiguousarray(w), threads=self.threads)
-        return kernels.linear(x, panels, threads=self.threads)
+        low = product(self.dy, np.float32(scale) * b.T, self.threads)  # [t, rank]
+        read = product(self.x, np.float32(scale) * a, self.threads)  # [t, rank]
+        return (
+            MatrixGradient(low, self.x, self.starts, self.threads),
+            MatrixGradient(self.dy, read, self.starts, self.threads),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +48,7 @@ class BiasGradient:
     """Of ``b`` in ``y = x w^T + b``: the sum of the rows of dy [t, n]."""
 
     dy: np.ndarray
+    starts: np.ndarray
     threads: int
 
     @property
@@ -58,7 +58,7 @@ class BiasGradient:
 
     def add_to(self, into: np.ndarray) -> None:
         """Add it to an array [n]."""
-        kernels.column_sum(self.dy, into, threads=self.threads)
+        kernels.column_sum(self.dy, into, starts=self.starts, threads=self.threads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,24 +80,28 @@ class TableGradient:
         kernels.embedding_backward(self.dy, self.ids, into, threads=self.threads)
 
 
-class NormGradients:
-    """Of the weight and bias of a LayerNorm: one pass over dy and x [t, c], when either is first asked for."""
+@dataclass(frozen=True, eq=False)
+class NormGradient:
+    """Of the weight of a LayerNorm: the sum of the rows of dy times the normed x, both [t, c]."""
 
-    def __init__(self, dy: np.ndarray, x: np.ndarray, moments: np.ndarray, threads: int) -> None:
-        self._given, self._threads = (dy, x, moments), threads
-        self._found: tuple[np.ndarray, np.ndarray] | None = None
+    dy: np.ndarray
+    x: np.ndarray
+    moments: np.ndarray  # [t, 2]
+    starts: np.ndarray
+    threads: int
 
-    def weight(self) -> np.ndarray:
-        """[c]."""
-        return self._both()[0]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight."""
+        return self.dy.shape[1:]
 
-    def bias(self) -> np.ndarray:
-        """[c]."""
-        return self._both()[1]
+    def add_to(self, into: np.ndarray) -> None:
+        """Add it to an array [c]."""
+        of = self.dy, self.x, self.moments
+        kernels.layer_norm_weight_backward(*of, into, starts=self.starts, threads=self.threads)
 
-    def _both(self) -> tuple[np.ndarray, np.ndarray]:
-        if self._found is None:
-            n = self._given[1].shape[1]
-            self._found = np.zeros(n, np.float32), np.zeros(n, np.float32)
-            kernels.layer_norm_weight_backward(*self._given, *self._found, threads=self._threads)
-        return self._found
+
+def product(x: np.ndarray | LinearInput, w: np.ndarray, threads: int) -> np.ndarray:
+    """``x w^T``. x [t, n], w [m, n] -> [t, m]."""
+    rows = x if isinstance(x, LinearInput) else np.ascontiguousarray(x)
+    return kernels.linear(rows, kernels.pack(np.ascontiguousarray(w), threads=threads), threads=threads)

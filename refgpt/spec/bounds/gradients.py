@@ -111,17 +111,17 @@ def layer_norm_backward_bound(
 
 
 def layer_norm_weight_backward_bound(
-    dy: np.ndarray, x: np.ndarray, moments: np.ndarray, before_w: np.ndarray, before_b: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of ``layer_norm_weight_backward``, from moments that count as exact. dy, x [t, c], moments [t, 2] -> [c] each.
+    dy: np.ndarray, x: np.ndarray, moments: np.ndarray, before: np.ndarray
+) -> np.ndarray:
+    """Of ``layer_norm_weight_backward``, from moments that count as exact. dy, x [t, c], moments [t, 2] -> [c].
 
     A term is rounded as a difference, a quotient and a product.
     """
     mean, root = widen(moments, np.float64).T[:, :, None]  # [t, 1]
     terms = _size(dy) * np.abs(widen(x, np.float64) - mean) / root  # [t, c]
     slack = TINY * (_size(dy).sum(0) + len(dy) + 1)
-    of_w = gamma(len(dy) + 4) * terms.sum(0) + gamma(1) * _size(before_w) + slack
-    return of_w, column_sum_bound(dy, before_b)
+    bound: np.ndarray = gamma(len(dy) + 4) * terms.sum(0) + gamma(1) * _size(before) + slack
+    return bound
 
 
 def attention_backward_bound(

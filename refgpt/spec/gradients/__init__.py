@@ -1,7 +1,7 @@
 """The specification of gradients: the backward of each operation beside its formula, one file a family."""
 
 from refgpt.spec.gradients.families import FAMILIES, gradients_of
-from refgpt.spec.gradients.loss import NO_TARGET, check_labels, gradients, loss_backward, no_targets, targets_of
+from refgpt.spec.gradients.loss import NO_TARGET, Text, check_labels, gradients, loss_backward, no_targets, targets_of
 from refgpt.spec.gradients.ops import (
     ACTIVATIONS_BACKWARD,
     bias_backward,
@@ -26,6 +26,7 @@ __all__ = [
     "Addend",
     "Gradient",
     "LeafGradients",
+    "Text",
     "bias_backward",
     "check_labels",
     "cross_entropy",

@@ -8,6 +8,7 @@ of the whole step, and the losses and gradients of the texts are plain sums.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -60,6 +61,28 @@ def targets_of(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the logits that have a target, and these: row ``t`` predicts label ``t + 1``. -> int [n], int [n]"""
     rows = np.flatnonzero(labels[1:] != NO_TARGET)
     return rows, labels[rows + 1]
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """One text to learn from.
+
+    Attributes
+    ----------
+    ids, labels : ndarray of int64 [t]
+        As ``check_ids`` and ``check_labels`` return them.
+    prefix_len : int
+        So many leading positions see one another.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    prefix_len: int = 0
+
+    @property
+    def n_targets(self) -> int:
+        """How many of its tokens are to be predicted."""
+        return len(targets_of(self.labels)[0])
 
 
 def loss_backward(
