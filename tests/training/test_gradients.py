@@ -82,20 +82,20 @@ def test_blocks_computed_again_have_the_same_bits(tmp_path, dtype, kv_dtype, ada
     monkeypatch.setattr(model.engine.family, "layer", lambda i, *rest: (blocks.append(i), layer(i, *rest))[1])
     again, recomputed = training.gradients(model, batch, recompute=True)
     assert again == loss and all(found[name].tobytes() == recomputed[name].tobytes() for name in found)
-    assert blocks == [0, 1, 1, 0] * 3
+    assert blocks == [0, 1, 1, 0]  # of three texts that share a pass
 
 
 def test_a_text_is_learnt_in_memory_linear_in_it(tmp_path):
     """Never as much as a text's logits [t, v] would take, nor its pattern [h, t, t]."""
-    config = dataclasses.replace(CONFIG, n_vocab=3000, n_ctx=600)
+    config = dataclasses.replace(CONFIG, n_vocab=6000, n_ctx=1200)
     path = write_model(tmp_path / "model", config, random_params(config, 3))
-    model, ids = refgpt.load(path), np.random.RandomState(0).randint(0, 3000, (1, 600))
+    model, ids = refgpt.load(path), np.random.RandomState(0).randint(0, 6000, (1, 1200))
     training.new_adapter(model, rank=2)
     tracemalloc.start()
     training.gradients(model, training.Batch(ids, ids), recompute=True)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < min(4 * 600 * 3000, 4 * CONFIG.n_head * 600 * 600)
+    assert peak < min(4 * 1200 * 6000, 4 * CONFIG.n_head * 1200 * 1200)
 
 
 def test_what_nobody_wants_is_not_computed(tmp_path, monkeypatch):
@@ -104,9 +104,9 @@ def test_what_nobody_wants_is_not_computed(tmp_path, monkeypatch):
     training.new_adapter(model, rank=2, targets="q,v")
     turned, backward = [], kernels.linear_backward
 
-    def watched(dy, w, **how):
+    def watched(dy, w, *rest, **how):
         turned.append(w.shape)
-        return backward(dy, w, **how)
+        return backward(dy, w, *rest, **how)
 
     monkeypatch.setattr(kernels, "linear_backward", watched)
     training.gradients(model, batch_of(1))

@@ -72,7 +72,7 @@ class Head:
         self._head, self._bias = getattr(engine.params, name), getattr(engine.params, "b_head", None)
         self._name, self._leaves, self._n_targets, self._threads = name, leaves, n_targets, engine.threads
         n_vocab = engine.config.n_vocab
-        self._most = min(n_rows, max(HEAD_ROWS, MOST_LOGITS // n_vocab))  # rows at a time
+        self._most = min(n_rows, max(1, MOST_LOGITS // (HEAD_ROWS * n_vocab)) * HEAD_ROWS)  # rows at a time
         self._logits = np.empty((self._most, n_vocab), np.float32)
         self._scratch = aligned_zeros((kernels.scratch_bytes(self._most, n_vocab),), np.dtype(np.uint8))
 
