@@ -28,6 +28,10 @@ static inline void v16_store_f16(uint16_t *p, v16 a) {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+static inline __m256 widen_bytes(const int8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+static inline v16 v16_of_bytes(const int8_t *p) { return v16_of(widen_bytes(p), widen_bytes(p + 8)); }
 static inline __m256 fields(const char *words, uint32_t flip, int up, int down) {
     const __m256i flipped = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)words), _mm256_set1_epi32((int32_t)flip));
     return _mm256_cvtepi32_ps(_mm256_srav_epi32(_mm256_sllv_epi32(flipped, _mm256_set1_epi32(up)), _mm256_set1_epi32(down)));

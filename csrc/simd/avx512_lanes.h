@@ -10,6 +10,9 @@ static inline v16 v16_set1(float x) { return _mm512_set1_ps(x); }
 static inline v16 v16_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline void v16_store(float *p, v16 a) { _mm512_storeu_ps(p, a); }
 static inline v16 v16_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+static inline v16 v16_of_bytes(const int8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
 /* Integers of few bits in 16 words: `flip` is applied to a word, which is shifted up and, with its sign, down. */
 static inline v16 v16_of_fields(const char *words, uint32_t flip, int up, int down) {
     const __m512i flipped = _mm512_xor_epi32(_mm512_loadu_si512(words), _mm512_set1_epi32((int32_t)flip));

@@ -56,6 +56,14 @@ static inline v16 v16_sqrt(v16 a) {
     EACH_QUARTER r.val[i] = vsqrtq_f32(a.val[i]);
     return r;
 }
+static inline v16 v16_of_bytes(const int8_t *p) {
+    const int8x16_t bytes = vld1q_s8(p);
+    const int16x8_t lo = vmovl_s8(vget_low_s8(bytes)), hi = vmovl_high_s8(bytes);
+    v16 r;
+    r.val[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(lo))), r.val[1] = vcvtq_f32_s32(vmovl_high_s16(lo));
+    r.val[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(hi))), r.val[3] = vcvtq_f32_s32(vmovl_high_s16(hi));
+    return r;
+}
 /* Integers of few bits in 16 words: `flip` is applied to a word, which is shifted up and, with its sign, down. */
 static inline v16 v16_of_fields(const char *words, uint32_t flip, int up, int down) {
     v16 r;

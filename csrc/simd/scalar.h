@@ -86,6 +86,11 @@ static inline v16 v16_sqrt(v16 a) {
     EACH_LANE r.lane[l] = sqrtf(a.lane[l]);
     return r;
 }
+static inline v16 v16_of_bytes(const int8_t *p) {
+    v16 r;
+    EACH_LANE r.lane[l] = (float)p[l];
+    return r;
+}
 /* Integers of few bits in 16 words: `flip` is applied to a word, which is shifted up and, with its sign, down. */
 static inline v16 v16_of_fields(const char *words, uint32_t flip, int up, int down) {
     v16 r;
