@@ -50,9 +50,9 @@ class ChatTemplate:
         ----------
         messages : list of mapping
             Each has a "role", "system" (or "developer"), "user" or "assistant", and a "content", a text or a list of
-            {"type": "text", "text": ...}. Texts of the system replace the template's opening. Messages of one role in
-            a row become one, with an empty line between them. Where the last message is the assistant's, it is the
-            beginning of the text that follows.
+            {"type": "text", "text": ...}. Texts of the system replace the template's opening. Consecutive messages of
+            one role become one, with an empty line between them. If the last message is the assistant's, the text
+            that follows continues it.
 
         Returns
         -------
@@ -73,10 +73,10 @@ class ChatTemplate:
         return opening + "".join(pieces)
 
     def pieces_of(self, messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
-        """The same messages as pieces of text, each with whether a model is to write it: answers, to their ends.
+        """Split messages into pieces of text, each with whether a model has to write it: answers with their ends.
 
-        Joined, the pieces before an answer are the prompt that ``prompt_of`` gives for the messages before it. An empty
-        answer is nothing to be written.
+        The pieces before an answer, joined, are the prompt that ``prompt_of`` gives for the messages before it. An
+        empty answer is not to be written.
 
         Parameters and errors are those of ``prompt_of``.
         """
@@ -156,14 +156,14 @@ def chat_template(name: str, character: str = "Assistant", persona: str = "") ->
     Raises
     ------
     GenerationError
-        If there is none of this name.
+        If there is no template of this name.
     """
     one_of("template", name, tuple(TEMPLATES), GenerationError)
     return TEMPLATES[name].with_character(character, persona)
 
 
 def _turns(messages: Any) -> tuple[str | None, list[tuple[str | None, str | None]]]:
-    """The text of the system, None if there is none, and pairs of question and answer, None where there is none."""
+    """The system's text or None, and pairs of question and answer; a missing question or answer is None."""
     if not isinstance(messages, list | tuple) or not messages:
         raise GenerationError(
             "cannot be used", where="messages", got=shown(messages), wanted="a list of one message or more"

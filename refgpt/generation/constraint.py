@@ -1,4 +1,4 @@
-"""What a text may be: JSON that a schema describes, or what a regular expression or a grammar describes.
+"""Constraints: a text has to be JSON of a schema, match a regular expression, or follow a grammar.
 
 The library llguidance (the extra ``[constrain]``) reads all three.
 """
@@ -18,13 +18,13 @@ from refgpt._common.wording import shown
 
 #: The mask of a step holds every token that fits, not only the one that the library's own tokenizer would write.
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
-#: White space between the parts of JSON, without and with line breaks: bounded, lest it be the whole text.
+#: White space between the parts of JSON, without and with line breaks: bounded, so that a text ends.
 _BLANKS = {False: " ", True: r"[ \t\n]{1,20}"}
 
 #: The library compiles a rule, or a part of a schema, while it compiles the one that uses it, and so needs a deep
 #: stack: bytes for each, how many of them fit into any thread's own, and how many are accepted.
 STACK_FOR_ONE, FEW_RULES, MOST_RULES = 16 << 10, 200, 20_000
-#: Rules of llama.cpp's GBNF that are converted: it takes time by the square of their number.
+#: Most rules of llama.cpp's GBNF that are converted: the time grows with the square of their number.
 MOST_CONVERTED = 500
 _RULE = re.compile(r"[\w-]+\s*(?:\[[^\]\n]*\]\s*)?:|\{")
 
@@ -33,14 +33,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Constraint:
-    """What a text may be. Make one with ``refgpt.json_schema``, ``refgpt.regex`` or ``refgpt.grammar``.
+    """A constraint on a text. Make one with ``refgpt.json_schema``, ``refgpt.regex`` or ``refgpt.grammar``.
 
     Attributes
     ----------
     kind : str
-        Which of the three, for display.
+        Which of the three it is, for display.
     grammar : str
-        The grammar of the text, as the library takes it.
+        The grammar of the text, as the library reads it.
     """
 
     kind: str
@@ -48,15 +48,15 @@ class Constraint:
 
 
 def json_schema(schema: Mapping[str, Any] | bool | str, indent: bool = False) -> Constraint:
-    """The constraint that a text is JSON which a schema describes.
+    """The constraint that a text is JSON that fits a schema.
 
     Parameters
     ----------
     schema : mapping, bool or str
         A JSON schema (https://json-schema.org, draft 2020-12), or its text. ``{}`` is any JSON.
     indent : bool
-        Whether line breaks and indentation may stand between the parts of the JSON, up to 20 characters; otherwise at
-        most one blank may.
+        Whether line breaks and indentation are allowed between the parts of the JSON, up to 20 characters; otherwise
+        at most one blank is.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def json_schema(schema: Mapping[str, Any] | bool | str, indent: bool = False) ->
     Raises
     ------
     GenerationError
-        If it is no schema, or has a keyword or a format that cannot be held to; or if llguidance is not installed.
+        If it is not a schema, has a keyword or a format that is not supported, or llguidance is not installed.
 
     Examples
     --------
@@ -89,13 +89,13 @@ def json_schema(schema: Mapping[str, Any] | bool | str, indent: bool = False) ->
 
 
 def regex(pattern: str) -> Constraint:
-    r"""The constraint that a text, all of it, matches a regular expression.
+    r"""The constraint that the whole text matches a regular expression.
 
     Parameters
     ----------
     pattern : str
         The syntax of Rust's regex library (https://docs.rs/regex/latest/regex/#syntax), which is Python's without
-        references to groups and without looking ahead or behind.
+        references to groups, lookahead and lookbehind.
 
     Returns
     -------
@@ -105,7 +105,7 @@ def regex(pattern: str) -> Constraint:
     Raises
     ------
     GenerationError
-        If it is no regular expression, or if llguidance is not installed.
+        If it is not a regular expression, or llguidance is not installed.
 
     Examples
     --------
@@ -140,7 +140,7 @@ def grammar(text: str) -> Constraint:
     Raises
     ------
     GenerationError
-        If it is no such grammar, or if llguidance is not installed.
+        If it is not such a grammar, or llguidance is not installed.
 
     Examples
     --------
@@ -186,7 +186,7 @@ def _n_rules(grammar: str) -> int:
 
 
 def with_deep_stack(grammar: str, work: Callable[[], T]) -> T:
-    """What work of the library's on a grammar returns, done where the stack is deep enough for it."""
+    """Run the library's work on a grammar in a thread with a stack that is deep enough, and return its result."""
     n = _n_rules(grammar)
     if n <= FEW_RULES:
         return work()

@@ -1,7 +1,7 @@
 """Which tokens may be drawn: top_k, top_p, min_p, typical_p and the cutoffs, and Mesh Transformer JAX's own order.
 
-Sums go from left to right in a fixed order, so that the same tokens are kept on every machine. Nothing is sorted that
-need not be: of a vocabulary of 50,000 tokens most are too unlikely to matter.
+Sums go from left to right in a fixed order, so that the same tokens are kept on every machine. Only likely tokens are
+sorted: most of a vocabulary of 50,000 tokens are too unlikely to matter.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def top_k_kept(scores: np.ndarray, k: int | None) -> np.ndarray:
 
 
 def top_p_kept(weights: np.ndarray, p: float) -> np.ndarray:
-    """Mask of the nucleus: from the least likely up, tokens go while their sum stays within 1 - p of the whole.
+    """Mask of the nucleus: the least likely tokens are removed while their sum is at most 1 - p of the whole.
 
-    The best always stays; among equals the higher ids go first.
+    The likeliest token always stays; of equal ones the higher ids are removed first.
     """
     if p == 1:
         return np.ones(len(weights), bool)
     may_go = (1 - p) * np.cumsum(weights)[-1]
-    few = weights * len(weights) >= may_go  # the others go, being less than that together; sort these few
+    few = weights * len(weights) >= may_go  # the others together are less and are removed; sort these few
     gone = np.cumsum(weights[~few])[-1:].sum()
     ascending = np.sort(weights[few])
     n_going = int(np.searchsorted(gone + np.cumsum(ascending[:-1]), may_go, side="right"))
@@ -38,7 +38,7 @@ def top_p_kept(weights: np.ndarray, p: float) -> np.ndarray:
 
 
 def _largest(weights: np.ndarray, least: float, n: int, lower_ids: bool = True) -> np.ndarray:
-    """Mask of the n largest weights, of which ``least`` is the smallest: of equals those with lower ids, or higher."""
+    """Mask of the n largest weights, the smallest being ``least``; of equal ones those with lower or higher ids."""
     kept: np.ndarray = weights > least
     equals, n_more = np.flatnonzero(weights == least), n - int(np.count_nonzero(kept))
     kept[equals[:n_more] if lower_ids else equals[len(equals) - n_more :]] = True
@@ -48,15 +48,15 @@ def _largest(weights: np.ndarray, least: float, n: int, lower_ids: bool = True) 
 def mesh_kept(scores: np.ndarray, k: int | None, p: float) -> np.ndarray:
     """Mask of what ``nucleaus_filter`` of Mesh Transformer JAX keeps of scores whose largest is 0.
 
-    Both of its filters go by the untempered probabilities of all tokens, in descending order, of equals the higher ids
-    first. top_k multiplies the ids of those from rank k + 1 on by a large number and subtracts it, so that the id 0
-    loses nothing. top_p drops the tokens before which the sum exceeds p.
+    Both of its filters sort all tokens by their probabilities without the temperature, in descending order, of equal
+    ones the higher ids first. For the tokens from rank k + 1 on, top_k subtracts their ids times a large number, so
+    that id 0 is never removed. top_p removes a token if the sum of those before it exceeds p.
     """
     kept = scores > -np.inf
     if p < 1:
         weights = exp(scores)
         total = np.cumsum(weights)[-1]
-        # Those that are less than 1 - p together go. Only the others need be sorted.
+        # Tokens that are less than 1 - p together are removed. Only the others have to be sorted.
         descending = np.sort(weights[weights * len(weights) >= (1 - p) * total])[::-1]
         n = 1 + int(np.searchsorted(np.cumsum(descending[:-1]), p * total, side="right"))
         kept = _largest(weights, descending[n - 1], n, lower_ids=False)
@@ -69,17 +69,17 @@ def mesh_kept(scores: np.ndarray, k: int | None, p: float) -> np.ndarray:
 
 
 def further_kept(params: SamplingParams, logs: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Which of the tokens that ``top_k`` and ``top_p`` have left the further filters keep.
+    """Apply the other filters to the tokens that ``top_k`` and ``top_p`` keep.
 
     Parameters
     ----------
     logs, weights : ndarray [n]
-        Logarithms, and weights in proportion to probabilities.
+        Weights in proportion to probabilities, and their logarithms.
 
     Returns
     -------
     ndarray [n] of bool
-        The likeliest is among them.
+        The mask of the kept tokens. The likeliest is always kept.
     """
     kept = np.ones(len(weights), bool)
     if params.min_p:
@@ -103,7 +103,7 @@ def _left(kept: np.ndarray, logs: np.ndarray, weights: np.ndarray) -> tuple[np.n
 
 
 def _within(kept: np.ndarray, still: np.ndarray) -> np.ndarray:
-    """Mask of all tokens from that of those kept so far."""
+    """Turn a mask of the tokens kept so far into one of all tokens."""
     kept[kept] = still
     return kept
 
@@ -120,7 +120,7 @@ def _typical(logs: np.ndarray, weights: np.ndarray, mass: float) -> np.ndarray:
     unusual += entropy  # how far the surprise is from the expected one
     np.abs(unusual, out=unusual)
     order = np.arange(len(p))
-    for limit in (0.5, 1, 2, 3, 4, 6):  # sort no more than have the mass together
+    for limit in (0.5, 1, 2, 3, 4, 6):  # sort only the tokens that have the mass together
         few = np.flatnonzero(unusual < limit)
         if p[few].sum() > mass * (1 + 1e-9):  # summed in another order than below
             order = few

@@ -1,9 +1,9 @@
 """Requests in the form of OpenAI's completions and chat completions, as prompts and generation parameters.
 
-The form is that of https://platform.openai.com/docs/api-reference/completions and ``.../chat``. Whatever of
-``GenerationParams`` it lacks may be given under its own name: ``top_k``, ``min_p``, ``repetition_penalty``,
-``ignore_eos`` and the others. ``json_schema``, ``regex`` and ``grammar`` say what the text has to be. Fields that mean
-nothing here are ignored, as other servers do; those that would change the text and cannot be obeyed are refused.
+The form is that of https://platform.openai.com/docs/api-reference/completions and ``.../chat``. Fields of
+``GenerationParams`` that it lacks may be given under their own names: ``top_k``, ``min_p``, ``repetition_penalty``,
+``ignore_eos`` and the others. ``json_schema``, ``regex`` and ``grammar`` give a constraint. Fields without a meaning
+here are ignored, as other servers do; unsupported fields that would change the text are refused.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from refgpt.generation.constraint import Constraint, grammar, json_schema, regex
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prompts import Prompt, is_batch
 
-#: Names of OpenAI's, and what they are called in ``GenerationParams``.
+#: OpenAI's names, and the names in ``GenerationParams``.
 RENAMED = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
-#: Fields that say what a text has to be, and what makes a constraint of them.
+#: Fields that give a constraint, and the functions that make it.
 CONSTRAINTS: Mapping[str, Callable[[Any], Constraint]] = {
     "json_schema": json_schema,
     "regex": regex,
     "grammar": grammar,
 }
-#: Fields of ``GenerationParams`` that are objects of Python, which no request can carry.
+#: Fields of ``GenerationParams`` that are Python objects, which no request can carry.
 OBJECTS = {"logits_processor", "stopping_criteria", "constraint"}
 #: Fields of ``GenerationParams`` that a request can have, and constraints.
 FIELDS = (*(field.name for field in fields(GenerationParams) if field.name not in OBJECTS), *CONSTRAINTS)
-#: Fields that would change the answer and cannot be obeyed, and what they may be nevertheless.
+#: Unsupported fields that would change the answer, and the values that are accepted because they change nothing.
 REFUSED: Mapping[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "tools": ([],),
@@ -49,25 +49,25 @@ OFF: Mapping[str, tuple[tuple[int, ...], Any]] = {
     "typical_p": ((0,), None),
     "repeat_last_n": ((0, -1), None),
 }
-#: Completions have so many tokens where the request does not say.
+#: Most tokens of a completion by default.
 DEFAULT_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """What a request asks for.
+    """A parsed request.
 
     Attributes
     ----------
     chat : bool
         Whether it is a chat completion.
     prompts : tuple of (str or list of int)
-        Several only in completions.
+        A chat has one.
     params : GenerationParams
         The same for all of them.
     n : int
-        How many continuations of each prompt are returned: the likeliest of those that ``params`` asks for, which are
-        more where the request has ``best_of``.
+        How many continuations of each prompt are returned. With ``best_of``, ``params`` asks for more, and the
+        likeliest are returned.
     logprobs : int or None
         How many likely tokens are returned beside each; None for no log-probabilities. ``params`` may ask for more, to
         find the likeliest texts.
@@ -76,7 +76,7 @@ class CompletionRequest:
     echo : bool
         Whether the prompt is part of the text.
     stream, include_usage : bool
-        Whether pieces are wanted as they come, and their number at the end.
+        Whether text is sent as it is generated, and whether the numbers of tokens follow at the end.
     """
 
     chat: bool
@@ -91,19 +91,20 @@ class CompletionRequest:
 
 
 def parse_completion(body: Mapping[str, Any], **defaults: Any) -> CompletionRequest:
-    """A body of ``/v1/completions``.
+    """Parse a body of ``/v1/completions``.
 
     Parameters
     ----------
     body : mapping
-        As JSON gives it. A field that is null counts as absent.
+        The parsed JSON. A field that is null counts as absent.
     **defaults
-        Of ``GenerationParams``, where the body says nothing; else OpenAI's, of which ``max_new_tokens`` is 16.
+        Fields of ``GenerationParams`` that are used if the body lacks them. Without them OpenAI's defaults hold:
+        ``max_new_tokens`` is 16.
 
     Raises
     ------
     GenerationError
-        With the body's own name of a field as its ``where``.
+        Its ``where`` is the field's name in the body.
     """
     given = _given(body)
     prompt = given.pop("prompt", None)
@@ -119,14 +120,14 @@ def parse_completion(body: Mapping[str, Any], **defaults: Any) -> CompletionRequ
 
 
 def parse_chat(body: Mapping[str, Any], template: ChatTemplate, n_ctx: int, **defaults: Any) -> CompletionRequest:
-    """A body of ``/v1/chat/completions``, its messages made one prompt.
+    """Parse a body of ``/v1/chat/completions``; its messages become one prompt.
 
     Parameters
     ----------
     template : ChatTemplate
-        The format of the prompt. The text ends at its stop strings too.
+        The format of the prompt. Its stop strings also end the text.
     n_ctx : int
-        The model's context, which bounds the answer where the request does not.
+        The model's context, which limits the answer if the request does not.
 
     Other parameters and errors are those of ``parse_completion``.
     """
@@ -144,12 +145,12 @@ def parse_chat(body: Mapping[str, Any], template: ChatTemplate, n_ctx: int, **de
 
 
 def params_of(given: Mapping[str, Any], base: GenerationParams) -> GenerationParams:
-    """Generation parameters changed by the fields of a JSON object; a field that no parameter is called is ignored.
+    """Change generation parameters by the fields of a JSON object; fields that name no parameter are ignored.
 
     Raises
     ------
     GenerationError
-        With the object's own name of a field as its ``where``.
+        Its ``where`` is the field's name in the object.
     """
     changes: dict[str, Any] = {}
     names: dict[str, str] = {"num_return_sequences": "n"}
@@ -177,7 +178,7 @@ def params_of(given: Mapping[str, Any], base: GenerationParams) -> GenerationPar
 
 
 def _given(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that are given, without those that cannot be obeyed."""
+    """The fields that are not null, once the unsupported ones among them are checked."""
     if not isinstance(body, Mapping):
         raise GenerationError("cannot be used", where="body", got=shown(body), wanted="an object")
     given = {name: value for name, value in body.items() if value is not None}
@@ -188,7 +189,7 @@ def _given(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _common(given: Mapping[str, Any], base: GenerationParams) -> dict[str, Any]:
-    """What completions and chat completions have in common."""
+    """Parse the fields that completions and chat completions share."""
     own = {**given, "best_of": None, **_response_format(given.get("response_format"))}
     params, model, options = params_of(own, base), given.get("model"), given.get("stream_options", {})
     n, logprobs = params.num_return_sequences, params.n_alternatives
@@ -211,7 +212,7 @@ def _common(given: Mapping[str, Any], base: GenerationParams) -> dict[str, Any]:
 
 
 def _response_format(given: Any) -> dict[str, Any]:
-    """The field that says what the text has to be, if it is to be JSON."""
+    """The constraint that ``response_format`` asks for, if any."""
     if given is None or given == {"type": "text"}:
         return {}
     if given == {"type": "json_object"}:

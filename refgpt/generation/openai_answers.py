@@ -25,14 +25,14 @@ def completion_body(
     ----------
     request : CompletionRequest
     results : sequence of sequences of Generation
-        For each prompt all continuations that ``request.params`` asks for.
+        For each prompt, all continuations that ``request.params`` asks for.
     tokenizer : Tokenizer or None
     name : str
         The answer's own ``id``.
     created : int
         Seconds since 1970.
     model : str
-        What the model is called.
+        The model's name.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def _choice(
 
 
 def likeliest(continuations: Sequence[Generation], n: int) -> list[Generation]:
-    """The ``n`` continuations of the highest mean log-probability a token, if there are more of them."""
+    """The ``n`` continuations with the highest mean log-probability per token."""
     if len(continuations) <= n:
         return list(continuations)
     return sorted(continuations, key=lambda one: -sum(one.logprobs or ()) / max(1, len(one.ids)))[:n]
@@ -89,7 +89,7 @@ def usage(results: Iterable[Sequence[Generation]]) -> dict[str, int]:
 
 
 def completion_logprobs(one: Generation, tokenizer: Tokenizer | None, start: int = 0) -> dict[str, Any]:
-    """The "logprobs" of a completion, whose text begins at character ``start`` of the answer's."""
+    """The "logprobs" of a completion that begins at character ``start`` of the answer's text."""
     tokens, offsets = [token_text(token_id, tokenizer) for token_id in one.ids], []
     decoder = None if tokenizer is None else tokenizer.stream_decoder()
     n_characters = 0
@@ -123,12 +123,12 @@ def chat_logprobs(one: Generation, tokenizer: Tokenizer | None) -> list[dict[str
 
 
 def by_text(likely: Mapping[int, float], tokenizer: Tokenizer | None) -> dict[str, float]:
-    """Log-probabilities by the texts of their tokens, one entry for each token even where two have one text."""
+    """Log-probabilities by the texts of their tokens, one entry for each token even if two have the same text."""
     return {key: likely[token_id] for key, token_id in keys_of(likely, tokenizer).items()}
 
 
 def keys_of(ids: Iterable[int], tokenizer: Tokenizer | None) -> dict[str, int]:
-    """The keys of tokens in "top_logprobs", with their ids. Each token has its own, even where two have one text."""
+    """The keys of tokens in "top_logprobs", with their ids. Each token has its own key, even if two share a text."""
     found: dict[str, int] = {}
     for token_id in ids:
         text = token_text(token_id, tokenizer)
@@ -155,6 +155,6 @@ def prompt_text(prompt: Any, tokenizer: Tokenizer | None) -> str:
 
 
 def error_body(error: RefgptError) -> dict[str, Any]:
-    """The object of an error that a request has caused."""
+    """The error object that answers a faulty request."""
     param = error.where if isinstance(error.where, str) else None
     return {"message": str(error), "type": "invalid_request_error", "param": param, "code": None}

@@ -1,6 +1,6 @@
-"""Names of parameters in other libraries: those that mean the same here, and what to use in place of the others.
+"""Names of parameters in other libraries: those with a counterpart here, and what to use in place of the others.
 
-transformers' are those of ``GenerationConfig`` and ``generate`` in release 5.24.
+transformers' names are those of ``GenerationConfig`` and ``generate`` in release 5.24.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CONSTRAINT = "use constraint, with refgpt.json_schema, refgpt.regex or refgpt.g
 _NOT_HERE = "there is nothing like it here"
 _PROCESSOR = f"{_NOT_HERE}; write it as a function, logits_processor"
 
-#: transformers' names, but for those that are fields of ``GenerationParams``: what to use in their place.
+#: transformers' names that are not fields of ``GenerationParams``, and what to use in their place.
 TRANSFORMERS: Mapping[str, str] = {
     "assistant_confidence_threshold": _SPECULATE,
     "assistant_early_exit": _SPECULATE,
@@ -109,7 +109,7 @@ OTHERS: Mapping[str, str] = {
     "typical": "use typical_p",
 }
 
-#: Values with which a name of transformers' asks for what is done anyway. None is one of them for every name.
+#: Values of transformers' parameters that change nothing here. For every name, None is such a value.
 ANYWAY: Mapping[str, tuple[Any, ...]] = {
     "diversity_penalty": (0, 0.0),
     "do_sample": (True,),
@@ -134,22 +134,22 @@ ANYWAY: Mapping[str, tuple[Any, ...]] = {
 
 
 def own_names(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters under the names that they have here, as far as another library's name means the same.
+    """Translate other libraries' parameters to the names that they have here.
 
-    transformers' ``do_sample=False`` is ``temperature=0``, and ``prompt_lookup_num_tokens`` is ``speculate``. Whatever
-    asks for what is done anyway, such as ``use_cache=True``, is left out.
+    transformers' ``do_sample=False`` becomes ``temperature=0``, and ``prompt_lookup_num_tokens`` becomes ``speculate``.
+    Values that change nothing here, such as ``use_cache=True``, are left out.
 
     Raises
     ------
     GenerationError
-        For another library's name that means nothing here: it says what to use in its place.
+        For another library's name without a counterpart here; the error says what to use in its place.
     """
     own = {}
     for name, value in given.items():
         if name not in TRANSFORMERS and name not in OTHERS:
             own[name] = value
         elif name == "do_sample" and value is False:
-            continue  # set at the end, so that it counts more than a temperature
+            continue  # set last, so that it overrides a temperature
         elif name == "do_sample" and value is True and given.get("num_beams", 1) != 1:
             raise GenerationError("beams do not draw tokens here", where=name, fix="leave it out, or num_beams")
         elif name == "prompt_lookup_num_tokens" and value is not None:

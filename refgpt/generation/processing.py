@@ -1,10 +1,10 @@
-"""What the parameters make of scores before and after the temperature, in transformers' order.
+"""How the parameters change scores before and after the temperature, in transformers' order.
 
-Before it, and so also where the likeliest token is taken and for beams: ``sequence_bias`` and ``logit_bias``;
+These come before it, and also apply to greedy decoding and beam search: ``sequence_bias`` and ``logit_bias``;
 ``repetition_penalty``; ``presence_penalty`` and ``frequency_penalty``, which transformers lacks;
 ``no_repeat_ngram_size``; ``bad_words_ids``; ``min_new_tokens``; ``forced_eos_token_id``;
 ``exponential_decay_length_penalty``; ``suppress_tokens``; ``begin_suppress_tokens``; ``logits_processor``; and last
-``constraint``, which nothing can undo. After it, where a token is drawn: ``top_k``, ``top_p``, ``min_p``,
+``constraint``, which nothing can undo. These come after it, if a token is drawn: ``top_k``, ``top_p``, ``min_p``,
 ``typical_p``, ``epsilon_cutoff``, ``eta_cutoff`` (``GenerationMixin._get_logits_processor``).
 """
 
@@ -21,17 +21,17 @@ from refgpt.generation.sampling_params import Processor, SamplingParams, functio
 
 
 class Processing:
-    """What is done to the scores of one text before the temperature.
+    """Changes the scores of one text before the temperature.
 
     Parameters
     ----------
     params : SamplingParams
     n_prompt : int
-        Tokens of the prompt.
+        Number of tokens of the prompt.
     ends : collection of int
         The tokens that end a text.
     most_new : int or None
-        At most so many new tokens: the last of them may be a forced one.
+        The largest number of new tokens, the last of which ``forced_eos_token_id`` may force.
     matcher : ConstraintMatcher or None
         Says which tokens the constraint allows.
     """
@@ -69,7 +69,7 @@ class Processing:
         )
 
     def __call__(self, scores: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-        """Scores [v] of the token that follows ``ids``, float64, changed in place or anew."""
+        """Change the float64 scores [v] of the token that follows ``ids``, in place or in a new array."""
         if self._idle:
             return scores
         p, text = self._params, np.asarray(ids, np.intp)
@@ -114,7 +114,7 @@ class Processing:
 
 
 def _processed(processor: Processor, text: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """What a function of the caller's makes of scores, once it is known that they can be used."""
+    """The scores that the caller's function returns, after a check that they can be used."""
     changed = np.array(processor(text.tolist(), scores), np.float64)
     if changed.shape != scores.shape or np.isnan(changed).any() or (changed == np.inf).any():
         raise GenerationError(
@@ -141,7 +141,7 @@ def _stands_before(text: np.ndarray, word: Sequence[int]) -> bool:
 
 
 def _completing(text: np.ndarray, size: int) -> np.ndarray:
-    """The tokens that would complete what stands in the text already: so many tokens in a row."""
+    """The tokens that would complete an n-gram that the text already has."""
     if len(text) < size:
         return np.empty(0, np.intp)
     rows = np.lib.stride_tricks.sliding_window_view(text, size)
@@ -154,7 +154,7 @@ def _ban(scores: np.ndarray, ids: np.ndarray) -> None:
 
 
 def _power(x: float, n: int) -> float:
-    """x to the power n, or 1e30 if that is less, by multiplications alone: the same bits on every machine."""
+    """The lesser of x to the power n and 1e30, by multiplications alone: the same bits on every machine."""
     result = 1.0
     while n and result < 1e30 and result:
         result, n = result * x, n - 1
@@ -162,7 +162,7 @@ def _power(x: float, n: int) -> float:
 
 
 def log_probabilities(scores: np.ndarray) -> np.ndarray:
-    """Logarithms of the probabilities that scores [v] stand for, the same bits on every machine."""
+    """Log-probabilities of scores [v], the same bits on every machine."""
     shifted: np.ndarray = scores - scores.max()
     return shifted - log(float(np.cumsum(exp(shifted))[-1]))
 
@@ -171,15 +171,15 @@ _LN2_HIGH, _LN2_LOW = float.fromhex("0x1.62e42fee00000p-1"), float.fromhex("0x1.
 _INVERSE_FACTORIALS = [1 / math.factorial(n) for n in range(13, -1, -1)]
 
 
-#: exp works on so many numbers at a time: they stay in the processor's cache.
+#: How many numbers exp computes at a time: they stay in the processor's cache.
 _CHUNK = 8192
 
 
 def exp(x: np.ndarray) -> np.ndarray:
     """e to the power x [n] for x <= 0, within 2 units in the last place of float64 and the same bits on every machine.
 
-    ``x = m ln2 + r`` with ``|r| <= ln2 / 2``; the Taylor series of ``exp(r)`` to r^13 leaves less than 1e-17; then
-    times 2^m. Below -700, which is 1e-304, it is taken for 0, so that no result is subnormal.
+    ``x = m ln2 + r`` with ``|r| <= ln2 / 2``. The Taylor series of ``exp(r)`` to r^13, whose remainder is less than
+    1e-17, is multiplied by 2^m. Below -700 (1e-304) the result is 0, so that none is subnormal.
     """
     y = np.full(x.shape, _INVERSE_FACTORIALS[0])
     for start in range(0, len(x), _CHUNK):
@@ -213,8 +213,8 @@ def log_of(x: np.ndarray) -> np.ndarray:
 def log(x: float) -> float:
     """The natural logarithm of x > 0, the same bits on every machine.
 
-    ``x = 2^n m`` with m near 1, and ``log m = 2 artanh((m - 1) / (m + 1))``, whose series to the 23rd power leaves less
-    than 1e-18.
+    ``x = 2^n m`` with m near 1, and ``log m = 2 artanh((m - 1) / (m + 1))``. The remainder of its series after the 23rd
+    power is less than 1e-18.
     """
     m, n = math.frexp(x)
     if m < math.sqrt(0.5):

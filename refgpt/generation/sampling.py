@@ -1,10 +1,10 @@
-"""From a row of logits to the next id: penalties, filters, one draw.
+"""Choose the next id from a row of logits: penalties, filters, one draw.
 
 The order is that of transformers' ``generate``: see ``refgpt.generation.processing``.
 
-What decides which id is drawn uses only operations that IEEE 754 rounds in one way (add, multiply, divide, compare)
-and sums from left to right, so that equal logits and an equal seed give equal ids on every machine. NumPy's own
-``exp`` differs between machines in the last bit; that of ``processing`` does not.
+The choice of an id uses only operations that IEEE 754 rounds in one way (add, multiply, divide, compare) and sums from
+left to right, so that equal logits and an equal seed give equal ids on every machine. NumPy's own ``exp`` differs
+between machines in the last bit; that of ``processing`` does not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ __all__ = ["Choice", "Sampler", "SamplingParams", "check_logits", "log_softmax"]
 
 @dataclass(frozen=True)
 class Choice:
-    """A drawn token, its log-probability and the likeliest ones' (natural logarithms); None where not wanted."""
+    """A drawn token, its log-probability and those of the likeliest tokens (natural logarithms), or None if not asked
+    for."""
 
     id: int
     logprob: float | None = None
@@ -43,24 +44,24 @@ class Sampler:
     ----------
     params : SamplingParams
     prompt : sequence of int
-        What the repetition penalty counts as seen from the start.
+        The tokens that the repetition penalty counts from the start.
     exists : ndarray [n] of bool, optional
-        Which ids may be drawn, those from ``n`` on not: the head may have rows for which the tokenizer has no token,
-        and the tokenizer tokens for which the head has no row.
+        Which ids may be drawn; ids from ``n`` on may not. The head may have rows for which the tokenizer has no token,
+        and the tokenizer may have tokens for which the head has no row.
     ends : collection of int
         The tokens that end a text.
     most_new : int, optional
-        At most so many tokens will be drawn.
+        The largest number of tokens that will be drawn.
     stream : int
-        Which of the streams of random numbers that the seed gives: another one for each of several continuations.
+        The number of the seed's stream of random numbers; each of several continuations has its own.
     n_texts : int
-        How many continuations there are: with the sampler "mesh" they are a batch of so many.
+        The number of continuations, which is the size of the batch with the sampler "mesh".
     matcher : ConstraintMatcher, optional
-        What the text is held to.
+        The constraint on the text.
 
     Notes
     -----
-    The random stream depends on the seed and its own number alone, so a prompt gets the same text alone and in any
+    The random stream depends only on the seed and the stream's number, so a prompt gets the same text alone and in any
     batch (and equal prompts of one seeded batch get equal texts).
     """
 
@@ -97,7 +98,7 @@ class Sampler:
         Parameters
         ----------
         logits : ndarray [v]
-            The model's output for the last position, untouched.
+            The model's output for the last position; it is not changed.
 
         Returns
         -------
@@ -116,7 +117,7 @@ class Sampler:
 
     @default_float_state()
     def report(self, logits: np.ndarray, chosen: int) -> Choice:
-        """A token with the log-probabilities that the parameters ask for, whatever chose it. logits [v]"""
+        """A token, however it was chosen, with the log-probabilities that the parameters ask for. logits [v]"""
         if self.params.n_alternatives is None:
             return Choice(chosen)
         logprobs = log_softmax(logits)
@@ -129,7 +130,7 @@ class Sampler:
 
     @default_float_state()
     def candidates(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What may be drawn next.
+        """The tokens that may be drawn next.
 
         Parameters
         ----------
@@ -152,24 +153,25 @@ class Sampler:
 
     @default_float_state()
     def guess(self, logits: np.ndarray, text: Sequence[int], n_ahead: int) -> int | None:
-        """What ``choose`` would draw from these logits after ``text``, with the random number of a later draw.
+        """The token that ``choose`` would draw from these logits after ``text``, with the random number of a later
+        draw.
 
-        Nothing is remembered, and ``logits_processor`` is not called. Where another model's logits are much like this
-        one's, the guess is mostly right: both are compared with the same number.
+        Nothing is remembered, and ``logits_processor`` is not called. If another model's logits are similar to this
+        model's, the guess is mostly right, because both draws use the same random number.
 
         Parameters
         ----------
         logits : ndarray [v]
-            Another model's.
+            Another model's logits.
         text : sequence of int
             The text so far, with earlier guesses.
         n_ahead : int
-            Draws before this one.
+            The number of draws before this one.
 
         Returns
         -------
         int or None
-            None where no id may be drawn, as after a text that its constraint allows nothing to follow.
+            None if no id may be drawn, for example because the constraint allows none.
 
         Raises
         ------
@@ -189,7 +191,7 @@ class Sampler:
         return self._ahead[n_ahead]
 
     def _kept(self, scores: np.ndarray, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """What temperature and filters leave of scores [v] after a text of ``n_tokens``: ids and weights."""
+        """Apply temperature and filters to scores [v] after a text of ``n_tokens``: ids and weights of what is kept."""
         p = self.params
         best = scores.max()
         if best == -np.inf:
@@ -215,7 +217,7 @@ class Sampler:
 
     @default_float_state()
     def log_scores(self, logits: np.ndarray, text: Sequence[int]) -> np.ndarray:
-        """What beams are ranked by: log-probabilities [v] of the token after ``text``, changed as the parameters say.
+        """The scores that rank beams: log-probabilities [v] of the token after ``text``, changed by the parameters.
 
         Raises
         ------
@@ -227,7 +229,7 @@ class Sampler:
         return log_probabilities(scores) if self.params.renormalize_logits and scores.max() > -np.inf else scores
 
     def drawable(self, logits: np.ndarray) -> np.ndarray:
-        """A copy of the logits [v] in float64, as far as ids exist, with -inf in the gaps between them."""
+        """A float64 copy of the logits [v] up to the last id that exists, with -inf for ids that do not."""
         return self._existing(logits, np.dtype(np.float64))
 
     def _existing(self, logits: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -243,7 +245,7 @@ class Sampler:
         return scores
 
     def _gaps_below(self, n_rows: int) -> np.ndarray:
-        """The ids below ``n_rows`` that mean no token; a vocabulary may be larger than the head."""
+        """The ids below ``n_rows`` that are not tokens; a vocabulary may be larger than the head."""
         return self._gaps[: np.searchsorted(self._gaps, n_rows)]
 
     def _likeliest(self, scores: np.ndarray, k: int | None) -> np.ndarray:
@@ -269,7 +271,7 @@ def _drawn(ids: np.ndarray, weights: np.ndarray, n_rows: int, *, random: int) ->
 
 
 def nothing_left(n: int) -> GenerationError:
-    """The error of a text of ``n`` tokens after which none may follow."""
+    """The error that no token may follow a text of ``n`` tokens."""
     return GenerationError(
         "no token is left that may be drawn",
         where=f"after {n} tokens",

@@ -1,8 +1,8 @@
-"""Many requests at once through one session: who is in each pass, and what comes out of it.
+"""Run many requests at once in one session: choose the rows of each pass, and turn its logits into events.
 
-Every pass gives each text that is being written its next token, and reads some more of the prompts of those that have
-begun since. A sequence's logits are the same in every bit whatever else is in the pass (``Session.step``), so the order
-of the work changes no text.
+Every pass gives each text that is being generated its next token, and reads some more of the prompts of new texts. A
+sequence's logits have the same bits whatever else is in the pass (``Session.step``), so the order of the work changes
+no text.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from refgpt.generation.scored import ScoredContinuation
 from refgpt.generation.sequence import Continuation, Generates, Masked, Task, with_named_adapter
 from refgpt.runtime.engine import Engine, Part, Session
 
-#: Sequences that are decoded together at most, and bytes that their keys and values may take together.
+#: The largest number of sequences that are decoded together, and the most bytes of all their keys and values.
 MOST_TOGETHER = 16
 MOST_CACHE = 2 << 30
-#: Rows of prompts in one pass: beside texts that are being written, which wait for it, and where nobody waits.
+#: Rows of prompts in one pass: while other texts are generated, which wait for the pass, and while none is.
 ROWS_BESIDE, ROWS_ALONE = 64, 512
-#: Rows of logits that one text is given at once: more would take more memory than the model's activations.
+#: Most rows of logits that one text gets at once: more would take more memory than the model's activations.
 MOST_ROWS_WANTED = 64
 
 
 def enough_bytes(engines: Sequence[Engine], n_positions: int) -> int:
-    """What caches of some sequences may take together, though one may always have ``n_positions``."""
+    """The limit of bytes for the caches of some sequences, raised so that one can have ``n_positions``."""
     return max(MOST_CACHE, n_positions * position_bytes(*engines))
 
 
@@ -51,25 +51,25 @@ class Scheduler:
     """Continues prompts that come at any time, many of them together.
 
     Requests begin in the order in which they came, each as soon as there is a slot and memory for the longest text that
-    it may become; so none fails half-way, and none is overtaken for good. Long prompts are read piece by piece between
-    the other texts' tokens. Of several prompts the oldest goes ahead, and each gets its share of every pass.
+    it may become; so none fails half-way, and none waits for ever. Long prompts are read piece by piece between the
+    other texts' tokens. Of several prompts the oldest goes first, and each gets its share of every pass.
 
-    What a request gives depends on its prompt and its parameters alone, with a seed to the last bit.
+    The result of a request depends only on its prompt and its parameters; with a seed, results are bitwise equal.
 
     Parameters
     ----------
     model : refgpt.Model
     max_slots : int
-        How many texts are written at once at most.
+        The largest number of texts that are generated at once.
     max_cache_bytes : int
-        What keys and values may take together. It is counted in whole blocks of 128 positions.
+        The most bytes of all keys and values, counted in whole blocks of 128 positions.
     capacity : int, optional
-        The longest sequence, prompt and new tokens together. By default what memory and context allow.
+        The longest sequence, prompt and new tokens together. The default is what memory and context allow.
     prefix_cache : PrefixCache or PromptFile, optional
-        Where what was computed for earlier prompts is looked for, and kept. It changes no text.
+        Keeps keys and values of earlier prompts for prompts that begin alike. It changes no text.
     draft : refgpt.Model, optional
-        A smaller model with the same ids, which drafts tokens for the large one to check: as many tokens in fewer
-        passes, and the same texts to the last bit, whatever the draft. Beams are not drafted.
+        A smaller model with the same ids, which drafts tokens for the large one to check: fewer passes of the large
+        model, and exactly the same texts, whatever the draft. Beams are not drafted.
 
     Raises
     ------
@@ -133,33 +133,33 @@ class Scheduler:
 
     @property
     def n_drafted(self) -> int:
-        """How many tokens the draft model has drafted that the large one checked."""
+        """How many tokens of the draft model the large one has checked."""
         return 0 if self._drafter is None else self._drafter.n_drafted
 
     @property
     def n_accepted(self) -> int:
-        """How many of the drafted tokens were what the large model drew."""
+        """How many of the drafted tokens the large model has accepted."""
         return 0 if self._drafter is None else self._drafter.n_accepted
 
     def add(self, prompt: Prompt | np.ndarray, params: GenerationParams | None = None, **changes: Any) -> int:
-        """Put a prompt in line.
+        """Add a request to the queue.
 
         Parameters
         ----------
         prompt : str or list of int
         params : GenerationParams, optional
         **changes
-            Any field of ``GenerationParams``, instead of the one in ``params``.
+            Fields of ``GenerationParams`` that replace those of ``params``.
 
         Returns
         -------
         int
-            The request: its number, from 0. Its events have it as their ``seq``.
+            The request's number, from 0; the ``seq`` of its events.
 
         Raises
         ------
         GenerationError
-            If the prompt or a parameter cannot be used, or the text might need more memory than there is for all.
+            If the prompt or a parameter cannot be used, or the text might need more memory than all texts may have.
         """
         settings = GenerationParams.of(params, changes)
         return self.add_ids(encode_prompt(prompt, self._model.engine.config, self._model.tokenizer, settings), settings)
@@ -174,8 +174,8 @@ class Scheduler:
     ) -> int:
         """``add`` for a prompt as ``encode_prompt`` returns it.
 
-        ``scored``: the first event has the prompt's log-probabilities too (``refgpt.generation.scored``), which are
-        causal and so not for a mask that is "prefix", unless nothing is to follow them: ``go_on`` is False.
+        ``scored``: the first event also has the prompt's log-probabilities (``refgpt.generation.scored``). They are
+        causal, so with the mask "prefix" they are available only if no text is generated (``go_on`` is False).
         ``mask``: "causal" or "prefix" in place of the model's own.
         """
         n, texts = self._n_added, range(params.n_drawn)
@@ -196,7 +196,7 @@ class Scheduler:
         return self.add_tasks(tasks, params.adapter)
 
     def add_tasks(self, tasks: Sequence[Task], adapter: str | None = None) -> int:
-        """Put the texts of one request in line. They continue one prompt, which is read once for all of them."""
+        """Add the texts of one request to the queue. They continue one prompt, which is read once for all of them."""
         for task in tasks:
             task.adapter = adapter
             self._check_room(task)
@@ -207,7 +207,7 @@ class Scheduler:
         return self._n_added - 1
 
     def cancel(self, request: int) -> bool:
-        """Forget a request; no more events of it will come. -> whether there was anything left to forget"""
+        """Cancel a request; it has no more events. Returns whether it was unfinished."""
         mine = [task for task in (*self._running, *self._waiting) if task.request == request]
         self._waiting = deque(task for task in self._waiting if task.request != request)
         for task in mine:
@@ -215,13 +215,13 @@ class Scheduler:
         return bool(mine)
 
     def step(self) -> list[Event]:
-        """Make one pass: a token or more for every text that is being written, and some more rows of new prompts.
+        """Make one pass: a token or more for every text that is being generated, and some more rows of new prompts.
 
         Returns
         -------
         list of Event
-            In the order of the requests. None may come of a pass that only read prompts. A request that fails, as where
-            logits are not finite, ends with an event that says so, and the others go on.
+            In the order of the requests; a pass that only reads prompts may give none. A request that fails, for
+            example because logits are not finite, ends with an event that has the error, and the others go on.
         """
         events = self._admit()
         parts, n_rows, owners = self._plan()
@@ -235,13 +235,13 @@ class Scheduler:
         return events
 
     def _admit(self) -> list[Event]:
-        """Give slots to those in line, until one has to wait."""
+        """Give slots to the tasks in the queue, until one has to wait."""
         events: list[Event] = []
         while self._waiting:
             task = self._waiting[0]
             slots = self._room.take(task.n_slots, task.n_positions)
             if slots is None and self._room.unused and not self._room.clean:
-                # What memory earlier texts have left behind is in the wrong slots: begin anew.
+                # The memory that earlier texts have left is in the wrong slots: begin with a new session.
                 del self._session
                 self._session, self._room = self._new_session(), self._new_room()
                 if self._drafter is not None:
@@ -264,7 +264,7 @@ class Scheduler:
         return events
 
     def _begin_after_prompt(self, task: Task, slots: list[int]) -> list[Event]:
-        """Let a text begin in a slot that holds the prompt already, and perhaps what another has written after it."""
+        """Begin a text in a slot that already holds the prompt, and perhaps another text's continuation of it."""
         assert task.shared.row is not None
         task.shared.waiting.remove(task)
         self._session.truncate(slots[0], task.n_prompt)
@@ -273,7 +273,7 @@ class Scheduler:
         return self._take(task, task.shared.row[None])
 
     def _plan(self) -> tuple[list[Part], list[int], list[Task]]:
-        """Who is in the next pass: what it adds to each slot, of how many rows the logits are needed, and whose."""
+        """Plan the next pass: the ids for each slot, for how many rows the logits are needed, and by which task."""
         parts: list[Part] = []
         n_rows, owners = [], []
         writing = [task for task in self._running if not task.reads]
@@ -294,7 +294,7 @@ class Scheduler:
             most = max(share, left - share * (len(reading) - 1)) if not i else share
             start, size = task.n_read, min(most, left, max(task.first_row + 1 - task.n_read, MOST_ROWS_WANTED))
             stop = min(len(task.ids), start + max(size, 0 if start else task.prefix_len))
-            if i and stop - start > left:  # a prefix goes in one piece, if need be alone
+            if i and stop - start > left:  # a prefix goes in one piece, alone if it is too long
                 continue
             left -= stop - start
             parts.append((task.slots[0], task.ids[start:stop], 0 if start else task.prefix_len))
@@ -308,13 +308,13 @@ class Scheduler:
     def _rows(
         self, parts: list[Part], n_rows: list[int], owners: list[Task]
     ) -> list[tuple[Task, np.ndarray | Exception]]:
-        """The logits that each task asked for, or why there are none."""
+        """The logits that each task asked for, or the error that prevented them."""
         try:
             rows = self._session.step(parts, n_rows)
         except RefgptError as error:
             if owners[0] is owners[-1]:
                 return [(owners[0], error)]
-            # One of them cannot go on. Each by itself gives the same bits, and shows which.
+            # One of them has failed. Running each by itself gives the same bits, and shows which.
             found = []
             for task in dict.fromkeys(owners):
                 own = [i for i, owner in enumerate(owners) if owner is task]
@@ -327,7 +327,7 @@ class Scheduler:
         return [(task, rows[stop - n : stop]) for (task, n), stop in zip(counts.items(), stops, strict=True)]
 
     def _take(self, task: Task, rows: np.ndarray) -> list[Event]:
-        """What comes of a task's rows, and of those that begin when it has read the prompt or is over."""
+        """The events of a task's rows, and of the tasks that begin when it has read the prompt or has ended."""
         if not len(rows) or task not in self._running:
             return []
         shared = task.shared
@@ -350,12 +350,12 @@ class Scheduler:
         return events
 
     def _failed(self, task: Task, error: Exception) -> Event:
-        """A request ends with an error, and all of it."""
+        """End a request, with all its texts, with an error."""
         self.cancel(task.request)
         return Event(task.request, None, "", "", "error", error)
 
     def _end(self, task: Task) -> None:
-        """A task is over: others may have its slots."""
+        """End a task, and free its slots."""
         if task in self._running:
             self._running.remove(task)
             for slot in task.slots:
@@ -363,7 +363,7 @@ class Scheduler:
             self._room.give_back(task.slots)
 
     def _check_room(self, task: Task) -> None:
-        """Refuse what would wait for ever."""
+        """Refuse a request that would wait for ever."""
         size = self._room.size(task.n_positions)
         if task.n_slots > self._n_slots:
             raise GenerationError(
@@ -379,7 +379,7 @@ class Scheduler:
             )
 
     def _new_session(self) -> Session:
-        """A session of as many slots as can be had. It takes memory only as it is written to."""
+        """A session of as many slots as memory allows. It takes memory only as it is written to."""
         while True:
             try:
                 return self._model.engine.session(self._n_slots, self._capacity)

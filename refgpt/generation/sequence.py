@@ -1,4 +1,4 @@
-"""Texts on their way through a session: what the scheduler runs."""
+"""Texts that the scheduler runs through a session."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Generates(Protocol):
 
 
 def with_named_adapter(model: Generates, name: str | None) -> Generates:
-    """A model with one of its adapters, and the mask that this was trained with; None: the model itself.
+    """A model with one of its adapters, and the mask with which the adapter was trained; the model itself for None.
 
     Raises
     ------
     GenerationError
-        If it has no adapter of this name.
+        If the model has no adapter of this name.
     """
     if name is None:
         return model
@@ -59,12 +59,12 @@ class Masked:
 
 @dataclass
 class Shared:
-    """What the texts that continue one prompt together have in common: it is read once for all of them.
+    """The state that several continuations of one prompt share; the prompt is read once for all of them.
 
     Attributes
     ----------
     waiting : deque of Task
-        Those that have no slot yet. They begin when the first has read the prompt.
+        Tasks without a slot. They begin when the first has read the prompt.
     row : ndarray [v] or None
         The prompt's last row of logits, once it is known.
     """
@@ -74,33 +74,33 @@ class Shared:
 
 
 class Task(ABC):
-    """A text on its way through the slots of a session: first its ids are read, then it goes on by itself.
+    """A text in the slots of a session: first its ids are read, then it is continued.
 
     Parameters
     ----------
     request : int
-        Which request it belongs to.
+        The number of its request.
     ids : sequence of int
-        To be read.
+        The ids to read.
     n_prompt : int
-        How many of them are the prompt. The rows of logits from its last token on go to ``take``.
+        How many of the ids are the prompt. The rows of logits from the prompt's last token on go to ``take``.
     prefix_len : int
         How many leading positions of the prompt see one another.
     n_positions : int
-        For how many tokens a slot needs room at most.
+        The most tokens for which a slot needs room.
 
     Attributes
     ----------
     slots : list of int
-        Those that it has, ``n_slots`` of them, once it has them.
+        Its slots: ``n_slots`` of them, or none before it begins.
     n_read : int
-        How many of its ids its first slot holds.
+        How many of its ids are in its first slot.
     first_row : int
         The first position whose row of logits goes to ``take``: the prompt's last, unless a subclass wants more.
     finished : bool
     shared : Shared
     adapter : str or None
-        The adapter of the engine's that computes it.
+        The name of its adapter in the engine.
     """
 
     n_slots = 1
@@ -117,20 +117,20 @@ class Task(ABC):
 
     @property
     def reads(self) -> bool:
-        """Whether some of its ids are still to be read."""
+        """Whether some of its ids have not been read yet."""
         return self.n_read < len(self.ids)
 
     def look_up(self, alone: bool) -> None:
-        """Before each pass: draft, if it is ``alone``, what may follow from what was said before. Not here."""
+        """Called before each pass. A subclass may draft tokens from earlier text if the task is ``alone``."""
         return
 
     def next_ids(self) -> list[tuple[int, list[int]]]:
-        """The tokens that its slots take next, whose rows it needs. None here."""
+        """The tokens that its slots take next, whose rows of logits it needs. Here there are none."""
         return []
 
     @abstractmethod
     def take(self, session: Session, rows: np.ndarray) -> list[Event]:
-        """Go on, given rows of logits [t, v]: those of the ids from the prompt's last on, or of ``next_ids``."""
+        """Continue with rows of logits [t, v]: those of the ids from the prompt's last on, or of ``next_ids``."""
 
 
 def prefix_of(model: Generates, prompt: Sequence[int]) -> int:
@@ -149,7 +149,7 @@ def ends_of(model: Generates, params: GenerationParams) -> set[int]:
 
 
 def matcher_of(model: Generates, params: GenerationParams, prompt: Sequence[int]) -> ConstraintMatcher | None:
-    """What holds a continuation of a prompt to the constraint, if there is one."""
+    """The matcher of the constraint on a prompt's continuation, if there is one."""
     if params.constraint is None:
         return None
     if model.tokenizer is None:
@@ -185,7 +185,7 @@ def sampler_of(
 
 
 def transcript_of(model: Generates, params: GenerationParams, prompt: Sequence[int]) -> Transcript:
-    """The text that follows a prompt, as yet empty."""
+    """The transcript of the text that follows a prompt, still empty."""
     if params.stops and model.tokenizer is None:
         raise needs_tokenizer("stop strings are text", "leave them out")
     decoder = None if model.tokenizer is None else _decoder_after(prompt, model.tokenizer)
@@ -200,14 +200,14 @@ class Continuation(Task):
     Attributes
     ----------
     text : list of int
-        The prompt, and what follows it so far.
+        The prompt and its continuation so far.
     sampler : Sampler
     draft : list of int
         Tokens that may follow the text, which the next pass checks.
     ends : set of int
         The tokens that end it.
     pace : DraftPace or None
-        How much a draft model drafts; None without one.
+        How many tokens a draft model drafts; None without a draft model.
     """
 
     def __init__(
@@ -231,11 +231,12 @@ class Continuation(Task):
 
     @property
     def room(self) -> int:
-        """Tokens that a draft may have at most: one more is drawn after it."""
+        """The most tokens that a draft may have: one more is drawn after it."""
         return self._left - 1
 
     def look_up(self, alone: bool) -> None:
-        """Draft what the constraint makes follow, or what followed the last tokens before, if it is alone."""
+        """If the text is alone, draft the tokens that the constraint forces, or else what followed its last tokens
+        earlier."""
         self.draft, self._looked_up, self._forced = [], False, False
         if not alone or self._lookup is None:
             return
@@ -247,11 +248,11 @@ class Continuation(Task):
         self._forced, self._looked_up = bool(forced and self.draft), bool(self.draft and not forced)
 
     def next_ids(self) -> list[tuple[int, list[int]]]:
-        """The last token and the draft of what may follow."""
+        """The last token, and the drafted tokens after it."""
         return [(self.slots[0], [self.text[-1], *self.draft])]
 
     def take(self, session: Session, rows: np.ndarray) -> list[Event]:
-        """Draw a token, or several if the text went on as was guessed, each from the row that it would have alone."""
+        """Draw a token, or several if drafted tokens are accepted, each from the row that it would have alone."""
         if not self.draft:
             return [self._take(rows[0])]
         n_held, n_confirmed, events = len(self.text), 0, []
@@ -290,10 +291,10 @@ class Continuation(Task):
 
 
 def _decoder_after(prompt: Sequence[int], tokenizer: Tokenizer) -> StreamDecoder:
-    """A decoder that has read a prompt: what follows is in the midst of a text.
+    """A decoder that has read a prompt, for the text after it.
 
     Some sentencepiece models drop the space at the start of a text, and a prompt of ids may end in half a character.
-    Ids of the prompt that the tokenizer lacks (a head may have more rows) mean no text.
+    Ids of the prompt that the tokenizer lacks (a head may have more rows) have no text.
     """
     decoder = tokenizer.stream_decoder()
     for token_id in prompt:
