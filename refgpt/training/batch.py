@@ -1,4 +1,4 @@
-"""A batch of texts to learn from, and what of each is to be predicted."""
+"""A batch of texts to learn from, and the tokens of each that are to be predicted."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from refgpt.spec.ids import check_ids
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Texts of one length, or padded to it.
+    """Texts of one length, or padded to one length.
 
     Attributes
     ----------
     ids : ndarray of int [b, t]
-        The texts. Lists of lists will do.
+        The texts; lists of lists are accepted.
     labels : ndarray of int [b, t]
-        The token wanted at each position, as in Hugging Face's models: not shifted, usually the ids themselves, and
-        -100 where nothing is to be predicted. The first of a text is never predicted.
+        The token to predict at each position, as in Hugging Face's models: not shifted, usually the ids themselves, and
+        -100 where nothing is to be predicted. The first token of a text is never predicted.
     prefix_lens : ndarray of int [b], optional
-        So many leading tokens of each text see one another, as GPT-JT's prompts do; by default none.
+        How many leading tokens of each text see one another, as GPT-JT's prompts do. The default is none.
     lens : ndarray of int [b], optional
-        How long each text really is. What stands to the right of that, ids and labels alike, is padding and never
-        looked at. By default all of ``t``.
+        The length of each text without its padding, which is on the right. Ids and labels of padding are never read.
+        The default is ``t``.
 
     Raises
     ------
     GenerationError
-        If the shapes do not fit, or they are no whole numbers. Whether ids exist is known where the model is.
+        If the shapes do not fit, or the numbers are not whole. Whether ids exist is checked later, by the model.
     """
 
     ids: np.ndarray
@@ -90,7 +90,7 @@ class Batch:
 
 
 def _whole(name: str, value: Any, ndim: int) -> np.ndarray:
-    """Whole numbers as an array of int64 of its own."""
+    """Copy whole numbers to an array of int64."""
     try:
         array = np.array(value)
     except (ValueError, TypeError, OverflowError):

@@ -1,9 +1,9 @@
-"""Dropout of adapters: each text is met by adapters that do not see some of their inputs.
+"""Dropout of adapters: for each text, adapters leave out some of their inputs.
 
-What is left out of a matrix's input is the same at every position of a text and drawn anew for the next, as Gal and
-Ghahramani 2016 (https://arxiv.org/abs/1512.05287) do in sequences; PEFT draws anew at each position. So it is the same
-as leaving out columns of A, the passes need no other kernels, and the gradients are exact. What is drawn depends on
-the seed, the number of the step, that of the text in it and the matrix, and on nothing else: not on micro-batches.
+The inputs that are left out are the same at every position of a text and drawn anew for the next text, as Gal and
+Ghahramani 2016 (https://arxiv.org/abs/1512.05287) do in sequences; PEFT draws anew at each position. So dropout is the
+same as leaving out columns of A, the passes need no other kernels, and the gradients are exact. The draw depends only
+on the seed, the number of the step, the number of the text in it and the matrix; it does not depend on micro-batches.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from refgpt.training.parameters import Parameters, TrainedModel
 
 
 class Dropout:
-    """Adapters with some columns of A left out, within a ``with`` block; after it they are whole again.
+    """Leaves out some columns of the adapters' A inside a ``with`` block; after it they are whole again.
 
     Parameters
     ----------
     model : Model
     rate : float
-        What share is left out, below 1; the others are multiplied by ``1 / (1 - rate)``.
+        The share that is left out, below 1; the other columns are multiplied by ``1 / (1 - rate)``.
     seed, step : int
-        What is drawn depends on them.
+        The seed of the training, and the number of the step.
     """
 
     def __init__(self, model: TrainedModel, rate: float, seed: int, step: int) -> None:
@@ -44,7 +44,7 @@ class Dropout:
         self._engine.adopt(self._whole)
 
     def draw(self, text: int) -> None:
-        """Leave out others, for a text by its number in the step."""
+        """Draw anew which columns are left out, for a text by its number in the step."""
         stream = np.random.RandomState([*self._place, text])
         for leaf, adapted in Parameters(self._model).adapted.items():
             kept = stream.random_sample(adapted.shape[1]) >= self._rate
@@ -64,7 +64,7 @@ class Dropout:
         return current.map(thinned)
 
     def split(self, leaf: str, gradient: Gradient) -> Iterator[tuple[str, Gradient]]:
-        """``Parameters.split``; of columns that were left out the gradient is zero."""
+        """See ``Parameters.split``; the gradient of columns that were left out is zero."""
         (name_a, of_a), of_b = self._parameters.split(leaf, gradient)
         if not isinstance(of_a, np.ndarray):
             addend, of_a = of_a, np.zeros(of_a.shape, np.float32)

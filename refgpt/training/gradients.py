@@ -1,4 +1,4 @@
-"""The loss of batches and its gradients: means over all targets, whatever the batches they come in."""
+"""The loss of batches and its gradients: means over all targets, however these are divided into batches."""
 
 from __future__ import annotations
 
@@ -23,34 +23,33 @@ from refgpt.training.parameters import Parameters, TrainedModel, check_model
 
 @default_float_state()
 def gradients(model: Any, batch: Batch, recompute: bool = False) -> tuple[float, dict[str, np.ndarray]]:
-    """The loss of a batch, and its gradient by everything that can be trained.
+    """The loss of a batch, and its gradient with respect to everything that can be trained.
 
-    Forward and backward pass are those of the model's engine. In C no bit of a gradient depends on the number of
-    threads or on the instruction set.
+    The model's engine runs the forward and the backward pass. With C kernels, gradients are bitwise independent of the
+    number of threads and of the instruction set.
 
     Parameters
     ----------
     model : Model
-        As ``refgpt.load`` gives it, with either backend. Weights that are kept in fewer bits count as the numbers that
-        they decode to.
+        A model of ``refgpt.load``, with either backend. Quantised weights count as the numbers that they decode to.
     batch : Batch
     recompute : bool
-        Keep of each forward pass only what passes from block to block, and compute each block again when the backward
-        pass comes to it: less memory, more time, the same bits. The NumPy backend keeps everything.
+        Keep only the residual stream between blocks from the forward pass, and compute each block again in the
+        backward pass: less memory, more time, the same bits. The NumPy backend keeps everything.
 
     Returns
     -------
     loss : float
         The mean of the cross-entropy over all targets of the batch, in nats.
     gradients : dict of str to ndarray
-        By the names of the weights in Hugging Face's files, of a tied head in the embeddings; for a model with an
-        adapter by PEFT's names of its matrices. In float32, or in what the NumPy backend computes in.
+        By the names of the weights in Hugging Face's files; the gradient of a tied head is part of the embeddings'.
+        For a model with an adapter, by PEFT's names of its matrices. In float32, or in the NumPy backend's dtype.
 
     Raises
     ------
     RefgptError
-        If the model's family has no gradients, the batch has no target, or an id or label does not exist: before
-        anything is computed.
+        Before anything is computed, if the model's family has no gradients, the batch has no target, or an id or label
+        does not exist.
     """
     instance_of("batch", batch, Batch, RefgptError)
     trained = check_model(model)
@@ -109,9 +108,9 @@ def summed_gradients(
 
 
 def check_activations_fit(engine: Engine, n: int, recompute: bool) -> None:
-    """Refuse a text of ``n`` tokens whose activations need more memory than there is, before anything is computed."""
+    """Refuse, before anything is computed, a text of ``n`` tokens whose activations do not fit in memory."""
     kept = trace_bytes(engine.config, n, tap_names(engine.config), None, dtype_of(engine).itemsize)
-    if not isinstance(engine, SpecEngine):  # which keeps everything
+    if not isinstance(engine, SpecEngine):  # the NumPy backend keeps everything
         kept = {name: n_bytes for name, n_bytes in kept.items() if name.rpartition(".")[2] not in ("pattern", "logits")}
         if recompute:
             kept = {name: n_bytes for name, n_bytes in kept.items() if name.startswith("blocks.0.") or "resid" in name}
@@ -136,12 +135,14 @@ def sum_of_squares(x: np.ndarray) -> float:
 
 
 def clip_gradients(found: dict[str, np.ndarray], most: float | None) -> float:
-    """Shorten gradients, in place, to a length; returns the length that they had, all of them as one vector.
+    """Shorten gradients in place, so that all of them as one vector have at most a given length.
+
+    Returns the length that they had.
 
     Raises
     ------
     RefgptError
-        If it is infinite or NaN.
+        If that length is infinite or NaN.
     """
     squares = [sum_of_squares(gradient) for gradient in found.values()]
     norm = math.sqrt(sum(squares))

@@ -1,4 +1,4 @@
-"""Adapters of a loaded model: new ones, those of files, and models into which one is merged."""
+"""Adapters of a loaded model: make new ones, read and write files, and merge an adapter into a model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TARGETS = {"q": "wq", "k": "wk", "v": "wv", "o": "wo", "fc_in": "w_in", "fc_out"
 
 @default_float_state()
 def attach(engine: Engine, pairs: Mapping[str, Pair]) -> None:
-    """Put adapters beside some matrices of an engine, by leaf."""
+    """Add adapters to some matrices of an engine, by leaf."""
     already = [name for name, leaf in engine.kept().items() if isinstance(leaf, Adapted)]
     if already:
         raise RefgptError(
@@ -41,7 +41,7 @@ def attach(engine: Engine, pairs: Mapping[str, Pair]) -> None:
 
 
 def with_pairs(params: Tree, pairs: Mapping[str, Pair]) -> Tree:
-    """A tree in which some matrices, by leaf, have an adapter beside them."""
+    """A copy of a tree in which some matrices, by leaf, have an adapter."""
 
     def adapted(name: str, leaf: Leaf) -> Leaf:
         pair = pairs.get(name)
@@ -51,26 +51,26 @@ def with_pairs(params: Tree, pairs: Mapping[str, Pair]) -> Tree:
 
 
 def new_adapter(model: Any, rank: int = 8, alpha: float = 16, targets: str = "q,v", seed: int = 0) -> Any:
-    """Give a model an adapter that changes nothing yet: what a ``Trainer`` of that model will train.
+    """Give a model an adapter that changes nothing yet. A ``Trainer`` of that model trains it.
 
     Parameters
     ----------
     model : Model
-        As ``refgpt.load`` gives it, in any dtype; it is changed in place.
+        A model of ``refgpt.load``, in any dtype; it is changed in place.
     rank : int
-        Rows of A, columns of B.
+        The number of rows of A and columns of B.
     alpha : float
         The product of B and A is multiplied by ``alpha / rank``.
     targets : str
-        Which matrices of each block: of q, k, v, o, fc_in, fc_out, with commas between, or "all". The names that the
-        family's modules have in PEFT will do too: "query_key_value".
+        Which matrices of each block get an adapter: some of q, k, v, o, fc_in, fc_out, separated by commas, or "all".
+        PEFT's names of the family's modules, such as "query_key_value", are accepted too.
     seed : int
-        Of A, which is drawn evenly from ``+-1 / sqrt(n_in)``, as PEFT does; B is zero.
+        The seed of A, which is drawn uniformly between ``+-1 / sqrt(n_in)``, as PEFT does; B is zero.
 
     Returns
     -------
     Model
-        The same.
+        The same model.
 
     Raises
     ------
@@ -116,12 +116,12 @@ def write_adapter(model: TrainedModel, directory: str | Path) -> None:
     Parameters
     ----------
     directory : str or Path
-        Not there yet, or empty. It appears when it is whole.
+        A new or empty directory. It appears when it is complete.
 
     Raises
     ------
     RefgptError
-        If the model has none, or the directory is taken or cannot be written.
+        If the model has no adapter, or the directory is not empty or cannot be written.
     """
     config = model.engine.config
     adapted = {name: leaf for name, leaf in model.engine.kept().items() if isinstance(leaf, Adapted)}
@@ -139,9 +139,10 @@ def write_adapter(model: TrainedModel, directory: str | Path) -> None:
 
 
 def _joined(module: Module, adapted: Mapping[str, Adapted], config: AnyConfig) -> Pair:
-    """The pair of a module. Where it holds queries, keys and values, whose adapters are three, their ranks add up.
+    """The pair A and B of a module. If it holds queries, keys and values, their three adapters become one, and their
+    ranks add up.
 
-    Each column of B then writes to one of them alone, unless all three read by the same A.
+    Each column of B then writes to only one of the three, unless all three have the same A.
     """
     parts = [(part, adapted[leaf]) for part, leaf in enumerate(module.leaves) if leaf in adapted]
     first = parts[0][1]
@@ -159,7 +160,7 @@ def _joined(module: Module, adapted: Mapping[str, Adapted], config: AnyConfig) -
 
 
 def _config(pairs: Mapping[str, Pair], modules: Mapping[str, Module]) -> dict[str, Any]:
-    """What PEFT needs to know."""
+    """The configuration file that PEFT needs."""
     ranks = {name: len(pair.a) for name, pair in pairs.items()}
     alphas = {name: _whole(pair.scale * len(pair.a)) for name, pair in pairs.items()}
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))

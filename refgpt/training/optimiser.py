@@ -1,6 +1,6 @@
-"""What a step makes of a gradient: AdamW, and Muon for matrices.
+"""Optimisers: AdamW, and Muon for matrices.
 
-Everything is elementwise, or a product of whole matrices, and in the dtype of the weights.
+Every operation is elementwise, or a product of whole matrices, in the dtype of the weights.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from refgpt._common.arguments import collected, number
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
 
-#: Of the quintic iteration that takes singular values towards 1: Keller Jordan 2024,
+#: Coefficients of the quintic iteration that moves singular values towards 1: Keller Jordan 2024,
 #: https://kellerjordan.github.io/posts/muon
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
-#: ``x w^T``, summed as an engine sums.
+#: ``product(x, w)`` is ``x w^T``, in an engine's order of sums.
 Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -39,13 +39,13 @@ class AdamW:
     Attributes
     ----------
     betas : (float, float)
-        How much of the mean of gradients, and of that of their squares, is kept at each step.
+        Which share of the mean of gradients, and of the mean of their squares, is kept at each step.
     eps : float
-        Added to the root of the latter.
+        Added to the root of the mean of squares.
     weight_decay : float
-        By what share, times the learning rate, weights shrink at each step.
+        At each step weights shrink by this share times the learning rate.
     decay : collection of str, optional
-        Names of the weights that do; by default the matrices of the blocks and the head, or those of an adapter.
+        Names of the weights that shrink. The default is the matrices of the blocks and the head, or an adapter's.
 
     Raises
     ------
@@ -79,7 +79,7 @@ class AdamW:
         decay: bool,
         threads: int | None = None,
     ) -> None:
-        """One step for one array, in place.
+        """Take one step for one array, in place.
 
         Parameters
         ----------
@@ -88,13 +88,13 @@ class AdamW:
         state : dict of str to ndarray
             "mean" and "square" of the gradients so far; empty before the first step.
         step : int
-            Of this one, from 1.
+            The number of this step, from 1.
         lr : float
             The learning rate.
         decay : bool
             Whether these weights shrink.
         threads : int, optional
-            Take the step in a kernel on so many threads: float32 only, the same bits.
+            Take the step in a kernel, with this number of threads: float32 only, the same bits.
         """
         (beta1, beta2), mean, square = self.betas, state.get("mean"), state.get("square")
         if mean is None or square is None:
@@ -127,14 +127,14 @@ class AdamW:
 
 @dataclass(frozen=True)
 class Muon:
-    """Momentum, made orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), for matrices.
+    """Momentum that is made orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), for matrices.
 
     Attributes
     ----------
     names : collection of str
         The weights that it trains; AdamW trains the others.
     momentum : float
-        How much of the sum of gradients is kept at each step; Nesterov's form.
+        Which share of the sum of gradients is kept at each step. The momentum is Nesterov's.
 
     Raises
     ------
@@ -158,7 +158,7 @@ class Muon:
         weight_decay: float,
         product: Product | None = None,
     ) -> None:
-        """One step for one matrix, in place; ``state`` holds the "momentum" so far. ``product`` is an engine's."""
+        """Take one step for one matrix, in place. ``state`` holds the "momentum" so far; ``product`` is an engine's."""
         sum_ = state.get("momentum")
         if sum_ is None:
             sum_ = state["momentum"] = np.zeros_like(w)

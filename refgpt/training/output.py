@@ -1,4 +1,4 @@
-"""The directory that a training writes: who may write it, and which training it is."""
+"""The directory that a training writes: its lock, and the settings of the training that it belongs to."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from refgpt._common.wording import listed
 
 SETTINGS = "finetune.json"
 METRICS = "metrics.jsonl"
-#: Inside the output: what a training is resumed from, and a result on its way.
+#: Names inside the output: the state from which a training resumes, and a result that is being written.
 STATE_DIRECTORY = "state"
 RESULT_DIRECTORY = ".result"
 LOCK = ".running"
-#: Settings that may be others when a run goes on.
+#: Settings that may differ when a run resumes.
 SAME_RESULT = {"recompute", "eval_every", "save_every"}
 
 
 def check_output(out: str | os.PathLike[str]) -> Path:
-    """A directory that a run can write: not there yet, empty, or that of an earlier run.
+    """Check that a run can write a directory: it is new, empty, or an earlier run's.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def check_output(out: str | os.PathLike[str]) -> Path:
             raise CheckpointError("there is no such directory to put it in", where=place.parent, fix="make it first")
         if place.exists() and not place.is_dir():
             raise CheckpointError("is there, and no directory", where=place, fix="name another")
-        begun = (LOCK, partial_name(place / SETTINGS).name)  # by a run that was killed at once
+        begun = (LOCK, partial_name(place / SETTINGS).name)  # by a run that was killed soon after its start
         held = [path.name for path in place.iterdir() if path.name not in begun] if place.is_dir() else []
         if held and SETTINGS not in held:
             what = "the directory is not empty, and holds no training that could go on"
@@ -47,7 +47,7 @@ def check_output(out: str | os.PathLike[str]) -> Path:
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
-    """What an earlier run wrote about itself; None if there was none."""
+    """The settings that an earlier run wrote; None if there was none."""
     with reading(path, CheckpointError):
         if not is_there(path):
             return None
@@ -55,7 +55,7 @@ def read_settings(path: Path) -> dict[str, Any] | None:
 
 
 def check_same(earlier: dict[str, Any], told: dict[str, Any], out: Path) -> None:
-    """Refuse to go on with other settings or data: the result would be that of neither."""
+    """Refuse to resume with other settings or data: the result would belong to neither training."""
     other = []
     now = json.loads(json.dumps(told))
     for part in ("settings", "data", "about"):

@@ -1,7 +1,7 @@
-"""Which texts each step learns from: shuffled in every epoch, short ones put together to rows.
+"""Choose the texts of each step: they are shuffled in every epoch, and short ones share a row.
 
-A row is a budget of tokens, not one long text: its texts stay texts of their own, so that none sees another and each
-begins at position 0.
+A row is a budget of tokens, not one long text: its texts stay separate, so that none sees another and each begins at
+position 0.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Rows with room left, among which one is looked for.
+#: Most rows that stay open for more texts; beyond that, the fullest is closed.
 MOST_OPEN = 64
 
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """The texts of a step: their numbers, by row, and which epoch it is part of."""
+    """The texts of a step: their numbers, by row, and the step's epoch."""
 
     epoch: int
     rows: tuple[tuple[int, ...], ...]
@@ -31,17 +31,17 @@ def plan_steps(
     Parameters
     ----------
     lengths : sequence of int
-        Tokens of each text.
+        The number of tokens of each text.
     n_rows : int
-        Rows of a step; the last of an epoch may have fewer.
+        Rows of a step; the last step of an epoch may have fewer.
     row_length : int
-        Most tokens of a row.
+        The most tokens of a row.
     pack : bool
         Whether to put several texts in a row.
     seed : int
-        Of the order of the texts.
+        The seed of the texts' order.
     n_epochs : int, optional
-        How often each text is seen; None: without end.
+        How often each text is seen. None gives steps without end.
     """
     epoch = 0
     while n_epochs is None or epoch < n_epochs:
@@ -53,7 +53,7 @@ def plan_steps(
 
 
 def pack_rows(lengths: Sequence[int], order: Sequence[int], row_length: int) -> list[tuple[int, ...]]:
-    """Texts by row: each goes into the first row with room for it among the latest, or begins another."""
+    """Texts by row: each goes into the first open row with room for it, or begins a new row."""
     rows: list[list[int]] = []
     room: list[int] = []  # of each row
     open_rows: list[int] = []

@@ -1,4 +1,4 @@
-"""What of a model is trained: all its weights, or the adapters that it was given; and their gradients."""
+"""The trained parameters of a model: all its weights, or its adapters; their names and gradients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from refgpt.spec.gradients import Gradient, gradients_of
 
 
 class TrainedModel(Protocol):
-    """A loaded model, as far as it matters here."""
+    """The attributes of a loaded model that training needs."""
 
     @property
     def engine(self) -> Engine: ...
@@ -32,7 +32,7 @@ class TrainedModel(Protocol):
 
 
 def check_model(model: Any) -> TrainedModel:
-    """A model, once it is known to be one that can be trained; raises a RefgptError."""
+    """Return a model after a check that it can be trained; raises a RefgptError if not."""
     if not hasattr(model, "engine") or not hasattr(model, "checkpoint"):
         raise RefgptError("cannot be used", where="model", got=shown(model), wanted="a Model, as refgpt.load gives it")
     gradients_of(model.engine.config)
@@ -48,7 +48,7 @@ def check_model(model: Any) -> TrainedModel:
 
 
 class Parameters:
-    """The names under which weights are trained: those they have in files.
+    """The trained weights, by the names that they have in files.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Parameters:
     Attributes
     ----------
     adapted : dict of str to Adapted
-        The matrices that have an adapter, by leaf. Where there are any, only the adapters are trained.
+        The matrices that have an adapter, by leaf. If there are any, only the adapters are trained.
     """
 
     def __init__(self, model: TrainedModel) -> None:
@@ -79,20 +79,20 @@ class Parameters:
         return list(self.adapted or self.leaves)
 
     def name(self, leaf: str) -> str:
-        """What a leaf is called in files; a tied head is called as the embeddings that it is.
+        """The name of a leaf in files; a tied head has the name of the embeddings.
 
-        Of three leaves that share a tensor each has the tensor's name and [q], [k] or [v] after it.
+        If three leaves share a tensor, each has the tensor's name followed by [q], [k] or [v].
         """
         place = self._places.place("wte" if leaf == "w_head" and self._tied else leaf)
         return place.tensor if place.part is None else f"{place.tensor}[{'qkv'[place.part]}]"
 
     def named(self, name: str) -> list[str]:
-        """The names of what is trained of a tensor: its own, or those of its three parts; none if there is none."""
+        """The names of a tensor's trained weights: its own, or those of its three parts; empty if it is not trained."""
         known = self.names()
         return [one for one in (name, *(f"{name}[{part}]" for part in "qkv")) if one in known]
 
     def decaying(self) -> list[str]:
-        """What decays unless it is said: matrices of the blocks and a head of its own, or all of an adapter."""
+        """The weights that decay by default: matrices of the blocks and an untied head, or all of an adapter."""
         if self.adapted:
             return self.names()
         matrices = [leaf for leaf, w in self.leaves.items() if w.ndim == 2 and leaf.startswith("blocks.")]
@@ -100,7 +100,7 @@ class Parameters:
         return [self.name(leaf) for leaf in [*matrices, *heads]]
 
     def as_in_files(self, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Arrays by the names here as files have them: three parts as one tensor, and turned where files are."""
+        """Convert arrays to those of files: three parts become one tensor, transposed if files store it so."""
         places = [self._places.place(leaf) for leaf in self.leaves]
         if self.adapted or not any(place.turned or place.part is not None for place in places):
             return found
@@ -110,7 +110,7 @@ class Parameters:
         return {name: np.array(widen(tensor, dtype)) for name, tensor in tensors.items()}
 
     def split(self, leaf: str, gradient: Gradient) -> Iterator[tuple[str, Gradient]]:
-        """The gradient of a leaf as those of what is trained of it, by their names in files."""
+        """Turn the gradient of a leaf into those of its trained weights, by their names in files."""
         if not self.adapted:
             yield self.name(leaf), gradient
             return
@@ -127,13 +127,13 @@ class Parameters:
         yield self._key(leaf, "B"), self._product(scaled, adapted.a.astype(dtype))  # [n_out, rank]
 
     def _key(self, leaf: str, side: str) -> str:
-        """The name of matrix A or B beside a leaf: PEFT's, with [q], [k] or [v] after it where three share a module."""
+        """PEFT's name of a leaf's matrix A or B, followed by [q], [k] or [v] if three leaves share a module."""
         place = self._places.place(leaf)
         key = peft_key(place.tensor.removesuffix(".weight"), side)
         return key if place.part is None else f"{key}[{'qkv'[place.part]}]"
 
     def adapter_arrays(self) -> dict[str, np.ndarray]:
-        """The matrices of the adapters themselves, by their names in files."""
+        """The adapters' own matrices, by their names in files."""
         return {self._key(leaf, side): x for leaf, w in self.adapted.items() for side, x in (("A", w.a), ("B", w.b))}
 
     def names(self) -> list[str]:
