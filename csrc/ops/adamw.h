@@ -1,4 +1,4 @@
-/* A step of AdamW, in one pass over weights, gradient and moments. Bound by memory. */
+/* A step of AdamW in one pass over weights, gradient and moments. Bound by memory. */
 
 KERNEL(adamw) {
     const refgpt_adamw_args *a = args;

@@ -1,4 +1,4 @@
-/* The residual stream and what one branch adds to it. Bound by the cache. */
+/* Adds the output of one branch to the residual stream. Bound by the cache. */
 
 KERNEL(add) {
     const refgpt_add_args *a = args;

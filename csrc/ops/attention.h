@@ -1,10 +1,10 @@
 /* Attention of query tiles over the cache: scores, softmax, weighted values. The cache is stored as panels, so both products
- * are the tile of the linear layers: keys are its outputs first, then dimensions. One query is bound by reading the cache;
- * a tile of queries shares that reading. */
+ * use the tile of the linear layers: its outputs are keys in the first product, dimensions in the second. One query is bound
+ * by reading the cache; a tile of queries shares that reading. */
 
 static inline int64_t whole_chunks(int64_t n) { return (n + CHUNK - 1) / CHUNK * CHUNK; }
 
-/* What the rows of a tile see: row r keys [first[r], stop[r]), and all rows the whole chunks of keys [shared, n_shared). */
+/* The keys that the rows of a tile see: row r sees [first[r], stop[r]), and all rows see the whole chunks [shared, n_shared). */
 typedef struct {
     const float *pattern; /* [n_rows][stride] */
     int64_t stride, n_rows;
@@ -12,7 +12,7 @@ typedef struct {
     int64_t shared, n_shared;
 } tile_view;
 
-/* Adds the values of keys [from, to) to rows of z: in chunks from index 0 on, of which the first may be the end of one. */
+/* Adds the values of keys [from, to) to rows of z, in chunks that are counted from index 0; the first may be incomplete. */
 static void mix(int64_t n_rows, const float *pattern, int64_t stride, panels values, float *z, int64_t from, int64_t to) {
     while (from < to) {
         const int64_t stop = from % CHUNK ? smaller(whole_chunks(from), to) : to;
@@ -22,14 +22,14 @@ static void mix(int64_t n_rows, const float *pattern, int64_t stride, panels val
     }
 }
 
-/* Panels of dimensions of a head's values in 8 bits: where their integers and scales lie in the first record. */
+/* Panels of a head's 8-bit values, and the places of their integers and scales in the first record. */
 enum { SLAB = 16 }; /* panels whose z stay in the L1 cache */
 typedef struct {
     const char *at, *scales;
     int64_t record, n_panels;
 } values_q8;
 
-/* Bytes of a record whose integers take n times 16 bytes. */
+/* Size in bytes of a record whose integers take n times 16 bytes. */
 static inline int64_t record_of(int64_t n, int64_t d_head) { return (n + (d_head + BLOCK - 1) / BLOCK * 2) * LANES; }
 
 /* z of R rows and P panels, for keys [from, stop) of a chunk: sums live in registers, and records are read from end to end. */
@@ -67,7 +67,7 @@ ALWAYS_INLINE void mix_some_q8(const float *pattern, int64_t stride, const char 
         }
 }
 
-/* The same for any number of rows, in tiles as even as can be. */
+/* The same for any number of rows, in tiles of nearly equal height. */
 #define TILE_OF(height)                                                                                      \
     case height:                                                                                             \
         if (height <= TILE_ROWS) mix_some_q8(pattern, stride, at, record, scales, from, stop, z, height, P); \
@@ -122,8 +122,8 @@ static void mix_q8(int64_t n_rows, const float *pattern, int64_t stride, values_
     }
 }
 
-/* z of a tile's rows. Before and past the chunks of keys that all rows see, each row goes its own way: 0 times an infinite value that it
- * does not see would be NaN. */
+/* z of a tile's rows. Before and after the chunks of keys that all rows see, each row is computed by itself, without the keys that it
+ * does not see: 0 times an infinite value would be NaN. */
 #define MIX_TILE(name, kind, one, z_stride)                                                            \
     static void name(tile_view t, kind values, float *z) {                                             \
         if (t.shared < t.n_shared) {                                                                   \
@@ -144,7 +144,7 @@ ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int6
     const int64_t width = a->n_head * a->d_head, n_panels = (a->d_head + LANES - 1) / LANES;
     const int64_t k_record = record_of(a->d_head, a->d_head), v_record = record_of(n_panels * LANES, a->d_head);
     panels k = stream_of(a->k, dtype == KEYS_Q8 ? k_record : a->d_head * LANES, dtype);
-    if (dtype == KEYS_Q8) k.ahead = MOST_PANELS * k_record; /* those beside it are read with it */
+    if (dtype == KEYS_Q8) k.ahead = MOST_PANELS * k_record; /* the panels beside it are read with it */
     const panels v = stream_of(a->v, a->capacity * LANES, dtype);
     float *scores = a->scratch + worker * FEW_ROWS * a->capacity;
     const v16 divisor = v16_set1(a->divisor);
@@ -154,7 +154,7 @@ ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int6
         const int64_t *n_visible = a->n_visible + t.first_row;
         int64_t first_visible[FEW_ROWS] = {0};
         if (a->first_visible) memcpy(first_visible, a->first_visible + t.first_row, (size_t)t.n_rows * sizeof *first_visible);
-        /* Keys [first, n_keys) are seen by any row of the tile, and whole chunks of keys [shared, n_shared) by every row. */
+        /* At least one row of the tile sees keys [first, n_keys), and every row sees the whole chunks [shared, n_shared). */
         int64_t first = a->capacity, n_keys = 0, shared = 0, n_shared = a->capacity;
         for (int64_t r = 0; r < t.n_rows; r++) {
             first = smaller(first, first_visible[r]);

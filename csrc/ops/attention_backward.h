@@ -1,6 +1,6 @@
-/* The backward of attention, a text and a head at a time: scores and pattern anew, from which gradients follow as in the forward pass,
- * products of tiles. 32 queries go together, one chunk of the sums over queries, and only over the keys that one of them sees. What is
- * held grows with the text, never with its square. Bound by arithmetic. */
+/* The backward of attention, a text and a head at a time: scores and pattern are computed again, then the gradients, by
+ * products of tiles as in the forward pass. 32 queries, one chunk of the sums over queries, are computed together, for only the keys
+ * that at least one of them sees. The memory grows with the text's length, not with its square. Bound by arithmetic. */
 
 /* Places in a worker's scratch memory, for n keys, a multiple of 32. */
 typedef struct {
@@ -50,8 +50,8 @@ static void attention_products(const float *x, int64_t x_stride, int64_t n_rows,
     multiply_f32(n_rows, rows_as_they_are(x, x_stride), n_panels, w, products, stride, d_head);
 }
 
-/* A row's pattern from its scores, and the gradient of its scores from that of its pattern, in their places; zeros in both where it sees
- * no key, of those from `start` to `stop`. */
+/* Replaces a row's scores by its pattern, and the gradient of its pattern by that of its scores; of the keys from `start` to `stop`,
+ * those that it does not see become zero in both. */
 static void attention_row_backward(float *pattern, float *slope, int64_t start, int64_t first, int64_t n_visible, int64_t stop,
                                    v16 divisor) {
     float *p = pattern + first, *ds = slope + first;
@@ -111,7 +111,7 @@ static void attention_backward_tile(const refgpt_attention_backward_args *a, att
                 memcpy(a->dq + offset + (r + i) * row + p * LANES, dq + i * LANES,
                        (size_t)smaller(LANES, a->d_head - p * LANES) * sizeof *dq);
         }
-    dimensions_as_lanes(a->q + offset, row, n_rows, a->d_head, CHUNK, at.q); /* sums over queries, of which this is a chunk */
+    dimensions_as_lanes(a->q + offset, row, n_rows, a->d_head, CHUNK, at.q); /* this is one chunk of the sums over queries */
     dimensions_as_lanes(a->dz + offset, row, n_rows, a->d_head, CHUNK, at.dz);
     const rows pattern = {at.pattern + start, 1, at.stride, 0, 0}, slope = {at.slope + start, 1, at.stride, 0, 0};
     const panels q = {at.q, CHUNK * LANES, 0, F32}, dz = {at.dz, CHUNK * LANES, 0, F32};

@@ -1,4 +1,4 @@
-/* The backward of softmax with cross-entropy: what the model expects, less what came. Bound by exp. */
+/* The backward of softmax with cross-entropy: the probabilities, minus 1 at the target. Bound by exp. */
 
 KERNEL(cross_entropy_backward) {
     const refgpt_cross_entropy_backward_args *a = args;

@@ -1,5 +1,5 @@
 /* Digests of pieces of a file. Bound by memory: 64 chains are independent of one another, and so fill the vectors of any
- * instruction set. GCC's and Clang's vectors of 16 words are cut into registers by the compiler. */
+ * instruction set. The compiler splits the vectors of 16 words, an extension of GCC and Clang, into registers. */
 
 typedef uint32_t digest_words __attribute__((vector_size(64)));
 

@@ -1,4 +1,4 @@
-/* Embedding lookup: rows of the table, widened. Bound by memory, one row a token. */
+/* Embedding lookup: copies rows of the table, widened to float32. Bound by memory, one row for each token. */
 
 ALWAYS_INLINE void embedding(const refgpt_embedding_args *a, int64_t begin, int64_t end, enum dtype dtype) {
     const int64_t size = size_of(dtype);

@@ -1,5 +1,5 @@
-/* The backward of embeddings: rows added to those of the table, row after row in the order of the text, so that it does not matter how
- * often an id stands there. Items are columns, so that threads never meet. Bound by memory. */
+/* The backward of embeddings: adds rows to those of the table, in the order of the text, so that an id may occur any number of times.
+ * Items are columns, so that no two threads write the same number. Bound by memory. */
 
 KERNEL(embedding_backward) {
     const refgpt_embedding_backward_args *a = args;

@@ -1,6 +1,6 @@
-/* GELU itself: x times the normal distribution's share below x, which is 1 - Q(x), or Q(-x) where x is negative. With t = |x| both
- * are max(x, 0) - t Q(t). Q(t) = exp(-t^2 / 2) R(t) has no cancellation: R falls slowly from 1/2, and (1 + t) R(t) is a polynomial
- * in (t - 3.5) / (t + 3.5) to 1.3e-8 (fitted over 0 .. 13.3). From 14 on Q is 0 here. Bound by exp and two divisions. */
+/* Exact GELU: x times the normal distribution's share below x, which is 1 - Q(x), or Q(-x) if x is negative. With t = |x| it is
+ * max(x, 0) - t Q(t) in both cases. Q(t) = exp(-t^2 / 2) R(t) has no cancellation: R falls slowly from 1/2, and (1 + t) R(t) is a
+ * polynomial in (t - 3.5) / (t + 3.5) to 1.3e-8 (fitted over 0 .. 13.3). From 14 on Q is 0 here. Bound by exp and two divisions. */
 
 typedef struct {
     v16 power, q; /* exp(-t^2 / 2) and Q(t) */

@@ -1,5 +1,5 @@
-/* The backward of GELU itself: its slope is the normal distribution's share below x and x times its density. With t = |x| the share
- * below is 1 - Q(t), or Q(t) where x is negative: |[x >= 0] - Q(t)|, and the density is that of Q's own power. Bound by exp and a
+/* The backward of exact GELU: its slope is the normal distribution's share below x, plus x times its density. With t = |x| the share is
+ * 1 - Q(t), or Q(t) if x is negative: |[x >= 0] - Q(t)|. The density uses the exp(-t^2 / 2) that Q computes. Bound by exp and a
  * division. */
 
 KERNEL(gelu_erf_backward) {

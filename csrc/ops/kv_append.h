@@ -1,4 +1,4 @@
-/* Keys and values into the cache. Both are stored as panels, keys with keys as lanes (scores are sums over d_head), values
+/* Writes keys and values to the cache. Both are stored as panels, keys with keys as lanes (scores are sums over d_head), values
  * with dimensions as lanes (z is a sum over keys), so that attention is two linear layers. Bound by the keys' scattered stores. */
 
 /* Numbers too large for float16 become NaN: an infinite key could get the score -infinity and be ignored silently. */
@@ -33,7 +33,7 @@ ALWAYS_INLINE void kv_append(const refgpt_kv_append_args *a, int64_t begin, int6
         }
 }
 
-/* 32 neighbours (zeros past the end) as integers of 8 bits, and the bits of their float16 scale. */
+/* Rounds 32 neighbours (zeros past the end) to integers of 8 bits; returns the bits of their float16 scale. */
 static uint16_t quantise_neighbours(const float *x, int64_t n, int8_t *integers) {
     const v16 zero = v16_set1(0.0f), most = v16_set1(127.0f), least = v16_set1(-127.0f), magic = v16_set1(0x1.8p23f);
     v16 half[2], largest = zero, strange = zero; /* strange: 0, or NaN if a number is NaN or infinite */

@@ -1,11 +1,12 @@
 /* Linear layers: rows of activations times panels of weights.
  *
  * Few rows (decode) are bound by reading the weights once: they stream from memory and are widened in registers. Many rows
- * (prefill) are bound by arithmetic, so that both sides must wait in a cache: rows lie packed side by side, which makes
- * broadcasts sequential loads, and 64 of them stay in L2 while 24 panels of weights pass by, 8 KiB of each; the weights of a
- * tile stay in L1 until those rows have met them, and are widened by each tile anew, which costs less than to write them out
- * wide and read twice the bytes. Meanwhile the next tile's weights come into L2. Totals are kept in a buffer until they are
- * done: y's rows are often a power of two apart, which would make them fight for the same lines of the cache. */
+ * (prefill) are bound by arithmetic, so both factors have to be in a cache. Rows are packed side by side, which makes
+ * broadcasts sequential loads. 64 of them stay in L2 while they are multiplied with 24 panels of weights, 8 KiB of each. The
+ * weights of a tile stay in L1 until they are multiplied with all these rows; each tile widens them again, which costs less
+ * than storing them wide and reading twice the bytes. Meanwhile the next tile's weights are prefetched into L2. Totals are
+ * kept in a buffer until they are complete: y's rows are often a power of two apart, and would compete for the same lines of
+ * the cache. */
 
 enum { PIECE = 8 << 10, ROW_BLOCK = 64, PANEL_BLOCK = 24 };
 _Static_assert(PIECE % (4 * LANES * CHUNK) == 0, "a piece of any dtype is whole chunks");

@@ -1,7 +1,8 @@
-/* The backward of linear layers: the gradient of their rows. It sums over outputs, which are the lanes of the weights' panels, and the
- * blocks of 8- and 4-bit weights run across them. So a piece of the weights is turned, widened to float32, and then met by all rows
- * that stay in the L2 cache with it. This costs a few operations a weight beside one for each row, and no weight is kept twice: a second
- * layout would double the memory of the largest matrices, and its blocks would round them anew. Bound by arithmetic. */
+/* The backward of linear layers: the gradient of their rows. It sums over outputs, which are the lanes of the weights' panels, while the
+ * blocks of 8- and 4-bit weights lie along the inputs. So a piece of the weights is transposed, widened to float32, and multiplied with
+ * all rows that fit into the L2 cache beside it. This adds a few operations for each weight to one for each weight and row. No weight is
+ * stored twice: a second layout would double the memory of the largest matrices, and its blocks would round them again. Bound by
+ * arithmetic. */
 
 enum { BACK_BLOCKS = 3, BACK_PANELS = BACK_BLOCKS * BLOCK / LANES, BACK_DEPTH = 128, BACK_ROWS = 256 };
 enum { BACK_WIDTH = BACK_PANELS * LANES };

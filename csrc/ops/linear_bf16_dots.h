@@ -1,18 +1,19 @@
 /* Linear layers in bfloat16: rows are rounded to it, as the weights are, and inputs are multiplied in pairs.
  *
- * AVX512_BF16 adds the two products of a pair to a float32 in one instruction, as two fused multiply-adds would, the odd input's
- * first; but it flushes subnormal numbers to zero. Here numbers below 2^-56 count as 0. All others are multiples of 2^-63, so that
+ * AVX512_BF16 adds the two products of a pair to a float32 in one instruction. It gives the bits of two fused multiply-adds, the odd
+ * input's first, but flushes subnormal numbers to zero. Here numbers below 2^-56 count as 0. All others are multiples of 2^-63, so that
  * their products and all sums of products are multiples of 2^-126, the smallest normal number: no sum is subnormal, and instruction
  * sets with and without pairs return the same bits.
  *
- * Rows are rounded piece by piece into a buffer that stays in the cache: as pairs, or where there are none as float32, the odd input
- * of each pair first. A piece of 64 rows meets some panels; few rows (decode) meet a few panels from their first input to the last. */
+ * Rows are rounded piece by piece into a buffer that stays in the cache: as pairs, or on instruction sets without pairs as float32,
+ * the odd input of each pair first. A piece of 64 rows is multiplied with some panels; few rows (decode) are multiplied with a few
+ * panels from the first input to the last. */
 
 MULTIPLY(multiply_pairs, BF16_PAIRS)
 MULTIPLY_BESIDE(multiply_pairs_beside, BF16_PAIRS)
 MULTIPLY_BESIDE(multiply_large_pairs_beside, BF16_LARGE_PAIRS)
 
-enum { WORDS = 128 }; /* of a row in a piece */
+enum { WORDS = 128 }; /* words of a row in a piece */
 
 #if PAIR_STEP == 1
 /* To nearest, ties to even; NaN stays NaN. */
@@ -42,7 +43,7 @@ ALWAYS_INLINE void put_rows(float *to, v16 even, v16 odd) { v16_store(to, v16_pa
 ALWAYS_INLINE void put_row(float *to, v16 first, v16 second) { v16_store(to, v16_pair_neighbours(first, second)); }
 #endif
 
-/* How many words a row has in so much depth: its last pair may lack the odd input, which is then 0. */
+/* The number of words of a row at this depth. The last pair may lack the odd input, which is then 0. */
 ALWAYS_INLINE int64_t words_of(int64_t depth) { return (depth + 1) / 2 * 2 / PAIR_STEP; }
 
 /* 16 rows that lie side by side: [depth][16]. */
@@ -82,8 +83,8 @@ static int any_small(const uint16_t *w, int64_t n) {
     return least < 2 * 0x2380 - 1;
 }
 
-/* Adds the products of a piece: few rows from their first panel to the last; more rows with some panels after others, of which the
- * next come into L2 meanwhile. There hardly ever is a weight that counts as 0, so that looking once for all rows is faster. */
+/* Adds the products of a piece: few rows with all panels in turn; more rows with some panels at a time, while the next are prefetched
+ * into L2. Weights that count as 0 are rare, so that looking for them once for all rows is faster. */
 ALWAYS_INLINE void multiply_piece(const float *x, int64_t n_rows, panels w, int64_t n_panels, float *totals, int64_t stride,
                                   int64_t depth, const int few) {
     const int64_t n_words = words_of(depth);

@@ -1,10 +1,10 @@
-/* Linear layers with 8- and 4-bit weights: rows that were rounded to 8 bits (quantise_rows) times panels of blocks.
+/* Linear layers with 8- and 4-bit weights: rows rounded to 8 bits (quantise_rows) times panels of blocks.
  *
  * The 32 products of a block are summed as integers, exactly, so that instruction sets may sum them in any order; the blocks'
  * sums are then scaled and added in float32, in one order. One row (decode) is bound by reading the weights once, many rows by
- * integer multiplications: a tile of rows shares each weight that is unpacked, and some panels that stay in the L2 cache meet
- * four groups of rows before the next are read. The rows of more groups, megabytes where there are 16384 inputs, would come
- * from far away each time; reading the weights again costs little beside what four groups have to multiply. */
+ * integer multiplications: a tile of rows shares each weight that is unpacked, and some panels stay in the L2 cache while
+ * they are multiplied with four groups of rows. The rows of more groups, megabytes for 16384 inputs, would not fit into the
+ * cache; reading the weights again costs little beside the multiplications of four groups. */
 
 enum { GROUP = REFGPT_ROW_GROUP, ROWS_AT_ONCE = 4 * GROUP, L2_SHARE = 320 << 10 };
 
@@ -32,7 +32,7 @@ ALWAYS_INLINE void tile_quantised(const char *x, int64_t height, const uint8_t *
     case rows:                                                                                                              \
         if (rows <= TILE_QUANTISED_ROWS) tile_quantised(xr, height, w, n_blocks, bias, yr, y_stride, n_lanes, dtype, rows); \
         break;
-/* The same for all rows of a group, in tiles as even as can be. */
+/* The same for all rows of a group, in tiles of nearly equal height. */
 ALWAYS_INLINE void group_quantised(const char *x, int64_t height, const uint8_t *w, int64_t n_blocks, v16 bias, float *y,
                                    int64_t y_stride, int64_t n_lanes, enum dtype dtype) {
     for (int64_t r = 0, n; r < height; r += n) {
@@ -61,7 +61,7 @@ ALWAYS_INLINE void group_quantised(const char *x, int64_t height, const uint8_t 
 }
 #undef TILE_OF
 
-/* The rows [first_row, last_row), whole groups but for the last, times the panels [begin, end). */
+/* The rows [first_row, last_row), whole groups except the last, times the panels [begin, end). */
 ALWAYS_INLINE void groups_quantised(const refgpt_linear_quantised_args *a, int64_t first_row, int64_t last_row, int64_t begin,
                                     int64_t end, enum dtype dtype) {
     const int64_t n_blocks = (a->n_in + BLOCK - 1) / BLOCK, panel = n_blocks * block_bytes(dtype);

@@ -1,6 +1,6 @@
-/* The backward of linear layers: the gradient of their weights, a sum over rows. Both factors are cut into pieces that lie as panels do,
- * lanes side by side, which takes a copy of whole cache lines; the totals of some outputs stay in the L2 cache until all rows of a
- * text have passed, and so does what they are added to, until all texts have. Bound by arithmetic. */
+/* The backward of linear layers: the gradient of their weights, a sum over rows. Pieces of both factors are copied to the layout
+ * of panels, lanes side by side, a whole cache line at a time. The totals of some outputs stay in the L2 cache until all rows of a text
+ * have been added, and the sums over texts until all texts have. Bound by arithmetic. */
 
 enum { GRAD_PANELS = 12, GRAD_OUTPUTS = 8, GRAD_DEPTH = 128, GRAD_WIDTH = GRAD_PANELS * LANES };
 enum { GRAD_ROOM = GRAD_DEPTH + 1 }; /* of a panel, so that the panels of a row do not fight for the same lines of the cache */

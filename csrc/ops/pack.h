@@ -1,6 +1,6 @@
-/* From rows as checkpoints store them to panels. Bound by memory. Rows are often a power of two apart, so that 16 of them
- * fight for the same lines of the cache: each line is read once, into a square that is turned there. Whole squares of floats are turned
- * in registers. */
+/* Copies rows, as checkpoints store them, to panels. Bound by memory. Rows are often a power of two apart, so that 16 of them
+ * compete for the same lines of the cache: each line is read once, into a square that is then transposed. Whole squares of floats are
+ * transposed in registers. */
 
 ALWAYS_INLINE void pack(const refgpt_pack_args *a, int64_t begin, int64_t end, const int64_t size) {
     for (int64_t p = begin; p < end; p++) {

@@ -1,8 +1,8 @@
-/* From rows as checkpoints store them to 8 or 4 bits a weight: refgpt/numbers/quantisation.py, operation for operation. Bound by
- * arithmetic, the search for each block's scale: 32 inputs of 16 rows are turned once and stay in the L1 cache. */
+/* Rounds rows, as checkpoints store them, to 8 or 4 bits a weight, by the operations of refgpt/numbers/quantisation.py. Bound by the
+ * arithmetic of the search for each block's scale: 32 inputs of 16 rows are transposed once and stay in the L1 cache. */
 
 typedef struct {
-    float ratio, top; /* the extreme over the ratio is a first scale; integers reach up to top */
+    float ratio, top; /* the largest weight divided by the ratio is a first scale; the largest integer is top */
 } quantise_candidate;
 
 enum { N_CANDIDATES_Q8 = 9, N_CANDIDATES_Q4 = 8 };
@@ -76,7 +76,7 @@ ALWAYS_INLINE v16 quantise_search(const float *y, v16 most, const quantise_candi
     return best_scale;
 }
 
-/* One block: integers [32][16] as floats, and the 16 scales that go with them. */
+/* One block: integers [32][16] as floats, and their 16 scales. */
 ALWAYS_INLINE void quantise_block(float *y, uint16_t *scales, const quantise_candidate *candidates, float n_steps) {
     const v16 zero = v16_set1(0.0f), one = v16_set1(1.0f), half_way = v16_set1((n_steps + 1.0f) / 2.0f);
     v16 up = zero, down = zero;
@@ -85,7 +85,7 @@ ALWAYS_INLINE void quantise_block(float *y, uint16_t *scales, const quantise_can
         up = v16_max(up, x);
         down = v16_max(down, v16_sub(zero, x));
     }
-    /* Turned so that the extreme is positive. */
+    /* With the sign that makes the largest weight positive. */
     const v16 sign = quantise_choose(up, down, v16_set1(-1.0f), one);
     for (int64_t i = 0; i < CHUNK; i++) v16_store(y + i * LANES, v16_mul(v16_load(y + i * LANES), sign));
     const v16 signed_scale = quantise_search(y, v16_max(up, down), candidates, n_steps);

@@ -1,5 +1,5 @@
-/* Activations to 8 bits, as the linear layers with 8- and 4-bit weights take them. Bound by the cache: a few operations a
- * number, each row's 32 numbers of a block by themselves. */
+/* Rounds activations to 8 bits for the linear layers with 8- and 4-bit weights; 32 numbers of a row share a scale. Bound by the
+ * cache: a few operations for each number. */
 
 KERNEL(quantise_rows) {
     const refgpt_quantise_rows_args *a = args;

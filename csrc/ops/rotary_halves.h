@@ -1,4 +1,4 @@
-/* Rotary embedding whose pairs are the halves of what turns. Bound by the cache: two multiplications an element. */
+/* Rotary embedding that pairs the two halves of the rotated dimensions. Bound by the cache: two multiplications an element. */
 
 KERNEL(rotary_halves) {
     const refgpt_rotary_args *a = args;

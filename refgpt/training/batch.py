@@ -73,7 +73,7 @@ class Batch:
         return int(self.lens.sum())
 
     def texts(self, config: AnyConfig) -> Iterator[Text]:
-        """The texts one by one, without their padding, once it is known that a model can take them.
+        """The texts one by one, without their padding, after a check that the model has their ids.
 
         Raises
         ------

@@ -67,8 +67,8 @@ def summed_gradients(
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Loss and gradients of all texts of some batches together.
 
-    Sums are taken text by text, in their order: whatever the batches that they come in, they are the same, to the bit.
-    With ``dropout`` each text is met by adapters of which some inputs are left out.
+    Texts are added in their order, so the sums have the same bits however the texts are divided into batches. With
+    ``dropout``, adapters leave out some inputs of each text.
     """
     engine = model.engine
     texts = [text for batch in batches for text in batch.texts(engine.config)]
