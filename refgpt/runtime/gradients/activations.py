@@ -7,7 +7,7 @@ when the backward pass comes to it (Chen et al. 2016, https://arxiv.org/abs/1604
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,8 +74,18 @@ class Activations:
         return cls([trace[stream(i)] for i in range(n_layer + 1)], block)
 
 
+@dataclass(frozen=True)
+class _Memory:
+    """Memory of a pass: for what enters the first block, each block, one that is computed again, and linear layers."""
+
+    start: Buffers
+    of_blocks: list[Buffers]
+    again: Buffers
+    scratch: np.ndarray
+
+
 class Passes:
-    """Forward passes of texts, some together, a block at a time. All use the same memory.
+    """Forward passes of texts, some together, a block at a time. If they are small, all use the same memory.
 
     Parameters
     ----------
@@ -107,22 +117,23 @@ class Passes:
         key_bytes = 2 * c * self._kv_dtype.itemsize
         most = (0, 0) if apart else (MOST_ROWS, MOST_BYTES)
         found = [Texts.of(some) for some in groups(texts, 4 * n_floats, key_bytes, *most)]
-        self._make_room(max(len(some.slots) for some in found))
+        n_rows = max(len(some.slots) for some in found)
+        self._kept = self._memory(n_rows) if len(found) > 1 and 4 * n_floats * n_rows <= MOST_BYTES else None
+        scratch = None if self._kept is None else self._kept.scratch
+        self.room = Room(scratch, n_rows * (10 * c + f))  # of a block's backward pass
         return found
 
-    def _make_room(self, n_rows: int) -> None:
-        """Memory for the largest pass."""
-        config = self._engine.config
-        shared = Buffers.of(config, n_rows, 0, self._engine.threads)
-        self.room = Room(shared.ready, n_rows * (10 * config.d_model + config.d_ff))  # of a block's backward pass
-        self._start = shared.keeping(["resid_post"])
-        self._again = shared.keeping(self._reads[-1])
-        rooms = [shared.keeping(["resid_post", *([] if self._recompute else names)]) for names in self._reads]
-        self._rooms = rooms
+    def _memory(self, n_rows: int) -> _Memory:
+        """Memory for a pass of so many rows."""
+        shared = Buffers.of(self._engine.config, n_rows, 0, self._engine.threads)
+        of_blocks = [shared.keeping(["resid_post", *([] if self._recompute else names)]) for names in self._reads]
+        again = shared.keeping(self._reads[-1]) if self._recompute else shared
+        return _Memory(shared.keeping(["resid_post"]), of_blocks, again, shared.ready)
 
     def run(self, texts: Texts) -> tuple[np.ndarray, Activations]:
         """The last LayerNorm's rows [t, c], and what the backward pass reads: both until the next pass."""
         engine, config = self._engine, self._engine.config
+        memory = self._memory(len(texts.slots)) if self._kept is None else self._kept
         shapes = kv_shapes(config.n_head, config.d_head, texts.n_longest, engine.kv_dtype)
         k, v = (aligned_zeros((len(texts.texts), *shape), self._kv_dtype) for shape in shapes)
         batch = Batch.of(texts.ids, texts.slots, texts.positions, texts.prefix_lens, config.window)
@@ -139,22 +150,22 @@ class Passes:
             """A block's activations, computed once more from what enters it; nothing after the last that is read."""
             kept: dict[str, np.ndarray] = {}
             try:
-                block(i, streams[i], room(self._again), keeping(kept, self._reads[i], self._reads[i][-1]))
+                block(i, streams[i], room(memory.again), keeping(kept, self._reads[i], self._reads[i][-1]))
             except _Enough:
                 return kept
             raise AssertionError(self._reads[i])
 
-        to = room(self._start)
+        to = room(memory.start)
         x = engine.family.embed(engine.params, config, batch, to, TapView.to_nothing())  # [t, c]
         streams, blocks = [x], dict[int, Block]()
         for i, names in enumerate(self._reads):
             kept: dict[str, np.ndarray] = {}
-            to = room(self._rooms[i])
+            to = room(memory.of_blocks[i])
             x = block(i, x, to, TapView.to_nothing() if self._recompute else keeping(kept, names))
             streams.append(x)
             blocks[i] = kept
         last = kernels.layer_norm(x, engine.params.ln_w, engine.params.ln_b, config.ln_eps, **to.how)  # [t, c]
-        return last, Activations(streams, again if self._recompute else blocks.__getitem__)
+        return last, Activations(streams, again if self._recompute else blocks.pop)  # each is read once
 
 
 def keeping(kept: dict[str, np.ndarray], names: Collection[str], until: str | None = None) -> TapView:

@@ -20,13 +20,13 @@ class Room:
 
     Parameters
     ----------
-    scratch : ndarray of bytes
+    scratch : ndarray of bytes or None
         For the rows of linear layers: see ``refgpt.kernels.LinearInput``.
     n_floats : int
         What a block takes, about. If that is much, or a block takes more, arrays are new ones.
     """
 
-    def __init__(self, scratch: np.ndarray, n_floats: int) -> None:
+    def __init__(self, scratch: np.ndarray | None, n_floats: int) -> None:
         self.scratch = scratch
         n_floats = n_floats if 4 * n_floats <= MOST_BYTES else 0
         self._halves = [aligned_zeros((n_floats,), np.dtype(np.float32)) for _ in range(2)]
