@@ -234,12 +234,12 @@ def open_adapters(
     RefgptError
         If one of them cannot be used, or there is one that is always applied.
     """
-    if not adapters:
+    if adapters is None:
         return {}
     from refgpt.checkpoints.adapters import read_adapters
 
     named = read_adapters(adapters, checkpoint.config)
-    if adapter is not None:
+    if named and adapter is not None:
         raise RefgptError(
             "one adapter is always applied, and others are chosen by name",
             where="adapter",

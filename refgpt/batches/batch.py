@@ -146,7 +146,7 @@ def answer(
         "template": repr(settings.template),
     }
     if adapters := getattr(model, "adapters", {}):
-        identity["adapters"] = {name: one.engine.identity()["weights"] for name, one in adapters.items()}
+        identity["adapters"] = {name: [one.engine.identity()["weights"], one.mask] for name, one in adapters.items()}
     journal.begin(identity, flag("restart", restart, GenerationError))
     n_earlier = journal.n_done
     on_record(journal.n_done, lines.n_lines)

@@ -124,21 +124,24 @@ def open_state(destination: Path, n_bytes: int, about: Mapping[str, Any]) -> Ite
             lock = lock_partial(directory, directory=True)
     except BlockingIOError:
         raise CheckpointError("another process is calibrating it", where=destination, fix="wait for it") from None
-    done = False
+    begun = done = False
     try:
         known = json.loads(json.dumps(about))
         if (directory / RUN).exists():
             _check_same(directory, known)
         else:
             with _writing(directory):
+                for path in directory.iterdir():  # of which run nobody knows: the rest has been removed
+                    path.unlink()
                 replace_text(directory / RUN, json.dumps(known) + "\n")
         _check_room(directory, n_bytes)
+        begun = True
         yield CalibrationState(directory)
         done = True
     finally:
         if done or not _matrices(directory):
             shutil.rmtree(directory, ignore_errors=True)
-        else:
+        elif begun:
             log.warning("%s holds what is done: the same command goes on there", directory)
         fcntl.flock(lock, fcntl.LOCK_UN)
         os.close(lock)
@@ -150,7 +153,11 @@ def _matrices(directory: Path) -> list[Path]:
 
 
 def _check_same(directory: Path, known: Mapping[str, Any]) -> None:
-    found = read_json(directory / RUN, CheckpointError)
+    fix = "remove that directory, or name another destination"
+    try:
+        found = read_json(directory / RUN, CheckpointError)
+    except CheckpointError:
+        raise CheckpointError("its record of an interrupted calibration is damaged", where=directory, fix=fix) from None
     if found == known:
         return
     key = next(key for key in [*known, *found] if found.get(key) != known.get(key))
@@ -159,7 +166,7 @@ def _check_same(directory: Path, known: Mapping[str, Any]) -> None:
         where=directory,
         got=shown(found.get(key)),
         wanted=shown(known.get(key)),
-        fix="remove that directory, or name another destination",
+        fix=fix,
     )
 
 

@@ -63,7 +63,7 @@ def calibration_ids(
             where=source.path,
             fix="give one: tokenizer='DIRECTORY' (--tokenizer DIRECTORY), or leave out calibrate (--calibrate)",
         )
-    ids = np.concatenate([np.array(tokenizer.encode(_text(place)), np.int64) for place in places])
+    ids = np.concatenate([_ids(place, tokenizer, source) for place in places])
     if len(ids) < n_tokens:
         raise DataError(
             "too little text to calibrate with",
@@ -76,6 +76,19 @@ def calibration_ids(
     n_windows = n_tokens // length
     starts = np.arange(n_windows) * (len(ids) // n_windows)
     return ids[starts[:, None] + np.arange(length)]
+
+
+def _ids(path: Path, tokenizer: Tokenizer, source: Checkpoint) -> np.ndarray:
+    ids, n_vocab = np.array(tokenizer.encode(_text(path)), np.int64), source.config.n_vocab
+    if ids.max(initial=0) >= n_vocab:
+        raise DataError(
+            "the tokenizer gives ids that the model does not have",
+            where=path,
+            got=int(ids.max()),
+            wanted=f"0 to {n_vocab - 1}",
+            fix="name the model's own tokenizer",
+        )
+    return ids
 
 
 def _text(path: Path) -> str:

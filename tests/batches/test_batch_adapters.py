@@ -77,10 +77,9 @@ def test_a_table_has_a_column_of_them(paths, models, tmp_path):
     assert [one["text"] for one in records(tmp_path / "out.jsonl")] == want
 
 
-def test_an_interrupted_run_goes_on_with_the_same_adapters_only(paths, tmp_path, monkeypatch):
-    file = requests(
-        tmp_path / "in.jsonl", {"prompt": PROMPT, "adapter": "oz"}, {"prompt": PROMPT, "max_new_tokens": 60}
-    )
+def interrupted_run(model, folder, monkeypatch):
+    """A file of two requests, of which the first has a record."""
+    file = requests(folder / "in.jsonl", {"prompt": PROMPT, "adapter": "oz"}, {"prompt": PROMPT, "max_new_tokens": 60})
     step, passes = Scheduler.step, []
 
     def interrupted(scheduler):
@@ -91,11 +90,24 @@ def test_an_interrupted_run_goes_on_with_the_same_adapters_only(paths, tmp_path,
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Scheduler, "step", interrupted)
-        run_batch(refgpt.load(adapters=paths), file, tmp_path / "out.jsonl", PARAMS)
+        run_batch(model, file, folder / "out.jsonl", PARAMS)
+    return file
+
+
+def test_an_interrupted_run_goes_on_with_the_same_adapters_only(paths, tmp_path, monkeypatch):
+    file = interrupted_run(refgpt.load(adapters=paths), tmp_path, monkeypatch)
     swapped = {"oz": paths["law"], "law": paths["oz"]}
     with pytest.raises(DataError, match="got another adapters"):
         run_batch(refgpt.load(adapters=swapped), file, tmp_path / "out.jsonl", PARAMS)
     assert run_batch(refgpt.load(adapters=paths), file, tmp_path / "out.jsonl", PARAMS).n_earlier == 1
+
+
+def test_an_interrupted_run_goes_on_with_the_same_masks_only(tmp_path, monkeypatch):
+    oz = {"oz": written(None, tmp_path / "oz", "wq", 2, mask="prefix")}
+    file = interrupted_run(refgpt.load(adapters=oz), tmp_path, monkeypatch)
+    with pytest.raises(DataError, match="got another adapters"):
+        run_batch(refgpt.load(adapters=oz, mask="causal"), file, tmp_path / "out.jsonl", PARAMS)
+    assert run_batch(refgpt.load(adapters=oz), file, tmp_path / "out.jsonl", PARAMS).n_earlier == 1
 
 
 def test_the_command_takes_several_by_name(run, paths, models, tmp_path):

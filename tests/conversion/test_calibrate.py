@@ -223,6 +223,23 @@ def test_damaged_remains_are_computed_again(damage, whole, tmp_path):
     assert weights(calibrated(made(), text, tmp_path / "out")) == weights(text.parent / "out")
 
 
+@pytest.mark.parametrize("left", ["states.1", "blocks.0.wq"])
+def test_remains_that_no_run_claims_are_not_used(left, whole, tmp_path):
+    """Those of a directory that was removed in part, by a process that was killed then."""
+
+    def interrupt(name: str, n_done: int, n_total: int) -> None:
+        if name == whole[1][9]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrated(made(params=random_params(CONFIG, 6)), whole[0], tmp_path / "out", calibrating=interrupt)
+    for path in (tmp_path / ".out.calibration").iterdir():
+        if path.name not in (left, *(whole[1][:6] if left == "states.1" else ())):
+            path.unlink()
+    assert weights(calibrated(made(), whole[0], tmp_path / "out")) == weights(whole[0].parent / "out")
+    assert os.listdir(tmp_path) == ["out"]
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -258,15 +275,23 @@ def test_a_killed_conversion_goes_on_where_it_was(whole, tmp_path):
         {"calibrate_tokens": N_TOKENS - 64},
     ],
 )
-def test_remains_of_another_run_are_refused(other, whole, tmp_path):
+def test_remains_of_another_run_are_refused(other, whole, tmp_path, caplog):
     def interrupt(name: str, n_done: int, n_total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         calibrated(made(), whole[0], tmp_path / "out", calibrating=interrupt)
+    caplog.clear()
     options = {"source": made(), "text": whole[0], "out": tmp_path / "out"} | other
     with pytest.raises(CheckpointError, match=r"\.out\.calibration: holds the interrupted calibration of another"):
         calibrated(**options)
+    assert "goes on there" not in caplog.text
+    run = tmp_path / ".out.calibration" / "run.json"
+    known = run.read_text()
+    run.write_text(known[:20])
+    with pytest.raises(CheckpointError, match="calibration is damaged; remove that directory"):
+        calibrated(**options)
+    run.write_text(known)
     assert weights(calibrated(made(), whole[0], tmp_path / "out")) == weights(whole[0].parent / "out")
 
 
@@ -283,12 +308,14 @@ def test_remains_of_another_run_are_refused(other, whole, tmp_path):
         ({"calibrate_tokens": 64.0}, "calibrate_tokens: cannot be used"),
         ({"calibrate_tokens": 701}, "too little text to calibrate with; got 700 tokens; wanted 701"),
         ({"tokenizer": None}, "calibrating reads texts, and this model has no tokenizer"),
+        ({"source": made(tiny_config(n_vocab=60))}, "text: the tokenizer gives ids .*; got 60; wanted 0 to 59"),
     ],
 )
 def test_what_cannot_be_calibrated_with(options, match, whole, tmp_path):
-    given = {"tokenizer": Letters(61), "dtype": "q4", "calibrate": [whole[0]], "calibrate_tokens": N_TOKENS} | options
+    given = {"source": made(), "tokenizer": Letters(61), "dtype": "q4"}
+    given |= {"calibrate": [whole[0]], "calibrate_tokens": N_TOKENS} | options
     with pytest.raises(RefgptError, match=match):
-        convert(made(), destination=tmp_path / "out", **given)
+        convert(destination=tmp_path / "out", **given)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -225,6 +225,12 @@ def test_an_unknown_name_is_refused_with_those_that_are_known(models, act):
         act(models[None])
 
 
+@pytest.mark.parametrize("given", [False, "", [], 0])
+def test_what_names_no_adapters_is_refused(given, paths):
+    with pytest.raises(RefgptError, match=r"^adapters: cannot be used; .* wanted a mapping"):
+        refgpt.load(paths[0], adapters=given)
+
+
 def test_memory_for_adapters_is_part_of_the_plan(paths, monkeypatch):
     base, adapters = paths
     model = refgpt.load(base, adapters=adapters)
