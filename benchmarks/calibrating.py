@@ -1,10 +1,10 @@
-"""What calibrated conversion to 4 bits takes, in time and memory, for a model of GPT-J-6B's size.
+"""Time and memory of a calibrated conversion to 4 bits, for a model of GPT-J-6B's size.
 
     python -m benchmarks.calibrating DIRECTORY --layers 2
 
 writes a float16 checkpoint of random weights (0.8 GB a layer and for embeddings and head; once), rounds it for random
-tokens, and says what 28 layers would take: the layers are alike, so that each further one takes as long as the last
-one. Time spent does not depend on the numbers; quality cannot be measured with random weights.
+tokens, and estimates the time for 28 layers: the layers are alike, so each takes as long as the last one. The time does
+not depend on the numbers; quality cannot be measured with random weights.
 """
 
 from __future__ import annotations

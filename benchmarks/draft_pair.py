@@ -1,11 +1,11 @@
-"""A small model trained beside the included one: how often the two agree, and what it gains as a draft model.
+"""Train a small draft model for the included model; measure how often the two agree, and what drafting gains.
 
     python -m benchmarks.draft_pair TEXT... -o DIRECTORY [--steps 3000]
 
-Trains a GPT-J of two layers and the included model's tokenizer on the texts, from random weights, and writes it to
-DIRECTORY as a checkpoint that ``--draft`` takes. A training that was cut off goes on from the last save. Then texts are
-written by the included model with and without the draft model, in turn: the same texts, and the report says which share
-of the drafted tokens was accepted, how many tokens each pass of the included model gave, and the ratio of the times.
+This trains a GPT-J with two layers and the included model's tokenizer on the texts, from random weights, and writes it
+to DIRECTORY as a checkpoint for ``--draft``. An interrupted training resumes from the last save. Then the included
+model generates texts with and without the draft model, in turn. The texts are the same; the report has the share of
+drafted tokens that was accepted, the tokens for each pass of the included model, and the ratio of the times.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def small_model(threads: int | None) -> refgpt.Model:
 
 
 def train(ids: np.ndarray, n_steps: int, directory: Path, peak: float, threads: int | None) -> Path:
-    """Train it, from the last save where there is one, and write the model -> where it is"""
+    """Train the small model, from the last save if there is one, and write it. Returns its path."""
     done = directory / "model"
     if done.exists():
         return done
@@ -73,7 +73,7 @@ def train(ids: np.ndarray, n_steps: int, directory: Path, peak: float, threads: 
 def written(
     model: refgpt.Model, draft: refgpt.Model | None, prompt: str, temperature: float
 ) -> tuple[str, float, Scheduler]:
-    """A text, the seconds that it took, and the scheduler that wrote it."""
+    """A text, the seconds that it took, and the scheduler that generated it."""
     scheduler = Scheduler(model, 1, draft=draft)
     scheduler.add(prompt, max_new_tokens=N_NEW, temperature=temperature, seed=1, ignore_eos=True)
     text, start = "", time.perf_counter()

@@ -1,7 +1,7 @@
 """Several hosts on one machine: network namespaces joined by a bridge, with links of a given rate, and byte counters.
 
-Needs Linux, root, and the commands ``ip`` and ``tc`` (iproute2). Nothing outside of them is touched: every name begins
-with a prefix of this process, and all of it is removed at the end.
+Needs Linux, root, and the commands ``ip`` and ``tc`` (iproute2). Nothing else on the machine is changed: every name
+begins with a prefix of this process, and everything is removed at the end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from types import TracebackType
 
 
 def obstacle() -> str:
-    """Why there can be no hosts here; "" if there can."""
+    """The reason why hosts cannot be made here; "" if they can."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "needs root"
     if shutil.which("ip") is None or shutil.which("tc") is None:

@@ -1,17 +1,17 @@
-"""Four hosts with slow links fine-tune the included model: bytes by the counters of their interfaces, time, and loss.
+"""Fine-tune the included model on four hosts with slow links; measure the bytes of their interfaces, time, and loss.
 
     python -m benchmarks.links TEXT... [--megabits 100] [--ring-rate 3e-4] [--rate 3e-4] [-o results.json]
 
-Hosts are network namespaces of this machine (``benchmarks.hosts``: needs Linux and root). Two trainings of the same
-texts, steps and batches a worker are compared:
+Hosts are network namespaces of this machine (``benchmarks.hosts``: needs Linux and root). Two trainings with the same
+texts, steps and batches for each worker are compared:
 
-- a ring: after every step the gradients go around in float16 (``benchmarks.ring``: needs the extra "mpi");
-- ``refgpt finetune --full --workers 4`` on Ray (the extra "ray"), with the exchange that ``--exchange`` says.
+- a ring: after every step the gradients go around it in float16 (``benchmarks.ring``: needs the extra "mpi");
+- ``refgpt finetune --full --workers 4`` on Ray (the extra "ray"), with the exchange of ``--exchange``.
 
-The bytes are all that a worker's interface has sent and received in the training. What Ray says by itself is measured
-before the training, on idle hosts, and printed apart; it is not taken off. With ``--kill`` one host is lost half-way.
-The processors are those of this machine, so both trainings compute slower than four machines would: the shorter the
-computing, the larger the links' share of the time.
+The bytes are all that a worker's interface has sent and received in the training. Ray's own traffic is measured before
+the training, on idle hosts, and printed separately; it is not subtracted. With ``--kill`` one host is lost half-way.
+The hosts share the processors of this machine, so both trainings compute more slowly than on four machines, where the
+links would take a larger share of the time.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def run_finetune(arguments: argparse.Namespace, setting: Setting, place: Path) -
 
 
 def steps_done(metrics: Path) -> int:
-    """The last step that the command's log tells of."""
+    """The last step in the command's log."""
     if not metrics.exists():
         return 0
     lines = [line for line in metrics.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
@@ -142,7 +142,7 @@ def same(arguments: argparse.Namespace) -> list[str]:
 
 
 def loss_of(path: Path, setting: Setting) -> float:
-    """The loss of a written model on the text that is reported."""
+    """A written model's loss on the text of the report."""
     model = refgpt.load(path, dtype="f32", tokenizer=False)
     return Trainer(model).step([setting.held[1]], 0.0).loss
 

@@ -1,10 +1,10 @@
-"""One worker of a synchronous training: after every step the gradients go around a ring, in float16.
+"""A worker of a synchronous training: after every step the gradients go around a ring of workers, in float16.
 
     mpiexec -n 4 python -m benchmarks.ring TEXT... --rate 3e-4 -o DIRECTORY
 
-Each worker sends parts of its gradient to the next, n - 1 times to add them up and n - 1 times to spread the sums:
-twice (n - 1) / n of the bytes, which is the least that n equal workers can do. Needs the extra "mpi" (mpi4py, and
-MPICH or another MPI).
+Each worker sends parts of its gradient to the next, n - 1 times to add them up and n - 1 times to distribute the sums.
+It sends 2 (n - 1) / n times the gradient's bytes, which is the least that n equal workers can send. Needs the extra
+"mpi" (mpi4py, and MPICH or another MPI).
 """
 
 from __future__ import annotations

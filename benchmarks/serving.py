@@ -1,4 +1,4 @@
-"""Load on a server: streams that begin again as soon as they end, for as long as it is asked for, on this machine.
+"""Load a server on this machine: clients ask for a new stream as soon as one ends, for a given time.
 
     python -m benchmarks.serving [--clients 64] [--seconds 60] [-m MODEL] [--slots 16] [--late 60]
 
@@ -30,20 +30,21 @@ from statistics import median
 import refgpt
 from benchmarks.quick import sized
 
-#: What is asked for: kinds of requests with their prompts' and texts' lengths, each with its own seed.
+#: Kinds of requests, with the lengths of their prompts and texts; each has its own seed.
 KINDS = 40
 PROMPT = "There was once upon a time a poor man who had nothing but a little house and a goat. "
 #: One of so many requests is left by its client.
 LEAVES = 20
-#: Seconds between lines of progress, and that a server may take to be idle after its clients have gone.
+#: Seconds between lines of progress, and the most seconds until a server is idle after its clients have gone.
 PROGRESS, IDLE = 60, 20
-#: How much larger the memory may be in the last quarter of a run of so many seconds than in the first.
+#: How many times as large the memory may be in the last quarter of a run as in the first, and the shortest run in which
+#: this is checked, in seconds.
 GROWTH, LONG = 1.05, 600
 
 
 @dataclass
 class Counts:
-    """What became of the requests, and what was measured meanwhile. Arrays, since an hour has millions of tokens."""
+    """The results of the requests, and the measurements. They are arrays, since an hour has millions of tokens."""
 
     whole: int = 0
     left: int = 0
@@ -89,7 +90,7 @@ async def client(
 
 @asynccontextmanager
 async def sent(port: int, method: str, path: str, body: bytes = b"") -> AsyncIterator[asyncio.StreamReader]:
-    """Send a request, and read the head of its answer, which has to be 200. -> where its body is read"""
+    """Send a request, and read the head of its answer, which must have status 200. Returns the reader of its body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         head = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", "Connection: close"]
@@ -105,7 +106,7 @@ async def sent(port: int, method: str, path: str, body: bytes = b"") -> AsyncIte
 
 
 async def ask(kind: int, leaves: bool, port: int, want: tuple[str, str], counts: Counts) -> None:
-    """One stream, compared with what it should be."""
+    """Read one stream, and compare it with the expected text."""
     body = json.dumps({**request_of(kind), "stream": True}).encode()
     began = last = time.perf_counter()
     text, reason, n, done = "", None, 0, False
@@ -132,7 +133,7 @@ async def ask(kind: int, leaves: bool, port: int, want: tuple[str, str], counts:
 
 
 async def read(port: int, path: str) -> str:
-    """What is answered to GET."""
+    """The answer to GET."""
     async with sent(port, "GET", path) as answer:
         return (await answer.read()).decode()
 
@@ -155,7 +156,7 @@ async def watch(port: int, began: float, late: float, process: subprocess.Popen,
 
 
 async def idle(port: int) -> bool:
-    """Whether the server is soon without work when its clients have gone."""
+    """Whether the server soon becomes idle after its clients have gone."""
     for _ in range(IDLE * 10):
         found = dict(line.rsplit(" ", 1) for line in (await read(port, "/metrics")).splitlines())
         if found["refgpt_requests_running"] == found["refgpt_requests_waiting"] == "0":
@@ -176,7 +177,7 @@ def start(arguments: argparse.Namespace) -> tuple[subprocess.Popen, int]:
 
 
 def resident(process: subprocess.Popen) -> float:
-    """Megabytes of memory that a process takes; NaN where the system does not tell."""
+    """Megabytes of memory that a process takes; NaN if the system does not say."""
     path = Path(f"/proc/{process.pid}/status")
     found = re.search(r"VmRSS:\s+(\d+)", path.read_text()) if path.exists() else None
     return int(found[1]) / 1000 if found else float("nan")
@@ -185,7 +186,7 @@ def resident(process: subprocess.Popen) -> float:
 async def load(
     port: int, arguments: argparse.Namespace, want: list[tuple[str, str]], process: subprocess.Popen
 ) -> Counts:
-    """Run the clients, and print what became of them."""
+    """Run the clients, and print the results."""
     counts, began, late = Counts(), time.perf_counter(), arguments.late
     until = began + arguments.seconds
     watcher = asyncio.ensure_future(watch(port, began, late, process, counts))
@@ -206,13 +207,13 @@ async def load(
 
 
 def percentiles(found: Sequence[float], *wanted: int) -> list[float]:
-    """Some percentiles of what was measured."""
+    """Some percentiles of the measurements."""
     ordered = sorted(found)
     return [ordered[min(len(ordered) - 1, len(ordered) * one // 100)] for one in wanted]
 
 
 def grew(memory: Sequence[float]) -> bool:
-    """Print the memory in the first and the last quarter of a run. -> whether it grew over a long run"""
+    """Print the memory in the first and the last quarter of a run. Returns whether it grew over a long run."""
     n = len(memory) // 4
     if not n:
         return False

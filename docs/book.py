@@ -1,4 +1,4 @@
-"""What this book adds to Sphinx's pages: links from code to the reference and back, words on folds, lines that wrap.
+"""The book's additions to Sphinx's pages: links from code to the reference and back, labels of folds, wrapped lines.
 
 A name in a cell or in the text, such as ``spec.softmax``, becomes a link to its entry in the reference; the entry has a
 link to its source, and names the chapters that use it. No page needs to write these links.
@@ -19,10 +19,10 @@ from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 
 COMMANDS = "reference/command-line"
-#: What a name stands for on every page, and on those that load a model under this name.
+#: What a name means on every page, and on pages that load a model under this name.
 ALIASES = {"refgpt": "refgpt"}
 LOADED = {"model": "refgpt.Model"}
-#: Words on a fold around a whole cell, and around the code of a cell whose figure is shown.
+#: Labels of a fold around a whole cell, and around the code of a cell whose figure is shown.
 FOLDS = {"all": "the answer", "input": "the code"}
 #: A line of code with more characters may not fit a telephone.
 LONG = 30

@@ -1,8 +1,8 @@
 """Puts the SVG figures that cells draw into the page itself, so that their lines and letters follow light and dark.
 
-An image of its own file cannot know the colours of the page. Here lines and letters of the default colour (see
+An image in a file of its own cannot use the colours of the page. Here lines and letters of the default colour (see
 ``matplotlibrc``) take the colour of the page's text. Black lines do so too, except on a map, whose cells keep
-their colours. Black letters stay black: they stand on cells.
+their colours. Black letters stay black, because they are on cells.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sphinx.transforms import SphinxTransform
 #: The colour of lines and letters in ``matplotlibrc``: nearly black, and used for nothing else.
 DEFAULT = "#1b1f24"
 AXES = re.compile(r'<g id="axes_\d+">.*?(?=<g id="axes_\d+">|\Z)', re.DOTALL)
-#: Words in the figure, as Matplotlib notes them beside the outlines of their letters.
+#: Text in the figure, as Matplotlib writes it in comments beside the outlines of its letters.
 WORDS = re.compile(r"<!-- (.*?) -->")
 
 
 def inline(svg: str) -> str:
-    """The figure for use inside a page: its ids are its own, and it has a label for those who cannot see it."""
+    """The figure for use inside a page: its ids are unique there, and it has a label for screen readers."""
     own = "f" + sha256(svg.encode()).hexdigest()[:8]
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)

@@ -1,9 +1,9 @@
-"""CTranslate2 behind the least server that streams OpenAI's completions: what a user would write around its generator.
+"""A minimal server that streams OpenAI's completions from CTranslate2, as a user would write it around the generator.
 
     python -m benchmarks.peers.minimal_server DIRECTORY PRECISION THREADS PORT
 
 Requests that arrive within a moment become one batch, which runs to its end; those that come later wait for the next.
-Prompts are the bytes of a text, whose ids they are in the files of ``families.write_words``.
+The ids of a prompt are the bytes of its text, as in the files of ``families.write_words``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class MinimalServer:
     Parameters
     ----------
     generator : ctranslate2.Generator
-        Or anything with its ``generate_batch``.
+        Or any object with its ``generate_batch``.
     """
 
     def __init__(self, generator: Any) -> None:

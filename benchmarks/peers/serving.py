@@ -1,11 +1,11 @@
-"""Servers compared: clients that ask again as soon as they are answered, of refgpt, llama.cpp and CTranslate2.
+"""Compare servers of refgpt, llama.cpp and CTranslate2, whose clients ask again as soon as they are answered.
 
     python -m benchmarks.peers serve --family gpt-neox --dir DIRECTORY
 
-All servers hold the same model. They are alive together and are loaded in turn, round by round; each streams greedy
-texts of the same length after prompts that differ. The result is ``serving.json`` and ``serving.md``: tokens of all
-clients per second, the time to the first token, and the time between tokens. llama.cpp is measured as the server of
-llama-cpp-python, which writes one text at a time, and, where it was built, as its own ``llama-server``, which batches.
+All servers have the same model. They run at the same time and get their load in turn, round by round. Each streams
+greedy texts of the same length after different prompts. The result is ``serving.json`` and ``serving.md``: tokens of
+all clients per second, the time to the first token, and the time between tokens. llama.cpp is measured as the server of
+llama-cpp-python, which generates one text at a time, and, if it was built, as its own ``llama-server``, which batches.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from benchmarks.serving import end_on_sigterm, percentiles, read, sent
 ROOT = Path(__file__).resolve().parents[2]
 #: Clients; tokens of each prompt (one byte of its text is one token) and of each text; texts of each client in a round.
 CLIENTS, N_PROMPT, N_NEW, N_TEXTS = sized(16, 2), sized(64, 8), sized(64, 4), sized(2, 1)
-#: Bytes of prompts: those of the only merge of the tokenizer are not among them.
+#: Bytes of prompts, without those of the tokenizer's only merge.
 LETTERS = "cdefghijklmnopqrstuvwxyz "
 LOAD_SECONDS, ANSWER_SECONDS, END_SECONDS = 300, 600, 20
 
@@ -54,9 +54,9 @@ class Server:
     form : str
         Which of ``lineup.FORMS`` it loads.
     ready : str
-        A path that answers 200 once it serves.
+        A path that answers 200 when the server is ready.
     command : callable
-        From the model's path, the number of threads and the port.
+        Makes the command from the model's path, the number of threads and the port.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Server:
 
 
 def refgpt_server(dtype: str) -> Server:
-    """``refgpt serve``, with all defaults that matter; keys and values in 16 bits, as in llama.cpp."""
+    """``refgpt serve`` with its defaults; keys and values in 16 bits, as in llama.cpp."""
 
     def command(path: Path, threads: int, port: int) -> list[str]:
         options = ["-m", str(path), "--dtype", dtype, "--kv-dtype", "f16", "--threads", str(threads)]
@@ -76,7 +76,7 @@ def refgpt_server(dtype: str) -> Server:
 
 
 def llama_cpp_python(path: Path, threads: int, port: int) -> list[str]:
-    """llama-cpp-python's server. By default a new request would end the text that is being written."""
+    """llama-cpp-python's server. By default a new request would end the text that is being generated."""
     options = ["--n_threads", str(threads), "--n_threads_batch", str(threads), "--interrupt_requests", "false"]
     return [sys.executable, "-m", "llama_cpp.server", "--model", str(path), "--port", str(port), *options]
 
@@ -163,7 +163,7 @@ def prompt(seed: int) -> str:
 
 
 async def text(port: int, seed: int, n_new: int) -> list[float]:
-    """Ask for one text. -> when it was asked for, and when each of its pieces arrived"""
+    """Ask for one text. Returns the time of the request, and when each piece of the text arrived."""
     body = {"prompt": prompt(seed), "max_tokens": n_new, "temperature": 0, "stream": True, "ignore_eos": True}
     times, reason = [time.perf_counter()], None
     async with sent(port, "POST", "/v1/completions", json.dumps(body).encode()) as answer:
@@ -183,7 +183,7 @@ async def text(port: int, seed: int, n_new: int) -> list[float]:
 
 
 async def round_of(port: int, n: int) -> dict[str, Any]:
-    """All clients' texts in one round. -> tokens per second, and the seconds to first tokens and between tokens"""
+    """Run all clients for a round. Returns tokens per second, and the seconds to first tokens and between tokens."""
 
     async def client(i: int) -> list[list[float]]:
         seeds = (CLIENTS * (N_TEXTS * n + j) + i for j in range(N_TEXTS))

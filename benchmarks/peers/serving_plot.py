@@ -1,4 +1,4 @@
-"""The comparison of servers as bars: serving.json -> serving.svg and serving.png.
+"""Draw the comparison of servers as bars: serving.json -> serving.svg and serving.png.
 
 python -m benchmarks.peers.serving_plot DIRECTORY
 """
@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.peers.plot import GREY, colour, plt, use_style
 from benchmarks.serving import percentiles
 
-#: What is drawn, its unit, and what it is multiplied by.
+#: The quantities that are drawn, their units, and the factors to these units.
 PANELS = {
     "tokens/s": ("all clients' tokens", "per second; more is better", 1),
     "first": ("time to the first token", "ms, median and 95 %", 1000),
@@ -22,13 +22,14 @@ PANELS = {
 
 
 def values(results: dict[str, Any], name: str, what: str) -> list[float]:
-    """All that was measured of a server: a number a round, or one a token."""
+    """All measurements of a server: one number for each round, or for each token."""
     found = [record[what] for record in results["records"] if record["engine"] == name]
     return [value for one in found for value in (one if isinstance(one, list) else [one])]
 
 
 def draw(results: dict[str, Any], paths: list[Path]) -> None:
-    """One panel a figure. A line goes from the median to the 95th percentile; of rates, from the least to the most."""
+    """Draw one panel for each quantity. A line goes from the median to the 95th percentile; for rates, from the lowest
+    to the highest."""
     names = [name for name in results["engines"] if values(results, name, "tokens/s")]
     use_style()
     size = (10, 1 + 0.3 * len(names))

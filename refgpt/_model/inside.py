@@ -1,4 +1,4 @@
-"""What a loaded model shows of its inside: logits, activations, and texts as vectors."""
+"""Looking inside a loaded model: logits, activations, and texts as vectors."""
 
 from __future__ import annotations
 

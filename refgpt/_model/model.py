@@ -47,7 +47,7 @@ class Model(Inside):
     dtype : str or None
         The dtype of the weights in memory; None means as stored.
     adapters : mapping of str to Model
-        The adapters that are chosen by name: each is this model with it, and shares the weights.
+        Models by the names of their adapters: each is this model with one adapter, and shares the weights.
     """
 
     engine: Engine
@@ -69,7 +69,8 @@ class Model(Inside):
 
     @property
     def compute(self) -> Compute:
-        """Dtype to which linear layers round what they multiply with float weights: "f32" or "bf16"."""
+        """Dtype to which linear layers round activations before they multiply them with float weights: "f32" or
+        "bf16"."""
         return self.engine.compute
 
     @property
@@ -98,7 +99,7 @@ class Model(Inside):
     def with_adapter(self, adapter: str | os.PathLike[str]) -> Model:
         """This model with a LoRA adapter beside its weights: several adapters can share one base in memory.
 
-        This model stays as it is. Each of the others has its own sessions; none costs more memory than its adapter.
+        This model stays as it is. Each new model has its own sessions, and takes only its adapter's memory.
 
         Parameters
         ----------
@@ -108,7 +109,7 @@ class Model(Inside):
         Returns
         -------
         Model
-            With the mask that the adapter was trained with, if it says so.
+            With the mask of the adapter's training, if its files record it.
 
         Raises
         ------
@@ -162,7 +163,7 @@ class Model(Inside):
         return replace(self, engine=engine, adapters=models)
 
     def _named(self, adapter: str | None) -> Model:
-        """This model with the adapter of a name; None: this model."""
+        """This model with the adapter of this name; this model itself for None."""
         from refgpt.runtime.engine import adapter_named
 
         return self if adapter is None else adapter_named(self.adapters, adapter)
@@ -205,21 +206,22 @@ class Model(Inside):
         params : GenerationParams, optional
             Generation parameters; the default is 128 new tokens sampled from the model's own distribution.
         prompt_cache : path, optional
-            A file that keeps what is computed for the prompt: a later call whose prompt begins alike uses it, with the
-            same bits. It is written anew where the prompt has more than it. See ``refgpt.generation.PromptFile``.
+            A file that keeps the prompt's keys and values. A later call whose prompt begins alike uses it, with the
+            same bits, and writes it again if its prompt is longer. See ``refgpt.generation.PromptFile``.
         draft : Model, optional
             A smaller model with the same ids. It drafts tokens, up to 15 at a time, and one pass of this model checks
-            them: faster where the two mostly agree, and with the same result to the last bit, whatever the draft. What
-            was drafted from earlier in the text (``speculate``) goes first. Both may be of any family and dtype.
+            them. This is faster if the two mostly agree, and the result is exactly the same, whatever the draft.
+            Tokens drafted from earlier in the text (``speculate``) come first. Both models may be of any family and
+            dtype.
         **changes
-            Any field of ``GenerationParams``, instead of the one in ``params``.
+            Fields of ``GenerationParams`` that replace those of ``params``.
 
         Returns
         -------
         Generation, or a list of them for a list of prompts
-            With a seed, a prompt's continuation is the same alone and in any company. With several continuations
-            (``num_return_sequences``) a list of them for the prompt, of beams the best first, or a list of lists for a
-            list of prompts.
+            With a seed, a prompt's continuation is the same alone and with any other prompts. With several
+            continuations (``num_return_sequences``), a list of them for the prompt (beams with the best first), or a
+            list of lists for a list of prompts.
 
         Raises
         ------
@@ -313,29 +315,29 @@ class Model(Inside):
         prompt : str or list of int
             A text or its ids. An empty one is the model's beginning-of-text token.
         continuations : list of str or of list of int
-            Each is weighed by itself, right after the prompt. Begin a text with the space that would stand there, and
-            end the prompt without one: "The sky is", [" blue", " green"]. After a prompt that is text a continuation
-            gets the ids that it has within the whole text; where it has none of its own, because a token would span the
-            seam, and after a prompt of ids, it is encoded by itself.
+            Each is scored by itself, right after the prompt. Begin a text with the space that separates it from the
+            prompt, and end the prompt without one: "The sky is", [" blue", " green"]. After a prompt that is a text, a
+            continuation gets the ids that it has within the whole text. It is encoded by itself if a token would span
+            the end of the prompt, and after a prompt of ids.
         return_greedy : bool
-            Say too whether a continuation is what greedy decoding would have written.
+            Whether to return also whether greedy decoding would generate each continuation.
         adapter : str, optional
             The name of one of ``adapters``; by default none.
 
         Returns
         -------
         list of ndarray [t], float64
-            For each continuation one natural logarithm a token, given the prompt and the tokens before it: their sum is
-            the log-probability of the continuation. Probabilities are the model's own, over all rows of its head, also
-            those for which the tokenizer has no token. With the prefix mask the prompt sees itself both ways, and
-            the continuations stay causal. With ``return_greedy`` a list of pairs of such an array and a bool: whether
-            each token was the likeliest one, the lowest id among equals.
+            For each continuation, the natural logarithm of each token's probability, given the prompt and the tokens
+            before it. Their sum is the log-probability of the continuation. Probabilities are the model's own, over all
+            rows of its head, also those for which the tokenizer has no token. With the prefix mask the prompt's tokens
+            see one another, and the continuations stay causal. With ``return_greedy``, a list of pairs of such an array
+            and a bool: whether each token was the likeliest one, the lowest id among equal ones.
 
         Raises
         ------
         GenerationError
-            If the prompt or a continuation cannot be used, or they are longer together than the model's context and
-            one token more, as the last is only predicted; before anything is computed.
+            Before anything is computed, if the prompt or a continuation cannot be used, or together they are longer
+            than the model's context and one token more (the last token is only predicted).
         """
         flag("return_greedy", return_greedy, GenerationError)
         from refgpt.generation import encode_continuations, score
@@ -368,9 +370,9 @@ class Model(Inside):
         examples : sequence of (text, label)
             Examples that are shown before the text, in this order.
         normalise : "sum", "mean" or "pmi"
-            What a label scores: the log-likelihood of its tokens; that, divided by their number; or that, less the
-            log-likelihood of the label where no text stands before it. See ``refgpt.evaluation.Classifier``, which is
-            also the faster way to classify many texts by "pmi".
+            The score of a label: the log-likelihood of its tokens ("sum"), divided by their number ("mean"), or minus
+            the log-likelihood of the label without the text ("pmi"). See ``refgpt.evaluation.Classifier``, which is
+            also faster for classifying many texts by "pmi".
         adapter : str, optional
             The name of one of ``adapters``; by default none.
 

@@ -1,4 +1,4 @@
-"""From prompts to texts: loops over a scheduler."""
+"""Generate texts from prompts: loops over a scheduler."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def generate(
     Returns
     -------
     list of Generation
-        One a prompt; with several ``num_return_sequences`` a list of them for each prompt, of beams the best first.
+        One for each prompt; with several ``num_return_sequences``, a list for each prompt, beams with the best first.
     """
     events: list[dict[int, list[Event]]] = [{} for _ in prompts]
     for event in generate_events(model, prompts, params, prefix_cache, draft):
@@ -90,12 +90,12 @@ def generate(
 
 
 def check_streamed(prompt: object, params: GenerationParams, tokenizer: Tokenizer | None, fault: str) -> None:
-    """Refuse what is no single text.
+    """Refuse a prompt that is not a single text.
 
     Parameters
     ----------
     prompt : object
-        As a user gave it.
+        The user's prompt.
     fault : str
         Why the model's own tokenizer cannot be used, if it cannot.
 

@@ -13,12 +13,12 @@ from refgpt.runtime.saved import read_header
 
 
 def prompt_file_of(path: str | os.PathLike[str] | None, mask: str) -> PromptFile | None:
-    """The file at a path, for prompts under this mask; None: none.
+    """The prompt file at a path, for prompts under this mask; None if there is no path.
 
     Raises
     ------
     GenerationError
-        If the mask is "prefix", or what is there is another file.
+        If the mask is "prefix", or the path is another kind of file.
     """
     if path is not None and mask == "prefix":
         raise GenerationError(
@@ -32,8 +32,8 @@ def prompt_file_of(path: str | os.PathLike[str] | None, mask: str) -> PromptFile
 class PromptFile:
     """A file that holds one prompt's keys and values, in place of a ``PrefixCache``. It changes no text.
 
-    A prompt uses as many leading positions of the file as it has in common with it, and then takes its place if it has
-    more. Prompts with the prefix mask cannot use such a file.
+    A prompt reuses the leading positions that it shares with the file, and replaces the file's prompt if it has more.
+    Prompts with the prefix mask cannot use such a file.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class PromptFile:
             read_header(self._path)
 
     def fill(self, session: Session, slot: int, ids: Sequence[int]) -> int:
-        """Give an empty slot as many leading positions of a text as the file has. -> how many"""
+        """Fill an empty slot with as many leading positions of a text as the file has. Returns their number."""
         if not os.path.lexists(self._path):
             return 0
         self._n_known = len(session.load(self._path, slot, ids))
