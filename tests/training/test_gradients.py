@@ -98,6 +98,19 @@ def test_a_text_is_learnt_in_memory_linear_in_it(tmp_path):
     assert peak < min(4 * 1200 * 6000, 4 * CONFIG.n_head * 1200 * 1200)
 
 
+@pytest.mark.parametrize("dtype", [None, "q8"])
+def test_a_model_may_be_wider_than_its_vocabulary(tmp_path, dtype):
+    """As those that read bytes are."""
+    config = dataclasses.replace(CONFIG, n_vocab=11)
+    params, ids = random_params(config, 3), np.random.RandomState(1).randint(0, 11, (2, 40))
+    path, batch = write_model(tmp_path / "model", config, params), training.Batch(ids, ids)
+    loss, found = training.gradients(refgpt.load(path, dtype=dtype), batch)
+    want_loss, want = training.gradients(refgpt.load(path, backend="numpy", dtype=dtype or "f64"), batch)
+    close = CLOSE if dtype is None else 0.1
+    assert abs(loss - want_loss) <= close * want_loss
+    assert all(np.abs(found[name] - want[name]).max() <= close * np.abs(want[name]).max() for name in want)
+
+
 def test_what_nobody_wants_is_not_computed(tmp_path, monkeypatch):
     """Below the lowest adapter nothing is, and in its block no more than its own gradients need."""
     model = model_in(tmp_path, backend="c")

@@ -71,10 +71,10 @@ class Head:
     def __init__(self, engine: Kernels, name: str, leaves: LeafGradients, n_targets: int, n_rows: int) -> None:
         self._head, self._bias = getattr(engine.params, name), getattr(engine.params, "b_head", None)
         self._name, self._leaves, self._n_targets, self._threads = name, leaves, n_targets, engine.threads
-        n_vocab = engine.config.n_vocab
+        n_vocab, widest = engine.config.n_vocab, max(engine.config.n_vocab, engine.config.d_model)
         self._most = min(n_rows, max(1, MOST_LOGITS // (HEAD_ROWS * n_vocab)) * HEAD_ROWS)  # rows at a time
         self._logits = np.empty((self._most, n_vocab), np.float32)
-        self._scratch = aligned_zeros((kernels.scratch_bytes(self._most, n_vocab),), np.dtype(np.uint8))
+        self._scratch = aligned_zeros((kernels.scratch_bytes(self._most, widest),), np.dtype(np.uint8))
 
     def backward(self, texts: Texts, last: np.ndarray) -> tuple[list[float], np.ndarray]:
         """The loss of each text, and the gradient of its last rows. last [t, c] -> [t, c]"""
