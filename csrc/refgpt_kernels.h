@@ -57,8 +57,8 @@ typedef struct {
 /* y[r, o] = bias[o] + sum over i of w[o, i] * x[r, i], chunked over i. Items: panels of w. linear_{f32,f16,bf16}: the dtype
  * of w; 16-bit weights are widened exactly. bias may be NULL.
  *
- * linear_bf16_dots: w is bfloat16, and rows are rounded to bfloat16, to nearest even. What is smaller than 2^-56, in w and in rows
- * before they are rounded, counts as 0, so that no sum of products is ever subnormal. Within a chunk the two inputs of each pair
+ * linear_bf16_dots: w is bfloat16, and rows are rounded to bfloat16, to nearest even. Numbers smaller than 2^-56, in w and in rows
+ * before they are rounded, count as 0, so that no sum of products is ever subnormal. Within a chunk the two inputs of each pair
  * (2i, 2i + 1) are added odd first: accumulator = fma(w[2i], x[2i], fma(w[2i + 1], x[2i + 1], accumulator)). */
 typedef struct {
     const float *x;        /* [n_rows, n_in] */
@@ -97,10 +97,10 @@ typedef struct {
  * are cut from key 0 on, so that the first may be the end of one. Keys outside are not read, but for those that share a panel with
  * one inside. attention_{f32,f16,q8}: the dtype of the cache.
  *
- * A cache of 8 bits (q8) is records of 16 keys, [slot][n_head][capacity / 16]. A record of keys is [d_head][16 keys] signed bytes, one
- * of values is panels [ceil(d_head / 16)][16 keys][16 dimensions] of them; then come scales of both, [ceil(d_head / 32)][16 keys] float16:
- * 32 numbers of a key share one. A number is scale * integer, which float32 holds exactly, and attention over it has the bits that it
- * has over a float32 cache of these numbers. */
+ * A cache of 8 bits (q8) has records of 16 keys, [slot][n_head][capacity / 16]. A record of k begins with signed bytes [d_head][16 keys],
+ * a record of v with panels of signed bytes [ceil(d_head / 16)][16 keys][16 dimensions]. Both end with scales [ceil(d_head / 32)][16 keys],
+ * float16: 32 numbers of a key share one. A number is scale * integer, which float32 holds exactly, and attention over it has the bits
+ * that it has over a float32 cache of these numbers. */
 typedef struct {
     const float *q; /* [t, n_head, d_head], rotated */
     const void *k;  /* [slot][n_head] panels [capacity / 16][d_head][16]: lanes are keys; q8: records */

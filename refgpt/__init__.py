@@ -87,7 +87,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _installed_version() -> str:
-    """What pip has installed: it reads files to know, so it is asked only on demand."""
+    """The installed version: pip's records are files, so they are read only on demand."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

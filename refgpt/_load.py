@@ -31,7 +31,7 @@ from refgpt.tokenizers import Tokenizer, find_tokenizer, load_tokenizer, tokeniz
 if TYPE_CHECKING:
     from refgpt.checkpoints.adapters import Pair
 
-    #: By name, the pairs of an adapter and the mask that it was trained with, if it says so.
+    #: By adapter name, the adapter's pairs and the mask of its training, if recorded.
     Named = Mapping[str, tuple[Mapping[str, Pair], str | None]]
 
 log = logging.getLogger("refgpt")
@@ -360,7 +360,7 @@ def start(
 
 
 def _packed_bytes(*adapters: Mapping[str, Pair]) -> int:
-    """What adapters take as kernels read them."""
+    """Bytes of adapters in the kernels' layout."""
     packed = Kept("f32", "panels")
     return sum(packed.n_bytes(side.shape) for pairs in adapters for pair in pairs.values() for side in (pair.a, pair.b))
 

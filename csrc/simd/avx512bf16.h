@@ -6,7 +6,7 @@
 /* A lane holds two bfloat16, the even input's in its lower half; see common.h. */
 #define PAIR_STEP 2
 
-/* sum + w x of both: as a fused multiply-add of the odd ones, then of the even ones, while no number is subnormal. */
+/* sum + w x of both inputs: a fused multiply-add of the odd ones, then of the even ones, if no number is subnormal. */
 static inline v16 v16_add_pairs(v16 sum, v16 w, v16 x) {
     return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(w), (__m512bh)_mm512_castps_si512(x));
 }
@@ -36,7 +36,7 @@ static inline v16 v16_pair_neighbours(v16 first, v16 second) {
     return _mm512_castsi512_ps((__m512i)_mm512_cvtne2ps_pbh(zero_if_small(second), zero_if_small(first)));
 }
 
-/* The same of the numbers in each lane. */
+/* The same for the numbers in each lane. */
 static inline v16 v16_pair_lanes(v16 even, v16 odd) {
     return _mm512_castsi512_ps(interleave(_mm512_castps_si512(v16_pair_neighbours(even, odd))));
 }

@@ -46,12 +46,11 @@ static inline void store_row(float *row, int64_t i, int64_t n, v16 a) {
     else v16_store_n(row + i, a, n - i);
 }
 
-/* What linear_bf16_dots multiplies: a lane holds so many inputs. Where no instruction multiplies pairs of bfloat16, that is one, in
- * float32. */
+/* The number of inputs in a lane for linear_bf16_dots: one, in float32, if no instruction multiplies pairs of bfloat16. */
 #ifndef PAIR_STEP
 #define PAIR_STEP 1
 static inline v16 v16_load_pairs(const uint16_t *p) { return v16_load_bf16(p); }
-static inline v16 v16_zero_small_pairs(v16 w) { /* 0 for what is below 2^-56 */
+static inline v16 v16_zero_small_pairs(v16 w) { /* numbers below 2^-56 become 0 */
     return v16_zero_below(w, v16_max(w, v16_sub(v16_set1(0.0f), w)), v16_set1(0x1p-56f));
 }
 static inline v16 v16_add_pairs(v16 sum, v16 w, v16 x) { return v16_fma(w, x, sum); }

@@ -34,7 +34,7 @@ ALWAYS_INLINE panels panels_from(panels w, int64_t n_elements) {
 
 enum { MOST_ROWS = 8, MOST_PANELS = 4 }; /* of a tile, for any instruction set */
 
-/* A step of a sum takes one input, or a pair. Of a pair in two steps the odd input is first. */
+/* A step of a sum takes one input, or a pair. If a pair takes two steps, the odd input comes first. */
 ALWAYS_INLINE int64_t inputs_of_step(enum dtype dtype) { return pairs(dtype) ? PAIR_STEP : 1; }
 ALWAYS_INLINE int64_t place_of_step(int64_t i, enum dtype dtype) {
     if (!pairs(dtype)) return i;

@@ -41,7 +41,7 @@ static void linear_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     c->n_items = n_panels;
 }
 
-/* Some rows and weights about as small as what counts as 0. */
+/* Some rows and weights near the size below which numbers count as 0. */
 static void linear_bf16_dots_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     linear_case(c, "bf16", n, n_rows);
     (void)dtype;

@@ -16,7 +16,7 @@ static void linear_backward_case(call *c, const char *kind, int64_t n, int64_t n
     c->n_items = blocks_of(n_in);
 }
 
-/* Where the rows of some texts start, of which one may have none. */
+/* The first rows of some texts, one of which may have no rows. */
 static int64_t *starts_of_texts(call *c, int64_t n_rows, int64_t n_texts) {
     int64_t *starts = indices(c, n_texts + 1, 0, 1);
     for (int64_t s = 1; s < n_texts; s++) starts[s] = starts[s - 1] + random_below(n_rows - starts[s - 1] + 1);

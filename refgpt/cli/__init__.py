@@ -18,7 +18,7 @@ from refgpt.cli.parser import CommandParser
 from refgpt.cli.printing import Formatter, print_line
 from refgpt.cli.signals import signals_raised
 
-#: Each is declared by the module of its name, in the order of the help.
+#: The commands, in the order of the help. The module with a command's name declares it.
 COMMANDS = (
     "generate",
     "chat",
@@ -117,7 +117,7 @@ def _forget_output() -> None:
 
 
 def build_parser(command: str = "") -> CommandParser:
-    """The parser of the whole command line; of one command alone if ``command`` names one that needs no other.
+    """The parser of the whole command line, or of one command alone if ``command`` names one that needs no other.
 
     To declare a command imports what it uses: for all of them this takes longer than a short text.
     """

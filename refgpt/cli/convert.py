@@ -45,8 +45,8 @@ def add_to(commands: Commands) -> None:
         "--calibrate",
         nargs="+",
         metavar="TEXT",
-        help="text files like what the model will read: with --dtype q4, about half the error on such texts. Takes "
-        "hours for 6 billion weights; a stopped conversion goes on where it was",
+        help="text files similar to what the model will read: with --dtype q4, about half the error on such texts. "
+        "Takes hours for 6 billion weights; the same command resumes an interrupted conversion",
     )
     add(
         "--calibrate-tokens",

@@ -51,7 +51,7 @@ def check_setting(setting: Setting) -> None:
 
 def identity(setting: Setting) -> dict[str, Any]:
     """A setting as it is recorded: paths, and the options that change results, so not the number of threads."""
-    left_out = [("threads", setting["threads"]), ("compute", None)]  # older files know nothing of compute
+    left_out = [("threads", setting["threads"]), ("compute", None)]  # older files do not record compute
     found = dict(item for item in setting.items() if item not in left_out)
     for name in ("model", "adapter", "tokenizer"):
         value = found[name]

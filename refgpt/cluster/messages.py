@@ -54,7 +54,7 @@ class Layout:
         )
 
     def digest(self, arrays: Mapping[str, np.ndarray]) -> str:
-        """What tells arrays of this layout from others: equal for equal bits."""
+        """The digest of arrays of this layout: equal for equal bits."""
         return sha256(repr(list(self.shapes.items())).encode() + self.join(arrays).tobytes()).hexdigest()
 
     def split(self, vector: np.ndarray) -> dict[str, np.ndarray]:

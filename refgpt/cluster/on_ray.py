@@ -69,7 +69,7 @@ class Actor:
         self._round = -1  # the round for which it has the weights
 
     def ready(self) -> str:
-        """The digest of its weights: an answer that a worker can give when its model is loaded."""
+        """The digest of its weights, which a worker can return as soon as its model is loaded."""
         return self._worker.layout.digest(self._worker.trainer.weights)
 
     def weights(self) -> dict[str, np.ndarray]:
@@ -162,7 +162,7 @@ class Crew:
     ) -> dict[int, bytes]:
         """Let all available workers make a round's steps. Workers without the shared weights are given them first.
 
-        A worker that has just loaded the same weights is given none.
+        A worker that has just loaded the same weights does not receive them.
 
         Returns
         -------
@@ -248,7 +248,7 @@ class Crew:
             if ref in done:
                 del self._busy[worker]
                 answer = self._answer(worker, ref)
-                if isinstance(answer, str):  # it has started; the answer to a late round is bytes, and of no use
+                if isinstance(answer, str):  # it has started; a late round's answer is bytes, and is ignored
                     self._loaded[worker] = answer
 
     def _done(self, refs: list[Any], seconds: float) -> list[Any]:
@@ -303,8 +303,8 @@ def train_on_ray(
     resources : dict, optional
         Options of each actor for Ray; by default one processor each.
     weights : mapping of str to ndarray, optional
-        What the training begins with; by default those of the first worker. They are sent only to workers that have
-        loaded others.
+        The initial weights; the default is those of the first worker. They are sent only to workers that have loaded
+        others.
 
     Yields
     ------

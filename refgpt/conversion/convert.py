@@ -95,11 +95,11 @@ def convert(
     calibrate : path or sequence of paths, optional
         Texts like those that the model will read, for dtype "q4": matrices are rounded so that the outputs on them stay
         close (``refgpt.numbers.compensated``), which takes hours instead of a minute for a model of 6 billion weights.
-        Interrupted, the same call goes on where it was, with files in a hidden directory beside the destination.
+        The same call resumes an interrupted run, from files in a hidden directory beside the destination.
     calibrate_tokens : int
         How many tokens to take of these texts.
     calibrating : callable, optional
-        Called with the name of each matrix that is rounded, the number of weights rounded so far, and that of all.
+        Called after each matrix with its name, the number of weights rounded so far, and the number of all.
 
     Raises
     ------

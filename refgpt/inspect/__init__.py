@@ -24,7 +24,7 @@ def build_report(
     """Build a page about one forward pass: tokens, a continuation, attention, logit lens, attribution, and the
     comparison with the spec.
 
-    The page opens on a head that is worth a look: see ``refgpt.inspect.heads``, which also gives titles to heads.
+    ``refgpt.inspect.heads`` gives titles to heads, and chooses the head that the page shows first.
 
     Parameters
     ----------

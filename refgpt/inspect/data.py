@@ -33,7 +33,7 @@ Prompt = str | Sequence[int] | np.ndarray
 N_PREDICTED, N_LENS = 10, 5
 #: Number of tokens with which the model continues the prompt.
 N_CONTINUED = 12
-#: What a look inside a text has, and what a page has: beside it only the comparison with the spec.
+#: The parts of a look inside a text, and those of a page, which also has the comparison with the spec.
 PARTS = ("attention", "lens", "attribution")
 PAGE_PARTS = (*PARTS, "continuation")
 #: An attention probability is stored as a whole number of these steps; the error is at most half a step, 0.0000076.
@@ -104,7 +104,7 @@ def gather(
     Parameters
     ----------
     parts : collection of "attention", "lens", "attribution" and "continuation"
-        What is computed; what is left out is None. "attention" comes with the predictions and the titles of heads,
+        The parts to compute; the others are None. "attention" comes with the predictions and the titles of heads,
         "continuation" with the prompt as text.
     position : int
         The row of logits that is attributed.
@@ -210,7 +210,7 @@ def likeliest(logits: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _continuation(model: Model, ids: np.ndarray, prefix_len: int) -> list[int]:
-    """What the model writes next if it always takes the likeliest token; shorter where the text or the context ends."""
+    """The greedy continuation of a prompt; shorter if the text or the context ends."""
     ends = ends_of(model, GenerationParams())
     n = min(N_CONTINUED, model.config.n_ctx - len(ids))
     found: list[int] = []

@@ -23,7 +23,7 @@ def label(raw: bytes, most: int = MOST_SHOWN, blanks: bool = True) -> list[str]:
     ----------
     raw : bytes
     most : int
-        Number of characters after which it is cut.
+        Number of characters after which the text is cut.
     blanks : bool
         Whether a space is shown as a mark; running text is easier to read without.
 

@@ -118,10 +118,10 @@ def run(
 
 
 def even_grain(n_items: int, group: int, least: int, threads: int | None) -> int:
-    """Items of the smallest pieces of a call: at least ``least``, in whole groups where there are many.
+    """The number of items in the smallest pieces of a call: at least ``least``, in whole groups if there are many.
 
-    Where there are so few that one group more or less would show in the time, pieces are such that every thread can
-    have equally many of them.
+    With so few items that one group more or less would change the time, pieces are chosen so that every thread can get
+    the same number.
     """
     grain = group * max(1, -(-least // group))
     if n_items >= 32 * grain:

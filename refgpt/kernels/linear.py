@@ -176,7 +176,7 @@ def _adapted(
     threads: int | None,
     program: Program | None,
 ) -> np.ndarray:
-    """``x @ base.T + bias``, to which ``(x @ a.T) @ b.T`` is added: in all rows, or in those that have an adapter."""
+    """``x @ base.T + bias``, plus ``(x @ a.T) @ b.T`` in all rows, or in those that have an adapter."""
     rows = x if isinstance(x, LinearInput) else LinearInput(x, threads=threads, program=program)
     y = linear(rows, w.base, bias, out, threads=threads, program=program)  # [t, n_out]
     if isinstance(w, Adapted):

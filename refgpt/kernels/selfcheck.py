@@ -222,7 +222,7 @@ TRAINING = frozenset(
 
 
 def _training_outputs(kernel: Kernel, x: np.ndarray, wide: np.ndarray, positions: np.ndarray) -> Iterator[np.ndarray]:
-    """Those of the backward pass and the optimiser: sums over 20 rows, of one text and of two, added to numbers."""
+    """Calls of the backward pass and the optimiser: sums over 20 rows, of one text and of two, added to numbers."""
     op, before = kernel.op, _numbers(10, 75)
     texts = np.array([0, 7, 20], np.int64)
     if op == "linear_weight_backward":

@@ -155,7 +155,7 @@ def attention_backward(
     out : three ndarrays [t, h, d], optional
         For the gradients of q, k and v.
     scratch : ndarray [threads, attention_backward_scratch(t, d)], optional
-        Memory, some for each thread; ``t`` of the longest text.
+        Memory for all threads, by the ``t`` of the longest text.
     """
     n_rows, n_head, d_head = shape = check_shape("dz", dz, (None, None, None))
     n_threads = check_threads(threads)
@@ -399,7 +399,7 @@ def adamw(
 
 
 def _starts(starts: np.ndarray | None, n_rows: int) -> np.ndarray:
-    """Where each text starts, and where the last ends; checked, because C code follows them."""
+    """The start of each text and the end of the last; checked, because C code reads at these places."""
     if starts is None:
         return np.array([0, n_rows], np.int64)
     check_shape("starts", starts, (None,))

@@ -53,7 +53,7 @@ def kept_leaf(name: str, leaf: Leaf, dtype: str | None) -> Leaf:
     Raises
     ------
     CheckpointError
-        If the leaf holds a number that the dtype cannot; ``name`` is its ``where``.
+        If the leaf has a number that the dtype cannot represent; ``name`` is its ``where``.
     """
     other = other_dtype(leaf, dtype)
     return leaf if other is None else cast(name, _decoded(leaf), other)

@@ -35,7 +35,7 @@ OTHER_NAMES = {
 KVDtype = Literal["f32", "f16", "q8"]
 KV_DTYPES = get_args(KVDtype)
 
-#: Dtypes to which the C backend's linear layers round what they multiply with float weights; sums are float32.
+#: Dtypes to which the C backend's linear layers round activations for float weights; sums are float32.
 Compute = Literal["f32", "bf16"]
 COMPUTES = get_args(Compute)
 

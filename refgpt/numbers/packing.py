@@ -145,7 +145,7 @@ def pack_params(
     progress : callable, optional
         Called as ``progress(bytes done, bytes in all)`` after each leaf, counting bytes of the file.
     n_beside : int
-        Bytes that adapters will take beside them.
+        Bytes that adapters will take in addition.
     copy : bool
         Whether to copy leaves into memory that could be used directly from a mapped file.
     compute : "f32" or "bf16"
@@ -179,7 +179,7 @@ def pack_params(
 
 
 def _check_compute(params: ParamTree, planned: Mapping[str, Kept], compute: Compute) -> None:
-    """Refuse to multiply in a dtype in which a matrix is not kept."""
+    """Refuse a dtype of multiplication that is not the dtype of a matrix."""
     for name, leaf in params.items():
         kept = planned[name]
         if kept.layout == "panels" and kept.kind != compute:

@@ -13,7 +13,7 @@ from refgpt.kernels import Program
 from refgpt.numbers.panels import aligned_zeros
 from refgpt.spec.config import AnyConfig
 
-#: Which memory holds an activation of a block when the block is done, by its tap's name.
+#: By tap name, the memory that holds an activation of a block when the block is done.
 HOLDS = {
     "resid_post": "x",
     "resid_mid": "mid",
@@ -33,7 +33,7 @@ HOLDS = {
 class Buffers:
     """Memory for the activations of a pass of up to ``n_rows`` rows.
 
-    Rotated queries and keys overwrite the plain ones. Some others are the same memory, unless ``keeping`` parts them:
+    Rotated queries and keys overwrite the plain ones. Some others share memory, unless ``keeping`` separates them:
     ``mid`` is ``x``, ``ln2`` is ``ln``, and ``mlp_post`` is ``mlp``.
     """
 
@@ -113,6 +113,6 @@ class Buffers:
         )
 
     def keeping(self, names: Collection[str]) -> Buffers:
-        """The same, but for memory of their own for these activations of a block: nothing overwrites them."""
+        """The same buffers, with separate memory for these activations of a block, so that nothing overwrites them."""
         own = {HOLDS[name]: np.empty_like(getattr(self, HOLDS[name])) for name in names}
         return replace(self, **own)

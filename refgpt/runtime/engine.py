@@ -55,10 +55,10 @@ class Session(Protocol):
         ...
 
     def use_adapter(self, seq: int, adapter: str | None) -> None:
-        """Compute an empty slot's sequences with one of the engine's ``adapters`` from here on; None: without one.
+        """From now on, compute an empty slot's sequences with one of the engine's ``adapters``, or without for None.
 
         Texts with different adapters go through the model together; each gets the bits that it has with that adapter
-        alone. A slot that ``fork`` fills has the adapter of the other.
+        alone. A slot that ``fork`` fills gets the adapter of its source.
 
         Raises
         ------
@@ -68,7 +68,7 @@ class Session(Protocol):
         ...
 
     def adapter_of(self, seq: int) -> str | None:
-        """The adapter of a slot."""
+        """The name of a slot's adapter, or None."""
         ...
 
     def fork(self, seq: int, slots: Sequence[int] | None = None) -> int:
@@ -151,8 +151,7 @@ class Engine(Protocol):
     Attributes
     ----------
     adapters : mapping of str to Engine
-        By name, engines of the same kind and the same base with an adapter each: sessions may use any of them for any
-        sequence.
+        Engines of the same kind and base with one adapter each, by name. Sessions may use any of them for any sequence.
     """
 
     adapters: Mapping[str, Any]
@@ -237,10 +236,11 @@ class Engine(Protocol):
         n_targets, leaves
             Those of ``refgpt.spec.gradients.loss_backward``.
         recompute : bool
-            Keep of a forward pass only what passes from block to block, and compute each block again when it is needed.
+            Keep only the residual stream between blocks of a forward pass, and compute each block again when it is
+            needed.
         apart : bool
-            Complete all gradients of a text before those of the next are begun: for a head that is the embeddings,
-            whose gradients are sums of both.
+            Complete all gradients of a text before those of the next begin. A tied head needs this, since its gradients
+            and the embeddings' have one sum.
         """
         ...
 
@@ -285,12 +285,12 @@ def adapter_named(adapters: Mapping[str, T], name: str) -> T:
 
 
 def not_empty(seq: int) -> GenerationError:
-    """The error of a slot that holds a sequence where an empty one is needed."""
+    """The error for a slot that should be empty and holds a sequence."""
     return GenerationError("the slot is not empty", where="seq", got=seq)
 
 
 def check_no_adapters(engine: Engine) -> None:
-    """Refuse to change the weights of an engine beside which others with adapters use them.
+    """Refuse to change the weights of an engine if engines with adapters share them.
 
     Raises
     ------

@@ -21,7 +21,7 @@ class Family(Protocol):
 
     @property
     def INPUTS(self) -> Mapping[str, tuple[str, ...]]:
-        """For each activation that matrices of a block are multiplied with, their names; in the order of the pass."""
+        """For each activation that is multiplied with matrices, the names of these; in the order of the pass."""
         ...
 
     def tables(self, config: Any, n_positions: int) -> Any:

@@ -19,7 +19,7 @@ from refgpt.runtime.taps import TapView
 from refgpt.spec.gpt_neo import Block, Config, Params
 from refgpt.spec.taps import Tap, no_tap
 
-#: For each activation that matrices of a block are multiplied with, their names; in the order of the pass.
+#: For each activation that is multiplied with matrices, the names of these; in the order of the pass.
 INPUTS = {"ln1": ("wq", "wk", "wv"), "z": ("wo",), "ln2": ("w_in",), "mlp_post": ("w_out",)}
 
 

@@ -22,7 +22,7 @@ from refgpt.spec.taps import Tap, no_tap
 
 #: Cosines and sines of the rotary angles, [n_positions, d_rotary] each.
 Rotation = tuple[np.ndarray, np.ndarray]
-#: For each activation that matrices of a block are multiplied with, their names; in the order of the pass.
+#: For each activation that is multiplied with matrices, the names of these; in the order of the pass.
 INPUTS = {"ln": ("wq", "wk", "wv", "w_in"), "z": ("wo",), "mlp_post": ("w_out",)}
 
 

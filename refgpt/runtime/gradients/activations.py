@@ -1,4 +1,4 @@
-"""The forward pass of texts that are learnt from, and what of it the backward pass reads.
+"""The forward pass of training texts, and the activations that the backward pass reads.
 
 Either every block's activations are kept, or only the residual stream between blocks: then a block is computed again
 when the backward pass comes to it (Chen et al. 2016, https://arxiv.org/abs/1604.06174). The bits are the same.
@@ -29,7 +29,7 @@ from refgpt.spec.gradients import LeafGradients, Text
 Block = Mapping[str, np.ndarray]
 #: Activations that only the gradient of one leaf of the block reads.
 READ_FOR = {"mlp_post": "w_out", "z": "wo"}
-#: Texts share a pass up to so many rows, and so many bytes of all that it needs.
+#: The most rows of a pass that several texts share, and the most bytes of all its memory.
 MOST_ROWS, MOST_BYTES = 1024, 1 << 28
 
 
@@ -76,7 +76,7 @@ class Activations:
 
 @dataclass(frozen=True)
 class _Memory:
-    """Memory of a pass: for what enters the first block, each block, one that is computed again, and linear layers."""
+    """Memory of a pass: for the first block's input, each block, a block that is computed again, and linear layers."""
 
     start: Buffers
     of_blocks: list[Buffers]
@@ -95,7 +95,7 @@ class Passes:
     leaves : LeafGradients
         Those that are wanted: what only others read is not kept.
     recompute : bool
-        Keep of each pass only what passes from block to block.
+        Keep only the residual stream between blocks of each pass.
     """
 
     def __init__(self, engine: Kernels, reads: Collection[str], leaves: LeafGradients, recompute: bool) -> None:
@@ -108,7 +108,7 @@ class Passes:
         ]
 
     def groups(self, texts: Sequence[Text], apart: bool) -> list[Texts]:
-        """Which texts go through a pass together, in their order; all of them one by one if they go ``apart``."""
+        """The texts of each pass, in their order; one for each pass if they go ``apart``."""
         config = self._engine.config
         c, f = config.d_model, config.d_ff
         kept = self._reads[:1] if self._recompute else self._reads
@@ -147,7 +147,7 @@ class Passes:
             return engine.family.layer(i, x, engine.params, config, batch, (k, v), tables, to, tap)
 
         def again(i: int) -> Block:
-            """A block's activations, computed once more from what enters it; nothing after the last that is read."""
+            """A block's activations, computed again from its input, up to the last one that is read."""
             kept: dict[str, np.ndarray] = {}
             try:
                 block(i, streams[i], room(memory.again), keeping(kept, self._reads[i], self._reads[i][-1]))
@@ -169,7 +169,7 @@ class Passes:
 
 
 def keeping(kept: dict[str, np.ndarray], names: Collection[str], until: str | None = None) -> TapView:
-    """Takes activations as they lie in their buffers; ends the block after one of them, if it is named."""
+    """Takes activations in their buffers; ends the block after a named one."""
 
     def keep(name: str, value: np.ndarray) -> np.ndarray:
         kept[name] = value

@@ -21,9 +21,9 @@ from refgpt.spec.families import taps_of
 from refgpt.spec.gradients import LeafGradients, Text, gradients_of, targets_of
 from refgpt.spec.taps import Tap, no_tap
 
-#: The gradients of the head's weights are sums over so many rows of a text, which are then added.
+#: The gradients of the head's weights are sums over this number of rows of a text, which are then added.
 HEAD_ROWS = 128
-#: Rows that meet the head together have so many logits at most, unless ``HEAD_ROWS`` have more.
+#: The most logits of rows that go through the head together, unless ``HEAD_ROWS`` rows have more.
 MOST_LOGITS = 1 << 19
 
 
@@ -99,7 +99,7 @@ class Head:
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """Rows of one text that have a target, and these."""
+    """Rows of one text that have a target, and their targets."""
 
     text: int
     rows: np.ndarray
@@ -107,7 +107,7 @@ class _Piece:
 
 
 def _head_pieces(texts: Texts, most: int) -> Iterator[list[_Piece]]:
-    """What meets the head together: at most so many rows."""
+    """The pieces that go through the head together: at most this number of rows."""
     pieces: list[_Piece] = []
     n_rows = 0
     for i, text in enumerate(texts.texts):

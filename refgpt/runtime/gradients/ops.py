@@ -40,7 +40,7 @@ def linear_backward(
 
 @dataclass(frozen=True)
 class Ops:
-    """The operations on the rows of some texts, on so many threads; no bit depends on the number.
+    """The operations on the rows of some texts. No bit depends on the number of threads.
 
     Attributes
     ----------
@@ -51,8 +51,8 @@ class Ops:
     window : int or None
         How many keys a row of a local layer sees.
     room : Room, optional
-        For results. Whoever gives it sees no gradient of an activation, so that a result may also take the place of
-        what it is computed from.
+        Memory for results. With it, gradients of activations are not shown to taps, so a result may overwrite its
+        input.
     """
 
     texts: Texts
@@ -62,7 +62,7 @@ class Ops:
     room: Room | None = None
 
     def next_block(self) -> None:
-        """Begin the backward pass of another block: what that of the block before the last left is over."""
+        """Begin the backward pass of another block; results of the block before the last may be overwritten."""
         if self.room is not None:
             self.room.next_block()
 
@@ -128,8 +128,8 @@ class Ops:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The gradients of queries, keys and values: rotated, if the family rotates them. All [t, h, d].
 
-        Scores are computed again: nothing is kept that grows with the square of the text. Only a ``tap``, which sees a
-        single text, is shown the gradient of "pattern", which it cannot change.
+        Scores are computed again, so that no memory grows with the square of the text's length. A ``tap``, which needs
+        a single text, sees the gradient of "pattern" and cannot change it.
         """
         (n_rows, n_head, _), texts = q.shape, self.texts
         first = None if not local or self.window is None else np.maximum(texts.positions + 1 - self.window, 0)
@@ -159,7 +159,7 @@ class Ops:
         return turn(dy, cos, -sin, self.texts.positions, self._in_place(dy), threads=self.threads)
 
     def _in_place(self, dy: np.ndarray) -> np.ndarray | None:
-        """Where a result of dy's shape goes."""
+        """Memory for a result of dy's shape."""
         return None if self.room is None else dy
 
     def _new(self, shape: tuple[int, ...]) -> np.ndarray:
