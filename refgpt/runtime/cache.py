@@ -27,11 +27,12 @@ class KVCache:
         Number of filled positions of each sequence.
     prefix_lens : ndarray [n_slots], int64
         How many leading positions of each sequence have seen one another. Their keys and values depend on all of them,
-        so they can be neither cut, nor extended, nor lent to a sequence with another prefix.
+        so they cannot be shortened, extended, or used for a sequence with another prefix.
     ids : ndarray [n_slots, capacity], int64
     n_held, held_prefixes : ndarray [n_slots], int64
-        The tokens whose keys and values a slot holds, how many they are, and the prefix that they were computed with.
-        That is more than ``lengths`` says where a sequence was cut or released: what follows may be of use.
+        The tokens whose keys and values a slot holds, their number, and the prefix that they were computed with. If a
+        sequence was truncated or released, these are more tokens than ``lengths`` says, since a later sequence may
+        reuse them.
 
     Raises
     ------
@@ -69,9 +70,9 @@ class KVCache:
             self.held_prefixes[slot] = self.prefix_lens[slot]
 
     def n_common(self, slot: int, ids: np.ndarray, prefix_len: int) -> int:
-        """How many leading positions of a slot are what they would be in a sequence of these tokens.
+        """How many leading positions of a slot a sequence of these tokens can reuse.
 
-        The slot may have been released. A prefix is common as a whole or not at all.
+        The slot may have been released. A prefix is reused as a whole or not at all.
         """
         n = min(int(self.n_held[slot]), len(ids))
         if self.held_prefixes[slot] != prefix_len or n < prefix_len:
@@ -81,7 +82,7 @@ class KVCache:
         return n if n >= prefix_len else 0
 
     def copy(self, source: int, target: int, start: int) -> None:
-        """Make slot ``target`` hold the sequence of slot ``source``, of which it has ``start`` positions already."""
+        """Copy the sequence of slot ``source`` to slot ``target``, which has its first ``start`` positions already."""
         stop = int(self.lengths[source])
         if start < stop:
             panels = slice(start // LANES, -(-stop // LANES))
@@ -98,7 +99,7 @@ class KVCache:
         return self.k[:, slot, :, panels].copy(), self._values(slot, panels).copy()
 
     def adopt(self, slot: int, ids: np.ndarray, contents: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Fill a slot from its beginning with what ``exported`` gave for these tokens."""
+        """Fill a slot from its beginning with the copies of ``exported`` for these tokens."""
         first = 0
         for k, v in contents:
             panels = slice(first, first + k.shape[2])
@@ -122,13 +123,13 @@ class KVCache:
         return keys, values
 
     def layer_bytes(self, n: int) -> tuple[int, int]:
-        """What the two that ``layer`` gives take."""
+        """Bytes of the two copies of ``layer``."""
         panels, n_all = -(-n // LANES), self.k.shape[3]
         of_all = [cache[0, 0].nbytes for cache in (self.k, self.v)]
         return of_all[0] // n_all * panels, of_all[1] // n_all * panels
 
     def set_layer(self, layer: int, slot: int, n: int, n_kept: int, keys: np.ndarray, values: np.ndarray) -> None:
-        """Put back bytes that ``layer`` gave for ``n`` positions, the first ``n_kept`` of them."""
+        """Write back the first ``n_kept`` positions of bytes that ``layer`` gave for ``n`` positions."""
         whole, kept = slice(0, -(-n // LANES)), slice(0, -(-n_kept // LANES))
         k, v = self.k[layer, slot, :, whole], self._values(slot, whole)[layer]
         keys, values = keys.view(k.dtype).reshape(k.shape), values.view(v.dtype).reshape(v.shape)

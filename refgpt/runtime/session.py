@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 #: Rows of a long prompt that go through the model together; enough for the kernels to work at full speed.
 PREFILL_ROWS = 512
-#: As many positions as GPT-J has: tables of a megabyte, made at once.
+#: GPT-J's number of positions: its tables take a megabyte, and are made at once.
 FEW_POSITIONS = 2048
 
 
@@ -51,14 +51,14 @@ class Runtime:
     Parameters
     ----------
     params : Params
-        Packed here; the tree is not kept.
+        The weights, which are packed; the tree is not kept.
     config : Config
     dtype : "f32", "f16", "bf16", "q8", "q4" or None
-        What matrices are kept in; None is as stored.
+        The dtype of matrices in memory; None keeps the stored one.
     threads : int, optional
-        By default one a core. The bits of the result do not depend on it.
+        The default is one for each core. The bits of the result do not depend on it.
     kv_dtype : "f32", "f16", "q8" or None
-        What sessions keep keys and values in; None is "f16" beside weights of 8 or 4 bits, and else "f32".
+        The dtype of keys and values; None is "f16" with weights of 8 or 4 bits, and "f32" with others.
     progress, copy, n_beside
         See ``pack_params``.
     compute : "f32" or "bf16"
@@ -97,7 +97,7 @@ class Runtime:
         self._identity: dict[str, Any] | None = None
 
     def adopt(self, params: ParamTree) -> None:
-        """See ``Engine.adopt``. They are packed anew at each call, into the memory of the last one's."""
+        """See ``Engine.adopt``. Each call packs the weights again, into the memory of the last call's."""
         check_no_adapters(self)
         self.params = repacked(params, self.params, self.adopted, partial(store, threads=self.threads))
         self._files, self.adopted = files_of(leaf for _, leaf in self.params.items()), True
@@ -143,7 +143,7 @@ class Runtime:
 
     def identity(self) -> dict[str, Any]:
         """See ``Engine.identity``."""
-        if self._identity is None or self.adopted:  # those may have been changed in place
+        if self._identity is None or self.adopted:  # weights may have been changed in place
             self.check_files()
             computed = "c" if self.compute == "f32" else f"c {self.compute}"
             self._identity = identity_of(computed, self.config, self.params, self.kv_dtype, self.digests)
@@ -154,7 +154,7 @@ class Runtime:
         return digests(words, threads=self.threads)
 
     def check_files(self) -> None:
-        """Refuse to read weights in files that have been written to since they were opened: before every pass.
+        """Before every pass, refuse weights in files that have been written to since they were opened.
 
         Raises
         ------
@@ -165,22 +165,22 @@ class Runtime:
 
     @property
     def n_bytes(self) -> int:
-        """What the packed weights take."""
+        """Bytes of the packed weights."""
         return self.params.nbytes
 
     @property
     def bytes_per_token(self) -> int:
-        """See ``Engine.bytes_per_token``: all but the tables of embeddings, of which a step takes a row each."""
+        """See ``Engine.bytes_per_token``: all weights except the embeddings, of which a step reads one row."""
         return self.n_bytes - sum(leaf.nbytes for name, leaf in self.params.items() if name in self.params.looked_up)
 
     def cache_bytes(self, n_positions: int) -> int:
-        """What keys and values of so many positions take."""
+        """Bytes of the keys and values of this number of positions."""
         config = self.config
         return n_positions * kv_bytes(config.n_layer, config.n_head, config.d_head, self.kv_dtype)
 
     @property
     def kinds(self) -> str:
-        """What the blocks' matrices are kept in: "q4", or several kinds of a mixture."""
+        """The dtypes of the blocks' matrices in memory: "q4", or several for a mixture."""
         return ", ".join(sorted({leaf.kind for _, leaf in self.params.items() if isinstance(leaf, Panels)}))
 
     def logits(self, ids: Sequence[int], prefix_len: int = 0, tap: Tap = no_tap) -> np.ndarray:
@@ -203,10 +203,10 @@ class Runtime:
         return hidden_states(self, texts, prefix_lens, name)
 
     def tables(self, n_positions: int) -> Any:
-        """What the family looks up by position, for ``n_positions`` or more.
+        """The family's tables by position, for ``n_positions`` or more.
 
-        They grow with what is asked for: a configuration may name far more positions than anybody uses, and the size of
-        no file bears it out.
+        They grow when more positions are needed, since a configuration may name far more positions than anybody uses,
+        and no file's size confirms the number.
         """
         if self._n_tabled < n_positions:
             self._n_tabled = min(self.config.n_ctx, max(FEW_POSITIONS, 1 << (n_positions - 1).bit_length()))
@@ -219,7 +219,7 @@ class Runtime:
 
 
 class RuntimeSession:
-    """See ``refgpt.runtime.engine.Session``. Its bits depend neither on a sequence's company nor on its chunks."""
+    """See ``refgpt.runtime.engine.Session``. Results are bitwise independent of batching and prompt chunking."""
 
     def __init__(self, runtime: Runtime, n_seqs: int, capacity: int) -> None:
         if n_seqs < 1 or capacity < 1:
@@ -264,11 +264,11 @@ class RuntimeSession:
         # Lists, since most passes have few rows, of which NumPy's calls would take longer than these loops.
         stops = [start + len(new) for start, new in zip(starts, tokens, strict=True)]
         positions = [position for start, stop in zip(starts, stops, strict=True) for position in range(start, stop)]
-        of_rows = [i for i, new in enumerate(tokens) for _ in new]  # the part that each row belongs to
+        of_rows = [i for i, new in enumerate(tokens) for _ in new]  # the part of each row
         ids = tokens[0] if len(tokens) == 1 else np.concatenate(tokens)
         prefixes = np.array(prefix_lens)[of_rows] if any(prefix_lens) else 0
         batch = Batch.of(ids, slots[of_rows], np.array(positions), prefixes, self._runtime.config.window)
-        # Of each part at least the last row is computed, in which keys that overflowed would show.
+        # At least the last row of each part is computed: keys that overflowed would make it NaN.
         ends = accumulate(map(len, tokens))
         wanted = np.array([row for end, n in zip(ends, counts, strict=True) for row in range(end - max(n, 1), end)])
         self.cache.n_held[slots] = np.minimum(self.cache.n_held[slots], starts)
@@ -299,10 +299,11 @@ class RuntimeSession:
     def fork(self, seq: int, slots: Sequence[int] | None = None) -> int:
         """See ``Session.fork``.
 
-        A slot's keys and values are one piece of memory, which attention reads from end to end. So a fork copies what
-        its slot lacks, and shares nothing. At GPT-J-6B's width in float16, 1900 tokens are 870 MB and 0.3 s (computing
-        them takes half a minute), once for each beam. After that a fork copies what came since two beams parted, in
-        steps of 16 tokens: 7 MB and 0.5 ms each, of a step that takes more than 100 ms. In 8 bits it is half of that.
+        A slot's keys and values are one piece of memory, which attention reads from end to end. So a fork copies the
+        positions that its slot lacks, and shares nothing. At GPT-J-6B's width in float16, 1900 tokens are 870 MB and
+        take 0.3 s (computing them takes half a minute), once for each beam. After that a fork copies the positions
+        since two beams diverged, in steps of 16 tokens: 7 MB and 0.5 ms each, in a step that takes more than 100 ms.
+        In 8 bits it is half of that.
         """
         cache, (seq,) = self.cache, self._check_slots([seq]).tolist()
         asked = self._check_slots(np.arange(len(cache.lengths)) if slots is None else slots)
@@ -377,9 +378,9 @@ class RuntimeSession:
         every_row: bool = False,
         rows_per_pass: int = PREFILL_ROWS,
     ) -> np.ndarray:
-        """Append tokens to a sequence, some rows at a time. -> [v], its last row, or [t, v] with ``every_row``
+        """Append tokens to a sequence, some rows at a time. -> logits of its last row [v], or [t, v] with ``every_row``
 
-        ``anew`` empties the sequence first. A prefix sees all of itself, so it must begin an empty sequence and goes
+        ``anew`` empties the sequence first. A prefix sees all of itself, so it must begin an empty sequence, and goes
         through the model in one piece.
         """
         tokens = check_ids(ids, self._runtime.config)
@@ -410,19 +411,19 @@ class RuntimeSession:
         return self.feed(seq, ids, every_row=True)
 
     def truncate(self, seq: int, n: int) -> None:
-        """See ``Session.truncate``. What was computed for the tokens that stay, stays."""
+        """See ``Session.truncate``. Keys and values of the remaining tokens are kept."""
         self._check_slots([seq])
         cache = self.cache
         n = check_cut(n, int(cache.lengths[seq]), int(cache.prefix_lens[seq]))
         cache.lengths[seq], cache.prefix_lens[seq] = n, min(n, cache.prefix_lens[seq])
 
     def _engine_of(self, seq: int) -> Runtime:
-        """The engine that computes what a slot holds."""
+        """The engine that computes a slot's sequence."""
         adapter = self._adapters[seq]
         return self._runtime if adapter is None else self._runtime.adapters[adapter]
 
     def _pass(self, batch: Batch, wanted: np.ndarray, groups: Groups) -> np.ndarray:
-        """Logits of the rows ``wanted``, in ascending order, of which the last of the batch is one."""
+        """Logits of the rows ``wanted``, in ascending order; the batch's last row must be among them."""
         self._runtime.check_files()
         n, tables = len(batch.ids), self._runtime.tables(int(batch.positions.max()) + 1)
         if tables is not self._tables:

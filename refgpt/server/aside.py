@@ -30,7 +30,7 @@ class Aside:
         Raises
         ------
         ApiError
-            429 if too much waits already.
+            429 if too many items wait already.
         """
         if self._n_waiting >= MOST_WAITING:
             raise busy()

@@ -23,7 +23,7 @@ from refgpt.tokenizers import Tokenizer
 
 #: Default number of new tokens of a chat completion.
 CHAT_TOKENS = 512
-#: Fields that only text in this server's own way can obey, and what obeys them.
+#: Values of the field ``mask``, which OpenAI's interface lacks.
 MASKS = ("causal", "prefix")
 
 
@@ -157,7 +157,7 @@ async def _answer(exchange: Exchange, work: Work) -> None:
 
 
 async def _echo_alone(exchange: Exchange, work: Work, writers: Mapping[tuple[int, int], TextWriter]) -> None:
-    """Answer a request for no new tokens and no scores, which needs no pass of the model."""
+    """Answer a request without new tokens and scores, which needs no pass of the model."""
     tokenizer = exchange.state.model.tokenizer
     entries = Entries() if work.request.logprobs is not None else None
     choices = [

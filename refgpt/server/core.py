@@ -29,7 +29,7 @@ from refgpt.server.settings import ServerSettings
 
 log = logging.getLogger("refgpt.server")
 
-#: Seconds between attempts to make a new scheduler, where that fails.
+#: Seconds between attempts to make a new scheduler, if that fails.
 RETRY = 1.0
 
 
@@ -39,7 +39,7 @@ class CountingCache(PrefixCache):
     n_found = 0
 
     def fill(self, session: Session, slot: int, ids: Sequence[int]) -> int:
-        """As of ``PrefixCache``."""
+        """See ``PrefixCache.fill``."""
         n = super().fill(session, slot, ids)
         self.n_found += n
         return n
@@ -152,14 +152,14 @@ class Core:
         return job
 
     def cancel(self, job: Job) -> None:
-        """``Job.cancel``."""
+        """See ``Job.cancel``."""
         if job in self._jobs:
             self._jobs.discard(job)
             job.n_open = 0
             self._commands.put(lambda: self._forget(job))
 
     def end(self, job: Job) -> None:
-        """``Job.end``."""
+        """See ``Job.end``."""
         if job in self._jobs:
             self._commands.put(lambda: self._end(job))
 
@@ -193,7 +193,7 @@ class Core:
                         self._deliver(self.scheduler.step())
                 except Exception as error:  # no request caused this
                     log.exception("the scheduler failed")
-                    failure = error.with_traceback(None)  # whose frames would keep the old scheduler's memory
+                    failure = error.with_traceback(None)  # a traceback would keep the old scheduler's memory
                 if failure is not None:
                     going = self._begin_anew(failure)
         except BaseException:
@@ -351,7 +351,7 @@ class Core:
             job.error, job.n_open = error, 0
             job.accepted.set()
             job.wake.set()
-            self._commands.put(lambda: self._forget(job))  # if it is known there yet, or will be
+            self._commands.put(lambda: self._forget(job))  # if the scheduler has it, or will have it
 
     def _dispatch(self, events: list[tuple[Job, int, Event]], now: float) -> None:
         """Give each job its events."""

@@ -45,7 +45,7 @@ class ApiError(Exception):
 
 
 class ClientGone(Exception):
-    """The client has closed the connection, or does not take what is sent."""
+    """The client has closed the connection, or does not receive what is sent."""
 
 
 def refused(error: RefgptError) -> ApiError:

@@ -110,7 +110,7 @@ class Exchange:
         Raises
         ------
         ApiError
-            If it is none.
+            If it is not an object.
         """
         kind = self.headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
         if kind in SIMPLE_TYPES:
@@ -253,7 +253,7 @@ def parsed(body: bytes) -> dict[str, Any]:
 
 
 def dumped(value: Any) -> bytes:
-    """JSON in UTF-8, with escapes for what some clients take for the end of a line, and where a text is no UTF-8."""
+    """JSON in UTF-8, with escapes for characters that some clients take for line ends, and for invalid UTF-8."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return (text if text.isascii() else text.translate(LINE_ENDS)).encode()

@@ -68,7 +68,7 @@ async def metrics(exchange: Exchange) -> None:
 
 
 async def presets(exchange: Exchange) -> None:
-    """``GET /presets``: the demonstrations of GPT-JT, with what their prompts are made of."""
+    """``GET /presets``: the demonstrations of GPT-JT, with the parts of their prompts."""
     settings = {
         "max_tokens": DEMO_SETTINGS.max_new_tokens,
         "temperature": DEMO_SETTINGS.temperature,
@@ -122,7 +122,7 @@ async def detokenize(exchange: Exchange) -> None:
 
 
 def _text_of(state: State, ids: Any) -> str:
-    """The text of ids; an ApiError if they are none."""
+    """The text of ids; an ApiError if they are not ids."""
     tokenizer = state.model.tokenizer
     if not isinstance(ids, list) or not all(type(token_id) is int for token_id in ids):
         raise ApiError(400, f"tokens: cannot be used; got {shown(ids)}; wanted a list of ids", param="tokens")
@@ -162,7 +162,7 @@ def _special(state: State) -> tuple[int | None, int | None]:
 
 
 def _name(state: State, token_id: int | None) -> str | None:
-    """What a special token is called, also where no text is spelt with it (as with sentencepiece's "</s>")."""
+    """The name of a special token, also if no text is encoded as it (such as sentencepiece's "</s>")."""
     tokenizer = state.model.tokenizer
     if token_id is None or tokenizer is None or not tokenizer.has(token_id):
         return None

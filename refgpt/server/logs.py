@@ -23,7 +23,7 @@ QUIET = ("/health", "/metrics")
 
 
 def log_request(exchange: Exchange, seconds: float) -> None:
-    """Write a request's line. Prompts and texts are in its notes only where the settings ask for them."""
+    """Write a request's line. Prompts and texts are in its notes only if the settings ask for them."""
     path, status = exchange.scope["path"][:200], exchange.status or 499
     level = logging.DEBUG if path in QUIET and status == 200 else logging.INFO
     if not log.isEnabledFor(level):

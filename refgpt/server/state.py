@@ -112,7 +112,7 @@ class State:
         return name
 
     def model_named(self, name: Any) -> Model:
-        """The model that a request names, with its adapter if that is one; errors are those of ``check_model``."""
+        """The model that a request names, with the adapter if it names one; errors are those of ``check_model``."""
         adapter = self.check_model(name)
         return self.model if adapter is None else self.model.adapters[adapter]
 
@@ -122,7 +122,7 @@ class State:
         Parameters
         ----------
         names : mapping
-            What a client calls the parameters, where it is something else.
+            The client's names of parameters, where they differ.
         """
         s = self.settings
         stops = params.stops

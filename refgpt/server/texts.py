@@ -31,13 +31,13 @@ class Entries:
     offsets: list[int] = field(default_factory=list)
 
     def add(self, token_id: int, choice: Choice | None, offset: int) -> None:
-        """One more token."""
+        """Add a token."""
         self.choices.append(choice)
         self.ids.append(token_id)
         self.offsets.append(offset)
 
     def extend(self, other: Entries) -> None:
-        """More tokens."""
+        """Add several tokens."""
         self.choices += other.choices
         self.ids += other.ids
         self.offsets += other.offsets
@@ -86,9 +86,9 @@ class PromptText:
     Parameters
     ----------
     prompt : str or sequence of int
-        As the client gave it.
+        The client's prompt.
     ids : sequence of int
-        As the model reads it.
+        The ids that the model reads.
     """
 
     def __init__(self, prompt: str | Sequence[int], ids: Sequence[int], tokenizer: Tokenizer | None) -> None:
@@ -105,7 +105,7 @@ class PromptText:
         return self._prompt if isinstance(self._prompt, str) else self._decoded[1]
 
     def decode(self) -> None:
-        """Decode it now, if it was not decoded yet, so that ``text`` and ``entries`` need no time."""
+        """Decode the prompt now, if it was not decoded yet, so that ``text`` and ``entries`` take no time."""
         _ = self._decoded
 
     def entries(self) -> Entries:
@@ -150,7 +150,7 @@ class TextWriter:
     Attributes
     ----------
     n_tokens : int
-        New ones so far.
+        The number of new tokens so far.
     total : float
         Sum of their log-probabilities.
     """
@@ -167,7 +167,7 @@ class TextWriter:
                     self._decoder.push(token_id)
 
     def take(self, event: Event) -> Piece:
-        """The piece that an event makes."""
+        """The piece of the answer that an event adds."""
         if event.prompt is not None:
             self._prompt.scores = event.prompt
         text, entries = event.text, Entries() if self._logprobs else None

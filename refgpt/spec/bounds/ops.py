@@ -29,7 +29,7 @@ TINY = 2.0**-149
 EXP_ERROR = 8 * U
 #: What an ``expf`` that clamps its argument or flushes subnormals may add (e^-86, a little above the smallest normal).
 EXP_FLUSH = 2.0**-124
-#: Unit roundoff of bfloat16, and the size below which its linear layers take a number for zero.
+#: Unit roundoff of bfloat16, and the size below which its linear layers treat a number as zero.
 BFLOAT16_ERROR, BFLOAT16_FLUSH = 2.0**-8, 2.0**-56
 #: A block whose activations are all at most this large is rounded to zeros.
 SMALLEST_BLOCK = 2.0**-100
@@ -59,8 +59,8 @@ def linear_bound(
 
     A term is rounded once as a product and at most ``depth`` times in sums, each time relative to the sum of absolute
     terms. Kernels round rows before multiplying them with weights of 8 and 4 bits: see ``quantised_linear_bound``.
-    With ``compute`` "bf16" they round them to bfloat16: then a row is off by ``bfloat16_bound``, which propagates
-    through the weights, and a weight by ``BFLOAT16_FLUSH`` at most, which propagates through the rows.
+    With ``compute`` "bf16" they round them to bfloat16: then a row is off by at most ``bfloat16_bound``, which
+    propagates through the weights, and a weight by at most ``BFLOAT16_FLUSH``, which propagates through the rows.
     """
     if chunk is not None and isinstance(w, Panels) and w.kind not in FLOATS:
         return quantised_linear_bound(x, w, b)
