@@ -1,7 +1,7 @@
-"""Beam search: several continuations of a prompt at a time, of which the likeliest go on.
+"""Beam search: several continuations of a prompt at a time, of which the likeliest are continued.
 
-It takes the steps of transformers' ``GenerationMixin._beam_search``, in float64, and of equal candidates the one of the
-better beam, then of the lower id.
+The steps are those of transformers' ``GenerationMixin._beam_search``, in float64. Of equal candidates the one of the
+better beam is preferred, then the one with the lower id.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Beam:
 
 
 class Beams(Task):
-    """The beams of one request, a slot each. Its events come when all of it is done."""
+    """The beams of one request, with one slot each. Its events come when all beams are done."""
 
     def __init__(self, request: int, prompt: Sequence[int], model: Generates, params: GenerationParams) -> None:
         self._most_new = min(params.max_new_tokens, model.engine.config.n_ctx - len(prompt))
@@ -49,7 +49,7 @@ class Beams(Task):
         return [(slot, [beam.ids[-1]]) for beam, slot in self._going]
 
     def take(self, session: Session, rows: np.ndarray) -> list[Event]:
-        """Choose which beams go on, with which tokens."""
+        """Choose the beams to continue, and their tokens."""
         going, p = self._going or [(Beam((), 0.0), self.slots[0])], self._params
         candidates = self._candidates([beam for beam, _ in going], rows)
         n_new = len(going[0][0].ids) + 1
@@ -75,7 +75,7 @@ class Beams(Task):
 
     @default_float_state()
     def _candidates(self, beams: list[Beam], rows: np.ndarray) -> list[tuple[int, Beam]]:
-        """The best ways to go on, best first, each with the number of the beam that it continues."""
+        """The best candidates, best first, each with the number of the beam that it continues."""
         n = max(2, 1 + len(self._ends)) * self._params.num_beams
         found: list[tuple[float, int, int]] = []
         for parent, (beam, row) in enumerate(zip(beams, rows, strict=True)):

@@ -31,9 +31,9 @@ class DraftPace:
     Parameters
     ----------
     most : int
-        Tokens of a draft at most.
+        The most tokens of a draft.
     cost : float
-        What drafting a token costs, where a pass of the large model over one row costs 1.
+        The cost of drafting a token, relative to a pass of the large model over one row.
     rate : float
         The share of accepted tokens to begin with.
     learned : callable, optional

@@ -109,7 +109,8 @@ def _token(tokenizer: Tokenizer, token_id: int) -> str:
 
 @dataclass
 class _Slot:
-    """What a slot of the draft model holds: ids of a text from ``start`` on, ``prefix_len`` of them see one another."""
+    """The ids in a slot of the draft model: those of a text from ``start`` on, of which ``prefix_len`` see one
+    another."""
 
     text: Continuation | None = None
     start: int = 0

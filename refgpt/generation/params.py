@@ -15,9 +15,9 @@ from refgpt.generation.constraint import Constraint
 from refgpt.generation.other_names import own_names
 from refgpt.generation.sampling_params import SamplingParams, functions_of, keep_form, number
 
-#: Tokens that a draft may have at most.
+#: Most tokens of a draft.
 MOST_DRAFTED = 15
-#: Beams that a search may have at most.
+#: Most beams of a search.
 MOST_BEAMS = 64
 
 #: What may end a text: it is given the ids so far and the row of logits [v] that the last was drawn from.
@@ -31,42 +31,45 @@ class GenerationParams(SamplingParams):
     Attributes
     ----------
     max_new_tokens : int
-        At most so many tokens; fewer if the model's context (prompt and new tokens together) is full before.
+        The most new tokens; there are fewer if the model's context (prompt and new tokens together) is full before.
     stop : str or sequence of str
-        The text ends before the first of these to be completed.
+        The text ends before the first of these strings that is completed.
     ignore_eos : bool
-        Go on after the end-of-text token.
+        Whether to continue after the end-of-text token.
     speculate : int
-        While one text is written alone, guess up to so many tokens from what the text said before, and check them in
-        one pass: faster where a text copies, and the same text whatever the number. 0: do not.
+        While one text is generated alone, draft up to this number of tokens by copying from earlier in the text, and
+        check them in one pass. This is faster for texts that repeat themselves, and never changes the text. 0 turns it
+        off.
     truncate : "left" or None
-        What to do with a prompt that is too long: an error (None), or drop its beginning so that ``max_new_tokens`` fit
-        behind it ("left"), though half the context is left to the prompt whatever is asked for.
+        What to do with a prompt that is too long: raise an error (None), or drop its beginning so that
+        ``max_new_tokens`` fit after it ("left"). The prompt always keeps at least half of the context.
     num_return_sequences : int
-        How many continuations of each prompt: draws with a stream of random numbers each, or the best beams.
+        The number of continuations of each prompt: draws with a stream of random numbers each, or the best beams.
     n : int or None
         Another name of ``num_return_sequences``.
     best_of : int or None
-        Draw so many continuations, and return those that are likeliest per token, the best first.
+        Draw this number of continuations, and return those that are likeliest per token, the best first.
     num_beams : int
-        Above 1: beam search, which keeps so many continuations and looks for the likeliest, in place of draws. What
-        only has to do with draws (``temperature``, ``top_k``, ``top_p`` and the other filters, ``seed``) has no part in
-        it, nor has ``speculate``; ``stop`` and ``logprobs`` cannot be combined with it.
+        Above 1: beam search, which keeps this number of continuations and looks for the likeliest, without random
+        draws. Parameters of draws (``temperature``, ``top_k``, ``top_p`` and the other filters, ``seed``) and
+        ``speculate`` then have no effect; ``stop`` and ``logprobs`` cannot be combined with it.
     early_stopping : bool or "never"
-        When a beam search ends. True: when there are ``num_beams`` ended texts; False: when the best text that still
-        goes on would not be among them if it ended now; "never": when it could not be, however long it became.
+        When a beam search ends. True: when ``num_beams`` texts have ended; False: when the best unfinished text would
+        not be among them if it ended now; "never": when it could not be among them at any length.
     length_penalty : float
-        An ended text's score is its log-likelihood divided by its length to this power: above 0 longer texts are
-        preferred.
+        The score of a finished text is its log-likelihood divided by its length to this power: above 0 longer texts
+        are preferred.
     stopping_criteria : callable, list of callables, or None
-        Each is called after each token with the ids so far (prompt and new ones, a list) and the row of logits [v]
-        that it was drawn from; the text ends with it, for "stop", where one of them returns True.
+        Each is called after each token with the ids so far (a list of the prompt's and the new ones) and the row of
+        logits [v] from which the token was drawn. If one of them returns True, the text ends with this token, for
+        "stop".
     constraint : Constraint or None
-        What the text has to be: ``refgpt.json_schema(...)``, ``refgpt.regex(...)`` or ``refgpt.grammar(...)``. It ends,
-        for "stop", as soon as it is complete and nothing can follow, or with an end-of-text token where it is complete.
-        A text that ends for "length" is not complete. (Stop strings and ``stopping_criteria`` may end it before too.)
+        A constraint on the text: ``refgpt.json_schema(...)``, ``refgpt.regex(...)`` or ``refgpt.grammar(...)``. The
+        text ends, for "stop", as soon as it is complete and nothing can follow, or with an end-of-text token when it is
+        complete. A text that ends for "length" is not complete. (Stop strings and ``stopping_criteria`` may end it
+        earlier too.)
     adapter : str or None
-        The name of one of the model's adapters, as ``refgpt.load`` was given them; None: the model without them.
+        The name of one of the adapters that ``refgpt.load`` was given; None is the model without them.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Keys and values of earlier texts, found again by their ids: what texts begin with is not computed twice."""
+"""Keys and values of earlier texts, found by their ids, so that a common beginning is computed only once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLOCK = 32
 
 
 class PrefixKeeper(Protocol):
-    """Where a scheduler looks for what was computed for earlier prompts, and keeps it: a ``PrefixCache`` or another."""
+    """Keeps keys and values of earlier prompts for a scheduler: a ``PrefixCache``, for example."""
 
     def fill(self, session: Session, slot: int, ids: Sequence[int]) -> int:
         """Give an empty slot as many leading positions of a text as are known. -> how many"""

@@ -1,15 +1,16 @@
-"""Guesses at what comes next, read off the text so far: texts that copy say again what they said before.
+"""Prompt-lookup decoding: draft tokens copied from earlier in the text (a draft without a draft model:
+https://github.com/apoorvumang/prompt-lookup-decoding).
 
-The last few tokens are looked for further back; what followed them there is the guess. A model can then check several
-tokens in one pass over its weights, and what it does not confirm is forgotten: the text is the same with and without
-("prompt lookup decoding", a draft without a draft model: https://github.com/apoorvumang/prompt-lookup-decoding).
+The last few tokens are searched for earlier in the text; the tokens that followed them there are the draft. A model
+then checks several tokens in one pass over its weights, and rejects those that it would not draw: the text is the same
+with and without drafts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-#: How many tokens must have been seen before, in this order: the more, the better the guess; fewer are not tried.
+#: How many of the last tokens are searched for, from the longest to the shortest: longer matches give better drafts.
 LONGEST, SHORTEST = 4, 2
 
 
@@ -21,13 +22,13 @@ class PromptLookup:
     ids : sequence of int
         The text so far.
     most : int
-        Tokens of a draft at most.
+        The most tokens of a draft.
 
     Notes
     -----
-    A pass over several rows costs more than one over a single row, so a wrong guess is not free. Drafts that are
-    confirmed make the next one longer; each that fails makes it shorter, and after some failures in a row only one
-    chance in so many is taken.
+    A pass over several rows costs more than one over a single row, so a rejected draft is not free. An accepted draft
+    makes the next one longer, a rejected one makes it shorter, and after some rejections in a row drafts are tried only
+    at intervals.
     """
 
     def __init__(self, ids: Sequence[int], most: int) -> None:
@@ -36,12 +37,12 @@ class PromptLookup:
         self._length = most
         self._failures = 0
         self._passed_by = 0
-        self._after: dict[tuple[int, ...], int] = {}  # where the token after these stands, the last time they were seen
+        self._after: dict[tuple[int, ...], int] = {}  # the position after the latest occurrence of these tokens
         for token in ids:
             self.push(token)
 
     def push(self, token: int) -> None:
-        """The text has grown by a token."""
+        """Add a token to the text."""
         n = len(self._ids)
         for size in range(SHORTEST, LONGEST + 1):  # what ended before this token is now followed by it
             if n >= size:
@@ -49,7 +50,7 @@ class PromptLookup:
         self._ids.append(token)
 
     def draft(self, room: int) -> list[int]:
-        """Tokens that may come next, at most ``room``; none where nothing is known or guessing has not paid."""
+        """Draft at most ``room`` tokens; none if there is no match, or drafting has not paid."""
         start = self._found()
         if start is None or room < 1:
             return []
@@ -63,7 +64,7 @@ class PromptLookup:
         return guess[start:stop]
 
     def learn(self, n_drafted: int, n_confirmed: int) -> None:
-        """How a draft fared."""
+        """Record how many drafted tokens were accepted."""
         if n_confirmed == n_drafted:
             self._length = min(self._most, 2 * self._length)
         else:
@@ -71,7 +72,7 @@ class PromptLookup:
         self._failures = 0 if n_confirmed else min(self._failures + 1, 5)
 
     def _found(self) -> int | None:
-        """Where the text goes on after the longest end of it that was seen before."""
+        """The position after the earlier occurrence of the longest end of the text that has one."""
         for size in range(LONGEST, SHORTEST - 1, -1):
             if len(self._ids) > size and (start := self._after.get(tuple(self._ids[-size:]))) is not None:
                 return start

@@ -1,4 +1,4 @@
-"""What comes out of generation: events, and continuations when they are whole."""
+"""The results of generation: events, and finished continuations."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Generation:
     Attributes
     ----------
     text : str
-        The new text as it follows the prompt's, without the stop string or end-of-text token that ended it; a character
-        that the prompt's ids begin and the new ones complete is part of it. "" for a model without tokenizer.
+        The new text, without the stop string or end-of-text token that ended it. A character that the prompt's ids
+        begin and the new ids complete is part of it. "" for a model without a tokenizer.
     ids : list of int
         The new tokens, including those that ended it.
     finish_reason : str
@@ -24,12 +24,12 @@ class Generation:
     logprobs : list of float or None
         Log-probability of each token of ``ids``, if asked for.
     top_logprobs : list of dict from id to float, or None
-        At each token the likeliest ones, best first, if any were asked for (``logprobs`` from 1).
+        For each token the likeliest ones, best first, if any were asked for (``logprobs`` from 1).
     n_prompt : int
-        Tokens of the prompt, after any truncation.
+        The number of tokens of the prompt, after any truncation.
     score : float or None
-        Of a beam: its log-likelihood, divided by its length to the power ``length_penalty``. Of one of the best
-        (``best_of``): its log-likelihood a token.
+        For a beam: its log-likelihood, divided by its length to the power ``length_penalty``. With ``best_of``: its
+        log-likelihood per token.
     """
 
     text: str
@@ -48,24 +48,25 @@ class Event:
     Attributes
     ----------
     seq : int
-        Which of the prompts it continues: in a list of prompts its place, and else what ``Scheduler.add`` returned.
+        The prompt that it continues: its place in a list of prompts, or the number that ``Scheduler.add`` returned.
     choice : Choice or None
-        The token. None where an error came in its place.
+        The token; None if there is an error instead.
     text : str
-        What has become certain with it.
+        The text that has become certain with this token.
     held : str
-        What follows, unless it becomes part of a stop string.
+        The text after it, which is held back because it may become part of a stop string.
     finish_reason : str or None
-        Of the last token, see ``Generation``; "error" where the request has failed.
+        Set with the last token, see ``Generation``; "error" if the request has failed.
     error : Exception or None
-        Why it has failed.
+        The cause of the failure.
     index : int
-        Which of several continuations of the prompt. Those of a beam search, and the best of several, come when all are
-        whole, the best first.
+        The number of the continuation, of several. Those of a beam search, and of ``best_of``, come when all are
+        finished, the best first.
     score : float or None
-        Of the last token of a text that has one, see ``Generation``.
+        Set with the last token of a text that has a score, see ``Generation``.
     prompt : tuple of Choice, or None
-        Of the first event where the prompt is scored: the prompt's tokens but the first, with their log-probabilities.
+        Set in the first event if the prompt is scored: the prompt's tokens except the first, with their
+        log-probabilities.
     """
 
     seq: int
@@ -80,7 +81,7 @@ class Event:
 
 
 def gathered(events: Sequence[Event], n_prompt: int) -> Generation:
-    """The continuation that all its events make."""
+    """Join all events of a continuation."""
     choices = [event.choice for event in events if event.choice is not None]
     return Generation(
         text="".join(event.text for event in events),

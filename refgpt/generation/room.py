@@ -1,16 +1,16 @@
-"""The slots of a session and the memory behind them: who has which, and whether one more fits."""
+"""The slots of a session and their memory: which are free, and whether one more sequence fits."""
 
 from __future__ import annotations
 
 from refgpt.numbers.cached import kv_bytes
 from refgpt.runtime.engine import Engine
 
-#: Memory is counted in blocks of so many positions: 6B's values take a page of memory for as many, a head.
+#: Memory is counted in blocks of this number of positions, for which the values of one head of 6B take a page.
 BLOCK = 128
 
 
 def position_bytes(*engines: Engine) -> int:
-    """What the keys and values of one position take, in the caches of a model and of those that draft for it."""
+    """Bytes of the keys and values of one position, in the caches of a model and of its draft model."""
     return sum(
         kv_bytes(config.n_layer, config.n_head, config.d_head, engine.kv_dtype)
         for engine in engines
@@ -25,12 +25,12 @@ class Room:
     ----------
     n_slots, capacity : int
     n_positions : int
-        For how many positions, in all slots together, there is memory.
+        The number of positions, in all slots together, for which there is memory.
 
     Attributes
     ----------
     free : list of int
-        Slots that nobody has, in ascending order.
+        Free slots, in ascending order.
     """
 
     def __init__(self, n_slots: int, capacity: int, n_positions: int) -> None:
@@ -49,13 +49,13 @@ class Room:
         return not any(self._written)
 
     def size(self, n_positions: int) -> int:
-        """So many positions in whole blocks."""
+        """This number of positions, rounded up to whole blocks."""
         return min(self._capacity, -(-n_positions // BLOCK) * BLOCK)
 
     def take(self, n_slots: int, n_positions: int) -> list[int] | None:
-        """Slots for as many sequences of up to ``n_positions``; None while there are not enough, or no memory.
+        """Take slots for some sequences of up to ``n_positions``; None while slots or memory do not suffice.
 
-        Those are preferred that need no more memory than they have, the smallest of them first, and then the largest.
+        Slots that have enough memory already come first, the smallest of them first; then the largest of the others.
         """
         size = self.size(n_positions)
         order = sorted(self.free, key=lambda slot: (self._written[slot] < size, abs(self._written[slot] - size), slot))
@@ -69,5 +69,5 @@ class Room:
         return sorted(slots)
 
     def give_back(self, slots: list[int]) -> None:
-        """These are free again."""
+        """Free some slots."""
         self.free = sorted([*self.free, *slots])

@@ -30,7 +30,7 @@ from refgpt.training.state import State, read_state, write_state
 
 @dataclass(frozen=True)
 class Step:
-    """What a step was like.
+    """The measurements of a step.
 
     Attributes
     ----------
@@ -50,18 +50,18 @@ class Trainer:
     Parameters
     ----------
     model : Model
-        As ``refgpt.load`` gives it. Its weights are copied to float32 (float64, where it computes in that), and it
-        goes on with them: what it generates after a step comes from the new ones. Its files stay as they are.
+        A model of ``refgpt.load``. Its weights are copied to float32 (or float64, if it computes in that). After a step
+        the model uses the new weights. Its files stay as they are.
     optimiser : AdamW
     clip : float, optional
         Gradients longer than this are shortened to it; None: they are not.
     muon : Muon, optional
-        What trains the matrices that it names; AdamW's ``weight_decay`` and ``decay`` hold for them too.
+        Trains the matrices that it names; AdamW's ``weight_decay`` and ``decay`` apply to them too.
     dropout : float
-        What share of the inputs of each adapter is left out, drawn anew for each text; of a model with adapters only.
+        The share of each adapter's inputs that is left out, drawn anew for each text; only for a model with adapters.
         See ``refgpt.training.dropout``.
     seed : int
-        Of what is left out.
+        The seed of dropout.
     recompute : bool
         See ``gradients``: less memory, more time, the same bits.
 
@@ -115,7 +115,7 @@ class Trainer:
 
     @default_float_state()
     def assign(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Go on from other weights. What the optimiser remembers of earlier gradients stays.
+        """Continue from other weights. The optimiser keeps its averages of earlier gradients.
 
         Parameters
         ----------
@@ -218,7 +218,7 @@ class Trainer:
     @classmethod
     @default_float_state()
     def resume(cls, directory: str | Path, model: Any, recompute: bool = False) -> Trainer:
-        """Go on from what ``save`` kept, as if there had been no pause: to the bit.
+        """Continue from what ``save`` has written, with the same bits as without the pause.
 
         Parameters
         ----------
@@ -227,7 +227,7 @@ class Trainer:
             The model that was trained, loaded from the files it was loaded from then; with an adapter of the same
             matrices and rank if it had one. The weights that were trained are replaced.
         recompute : bool
-            See ``Trainer``. It changes no bit, and so need not be what it was.
+            See ``Trainer``. It changes no bit, so it may differ from before.
 
         Raises
         ------
