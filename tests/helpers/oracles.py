@@ -80,11 +80,20 @@ def hold_to_scalar(case: Case, kernel: Kernel) -> None:
 # ---- linear ----------------------------------------------------------------------------------------------------------
 
 
-def linear_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_out: int = 117, bias: bool = True) -> Case:
+def linear_case(
+    dtype: str,
+    n: int,
+    n_rows: int,
+    flavour: str,
+    rng: Rng,
+    n_out: int = 117,
+    bias: bool = True,
+    compute: str = "f32",
+) -> Case:
     """117 outputs are seven panels and a tail: whole groups of panels and single ones for every instruction set."""
     x, w = numbers(rng, flavour, n_rows, n, huge=1e6), stored(rng, flavour, dtype, n_out, n)
     b = numbers(rng, flavour, n_out) if bias else None
-    panels = pack(w)
+    panels = replace(pack(w), compute=compute)
 
     def run(kernel: Kernel, rows: slice) -> tuple[Output]:
         y, guards = guarded((len(x[rows]), n_out))
@@ -92,22 +101,12 @@ def linear_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_out: 
         return (Output(y, guards),)
 
     wide_b = None if b is None else float64(b)
-    return Case(run, (spec.linear(float64(x), w, wide_b),), (ops.linear_bound(x, w, b, CHUNK),))
+    return Case(run, (spec.linear(float64(x), w, wide_b),), (ops.linear_bound(x, w, b, CHUNK, compute),))
 
 
-def linear_bf16_dots_case(n: int, n_rows: int, flavour: str, rng: Rng, n_out: int = 117) -> Case:
+def linear_bf16_dots_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     """Rows are rounded to bfloat16; ``tests/kernels/test_bfloat16.py`` says which bits come out."""
-    x, w = numbers(rng, flavour, n_rows, n, huge=1e6), stored(rng, flavour, "bf16", n_out, n)
-    b = numbers(rng, flavour, n_out)
-    panels = replace(pack(w), compute="bf16")
-
-    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
-        y, guards = guarded((len(x[rows]), n_out))
-        linear(x[rows], panels, b, y, threads=1, kernel=kernel)
-        return (Output(y, guards),)
-
-    want = spec.linear(float64(x), w, float64(b))
-    return Case(run, (want,), (ops.linear_bound(x, w, b, CHUNK, "bf16"),))
+    return linear_case("bf16", n, n_rows, flavour, rng, compute="bf16")
 
 
 def linear_quantised_case(kind: str, n: int, n_rows: int, flavour: str, rng: Rng, n_out: int = 117) -> Case:

@@ -1,6 +1,7 @@
 """What is particular to one op: groups of panels, widths of heads, masks, rounding to float16, the exponential."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +41,16 @@ from tests.helpers.quantised import decoded_rows, quantised_panels
 
 def each(*prefixes: str):
     found = [kernel for kernel in RUNNABLE if kernel.op.startswith(prefixes)]
-    rows = [kernel for kernel in found if kernel.op in prefixes or "backward" not in kernel.op]
+    rows = [k for k in found if k.op in prefixes or not ("backward" in k.op or k.op.endswith("_dots"))]
     return pytest.mark.parametrize("kernel", rows, ids=str)
 
 
 def dtype_of(kernel) -> str:
-    return kernel.op.rpartition("_")[2]
+    return kernel.op.removesuffix("_dots").rpartition("_")[2]
+
+
+def compute_of(kernel) -> str:
+    return "bf16" if kernel.op.endswith("_dots") else "f32"
 
 
 # ---- linear ----------------------------------------------------------------------------------------------------------
@@ -61,14 +66,14 @@ def test_linear_of_8_and_4_bits_in_every_group_of_rows(kernel, n_out):
         hold_to_scalar(case, kernel)
 
 
-@each("linear_")
+@each("linear_", "linear_bf16_dots")
 def test_linear_of_more_than_fits_into_the_caches_at_once(kernel):
     """Several blocks of rows, of panels and of depth in one call; of quantised weights more than 320 KiB."""
     kind, rng = dtype_of(kernel), np.random.default_rng(5)
     if kind in ("q8", "q4"):
         case = linear_quantised_case(kind, 4096, 100, "ordinary", rng, 200)
     else:
-        case = linear_case(kind, 300, 70, "ordinary", rng, 400)
+        case = linear_case(kind, 300, 70, "ordinary", rng, 400, compute=compute_of(kernel))
     hold_to_spec(case, kernel)
     hold_to_scalar(case, kernel)
 
@@ -120,21 +125,23 @@ def test_a_row_that_is_not_numbers_stays_so(kernel, strange):
     assert np.isnan(linear(x, w)).tolist() == [[False] * 16, [True] * 16]
 
 
-@each("linear_f", "linear_b")
+@each("linear_f", "linear_b", "linear_bf16_dots")
 @pytest.mark.parametrize("n_out", [1, 15, 16, 17, 32, 40, 48, 60, 64, 72, 80, 90])
 def test_linear_of_every_group_of_panels(kernel, n_out):
     rng = np.random.default_rng(n_out)
     for n_rows in (1, 2, 8, 9, 20):
-        case = linear_case(dtype_of(kernel), 37, n_rows, "ordinary", rng, n_out, bias=n_rows != 2)
+        bias, compute = n_rows != 2, compute_of(kernel)
+        case = linear_case(dtype_of(kernel), 37, n_rows, "ordinary", rng, n_out, bias, compute)
         hold_to_spec(case, kernel)
         hold_to_scalar(case, kernel)
 
 
-@each("linear_f", "linear_b")
+@each("linear_f", "linear_b", "linear_bf16_dots")
 @pytest.mark.parametrize("n_rows", [1, 40])
 def test_linear_on_several_threads(kernel, n_rows):
     rng = np.random.default_rng(5)
     x, w = numbers(rng, "ordinary", n_rows, 700), pack(stored(rng, "ordinary", dtype_of(kernel), 1300, 700))
+    w = replace(w, compute=compute_of(kernel))
     want = linear(x, w, threads=1, kernel=kernel)
     for threads in (2, 5, None):  # a matrix large enough that the binding deals it out
         assert_same_bits(linear(x, w, threads=threads, kernel=kernel), want)
