@@ -8,6 +8,7 @@ import platform
 import re
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
 from cffi import FFI
@@ -64,6 +65,13 @@ def without_unwanted(words: list[str]) -> tuple[list[str], list[str]]:
     return [word for word in words if word not in dropped], dropped
 
 
+def made_from(words: list[str]) -> str:
+    """A digest of a compiler's words and of every file that it may read: headers are included across rooms."""
+    files = sorted(path for path in CSRC.rglob("*") if path.suffix in (".c", ".h", ".def"))
+    told = [" ".join(words).encode(), *(part for path in files for part in (str(path).encode(), path.read_bytes()))]
+    return sha256(b"\0".join(told)).hexdigest()
+
+
 def declarations() -> str:
     """The header without its include guard: of the preprocessor's lines cffi reads plain constants only."""
     lines = (CSRC / "refgpt_kernels.h").read_text(encoding="utf-8").splitlines()
@@ -112,12 +120,17 @@ class BuildKernels(build_ext):
         ext.define_macros += [(f"REFGPT_WITHOUT_{isa}", None) for isa in isa_flags() if isa not in isas]
 
         def compiled(isa: str) -> list[str]:
-            return self.compiler.compile(
-                [str(CSRC / f"{isa}.c")],
-                output_dir=self.build_temp,
-                include_dirs=ext.include_dirs,
-                extra_postargs=[*FLAGS, *extra, *isa_flags()[isa]],
-            )
+            """The object of an instruction set. One that was made from the same files and flags before is kept."""
+            source, flags = str(CSRC / f"{isa}.c"), [*FLAGS, *extra, *isa_flags()[isa]]
+            (made,) = self.compiler.object_filenames([source], output_dir=self.build_temp)
+            key, mark = made_from([*self.compiler.compiler_so, *flags]), Path(f"{made}.key")
+            if not (Path(made).exists() and mark.exists() and mark.read_text(encoding="ascii") == key):
+                mark.unlink(missing_ok=True)
+                self.compiler.compile(
+                    [source], output_dir=self.build_temp, include_dirs=ext.include_dirs, extra_postargs=flags
+                )
+                mark.write_text(key, encoding="ascii")
+            return [made]
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # each takes a compiler's process a minute or so
             ext.extra_objects += [file for files in pool.map(compiled, isas) for file in files]

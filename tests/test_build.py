@@ -101,6 +101,23 @@ def test_only_the_chosen_ones_are_compiled(tmp_path, monkeypatch):
     assert all(f"-DREFGPT_WITHOUT_{isa}" in table.split() for isa in others)
 
 
+def test_an_object_is_kept_only_while_every_file_and_flag_is_the_same(tmp_path, monkeypatch):
+    first = commands_of_a_build({}, tmp_path, monkeypatch)
+    again = commands_of_a_build({}, tmp_path, monkeypatch)[len(first) :]
+    other = commands_of_a_build({"REFGPT_CFLAGS": "-DOTHER"}, tmp_path, monkeypatch)[len(first) + len(again) :]
+    scalar = [any(f"{Path('csrc', 'scalar.c')}" in line for line in lines) for lines in (first, again, other)]
+    assert scalar == [True, False, True]
+
+    built = build(monkeypatch)
+    monkeypatch.setitem(built["made_from"].__globals__, "CSRC", tmp_path)
+    (tmp_path / "ops").mkdir()
+    keys = []
+    for text in ("int a;", "int b;"):
+        (tmp_path / "ops" / "op.h").write_text(text)
+        keys += [built["made_from"](["cc"]), built["made_from"](["cc", "-g"])]
+    assert len(set(keys)) == 4
+
+
 # Writes down its arguments, and makes what it was asked for.
 FAKE = """#!/bin/sh
 echo "$0 $*" >> "$COMMANDS"
