@@ -28,7 +28,8 @@ def test_what_a_token_reads_is_the_weights_but_for_the_embedding_and_the_cache_b
     block = 4 * c * c + 2 * c * f + 3 * c + f
     assert ENGINE.bytes_per_token == 4 * (2 * block + 2 * c + padded * c + v)
     assert ENGINE.n_bytes == ENGINE.bytes_per_token + 4 * v * c
-    assert ENGINE.cache_bytes(10) == 10 * 2 * 2 * c * 2
+    d_head = -(-CONFIG.d_head // 16) * 16  # of values, in whole panels
+    assert ENGINE.cache_bytes(10) == 10 * 2 * CONFIG.n_head * (CONFIG.d_head + d_head) * 2
     (row,) = measure(ENGINE, prompts=[], writes=[4], depths=[20], repetitions=1)
     assert row.n_read == ENGINE.bytes_per_token + ENGINE.cache_bytes(22)
 

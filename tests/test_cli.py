@@ -319,7 +319,7 @@ def test_info(run, path, prefix_path):
     assert facts["tokenizer"] == "byte-level BPE, 61 ids, from vocab.json, merges.txt"
     half, whole = f"{2 * CONFIG.n_params / 1000:.3g} kB", f"{4 * CONFIG.n_params / 1000:.3g} kB"
     assert facts["memory"] == f"weights {half} as stored, {whole} in f32, {half} in f16"
-    assert "(64 tokens) 32.8 kB in f32, 16.4 kB in f16" in got.out
+    assert "(64 tokens) 49.2 kB in f32, 24.6 kB in f16, 14.3 kB in q8" in got.out
     assert re.search(r"^transformer\.h\.\*\.attn\.q_proj\.weight +f16 +2 x \[32, 32\] +4\.1 kB$", got.out, re.MULTILINE)
     assert "transformer.h.1.attn.q_proj.weight" in run("info", path, "--tensors").out
     other = run("info", prefix_path).out

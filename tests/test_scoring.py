@@ -63,7 +63,8 @@ def test_all_engines_agree_with_the_oracle(mask):
     want = [log_softmax(row[7:-1])[np.arange(len(ids)), ids] for row, ids in zip(rows, CONTINUATIONS, strict=True)]
     for engine in ENGINES:
         got = score(model_of(engine, mask), PROMPT, CONTINUATIONS)
-        assert np.concatenate(got) == pytest.approx(np.concatenate(want), abs=2e-3 if "f16" in engine else 1e-5)
+        most = 2e-3 if "f16" in engine else 2e-2 if "q8" in engine else 1e-5
+        assert np.concatenate(got) == pytest.approx(np.concatenate(want), abs=most)
     assert np.abs(np.concatenate(want)).std() > 0.3
 
 

@@ -168,7 +168,8 @@ def pack_params(
         check_unchanged(leaf)
         kept: Leaf = pack_leaf(name, leaf, planned[name], fill)
         kept = in_memory(kept) if copy else kept
-        kept = replace(kept, compute=compute) if isinstance(kept, Panels) else kept
+        if isinstance(kept, Panels) and kept.compute != compute:
+            kept = replace(kept, compute=compute)
         release(leaf)
         n_done += leaf.nbytes
         if progress is not None:

@@ -130,11 +130,14 @@ class KVCache:
 
     def set_layer(self, layer: int, slot: int, n: int, n_kept: int, keys: np.ndarray, values: np.ndarray) -> None:
         """Write back the first ``n_kept`` positions of bytes that ``layer`` gave for ``n`` positions."""
-        whole, kept = slice(0, -(-n // LANES)), slice(0, -(-n_kept // LANES))
-        k, v = self.k[layer, slot, :, whole], self._values(slot, whole)[layer]
-        keys, values = keys.view(k.dtype).reshape(k.shape), values.view(v.dtype).reshape(v.shape)
-        self.k[layer, slot, :, kept] = keys[:, kept]
-        self._values(slot, kept)[layer] = values[:, kept] if self.dtype == "q8" else values[:, :, : kept.stop * LANES]
+        n_whole, n_kept = -(-n // LANES), -(-n_kept // LANES)  # in panels: the slot may have room for the latter alone
+        k, v = self.k[layer, slot, :, :n_kept], self._values(slot, slice(0, n_kept))[layer]
+        k[...] = keys.view(k.dtype).reshape(k.shape[0], n_whole, *k.shape[2:])[:, :n_kept]
+        values = values.view(v.dtype)
+        if self.dtype == "q8":
+            v[...] = values.reshape(v.shape[0], n_whole, *v.shape[2:])[:, :n_kept]
+        else:
+            v[...] = values.reshape(*v.shape[:2], n_whole * LANES, LANES)[:, :, : n_kept * LANES]
 
     def check_overflow(self, logits: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> None:
         """Raise an error if logits are NaN because keys or values of these rows were too large for the cache's dtype.
