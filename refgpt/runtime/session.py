@@ -240,9 +240,10 @@ class RuntimeSession:
         if len(counts) != len(parts):
             raise GenerationError("not one number a part", where="n_rows", got=len(counts), wanted=len(parts))
         adapters = [self._adapters[slot] for slot in slots]
-        order = sorted(range(len(parts)), key=lambda i: adapters[i] or "")
-        if order == list(range(len(parts))):
+        names = [adapter or "" for adapter in adapters]
+        if self._mixer is None or names == sorted(names):
             return self._step(parts, slots, counts, adapters)
+        order = sorted(range(len(parts)), key=names.__getitem__)
         # Rows of one adapter have to be neighbours.
         sizes = [counts[i] for i in order]
         found = self._step([parts[i] for i in order], slots[order], sizes, [adapters[i] for i in order])
