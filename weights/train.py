@@ -1,23 +1,17 @@
 """Train the default model from a folder of plain text, from nothing to a Hugging Face directory.
 
-    python weights/train.py CORPUS OUT [--steps 15000] [--work WORK]
+    python weights/train.py CORPUS OUT [--steps 2300] [--work WORK]
 
-CORPUS holds ``train_*.txt`` and ``val_*.txt`` (UTF-8, one paragraph a line, a blank line between tales). Its
-``train_*_index.tsv`` names the books of a file, one a line, under the columns ``file``, ``start``, ``bytes`` and
-``simple``: the share of the book's words that are common ones. Simple books are sampled more often (see
-``weight_of_book``). A file without books in the index is one book: ``train_kids.txt`` has weight 1, any other 0.3.
-
-OUT receives config.json, model.safetensors (float16), tokenizer.model, and the figures of the run in training.json.
-WORK keeps the tokenizer, the encoded text and the last checkpoint; a run that was cut off goes on from there with the
-same command. A run may also be made longer or shorter before its learning rate begins to fall: up to there, the steps
-are the same for every ``--steps``.
+CORPUS holds ``train_*.txt`` and ``val_*.txt`` (UTF-8, one paragraph a line). A file named ``train_kids.txt`` is
+sampled at weight 1, every other training file at 0.3. OUT receives config.json, model.safetensors (float16) and
+tokenizer.model, and the figures of the run in training.json. WORK keeps the tokenizer, the encoded text and the
+last checkpoint; a run that was cut off goes on from there with the same command.
 
 The network is transformers' own GPTJForCausalLM, so that the weights are an independent witness for refgpt's engines.
-Its products are computed in bfloat16, its weights kept in float32. Needs the extra ``golden`` (torch, transformers).
+Needs the extra ``golden`` (torch, transformers).
 """
 
 import argparse
-import csv
 import json
 import math
 import os
@@ -33,8 +27,6 @@ from transformers import GPTJConfig, GPTJForCausalLM
 
 N_VOCAB, N_CTX = 4096, 512
 TOKENS_PER_STEP = 4096
-FALLING = 0.45  # the share of the steps in which the learning rate falls
-LONG = 0.15  # the share of the steps in which windows have N_CTX tokens
 OPENING = re.compile(
     r"(Once upon a|Once on a time|There was once|There were once|There once|Once there|Long,? long ago)"
 )
@@ -84,61 +76,21 @@ def train_tokenizer(files: list[Path], work: Path) -> sentencepiece.SentencePiec
     return sentencepiece.SentencePieceProcessor(model_file=str(model))
 
 
-def weight_of_book(simple: float) -> float:
-    """How often a byte of a book is sampled: twice as often for each 0.03 of the share of common words."""
-    return 2.0 ** ((simple - 0.90) / 0.03)
-
-
-def find_books(corpus: Path) -> list[tuple[str, int, int, float]]:
-    """(file, first byte, bytes, weight) of each book of the training files."""
-    books: list[tuple[str, int, int, float]] = []
-    for index in sorted(corpus.glob("train_*_index.tsv")):
-        with index.open(encoding="utf-8", newline="") as lines:
-            for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
-                weight = weight_of_book(float(row["simple"]))
-                books.append((row["file"], int(row["start"]), int(row["bytes"]), weight))
-    listed = {name for name, *_ in books}
-    for path in sorted(corpus.glob("train_*.txt")):
-        if path.name not in listed:
-            books.append((path.name, 0, path.stat().st_size, 1.0 if path.stem == "train_kids" else 0.3))
-    return books
-
-
-def encode_book(tokenizer, corpus: Path, name: str, start: int, n_bytes: int) -> np.ndarray:
-    """The book as ids, with end-of-sequence after each tale."""
-    with (corpus / name).open("rb") as file:
-        file.seek(start)
-        text = file.read(n_bytes).decode("utf-8")
+def encode_file(tokenizer, path: Path) -> np.ndarray:
+    """The whole file as ids, with end-of-sequence after each tale."""
     ids: list[int] = []
-    for tale in split_tales(text):
+    for tale in split_tales(path.read_text(encoding="utf-8")):
         ids += [*tokenizer.encode(tale), tokenizer.eos_id()]
     return np.array(ids, dtype=np.uint16)
 
 
-def encode_corpus(tokenizer, corpus: Path, work: Path) -> tuple[list[np.ndarray], np.ndarray]:
-    """The ids of each book, and the probability with which a window is taken from it."""
-    books = find_books(corpus)
-    encoded = work / "books.npz"
-    if encoded.exists():
-        with np.load(encoded) as arrays:
-            ids = [arrays[f"arr_{i}"] for i in range(len(books))]
-    else:
-        ids = [encode_book(tokenizer, corpus, *book[:3]) for book in books]
-        beside = work / "books.tmp.npz"
-        np.savez(beside, *ids)
-        os.replace(beside, encoded)
-    kept = [i for i in range(len(books)) if len(ids[i]) > N_CTX + 1]
-    shares = np.array([len(ids[i]) * books[i][3] for i in kept])
-    return [ids[i] for i in kept], shares / shares.sum()
-
-
-def sample_batch(books: list[np.ndarray], shares: np.ndarray, step: int, n_rows: int, n_cols: int) -> torch.Tensor:
+def sample_batch(streams, weights, step: int, n_rows: int, n_cols: int) -> torch.Tensor:
     """Random windows; the step is the seed, so a resumed run sees what an unbroken one would have seen."""
     rng = np.random.default_rng([1234, step])
     rows = []
-    for i in rng.choice(len(books), size=n_rows, p=shares):
-        start = rng.integers(len(books[i]) - n_cols)
-        rows.append(books[i][start : start + n_cols + 1])
+    for source in rng.choice(len(streams), size=n_rows, p=weights):
+        start = rng.integers(len(streams[source]) - n_cols)
+        rows.append(streams[source][start : start + n_cols + 1])
     return torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
@@ -146,7 +98,7 @@ def sample_batch(books: list[np.ndarray], shares: np.ndarray, step: int, n_rows:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised by Newton-Schulz, in bfloat16, matrices of one shape together.
+    """Momentum whose update is orthogonalised by Newton-Schulz, in float32, matrices of one shape together.
 
     After Keller Jordan's description (2024). For the matrices inside the blocks; everything else takes AdamW.
     """
@@ -176,7 +128,6 @@ def orthogonalise(x: torch.Tensor, n_steps: int = 5) -> torch.Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
-    x = x.bfloat16()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(n_steps):
         gram = x @ x.mT
@@ -198,8 +149,8 @@ def make_optimisers(model) -> list[torch.optim.Optimizer]:
 
 
 def learning_rate(step: int, n_steps: int) -> float:
-    """Warm up over 100 steps, stay, and fall linearly to 0 over the last part of the steps."""
-    return min((step + 1) / 100, 1.0, (n_steps - step) / (FALLING * n_steps))
+    """Warm up over 100 steps, stay, and fall linearly to 0 over the last 35 %."""
+    return min((step + 1) / 100, 1.0, (n_steps - step) / (0.35 * n_steps))
 
 
 # ---- training -------------------------------------------------------------------------------------------------
@@ -234,9 +185,11 @@ def train(corpus: Path, out: Path, work: Path, n_steps: int) -> None:
     if not train_files or not val_files:
         raise SystemExit(f"{corpus}: needs train_*.txt and val_*.txt")
     tokenizer = train_tokenizer(train_files, work)
-    books, shares = encode_corpus(tokenizer, corpus, work)
-    n_tokens = sum(len(ids) for ids in books)
-    print(f"{len(books)} books, {n_tokens} tokens", flush=True)
+    streams = [encode_file(tokenizer, f) for f in train_files]
+    sizes = np.array(
+        [len(s) * (1.0 if f.stem == "train_kids" else 0.3) for f, s in zip(train_files, streams, strict=True)]
+    )
+    print({f.name: len(s) for f, s in zip(train_files, streams, strict=True)}, "tokens", flush=True)
 
     torch.manual_seed(1234)
     config = GPTJConfig(
@@ -253,7 +206,6 @@ def train(corpus: Path, out: Path, work: Path, n_steps: int) -> None:
         eos_token_id=tokenizer.eos_id(),
     )
     model = GPTJForCausalLM(config)
-    compiled = torch.compile(model)  # needs a C++ compiler; shares the model's weights
     optimisers = make_optimisers(model)
     base_rates = [[g["lr"] for g in o.param_groups] for o in optimisers]
     first, best, seconds, history = 0, math.inf, 0.0, []
@@ -267,10 +219,9 @@ def train(corpus: Path, out: Path, work: Path, n_steps: int) -> None:
 
     for step in range(first, n_steps):
         started = time.perf_counter()
-        n_cols = 256 if step < (1 - LONG) * n_steps else N_CTX  # the last part sees every position
-        batch = sample_batch(books, shares, step, TOKENS_PER_STEP // n_cols, n_cols)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(compiled, batch)
+        n_cols = 256 if step < 0.85 * n_steps else N_CTX  # the last part sees every position
+        batch = sample_batch(streams, sizes / sizes.sum(), step, TOKENS_PER_STEP // n_cols, n_cols)
+        loss = loss_of(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimiser, rates in zip(optimisers, base_rates, strict=True):
@@ -281,14 +232,13 @@ def train(corpus: Path, out: Path, work: Path, n_steps: int) -> None:
         seconds += time.perf_counter() - started
         if step % 20 == 0:
             print(f"{step} loss {loss.item():.3f} {TOKENS_PER_STEP * (step + 1) / seconds:.0f} tokens/s", flush=True)
-        if (step + 1) % 500 == 0 or step + 1 == n_steps:
+        if (step + 1) % 100 == 0 or step + 1 == n_steps:
             held_out = float(np.mean([bits_per_byte(model, tokenizer, f, 60_000) for f in val_files]))
             history.append([step + 1, held_out])
             print(f"{step + 1} held out {held_out:.4f} bits a byte", flush=True)
             if held_out < best:
                 best = held_out
                 save_atomically(model.state_dict(), work / "best.pt")
-        if (step + 1) % 100 == 0 or step + 1 == n_steps:
             save_atomically(
                 {
                     "model": model.state_dict(),
@@ -310,8 +260,7 @@ def train(corpus: Path, out: Path, work: Path, n_steps: int) -> None:
     model = model.float()
     figures = {
         "tokens_seen": n_steps * TOKENS_PER_STEP,
-        "train_books": len(books),
-        "train_tokens": n_tokens,
+        "train_tokens": {f.name: len(s) for f, s in zip(train_files, streams, strict=True)},
         "seconds_training": round(seconds),
         "bits_per_byte": {f.name: round(bits_per_byte(model, tokenizer, f), 4) for f in val_files},
         "history": history,
@@ -325,7 +274,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--work", type=Path, default=Path("training-work"))
-    parser.add_argument("--steps", type=int, default=15_000, help=f"of {TOKENS_PER_STEP} tokens each")
+    parser.add_argument("--steps", type=int, default=2300, help=f"of {TOKENS_PER_STEP} tokens each")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
