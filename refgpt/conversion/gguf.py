@@ -8,6 +8,7 @@ whose normalizer GGUF's own keys leave out.
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 
 from refgpt._common.errors import CheckpointError, TokenizerError
 from refgpt._common.progress import Progress
+from refgpt._common.wording import listed
 from refgpt.checkpoints import Checkpoint
 from refgpt.checkpoints.families import FAMILIES
 from refgpt.checkpoints.families.formats import Gguf
@@ -48,6 +50,8 @@ from refgpt.numbers.dtypes import dtype_name
 from refgpt.numbers.leaves import Leaf
 from refgpt.tokenizers import Tokenizer
 
+log = logging.getLogger("refgpt")
+
 DTYPES = (None, "f32", "f16", "bf16")
 FILE = "model.gguf"
 NUMBERS = {name: number for number, name in TYPES.items()}
@@ -75,6 +79,9 @@ def write(
         If the tokenizer has ids for which the model has no row: no program can read such a file.
     """
     form = _form(source)
+    told = {field: getattr(source.config, field) for field in form.assumed}
+    if special := [f"{field} {value}" for field, value in told.items() if value not in form.assumed[field]]:
+        log.warning("%s: llama.cpp does not compute such a model from a GGUF file: %s", source.path, listed(special))
     leaves = named_tensors(source.params, form.names, source.config)
     encodings = {name: _encoding(leaf, dtype) for name, leaf in leaves.items()}
     metadata = _metadata(form, source, encodings) | tokenizer_metadata(tokenizer, source)

@@ -30,6 +30,9 @@ from refgpt.spec.masks import local_mask, prefix_mask
 from refgpt.spec.ops import ACTIVATIONS, embedding, layer_norm, linear, softmax
 from refgpt.spec.taps import Tap, TapNames, checked, no_tap, prefixed
 
+#: Far above any context, and small enough to compute with and to be written in every format.
+MOST_WINDOW = (1 << 31) - 1
+
 
 @dataclass(frozen=True)
 class Config(ConfigBase):
@@ -83,7 +86,7 @@ class Config(ConfigBase):
     def __post_init__(self) -> None:
         check_config(self)
         one_of("activation", self.activation, tuple(ACTIVATIONS), ConfigError)
-        keep_whole(self, "window_size", 1, None, ConfigError)
+        keep_whole(self, "window_size", 1, MOST_WINDOW, ConfigError)
         layers = tuple(collected("attention_layers", self.attention_layers, "global or local", ConfigError))
         if len(layers) != self.n_layer:
             wanted = f"n_layer, {self.n_layer}"

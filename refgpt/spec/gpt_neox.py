@@ -102,6 +102,7 @@ class Config(ConfigBase):
         if isinstance(base, bool) or not isinstance(base, (int, float)) or not 1 <= base <= MOST_ROTARY_BASE:
             wanted = f"a number from 1 to {MOST_ROTARY_BASE:.0e}"
             raise ConfigError("cannot be used", where="rotary_base", got=shown(base), wanted=wanted)
+        object.__setattr__(self, "rotary_base", float(base))  # many a config.json has a whole number
 
     @property
     def n_params(self) -> int:

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -189,6 +190,7 @@ def test_models_that_look_alike_are_refused_by_name(tmp_path, model_type, called
         ("gpt_neo", {"attention_types": [[["global", "local"], 10**9]]}, "attention_types makes no sense"),
         ("gpt_neo", {"attention_types": "global"}, "attention_types makes no sense"),
         ("gpt_neo", {"attention_layers": 3}, "attention_layers is no list"),
+        ("gpt_neo", {"window_size": 10**30}, "window_size cannot be used"),
         ("gpt_neo", {"attention_types": [[[["global"]], 3]], "attention_layers": None}, "attention_layers"),
         ("gpt_neox", {"rope_parameters": {"rope_type": "yarn"}}, "positions are not scaled"),
         ("gpt_neox", {"rope_parameters": [1]}, "no object"),
@@ -216,6 +218,23 @@ def test_older_names_of_the_rotation(tmp_path):
     changes = {"rope_parameters": None, "rotary_pct": 0.5, "rotary_emb_base": 500.0}
     path = copied("gpt_neox_sequential", tmp_path / "m", **changes)
     assert open_checkpoint(path).config == open_checkpoint(HERE / "gpt_neox_sequential").config
+
+
+def test_a_base_that_is_a_whole_number_is_written_to_gguf_as_a_float(tmp_path):
+    """As in the config.json of Pythia; llama.cpp refuses another type."""
+    path = copied("gpt_neox", tmp_path / "m", rope_parameters=None, rotary_pct=0.25, rotary_emb_base=500)
+    convert(open_checkpoint(path), None, tmp_path / "gguf", "gguf")
+    field = gguf.GGUFReader(tmp_path / "gguf" / "model.gguf").fields["gptneox.rope.freq_base"]
+    assert field.types == [gguf.GGUFValueType.FLOAT32] and field.contents() == 500
+    assert open_checkpoint(tmp_path / "gguf").config == open_checkpoint(path).config
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_model_that_llama_cpp_does_not_compute_is_told_when_it_is_written_to_gguf(tmp_path, case, caplog):
+    convert(open_checkpoint(HERE / case), None, tmp_path / "m", "gguf")
+    special = {"gpt2_scaled": "scale_attn_by_inverse_layer_idx True", "gpt_neox_sequential": "attention_bias False"}
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [message.rpartition(": ")[2] for message in said] == ([special[case]] if case in special else [])
 
 
 def test_layers_spelt_out(tmp_path):

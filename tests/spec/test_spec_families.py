@@ -121,6 +121,7 @@ def test_parameters_are_as_many_as_the_published_models_have():
         (gpt_neo, "attention_layers", ("global", "sparse")),
         (gpt_neo, "attention_layers", None),
         (gpt_neo, "window_size", 0),
+        (gpt_neo, "window_size", 1 << 31),
         (gpt_neox, "d_rotary", 3),
         (gpt_neox, "d_rotary", 10),
         (gpt_neox, "rotary_base", float("nan")),

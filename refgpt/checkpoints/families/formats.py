@@ -271,6 +271,8 @@ class Gguf:
     own : mapping
         Fields for which the format has no key, which this package writes as "refgpt.<field>": what each is in files
         that do not say it, or a function that tells it from the other fields.
+    assumed : mapping
+        Fields for which the format has no key, and the values with which llama.cpp computes the model.
     note : str
         A note that is shown to users of such files.
     tied_head : str or None
@@ -286,6 +288,7 @@ class Gguf:
     demands: Demands = field(default_factory=dict)
     told: Mapping[str, Callable[[Mapping[str, Leaf]], Any]] = field(default_factory=dict)
     own: Mapping[str, Any] = field(default_factory=dict)
+    assumed: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     note: str = ""
     tied_head: str | None = None
 

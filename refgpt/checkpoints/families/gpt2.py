@@ -97,6 +97,7 @@ GGUF = Gguf(
     optional=("d_ff", "ln_eps"),
     told={"d_ff": lambda tensors: tensors["blk.0.ffn_up.bias"].size},
     own={"activation": "gelu_new", "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
+    assumed={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
     tied_head="output.weight",
 )
 

@@ -168,6 +168,7 @@ GGUF = Gguf(
     },
     told={"attention_bias": lambda tensors: "blk.0.attn_qkv.bias" in tensors},
     own={"activation": "gelu"},
+    assumed={"attention_bias": (True,)},
     note=_NOTE,
 )
 
