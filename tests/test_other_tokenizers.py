@@ -1,7 +1,9 @@
 """A tokenizer beside the model's own: another, none, or instead of a broken one."""
 
+import io
 import json
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from refgpt import GenerationError, RefgptError, TokenizerError
 from refgpt._load import open_model
 from refgpt.cli import main
 from refgpt.conversion import convert
+from refgpt.inspect import build_report
 from refgpt.tokenizers import load_tokenizer
 from tests.helpers.model_files import write_model, write_tokenizer
 from tests.helpers.tiny import random_params, tiny_config
@@ -72,9 +75,14 @@ def test_a_broken_tokenizer_is_told_once_and_refuses_text(broken, caplog):
     assert model.tokenizer is None and len(model.generate([3, 4], max_new_tokens=2).ids) <= 2
     calls = [
         lambda: model.generate("It"),
+        lambda: model.generate([3], stop="a"),
         lambda: model.score("It", ["s"]),
         lambda: model.score([1], ["s"]),
         lambda: model.stream("It"),
+        lambda: model.embed("It"),
+        lambda: model.classify("It", ["a", "b"]),
+        lambda: refgpt.Scheduler(model).add("It"),
+        lambda: build_report(model, "It"),
     ]
     for call in calls:
         with pytest.raises(GenerationError, match=r"vocab\.json"):
@@ -102,3 +110,23 @@ def test_the_command_line(broken, tokenizer, capsys):
     assert capsys.readouterr().out.startswith("It")
     assert main(["info", "-m", str(broken), "--tokenizer", "none"]) == 0
     assert "none: the model takes and returns token ids" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "It", "-n", "1"],
+        ["generate", "It", "-n", "1", "--draft"],
+        ["embed", "It"],
+        ["inspect", "It", "--json"],
+        ["verify", "--prompt", "It"],
+        ["chat"],
+    ],
+)
+def test_a_command_that_refuses_a_text_says_what_is_wrong_with_the_tokenizer(broken, command, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"It\n")))
+    name, *options = command
+    draft = [str(broken)] if options[-1:] == ["--draft"] else []
+    assert main([name, "-m", str(broken), *options, *draft]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "this model's tokenizer cannot be used" in error and "vocab.json" in error and "give another" in error

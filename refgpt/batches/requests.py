@@ -27,7 +27,7 @@ from refgpt.generation.openai import (
 )
 from refgpt.generation.openai_answers import completion_body, error_body
 from refgpt.generation.params import GenerationParams
-from refgpt.generation.prompts import Prompt
+from refgpt.generation.prompts import Prompt, fault_of, telling_fault
 from refgpt.generation.results import Generation
 from refgpt.generation.sequence import Generates, with_named_adapter
 from refgpt.tracing.embedding import embed, encode_texts
@@ -218,7 +218,8 @@ def embeddings_body(body: Mapping[str, Any], model: Generates, name: str) -> dic
         raise GenerationError("cannot be used", where="encoding_format", got=shown(body["encoding_format"]))
     one = isinstance(given, str) or (isinstance(given, list) and all(isinstance(i, int) for i in given))
     try:
-        encoded = encode_texts([given] if one else given, model.engine.config, model.tokenizer)
+        with telling_fault(fault_of(model)):
+            encoded = encode_texts([given] if one else given, model.engine.config, model.tokenizer)
     except GenerationError as error:
         raise GenerationError(error.what, where="input", got=error.got, wanted=error.wanted, fix=error.fix) from None
     vectors = embed(model, encoded)

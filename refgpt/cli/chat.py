@@ -17,6 +17,7 @@ from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.printing import print_line, print_text
 from refgpt.cli.sampling import add_sampling_arguments, sampling_of
 from refgpt.cli.templates import add_template, listing, template_of
+from refgpt.generation.prompts import BESIDE, NO_TOKENIZER, NoTokenizer
 from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers import Tokenizer
 
@@ -82,11 +83,7 @@ def _chat(arguments: argparse.Namespace) -> int:
 
 def _check_tokenizer(config: AnyConfig, tokenizer: Tokenizer | None) -> None:
     if tokenizer is None:
-        raise GenerationError(
-            "this model has no tokenizer, but chat needs one",
-            where="--model",
-            fix="put the tokenizer's files beside the weights",
-        )
+        raise NoTokenizer(f"{NO_TOKENIZER}, but chat needs one", where="--model", fix=BESIDE)
 
 
 def _obey(line: str, dialogue: Dialogue) -> None:

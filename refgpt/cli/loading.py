@@ -17,7 +17,7 @@ from refgpt.cli.printing import print_text
 from refgpt.generation.drafting import check_params, check_same_ids
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prompt_file import PromptFile
-from refgpt.generation.prompts import encode_prompt
+from refgpt.generation.prompts import encode_prompt, telling_fault
 from refgpt.numbers.dtypes import known_dtype
 from refgpt.spec.config import AnyConfig
 from refgpt.tokenizers import Tokenizer
@@ -68,7 +68,8 @@ def load_after(arguments: argparse.Namespace, look: Callable[[Checkpoint, Tokeni
         )
         checkpoint, pairs = open_adapter(arguments.adapter, checkpoint, arguments.mask)
         named = open_adapters(arguments.adapters, arguments.adapter, checkpoint, arguments.mask)
-        seen = look(checkpoint, tokenizer)
+        with telling_fault(checkpoint.tokenizer_fault):
+            seen = look(checkpoint, tokenizer)
         model = start(
             checkpoint,
             tokenizer,

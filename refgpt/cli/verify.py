@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from refgpt._common.errors import GenerationError
 from refgpt._common.progress import print_row
 from refgpt._common.wording import size
 from refgpt._load import DTYPES
@@ -12,7 +11,7 @@ from refgpt.cli.json_output import print_json, verify_record
 from refgpt.cli.loading import WORTH_A_BAR, load_model, watched
 from refgpt.cli.options import Commands, add_command, add_json, add_loading_arguments, add_model
 from refgpt.cli.printing import print_line
-from refgpt.generation.prompts import prompt_ids
+from refgpt.generation.prompts import BESIDE, NO_TOKENIZER, NoTokenizer, prompt_ids
 from refgpt.tracing import Report, verify_bytes
 
 EXAMPLES = """exit status:
@@ -39,7 +38,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     model = load_model(arguments, "c")
     if model.tokenizer is None:
         if arguments.prompt is not None:
-            raise GenerationError("is a text, but this model has no tokenizer", where="--prompt", fix="leave it out")
+            error = NoTokenizer(f"is a text, but {NO_TOKENIZER}", where="--prompt", fix=f"{BESIDE}, or leave it out")
+            raise error.because(model.checkpoint.tokenizer_fault)
         ids = [i * 7919 % model.config.n_vocab for i in range(min(16, model.config.n_ctx))]
     else:
         text = "Once upon a time there was a" if arguments.prompt is None else arguments.prompt

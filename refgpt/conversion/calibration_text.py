@@ -61,6 +61,7 @@ def calibration_ids(
         raise CheckpointError(
             "calibrating reads texts, and this model has no tokenizer",
             where=source.path,
+            got=source.tokenizer_fault or None,
             fix="give one: tokenizer='DIRECTORY' (--tokenizer DIRECTORY), or leave out calibrate (--calibrate)",
         )
     ids = np.concatenate([_ids(place, tokenizer, source) for place in places])

@@ -14,7 +14,7 @@ from refgpt._common.wording import shown
 from refgpt.evaluation.tables import Table
 from refgpt.evaluation.templates import Template, check_examples, check_labels
 from refgpt.generation.prefix_cache import PrefixCache
-from refgpt.generation.prompts import Prompt
+from refgpt.generation.prompts import Prompt, fault_of
 from refgpt.generation.sampling import log_softmax
 from refgpt.generation.scoring import encode_continuations, score
 from refgpt.generation.sequence import Generates
@@ -129,7 +129,8 @@ class Classifier:
 
     def encode_prompt(self, prompt: Prompt) -> tuple[list[int], list[list[int]]]:
         """The ids of a whole prompt, and of each label after it. Errors are those of ``encode``."""
-        return encode_continuations(prompt, self._answers, self._model.engine.config, self._model.tokenizer)
+        model = self._model
+        return encode_continuations(prompt, self._answers, model.engine.config, model.tokenizer, fault_of(model))
 
     @cached_property
     def _prior(self) -> np.ndarray:

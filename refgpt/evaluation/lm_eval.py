@@ -113,7 +113,8 @@ class RefgptLM(LM):
             compute=compute,
         )
         if self.model.tokenizer is None:
-            raise needs_tokenizer("lm-eval's tasks are text", "take another model")
+            fault = self.model.checkpoint.tokenizer_fault
+            raise needs_tokenizer("lm-eval's tasks are text", "take another model", fault)
         n_ctx = self.model.config.n_ctx
         self.max_length = n_ctx if max_length is None else whole_number("max_length", max_length, 2, n_ctx, RefgptError)
         framing = FRAMINGS[protocol]

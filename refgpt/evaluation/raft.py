@@ -35,7 +35,7 @@ from refgpt.evaluation.metrics import (
 from refgpt.evaluation.raft_tasks import RaftTask
 from refgpt.evaluation.requests import Likelihoods, Text
 from refgpt.generation.params import GenerationParams
-from refgpt.generation.prompts import needs_tokenizer
+from refgpt.generation.prompts import fault_of, needs_tokenizer, telling_fault
 from refgpt.generation.scoring import encode_continuations
 from refgpt.generation.sequence import Generates
 from refgpt.spec.config import AnyConfig
@@ -292,7 +292,8 @@ def run_raft(
         If the model has no tokenizer, or its context is too small for an answer or a label.
     """
     measure, records = Raft(task, settings), []
-    asked = measure.requests(model.engine.config, model.tokenizer)
+    with telling_fault(fault_of(model)):
+        asked = measure.requests(model.engine.config, model.tokenizer)
     for item, answer in enumerate(answers(model, [request for (request,) in asked])):
         records.append(measure.record(item, [answer], model))
         on_answer()

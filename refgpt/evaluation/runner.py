@@ -13,6 +13,7 @@ from refgpt._common.wording import shown
 from refgpt.evaluation.answering import Answer, Request, answers
 from refgpt.evaluation.measures import Measure, Record
 from refgpt.evaluation.metrics import Estimate
+from refgpt.generation.prompts import fault_of, telling_fault
 from refgpt.generation.sequence import Generates
 
 
@@ -102,7 +103,8 @@ def evaluate(
     """
     file = RecordFile([]) if file is None else file
     records = known_records(measure, file, tags)
-    asked = measure.requests(model.engine.config, model.tokenizer) if requests is None else requests
+    with telling_fault(fault_of(model)):
+        asked = measure.requests(model.engine.config, model.tokenizer) if requests is None else requests
     asked = asked[len(records) :]
     found = answers(model, [request for item in asked for request in item])
     before = time.perf_counter()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -18,6 +19,10 @@ log = logging.getLogger("refgpt")
 
 Prompt = str | Sequence[int]
 BYTES = (bytes, bytearray, memoryview)
+#: Parts of the error of a text that has no tokenizer: where there is none, and where the one there is cannot be used.
+NO_TOKENIZER, UNUSABLE = "this model has no tokenizer", "this model's tokenizer cannot be used"
+BESIDE = "put its tokenizer.json beside the weights"
+ANOTHER = "give another: tokenizer='DIRECTORY' (--tokenizer DIRECTORY)"
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[Any] | np.ndarray]:
@@ -128,11 +133,31 @@ def prompt_ids(
     return ids
 
 
-def needs_tokenizer(why: str, instead: str, fault: str = "") -> GenerationError:
+class NoTokenizer(GenerationError):
+    """A text was given to a model that takes ids alone."""
+
+    def because(self, fault: str) -> NoTokenizer:
+        """The same error for a model whose own tokenizer cannot be used; ``fault`` is why, or "" if it has none."""
+        if not fault:
+            return self
+        what, fix = self.what.replace(NO_TOKENIZER, UNUSABLE), self.fix.replace(BESIDE, ANOTHER)
+        return NoTokenizer(what, where=self.where, got=fault, fix=fix)
+
+
+def needs_tokenizer(why: str, instead: str, fault: str = "") -> NoTokenizer:
     """The error of a text for a model that takes ids alone; ``fault`` is why its own tokenizer cannot be used."""
-    if fault:
-        fix = f"give another: tokenizer='DIRECTORY' (--tokenizer DIRECTORY), or {instead}"
-        return GenerationError(f"{why}, and this model's tokenizer cannot be used", got=fault, fix=fix)
-    return GenerationError(
-        f"{why}, and this model has no tokenizer", fix=f"put its tokenizer.json beside the weights, or {instead}"
-    )
+    return NoTokenizer(f"{why}, and {NO_TOKENIZER}", fix=f"{BESIDE}, or {instead}").because(fault)
+
+
+def fault_of(model: object) -> str:
+    """Why a model's own tokenizer cannot be used; "" if it can, or there is none."""
+    return getattr(getattr(model, "checkpoint", None), "tokenizer_fault", "")
+
+
+@contextmanager
+def telling_fault(fault: str) -> Iterator[None]:
+    """Within it, the error of a text that has no tokenizer says why the model's own cannot be used."""
+    try:
+        yield
+    except NoTokenizer as error:
+        raise error.because(fault) from None

@@ -21,7 +21,7 @@ from refgpt.generation.best_of import Ballot, Candidate
 from refgpt.generation.drafting import Drafter
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prefix_cache import PrefixKeeper
-from refgpt.generation.prompts import Prompt, encode_prompt
+from refgpt.generation.prompts import Prompt, encode_prompt, fault_of
 from refgpt.generation.results import Event
 from refgpt.generation.room import Room, position_bytes
 from refgpt.generation.scored import ScoredContinuation
@@ -162,7 +162,8 @@ class Scheduler:
             If the prompt or a parameter cannot be used, or the text might need more memory than all texts may have.
         """
         settings = GenerationParams.of(params, changes)
-        return self.add_ids(encode_prompt(prompt, self._model.engine.config, self._model.tokenizer, settings), settings)
+        model, fault = self._model, fault_of(self._model)
+        return self.add_ids(encode_prompt(prompt, model.engine.config, model.tokenizer, settings, fault), settings)
 
     def add_ids(
         self,

@@ -14,7 +14,7 @@ from refgpt.generation.draft_pace import DraftPace
 from refgpt.generation.matching import ConstraintMatcher
 from refgpt.generation.params import Criterion, GenerationParams
 from refgpt.generation.prompt_lookup import PromptLookup
-from refgpt.generation.prompts import needs_tokenizer
+from refgpt.generation.prompts import fault_of, needs_tokenizer
 from refgpt.generation.results import Event
 from refgpt.generation.sampling import Sampler
 from refgpt.generation.sampling_params import functions_of, id_list
@@ -153,7 +153,7 @@ def matcher_of(model: Generates, params: GenerationParams, prompt: Sequence[int]
     if params.constraint is None:
         return None
     if model.tokenizer is None:
-        raise needs_tokenizer("a constraint is about text", "leave it out")
+        raise needs_tokenizer("a constraint is about text", "leave it out", fault_of(model))
     return ConstraintMatcher(params.constraint, model.tokenizer, ends_of(model, params), prompt)
 
 
@@ -187,7 +187,7 @@ def sampler_of(
 def transcript_of(model: Generates, params: GenerationParams, prompt: Sequence[int]) -> Transcript:
     """The transcript of the text that follows a prompt, still empty."""
     if params.stops and model.tokenizer is None:
-        raise needs_tokenizer("stop strings are text", "leave them out")
+        raise needs_tokenizer("stop strings are text", "leave them out", fault_of(model))
     decoder = None if model.tokenizer is None else _decoder_after(prompt, model.tokenizer)
     if params.constraint is not None and decoder is not None:
         decoder.finish()  # half a character at the end of the prompt is not part of the text

@@ -10,6 +10,7 @@ from __future__ import annotations
 from refgpt._common.arguments import flag
 from refgpt._common.errors import RefgptError
 from refgpt._model import Model
+from refgpt.generation.prompts import telling_fault
 from refgpt.inspect.data import PAGE_PARTS, Prompt, gather, html_bytes, most_tokens, prompt_of
 from refgpt.inspect.figures import figures
 from refgpt.inspect.page import page
@@ -50,7 +51,8 @@ def build_report(
         If the prompt cannot be used, or the page would be too large; the error then says how large, and how many tokens
         are possible for this model. Raised before anything is computed.
     """
-    ids = prompt_of(prompt, model.config, model.tokenizer)
+    with telling_fault(model.checkpoint.tokenizer_fault):
+        ids = prompt_of(prompt, model.config, model.tokenizer)
     if prefix_len is None:
         prefix_len = len(ids) if model.mask == "prefix" else 0
     prefix_len = check_prefix(prefix_len, len(check_ids(ids, model.config)), model.config)

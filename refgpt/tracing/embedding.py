@@ -10,7 +10,7 @@ import numpy as np
 from refgpt._common.arguments import collected, one_of, whole_number
 from refgpt._common.errors import GenerationError
 from refgpt._common.float_state import default_float_state
-from refgpt.generation.prompts import BYTES, Prompt, prompt_ids
+from refgpt.generation.prompts import BYTES, Prompt, fault_of, prompt_ids, telling_fault
 from refgpt.generation.sequence import Generates, prefix_of
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.ids import check_ids
@@ -48,7 +48,8 @@ def embed(
     GenerationError
         If a text or an argument cannot be used; before anything is computed.
     """
-    encoded = encode_texts(texts, model.engine.config, model.tokenizer)
+    with telling_fault(fault_of(model)):
+        encoded = encode_texts(texts, model.engine.config, model.tokenizer)
     vectors = np.empty((len(encoded), model.engine.config.d_model), np.float32)
     for vector, found in zip(vectors, embeddings(model, encoded, layer, pooling), strict=True):
         vector[:] = found
