@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks.peers.install import ROOT, install, install_llama_server, python_of, read_stamp
 from benchmarks.peers.isa import ISAS
 from benchmarks.peers.lineup import CHECKPOINT, LAYERS, REFERENCE, chosen, forms_of, groups, served_forms, suffix
+from benchmarks.peers.options import passed_on
 
 STAGES = ("install", "models", "run", "report", "plot")
 #: Stages that only run where they are named. The second one compares servers, with this family's files, which have a
@@ -58,17 +59,13 @@ def main() -> None:
                 lineup = chosen(groups(args.threads, args.family), args.engines)
                 make_models(work, args.family, args.layers, forms_of(lineup))
             case "run":
-                names = ["family", "layers", "rounds", "threads", "patience", "isa"] + ["engines"] * bool(args.engines)
-                options = (f"--{name}={getattr(args, name)}" for name in names)
+                options = passed_on(args, "isa")
                 run_stage(work, "run", str(work), *options, environment=ISAS[args.isa].environment)
             case "llama-server":
                 install_llama_server(work, args.isa)
             case "serve":
                 make_models(work, args.family, args.layers, served_forms(args.engines))
-                names = ["family", "layers", "rounds", "threads", "patience"]
-                names += ["engines"] * bool(args.engines)
-                options = (f"--{name}={getattr(args, name)}" for name in names)
-                run_stage(work, "serving", str(work), *options, environment=ISAS[args.isa].environment)
+                run_stage(work, "serving", str(work), *passed_on(args), environment=ISAS[args.isa].environment)
                 run_stage(work, "serving_plot", str(work), must=False)
             case _:
                 run_stage(work, stage, str(work), args.family)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import os
@@ -13,8 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.peers.isa import ISAS
-from benchmarks.peers.lineup import LAYERS, REFERENCE, Group, chosen, groups, suffix
+from benchmarks.peers.lineup import REFERENCE, Group, chosen, groups, suffix
 from benchmarks.peers.measure import run_group, wait_for_quiet
+from benchmarks.peers.options import stage_parser
 from benchmarks.peers.processors import build_peak, machine, peaks, read_buffer, read_rate
 
 #: Quantised or not, an engine whose logits have a smaller cosine with the spec's runs something else.
@@ -94,15 +94,8 @@ def agreement(logits: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--layers", type=int, required=True)
-    parser.add_argument("--rounds", type=int, required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--patience", type=float, required=True)
+    parser = stage_parser()
     parser.add_argument("--isa", choices=ISAS, required=True)
-    parser.add_argument("--engines")
-    parser.add_argument("--family", choices=LAYERS, required=True)
     args = parser.parse_args()
     run(args.work, args.layers, args.rounds, args.threads, args.patience, args.isa, args.engines, args.family)
 

@@ -29,8 +29,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks.peers.install import llama_server_of
-from benchmarks.peers.lineup import LAYERS, SERVED, is_wanted
+from benchmarks.peers.lineup import SERVED, is_wanted
 from benchmarks.peers.measure import turn, wait_for_quiet
+from benchmarks.peers.options import stage_parser
 from benchmarks.peers.processors import machine
 from benchmarks.peers.report import number, table
 from benchmarks.quick import sized
@@ -278,15 +279,7 @@ def report(results: dict[str, Any]) -> Iterator[str]:
 
 def main() -> None:
     """Measure the servers, and write the results."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--layers", type=int, required=True)
-    parser.add_argument("--rounds", type=int, required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--patience", type=float, required=True)
-    parser.add_argument("--family", choices=LAYERS, required=True)
-    parser.add_argument("--engines")
-    arguments = parser.parse_args()
+    arguments = stage_parser().parse_args()
     end_on_sigterm()
     work, logs = arguments.work, arguments.work / "logs"
     logs.mkdir(exist_ok=True)

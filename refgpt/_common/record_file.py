@@ -21,7 +21,7 @@ from refgpt._common.arguments import path_of
 from refgpt._common.errors import DataError
 from refgpt._common.partial_files import writing
 from refgpt._common.small_files import parse_json
-from refgpt._common.wording import shown
+from refgpt._common.wording import difference
 
 log = logging.getLogger("refgpt")
 
@@ -132,13 +132,12 @@ def _earlier(path: Path, descriptor: int, about: dict[str, Any]) -> list[dict[st
 
 def _other_run(path: Path, found: Any, about: dict[str, Any]) -> DataError:
     """The error of a file that belongs to a run with other settings: names the first that differs."""
-    found = found if isinstance(found, dict) else {}
-    key = next(key for key in [*about, *found] if found.get(key) != about.get(key))
+    key, got, wanted = difference(found if isinstance(found, dict) else {}, about)
     return DataError(
         f"holds the results of a run with another {key}",
         where=path,
-        got=shown(found.get(key)),
-        wanted=shown(about.get(key)),
+        got=got,
+        wanted=wanted,
         fix="name another file, or remove this one",
     )
 

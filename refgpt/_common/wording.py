@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from math import inf
 from pathlib import Path
@@ -105,6 +105,13 @@ def listed(names: Iterable[str]) -> str:
     names = list(names)
     text = ", ".join(name if name.isprintable() and len(name) <= 120 else shown(name) for name in names[:MOST_LISTED])
     return text if len(names) <= MOST_LISTED else f"{text} and {len(names) - MOST_LISTED} more"
+
+
+def difference(found: Mapping[str, object], wanted: Mapping[str, object]) -> tuple[str, str, str]:
+    """The first key whose values differ, the value that was found, and the wanted one; there has to be one."""
+    pairs = ((key, (key in found, found.get(key)), (key in wanted, wanted.get(key))) for key in [*wanted, *found])
+    key = next(key for key, a, b in pairs if a != b)
+    return key, shown(found.get(key)), shown(wanted.get(key))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

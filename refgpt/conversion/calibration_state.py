@@ -22,7 +22,7 @@ import numpy as np
 from refgpt._common.errors import CheckpointError
 from refgpt._common.partial_files import LONGEST_NAME, lock_partial, replace_text, replacing
 from refgpt._common.small_files import read_json
-from refgpt._common.wording import shown
+from refgpt._common.wording import difference
 from refgpt.kernels import digests
 from refgpt.numbers.checksums import checksum
 from refgpt.numbers.mapped import map_file, view
@@ -119,6 +119,13 @@ def open_state(destination: Path, n_bytes: int, about: Mapping[str, Any]) -> Ite
     destination = Path(os.path.abspath(destination))
     name = os.fsdecode(os.fsencode(destination.name)[: LONGEST_NAME - len(SUFFIX)])
     directory = destination.with_name(f".{name}{SUFFIX}")
+    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+        raise CheckpointError(
+            "the calibration keeps its state under this name, and something else has it",
+            where=directory,
+            wanted="a directory, or nothing",
+            fix="move it away, or name another destination",
+        )
     try:
         with _writing(directory):
             lock = lock_partial(directory, directory=True)
@@ -160,12 +167,12 @@ def _check_same(directory: Path, known: Mapping[str, Any]) -> None:
         raise CheckpointError("its record of an interrupted calibration is damaged", where=directory, fix=fix) from None
     if found == known:
         return
-    key = next(key for key in [*known, *found] if found.get(key) != known.get(key))
+    key, got, wanted = difference(found, known)
     raise CheckpointError(
         f"holds the interrupted calibration of another {key}",
         where=directory,
-        got=shown(found.get(key)),
-        wanted=shown(known.get(key)),
+        got=got,
+        wanted=wanted,
         fix=fix,
     )
 

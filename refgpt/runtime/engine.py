@@ -284,6 +284,22 @@ def adapter_named(adapters: Mapping[str, T], name: str) -> T:
     )
 
 
+def check_slots(seqs: Sequence[int] | np.ndarray, n_slots: int) -> np.ndarray:
+    """Slots of a session that has ``n_slots``, each at most once.
+
+    Raises
+    ------
+    GenerationError
+    """
+    slots = np.array(seqs, np.int64)
+    listed = slots.tolist()
+    if not listed or min(listed) < 0 or max(listed) >= n_slots or len(set(listed)) < len(listed):
+        raise GenerationError(
+            "not slots of this session", where="seq", got=listed, wanted=f"0 to {n_slots - 1}, each once"
+        )
+    return slots
+
+
 def not_empty(seq: int) -> GenerationError:
     """The error for a slot that should be empty and holds a sequence."""
     return GenerationError("the slot is not empty", where="seq", got=seq)

@@ -26,7 +26,7 @@ from refgpt.runtime.adopting import repacked
 from refgpt.runtime.batch import Batch
 from refgpt.runtime.buffers import Buffers
 from refgpt.runtime.cache import KVCache
-from refgpt.runtime.engine import Part, adapter_named, check_no_adapters, no_empty_slot, not_empty
+from refgpt.runtime.engine import Part, adapter_named, check_no_adapters, check_slots, no_empty_slot, not_empty
 from refgpt.runtime.families import FAMILIES
 from refgpt.runtime.identity import identity_of
 from refgpt.runtime.mixing import MOST_RECORDED, Groups, Mixer, groups_of
@@ -467,13 +467,7 @@ class RuntimeSession:
         )
 
     def _check_slots(self, seqs: Sequence[int] | np.ndarray) -> np.ndarray:
-        slots, n_slots = np.array(seqs, np.int64), len(self.cache.lengths)
-        listed = slots.tolist()
-        if not listed or min(listed) < 0 or max(listed) >= n_slots or len(set(listed)) < len(listed):
-            raise GenerationError(
-                "not slots of this session", where="seq", got=listed, wanted=f"0 to {n_slots - 1}, each once"
-            )
-        return slots
+        return check_slots(seqs, len(self.cache.lengths))
 
     def _check_room(self, n_positions: int) -> None:
         if n_positions > self.cache.capacity:

@@ -22,7 +22,7 @@ from refgpt.numbers.packing import Kept, check_room, copied_bytes, kept_kind, pa
 from refgpt.numbers.panels import BLOCK_BYTES, Panels
 from refgpt.numbers.quantisation import store
 from refgpt.numbers.tree import ParamTree, Tree
-from refgpt.runtime.engine import Part, adapter_named, check_no_adapters, no_empty_slot, not_empty
+from refgpt.runtime.engine import Part, adapter_named, check_no_adapters, check_slots, no_empty_slot, not_empty
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import forward
 from refgpt.spec.ids import check_cut, check_ids, check_prefix
@@ -219,6 +219,7 @@ class SpecSession:
 
     def use_adapter(self, seq: int, adapter: str | None) -> None:
         """See ``Session.use_adapter``."""
+        check_slots([seq], self._n_seqs)
         if adapter != self.adapter_of(seq) and self._texts.get(seq, ([], 0))[0]:
             raise not_empty(seq)
         if adapter is None:
@@ -229,6 +230,7 @@ class SpecSession:
 
     def adapter_of(self, seq: int) -> str | None:
         """See ``Session.adapter_of``."""
+        check_slots([seq], self._n_seqs)
         return self._adapters.get(seq)
 
     def _engine_of(self, seq: int) -> SpecEngine:

@@ -295,6 +295,18 @@ def test_remains_of_another_run_are_refused(other, whole, tmp_path, caplog):
     assert weights(calibrated(made(), whole[0], tmp_path / "out")) == weights(whole[0].parent / "out")
 
 
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_something_else_that_has_the_name_of_the_state(kind, whole, tmp_path):
+    state = tmp_path / ".out.calibration"
+    if kind == "file":
+        state.write_text("mine")
+    else:
+        state.symlink_to(whole[0].parent)
+    with pytest.raises(CheckpointError, match=r"\.out\.calibration: .* something else has it; .* move it away"):
+        calibrated(made(), whole[0], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [state] and (kind == "link" or state.read_text() == "mine")
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [

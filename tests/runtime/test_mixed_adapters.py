@@ -141,6 +141,12 @@ def test_unusable_adapters_are_refused(kind):
         with pytest.raises(GenerationError, match="the slot is not empty"):
             session.use_adapter(0, other)
     assert session.adapter_of(0) == "oz" and session.adapter_of(1) is None
+    for slot in (-1, 2):
+        out_of_range = rf"seq: not slots of this session; got \[{slot}\]; wanted 0 to 1, each once"
+        with pytest.raises(GenerationError, match=out_of_range):
+            session.use_adapter(slot, "oz")
+        with pytest.raises(GenerationError, match=out_of_range):
+            session.adapter_of(slot)
     plain = engine_of(kind=kind).adapters["oz"].session(1, N)
     with pytest.raises(GenerationError, match="load the model with adapters="):
         plain.use_adapter(0, "oz")

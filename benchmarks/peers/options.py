@@ -1,0 +1,27 @@
+"""The options of the stages that measure, as ``__main__`` passes them on."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks.peers.lineup import LAYERS
+
+
+def stage_parser() -> argparse.ArgumentParser:
+    """A parser of what every stage that measures is given."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--layers", type=int, required=True)
+    parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--patience", type=float, required=True)
+    parser.add_argument("--family", choices=LAYERS, required=True)
+    parser.add_argument("--engines")
+    return parser
+
+
+def passed_on(args: argparse.Namespace, *more: str) -> list[str]:
+    """The options of the command as those of a stage that measures, and ``more`` of its own."""
+    names = ["family", "layers", "rounds", "threads", "patience", *more, *(["engines"] * bool(args.engines))]
+    return [f"--{name}={getattr(args, name)}" for name in names]
