@@ -95,7 +95,7 @@ INNER_FLOORS = {
         {"run"},
     ],
     "server": [
-        {"settings", "errors", "metrics", "texts"},
+        {"settings", "errors", "metrics", "pieces", "texts", "watch"},
         {"jobs", "aside", "predictions", "security", "fields", "constraints"},
         {"core"},
         {"exchange", "state"},

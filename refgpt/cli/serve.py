@@ -147,6 +147,14 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
     )
     add("--no-inspect", dest="inspect", action="store_false", help="turn off the page's view of the model's inside")
     add(
+        "--step-timeout",
+        type=float,
+        default=DEFAULT.step_timeout,
+        metavar="SECONDS",
+        help="seconds that one step of the model may take, before /health says that it hangs and requests end with an "
+        "error; 0: any time (default: %(default)g)",
+    )
+    add(
         "--grace",
         type=float,
         default=DEFAULT.grace,
@@ -164,6 +172,7 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
         ),
         ("max-body-bytes", int, "bytes of the request's body"),
         ("max-prompts", int, "prompts"),
+        ("max-prompt-chars", int, "characters of a text that is made into tokens"),
         ("max-texts", int, "texts that continue one prompt (n, best_of)"),
         ("max-stops", int, "stop strings"),
         ("max-stop-chars", int, "characters of a stop string"),
@@ -205,10 +214,10 @@ def _serve(arguments: argparse.Namespace) -> int:
             name: getattr(arguments, name)
             for name in (
                 *("host", "port", "template", "character", "persona", "max_slots", "max_queue", "speculate"),
-                *("parse_special", "inspect", "grace", "max_tokens", "max_body_bytes", "max_prompts", "max_texts"),
-                *("max_stops", "max_stop_chars", "max_logprobs", "max_inspect_tokens", "max_connections", "timeout"),
-                *("max_biases", "head_timeout", "body_timeout", "send_timeout", "log_format", "log_prompts"),
-                *("ssl_certfile", "ssl_keyfile", "ssl_keyfile_password"),
+                *("parse_special", "inspect", "step_timeout", "grace", "max_tokens", "max_body_bytes", "max_prompts"),
+                *("max_prompt_chars", "max_texts", "max_stops", "max_stop_chars", "max_logprobs", "max_biases"),
+                *("max_inspect_tokens", "max_connections", "timeout", "head_timeout", "body_timeout", "send_timeout"),
+                *("log_format", "log_prompts", "ssl_certfile", "ssl_keyfile", "ssl_keyfile_password"),
             )
         },
     )

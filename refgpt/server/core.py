@@ -22,15 +22,18 @@ from refgpt.generation.results import Event
 from refgpt.generation.scheduler import Scheduler
 from refgpt.generation.sequence import with_named_adapter
 from refgpt.runtime.engine import Session
-from refgpt.server.errors import busy, closing, failed, refused, unavailable
+from refgpt.server.errors import ApiError, busy, closing, failed, refused, stalled, unavailable
 from refgpt.server.jobs import Job, Written
 from refgpt.server.metrics import Metrics
 from refgpt.server.settings import ServerSettings
+from refgpt.server.watch import Watch
 
 log = logging.getLogger("refgpt.server")
 
 #: Seconds between attempts to make a new scheduler, if that fails.
 RETRY = 1.0
+#: Seconds for the thread to end after its current step.
+LAST_STEP = 5.0
 
 
 class CountingCache(PrefixCache):
@@ -77,23 +80,31 @@ class Core:
         self._jobs: set[Job] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="refgpt-core", daemon=True)
-        self.draining = self.failed = False
+        self._watch = Watch(settings.step_timeout, self._stall, self._return)
+        self.draining = self.failed = self._given_up = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the thread, which sends its events to an event loop."""
         self._loop = loop
         self._thread.start()
+        self._watch.start(loop)
 
     def stop(self) -> None:
-        """End the thread after its current step."""
+        """End the thread after its current step. It does not wait for a step that does not return."""
         self._commands.put(None)
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(0 if self._watch.stalled or self._given_up else LAST_STEP)
+        if self._thread.is_alive():
+            log.warning("a step of the model has not returned; the server ends without it")
 
     @property
-    def usable(self) -> bool:
-        """Whether requests can be run: the thread runs, and has a scheduler."""
-        return self._thread.is_alive() and not self.failed
+    def refusal(self) -> ApiError | None:
+        """The answer to new requests while they cannot be run; None while they can."""
+        if self.draining:
+            return closing()
+        if self.failed or not self._thread.is_alive():
+            return unavailable()
+        return stalled() if self._watch.stalled else None
 
     @property
     def n_open(self) -> int:
@@ -136,12 +147,10 @@ class Core:
         Raises
         ------
         ApiError
-            429 if too many wait, 503 if the server is shutting down or has no scheduler.
+            429 if too many wait, 503 if requests cannot be run now: see ``refusal``.
         """
-        if self.draining:
-            raise closing()
-        if not self.usable:
-            raise unavailable()
+        if (error := self.refusal) is not None:
+            raise error
         n_open = len(prompts) * (params.num_return_sequences if go_on else 1)
         if self._jobs and self.n_open + n_open > self.settings.max_slots + self.settings.max_queue:
             raise busy()
@@ -167,6 +176,12 @@ class Core:
         """End all unfinished texts now."""
         for job in self._jobs:
             self.end(job)
+
+    def give_up(self) -> None:
+        """End all requests with an error, if the thread does not end them."""
+        if self._jobs:
+            self._given_up = True
+            self._fail_all(stalled())
 
     # The methods below run in the core's own thread.
 
@@ -199,6 +214,8 @@ class Core:
         except BaseException:
             log.critical("the model's thread has failed", exc_info=True)
             self._tell(self._break)
+        finally:
+            self._watch.rest()
 
     def _begin_anew(self, error: Exception) -> bool:
         """End all requests, and make a new scheduler, trying again if that fails. -> whether to continue"""
@@ -208,6 +225,7 @@ class Core:
             self.cache.clear()
         while True:
             try:
+                self._watch.begin()
                 self._scheduler = self._new_scheduler()
                 self._tell(self._mend)
                 return True
@@ -219,6 +237,7 @@ class Core:
 
     def _rest(self) -> bool:
         """Wait, and discard commands: ``_break`` ends their requests. -> whether to continue"""
+        self._watch.rest()
         until = perf_counter() + RETRY
         try:
             while self._commands.get(timeout=max(0.0, until - perf_counter())) is not None:
@@ -231,11 +250,15 @@ class Core:
         """Execute the commands since the last step; wait for one if there is no work. -> whether to continue"""
         try:
             while True:
+                if not self.scheduler.busy:
+                    self._watch.rest()
                 command = self._commands.get(block=not self.scheduler.busy)
                 if command is None:
                     return False
+                self._watch.begin()
                 command()
         except Empty:
+            self._watch.begin()
             return True
 
     def _add(self, job: Job) -> None:
@@ -339,6 +362,14 @@ class Core:
 
     def _mend(self) -> None:
         self.failed = False
+
+    def _stall(self, seconds: float) -> None:
+        """A step does not return: end all requests. What it returns later is discarded."""
+        log.error("a step of the model has not returned for %.1f s; requests are refused until it does", seconds)
+        self._fail_all(stalled())
+
+    def _return(self, seconds: float) -> None:
+        log.warning("the step of the model has returned, after about %.1f s; requests are run again", seconds)
 
     def _fail_all(self, error: Exception) -> None:
         self.metrics.failures.add()

@@ -98,6 +98,17 @@ def unavailable() -> ApiError:
     )
 
 
+def stalled() -> ApiError:
+    """The answer while a step of the model does not return."""
+    return ApiError(
+        503,
+        "a step of the model does not return; the server runs requests again when it does",
+        "server_error",
+        code="stalled",
+        headers={"retry-after": str(RETRY_AFTER)},
+    )
+
+
 def failed(error: Exception) -> ApiError:
     """The answer after an internal error. Its cause is only logged."""
     if isinstance(error, ApiError):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from refgpt.server.errors import ApiError, ClientGone
 from refgpt.server.jobs import Job
+from refgpt.server.pieces import PIECE, loads
 from refgpt.server.settings import ServerSettings
 
 T = TypeVar("T")
@@ -119,7 +120,14 @@ class Exchange:
                 "the body has to be JSON, and the request to say so: Content-Type: application/json",
                 code="no_json",
             )
-        return parsed(await self.body())
+        return await self.parsed(await self.body())
+
+    async def parsed(self, body: bytes) -> dict[str, Any]:
+        """A body as a JSON object; large ones are parsed beside the event loop, one at a time."""
+        if len(body) <= PIECE:
+            return parsed(body)
+        async with self.state.large_bodies:
+            return await asyncio.get_running_loop().run_in_executor(None, parsed, body)
 
     async def prepare(self, work: Callable[[], T]) -> T:
         """Run work on the fields of the body, in a separate thread if the body is large (see ``State.do``)."""
@@ -243,7 +251,7 @@ def parsed(body: bytes) -> dict[str, Any]:
         raise ValueError(f"{name} is not JSON")
 
     try:
-        value = json.loads(body.decode("utf-8-sig"), parse_constant=refuse)
+        value = loads(body.decode("utf-8-sig"), refuse)
     except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError too
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
         raise ApiError(400, f"the body is not JSON: {why}", code="invalid_json") from None

@@ -50,10 +50,12 @@ def _model(state: State, name: str) -> dict[str, Any]:
 
 
 async def health(exchange: Exchange) -> None:
-    """``GET /health``: 200 while requests are taken, 503 during shutdown and while the model cannot be run."""
-    core = exchange.state.core
-    status = "shutting down" if core.draining else "ok" if core.usable else "failed"
-    await exchange.send_json({"status": status}, 200 if status == "ok" else 503)
+    """``GET /health``: 200 while requests are taken; otherwise 503, with the reason."""
+    error = exchange.state.core.refusal
+    if error is None:
+        await exchange.send_json({"status": "ok"})
+    else:
+        await exchange.send_json({"status": error.code, "reason": error.message}, error.status, error.headers)
 
 
 async def version(exchange: Exchange) -> None:

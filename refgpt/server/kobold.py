@@ -16,7 +16,7 @@ from refgpt.generation.sequence import ends_of
 from refgpt.server import fields, plain
 from refgpt.server.constraints import constraint_of
 from refgpt.server.errors import ApiError, ClientGone, failed, kobold_form
-from refgpt.server.exchange import Exchange, parsed
+from refgpt.server.exchange import Exchange
 from refgpt.server.fields import flag_of
 from refgpt.server.jobs import Job
 from refgpt.server.plain import PlainText
@@ -217,7 +217,7 @@ def _params(state: State, body: Mapping[str, Any]) -> GenerationParams:
 
 async def _optional_body(exchange: Exchange) -> dict[str, Any]:
     body = await exchange.body()
-    return parsed(body) if body.strip() else {}
+    return await exchange.parsed(body) if body.strip() else {}
 
 
 def _found(exchange: Exchange, body: Mapping[str, Any]) -> list[Running]:

@@ -106,10 +106,10 @@ def _form(row: np.ndarray, form: str) -> Any:
 
 async def _aside(exchange: Exchange, state: State, work: Any) -> Any:
     """Run work beside the scheduler, unless the client disconnects before it begins."""
-    if state.core.draining:
-        raise ApiError(503, "the server is shutting down", "server_error", code="shutting_down")
+    if (error := state.core.refusal) is not None:
+        raise error
     try:
         async with exchange.watched():
             return await state.aside.do(work)
-    except RefgptError as error:
-        raise refused(error) from None
+    except RefgptError as fault:
+        raise refused(fault) from None

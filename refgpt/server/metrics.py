@@ -75,7 +75,9 @@ class Metrics:
         self.prompt_tokens = Counter("refgpt_prompt_tokens_total", "Tokens of prompts.")
         self.generated_tokens = Counter("refgpt_generated_tokens_total", "Tokens generated.")
         self.adapter_tokens = Counter("refgpt_adapter_tokens_total", "Those with an adapter.", ("adapter",))
-        self.failures = Counter("refgpt_failures_total", "Failures of the scheduler, which then begins anew.")
+        self.failures = Counter(
+            "refgpt_failures_total", "Failures of the scheduler, and steps that did not return in time."
+        )
         self.first_token = Histogram("refgpt_time_to_first_token_seconds", "From a request to its first token.")
         self.next_token = Histogram("refgpt_time_between_tokens_seconds", "From a token of a request to its next.")
         self.seconds = Histogram("refgpt_request_seconds", "From a request to the end of its answer.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -27,6 +28,8 @@ LAST_WORDS = 5
 KEEP_ALIVE = 75
 #: Files that are open beside connections.
 OTHER_FILES = 128
+#: Seconds after which a Python thread lets another run, so that large requests hardly slow down streams.
+SWITCH_INTERVAL = 0.001
 
 
 class Running(uvicorn.Server):
@@ -109,6 +112,7 @@ class Running(uvicorn.Server):
         core.end_all()
         while core.n_open and loop.time() < deadline + LAST_WORDS and not self.force_exit:
             await asyncio.sleep(0.02)
+        core.give_up()
         self.should_exit = True
 
 
@@ -128,12 +132,16 @@ def run(model: Model, settings: ServerSettings, on_start: Callable[[str], object
     if not is_loopback(settings.host) and not settings.api_keys:
         log.warning("%s can be reached from elsewhere, and no key is needed: see --api-key-file", settings.host)
     _allow_open_files(settings.max_connections + OTHER_FILES)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_INTERVAL)
     try:
         with logging_as(settings):
             asyncio.run(server.serve())
     except SystemExit:  # uvicorn's way to say that it could not start
         where = f"{settings.host}:{settings.port}"
         raise ServerError("cannot listen there", where=where, fix="choose another --port or --host") from None
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def _allow_open_files(n: int) -> None:

@@ -47,6 +47,8 @@ class ServerSettings:
     max_body_bytes, max_prompts, max_texts, max_stops, max_stop_chars, max_logprobs, max_biases : int
         Limits of one request: bytes of its body, its prompts, continuations of each, stop strings and their length,
         likely tokens that are listed beside each token, and entries of ``logit_bias`` and fields like it.
+    max_prompt_chars : int
+        Characters of a text that is made into tokens.
     max_tokens : int or None
         New tokens of each text, whatever a request asks for. None: as many as the context holds.
     max_inspect_tokens : int
@@ -55,6 +57,9 @@ class ServerSettings:
         Seconds after which an unfinished text is ended, with the finish reason "length".
     head_timeout, body_timeout, send_timeout : float
         Seconds for a client to send the head and the body of a request, and to receive each piece of the answer.
+    step_timeout : float
+        Seconds that one step of the model may take. After them all requests end with an error, and new ones are refused
+        until the step has returned. 0: any time.
     grace : float
         Seconds that running requests have to finish when the server is asked to end.
     api_keys : tuple of str
@@ -90,6 +95,7 @@ class ServerSettings:
     max_connections: int = 1024
     max_body_bytes: int = 4 << 20
     max_prompts: int = 128
+    max_prompt_chars: int = 1 << 19
     max_texts: int = 32
     max_stops: int = 32
     max_stop_chars: int = 512
@@ -101,6 +107,7 @@ class ServerSettings:
     head_timeout: float = 20.0
     body_timeout: float = 30.0
     send_timeout: float = 60.0
+    step_timeout: float = 300.0
     grace: float = 30.0
     api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
@@ -113,7 +120,7 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         keep_whole(self, "port", 0, 65535, ServerError)
-        for name in ("max_slots", "max_cache_bytes", "max_connections", "max_body_bytes", "max_prompts", "max_texts"):
+        for name in ("max_slots", "max_cache_bytes", "max_connections", "max_body_bytes", "max_texts"):
             keep_whole(self, name, 1, None, ServerError)
         for name in (
             "prefix_cache_bytes",
@@ -125,11 +132,12 @@ class ServerSettings:
             "max_biases",
         ):
             keep_whole(self, name, 0, None, ServerError)
-        keep_whole(self, "max_inspect_tokens", 1, None, ServerError)
+        for name in ("max_prompts", "max_prompt_chars", "max_inspect_tokens"):
+            keep_whole(self, name, 1, None, ServerError)
         keep_whole(self, "max_tokens", 1, None, ServerError, optional=True)
         for name in ("parse_special", "inspect", "log_prompts"):
             flag(name, getattr(self, name), ServerError)
-        for name in ("timeout", "head_timeout", "body_timeout", "send_timeout", "grace"):
+        for name in ("timeout", "head_timeout", "body_timeout", "send_timeout", "step_timeout", "grace"):
             number(name, getattr(self, name), 0, 1e9, ServerError)
         for name in ("served_names", "api_keys", "allowed_hosts", "allowed_origins"):
             object.__setattr__(self, name, _texts(name, getattr(self, name)))

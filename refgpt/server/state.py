@@ -43,6 +43,8 @@ class State:
         Requests of KoboldAI's clients that can be ended by name.
     predictions : Predictions
         Texts of Mesh Transformer JAX's second interface.
+    large_bodies : asyncio.Lock
+        Held while a large body is parsed.
     """
 
     model: Model
@@ -54,6 +56,7 @@ class State:
     created: int
     kobold: set[Any] = field(default_factory=set)
     predictions: Predictions = field(default_factory=Predictions)
+    large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
     def of(cls, model: Model, settings: ServerSettings, draft: Model | None = None) -> State:
@@ -216,8 +219,11 @@ class State:
             raise ApiError(400, str(error), param=name) from None
 
     def _text_ids(self, text: str, special: bool, name: str) -> list[int]:
-        """The ids of a text; an ApiError if there is no tokenizer, or it cannot spell the text."""
-        model = self.model
+        """The ids of a text; an ApiError if it is too long, there is no tokenizer, or it cannot spell the text."""
+        model, most = self.model, self.settings.max_prompt_chars
+        if len(text) > most:
+            message = f"{name}: {len(text)} characters are more than this server allows, {most}"
+            raise ApiError(400, message, param=name, code="context_length_exceeded")
         try:
             if model.tokenizer is None:
                 return prompt_ids(text, model.config, None, model.checkpoint.tokenizer_fault)

@@ -376,3 +376,12 @@ def test_large_answers_are_put_together_beside_the_event_loop(
     want = model.score(ids[:1], [ids[1:]])[0].tolist()
     assert all(choice["logprobs"]["token_logprobs"][1:-1] == want for choice in choices)
     assert len(choices) == 2
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings", "/tokenize", "/inspect", "/api/v1/generate"])
+def test_a_text_of_too_many_characters_is_refused(model: refgpt.Model, path: str) -> None:
+    with serving(model, max_prompt_chars=30) as server:
+        body = {"prompt": "x" * 31, "input": "x" * 31, "max_tokens": 1, "seed": 1}
+        refused = server.ask("POST", path, body)
+        assert refused.status == 400 and b"31 characters are more than this server allows, 30" in refused.content
+        assert server.post(path, prompt="x" * 30, input="x" * 30, max_tokens=1, seed=1)

@@ -140,3 +140,35 @@ def test_a_large_body_is_checked_beside_the_event_loop(
 
     held.hold(monkeypatch, completions, "parse_completion", lambda body: len(body["prompt"]) > 5000)
     held.answers_meanwhile(own_server, "/v1/completions", {"prompt": [5] * 6000}, (400,))
+
+
+def test_a_large_body_is_parsed_beside_the_event_loop(
+    own_server: Served, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from refgpt.server import exchange
+
+    held.hold(monkeypatch, exchange, "loads", lambda text, *rest: len(text) > 50_000)
+    held.answers_meanwhile(own_server, "/v1/completions", {"prompt": "x", "user": ["y"] * 20_000}, (200,))
+
+
+def test_large_bodies_are_parsed_one_at_a_time(own_server: Served, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many come at once, only one thread takes the interpreter from the streams."""
+    from refgpt.server import exchange
+
+    inside, most = [0], [0]
+    loads = exchange.loads
+
+    def counted(*arguments: Any) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        try:
+            return loads(*arguments)
+        finally:
+            inside[0] -= 1
+
+    monkeypatch.setattr(exchange, "loads", counted)
+    with ThreadPoolExecutor(6) as pool:
+        body = {"prompt": "x", "max_tokens": 1, "user": [[1, 2]] * 30_000}
+        asked = [pool.submit(own_server.ask, "POST", "/v1/completions", body) for _ in range(6)]
+        assert [one.result().status for one in asked] == [200] * 6
+    assert most == [1]

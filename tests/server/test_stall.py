@@ -1,0 +1,178 @@
+"""A step of the model that does not return: requests end with an error, and the server works again when it returns."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import sleep
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import refgpt
+from tests.helpers.servers import Served, serving
+from tests.helpers.work import HANGS
+
+ROOT = Path(__file__).parents[2]
+LONG = {"prompt": "Once upon a time", "max_tokens": 480, "ignore_eos": True, "seed": 1}
+SHORT = {"prompt": "Once upon a time", "max_tokens": 3, "seed": 1}
+CHAT = {"messages": [{"role": "user", "content": "x"}]}
+
+
+class Hanging:
+    """The steps of a server's session; they wait for an event after ``hang``."""
+
+    def __init__(self, server: Served) -> None:
+        self.go_on = threading.Event()
+        self.go_on.set()
+        session = server.state.core._scheduler._session
+        step = session.step
+
+        def held(*arguments: Any) -> Any:
+            sleep(0.003)  # texts that are written meanwhile do not end before others have come
+            assert self.go_on.wait(HANGS)
+            return step(*arguments)
+
+        session.step = held
+
+    def hang(self) -> None:
+        """Steps that begin from now on do not return."""
+        self.go_on.clear()
+
+
+@pytest.fixture
+def server(model: refgpt.Model) -> Iterator[Served]:
+    with serving(model, step_timeout=0.3, speculate=0, max_slots=2) as served:
+        yield served
+
+
+@pytest.fixture
+def hanging(server: Served) -> Iterator[Hanging]:
+    found = Hanging(server)
+    yield found
+    found.go_on.set()
+
+
+def events_of(answer: SimpleNamespace) -> list[str]:
+    return [line[6:] for line in answer.content.decode().split("\n") if line.startswith("data: ")]
+
+
+def test_a_step_that_hangs_and_returns(server: Served, hanging: Hanging, caplog: pytest.LogCaptureFixture) -> None:
+    core = server.state.core
+    want = server.post("/v1/completions", **SHORT)["choices"]
+    with caplog.at_level(logging.WARNING, "refgpt.server"), ThreadPoolExecutor(5) as pool:
+        asked = [
+            pool.submit(server.ask, "POST", "/v1/completions", LONG | {"stream": True}),
+            pool.submit(server.ask, "POST", "/v1/completions", LONG | {"n": 2}),
+        ]
+        server.wait_until(lambda: core.n_open == 3 and core.n_running == 2)
+        asked += [  # they wait for a slot
+            pool.submit(server.ask, "POST", "/api/extra/generate/stream", {"prompt": "x", "max_length": 400}),
+            pool.submit(server.ask, "POST", "/v1/chat/completions", CHAT | {"stream": True}),
+            pool.submit(server.ask, "POST", "/complete", {"context": "x"}),
+        ]
+        server.wait_until(lambda: core.n_open == 6)
+        hanging.hang()
+        streamed, whole, kobold, chat, mesh = [one.result() for one in asked]  # each ends, with one error
+        for answer in (streamed, chat):
+            (error,) = [event for event in events_of(answer) if '"error"' in event]
+            assert json.loads(error)["error"]["code"] == "stalled" and events_of(answer)[-1] == "[DONE]"
+        assert whole.status == 503 and whole.json["error"]["code"] == "stalled"
+        assert int(whole.headers["retry-after"]) > 0
+        assert kobold.content.count(b'"stalled"') == 1
+        assert mesh.status == 503 and "does not return" in mesh.json["error"]
+        # It says so, and takes nothing new; what needs no model is answered.
+        for _ in range(3):
+            health = server.ask("GET", "/health")
+            assert health.status == 503 and int(health.headers["retry-after"]) > 0
+            assert health.json["status"] == "stalled" and "does not return" in health.json["reason"]
+        bodies = {"/v1/completions": SHORT, "/v1/chat/completions": CHAT, "/api/v1/generate": SHORT}
+        bodies |= {"/complete": {"context": "x"}, "/v1/embeddings": {"input": "x"}, "/inspect": {"prompt": "x"}}
+        for path, body in bodies.items():
+            refused = server.ask("POST", path, body)
+            assert refused.status == 503 and int(refused.headers["retry-after"]) > 0, path
+        assert server.ask("GET", "/v1/models").status == 200 and core.n_open == 0
+        assert server.state.metrics.failures.value() == 1
+        hanging.go_on.set()
+        server.wait_until(lambda: server.ask("GET", "/health").status == 200)
+        assert server.post("/v1/completions", **SHORT)["choices"] == want
+        server.wait_until(lambda: core.n_running == 0)  # what was cut off is not written for nobody
+    told = [record.getMessage() for record in caplog.records if "step of the model has" in record.getMessage()]
+    assert len(told) == 2 and "has not returned" in told[0] and "has returned" in told[1]
+
+
+def test_another_hang_is_noticed_too(server: Served, hanging: Hanging) -> None:
+    for _ in range(2):
+        hanging.hang()
+        assert server.ask("POST", "/v1/completions", SHORT).json["error"]["code"] == "stalled"
+        hanging.go_on.set()
+        server.wait_until(lambda: server.ask("GET", "/health").status == 200)
+    assert server.state.metrics.failures.value() == 2
+
+
+def test_an_idle_server_does_not_hang(server: Served, hanging: Hanging) -> None:
+    """Waiting for requests is no step, however long it takes; and many short steps are no long one."""
+    watch = server.state.core._watch
+    server.post("/v1/completions", **LONG | {"max_tokens": 200, "n": 2})
+    server.wait_until(lambda: watch._began is None)
+    server.state.core._watch._look(SimpleNamespace(call_later=lambda *arguments: None))
+    assert not watch.stalled and server.ask("GET", "/health").status == 200
+
+
+def test_no_bound() -> None:
+    pytest.importorskip("starlette")
+    from refgpt.server.watch import Watch
+
+    def never(*arguments: Any) -> None:
+        raise AssertionError
+
+    watch = Watch(0, never, never)
+    watch.begin()
+    watch.start(SimpleNamespace(call_later=never))  # type: ignore[arg-type]
+    assert not watch.stalled
+
+
+SCRIPT = """
+import sys, threading
+import refgpt
+from refgpt.runtime.session import RuntimeSession
+from refgpt.server import ServerSettings, running, serve
+
+running.LAST_WORDS = 1
+RuntimeSession.step = lambda *arguments: (print("hangs", flush=True), threading.Event().wait())
+settings = ServerSettings(port=0, grace=0.3, step_timeout=float(sys.argv[1]))
+serve(refgpt.load(), settings, lambda url: print(url, flush=True))
+"""
+
+
+@pytest.mark.parametrize("step_timeout", [0.2, 1e6], ids=["noticed", "not noticed"])
+def test_a_server_that_hangs_ends_when_it_is_asked_to(step_timeout: float) -> None:
+    pytest.importorskip("starlette")
+    command = [sys.executable, "-c", SCRIPT, str(step_timeout)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    server = Served.__new__(Served)
+    try:
+        server.port = int(process.stdout.readline().rstrip("/\n").rpartition(":")[2])
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(server.ask, "POST", "/v1/completions", LONG)
+            assert process.stdout.readline() == "hangs\n"
+            if step_timeout < 1:
+                server.wait_until(lambda: server.ask("GET", "/health").status == 503)
+            process.send_signal(signal.SIGTERM)
+            answer = asked.result()
+        process.wait(HANGS)
+    finally:
+        process.kill()
+        _, log = process.communicate(timeout=HANGS)
+    assert answer.status == 503 and answer.json["error"]["code"] == "stalled"
+    assert process.returncode == 0, log
+    assert log.count("the server ends without it") == 1
