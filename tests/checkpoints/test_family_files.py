@@ -113,7 +113,7 @@ def test_a_newer_name_of_the_head(tmp_path):
 
 def test_a_head_that_is_there_under_both_names(tmp_path):
     path = rewritten("gpt_neox", tmp_path / "m", lambda t: {"lm_head.weight": t["embed_out.weight"], **t})
-    with pytest.raises(CheckpointError, match="twice"):
+    with pytest.raises(CheckpointError, match=r"twice; got '(lm_head|embed_out)\.weight' and '(lm_head|embed_out)"):
         open_checkpoint(path)
 
 
@@ -195,9 +195,10 @@ def test_models_that_look_alike_are_refused_by_name(tmp_path, model_type, called
         ("gpt_neox", {"rope_parameters": {"rope_type": "yarn"}}, "positions are not scaled"),
         ("gpt_neox", {"rope_parameters": [1]}, "no object"),
         ("gpt_neox", {"rope_scaling": {"type": "linear"}}, "positions are not scaled"),
-        ("gpt_neox", {"rope_parameters": None, "rotary_pct": "half"}, "rotary_pct is not a number"),
-        ("gpt_neox", {"rope_parameters": None, "rotary_pct": 1.5}, "rotary_pct cannot be used"),
-        ("gpt_neox", {"rope_parameters": None, "rotary_emb_base": 0}, "rotary_base"),
+        ("gpt_neox", {"rope_parameters": None, "rotary_pct": "half"}, r"rotary_pct \(partial.* is not a number"),
+        ("gpt_neox", {"rope_parameters": None, "rotary_pct": 1.5}, "rotary_pct .*cannot be used"),
+        ("gpt_neox", {"rope_parameters": None, "rotary_pct": 0.4}, r"rotary_pct \(.* is odd.*; correct rotary_pct"),
+        ("gpt_neox", {"rope_parameters": None, "rotary_emb_base": 0}, r"rotary_emb_base \(rope_theta\) cannot be used"),
         ("gpt_neox", {"hidden_act": "silu"}, "hidden_act"),
         ("gpt_neox", {"num_attention_heads": 0}, "num_attention_heads"),
     ],
@@ -235,6 +236,13 @@ def test_a_model_that_llama_cpp_does_not_compute_is_told_when_it_is_written_to_g
     special = {"gpt2_scaled": "scale_attn_by_inverse_layer_idx True", "gpt_neox_sequential": "attention_bias False"}
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [message.rpartition(": ")[2] for message in said] == ([special[case]] if case in special else [])
+
+
+@pytest.mark.parametrize("kind", ["type", "rope_type"])
+def test_a_scaling_by_nothing_is_the_rotation_under_its_earlier_name(tmp_path, kind):
+    changes = {"rope_parameters": None, "rope_scaling": {kind: "default"}, "rotary_pct": 0.5, "rotary_emb_base": 500.0}
+    path = copied("gpt_neox_sequential", tmp_path / "m", **changes)
+    assert open_checkpoint(path).config == open_checkpoint(HERE / "gpt_neox_sequential").config
 
 
 def test_layers_spelt_out(tmp_path):

@@ -280,7 +280,7 @@ FAULTY = {
         r"h\.0\.mlp\.fc_in\.weight is \[16, 24\], the configuration says \[24, 16\]",
     ),
     "whole numbers": (changed(lm_head__bias=np.ones(37, "<i8")), {}, r"lm_head\.bias holds int64"),
-    "with and without": (changed(wte__weight=PARAMS.wte), {}, r"'wte\.weight' with and without"),
+    "with and without": (changed(wte__weight=PARAMS.wte), {}, r"'transformer\.wte\.weight' and 'wte\.weight'"),
 }
 
 

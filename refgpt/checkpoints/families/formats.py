@@ -60,6 +60,8 @@ class HuggingFace:
         Further names of tensors, without ``names.body``.
     tied_head : str or None
         The name of the head in families whose head is the embedding and so not a leaf.
+    known_as : mapping of str to str
+        For the fields that ``read`` gives, what errors call their keys.
     read, write : callable
         For settings that take more than one key: ``read(raw, given, path)`` changes the fields that a config.json
         gave, and ``write(config)`` gives further keys.
@@ -77,6 +79,7 @@ class HuggingFace:
     mask: str | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     tied_head: str | None = None
+    known_as: Mapping[str, str] = field(default_factory=dict)
     read: Callable[[Mapping[str, Any], dict[str, Any], Path], None] = lambda raw, given, path: None
     write: Callable[[Any], dict[str, Any]] = lambda config: {}
 
@@ -115,7 +118,7 @@ class HuggingFace:
         given |= self.read_ids({self.keys[field][0]: value for field, value in ids.items()}, n_vocab, path)
         if given.get("d_ff") is None and isinstance(d_model, int):
             given["d_ff"] = 4 * d_model
-        return build_config(self.config, given, first_keys(self.keys), path)
+        return build_config(self.config, given, {**first_keys(self.keys), **self.known_as}, path)
 
     def read_ids(self, raw: Mapping[str, Any], n_vocab: Any, path: Path) -> dict[str, Any]:
         """See ``settings.read_ids``."""
@@ -142,10 +145,11 @@ class HuggingFace:
         Raises
         ------
         CheckpointError
-            If a tensor is there both with and without it.
+            If a tensor is there both with and without it, or under two of its names.
         """
         weights: dict[str, np.ndarray] = {}
         buffers: dict[str, np.ndarray] = {}
+        called: dict[str, str] = {}
         for name, tensor in tensors.items():
             short = name.removeprefix(self.names.body)
             short = self.aliases.get(short, short)
@@ -154,10 +158,10 @@ class HuggingFace:
                 raise CheckpointError(
                     "a tensor is there twice",
                     where=path,
-                    got=f"{shown(short)} with and without {self.names.body!r}",
+                    got=f"{shown(called[short])} and {shown(name)}",
                     fix="remove one of the two",
                 )
-            group[short] = tensor
+            group[short], called[short] = tensor, name
         return weights, buffers
 
     def masks(self, buffers: Mapping[str, np.ndarray], n_layer: int) -> dict[str, np.ndarray]:

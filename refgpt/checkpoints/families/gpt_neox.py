@@ -12,7 +12,7 @@ from refgpt._common.errors import ConfigError
 from refgpt._common.wording import shown
 from refgpt.checkpoints.families.formats import Ggml, Gguf, HuggingFace
 from refgpt.checkpoints.families.names import Names, thirds
-from refgpt.checkpoints.families.settings import DECODER, Demands
+from refgpt.checkpoints.families.settings import DECODER
 from refgpt.checkpoints.files.ggml_file import Header
 from refgpt.spec.gpt_neox import Config
 
@@ -22,18 +22,23 @@ CTRANSLATE2 = MESH = None
 
 #: The share of each head that is rotated, and the base: transformers' defaults.
 SHARE, BASE = 0.25, 10000.0
+#: Their keys in config.json, by the fields that are made of them; in brackets those of transformers 5.
+_KNOWN_AS = {"d_rotary": "rotary_pct (partial_rotary_factor)", "rotary_base": "rotary_emb_base (rope_theta)"}
 
 
 def _read_rotation(raw: Mapping[str, Any], given: dict[str, Any], path: Path) -> None:
-    """``rotary_pct`` and ``rotary_emb_base``; since transformers 5 ``rope_parameters``, an object that has both."""
-    parameters = raw.get("rope_parameters")
-    parameters = {} if parameters is None else parameters
+    """``rotary_pct`` and ``rotary_emb_base``; since transformers 5 ``rope_parameters``, an object that has both.
+
+    The object's earlier name was ``rope_scaling``, which comes first where both are there.
+    """
+    found = [(key, raw[key]) for key in ("rope_scaling", "rope_parameters") if raw.get(key) is not None]
+    where, parameters = found[0] if found else ("", {})
     if not isinstance(parameters, dict):
-        raise ConfigError("rope_parameters is no object", where=path, got=shown(parameters))
+        raise ConfigError(f"{where} is no object", where=path, got=shown(parameters))
     for key, wanted in (("rope_type", "default"), ("type", "default")):
         if parameters.get(key) not in (None, wanted):
             raise ConfigError(
-                f"{key} in rope_parameters describes another model: GPT-NeoX's positions are not scaled",
+                f"{key} in {where} describes another model: GPT-NeoX's positions are not scaled",
                 where=path,
                 got=shown(parameters[key]),
                 wanted=repr(wanted),
@@ -41,11 +46,12 @@ def _read_rotation(raw: Mapping[str, Any], given: dict[str, Any], path: Path) ->
             )
     base = parameters.get("rope_theta", raw.get("rotary_emb_base", BASE))
     share = parameters.get("partial_rotary_factor", raw.get("rotary_pct", SHARE))
-    for key, value in (("rotary_emb_base", base), ("rotary_pct", share)):
+    for field, value in (("rotary_base", base), ("d_rotary", share)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ConfigError(f"{key} is not a number", where=path, got=shown(value))
+            raise ConfigError(f"{_KNOWN_AS[field]} is not a number", where=path, got=shown(value))
     if not 0 < share <= 1:
-        raise ConfigError("rotary_pct cannot be used", where=path, got=share, wanted="more than 0, at most 1")
+        wanted = "more than 0, at most 1"
+        raise ConfigError(f"{_KNOWN_AS['d_rotary']} cannot be used", where=path, got=share, wanted=wanted)
     given["rotary_base"] = base
     width, n_head = given.get("d_model", Config.d_model), given.get("n_head", Config.n_head)
     if type(width) is int and type(n_head) is int and n_head > 0:
@@ -58,11 +64,6 @@ def _write_rotation(config: Config) -> dict[str, Any]:
         share = math.nextafter(share, 2)
     return {"rotary_pct": share, "rotary_emb_base": config.rotary_base}
 
-
-_DEMANDS: Demands = {
-    "rope_scaling": ((None,), "GPT-NeoX's positions are not scaled"),
-    **DECODER,
-}
 
 #: The names and defaults are those of transformers' ``GPTNeoXForCausalLM`` and ``GPTNeoXConfig``.
 HUGGING_FACE = HuggingFace(
@@ -108,11 +109,12 @@ HUGGING_FACE = HuggingFace(
         "bos_id": ("bos_token_id",),
         "eos_id": ("eos_token_id",),
     },
-    demands=_DEMANDS,
+    demands=DECODER,
     constants={"model_type": MODEL_TYPE, "tie_word_embeddings": False},
     defaults={"d_ff": Config.d_ff, "activation": "gelu", "eos_id": 2},
     mask="layers.{}.attention.bias",
     aliases={"lm_head.weight": "embed_out.weight"},
+    known_as=_KNOWN_AS,
     read=_read_rotation,
     write=_write_rotation,
 )
