@@ -2,6 +2,7 @@
 
 import struct
 from dataclasses import replace
+from functools import partial
 
 import gguf
 import numpy as np
@@ -114,6 +115,21 @@ def test_what_does_not_fit_to_the_last_byte_is_refused(tmp_path, raw, change):
 def test_a_residual_that_makes_no_sense_is_refused(tmp_path):
     with pytest.raises(CheckpointError):
         open_checkpoint(write(tmp_path / "m.bin", neox_ggml(par_res=2)))
+
+
+@pytest.mark.parametrize("make", [gpt2_ggml, neox_ggml, partial(neox_ggml, old=True)], ids=["gpt2", "neox", "old"])
+@pytest.mark.parametrize(
+    ("ftype", "encoding", "said"),
+    [
+        (2010, "f32", "this quantisation is not read; got q2_K"),
+        (2, "q8_0", "the tensor's format is another than the file's"),
+        (3002, "q4_0", "this version of the quantisation is not read"),
+    ],
+)
+def test_the_reason_is_that_of_the_family_whose_file_it_is(tmp_path, make, ftype, encoding, said):
+    """Its header and vocabulary fit, though no tensor could be read."""
+    with pytest.raises(CheckpointError, match=said):
+        open_checkpoint(write(tmp_path / "m.bin", make(ftype=ftype, encoding=encoding)))
 
 
 # ---- earlier quantisations -----------------------------------------------------------------------------------------

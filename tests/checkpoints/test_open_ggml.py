@@ -266,14 +266,14 @@ def test_bad_magic_is_called_by_its_name(tmp_path, case):
 
 
 def test_files_of_other_models_are_refused(tmp_path):
-    """Headers as ggml's other examples write them: LLaMA has no size of the vocabulary, GPT-2 no rotation."""
+    """Headers as ggml's other examples write them: LLaMA's is an early GPT-NeoX's. The tensors are of none."""
     tokens = b"".join(struct.pack("<i", 3) + b"abc" for _ in range(50))
     llama = struct.pack("<8i", 0x67676D6C, 50, 32, 16, 4, 2, 8, 0) + tokens
     gpt2 = struct.pack("<7i", 0x67676D6C, 50, 16, 32, 4, 2, 1) + struct.pack("<i", 50) + tokens
     neox = struct.pack("<9i", 0x67676D6C, 50, 16, 32, 4, 2, 8, 1, 1) + tokens
-    for n, raw in enumerate((llama, gpt2, neox)):
+    for n, (raw, title) in enumerate(((llama, "GPT-NeoX"), (gpt2, "GPT-2"), (neox, "GPT-NeoX"))):
         path = write(tmp_path / f"{n}.bin", raw + ggml_tensor("x", np.ones((2, 2)), "f32"))
-        with pytest.raises(CheckpointError, match=r"no GPT-J's ggml file.*LLaMA, MPT"):
+        with pytest.raises(CheckpointError, match=rf"no {title}'s ggml file; got no tensor .*LLaMA, MPT"):
             open_checkpoint(path)
     state = {name.replace("transformer.h.", "model/h"): tensor for name, tensor in state_dict(PARAMS).items()}
     with pytest.raises(CheckpointError, match=r"no tensor transformer\.h\.0\.mlp\.fc_in\.bias.*LLaMA, MPT"):

@@ -80,6 +80,8 @@ EARLIER_NUMBERS = {
 MOST_TOKENS = 1 << 19
 MOST_TOKEN_BYTES = 8 << 20
 LONGEST_NAME = 256
+#: Stand for the vocabulary and its size among what was read of a file; no tensor has these names.
+VOCABULARY, COUNT = "\0 vocabulary", "\0 count"
 #: The most that each number of a header may be; the least is 1.
 LIMITS = {
     "n_vocab": MOST_TOKENS,
@@ -136,7 +138,8 @@ def read(path: Path, header: Header, seen: list[str] | None = None) -> GgmlFile:
     header : Header
         How it should begin.
     seen : list, optional
-        Gets the tensors' names, as many as can be read.
+        Gets what could be read, up to a fault: ``COUNT``, if the vocabulary's size is there again, ``VOCABULARY``, then
+        the tensors' names.
 
     Returns
     -------
@@ -154,7 +157,9 @@ def read(path: Path, header: Header, seen: list[str] | None = None) -> GgmlFile:
     found = cursor.unpack(struct.Struct(f"<4x{len(header.numbers)}i"), "its header")
     numbers = dict(zip(header.numbers, found, strict=True))
     _check_numbers(path, header.title, numbers)
-    tokens = _read_tokens(cursor, header, numbers["n_vocab"])
+    seen = [] if seen is None else seen
+    tokens = _read_tokens(cursor, header, numbers["n_vocab"], seen)
+    seen.append(VOCABULARY)
     _check_file_type(path, numbers["ftype"])  # only now is it plain that this is the field where it stands
     most_tensors = header.n_tensors[0] * numbers["n_layer"] + header.n_tensors[1]
     tensors: dict[str, Leaf] = {}
@@ -166,12 +171,10 @@ def read(path: Path, header: Header, seen: list[str] | None = None) -> GgmlFile:
                 got=f"{cursor.left} bytes after {most_tensors} tensors",
                 fix=OTHER_MODEL,
             )
-        name, tensor = _read_tensor(cursor, numbers["ftype"])
+        name, tensor = _read_tensor(cursor, numbers["ftype"], seen)
         if name in tensors:
             raise CheckpointError("the tensor is there twice", where=tensor_at(path, name), fix=FRESH_COPY)
         tensors[name] = tensor
-        if seen is not None:
-            seen.append(name)
     return GgmlFile(numbers, tokens, tensors)
 
 
@@ -209,7 +212,7 @@ def _check_file_type(path: Path, ftype: int) -> None:
         )
 
 
-def _read_tokens(cursor: Cursor, header: Header, n_vocab: int) -> tuple[bytes, ...]:
+def _read_tokens(cursor: Cursor, header: Header, n_vocab: int, seen: list[str]) -> tuple[bytes, ...]:
     path, start = cursor.mapped.path, cursor.at
     (count,) = cursor.unpack(INT, "the size of its vocabulary") if header.counted else (n_vocab,)
     if count != n_vocab:
@@ -220,6 +223,8 @@ def _read_tokens(cursor: Cursor, header: Header, n_vocab: int) -> tuple[bytes, .
             wanted=n_vocab,
             fix=OTHER_MODEL,
         )
+    if header.counted:
+        seen.append(COUNT)
     tokens = []
     for _ in range(count):
         (n_bytes,) = cursor.unpack(INT, "its vocabulary")
@@ -234,7 +239,7 @@ def _read_tokens(cursor: Cursor, header: Header, n_vocab: int) -> tuple[bytes, .
     return tuple(tokens)
 
 
-def _read_tensor(cursor: Cursor, ftype: int) -> tuple[str, Leaf]:
+def _read_tensor(cursor: Cursor, ftype: int, seen: list[str]) -> tuple[str, Leaf]:
     mapped, at = cursor.mapped, cursor.at
     n_dims, n_name, number = cursor.unpack(TENSOR, "a tensor's header")
     if not 1 <= n_dims <= MOST_DIMENSIONS or not 1 <= n_name <= LONGEST_NAME:
@@ -247,6 +252,7 @@ def _read_tensor(cursor: Cursor, ftype: int) -> tuple[str, Leaf]:
         )
     dims = [cursor.unpack(INT, "a tensor's header")[0] for _ in range(n_dims)]
     name = cursor.take(n_name, "a tensor's name").decode("utf-8", "backslashreplace")
+    seen.append(name)
     where = tensor_at(mapped.path, name)
     if min(dims) < 1:
         raise CheckpointError("the dimensions make no sense", where=where, got=shown(dims), fix=FRESH_COPY)

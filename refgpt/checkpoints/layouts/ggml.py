@@ -14,7 +14,7 @@ from refgpt.checkpoints.families.formats import Ggml, without_head
 from refgpt.checkpoints.families.names import named_params
 from refgpt.checkpoints.families.settings import build_config
 from refgpt.checkpoints.files import ggml_file
-from refgpt.checkpoints.files.ggml_file import OTHER_MODEL, VERSION_FACTOR, GgmlFile
+from refgpt.checkpoints.files.ggml_file import COUNT, OTHER_MODEL, VERSION_FACTOR, VOCABULARY, GgmlFile
 from refgpt.checkpoints.layouts import single_file
 from refgpt.checkpoints.mask import find_mask, names_of
 from refgpt.numbers.tree import ParamTree
@@ -48,10 +48,10 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
 def _that_fits(file: Path) -> tuple[Family, GgmlFile, AnyConfig, ParamTree]:
     """The first family whose file it is to the last byte.
 
-    Where it is none's, the error is that of the family whose first tensor is there, else that of GPT-J, which most of
-    these files are.
+    Where it is none's, the error is that of the family whose tensors are there, else that of the first whose vocabulary
+    has the size that the header says, or could be read, else that of GPT-J, which most of these files are.
     """
-    faults: list[tuple[bool, RefgptError]] = []
+    faults: list[tuple[tuple[bool, bool, bool], RefgptError]] = []
     families: list[Family] = sorted(holders("GGML"), key=lambda family: family.TITLE != MOST)
     for family in families:
         form = family.GGML
@@ -65,7 +65,8 @@ def _that_fits(file: Path) -> tuple[Family, GgmlFile, AnyConfig, ParamTree]:
                 params = named_params(tensors, form.names, form.title, config, file, lambda *_: OTHER_MODEL)
             except RefgptError as fault:
                 known = {form.names(leaf) for leaf in ("wte", "ln_w", "blocks.0.w_in")}
-                faults.append((bool(known & set(seen)), fault.with_traceback(None)))  # which would keep what was read
+                fits = bool(known & set(seen)), COUNT in seen, VOCABULARY in seen
+                faults.append((fits, fault.with_traceback(None)))  # which would keep what was read
                 continue
             if form.note:
                 log.info("%s: %s", file, form.note)
