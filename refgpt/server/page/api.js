@@ -65,12 +65,15 @@ async function json(path, body, signal) {
   }
 }
 
-/** The model that is served: its name, its mask, and what the server allows where it tells. */
+/** The model that is served: its name, its mask, the masks of its adapters, and what the server allows if it tells. */
 export async function model() {
-  const [first] = (await json("v1/models")).data;
+  const { data } = await json("v1/models");
+  const [first] = data;
+  const adapters = data.filter((one) => one.parent === first.id);
   return {
     name: first.id,
     mask: first.mask ?? "causal",
+    adapters: new Map(adapters.map(({ id, mask }) => [id, mask ?? "causal"])),
     context: first.max_model_len ?? null,
     mostTokens: first.max_tokens ?? first.max_model_len ?? null,
     mostLogprobs: first.max_logprobs ?? Infinity,

@@ -1,6 +1,6 @@
 // All branches at a glance, and two to four of them side by side.
 
-import { flow, percent, Pieces, probability, stepOf, textOf } from "./tokens.js";
+import { flow, inked, percent, Pieces, probability, stepOf, textOf } from "./tokens.js";
 import { ROOT } from "./tree.js";
 import { make } from "./views/draw.js";
 
@@ -28,6 +28,11 @@ function figuresOf(tokens) {
 }
 
 const counted = (n) => `${n} token${n === 1 ? "" : "s"}`;
+
+/** The names of the adapters that wrote nodes, each once. */
+const adaptersOf = (nodes) => [
+  ...new Set(nodes.filter(({ kind, adapter }) => kind === "generated" && adapter).map(({ adapter }) => adapter)),
+];
 
 /** The nodes from one to the next fork or the end. */
 function limbFrom(tree, node) {
@@ -61,6 +66,8 @@ export function drawBranches(root, tree, compared, on) {
     go.append(make("span", { class: "words" }, make("bdi", {}, ...flow(shown))), strip(tokens));
     const figures = [number ? `branch ${number}` : "shared", counted(tokens.length)];
     if (n && mean !== null) figures.push(`mean ${percent(mean)}`);
+    const adapters = adaptersOf(limb);
+    if (adapters.length) figures.push(`with ${adapters.join(", ")}`);
     go.append(make("span", { class: "limb-figures" }, figures.join(" · ")));
     go.addEventListener("click", () => on.walk(last.id));
     const row = make("div", { class: "limb-row" }, go);
@@ -109,7 +116,7 @@ function read(tokens) {
     const p = probability(token);
     const step = stepOf(token);
     const shown = make("span", { class: step === null ? "r" : `r h${step}`, title: p === null ? "" : percent(p) });
-    shown.append(...flow(pieces.push(token) ?? ""));
+    shown.append(...inked(pieces.push(token) ?? ""));
     return shown;
   });
 }
@@ -127,6 +134,7 @@ export function drawComparison(root, tree, ids, walk) {
   const n = commonOf(paths);
   const before = textOf(paths[0].slice(0, n).flatMap((node) => node.tokens));
   const shared = before.length > 240 ? `…${before.slice(-240)}` : before;
+  const adapted = adaptersOf(paths.flat()).length > 0;
   const columns = paths.map((path, i) => {
     const own = path.slice(n);
     const { n: count, mean, sum } = figuresOf(own.flatMap((node) => node.tokens));
@@ -139,6 +147,7 @@ export function drawComparison(root, tree, ids, walk) {
       ["average probability", mean === null ? "–" : percent(mean)],
       ["log-probability", mean === null ? "–" : sum.toFixed(1).replace("-", "−")],
       ["seed", seed === undefined ? "–" : String(seed)],
+      ...(adapted ? [["adapter", adaptersOf(own).join(", ") || "none"]] : []),
     ].flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]);
     return make(
       "article",

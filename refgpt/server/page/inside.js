@@ -1,5 +1,6 @@
 // Look inside: attention, logit lens and attribution of one token, asked for when it is chosen.
 
+import { told } from "./adapters.js";
 import { inspect, ServerError } from "./api.js";
 import { label, percent, probability } from "./tokens.js";
 import { drawAttention } from "./views/attention.js";
@@ -67,12 +68,13 @@ export class Inside {
    * @param {number[]} ids  all tokens before it
    * @param {object} token  {id, text, logprob}
    * @param {number} prefixLen  how many of the first tokens see each other
+   * @param {string|null} adapter  the one that wrote it
    */
-  show(ids, token, prefixLen) {
+  show(ids, token, prefixLen, adapter) {
     this.#asking?.abort();
     this.#asking = new AbortController();
     this.#paintAgain = null;
-    this.#draw(token, ids, prefixLen);
+    this.#draw(token, ids, prefixLen, adapter);
     this.#root.hidden = false;
     this.#open(this.#chosen);
     this.#root.scrollIntoView({ block: "start" });
@@ -102,20 +104,23 @@ export class Inside {
   }
 
   /** A frame with a tab for each view. */
-  #draw(token, ids, prefixLen) {
+  #draw(token, ids, prefixLen, adapter) {
     const { signal } = this.#asking;
-    this.#ask = async (part) =>
-      readPass(await inspect({ prompt: ids, token: token.id, prefix_len: prefixLen, what: [part] }, signal), token.id);
+    const request = { prompt: ids, token: token.id, prefix_len: prefixLen };
+    if (adapter !== null) request.model = adapter;
+    this.#ask = async (part) => readPass(await inspect({ ...request, what: [part] }, signal), token.id);
     const p = probability(token);
     const close = make("button", { type: "button", class: "plain small", id: "inside-close" });
     close.append(make("i", { class: "icon icon-close" }), "Close");
     close.addEventListener("click", () => this.close());
     const title = make("h2", { id: "inside-title" }, "Inside: how the model came to ", label(token));
-    const facts = `after ${ids.length} token${ids.length === 1 ? "" : "s"}`;
+    const facts = [`after ${ids.length} token${ids.length === 1 ? "" : "s"}`];
+    if (p !== null) facts.push(`probability ${percent(p)}`);
+    if (told(adapter)) facts.push(told(adapter));
     const head = make(
       "div",
       { class: "inside-head" },
-      make("div", {}, title, make("p", { class: "facts" }, p === null ? facts : `${facts}; probability ${percent(p)}`)),
+      make("div", {}, title, make("p", { class: "facts" }, facts.join("; "))),
       close,
     );
     this.#root.replaceChildren(head, ...this.#tabs());

@@ -1,5 +1,6 @@
 // The page: what its buttons do, and what is shown when.
 
+import * as adapters from "./adapters.js";
 import { Alternatives } from "./alternatives.js";
 import { model as served, presets, ServerError, tokenize, useKey } from "./api.js";
 import { drawBranches, drawComparison, latestBranches } from "./branches.js";
@@ -8,6 +9,7 @@ import { listen } from "./controls.js";
 import { Inside } from "./inside.js";
 import { calm, complain, say } from "./messages.js";
 import { Paper } from "./paper.js";
+import { addBeat, drawPulse } from "./pulse.js";
 import { download, fromFile, keep, kept, readFile, restore, SessionError, toFile } from "./session.js";
 import { advanceSeed, fitSettings, readSettings, setSettings, startSettings } from "./settings.js";
 import { drawLegend, showFigures, startTheme } from "./theme.js";
@@ -19,7 +21,7 @@ import { Writer } from "./writer.js";
 const tree = new Tree();
 const compared = new Set();
 let comparing = false;
-let model = { name: "", context: null, mask: "causal", inspects: false };
+let model = { name: "", context: null, inspects: false };
 let live = null; // the node that is being written
 let starting = false; // whether the reader's words are being sent
 let wordsAsTheyAre = false; // whether no blank may be put before them
@@ -55,6 +57,7 @@ function draw() {
 function drawPaper() {
   alternatives.close();
   paper.draw(tree);
+  drawPulse(tree.tokens());
 }
 
 /** All but the paper, which grows by itself while a text is written. */
@@ -74,9 +77,9 @@ function drawRest() {
   byId("sheet").classList.toggle("begins", empty);
   byId("go-name").textContent = empty ? "Begin" : "Go on";
   fitComposer();
-  composer.placeholder = empty ? "Once upon a time" : "Write on yourself, or let the model go on";
+  composer.placeholder = empty ? "Once upon a time" : "Add words, or let it go on";
   drawButtons();
-  if (model.name && !writer.isRunning) keep(toFile(tree, model.name, readSettings()));
+  if (model.name && !writer.isRunning) keep(session());
 }
 
 function drawButtons() {
@@ -105,8 +108,10 @@ function begin(node, figures) {
 function addToken(token, figures) {
   live.tokens.push(token);
   paper.append(token);
+  addBeat(token);
   showFigures(figures, model.context);
-  if (follows) byId("composer-form").scrollIntoView({ block: "nearest", behavior: "instant" });
+  // The line below the text field, which itself stays at the foot of the window.
+  if (follows) byId("figures").scrollIntoView({ block: "nearest", behavior: "instant" });
 }
 
 function end() {
@@ -127,7 +132,8 @@ async function write(parent) {
   tree.stay(parent);
   try {
     // With a prefix mask, the rows of a prompt have already seen the tokens that they would give a probability to.
-    await writer.write(parent, byId("score-written").checked && model.mask !== "prefix");
+    const adapter = adapters.chosen();
+    await writer.write(parent, byId("score-written").checked && adapters.maskWith(adapter) !== "prefix", adapter);
   } catch (error) {
     complain(error);
   }
@@ -149,7 +155,7 @@ async function goOn() {
   takeBack = { always: false, words: composer.value };
   wordsAsTheyAre = false;
   tree.remember();
-  const from = tokens.length ? tree.add(parent, { kind: "written", tokens }) : parent;
+  const from = tokens.length ? tree.add(parent, { kind: "written", tokens, adapter: adapters.chosen() }) : parent;
   composer.value = "";
   await write(from);
 }
@@ -183,9 +189,9 @@ async function branchAt(node, place, token) {
   await writer.stop();
   takeBack = { always: true, words: "" };
   tree.remember();
-  const { read } = tree.node(node);
+  const { read, adapter } = tree.node(node);
   const parent = tree.cut(node, place);
-  const from = token ? tree.add(parent, { kind: "chosen", tokens: [token], read }) : parent;
+  const from = token ? tree.add(parent, { kind: "chosen", tokens: [token], read, adapter }) : parent;
   if (!token) advanceSeed();
   await write(from);
   // The keyboard's focus was on the window of alternatives, which is closed.
@@ -225,7 +231,7 @@ function writeByHand(words) {
 const tokensAt = (id) => (live?.id === id ? live.tokens : tree.node(id).tokens);
 
 /** How many of the tokens before one saw each other when the model came to it. */
-const prefixOf = ({ read }, n) => (model.mask === "prefix" ? Math.min(read ?? n, n) : 0);
+const prefixOf = ({ read, adapter }, n) => (adapters.maskWith(adapter) === "prefix" ? Math.min(read ?? n, n) : 0);
 
 /** What the window of alternatives shows of a token. */
 function describe(element) {
@@ -239,14 +245,14 @@ function describe(element) {
   ];
   if (node.kind === "written") actions.push({ name: "Edit", icon: "pen", run: () => edit(id) });
   const ids = before.map((one) => one.id);
-  if (model.inspects && ids.length && token.id !== null && !ids.includes(null))
+  if (model.inspects && adapters.isServed(node.adapter) && ids.length && token.id !== null && !ids.includes(null))
     actions.push({
       name: "Look inside",
       icon: "inside",
-      run: () => inside.show(ids, token, prefixOf(node, ids.length)),
+      run: () => inside.show(ids, token, prefixOf(node, ids.length), node.adapter),
     });
   const branch = (one) => branchAt(id, place, { ...one, top: token.top });
-  return { token, writer: Paper.writerOf(node.kind), actions, branch };
+  return { token, writer: Paper.writerOf(node), actions, branch };
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -293,6 +299,9 @@ async function dropBranch(id) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Sessions.
 
+/** The session as a file. */
+const session = () => toFile(tree, model.name, adapters.chosen(), readSettings());
+
 async function startNew() {
   await writer.stop();
   calm();
@@ -308,21 +317,31 @@ async function startNew() {
 
 function save() {
   const now = new Date().toISOString().slice(0, 16).replace(/[-:]/g, "").replace("T", "-");
-  download(`refgpt-session-${now}.json`, toFile(tree, model.name, readSettings()));
+  download(`refgpt-session-${now}.json`, session());
+}
+
+/** Take over what a file holds. */
+function takeOver(file) {
+  const isSame = file.model === model.name;
+  restore(tree, file, isSame);
+  setSettings(file.settings);
+  adapters.choose(isSame ? file.adapter : null);
+  fit();
+  draw();
+  if (!isSame)
+    complain(new SessionError("This session was written with another model. What is there stays; this one goes on."));
+  else if (!adapters.isServed(file.adapter))
+    complain(new SessionError(`The adapter ${file.adapter} is not served here; the model without it goes on.`));
 }
 
 async function open(file) {
   await writer.stop();
   calm();
   try {
-    const session = await readFile(file);
+    const read = await readFile(file);
     tree.remember();
-    restore(tree, session, session.model === model.name);
-    setSettings(session.settings);
-    draw();
+    takeOver(read);
     say("Session opened");
-    if (session.model !== model.name)
-      complain(new SessionError("This session was written with another model. What is there stays; this one goes on."));
   } catch (error) {
     complain(error);
   }
@@ -336,7 +355,8 @@ async function connect() {
   try {
     model = await served();
     writer.model = model;
-    fitSettings(model);
+    adapters.list(model);
+    fit();
     byId("model").textContent = model.name;
     calm();
     takeUp();
@@ -347,14 +367,16 @@ async function connect() {
   }
 }
 
+/** Fit the controls to the server and to the chosen adapter. */
+const fit = () => fitSettings(model, adapters.maskWith(adapters.chosen()));
+
 /** Go on where this tab was before it was loaded again. */
 function takeUp() {
   if (!tree.isEmpty) return;
   try {
-    const session = fromFile(kept());
-    if (session.model !== model.name) return;
-    restore(tree, session, true);
-    setSettings(session.settings);
+    const before = fromFile(kept());
+    if (before.model !== model.name) return;
+    takeOver(before);
   } catch (error) {
     if (!(error instanceof SessionError)) throw error; // nothing is kept
   }
@@ -376,6 +398,10 @@ for (const kind of ["wheel", "touchmove"]) addEventListener(kind, () => (follows
 startTheme(() => inside.repaint());
 drawLegend();
 startSettings();
+adapters.listen(() => {
+  fit();
+  drawRest();
+});
 listen(
   {
     goOn,

@@ -1,6 +1,6 @@
 // The text as it is read: every token in its colour, in the order of the current path.
 
-import { flow, isEnd, percent, Pieces, probability, spoken, stepOf } from "./tokens.js";
+import { inked, isEnd, percent, Pieces, probability, spoken, stepOf } from "./tokens.js";
 import { make } from "./views/draw.js";
 
 const KINDS = { written: "your words", chosen: "your choice", generated: "written by the model" };
@@ -95,9 +95,9 @@ export class Paper {
     });
     const step = stepOf(token);
     if (step !== null) element.classList.add(`h${step}`);
-    if (isEnd(token)) element.append(make("i", { class: "long" }, "end of text"));
-    else if (shown === null) element.append(make("i", {}, "·"));
-    else element.append(...flow(shown));
+    if (isEnd(token)) element.append(make("i", { class: "ink long" }, "end of text"));
+    else if (shown === null) element.append(make("i", { class: "ink" }, "·"));
+    else element.append(...inked(shown));
     run.append(element);
     this.#tokens.push(element);
     if (this.#focused === null) this.#rove(element);
@@ -105,7 +105,8 @@ export class Paper {
   }
 
   /** The name of a token's writer. */
-  static writerOf = (kind) => KINDS[kind];
+  static writerOf = ({ kind, adapter }) =>
+    kind === "generated" && adapter !== null ? `written with ${adapter}` : KINDS[kind];
 
   #rove(token) {
     if (this.#focused) this.#focused.tabIndex = -1;

@@ -12,22 +12,24 @@ const ENDS = ["stop", "length", "stopped", "broken", null];
 
 export class SessionError extends Error {}
 
-/** The file of a tree, its model and its settings. */
-export function toFile(tree, model, settings) {
+/** The file of a tree, its model, the chosen adapter and the settings. */
+export function toFile(tree, model, adapter, settings) {
   const nodes = tree.nodes;
   const places = new Map(nodes.map((node, i) => [node.id, i]));
   return JSON.stringify({
     format: FORMAT,
     version: VERSION,
     model,
+    adapter,
     settings,
     current: places.get(tree.current) ?? null,
-    nodes: nodes.map(({ parent, kind, tokens, ended, seed, read }) => ({
+    nodes: nodes.map(({ parent, kind, tokens, ended, seed, read, adapter }) => ({
       parent: places.get(parent) ?? null,
       kind,
       ended,
       seed,
       read,
+      adapter,
       tokens: tokens.map(({ id, text, logprob, top }) => [
         id,
         text,
@@ -42,7 +44,7 @@ export function toFile(tree, model, settings) {
  * What a file holds.
  *
  * @param {string} text
- * @returns {{model: string, settings: object, nodes: object[], current: number}}
+ * @returns {{model: string, adapter: string|null, settings: object, nodes: object[], current: number}}
  * @throws {SessionError}
  */
 export function fromFile(text) {
@@ -55,6 +57,7 @@ export function fromFile(text) {
   if (file?.format !== FORMAT) throw new SessionError("This file is not a session of this page.");
   check(file.version === VERSION, "version", `must be ${VERSION}; the file comes from another version of refgpt`);
   check(isText(file.model), "model", "must be a text");
+  check(isAdapter(file.adapter), "adapter", "must be a name or null");
   check(isObject(file.settings), "settings", "must be an object");
   check(
     Array.isArray(file.nodes) && file.nodes.length <= MOST_NODES,
@@ -70,19 +73,21 @@ export function fromFile(text) {
   });
   const { current } = file;
   check(current === null ? nodes.length === 0 : isPlace(current, nodes.length), "current", "must be one of the nodes");
-  return { model: file.model, settings: file.settings, nodes, current: current === null ? 0 : current + 1 };
+  const { model, settings, adapter = null } = file;
+  return { model, adapter, settings, nodes, current: current === null ? 0 : current + 1 };
 }
 
 /** A node; its id is its place, from 1. */
 function nodeOf(node, i) {
   const where = `nodes[${i}]`;
   check(isObject(node), where, "must be an object");
-  const { parent, kind, ended, seed, read, tokens } = node;
+  const { parent, kind, ended, seed, read, adapter, tokens } = node;
   check(parent === null || isPlace(parent, i), `${where}.parent`, "must be an earlier node or null");
   check(KINDS.includes(kind), `${where}.kind`, `must be one of ${KINDS.join(", ")}`);
   check(ENDS.includes(ended), `${where}.ended`, "must be a known reason or null");
   check(seed === null || isPlace(seed, Infinity), `${where}.seed`, "must be a whole number or null");
   check(read === null || isPlace(read, MOST_TOKENS), `${where}.read`, "must be a number of tokens or null");
+  check(isAdapter(adapter), `${where}.adapter`, "must be a name or null");
   check(Array.isArray(tokens) && tokens.length <= MOST_TOKENS, `${where}.tokens`, "must be a list");
   return {
     id: i + 1,
@@ -91,6 +96,7 @@ function nodeOf(node, i) {
     ended,
     seed,
     read,
+    adapter: adapter ?? null,
     tokens: tokens.map((token, t) => tokenOf(token, `${where}.tokens[${t}]`)),
   };
 }
@@ -116,6 +122,7 @@ function named([id, text, logprob], where) {
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 const isText = (value) => typeof value === "string" && value.length <= MOST_TEXT;
+const isAdapter = (value) => value === undefined || value === null || isText(value);
 const isPlace = (value, end) => Number.isSafeInteger(value) && value >= 0 && value < end;
 const isLogprob = (value) => Number.isFinite(value) && value <= 1e-3;
 

@@ -41,8 +41,8 @@ export function readSettings() {
   return settings;
 }
 
-/** Bound the controls by what the server allows, and hide those that do nothing with it. */
-export function fitSettings({ mask, mostTokens, mostStops }) {
+/** Bound the controls by what the server allows, and hide those that do nothing with it and with a mask. */
+export function fitSettings({ mostTokens, mostStops }, mask) {
   if (mostTokens) byId("max_tokens").max = mostTokens;
   byId("max_tokens").value = numberIn("max_tokens") ?? "";
   byId("stop-field").hidden = mostStops === 0;

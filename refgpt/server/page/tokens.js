@@ -61,6 +61,15 @@ export function flow(text) {
   return [...parts, plain].filter((part) => part !== "");
 }
 
+/**
+ * A token in the text. Only its ink has a colour: blanks before a word would be stripes at the ends of lines.
+ */
+export function inked(text) {
+  const [blank] = text.match(/^[ \t]*/);
+  if (blank === text) return [make("span", { class: "ink" }, ...flow(text))];
+  return [...flow(blank), make("span", { class: "ink" }, ...flow(text.slice(blank.length)))];
+}
+
 /** A token by itself: blanks are marked too. */
 export function label(token) {
   const shown = make("bdi", { class: "token" });

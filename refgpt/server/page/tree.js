@@ -11,6 +11,7 @@ import { textOf } from "./tokens.js";
  * @property {object[]} tokens  {id, text, logprob, top}; what is not known is null
  * @property {string|null} ended  why a generated node ended: "stop", "length", "stopped" by the reader, or "broken"
  * @property {number|null} seed
+ * @property {string|null} adapter  with which its tokens were written, or its probabilities computed
  * @property {number|null} read  how many tokens were read, as one prompt, before its own were written
  */
 
@@ -78,9 +79,9 @@ export class Tree {
   }
 
   /** Hang a node below another and go there. */
-  add(parent, { kind, tokens, ended = null, seed = null, read = null }) {
+  add(parent, { kind, tokens, ended = null, seed = null, read = null, adapter = null }) {
     const id = this.#next++;
-    this.#nodes.set(id, { id, parent, kind, tokens, ended, seed, read });
+    this.#nodes.set(id, { id, parent, kind, tokens, ended, seed, read, adapter });
     this.walk(id);
     return id;
   }

@@ -47,13 +47,14 @@ export class Writer {
    *
    * @param {number} parent
    * @param {boolean} score  whether written tokens before it get their probabilities too
+   * @param {string|null} adapter  the one to write with
    */
-  async write(parent, score) {
+  async write(parent, score, adapter) {
     const abort = new AbortController();
     let finished;
     this.#running = { abort, done: new Promise((resolve) => (finished = resolve)) };
     try {
-      await this.#write(parent, score, abort.signal);
+      await this.#write(parent, score, adapter, abort.signal);
     } finally {
       this.#running = null;
       finished();
@@ -61,7 +62,7 @@ export class Writer {
     }
   }
 
-  async #write(parent, score, signal) {
+  async #write(parent, score, adapter, signal) {
     const tree = this.#tree;
     const settings = readSettings();
     const seed = nextSeed(settings);
@@ -85,8 +86,9 @@ export class Writer {
       echo,
       stream_options: { include_usage: true },
       ...(goesOnAfterEnd ? { ignore_eos: true } : {}),
+      ...(adapter === null ? {} : { model: adapter }),
     };
-    const id = tree.add(parent, { kind: "generated", tokens: [], seed, read: before.length });
+    const id = tree.add(parent, { kind: "generated", tokens: [], seed, read: before.length, adapter });
     const figures = { began: performance.now(), first: null, last: null, written: 0, read: before.length };
     this.#on.begin(tree.node(id), figures);
     const tokens = [];
@@ -99,7 +101,7 @@ export class Writer {
         for (const token of piece.tokens) {
           if (left > 0) {
             scored.push(token);
-            if (--left === 0) this.#score(parent, scored);
+            if (--left === 0) this.#score(parent, scored, adapter);
             continue;
           }
           tokens.push(token);
@@ -123,12 +125,12 @@ export class Writer {
   }
 
   /** Give the tokens before a node their probabilities. */
-  #score(parent, scored) {
+  #score(parent, scored, adapter) {
     let place = 0;
     for (const node of this.#tree.path(parent)) {
       const from = place;
       place += node.tokens.length;
-      if (node.kind === "written") this.#tree.replace(node.id, { tokens: scored.slice(from, place) });
+      if (node.kind === "written") this.#tree.replace(node.id, { tokens: scored.slice(from, place), adapter });
     }
     this.#on.scored();
   }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -141,9 +142,9 @@ class Page:
         self.click("#save")
         for _ in range(1000):
             for path in self.downloads.glob("*.json"):
-                return path.rename(path.with_suffix(".saved")), json.loads(
-                    path.with_suffix(".saved").read_text("utf-8")
-                )
+                with contextlib.suppress(json.JSONDecodeError):  # it has its name before it is whole
+                    session = json.loads(path.read_text("utf-8"))
+                    return path.rename(path.with_suffix(".saved")), session
             self.js("return new Promise((done) => setTimeout(done, 20))")
         raise AssertionError("nothing was saved")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -260,10 +261,11 @@ def test_motion_is_reduced_where_that_is_wished(page):
     page.until("document.querySelectorAll('.generated .t').length > 0")
     moves = """return [getComputedStyle(document.querySelector('.run:last-child'), '::after').animationName,
         getComputedStyle(document.documentElement).scrollBehavior]"""
+    arrival = "return getComputedStyle(document.querySelector('.generated .ink')).animationName"
     page.scheme("light", motion="no-preference")
-    assert page.js(moves) == ["blink", "smooth"]
+    assert page.js(moves) == ["blink", "smooth"] and page.js(arrival) == "arrive"
     page.scheme("light", motion="reduce")
-    assert page.js(moves) == ["none", "auto"]
+    assert page.js(moves) == ["none", "auto"] and page.js(arrival) == "none"
     page.click("#stop")
     page.done()
 
@@ -276,6 +278,47 @@ def test_a_mouse_that_rests_opens_nothing(page):
     page.write(max_tokens=60)
     page.js("return new Promise((done) => setTimeout(done, 300))")
     assert not page.one("#alternatives").is_displayed()
+
+
+def test_colours_end_where_words_do(page):
+    """A blank before a word has none, for it may stand at the end of a line."""
+    page.write("Once upon a time", max_tokens=40)
+    inks = page.js("return [...document.querySelectorAll('#paper .generated .ink')].map((ink) => ink.textContent)")
+    assert len(inks) == 40 and all(not ink.startswith(" ") or not ink.strip() for ink in inks)
+    assert page.text == page.model.tokenizer.decode([token[0] for token in saved_tokens(page)])
+
+
+def saved_tokens(page):
+    _, saved = page.save()
+    return [token for node in saved["nodes"] for token in node["tokens"]]
+
+
+def test_the_pulse_shows_how_surprising_the_tokens_were(page):
+    page.write("Once upon a time", max_tokens=24)
+    script = """return [...document.querySelectorAll('#pulse i')].map((bar) =>
+        [bar.className, Number(bar.style.getPropertyValue('--bits'))])"""
+    bars = page.js(script)
+    bits = [-token[2] / math.log(2) for token in saved_tokens(page) if token[2] is not None]
+    assert [bar[1] for bar in bars] == pytest.approx([min(1, one / 12) for one in bits])
+    assert {bar[0] for bar in bars} <= {f"h{step}" for step in range(8)}
+    page.write(max_tokens=60)
+    assert len(page.js(script)) == 64  # no more than fit a telephone
+
+
+def test_the_text_field_stays_in_sight(chromium, server):
+    server.pace.release()
+    page = open_page(chromium, server, width=360, height=740)
+    page.write("Once upon a time", max_tokens=200)
+    box = "return document.getElementById('composer-form').getBoundingClientRect().toJSON()"
+    page.js("scrollTo(0, 0)")
+    field = page.js(box)
+    assert page.js("return document.documentElement.scrollHeight") > 900 and field["bottom"] <= 741
+    page.focus(page.one("#paper .t"))
+    for _ in range(14):  # what is reached by key is not below it
+        page.press("ARROW_DOWN")
+        token = page.js("return document.activeElement.getBoundingClientRect().toJSON()")
+        assert token["bottom"] <= page.js(box)["top"] + 20  # above which the field fades in
+    page.resize(1280)
 
 
 def test_it_asks_its_own_server_alone(page):
