@@ -71,3 +71,8 @@ def test_every_command_has_its_help(monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"\n    {name} " in whole, name
         assert text.startswith(f"usage: refgpt {name} "), text
         assert "\x1b" not in text
+        usage = command_line.usage_of(command)
+        assert usage.startswith(f"refgpt {name}") and "[-" not in usage
+        options = dict(one for _, arguments in command_line.options_of(command) for one in arguments)
+        assert options and all(options.values()), name
+        assert "%(default)" not in "".join(options.values())

@@ -80,6 +80,17 @@ def test_figures_take_the_colours_of_the_page(monkeypatch: pytest.MonkeyPatch) -
     assert "<style" not in got and "<metadata" not in got and got.startswith("<svg")
 
 
+@pytest.mark.parametrize(("colours", "is_turned"), [("Blues", True), ("PuOr", True), ("viridis", False)])
+def test_maps_that_begin_at_white_are_turned_on_a_dark_page(
+    colours: str, is_turned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(figure: Any) -> None:
+        figure.colorbar(figure.subplots().imshow([[-1, 0.0], [0.5, 1]], colours))
+
+    got = part("figures", monkeypatch).inline(drawn(draw))
+    assert got.startswith(f'<svg class="figure{" light-map" * is_turned}"')
+
+
 def test_names_in_code_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     book = part("book", monkeypatch)
     code = "%config x\nfrom refgpt import spec, tracing as look\nfrom refgpt.spec.gptj import mlp\nimport numpy as np\n"
@@ -151,11 +162,13 @@ def test_no_page_runs_over_the_side_and_figures_follow_the_dark() -> None:
             browser.resize(360)
             assert (path.name, browser.js(wide)) == (path.name, [])
             colours = """const found = document.querySelectorAll('svg.figure [style*="fill: currentColor"]');
-                return [...found].map((letters) =>
-                [getComputedStyle(letters).fill, getComputedStyle(letters.closest("svg").parentElement).color])"""
-            for letters, text in browser.js(colours):
+                return [...found].map((letters) => [getComputedStyle(letters).fill,
+                getComputedStyle(letters.closest("svg")).filter !== "none",
+                getComputedStyle(letters.closest("svg").parentElement).color])"""
+            for letters, is_turned, text in browser.js(colours):
                 figures += 1
-                assert letters == text and min(map(int, re.findall(r"\d+", text)[:3])) > 150
+                least, most = (f(map(int, re.findall(r"\d+", letters)[:3])) for f in (min, max))
+                assert most < 100 if is_turned else letters == text and least > 150
         browser.open(SITE / "index.html", width=1280)
         browser.chrome.get((SITE / "search.html").as_uri() + "?q=rotary")
         browser.until("document.querySelectorAll('#search-results li a').length > 3")
