@@ -100,16 +100,18 @@ def linear_quantised(kind: str, n_rows: int, n_in: int, n_out: int) -> Work:
 
 def linear_backward(kind: str, n_out: int, n_in: int) -> Work:
     dy, out = random(N_TRAIN, n_out), random(N_TRAIN, n_in)
+    dots, _, kind = kind.rpartition("_")
     w = quantised(kind, n_out, n_in) if kind in ("q8", "q4") else kernels.pack(random(n_out, n_in, dtype=kind))
+    w = replace(w, compute="bf16" if dots else "f32")
     matrix, product = random(n_out, n_in), np.empty_like(out)
     call = partial(kernels.linear_backward, dy, w, out)
     return Work(cycle([call]), w.nbytes, 2 * N_TRAIN * n_in * n_out, True, partial(np.matmul, dy, matrix, out=product))
 
 
-def linear_weight_backward(n_out: int, n_in: int) -> Work:
+def linear_weight_backward(n_out: int, n_in: int, compute: Compute = "f32") -> Work:
     dy, x, into = random(N_TRAIN, n_out), random(N_TRAIN, n_in), random(n_out, n_in)
     product, n_ops = np.empty_like(into), 2 * N_TRAIN * n_in * n_out
-    call = partial(kernels.linear_weight_backward, dy, x, into)
+    call = partial(kernels.linear_weight_backward, dy, x, into, compute=compute)
     return Work(cycle([call]), into.nbytes, n_ops, True, partial(np.matmul, dy.T, x, out=product))
 
 
@@ -257,6 +259,11 @@ def pack(dtype: str) -> Work:
     return Work(cycle([partial(kernels.pack, w)]), 2 * w.nbytes)
 
 
+def pack_rounded() -> Work:
+    w = random(D_FF, D_MODEL)
+    return Work(cycle([partial(kernels.pack, w, Panels.zeros("bf16", *w.shape))]), w.nbytes + w.nbytes // 2)
+
+
 def quantise(kind: str) -> Work:
     """What is read: the float16 weights of a checkpoint."""
     w = random(D_FF, D_MODEL, dtype="f16")
@@ -294,10 +301,14 @@ CASES: dict[str, dict[str, Callable[[], Work]]] = {
         f"linear_backward_{kind}": {
             f"256 rows, {name}": partial(linear_backward, kind, n_out, n_in) for name, (n_in, n_out) in LAYERS.items()
         }
-        for kind in ("f32", "f16", "bf16", "q8", "q4")
+        for kind in ("f32", "f16", "bf16", "q8", "q4", "dots_bf16", "dots_q8", "dots_q4")
     },
-    "linear_weight_backward": {
-        f"256 rows, {name}": partial(linear_weight_backward, n_out, n_in) for name, (n_in, n_out) in LAYERS.items()
+    **{
+        op: {
+            f"256 rows, {name}": partial(linear_weight_backward, n_out, n_in, compute)
+            for name, (n_in, n_out) in LAYERS.items()
+        }
+        for op, compute in (("linear_weight_backward", "f32"), ("linear_weight_backward_dots", "bf16"))
     },
     "column_sum": {"256 rows of 16384": column_sum},
     "attention_backward": {
@@ -330,6 +341,7 @@ CASES: dict[str, dict[str, Callable[[], Work]]] = {
     "row_sum": {"512 MiB": row_sum},
     "pack_b2": {"16384 x 4096": partial(pack, "f16")},
     "pack_b4": {"16384 x 4096": partial(pack, "f32")},
+    "pack_rounded": {"16384 x 4096": pack_rounded},
     **{f"quantise_{kind}": {"16384 x 4096": partial(quantise, kind)} for kind in ("q8", "q4")},
     "digests": {"512 MiB": digests},
 }

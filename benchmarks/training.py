@@ -27,6 +27,7 @@ from benchmarks.memory import peak_bytes
 from benchmarks.quick import rounds, sized
 from refgpt import ModelConfig, training
 from refgpt.kernels import pack
+from refgpt.numbers.dtypes import Compute
 from refgpt.numbers.packing import kept_kind
 from refgpt.numbers.panels import BLOCK_BYTES, Panels, panel_shape
 from refgpt.runtime import Runtime
@@ -51,7 +52,9 @@ class Case:
         Of the matrices.
     recompute : bool
         Whether blocks are computed again in the backward pass.
-    torch : str or None
+    compute : str
+        What the factors of products are rounded to.
+    torch : tuple of str
         What PyTorch computes in, where it can do the same; it has no training on weights of 4 bits on a processor.
     """
 
@@ -61,7 +64,8 @@ class Case:
     rank: int | None = None
     dtype: str = "f32"
     recompute: bool = False
-    torch: str | None = "float32"
+    compute: Compute = "f32"
+    torch: tuple[str, ...] = ("float32",)
 
 
 SMALL = sized(
@@ -76,11 +80,14 @@ GPTJ = sized(WIDE | {"n_layer": 28, "n_vocab": 50400}, WIDE)
 N_TEXTS, N_TOKENS, N_MORE = sized((16, 256, 512), (2, 16, 32))
 CASES = {
     "small": Case(SMALL, N_TEXTS, N_TOKENS),
-    "small-bfloat16": Case(SMALL, N_TEXTS, N_TOKENS, torch="autocast"),
+    "small-bf16": Case(SMALL, N_TEXTS, N_TOKENS, compute="bf16", torch=("float32", "autocast")),
     "lora": Case(WIDE, 1, N_TOKENS, rank=8),
-    "qlora": Case(WIDE, 1, N_TOKENS, rank=8, dtype="q4", torch="bfloat16"),
-    "gptj-6b": Case(GPTJ, 1, N_TOKENS, rank=8, dtype="q4", recompute=True, torch=None),
-    "gptj-6b-512": Case(GPTJ, 1, N_MORE, rank=8, dtype="q4", recompute=True, torch=None),
+    "lora-bf16": Case(WIDE, 1, N_TOKENS, rank=8, dtype="bf16", compute="bf16", torch=("float32", "bfloat16")),
+    "qlora": Case(WIDE, 1, N_TOKENS, rank=8, dtype="q4", torch=("bfloat16",)),
+    "qlora-bf16": Case(WIDE, 1, N_TOKENS, rank=8, dtype="q4", compute="bf16", torch=("bfloat16",)),
+    "gptj-6b": Case(GPTJ, 1, N_TOKENS, rank=8, dtype="q4", recompute=True, torch=()),
+    "gptj-6b-512": Case(GPTJ, 1, N_MORE, rank=8, dtype="q4", recompute=True, torch=()),
+    "gptj-6b-bf16": Case(GPTJ, 1, N_TOKENS, rank=8, dtype="q4", recompute=True, compute="bf16", torch=()),
 }
 
 
@@ -96,7 +103,9 @@ def leaf_of(name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray | Panel
         return np.ones(shape, np.float32)
     kind = kept_kind(name, dtype) if len(shape) == 2 else None
     if kind not in BLOCK_BYTES:
-        return random(*shape) if name == "wte" or len(shape) == 1 else pack(random(*shape))
+        if name == "wte" or len(shape) == 1:
+            return random(*shape)
+        return pack(random(*shape), Panels.zeros("bf16", *shape) if dtype == "bf16" else None)
     panels = Panels.zeros(kind, *shape)
     some = np.random.default_rng(0).integers(0, 256, (1, *panel_shape(kind, 16 * 64, 32 * 16)[1:]), np.uint8)
     some[..., -32:] = np.full(16, 0.02 / (74 if kind == "q8" else 4.6), np.float16).view(np.uint8)
@@ -110,7 +119,7 @@ def model_of(case: Case, threads: int) -> Any:
     """A model without files, as far as training asks for one."""
     config = ModelConfig(**case.shape, bos_id=None, eos_id=None)
     leaves = {name: leaf_of(name, shape, case.dtype) for name, shape in leaf_shapes(config).items()}
-    engine = Runtime(Params.from_leaves(leaves, config.n_layer), config, threads=threads)
+    engine = Runtime(Params.from_leaves(leaves, config.n_layer), config, threads=threads, compute=case.compute)
     checkpoint = SimpleNamespace(params=engine.params, config=config)
     return SimpleNamespace(engine=engine, checkpoint=checkpoint, tokenizer=None, config=config)
 
@@ -155,28 +164,27 @@ def main() -> None:
         print(json.dumps(work(CASES[args.cases[0]], args.steps, args.threads)))
         return
     for name in args.cases or CASES:
-        case, taken = CASES[name], dict[str, list[dict[str, float]]](refgpt=[], torch=[])
+        case, taken = CASES[name], dict[str, list[dict[str, float]]](refgpt=[])
         own = [sys.executable, "-m", "benchmarks.training", name, "--worker"]
         own += ["--steps", str(args.steps), "--threads", str(args.threads)]
         asked = {"shape": case.shape, "texts": case.n_texts, "tokens": case.n_tokens, "rank": case.rank}
-        asked |= {"dtype": case.torch, "steps": args.steps, "threads": args.threads}
+        asked |= {"steps": args.steps, "threads": args.threads}
         for _ in range(args.rounds):
             taken["refgpt"].append(run(own))
-            if args.torch and case.torch:
-                taken["torch"].append(run([args.torch, str(TORCH), json.dumps(asked)]))
+            for dtype in case.torch if args.torch else ():
+                found = run([args.torch, str(TORCH), json.dumps(asked | {"dtype": dtype})])
+                taken.setdefault(f"torch {dtype}", []).append(found)
         rates: dict[str, float] = {}
         used: dict[str, float] = {}
-        for engine, found in taken.items():
-            if found:
-                rates[engine] = case.n_texts * case.n_tokens / median(one["seconds"] for one in found)
-                peak = max(one["peak"] for one in found) / 1e6
-                dtype = case.dtype if engine == "refgpt" else case.torch
-                used[engine] = median(one["processor"] for one in found)
-                told = f"{rates[engine]:9.1f} tokens/s, {used[engine]:7.2f} processor seconds a step, {peak:6.0f} MB"
-                print(f"{name:16} {engine:7} {dtype:9} {told}", flush=True)
-        if "torch" in rates:
-            ratio, share = rates["refgpt"] / rates["torch"], used["torch"] / used["refgpt"]
-            print(f"{name:16} {ratio:.2f} times as fast as torch, by processor time {share:.2f}")
+        for engine, runs in taken.items():
+            rates[engine] = case.n_texts * case.n_tokens / median(one["seconds"] for one in runs)
+            peak = max(one["peak"] for one in runs) / 1e6
+            used[engine] = median(one["processor"] for one in runs)
+            told = f"{rates[engine]:9.1f} tokens/s, {used[engine]:7.2f} processor seconds a step, {peak:6.0f} MB"
+            print(f"{name:16} {engine:15} {told}", flush=True)
+        for engine in list(taken)[1:]:
+            ratio, share = rates["refgpt"] / rates[engine], used[engine] / used["refgpt"]
+            print(f"{name:16} {ratio:.2f} times as fast as {engine}, by processor time {share:.2f}", flush=True)
 
 
 if __name__ == "__main__":

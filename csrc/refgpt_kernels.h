@@ -38,7 +38,7 @@
 #include <stdint.h>
 
 /* Changes whenever a struct or a contract below changes; the binding refuses another number. */
-#define REFGPT_ABI 11
+#define REFGPT_ABI 12
 #define REFGPT_LANES 16     /* rows side by side in a panel */
 #define REFGPT_CHUNK 32     /* terms of a partial sum */
 #define REFGPT_FEW_ROWS 8   /* that linear takes as they are; the most rows of a query tile */
@@ -210,7 +210,11 @@ typedef struct {
 } refgpt_row_sum_args;
 
 /* dx[r, i] = sum over o of w[o, i] * dy[r, o], chunked over o. Items: 32 inputs. linear_backward_{f32,f16,bf16,q8,q4}: what w is kept
- * in, in the panels that linear reads; weights are widened exactly, and rows are not rounded. */
+ * in, in the panels that linear reads; weights are widened exactly, and rows are not rounded.
+ *
+ * linear_backward_dots_{bf16,q8,q4}: weights and rows are rounded to bfloat16, to nearest even. What is then smaller than 2^-80 in dy and
+ * 2^-32 in w counts as 0, so that no sum of products is ever subnormal. Within a chunk the two outputs of each pair (2o, 2o + 1) are
+ * added odd first, as linear_bf16_dots adds inputs. */
 typedef struct {
     const float *dy_panels; /* [n_rows, n_out] as panels */
     const void *w;          /* [n_out, n_in]; see linear and linear_quantised */
@@ -218,7 +222,10 @@ typedef struct {
     int64_t n_rows, n_in, n_out;
 } refgpt_linear_backward_args;
 
-/* dw[o, i] += sum over r of x[r, i] * dy[r, o], chunked over r, from +0 on, text by text. Items: 16 outputs. */
+/* dw[o, i] += sum over r of x[r, i] * dy[r, o], chunked over r, from +0 on, text by text. Items: 16 outputs.
+ *
+ * linear_weight_backward_dots: x and dy are rounded to bfloat16, to nearest even. What is then smaller than 2^-80 in dy and 2^-32 in x
+ * counts as 0. Within a chunk the two rows of each pair, counted from the text's first, are added odd first. */
 typedef struct {
     const float *x;        /* [n_rows, n_in] */
     const float *dy;       /* [n_rows, n_out] */
@@ -308,7 +315,7 @@ typedef struct {
 } refgpt_adamw_args;
 
 /* Rearranges a row-major matrix [n_out, n_in] into panels, zeros in the lanes past n_out. Items: panels.
- * pack_{b2,b4}: the size of an element in bytes. */
+ * pack_{b2,b4}: the size of an element in bytes. pack_rounded: from float32 to bfloat16, to nearest even. */
 typedef struct {
     const void *w; /* at any address */
     void *panels;

@@ -101,10 +101,11 @@ def load(
         Directories with LoRA adapters by name: each request chooses one (``adapter="oz"``) or none. Those of one pass
         may differ: see ``Model.with_adapters``.
     compute : None, "f32" or "bf16"
-        "bf16": linear layers of the C backend round activations to bfloat16 before they multiply them; products are
-        added in float32. It needs matrices in bfloat16 (``dtype="bf16"``, or stored so). On processors with
-        AVX512_BF16 prompts are read about 1.6 times as fast; the numbers are the same on all processors. Such a model
-        is not trained. None is "f32".
+        "bf16": linear layers of the C backend round activations to bfloat16 before they multiply them with float
+        matrices; products are added in float32. Matrices in bfloat16 are used as they are, and those in float32 are
+        rounded to it; float16 is refused. On processors with AVX512_BF16 prompts are read about 1.6 times as fast; the
+        numbers are the same on all processors. Training computes its products so too, with weights in any dtype but
+        float16, and changes the float32 matrices: see ``refgpt.training``. None is "f32".
 
     Returns
     -------
@@ -269,12 +270,12 @@ def check_options(
             raise RefgptError(
                 "is for the C kernels", where="compute", got=f"'bf16' and backend '{backend}'", fix="leave compute out"
             )
-        if dtype not in (None, "bf16"):
+        if dtype == "f16":
             raise RefgptError(
-                "needs weights in bf16",
+                "is not for weights in f16",
                 where="compute",
                 got=f"'bf16' and dtype '{dtype}'",
-                fix="load with dtype='bf16' (--dtype bf16), or leave compute out",
+                fix="load with dtype='bf16' or dtype='f32' (--dtype bf16 or f32), or leave compute out",
             )
     if threads is not None:  # checked for both backends
         whole_number("threads", threads, 1, None, RefgptError)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from refgpt._common.arguments import one_of, whole_number
 from refgpt._common.errors import RefgptError
@@ -14,6 +15,7 @@ from refgpt._common.float_state import default_float_state
 from refgpt._load import check_options, start
 from refgpt._model import Model
 from refgpt.checkpoints import Checkpoint
+from refgpt.numbers.dtypes import known_dtype
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import family_of, leaf_shapes
 from refgpt.tokenizers import Tokenizer, load_tokenizer
@@ -27,6 +29,7 @@ def new_model(
     mask: str = "causal",
     tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
     threads: int | None = None,
+    compute: DTypeLike | None = None,
 ) -> Model:
     """A model that has learned nothing yet: random weights, in float32, to be trained.
 
@@ -39,7 +42,7 @@ def new_model(
         Of any family.
     seed : int
         Of the weights.
-    backend, threads
+    backend, threads, compute
         See ``load``.
     mask : "causal" or "prefix"
     tokenizer : path-like, Tokenizer or None
@@ -57,7 +60,8 @@ def new_model(
     family = family_of(config)
     one_of("mask", mask, ("causal", "prefix"), RefgptError)
     stream = np.random.RandomState(whole_number("seed", seed, 0, 2**32 - 1, RefgptError))
-    check_options(backend, None, threads, None)
+    computed_in = known_dtype(compute)
+    check_options(backend, None, threads, None, computed_in)
 
     def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
         kind = name.rpartition(".")[2]
@@ -81,4 +85,4 @@ def new_model(
         tensors=(),
         own_tokenizer=False,
     )
-    return start(checkpoint, given, backend, threads=threads, asked_mask=mask, verify=False)
+    return start(checkpoint, given, backend, threads=threads, asked_mask=mask, verify=False, compute=computed_in)

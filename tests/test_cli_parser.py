@@ -237,9 +237,9 @@ def test_dtypes_have_other_names(refused, given, want):
 def test_arithmetic_in_bfloat16(run, path):
     rounded = ["-m", path, "--compute", "bf16"]
     got = run("generate", "hi", *rounded)
-    assert got.code == 1 and "in f16; load with --dtype bf16, or leave compute out\n" in got.err
-    got = run("generate", "hi", *rounded, "--dtype", "q8")
-    assert got.code == 1 and "--compute: needs weights in bf16; got 'bf16' and dtype 'q8'" in got.err
+    assert got.code == 1 and "in f16; load with --dtype bf16 or f32, or leave compute out\n" in got.err
+    got = run("generate", "hi", *rounded, "--dtype", "f16")
+    assert got.code == 1 and "--compute: is not for weights in f16; got 'bf16' and dtype 'f16'" in got.err
     got = run("verify", path, "--compute", "bf16", "--dtype", "bf16")
     assert got.code == 0 and "weights bf16, arithmetic bf16, cache f32" in got.out
 

@@ -1,6 +1,7 @@
 /* The backward of linear layers: the gradient of their weights, a sum over rows. Pieces of both factors are copied to the layout
  * of panels, lanes side by side, a whole cache line at a time. The totals of some outputs stay in the L2 cache until all rows of a text
- * have been added, and the sums over texts until all texts have. Bound by arithmetic. */
+ * have been added, and the sums over texts until all texts have. In bfloat16, the copies are rounded and hold pairs of rows. Bound by
+ * arithmetic. */
 
 enum { GRAD_PANELS = 12, GRAD_OUTPUTS = 8, GRAD_DEPTH = 128, GRAD_WIDTH = GRAD_PANELS * LANES };
 enum { GRAD_ROOM = GRAD_DEPTH + 1 }; /* of a panel, so that the panels of a row do not fight for the same lines of the cache */
@@ -12,9 +13,19 @@ static void gather_columns(const float *x, int64_t stride, int64_t n_rows, int64
             v16_store(columns + i * GRAD_ROOM + r * LANES, load_row(x + r * stride, i, n_columns, 0.0f));
 }
 
+/* The same in pairs of rows. */
+ALWAYS_INLINE void gather_pairs(const float *x, int64_t stride, int64_t n_rows, int64_t n_columns, const uint32_t least,
+                                float *columns) {
+    for (int64_t r = 0; r < n_rows; r += 2)
+        for (int64_t i = 0; i < n_columns; i += LANES)
+            pair_rows(x + r * stride + i, stride, smaller(2, n_rows - r), n_columns - i, least,
+                      columns + i * GRAD_ROOM + r / PAIR_STEP * LANES);
+}
+
 /* A text's dw of up to GRAD_OUTPUTS panels of outputs and GRAD_PANELS of inputs. */
-static void linear_weight_backward_block(const refgpt_linear_weight_backward_args *a, int64_t first_row, int64_t stop_row,
-                                         int64_t first_out, int64_t n_outputs, int64_t first_in, int64_t n_inputs) {
+ALWAYS_INLINE void linear_weight_backward_block(const refgpt_linear_weight_backward_args *a, int64_t first_row, int64_t stop_row,
+                                                int64_t first_out, int64_t n_outputs, int64_t first_in, int64_t n_inputs,
+                                                const int dots) {
     float totals[GRAD_OUTPUTS * LANES * GRAD_WIDTH] __attribute__((aligned(64)));
     float x[GRAD_ROOM * GRAD_WIDTH] __attribute__((aligned(64)));
     float dy[GRAD_ROOM * GRAD_OUTPUTS * LANES] __attribute__((aligned(64)));
@@ -22,12 +33,19 @@ static void linear_weight_backward_block(const refgpt_linear_weight_backward_arg
     memset(totals, 0, (size_t)(n_outputs * GRAD_WIDTH) * sizeof *totals);
     for (int64_t r = first_row; r < stop_row; r += GRAD_DEPTH) {
         const int64_t depth = smaller(GRAD_DEPTH, stop_row - r);
-        gather_columns(a->x + r * a->n_in + first_in, a->n_in, depth, n_inputs, x);
-        gather_columns(a->dy + r * a->n_out + first_out, a->n_out, depth, n_outputs, dy);
+        const float *from_x = a->x + r * a->n_in + first_in, *from_dy = a->dy + r * a->n_out + first_out;
+        if (dots) {
+            gather_pairs(from_x, a->n_in, depth, n_inputs, SMALLEST_FACTOR, x);
+            gather_pairs(from_dy, a->n_out, depth, n_outputs, SMALLEST_GRADIENT, dy);
+        } else {
+            gather_columns(from_x, a->n_in, depth, n_inputs, x);
+            gather_columns(from_dy, a->n_out, depth, n_outputs, dy);
+        }
         for (int64_t o = 0; o < n_outputs; o += LANES) {
             const rows beside = {dy + o * GRAD_ROOM, 1, LANES, 0, 0};
-            const panels w = {x, GRAD_ROOM * LANES, 0, F32};
-            multiply_beside(smaller(LANES, n_outputs - o), beside, n_panels, w, totals + o * GRAD_WIDTH, GRAD_WIDTH, depth);
+            const panels w = {x, GRAD_ROOM * LANES, 0, dots ? READY_PAIRS : F32};
+            (dots ? multiply_ready_beside : multiply_beside)(smaller(LANES, n_outputs - o), beside, n_panels, w,
+                                                             totals + o * GRAD_WIDTH, GRAD_WIDTH, dots ? words_of(depth) : depth);
         }
     }
     for (int64_t o = 0; o < n_outputs; o++) {
@@ -37,8 +55,8 @@ static void linear_weight_backward_block(const refgpt_linear_weight_backward_arg
     }
 }
 
-KERNEL(linear_weight_backward) {
-    const refgpt_linear_weight_backward_args *a = args;
+ALWAYS_INLINE void linear_weight_backward(const refgpt_linear_weight_backward_args *a, int64_t begin, int64_t end,
+                                          const int dots) {
     const int64_t n_panels = (a->n_in + LANES - 1) / LANES;
     for (int64_t i = 0, n_beside; i < n_panels; i += n_beside) {
         n_beside = smaller(GRAD_PANELS, n_panels - i);
@@ -47,7 +65,9 @@ KERNEL(linear_weight_backward) {
             const int64_t n_outputs = smaller((p + n) * LANES, a->n_out) - p * LANES;
             const int64_t n_inputs = smaller((i + n_beside) * LANES, a->n_in) - i * LANES;
             for (int64_t s = 0; s < a->n_texts; s++)
-                linear_weight_backward_block(a, a->starts[s], a->starts[s + 1], p * LANES, n_outputs, i * LANES, n_inputs);
+                linear_weight_backward_block(a, a->starts[s], a->starts[s + 1], p * LANES, n_outputs, i * LANES, n_inputs, dots);
         }
     }
 }
+
+KERNEL(linear_weight_backward) { linear_weight_backward(args, begin, end, 0); }

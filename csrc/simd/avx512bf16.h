@@ -40,3 +40,21 @@ static inline v16 v16_pair_neighbours(v16 first, v16 second) {
 static inline v16 v16_pair_lanes(v16 even, v16 odd) {
     return _mm512_castsi512_ps(interleave(_mm512_castps_si512(v16_pair_neighbours(even, odd))));
 }
+
+/* Pairs of numbers, those smaller than a bfloat16 given by its bits as 0. */
+static inline v16 v16_zero_pairs_below(v16 pairs, const uint32_t least) {
+    const __m512i numbers = _mm512_castps_si512(pairs), twice = _mm512_add_epi16(numbers, numbers); /* without the sign */
+    const __mmask32 kept = _mm512_cmpge_epu16_mask(twice, _mm512_set1_epi16((short)(2 * least)));
+    return _mm512_castsi512_ps(_mm512_maskz_mov_epi16(kept, numbers));
+}
+
+/* Pairs of the numbers in each lane, rounded and then compared with the least. */
+static inline v16 v16_round_pairs(v16 even, v16 odd, const uint32_t least) {
+    return v16_zero_pairs_below(_mm512_castsi512_ps(interleave((__m512i)_mm512_cvtne2ps_pbh(odd, even))), least);
+}
+
+/* 16 bfloat16 from each of two places, one after the other. */
+static inline v16 v16_join_bfloats(const uint16_t *first, const uint16_t *second) {
+    const __m512i one = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)first));
+    return _mm512_castsi512_ps(_mm512_inserti64x4(one, _mm256_loadu_si256((const __m256i *)second), 1));
+}

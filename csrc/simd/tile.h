@@ -37,7 +37,7 @@ enum { MOST_ROWS = 8, MOST_PANELS = 4 }; /* of a tile, for any instruction set *
 /* A step of a sum takes one input, or a pair. If a pair takes two steps, the odd input comes first. */
 ALWAYS_INLINE int64_t inputs_of_step(enum dtype dtype) { return pairs(dtype) ? PAIR_STEP : 1; }
 ALWAYS_INLINE int64_t place_of_step(int64_t i, enum dtype dtype) {
-    if (!pairs(dtype)) return i;
+    if (!pairs(dtype) || dtype == READY_PAIRS) return i;
     return PAIR_STEP == 1 ? i ^ 1 : i * PAIR_STEP;
 }
 ALWAYS_INLINE v16 add_products(v16 sum, v16 w, v16 x, enum dtype dtype) {

@@ -313,6 +313,12 @@ static void pack_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     c->n_items = panels_of(n_rows);
 }
 
+static void pack_rounded_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    (void)dtype;
+    c->args.pack = (refgpt_pack_args){floats(c, n_rows * n), output(c, panels_of(n_rows) * n * LANES * 2), n, n_rows};
+    c->n_items = panels_of(n_rows);
+}
+
 #include "training_cases.h"
 
 static void quantise_case(call *c, const char *kind, int64_t n, int64_t n_rows) {
@@ -337,7 +343,8 @@ static const struct {
     const char *name;
     make_case make;
 } families[] = {
-    {"linear_backward", linear_backward_case}, /* before the shorter names, here and below */
+    {"linear_backward_dots", linear_backward_case}, /* before the shorter names, here and below */
+    {"linear_backward", linear_backward_case},
     {"linear_weight_backward", linear_weight_backward_case},
     {"linear_bf16_dots", linear_bf16_dots_case},
     {"linear", linear_case},
@@ -359,6 +366,7 @@ static const struct {
     {"embedding_backward", embedding_backward_case},
     {"embedding", embedding_case},
     {"row_sum", row_sum_case},
+    {"pack_rounded", pack_rounded_case},
     {"pack", pack_case},
     {"residual", residual_case},
     {"add", add_case},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -14,8 +13,11 @@ from refgpt._common.arguments import flag
 from refgpt._common.errors import GenerationError
 from refgpt._model.inside import Inside
 from refgpt.checkpoints.checkpoint import Checkpoint
+from refgpt.numbers.casting import kept_leaf
 from refgpt.numbers.dtypes import Compute, KVDtype
+from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.mapped import check_unchanged
+from refgpt.numbers.packing import plan
 from refgpt.numbers.panels import BLOCK_BYTES
 from refgpt.numbers.tree import ParamTree
 from refgpt.runtime.engine import Engine
@@ -94,7 +96,13 @@ class Model(Inside):
             return self.engine.kept()
         # Do not return the engine's packed weights: ``verify`` would then miss faults of the packing.
         check_unchanged(*(leaf for _, leaf in self.checkpoint.params.items()))
+        if self.compute == "bf16":  # matrices in float32 are multiplied in it
+            return self.checkpoint.params.map(self._multiplied)
         return self.checkpoint.params.kept_as(self.dtype)
+
+    def _multiplied(self, name: str, leaf: Leaf) -> Leaf:
+        kept = plan(name, leaf, self.dtype, self.checkpoint.params.looked_up, self.compute)
+        return kept_leaf(name, leaf, "bf16" if kept.kind == "bf16" else self.dtype)
 
     def with_adapter(self, adapter: str | os.PathLike[str]) -> Model:
         """This model with a LoRA adapter beside its weights: several adapters can share one base in memory.
@@ -149,7 +157,7 @@ class Model(Inside):
     def _with_pairs(self, pairs: Mapping[str, Pair], mask: str | None) -> Model:
         from refgpt.training.lora import attach
 
-        checkpoint, engine = self.checkpoint, copy(self.engine)
+        checkpoint, engine = self.checkpoint, self.engine.share()
         if mask not in (None, checkpoint.mask):
             checkpoint = replace(checkpoint, mask=mask, mask_source="the adapter was trained with it")
         engine.adapters = {}
@@ -158,7 +166,7 @@ class Model(Inside):
 
     def _with_named(self, named: Mapping[str, tuple[Mapping[str, Pair], str | None]]) -> Model:
         models = {**self.adapters, **{name: self._with_pairs(pairs, mask) for name, (pairs, mask) in named.items()}}
-        engine = copy(self.engine)
+        engine = self.engine.share()
         engine.adapters = {name: model.engine for name, model in models.items()}
         return replace(self, engine=engine, adapters=models)
 

@@ -118,8 +118,6 @@ def _check(arguments: argparse.Namespace) -> None:
         if arguments.adapter is not None and getattr(arguments, name) is not None:
             arguments.parser.error(f"--{name} is for a new adapter; --adapter trains the one that it names")
 
-    if arguments.compute == "bf16":
-        arguments.parser.error("--compute bf16 is not for training; leave it out")
     given = [name for name in NEEDS_WORKERS if getattr(arguments, name) is not None]
     if arguments.workers is None and given:
         arguments.parser.error(f"--{given[0].replace('_', '-')} is for many machines; give --workers too")
@@ -167,6 +165,7 @@ def _about(arguments: argparse.Namespace, model: Model) -> dict[str, Any]:
         "loss": arguments.loss,
         "adapter_matrices": [len(pairs), sum(pair.a.size + pair.b.size for pair in pairs)],
         "adapter_scales": sorted({pair.scale for pair in pairs}),
+        **({} if model.compute == "f32" else {"compute": model.compute}),  # older runs do not record it
     }
 
 

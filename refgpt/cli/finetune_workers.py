@@ -109,7 +109,7 @@ def cluster_run(
     )
     patience = Patience(arguments.quorum, arguments.deadline)
     threads = arguments.threads or 1
-    names = ("backend", "dtype", "mask", "kv_dtype", "revision", "adapter")
+    names = ("backend", "dtype", "mask", "kv_dtype", "revision", "adapter", "compute")
     options = {name: getattr(arguments, name) for name in names}
     path = None if arguments.model is None else str(arguments.model)
     if path is not None and Path(path).exists():

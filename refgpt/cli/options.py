@@ -177,8 +177,8 @@ def add_loading_arguments(
         "--compute",
         type=known_dtype,
         choices=COMPUTES,
-        help="dtype in which linear layers multiply; bf16, for weights in bf16, is faster where the processor has "
-        "AVX512_BF16 (default: f32)",
+        help="dtype in which linear layers multiply float weights, and training any weights; bf16 is faster where the "
+        "processor has AVX512_BF16 (default: f32)",
     )
     add(
         "--adapter",

@@ -163,7 +163,7 @@ def linear(
     grain = group * max(1, smallest // max(1, n_rows * n_in * LANES * group))
     if w.kind in FLOATS and n_rows > FEW_ROWS:
         grain = even_grain(n_panels(w.n_out), group, grain, threads)
-    op = "linear_bf16_dots" if w.compute == "bf16" else f"linear_{w.kind}"
+    op = "linear_bf16_dots" if (w.kind, w.compute) == ("bf16", "bf16") else f"linear_{w.kind}"
     run(table_row(op, kernel), args, n_panels(w.n_out), grain, threads, program)
     return y
 
@@ -230,12 +230,15 @@ def pack(
     """Pack a matrix [n_out, n_in] (float32, float16 or bfloat16) into panels of the same dtype, without rounding.
 
     The matrix may be unaligned, as in files. ``out`` are panels of its shape and dtype; by default new ones are made.
+    A float32 matrix may also be packed into panels of bfloat16, to which it is rounded.
     """
     n_out, n_in = check_shape("w", w, (None, None))
-    kind = float_kind("w", w)
-    out = output_panels(out, kind, (n_out, n_in))
+    stored = float_kind("w", w)
+    rounded = stored == "f32" and isinstance(out, Panels) and out.kind == "bf16"
+    out = output_panels(out, "bf16" if rounded else stored, (n_out, n_in))
     check_apart("out", out.data, w)
     matrix, panels = check_whole("w", w, anywhere=True), check_whole("out", out.data, written=True)
     args = arguments("pack", w=ffi.from_buffer(matrix), panels=ffi.from_buffer(panels), n_in=n_in, n_out=n_out)
-    run(table_row(f"pack_b{w.dtype.itemsize}", kernel), args, n_panels(n_out), 4, threads, program)
+    op = "pack_rounded" if rounded else f"pack_b{w.dtype.itemsize}"
+    run(table_row(op, kernel), args, n_panels(n_out), 4, threads, program)
     return out

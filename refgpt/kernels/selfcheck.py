@@ -43,7 +43,7 @@ from refgpt.kernels.training import (
     linear_weight_backward,
 )
 from refgpt.numbers.cached import KV_ARRAYS, kv_shapes, scales_in
-from refgpt.numbers.dtypes import BFLOAT16, KV_DTYPES
+from refgpt.numbers.dtypes import BFLOAT16, KV_DTYPES, Compute
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.panels import FLOATS, Panels, panel_shape
 
@@ -60,7 +60,11 @@ PROMISED = {
     "linear_backward_bf16": "89b803f756a25ccd",
     "linear_backward_q8": "ca2d42e63606085c",
     "linear_backward_q4": "2b1adebecc301663",
+    "linear_backward_dots_bf16": "d257fe261f729c6c",
+    "linear_backward_dots_q8": "c5734469b806a4a8",
+    "linear_backward_dots_q4": "974d34717eee0195",
     "linear_weight_backward": "4a48b48e3b0a295e",
+    "linear_weight_backward_dots": "43a4c5ac5b43f3bc",
     "column_sum": "ce14af9b2ccae517",
     "quantise_rows": "d625f9e213dc92ee",
     "attention_f32": "41809171b830a56e",
@@ -94,6 +98,7 @@ PROMISED = {
     "adamw": "6c3a33dc07df7320",
     "pack_b2": "a87ee087243d1001",
     "pack_b4": "fa686ca3a53f698f",
+    "pack_rounded": "7d6fbe1bddca48d5",
     "row_sum": "2d1ba335ae213e05",
     "quantise_q8": "4c60e43204110360",
     "quantise_q4": "ff7ce61c8eac6774",
@@ -135,19 +140,19 @@ def digest(kernel: Kernel) -> str:
 def _outputs(kernel: Kernel) -> Iterator[np.ndarray]:
     """The kernel's outputs for fixed inputs: sums with several chunks and a remainder, few and many rows, whole and
     partial panels."""
-    op, kind = kernel.op, kernel.op.rpartition("_")[2]
+    op, kind = kernel.op, kernel.op.removesuffix("_dots").rpartition("_")[2]
+    compute: Compute = "bf16" if "_dots" in op else "f32"
     x, wide = _numbers(1, 20, 75), _numbers(2, 20, 75) * np.float32(30)
     positions, slots = np.arange(20, dtype=np.int64), np.repeat(np.arange(2, dtype=np.int64), 10)
     if op.startswith("linear_backward"):
         w = pack(_stored(3, kind, 75, 40)) if kind in FLOATS else _quantised(3, kind, 75, 40)
+        w = replace(w, compute=compute)
         yield linear_backward(x, w, kernel=kernel, threads=1)
     elif op in TRAINING:
         yield from _training_outputs(kernel, x, wide, positions)
     elif op.startswith("linear"):
-        if op == "linear_bf16_dots":
-            w = replace(pack(_stored(3, "bf16", 40, 75)), compute="bf16")
-        else:
-            w = pack(_stored(3, kind, 40, 75)) if kind in FLOATS else _quantised(3, kind, 40, 75)
+        w = pack(_stored(3, kind, 40, 75)) if kind in FLOATS else _quantised(3, kind, 40, 75)
+        w = replace(w, compute=compute)
         for n_rows in (1, 3, 20):
             yield linear(x[:n_rows], w, _numbers(4, 40), kernel=kernel, threads=1)
     elif op == "quantise_rows":
@@ -198,6 +203,8 @@ def _outputs(kernel: Kernel) -> Iterator[np.ndarray]:
         if "panels" in op:
             table = pack(_stored(3, kind, 40, 75))
         yield embedding(table, positions * 2 + ("panels" in op), kernel=kernel, threads=1)
+    elif op == "pack_rounded":
+        yield pack(_numbers(3, 40, 75), Panels.zeros("bf16", 40, 75), kernel=kernel, threads=1).data
     elif op.startswith("pack"):
         yield pack(_stored(3, "f32" if op == "pack_b4" else "f16", 40, 75), kernel=kernel, threads=1).data
     elif op.startswith("quantise"):
@@ -210,6 +217,7 @@ def _outputs(kernel: Kernel) -> Iterator[np.ndarray]:
 TRAINING = frozenset(
     (
         "linear_weight_backward",
+        "linear_weight_backward_dots",
         "column_sum",
         "attention_backward",
         "cross_entropy_backward",
@@ -225,10 +233,11 @@ def _training_outputs(kernel: Kernel, x: np.ndarray, wide: np.ndarray, positions
     """Calls of the backward pass and the optimiser: sums over 20 rows, of one text and of two, added to numbers."""
     op, before = kernel.op, _numbers(10, 75)
     texts = np.array([0, 7, 20], np.int64)
-    if op == "linear_weight_backward":
+    if op.startswith("linear_weight_backward"):
         dy, dw = _numbers(5, 20, 40), _numbers(10, 40, 75)
+        compute: Compute = "bf16" if op.endswith("_dots") else "f32"
         for starts in (None, texts):
-            yield linear_weight_backward(dy, x, dw, starts=starts, kernel=kernel, threads=1).copy()
+            yield linear_weight_backward(dy, x, dw, starts=starts, compute=compute, kernel=kernel, threads=1).copy()
     elif op == "column_sum":
         for starts in (None, texts):
             yield column_sum(wide, before, starts=starts, kernel=kernel, threads=1).copy()

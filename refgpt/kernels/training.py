@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from refgpt._common.arguments import one_of
 from refgpt._common.errors import KernelError
 from refgpt._common.wording import shown
 from refgpt.kernels.attention import score_divisor
@@ -35,6 +36,7 @@ from refgpt.kernels.native import CHUNK, ffi
 from refgpt.kernels.ops import LARGEST_FLOAT
 from refgpt.kernels.registry import Kernel
 from refgpt.kernels.threads import check_threads
+from refgpt.numbers.dtypes import COMPUTES, Compute
 from refgpt.numbers.panels import BLOCK, LANES, Panels, aligned_zeros, n_blocks, n_panels
 
 #: Elements of an item of ``adamw``.
@@ -51,7 +53,8 @@ def linear_backward(
 ) -> np.ndarray:
     """The gradient of the rows of ``linear``: ``dy @ w``. dy [t, n_out], w packed [n_out, n_in], out [t, n_in].
 
-    Weights of 8 and 4 bits count as the numbers that they decode to; rows are not rounded.
+    Weights of 8 and 4 bits count as the numbers that they decode to. Rows are not rounded, unless the weights'
+    ``compute`` is "bf16": then both are rounded to bfloat16.
     """
     w = check_panels("w", w)
     rows = dy if isinstance(dy, LinearInput) else LinearInput(dy, threads=threads)
@@ -69,9 +72,10 @@ def linear_backward(
         n_in=w.n_in,
         n_out=n_out,
     )
+    op, beside = (f"linear_backward_{w.kind}", 3) if w.compute == "f32" else (f"linear_backward_dots_{w.kind}", 6)
     least = max(1, SMALLEST_PIECE // max(1, n_rows * n_out * BLOCK))
-    grain = even_grain(n_blocks(w.n_in), 3, least, threads)  # 3 blocks go together
-    run(table_row(f"linear_backward_{w.kind}", kernel), args, n_blocks(w.n_in), grain, threads)
+    grain = even_grain(n_blocks(w.n_in), beside, least, threads)  # so many blocks go together
+    run(table_row(op, kernel), args, n_blocks(w.n_in), grain, threads)
     return dx
 
 
@@ -81,11 +85,13 @@ def linear_weight_backward(
     into: np.ndarray,
     *,
     starts: np.ndarray | None = None,
+    compute: Compute = "f32",
     threads: int | None = None,
     kernel: Kernel | None = None,
 ) -> np.ndarray:
     """Add the gradient of the weights of ``linear``, ``dy.T @ x``, to ``into`` [n_out, n_in]. dy [t, n_out], x [t,
-    n_in]."""
+    n_in]. With ``compute`` "bf16", both are rounded to bfloat16."""
+    one_of("compute", compute, COMPUTES, KernelError)
     n_rows, n_out = check_shape("dy", dy, (None, None))
     n_in = check_shape("x", x, (n_rows, None))[1]
     starts = _starts(starts, n_rows)
@@ -102,7 +108,8 @@ def linear_weight_backward(
     )
     least = max(1, SMALLEST_PIECE // max(1, n_rows * n_in * LANES))
     grain = even_grain(n_panels(n_out), 8, least, threads)  # 8 panels share what is gathered for them
-    run(table_row("linear_weight_backward", kernel), args, n_panels(n_out), grain, threads)
+    op = "linear_weight_backward" if compute == "f32" else "linear_weight_backward_dots"
+    run(table_row(op, kernel), args, n_panels(n_out), grain, threads)
     return into
 
 

@@ -31,6 +31,12 @@ def cast(where: str, rows: np.ndarray, dtype: str, fix: str = "") -> np.ndarray:
     if dtype_name(rows.dtype) == dtype:
         return rows
     narrow = narrowed(rows, dtype)
+    check_cast(where, narrow, dtype, fix)
+    return narrow
+
+
+def check_cast(where: str, narrow: np.ndarray, dtype: str, fix: str = "") -> None:
+    """Refuse finite numbers that became infinite in ``dtype``. Raises like ``cast``."""
     if not all_finite(narrow):
         raise CheckpointError(
             f"holds numbers that {dtype} cannot",
@@ -38,7 +44,6 @@ def cast(where: str, rows: np.ndarray, dtype: str, fix: str = "") -> np.ndarray:
             wanted=f"at most {LARGEST[dtype]:g}",
             fix=fix or FIXES.get(dtype, ""),
         )
-    return narrow
 
 
 def kept_leaf(name: str, leaf: Leaf, dtype: str | None) -> Leaf:

@@ -18,7 +18,7 @@ from refgpt._common.errors import CheckpointError
 from refgpt._common.float_state import default_float_state
 from refgpt._common.memory import check_obtainable
 from refgpt._common.progress import Progress
-from refgpt.numbers.casting import cast
+from refgpt.numbers.casting import cast, check_cast
 from refgpt.numbers.dtypes import STORED_DTYPES, Compute, dtype_name
 from refgpt.numbers.finite import check_finite
 from refgpt.numbers.leaves import Leaf, StoredRows, row_slices
@@ -84,7 +84,13 @@ class Kept:
 EMBEDDINGS = ("wte", "wpe")
 
 
-def plan(name: str, leaf: Leaf, dtype: str | None, looked_up: Collection[str] = ("wte",)) -> Kept:
+def plan(
+    name: str,
+    leaf: Leaf,
+    dtype: str | None,
+    looked_up: Collection[str] = ("wte",),
+    compute: Compute = "f32",
+) -> Kept:
     """The dtype and layout of a leaf, in engines and in the packed format.
 
     Parameters
@@ -97,6 +103,8 @@ def plan(name: str, leaf: Leaf, dtype: str | None, looked_up: Collection[str] = 
     looked_up : collection of str
         The model's ``ParamTree.looked_up``: matrices that are not multiplied with. A table of embeddings that is the
         head as well lies in panels, from which rows are looked up too: in both forms it would take twice the memory.
+    compute : "f32" or "bf16"
+        With "bf16", panels of float32 become panels of bfloat16: in it they are multiplied.
     """
     if leaf.ndim == 1:
         return Kept("f32", "rows")
@@ -106,7 +114,9 @@ def plan(name: str, leaf: Leaf, dtype: str | None, looked_up: Collection[str] = 
     if kind is None:
         stored = dtype_name(leaf.dtype)
         kind = stored if stored in FLOATS else "f32"
-    return Kept(kind, "rows" if lies_in_rows(name, kind, looked_up) else "panels")
+    if lies_in_rows(name, kind, looked_up):
+        return Kept(kind, "rows")
+    return Kept("bf16" if kind == "f32" and compute == "bf16" else kind, "panels")
 
 
 def kept_kind(name: str, dtype: str | None) -> str | None:
@@ -149,7 +159,7 @@ def pack_params(
     copy : bool
         Whether to copy leaves into memory that could be used directly from a mapped file.
     compute : "f32" or "bf16"
-        What the matrices in panels get: see ``Panels``.
+        What the matrices in panels get: see ``Panels`` and ``plan``.
 
     Raises
     ------
@@ -157,7 +167,7 @@ def pack_params(
         Before any leaf is read, if all of them take more memory than this process can have, or a matrix has not the
         dtype that ``compute`` needs; or naming the first leaf that holds NaN, infinity or what ``dtype`` cannot.
     """
-    planned = {name: plan(name, leaf, dtype, params.looked_up) for name, leaf in params.items()}
+    planned = {name: plan(name, leaf, dtype, params.looked_up, compute) for name, leaf in params.items()}
     if compute != "f32":
         _check_compute(params, planned, compute)
     check_room([n_beside, *(packed_bytes(leaf, planned[name], copy) for name, leaf in params.items())])
@@ -168,8 +178,7 @@ def pack_params(
         check_unchanged(leaf)
         kept: Leaf = pack_leaf(name, leaf, planned[name], fill)
         kept = in_memory(kept) if copy else kept
-        if isinstance(kept, Panels) and kept.compute != compute:
-            kept = replace(kept, compute=compute)
+        kept = computing(kept, compute)
         release(leaf)
         n_done += leaf.nbytes
         if progress is not None:
@@ -179,16 +188,21 @@ def pack_params(
     return params.map(packed)
 
 
+def computing(leaf: Leaf, compute: Compute) -> Leaf:
+    """The same leaf, with ``compute`` if it is in panels."""
+    return replace(leaf, compute=compute) if isinstance(leaf, Panels) and leaf.compute != compute else leaf
+
+
 def _check_compute(params: ParamTree, planned: Mapping[str, Kept], compute: Compute) -> None:
     """Refuse a dtype of multiplication that is not the dtype of a matrix."""
     for name, leaf in params.items():
         kept = planned[name]
-        if kept.layout == "panels" and kept.kind != compute:
+        if kept.layout == "panels" and kept.kind == "f16":
             raise CheckpointError(
-                f"needs weights in {compute}",
+                f"is not for weights in {kept.kind}",
                 where="compute",
                 got=f"{place_of(leaf, name)} in {kept.kind}",
-                fix=f"load with dtype='{compute}' (--dtype {compute}), or leave compute out",
+                fix="load with dtype='bf16' or dtype='f32' (--dtype bf16 or f32), or leave compute out",
             )
 
 
@@ -247,14 +261,16 @@ def parts(
         if kept.kind in BLOCK_BYTES:
             check_range(where, rows, kept.kind)
             rows = cast(where, rows, "f32") if rows.dtype == STORED_DTYPES["f64"] else rows
-        else:
+        elif not (kept.kind == "bf16" and isinstance(whole, Panels) and rows.dtype == STORED_DTYPES["f32"]):
             rows = cast(where, rows, kept.kind, fix)
         if isinstance(whole, Panels):
             part: np.ndarray | Panels = whole.part(start, stop)
         else:
             part = kept.zeros(rows.shape, where) if whole is None else whole[start:stop]
         if isinstance(part, Panels):
-            fill(np.ascontiguousarray(rows), part)
+            fill(np.ascontiguousarray(rows), part)  # rounds float32 to bfloat16
+            if kept.kind == "bf16":
+                check_cast(where, part.data, kept.kind, fix)
         else:
             part[...] = rows
         yield part

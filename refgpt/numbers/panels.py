@@ -84,7 +84,8 @@ class Panels(Encoded):
         Where the matrix comes from, for errors.
     compute : "f32" or "bf16"
         The dtype to which linear layers round their rows before they multiply them with these weights; "bf16" for
-        weights of this dtype only. Rows that are multiplied with 8 and 4 bits are rounded to 8 bits in any case.
+        weights of this dtype, and of 8 and 4 bits. Rows that are multiplied with 8 and 4 bits are rounded to 8 bits in
+        any case; in the backward pass, "bf16" rounds these weights too.
     """
 
     data: np.ndarray
@@ -97,7 +98,7 @@ class Panels(Encoded):
     def __post_init__(self) -> None:
         """Refuse data that does not match the description: kernels rely on it."""
         one_of(f"{self.place}: kind", self.kind, KINDS, KernelError)
-        computes = COMPUTES if self.kind == "bf16" else ("f32",)
+        computes = ("f32",) if self.kind in ("f32", "f16") else COMPUTES
         one_of(f"{self.place}: compute", self.compute, computes, KernelError)
         n_out = whole_number(f"{self.place}: n_out", self.n_out, 0, None, KernelError)
         n_in = whole_number(f"{self.place}: n_in", self.n_in, 0, None, KernelError)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from refgpt.numbers.adapted import Adapted
+from refgpt.numbers.dtypes import BFLOAT16, Compute
 from refgpt.numbers.leaves import Leaf
-from refgpt.numbers.packing import Fill, Kept, pack_leaf, plan
+from refgpt.numbers.packing import Fill, Kept, computing, pack_leaf, plan
 from refgpt.numbers.panels import Panels
 from refgpt.numbers.tree import ParamTree
 
 
-def repacked(params: ParamTree, current: ParamTree, own: bool, fill: Fill) -> ParamTree:
+def repacked(params: ParamTree, current: ParamTree, own: bool, fill: Fill, compute: Compute = "f32") -> ParamTree:
     """Weights as kernels read them.
 
     Parameters
@@ -24,6 +27,8 @@ def repacked(params: ParamTree, current: ParamTree, own: bool, fill: Fill) -> Pa
         Whether the memory of those is the engine's own, to be written over: it may be that of a file.
     fill : callable
         ``refgpt.kernels.store``.
+    compute : "f32" or "bf16"
+        See ``refgpt.numbers.packing.plan``.
     """
     before = dict(current.items())
 
@@ -37,7 +42,8 @@ def repacked(params: ParamTree, current: ParamTree, own: bool, fill: Fill) -> Pa
         there = there.base if isinstance(there, Adapted) else there
         if leaf is there:
             return leaf
-        return pack_leaf(name, leaf, plan(name, leaf, None, params.looked_up), fill, there if own else None)
+        kept = plan(name, leaf, None, params.looked_up, compute)
+        return computing(pack_leaf(name, leaf, kept, fill, there if own else None), compute)
 
     return params.map(packed)
 
@@ -46,3 +52,33 @@ def _panels(matrix: np.ndarray, own: Panels | None, fill: Fill) -> Panels:
     found = pack_leaf("adapter", matrix, Kept("f32", "panels"), fill, own)
     assert isinstance(found, Panels)
     return found
+
+
+def unrounded(
+    given: ParamTree, packed: ParamTree, before: ParamTree | None = None, exact: Mapping[str, Leaf] | None = None
+) -> dict[str, Leaf]:
+    """The matrices that are rounded to bfloat16 only because they are multiplied in it, as they were given.
+
+    Parameters
+    ----------
+    given, packed : Params
+        The weights, and the same as kernels read them.
+    before : Params, optional
+        The former packed ones: a leaf of these in ``given`` has not changed.
+    exact : mapping of str to Leaf, optional
+        The result for those.
+    """
+    same, kernels = dict(before.items()) if before else {}, dict(packed.items())
+    found: dict[str, Leaf] = {}
+    for name, leaf in given.items():
+        own = kernels[name]
+        if exact and name in exact and leaf is same.get(name):
+            found[name] = exact[name]
+        elif isinstance(own, Panels) and own.kind == "bf16" and leaf.dtype != BFLOAT16:
+            found[name] = leaf
+    return found
+
+
+def rounds_rows(params: ParamTree) -> bool:
+    """Whether products with some of these weights round the rows of activations to bfloat16."""
+    return any(isinstance(leaf, Panels) and (leaf.kind, leaf.compute) == ("bf16", "bf16") for _, leaf in params.items())

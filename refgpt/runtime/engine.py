@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from refgpt.spec.gradients import LeafGradients, Text
 
 T = TypeVar("T")
+E = TypeVar("E", bound="Engine")
 
 #: What one pass adds to one sequence: its slot, the new tokens, and how many leading positions of the sequence see one
 #: another. A prefix begins an empty sequence and is given in one piece; of a sequence in progress the number is 0.
@@ -203,6 +204,10 @@ class Engine(Protocol):
         """The weights that it computes with, rounded or quantised to their dtype in memory."""
         ...
 
+    def masters(self) -> ParamTree:
+        """The weights that training starts from: ``kept``, but those that are rounded only for products, exactly."""
+        ...
+
     def loss_backward(
         self,
         ids: np.ndarray,
@@ -258,6 +263,10 @@ class Engine(Protocol):
 
         Matrices become floats as they are given, whatever the former ones were kept in. Sessions are to be begun anew.
         """
+        ...
+
+    def share(self: E) -> E:
+        """A second engine with the same weights in memory: what one adopts later does not change the other."""
         ...
 
     def session(self, n_seqs: int, capacity: int) -> Session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,12 @@ from refgpt._common.progress import Progress
 from refgpt.kernels import CHUNK, Program, check_threads, digests, forced_isa, store
 from refgpt.numbers.cached import kv_bytes
 from refgpt.numbers.dtypes import COMPUTES, KV_DTYPES, Compute, KVDtype
-from refgpt.numbers.leaves import Leaf
-from refgpt.numbers.mapped import files_of
+from refgpt.numbers.mapped import check_unchanged, files_of
 from refgpt.numbers.packing import pack_params
 from refgpt.numbers.panels import BLOCK_BYTES, LANES, PACKED_DTYPES, Panels
 from refgpt.numbers.tree import ParamTree
 from refgpt.runtime import saved
-from refgpt.runtime.adopting import repacked
+from refgpt.runtime.adopting import repacked, rounds_rows, unrounded
 from refgpt.runtime.batch import Batch
 from refgpt.runtime.buffers import Buffers
 from refgpt.runtime.cache import KVCache
@@ -62,7 +62,7 @@ class Runtime:
     progress, copy, n_beside
         See ``pack_params``.
     compute : "f32" or "bf16"
-        "bf16": linear layers round their rows to bfloat16; their weights have to be kept in it. Sums are float32.
+        "bf16": linear layers round their rows to bfloat16, and float32 matrices; so does the backward pass.
     """
 
     sum_chunk: int | None = CHUNK
@@ -88,19 +88,29 @@ class Runtime:
         self.compute: Compute = compute
         store_rows = partial(store, threads=self.threads)
         self.params = pack_params(params, dtype, store_rows, progress, n_beside, copy, compute)
+        self._exact = unrounded(params, self.params) if compute == "bf16" and dtype != "bf16" else {}
         self._files = files_of(leaf for _, leaf in self.params.items())
-        self.kv_dtype: KVDtype = kv_dtype or ("f16" if _kind(self.params.w_head) in BLOCK_BYTES else "f32")
+        quantised = getattr(self.params.w_head, "kind", "") in BLOCK_BYTES
+        self.kv_dtype: KVDtype = kv_dtype or ("f16" if quantised else "f32")
         self.family = FAMILIES[config.model_type]
         self._n_tabled, self._tables = 0, None
-        self.adopted = False
+        self.adopted = self._owned = False
         self.adapters: Mapping[str, Runtime] = {}
         self._identity: dict[str, Any] | None = None
 
     def adopt(self, params: ParamTree) -> None:
         """See ``Engine.adopt``. Each call packs the weights again, into the memory of the last call's."""
         check_no_adapters(self)
-        self.params = repacked(params, self.params, self.adopted, partial(store, threads=self.threads))
-        self._files, self.adopted = files_of(leaf for _, leaf in self.params.items()), True
+        before = self.params
+        self.params = repacked(params, before, self._owned, partial(store, threads=self.threads), self.compute)
+        self._exact = unrounded(params, self.params, before, self._exact)
+        self._files = files_of(leaf for _, leaf in self.params.items())
+        self.adopted = self._owned = True
+
+    def share(self) -> Runtime:
+        """See ``Engine.share``."""
+        self._owned = False
+        return copy(self)
 
     def loss_backward(
         self,
@@ -141,11 +151,16 @@ class Runtime:
         """See ``Engine.kept``."""
         return self.params
 
+    def masters(self) -> ParamTree:
+        """See ``Engine.masters``."""
+        check_unchanged(*self._exact.values())
+        return self.params.map(lambda name, leaf: self._exact.get(name, leaf))
+
     def identity(self) -> dict[str, Any]:
         """See ``Engine.identity``."""
         if self._identity is None or self.adopted:  # weights may have been changed in place
             self.check_files()
-            computed = "c" if self.compute == "f32" else f"c {self.compute}"
+            computed = "c bf16" if rounds_rows(self.params) else "c"
             self._identity = identity_of(computed, self.config, self.params, self.kv_dtype, self.digests)
         return self._identity
 
@@ -154,12 +169,7 @@ class Runtime:
         return digests(words, threads=self.threads)
 
     def check_files(self) -> None:
-        """Before every pass, refuse weights in files that have been written to since they were opened.
-
-        Raises
-        ------
-        CheckpointError
-        """
+        """Before every pass: raise a CheckpointError if a file of weights has been written to since it was opened."""
         for file in self._files:
             file.check_unchanged()
 
@@ -480,7 +490,3 @@ class RuntimeSession:
 
     def _new_buffers(self, n_rows: int) -> Buffers:
         return Buffers.of(self._runtime.config, n_rows, self.cache.padded_capacity, self._runtime.threads)
-
-
-def _kind(leaf: Leaf) -> str:
-    return leaf.kind if isinstance(leaf, Panels) else str(leaf.dtype)

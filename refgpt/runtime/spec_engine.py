@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -135,6 +136,10 @@ class SpecEngine:
         """See ``Engine.kept``."""
         return self.params
 
+    def masters(self) -> ParamTree:
+        """See ``Engine.masters``."""
+        return self.params
+
     def identity(self) -> dict[str, Any]:
         """See ``Engine.identity``."""
         from refgpt.runtime.identity import identity_of
@@ -176,6 +181,13 @@ class SpecEngine:
         """See ``Engine.product``."""
         found: np.ndarray = x @ w.T
         return found
+
+    def share(self) -> SpecEngine:
+        """See ``Engine.share``. Weights that may be changed in place are copied."""
+        other = copy(self)
+        if self.adopted:
+            other.params = self.params.map(lambda _, leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf)
+        return other
 
     def adopt(self, params: ParamTree) -> None:
         """See ``Engine.adopt``."""

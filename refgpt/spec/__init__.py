@@ -2,7 +2,7 @@
 
 from refgpt.spec.families import FAMILIES, family_of, forward, leaf_shapes, tap_names, tap_shapes
 from refgpt.spec.masks import causal_mask, local_mask, prefix_mask
-from refgpt.spec.ops import embedding, gelu, gelu_erf, layer_norm, linear, softmax
+from refgpt.spec.ops import embedding, gelu, gelu_erf, layer_norm, linear, products_in, softmax
 from refgpt.spec.positions import rotary_angles, rotate_halves, rotate_pairs
 from refgpt.spec.taps import Recorder, Tap, TapNames, checked, no_tap, prefixed, tap_axes
 
@@ -25,6 +25,7 @@ __all__ = [
     "no_tap",
     "prefix_mask",
     "prefixed",
+    "products_in",
     "rotary_angles",
     "rotate_halves",
     "rotate_pairs",

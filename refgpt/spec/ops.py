@@ -7,12 +7,42 @@ it is used, so a 16-bit checkpoint needs memory for one wide matrix at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from refgpt.numbers.casting import narrowed
+from refgpt.numbers.dtypes import Compute
 from refgpt.numbers.leaves import Leaf, widen
+
+_COMPUTE: ContextVar[Compute] = ContextVar("compute", default="f32")
+
+
+@contextmanager
+def products_in(compute: Compute) -> Iterator[None]:
+    """Within the block, linear layers and their gradients round the factors of products as kernels do.
+
+    With "bf16", factors are rounded to bfloat16 and products added in the dtype of the rows; numbers that are so small
+    that kernels take them for 0 are 0. This is for float weights. "f32" rounds nothing.
+    """
+    token = _COMPUTE.set(compute)
+    try:
+        yield
+    finally:
+        _COMPUTE.reset(token)
+
+
+def computing() -> Compute:
+    """What ``products_in`` says here."""
+    return _COMPUTE.get()
+
+
+def bfloat16(x: np.ndarray) -> np.ndarray:
+    """Rounded to the nearest bfloat16, ties to even, in its own dtype. Any shape."""
+    return widen(narrowed(x, "bf16"), x.dtype)
 
 
 def embedding(ids: np.ndarray, table: Leaf, dtype: DTypeLike) -> np.ndarray:
@@ -20,10 +50,18 @@ def embedding(ids: np.ndarray, table: Leaf, dtype: DTypeLike) -> np.ndarray:
     return widen(table[ids], dtype)
 
 
+def linear_factors(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and weights as ``linear`` multiplies them: rounded as ``products_in`` says. Any shapes."""
+    if computing() == "f32":
+        return x, w
+    return np.where(np.abs(x) < 2.0**-56, 0, bfloat16(x)), np.where(np.abs(w) < 2.0**-56, 0, bfloat16(w))
+
+
 def linear(x: np.ndarray, w: Leaf, b: np.ndarray | None = None) -> np.ndarray:
     """``x w^T + b``. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out]."""
-    y = x @ widen(w, x.dtype).T  # [t, n_out]
-    return y if b is None else y + widen(b, x.dtype)
+    x, w = linear_factors(x, widen(w, x.dtype))  # [t, n_in], [n_out, n_in]
+    y = x @ w.T  # [t, n_out]
+    return y if b is None else y + widen(b, y.dtype)
 
 
 def layer_norm(x: np.ndarray, w: np.ndarray, b: np.ndarray, eps: float) -> np.ndarray:

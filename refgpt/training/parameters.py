@@ -36,13 +36,6 @@ def check_model(model: Any) -> TrainedModel:
     if not hasattr(model, "engine") or not hasattr(model, "checkpoint"):
         raise RefgptError("cannot be used", where="model", got=shown(model), wanted="a Model, as refgpt.load gives it")
     gradients_of(model.engine.config)
-    if model.engine.compute != "f32":
-        raise RefgptError(
-            "a model that computes in less than float32 cannot be trained",
-            where="compute",
-            got=model.engine.compute,
-            fix="load the model without compute",
-        )
     found: TrainedModel = model
     return found
 

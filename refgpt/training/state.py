@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from refgpt._common.arguments import directory_of, path_of, whole_number
+from refgpt._common.arguments import directory_of, one_of, path_of, whole_number
 from refgpt._common.errors import CheckpointError, RefgptError
 from refgpt._common.small_files import parse_json
 from refgpt._common.wording import FRESH_COPY, shown
 from refgpt.checkpoints.files.safetensors_file import read_mapped
 from refgpt.conversion.tensor_files import write_tensors
+from refgpt.numbers.dtypes import COMPUTES
 from refgpt.numbers.finite import check_finite
 from refgpt.numbers.mapped import map_file
 from refgpt.training.optimiser import AdamW, Muon
@@ -37,6 +38,7 @@ class State:
     muon: Muon | None
     dropout: float
     seed: int
+    compute: str
     weights: dict[str, np.ndarray]
     moments: dict[str, dict[str, np.ndarray]]
 
@@ -64,6 +66,7 @@ def write_state(directory: str | Path, state: State) -> None:
         "muon": None if muon is None else {"names": list(muon.names), "momentum": muon.momentum},
         "dropout": state.dropout,
         "seed": state.seed,
+        "compute": state.compute,
     }
     arrays = {f"weights{SEPARATOR}{name}": w for name, w in state.weights.items()}
     for name, moments in state.moments.items():
@@ -102,7 +105,9 @@ def read_state(directory: str | Path) -> State:
     try:
         muon = None if told["muon"] is None else Muon(**told["muon"])
         n_steps = whole_number("n_steps", told["n_steps"], 0, None, CheckpointError)
-        settings = (AdamW(**told["adamw"]), told["clip"], muon, told.get("dropout", 0.0), told.get("seed", 0))
+        compute = told.get("compute", "f32")
+        one_of("compute", compute, COMPUTES, CheckpointError)
+        settings = (AdamW(**told["adamw"]), told["clip"], muon, told.get("dropout", 0.0), told.get("seed", 0), compute)
         return State(n_steps, *settings, weights, moments)
     except (KeyError, TypeError) as fault:
         raise CheckpointError("its settings make no sense", where=path, got=shown(fault), fix=FRESH_COPY) from None

@@ -51,7 +51,8 @@ class Trainer:
     ----------
     model : Model
         A model of ``refgpt.load``. Its weights are copied to float32 (or float64, if it computes in that). After a step
-        the model uses the new weights. Its files stay as they are.
+        the model uses the new weights. Its files stay as they are. With ``compute="bf16"`` products are computed in
+        bfloat16, forward and backward; weights, optimiser, LayerNorm, attention and loss stay in float32.
     optimiser : AdamW
     clip : float, optional
         Gradients longer than this are shortened to it; None: they are not.
@@ -213,7 +214,7 @@ class Trainer:
             If it cannot be written.
         """
         settings = (self.n_steps, self.optimiser, self.clip, self.muon, self.dropout, self.seed)
-        write_state(directory, State(*settings, self._weights, self._state))
+        write_state(directory, State(*settings, self._model.engine.compute, self._weights, self._state))
 
     @classmethod
     @default_float_state()
@@ -235,6 +236,14 @@ class Trainer:
             If the file is damaged, or is that of another model.
         """
         state = read_state(directory)
+        if state.compute != check_model(model).engine.compute:
+            raise CheckpointError(
+                "was trained with another compute",
+                where=directory,
+                got=model.engine.compute,
+                wanted=state.compute,
+                fix=f"load the model with compute='{state.compute}' (--compute {state.compute})",
+            )
         trainer = cls(model, state.optimiser, state.clip, state.muon, state.dropout, state.seed, recompute)
         trainer._take(state, directory)
         return trainer
@@ -273,7 +282,7 @@ class Trainer:
             )
         dtype = dtype_of(self._model.engine)
         own: dict[str, np.ndarray] = {}
-        for leaf, stored in parameters.leaves.items():
+        for leaf, stored in self._model.engine.masters().items():
             if (name := parameters.name(leaf)) not in own:
                 own[name] = np.array(widen(stored, dtype), order="C")
         self._weights = own

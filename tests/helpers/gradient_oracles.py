@@ -6,6 +6,7 @@ Where a kernel sums over the rows of a text, ``n`` is their number, and ``n_rows
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,12 +14,15 @@ from refgpt import kernels, spec
 from refgpt.kernels import CHUNK, Kernel
 from refgpt.spec import gradients
 from refgpt.spec.bounds import gradients as bounds
+from refgpt.spec.gradients.ops import factors
 from tests.helpers.buffers import Output, assert_same_bits, guarded, numbers, stored
 from tests.helpers.cases import MOST_WORKERS, Case, Rng, float64
 from tests.helpers.quantised import quantised_panels
 
 
-def linear_backward_case(kind: str, n: int, n_rows: int, flavour: str, rng: Rng, n_in: int = 117) -> Case:
+def linear_backward_case(
+    kind: str, n: int, n_rows: int, flavour: str, rng: Rng, n_in: int = 117, compute: str = "f32"
+) -> Case:
     """``n`` outputs and 117 inputs: three blocks, and one that ends early."""
     dy = numbers(rng, flavour, n_rows, n, huge=1e6)
     if kind in ("q8", "q4"):
@@ -29,14 +33,22 @@ def linear_backward_case(kind: str, n: int, n_rows: int, flavour: str, rng: Rng,
     else:
         matrix = stored(rng, flavour, kind, n, n_in)
         w = kernels.pack(matrix)
+    w = replace(w, compute=compute)
 
     def run(kernel: Kernel, rows: slice) -> tuple[Output]:
         dx, guards = guarded((len(dy[rows]), n_in))
         kernels.linear_backward(dy[rows], w, dx, threads=1, kernel=kernel)
         return (Output(dx, guards),)
 
-    want = gradients.linear_backward(float64(dy), matrix)
-    return Case(run, (want,), (bounds.linear_backward_bound(dy, matrix, CHUNK),))
+    with spec.products_in(compute):
+        want = gradients.linear_backward(float64(dy), matrix)
+        bound = bounds.linear_backward_bound(*factors(float64(dy), float64(matrix)), CHUNK)
+    return Case(run, (want,), (bound,))
+
+
+def linear_backward_dots_case(kind: str, n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    """More blocks than go together."""
+    return linear_backward_case(kind, n, n_rows, flavour, rng, 213, "bf16")
 
 
 def added(before: np.ndarray, call: Callable[[np.ndarray], object], strange: bool) -> Output:
@@ -49,7 +61,9 @@ def added(before: np.ndarray, call: Callable[[np.ndarray], object], strange: boo
     return Output(found, guards)
 
 
-def linear_weight_backward_case(n: int, n_rows: int, flavour: str, rng: Rng, n_in: int = 213) -> Case:
+def linear_weight_backward_case(
+    n: int, n_rows: int, flavour: str, rng: Rng, n_in: int = 213, compute: str = "f32"
+) -> Case:
     """213 inputs are more than go together, and the last panel ends early."""
     dy, x = numbers(rng, flavour, n, n_rows, huge=1e6), numbers(rng, flavour, n, n_in, huge=1e6)
     before, strange = numbers(rng, "ordinary", n_rows, n_in), flavour != "ordinary" or not n
@@ -58,12 +72,18 @@ def linear_weight_backward_case(n: int, n_rows: int, flavour: str, rng: Rng, n_i
         part = np.ascontiguousarray(dy[:, rows])
 
         def call(into: np.ndarray) -> None:
-            kernels.linear_weight_backward(part, x, into, threads=1, kernel=kernel)
+            kernels.linear_weight_backward(part, x, into, compute=compute, threads=1, kernel=kernel)
 
         return (added(before[rows], call, strange),)
 
-    want = float64(before) + gradients.linear_weight_backward(float64(dy), float64(x))
-    return Case(run, (want,), (bounds.linear_weight_backward_bound(dy, x, before, CHUNK),))
+    with spec.products_in(compute):
+        want = float64(before) + gradients.linear_weight_backward(float64(dy), float64(x))
+        bound = bounds.linear_weight_backward_bound(*factors(float64(dy), float64(x)), before, CHUNK)
+    return Case(run, (want,), (bound,))
+
+
+def linear_weight_backward_dots_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    return linear_weight_backward_case(n, n_rows, flavour, rng, compute="bf16")
 
 
 def column_sum_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:

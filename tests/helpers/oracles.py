@@ -33,6 +33,9 @@ from refgpt.kernels import (
 )
 from refgpt.kernels.registry import ffi, lib
 from refgpt.numbers import checksums, quantisation
+from refgpt.numbers.casting import narrowed
+from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.leaves import widen
 from refgpt.numbers.panels import Panels, n_blocks, n_panels, panel_shape
 from refgpt.runtime.rotation import rotary_tables
 from refgpt.spec import gradients
@@ -50,7 +53,9 @@ from tests.helpers.gradient_oracles import (
     layer_norm_backward_case,
     layer_norm_weight_backward_case,
     linear_backward_case,
+    linear_backward_dots_case,
     linear_weight_backward_case,
+    linear_weight_backward_dots_case,
 )
 from tests.helpers.quantised import decoded_rows, quantised_panels
 
@@ -310,6 +315,24 @@ def pack_case(element: np.dtype, n: int, n_rows: int, flavour: str, rng: Rng) ->
     return Case(run, (want,), (np.zeros(want.shape),))
 
 
+def pack_rounded_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    """The same, rounded to bfloat16; NaN of float16 guards it."""
+    w = numbers(rng, flavour, n_rows, n)
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
+        part = w[rows]
+        n_panels = -(-len(part) // 16)
+        panels, guards = guarded((n_panels, n, 16), np.float16)
+        args = {"w": ffi.from_buffer(part), "panels": ffi.from_buffer(panels), "n_in": n, "n_out": len(part)}
+        lib.refgpt_run(kernel.run, ffi.new("refgpt_pack_args *", args), n_panels, 1, 1)
+        unwritten = np.isnan(panels)
+        found = np.where(unwritten, np.nan, widen(panels.view(BFLOAT16))).transpose(0, 2, 1)
+        return (Output(found.reshape(16 * n_panels, n), guards),)
+
+    want = np.pad(float64(narrowed(w, "bf16")), [(0, -n_rows % 16), (0, 0)])
+    return Case(run, (want,), (np.zeros(want.shape),))
+
+
 # ---- what is stored --------------------------------------------------------------------------------------------------
 
 
@@ -360,7 +383,9 @@ ORACLES: dict[str, Callable[[int, int, str, Rng], Case]] = {
     "linear_bf16_dots": linear_bf16_dots_case,
     **{f"linear_{kind}": partial(linear_quantised_case, kind) for kind in ("q8", "q4")},
     **{f"linear_backward_{kind}": partial(linear_backward_case, kind) for kind in ("f32", "f16", "bf16", "q8", "q4")},
+    **{f"linear_backward_dots_{kind}": partial(linear_backward_dots_case, kind) for kind in ("bf16", "q8", "q4")},
     "linear_weight_backward": linear_weight_backward_case,
+    "linear_weight_backward_dots": linear_weight_backward_dots_case,
     "column_sum": column_sum_case,
     "attention_backward": attention_backward_case,
     "cross_entropy_backward": cross_entropy_backward_case,
@@ -386,6 +411,7 @@ ORACLES: dict[str, Callable[[int, int, str, Rng], Case]] = {
     "add": add_case,
     "pack_b2": partial(pack_case, np.dtype(np.float16)),
     "pack_b4": partial(pack_case, np.dtype(np.float32)),
+    "pack_rounded": pack_rounded_case,
     "row_sum": row_sum_case,
     **{f"quantise_{kind}": partial(quantise_case, kind) for kind in ("q8", "q4")},
     "digests": digests_case,

@@ -6,14 +6,21 @@ import numpy as np
 import pytest
 
 from refgpt._common.errors import KernelError
-from refgpt.kernels import CHUNK, linear, pack
+from refgpt.kernels import CHUNK, linear, linear_backward, linear_weight_backward, pack
 from refgpt.numbers.casting import narrowed
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import widen
 from refgpt.numbers.panels import Panels
+from refgpt.spec import products_in
+from refgpt.spec.gradients.ops import factors
 from tests.helpers.buffers import RUNNABLE, assert_same_bits
 
-each_row = pytest.mark.parametrize("kernel", [k for k in RUNNABLE if k.op == "linear_bf16_dots"], ids=str)
+
+def rows_of(op):
+    return pytest.mark.parametrize("kernel", [k for k in RUNNABLE if k.op == op], ids=str)
+
+
+each_row = rows_of("linear_bf16_dots")
 SHAPES = [(1, 70), (3, 31), (8, 257), (9, 33), (20, 300), (70, 130)]  # rows and inputs: odd ones, several pieces
 
 
@@ -25,9 +32,20 @@ def rounded(x: np.ndarray) -> np.ndarray:
 
 
 def promised(x: np.ndarray, w: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    return summed(rounded(x), rounded(w), bias)
+
+
+def promised_gradient(dy: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """``dy other^T``. What is rounded to less than 2^-80 in dy and 2^-32 in the other counts as 0."""
+    with products_in("bf16"), np.errstate(invalid="ignore", over="ignore"):
+        dy, other = factors(widen(dy, np.float64), widen(other, np.float64))
+    return summed(dy, other, np.zeros(1, np.float32))
+
+
+def summed(x: np.ndarray, w: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """A float32 number and an exact product are added in float64 and rounded to float32, which is the fused
     multiply-add: float64 has more than twice the bits and two more."""
-    x, w, total = rounded(x), rounded(w), np.broadcast_to(bias, (len(x), len(w))).copy()
+    total = np.broadcast_to(bias, (len(x), len(w))).copy()
     n_in = x.shape[1]
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, n_in, CHUNK):
@@ -95,6 +113,48 @@ def test_every_bit_is_the_promised_one(kernel, kind):
         assert (np.isnan(got) == np.isnan(want)).all()
 
 
+GRADIENT_KINDS = (*KINDS, "about where gradients begin", "about where others begin")
+
+
+def two(rng: np.random.Generator, kind: str, *shapes: tuple[int, ...]) -> list[np.ndarray]:
+    """dy and the other factor."""
+    if kind == "about where gradients begin":
+        return [scaled(rng, -82, -78, *shapes[0]), some(rng, "ordinary", *shapes[1])]
+    if kind == "about where others begin":
+        return [scaled(rng, -82, -78, *shapes[0]), scaled(rng, -34, -30, *shapes[1])]
+    return [some(rng, kind, *shapes[0]), some(rng, "ordinary" if kind == "large" else kind, *shapes[1])]
+
+
+def assert_promised(got: np.ndarray, want: np.ndarray, kind: str) -> None:
+    assert kind == "large" or np.isfinite(want).all()
+    assert_same_bits(np.where(np.isnan(got), 0, got), np.where(np.isnan(want), 0, want))
+    assert (np.isnan(got) == np.isnan(want)).all()
+
+
+@rows_of("linear_backward_dots_bf16")
+@pytest.mark.parametrize("kind", GRADIENT_KINDS)
+def test_every_bit_of_the_gradient_of_rows_is_the_promised_one(kernel, kind):
+    for seed, (n_rows, n_out) in enumerate([(1, 70), (9, 31), (20, 300), (270, 130)]):
+        rng = np.random.default_rng(seed)
+        dy, w = two(rng, kind, (n_rows, n_out), (n_out, 213))
+        w = bfloats(w)
+        got = linear_backward(dy, replace(pack(w), compute="bf16"), threads=1, kernel=kernel)
+        assert_promised(got, promised_gradient(dy, w.T), kind)
+
+
+@rows_of("linear_weight_backward_dots")
+@pytest.mark.parametrize("kind", GRADIENT_KINDS)
+def test_every_bit_of_the_gradient_of_weights_is_the_promised_one(kernel, kind):
+    for seed, (n_rows, n_out) in enumerate([(1, 70), (31, 9), (300, 20), (130, 150)]):
+        rng = np.random.default_rng(seed)
+        dy, x = two(rng, kind, (n_rows, n_out), (n_rows, 213))
+        before = some(rng, "ordinary", n_out, 213)
+        with np.errstate(over="ignore", invalid="ignore"):
+            want = before + promised_gradient(dy.T, x.T)
+        got = linear_weight_backward(dy, x, before.copy(), compute="bf16", threads=1, kernel=kernel)
+        assert_promised(got, want, kind)
+
+
 @each_row
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf, 0x7F800001, 0x7FFFFFFF, 0xFF80FFFF])
 def test_what_is_no_number_stays_none(kernel, bad):
@@ -110,11 +170,12 @@ def test_what_is_no_number_stays_none(kernel, bad):
         assert_same_bits(np.where(np.isnan(got), 0, got), np.where(np.isnan(want), 0, want))
 
 
-def test_only_weights_in_bfloat16_are_multiplied_in_it():
+def test_weights_in_float32_and_float16_are_not_multiplied_in_bfloat16():
     packed = pack(bfloats(np.ones((40, 5))))
     part = replace(packed, compute="bf16").part(16, 40)
     assert isinstance(part, Panels) and part.compute == "bf16" and part.shape == (24, 5)
-    for other in (pack(np.ones((4, 5), np.float16)), Panels.zeros("q8", 4, 5)):
+    assert replace(Panels.zeros("q8", 4, 5), compute="bf16").compute == "bf16"
+    for other in (pack(np.ones((4, 5), np.float16)), Panels.zeros("f32", 4, 5)):
         with pytest.raises(KernelError, match="compute: cannot be used; got 'bf16'; wanted 'f32'"):
             replace(other, compute="bf16")
     with pytest.raises(KernelError, match="compute: cannot be used; got 'q8'; wanted 'f32', 'bf16'"):

@@ -23,6 +23,10 @@ def weight(part, into, **how):
     kernels.linear_weight_backward(numbers(0, N, N_OUT)[part], numbers(1, N, 213)[part], into, **how)
 
 
+def weight_dots(part, into, **how):
+    weight(part, into, compute="bf16", **how)
+
+
 def columns(part, into, **how):
     kernels.column_sum(numbers(0, N, N_OUT)[part], into, **how)
 
@@ -34,6 +38,7 @@ def norm(part, into, **how):
 
 SUMS = {
     "linear_weight_backward": (weight, (N_OUT, 213)),
+    "linear_weight_backward_dots": (weight_dots, (N_OUT, 213)),
     "column_sum": (columns, (N_OUT,)),
     "layer_norm_weight_backward": (norm, (N_OUT,)),
 }

@@ -14,7 +14,7 @@ import numpy as np
 
 from refgpt import kernels
 from refgpt.numbers.cached import KV_ARRAYS, kv_shapes
-from refgpt.numbers.dtypes import KVDtype
+from refgpt.numbers.dtypes import Compute, KVDtype
 from refgpt.numbers.panels import LANES, aligned_zeros
 from refgpt.runtime.batch import Batch
 from refgpt.runtime.buffers import Buffers
@@ -46,6 +46,8 @@ class Kernels(Protocol):
     def threads(self) -> int: ...
     @property
     def kv_dtype(self) -> KVDtype: ...
+    @property
+    def compute(self) -> Compute: ...
     def tables(self, n_positions: int) -> Any: ...
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from refgpt import kernels
 from refgpt.kernels import LinearInput
+from refgpt.numbers.dtypes import Compute
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.panels import aligned_zeros
 from refgpt.runtime.gradients.activations import Activations, Kernels, Passes
@@ -45,7 +46,7 @@ def texts_backward(
     for some in groups:
         last, activations = passes.run(some)
         found, dlast = head.backward(some, last)
-        ops = Ops(some, engine.threads, engine.kv_dtype, engine.config.window, passes.room)
+        ops = Ops(some, engine.threads, engine.kv_dtype, engine.compute, engine.config.window, passes.room)
         ops.next_block()
         family.backward(engine.params, engine.config, some.ids, activations, dlast, leaves, ops)
         losses += found
@@ -70,7 +71,8 @@ class Head:
 
     def __init__(self, engine: Kernels, name: str, leaves: LeafGradients, n_targets: int, n_rows: int) -> None:
         self._head, self._bias = getattr(engine.params, name), getattr(engine.params, "b_head", None)
-        self._name, self._leaves, self._n_targets, self._threads = name, leaves, n_targets, engine.threads
+        self._name, self._leaves, self._n_targets = name, leaves, n_targets
+        self._threads, self._compute = engine.threads, engine.compute
         n_vocab, widest = engine.config.n_vocab, max(engine.config.n_vocab, engine.config.d_model)
         self._most = min(n_rows, max(1, MOST_LOGITS // (HEAD_ROWS * n_vocab)) * HEAD_ROWS)  # rows at a time
         self._logits = np.empty((self._most, n_vocab), np.float32)
@@ -92,7 +94,7 @@ class Head:
             total, above = parts.astype(np.float64).T
             for piece, start, stop in zip(pieces, starts[:-1], starts[1:], strict=True):
                 losses[piece.text] += float((np.log(total[start:stop]) - above[start:stop]).sum())
-            how = self._name, self._leaves, starts, self._threads, self._scratch
+            how = self._name, self._leaves, starts, self._threads, self._compute, self._scratch
             dlast[some] = head_backward(dlogits, x, self._head, *how)
         return [loss / self._n_targets for loss in losses], dlast
 
@@ -135,15 +137,16 @@ def loss_backward(
 ) -> float:
     """See ``refgpt.spec.gradients.loss_backward``. The loss itself is taken in float64: no gradient depends on it."""
     config, params, family = engine.config, engine.params, FAMILIES[engine.config.model_type]
-    ops = Ops(Texts.of([Text(ids, labels, prefix_len)]), engine.threads, engine.kv_dtype, config.window)
+    texts = Texts.of([Text(ids, labels, prefix_len)])
+    ops = Ops(texts, engine.threads, engine.kv_dtype, engine.compute, config.window)
     logits = trace["logits"]
     rows, targets = targets_of(labels)
     dlosses = np.full(len(rows), np.float32(1) / np.float32(n_targets), np.float32)  # [n]
     dlogits = np.zeros_like(logits)  # [t, v]
     dlogits[rows], parts = kernels.cross_entropy_backward(dlosses, logits[rows], targets, threads=ops.threads)
     dlogits = tap("logits", dlogits)
-    head, name, starts = getattr(params, family.HEAD), family.HEAD, ops.texts.starts
-    dlast = head_backward(dlogits, trace["ln_final"], head, name, leaves, starts, ops.threads)  # [t, c]
+    head, of = getattr(params, family.HEAD), (family.HEAD, leaves, ops.texts.starts, ops.threads, ops.compute)
+    dlast = head_backward(dlogits, trace["ln_final"], head, *of)  # [t, c]
     activations = Activations.of_trace(trace, config.n_layer, taps_of(config).stream)
     family.backward(params, config, ids, activations, tap("ln_final", dlast), leaves, ops, tap)
     total, above = parts.astype(np.float64).T
@@ -158,6 +161,7 @@ def head_backward(
     leaves: LeafGradients,
     starts: np.ndarray,
     threads: int,
+    compute: Compute = "f32",
     scratch: np.ndarray | None = None,
 ) -> np.ndarray:
     """From the gradient of some rows of logits to that of the rows x that they come from. dlogits [n, v] -> [n, c].
@@ -165,5 +169,5 @@ def head_backward(
     ``starts`` are those of what is summed by itself for the gradients of weights.
     """
     leaves.add("b_head", lambda: BiasGradient(dlogits, starts, threads))
-    leaves.add(name, lambda: MatrixGradient(dlogits, x, starts, threads))
+    leaves.add(name, lambda: MatrixGradient(dlogits, x, starts, threads, compute))
     return linear_backward(dlogits, head, threads, scratch)

@@ -14,7 +14,7 @@ from refgpt import kernels
 from refgpt.kernels import LinearInput
 from refgpt.numbers.adapted import Adapted
 from refgpt.numbers.cached import rounded_kv
-from refgpt.numbers.dtypes import KVDtype
+from refgpt.numbers.dtypes import Compute, KVDtype
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.panels import Panels
 from refgpt.runtime.gradients.room import Room
@@ -48,6 +48,8 @@ class Ops:
     threads : int
     kv_dtype : "f32", "f16" or "q8"
         What the forward pass rounds keys and values to.
+    compute : "f32" or "bf16"
+        What the factors of products with dy are rounded to.
     window : int or None
         How many keys a row of a local layer sees.
     room : Room, optional
@@ -58,6 +60,7 @@ class Ops:
     texts: Texts
     threads: int
     kv_dtype: KVDtype = "f32"
+    compute: Compute = "f32"
     window: int | None = None
     room: Room | None = None
 
@@ -81,7 +84,7 @@ class Ops:
 
     def linear_weight_backward(self, dy: np.ndarray, x: np.ndarray) -> MatrixGradient:
         """dy [t, n_out], x [t, n_in] -> the gradient of a matrix [n_out, n_in]."""
-        return MatrixGradient(dy, x, self.texts.starts, self.threads)
+        return MatrixGradient(dy, x, self.texts.starts, self.threads, self.compute)
 
     def bias_backward(self, dy: np.ndarray) -> BiasGradient:
         """dy [t, n_out] -> the gradient of a bias [n_out]."""

@@ -13,16 +13,21 @@ import numpy as np
 
 from refgpt import kernels
 from refgpt.kernels import LinearInput
+from refgpt.numbers.dtypes import Compute
 
 
 @dataclass(frozen=True, eq=False)
 class MatrixGradient:
-    """Of ``w`` in ``y = x w^T``: ``dy^T x``. dy [t, n_out], x [t, n_in]."""
+    """Of ``w`` in ``y = x w^T``: ``dy^T x``, both factors rounded to ``compute``. dy [t, n_out], x [t, n_in].
+
+    Products with an adapter are in float32.
+    """
 
     dy: np.ndarray
     x: np.ndarray
     starts: np.ndarray
     threads: int
+    compute: Compute = "f32"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -31,7 +36,9 @@ class MatrixGradient:
 
     def add_to(self, into: np.ndarray) -> None:
         """Add it to an array [n_out, n_in]."""
-        kernels.linear_weight_backward(self.dy, self.x, into, starts=self.starts, threads=self.threads)
+        kernels.linear_weight_backward(
+            self.dy, self.x, into, starts=self.starts, compute=self.compute, threads=self.threads
+        )
 
     def of_adapter(self, a: np.ndarray, b: np.ndarray, scale: float) -> tuple[MatrixGradient, MatrixGradient]:
         """The gradients of a [rank, n_in] and b [n_out, rank] where the matrix has ``scale * b a`` added to it."""

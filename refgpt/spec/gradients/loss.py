@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
-from refgpt._common.arguments import whole_number
+from refgpt._common.arguments import one_of, whole_number
 from refgpt._common.errors import GenerationError
+from refgpt.numbers.dtypes import COMPUTES, Compute
 from refgpt.numbers.tree import ParamTree
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import forward
@@ -22,6 +23,7 @@ from refgpt.spec.gradients.families import gradients_of
 from refgpt.spec.gradients.ops import cross_entropy, cross_entropy_backward
 from refgpt.spec.gradients.wanted import Gradient, LeafGradients
 from refgpt.spec.ids import check_flat, check_ids
+from refgpt.spec.ops import products_in
 from refgpt.spec.taps import Recorder, Tap, no_tap
 
 #: The label of a position that is no target.
@@ -130,6 +132,7 @@ def gradients(
     n_targets: int | None = None,
     dtype: DTypeLike = np.float64,
     tap: Tap = no_tap,
+    compute: Compute = "f32",
 ) -> tuple[float, dict[str, np.ndarray]]:
     """The loss of one text, and its gradient by every leaf.
 
@@ -150,6 +153,8 @@ def gradients(
     tap : callable
         ``tap(name, gradient) -> gradient``, called for the gradient of every activation, from "logits" to "embed"; what
         it returns is used from there on.
+    compute : "f32" or "bf16"
+        What linear layers round the factors of their products to: see ``refgpt.spec.products_in``.
 
     Returns
     -------
@@ -164,6 +169,7 @@ def gradients(
         If the family has no gradients, there is no target, or an argument cannot be used.
     """
     gradients_of(config)
+    one_of("compute", compute, COMPUTES, GenerationError)
     ids = check_ids(ids, config, prefix_len)
     labels = check_labels(labels, len(ids), config)
     n_here = len(targets_of(labels)[0])
@@ -171,7 +177,6 @@ def gradients(
     if not n_targets:
         raise no_targets()
     recorder = Recorder()
-    forward(params, config, ids, prefix_len, dtype, recorder)
     found: dict[str, np.ndarray] = {}
     names = [name for name, _ in params.items()]
 
@@ -180,7 +185,9 @@ def gradients(
         found[leaf] = gradient
 
     leaves = LeafGradients(names, take)
-    loss = loss_backward(params, config, ids, labels, recorder.trace, n_targets, leaves, tap)
+    with products_in(compute):
+        forward(params, config, ids, prefix_len, dtype, recorder)
+        loss = loss_backward(params, config, ids, labels, recorder.trace, n_targets, leaves, tap)
     return loss, {name: found[name] for name in names}
 
 

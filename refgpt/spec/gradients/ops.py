@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from refgpt.numbers.leaves import Leaf, widen
-from refgpt.spec.ops import ACTIVATIONS, gelu_erf, softmax
+from refgpt.spec.ops import ACTIVATIONS, bfloat16, computing, gelu_erf, softmax
 from refgpt.spec.positions import rotate_halves, rotate_pairs
 
 #: sqrt(2 / pi), by which the tanh form of GELU scales its argument.
@@ -30,13 +30,23 @@ def embedding_backward(dy: np.ndarray, ids: np.ndarray, n_vocab: int) -> np.ndar
     return dtable
 
 
+def factors(dy: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The factors of a gradient's products, dy and weights or activations, rounded as ``products_in`` says."""
+    if computing() == "f32":
+        return dy, other
+    dy, other = bfloat16(dy), bfloat16(other)
+    return np.where(np.abs(dy) < 2.0**-80, 0, dy), np.where(np.abs(other) < 2.0**-32, 0, other)
+
+
 def linear_backward(dy: np.ndarray, w: Leaf) -> np.ndarray:
     """``y = x w^T + b``: the gradient of its input. dy [t, n_out], w [n_out, n_in] -> dx [t, n_in]."""
-    return dy @ widen(w, dy.dtype)  # [t, n_in]
+    dy, w = factors(dy, widen(w, dy.dtype))
+    return dy @ w  # [t, n_in]
 
 
 def linear_weight_backward(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
     """``y = x w^T + b``: the gradient of its matrix. dy [t, n_out], x [t, n_in] -> dw [n_out, n_in]."""
+    dy, x = factors(dy, x)
     return dy.T @ x  # [n_out, n_in]
 
 
