@@ -20,6 +20,7 @@ from refgpt.numbers.cached import kv_bytes, scales_in
 from refgpt.numbers.dtypes import BFLOAT16, KV_DTYPES, Compute, KVDtype
 from refgpt.numbers.leaves import widen
 from refgpt.numbers.panels import Panels
+from refgpt.runtime.cache import BLOCK
 from refgpt.runtime.rotation import rotary_tables
 
 D_MODEL, D_FF, N_HEAD, D_HEAD, D_ROTARY, N_VOCAB, N_CTX = sized(
@@ -164,11 +165,13 @@ def quantise_rows() -> Work:
 
 
 def cache(n_slots: int, dtype: KVDtype) -> tuple[np.ndarray, np.ndarray]:
-    shapes = kernels.kv_shapes(N_HEAD, D_HEAD, N_CTX, dtype)
+    """Keys and values of some full contexts, in blocks."""
+    shapes = kernels.kv_shapes(N_HEAD, D_HEAD, BLOCK, dtype)
+    n_blocks = n_slots * N_CTX // BLOCK
     if dtype != "q8":
-        k, v = (random(n_slots, *shape, dtype=dtype) for shape in shapes)
+        k, v = (random(n_blocks, *shape, dtype=dtype) for shape in shapes)
         return k, v
-    k, v = ((127 * random(n_slots, *shape)).astype(np.int8) for shape in shapes)
+    k, v = ((127 * random(n_blocks, *shape)).astype(np.int8) for shape in shapes)
     for records in (k, v):
         scales_in(records, D_HEAD)[...] = 1 / 127
     return k, v
@@ -182,7 +185,9 @@ def attention(dtype: KVDtype, n_rows: int, window: int = N_CTX) -> Work:
     n_visible = np.arange(N_CTX - n_rows, N_CTX) + 1
     first = np.maximum(n_visible - window, 0)
     tiles = [kernels.query_tiles(np.full(n_rows, slot)) for slot in range(n_slots)]
-    calls = [partial(kernels.attention, q, k_cache, v_cache, t, n_visible, out, first_visible=first) for t in tiles]
+    tables = np.arange(len(k_cache)).reshape(n_slots, -1)
+    how = {"tables": tables, "first_visible": first}
+    calls = [partial(kernels.attention, q, k_cache, v_cache, t, n_visible, out, **how) for t in tiles]
     n_ops = 4 * int((n_visible - first).sum()) * N_HEAD * D_HEAD
     n_bytes = (k_cache.nbytes + v_cache.nbytes) // n_slots * int(n_visible[-1] - first[0]) // N_CTX
     return Work(cycle(calls), n_bytes, n_ops, n_rows > 1)
@@ -191,8 +196,8 @@ def attention(dtype: KVDtype, n_rows: int, window: int = N_CTX) -> Work:
 def kv_append(dtype: KVDtype) -> Work:
     k_cache, v_cache = cache(1, dtype)
     k, v = (random(N_PREFILL, N_HEAD, D_HEAD) for _ in range(2))
-    at = np.arange(N_PREFILL), np.zeros(N_PREFILL, np.int64)
-    call = partial(kernels.kv_append, k, v, k_cache, v_cache, *at)
+    blocks, offsets = np.divmod(np.arange(N_PREFILL), BLOCK)
+    call = partial(kernels.kv_append, k, v, k_cache, v_cache, offsets, blocks)
     return Work(cycle([call]), 2 * k.nbytes + N_PREFILL * kv_bytes(1, N_HEAD, D_HEAD, dtype))
 
 

@@ -15,6 +15,11 @@ def peak_bytes() -> int | None:
     return _bytes_of("VmHWM:", STATUS) if STATUS.exists() else None
 
 
+def resident_bytes() -> int:
+    """Resident memory of this process now, on Linux."""
+    return _bytes_of("VmRSS:", STATUS)
+
+
 def own_bytes() -> int:
     """Resident memory that no other process shares."""
     return sum(_bytes_of(key, Path("/proc/self/smaps_rollup")) for key in ("Private_Clean:", "Private_Dirty:"))

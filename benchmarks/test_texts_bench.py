@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import refgpt
-from benchmarks.quick import WIDTHS, rounds, sized
+from benchmarks.memory import STATUS, resident_bytes
+from benchmarks.quick import QUICK, WIDTHS, rounds, sized
 from refgpt import ModelConfig
 from refgpt.generation.loop import generate
 from refgpt.generation.params import GenerationParams
@@ -99,6 +100,27 @@ def test_a_cache_of_8_bits(benchmark, wide):
     once()
     gains = benchmark.pedantic(lambda: [once() for _ in range(ROUNDS)], rounds=1)
     benchmark.extra_info.update({"what": "a step after 1900 tokens, 8 bits over float16", "rate": median(gains)})
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="needs Linux's table of memory")
+def test_forks(benchmark, wide):
+    """Resident memory that three forks of a long sequence take when each goes on apart, beside that of the sequence."""
+    session, rows = wide.session(4, 2048), [(0, [1, 2, 3, 4], 0)]
+    session.step(rows, [4])
+    session.truncate(0, 0)  # what a pass of four rows needs is there
+    session.prefill(0, list(range(1, N_FAR + 1)))
+    before = resident_bytes()
+
+    def fork() -> None:
+        for _ in range(3):
+            session.fork(0)
+        session.decode([0, 1, 2, 3], [1, 2, 3, 4])
+
+    benchmark.pedantic(fork, rounds=1)
+    whole, forks = wide.cache_bytes(N_FAR), resident_bytes() - before
+    what = {"what": "three forks of 1900 tokens", "MB of the sequence": whole / 1e6, "MB of the forks": forks / 1e6}
+    benchmark.extra_info.update(what)
+    assert QUICK or forks < whole / 8
 
 
 class Wide:

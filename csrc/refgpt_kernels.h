@@ -97,26 +97,31 @@ typedef struct {
  * are cut from key 0 on, so that the first may be the end of one. Keys outside are not read, but for those that share a panel with
  * one inside. attention_{f32,f16,q8}: the dtype of the cache.
  *
- * A cache of 8 bits (q8) has records of 16 keys, [slot][n_head][capacity / 16]. A record of k begins with signed bytes [d_head][16 keys],
+ * The cache consists of blocks of `block` positions. Key s of slot i lies in block tables[i][s / block], at position s % block; without
+ * tables, slot i has the one block i. Several slots may share a block. Where the blocks lie changes no bit.
+ *
+ * A cache of 8 bits (q8) has records of 16 keys, [block][n_head][block / 16]. A record of k begins with signed bytes [d_head][16 keys],
  * a record of v with panels of signed bytes [ceil(d_head / 16)][16 keys][16 dimensions]. Both end with scales [ceil(d_head / 32)][16 keys],
  * float16: 32 numbers of a key share one. A number is scale * integer, which float32 holds exactly, and attention over it has the bits
  * that it has over a float32 cache of these numbers. */
 typedef struct {
     const float *q; /* [t, n_head, d_head], rotated */
-    const void *k;  /* [slot][n_head] panels [capacity / 16][d_head][16]: lanes are keys; q8: records */
-    const void *v;  /* [slot][n_head] panels [ceil(d_head / 16)][capacity][16]: lanes are dimensions; q8: records */
+    const void *k;  /* [block][n_head] panels [block / 16][d_head][16]: lanes are keys; q8: records */
+    const void *v;  /* [block][n_head] panels [ceil(d_head / 16)][block][16]: lanes are dimensions; q8: records */
     float *z;       /* [t, n_head, d_head] */
     float *pattern; /* [n_head, t, n_keys] or NULL; invisible keys get 0 */
     float *scratch; /* [workers][8][capacity] */
     const refgpt_query_tile *tiles;
+    const int64_t *tables;        /* [slot][capacity / block] or NULL */
     const int64_t *first_visible; /* [t], 0 .. n_visible - 1: local mask, a row sees the keys from this one on; NULL is all 0 */
     const int64_t *n_visible;     /* [t], 1 .. capacity: causal or prefix mask, a row sees the keys before this one */
-    int64_t n_rows, n_keys, n_head, d_head, capacity; /* capacity is a multiple of 16 */
-    float divisor;                                    /* of the scores */
+    int64_t n_rows, n_keys, n_head, d_head;
+    int64_t block, capacity; /* multiples of 16; capacity, of a slot, one of block; a block of several is whole chunks */
+    float divisor;           /* of the scores */
 } refgpt_attention_args;
 
-/* Puts keys and values at their positions in the cache, rounded to its dtype (nearest even); what is too large for float16 becomes
- * NaN. Items: rows.
+/* Puts keys and values at positions of blocks of the cache, rounded to its dtype (nearest even); what is too large for float16
+ * becomes NaN. Items: rows.
  *
  * kv_append_q8: the largest absolute value a of 32 neighbours gives the scale s, a / 127 rounded to float16, and the integers
  * round(x * (1 / s)) within -127 .. 127, to nearest even; all are 0 if s is. If one of the 32 is NaN or infinite, or s is too large for
@@ -124,9 +129,9 @@ typedef struct {
 typedef struct {
     const float *k, *v;       /* [t, n_head, d_head] */
     void *k_cache, *v_cache;  /* see attention */
-    const int64_t *positions; /* [t], 0 .. capacity - 1 */
-    const int64_t *slots;     /* [t] */
-    int64_t n_head, d_head, capacity;
+    const int64_t *positions; /* [t], 0 .. block - 1 */
+    const int64_t *blocks;    /* [t] */
+    int64_t n_head, d_head, block;
 } refgpt_kv_append_args;
 
 /* y[r] = exp(x[r] - max) / sum, sum striped. x may be y. Items: rows. */

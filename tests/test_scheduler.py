@@ -157,7 +157,7 @@ def test_a_prefix_goes_in_one_piece_and_is_never_shared_out():
 
 def test_requests_begin_in_order_and_wait_for_slots_and_memory():
     model = watched("long")
-    blocks = 4 * BLOCK * position_bytes(model.engine)
+    blocks = 8 * BLOCK * position_bytes(model.engine)
     scheduler = Scheduler(model, 3, blocks)
     sizes = {scheduler.add([1] * n, max_new_tokens=1): n for n in (200, 100, 230, 20, 20, 20)}
     begun, most = [], 0
@@ -166,7 +166,7 @@ def test_requests_begin_in_order_and_wait_for_slots_and_memory():
         begun += [task.request for task in scheduler._running if task.request not in begun]
         most = max(most, scheduler.n_running)
         scheduler.step()
-        if begun == [0, 1]:  # the third needs two blocks, and is not overtaken while it waits for them
+        if begun == [0, 1]:  # the third needs four blocks, and is not overtaken while it waits for them
             assert scheduler.n_waiting == 4
     assert begun == list(sizes)
     assert most == 3
@@ -174,7 +174,7 @@ def test_requests_begin_in_order_and_wait_for_slots_and_memory():
 
 def test_memory_that_short_texts_left_behind_does_not_lock_out_a_long_one():
     model = watched("long")
-    scheduler = Scheduler(model, 4, 4 * BLOCK * position_bytes(model.engine))
+    scheduler = Scheduler(model, 4, 8 * BLOCK * position_bytes(model.engine))
     for _ in range(4):
         scheduler.add([1] * 5, max_new_tokens=2)
     long = scheduler.add([2] * 250, max_new_tokens=2, temperature=0, ignore_eos=True)
@@ -189,23 +189,55 @@ def test_memory_that_short_texts_left_behind_does_not_lock_out_a_long_one():
     )
 
 
-@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 700)), max_size=30), st.data())
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 700), st.integers(0, 700), st.integers(0, 2)), max_size=30),
+    st.data(),
+)
 def test_room_is_never_given_twice_nor_beyond_its_memory(wanted, data):
-    room, held = Room(5, 640, 12 * BLOCK), []
-    for n_slots, n_positions in wanted:
-        slots = room.take(n_slots, n_positions)
+    room, held, shared = Room(5, 640, 12 * BLOCK), [], {}
+    for n_slots, n_positions, n_shared, group in wanted:
+        n_shared = shared.get(group, min(n_shared, n_positions))
+        slots = room.take(n_slots, n_positions, n_shared, group)
         if slots is not None:
-            held.append(slots)
-        assert sum(room._written) <= 12 * BLOCK and all(size % BLOCK == 0 for size in room._written)
-        taken = [slot for slots in held for slot in slots]
+            held.append((slots, group, n_positions))
+            shared[group] = n_shared
+        own = [
+            len(slots) * (room.size(n_positions) - shared[group] // BLOCK * BLOCK) for slots, group, n_positions in held
+        ]
+        together = {group: shared[group] // BLOCK * BLOCK for _, group, _ in held}
+        assert room.n_taken == sum(own) + sum(together.values()) <= 12 * BLOCK
+        taken = [slot for slots, _, _ in held for slot in slots]
         assert sorted([*taken, *room.free]) == list(range(5))
         if held and data.draw(st.booleans()):
-            room.give_back(held.pop(data.draw(st.integers(0, len(held) - 1))))
+            slots, group, _ = held.pop(data.draw(st.integers(0, len(held) - 1)))
+            room.give_back(slots)
+            if all(other != group for _, other, _ in held):
+                del shared[group]
+
+
+@pytest.mark.parametrize("asked", [{"num_beams": 4}, {"seed": 3, "temperature": 1.5}])
+def test_texts_of_one_prompt_share_the_memory_for_it(asked):
+    """A prompt of 200 tokens has three full blocks. What follows them is at most a block for each of four texts."""
+    model, prompt, n_bytes = model_of("long"), [1, 2] * 100, 7 * BLOCK * position_bytes(ENGINES["long"])
+    params = GenerationParams(max_new_tokens=40, ignore_eos=True, num_return_sequences=4, **asked)
+    scheduler = Scheduler(model, 4, n_bytes)
+    request, events, used = scheduler.add(prompt, params), [], []
+    while scheduler.busy:
+        events += scheduler.step()
+        used.append((scheduler._session.cache.n_blocks_used, scheduler.n_running))
+    assert 6 <= max(used)[0] <= 7 and scheduler._session.cache.n_blocks_used == scheduler._room.n_taken == 0
+    assert max(n_running for _, n_running in used) == (1 if "num_beams" in asked else 4)
+    for index, text in enumerate(generate(model, [prompt], params)[0]):
+        assert [event.choice.id for event in events if event.index == index] == text.ids
+    assert {event.seq for event in events} == {request}
+    if "num_beams" in asked:
+        with pytest.raises(GenerationError, match=r"^max_cache_bytes: "):
+            Scheduler(model, 4, n_bytes - 1).add(prompt, params)
 
 
 def test_a_text_that_could_never_have_the_memory_is_refused_at_once():
     model = watched("long")
-    scheduler = Scheduler(model, 4, BLOCK * position_bytes(model.engine))
+    scheduler = Scheduler(model, 4, 2 * BLOCK * position_bytes(model.engine))
     with pytest.raises(GenerationError, match=r"^max_cache_bytes: .*got room for 128 positions.*raise max_cache_bytes"):
         scheduler.add([1] * 100, max_new_tokens=100)
     assert not scheduler.busy

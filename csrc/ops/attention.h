@@ -12,29 +12,55 @@ typedef struct {
     int64_t shared, n_shared;
 } tile_view;
 
-/* Adds the values of keys [from, to) to rows of z, in chunks that are counted from index 0; the first may be incomplete. */
-static void mix(int64_t n_rows, const float *pattern, int64_t stride, panels values, float *z, int64_t from, int64_t to) {
+/* Where the keys of a sequence lie: its keys [b * block, (b + 1) * block) in block table[b] of the cache. A head has its share of each
+ * block, `step` elements (or bytes, of records) from its share of the next block of the cache. */
+typedef struct {
+    const int64_t *table;
+    int64_t n_blocks, block, step;
+} places;
+
+/* From a head's share of the cache's first block to that of block b of the sequence; and from there to block b + 1, which is read next. */
+static inline int64_t place_of(places s, int64_t b) { return s.table[b] * s.step; }
+static inline int64_t next_after(places s, int64_t b, int64_t otherwise) {
+    return b + 1 < s.n_blocks ? place_of(s, b + 1) - place_of(s, b) : otherwise;
+}
+
+/* A head's values in a cache of floats: panels of the cache's first block. */
+typedef struct {
+    panels first;
+    int64_t n_panels;
+    places at;
+} values_floats;
+
+enum { SLAB = 16 }; /* panels whose z stay in the L1 cache */
+
+/* Adds the values of keys [from, to) to rows of z, in chunks that are counted from index 0; the first may be incomplete. A block
+ * is read from end to end. */
+static void mix(int64_t n_rows, const float *pattern, int64_t stride, values_floats values, float *z, int64_t from, int64_t to) {
     while (from < to) {
-        const int64_t stop = from % CHUNK ? smaller(whole_chunks(from), to) : to;
+        const int64_t b = from / values.at.block, inner = from - b * values.at.block;
+        const int64_t stop = smaller(from % CHUNK ? whole_chunks(from) : from - inner + values.at.block, to);
         const rows shares = rows_as_they_are(pattern + from, stride);
-        multiply_stored(n_rows, shares, 1, panels_from(values, from * LANES), z, LANES, stop - from);
+        panels some = panels_from(values.first, place_of(values.at, b) + inner * LANES);
+        some.ahead = next_after(values.at, b, some.ahead);
+        multiply_stored(n_rows, shares, values.n_panels, some, z, SLAB * LANES, stop - from);
         from = stop;
     }
 }
 
-/* Panels of a head's 8-bit values, and the places of their integers and scales in the first record. */
-enum { SLAB = 16 }; /* panels whose z stay in the L1 cache */
+/* A head's values in 8 bits: panels, whose integers and scales begin there in the first record of the cache's first block. */
 typedef struct {
-    const char *at, *scales;
+    const char *first, *scales;
     int64_t record, n_panels;
+    places at;
 } values_q8;
 
 /* Size in bytes of a record whose integers take n times 16 bytes. */
 static inline int64_t record_of(int64_t n, int64_t d_head) { return (n + (d_head + BLOCK - 1) / BLOCK * 2) * LANES; }
 
 /* z of R rows and P panels, for keys [from, stop) of a chunk: sums live in registers, and records are read from end to end. */
-ALWAYS_INLINE void mix_some_q8(const float *pattern, int64_t stride, const char *at, int64_t record, const float *scales,
-                               int64_t from, int64_t stop, float *z, const int R, const int P) {
+ALWAYS_INLINE void mix_some_q8(const float *pattern, int64_t stride, const char *at, int64_t record, int64_t ahead,
+                               const float *scales, int64_t from, int64_t stop, float *z, const int R, const int P) {
     v16 sum[MOST_ROWS][MOST_PANELS];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -46,7 +72,7 @@ ALWAYS_INLINE void mix_some_q8(const float *pattern, int64_t stride, const char 
             v16 value[MOST_PANELS];
 #pragma GCC unroll 4
             for (int p = 0; p < P; p++) {
-                __builtin_prefetch(key + p * LANES * LANES + 4 * record, 0, 2);
+                __builtin_prefetch(key + p * LANES * LANES + ahead, 0, 2);
                 const v16 scale = v16_set1(scales[p / 2 * CHUNK + s]);
                 value[p] = v16_mul(v16_of_bytes((const int8_t *)key + p * LANES * LANES), scale);
             }
@@ -68,12 +94,12 @@ ALWAYS_INLINE void mix_some_q8(const float *pattern, int64_t stride, const char 
 }
 
 /* The same for any number of rows, in tiles of nearly equal height. */
-#define TILE_OF(height)                                                                                      \
-    case height:                                                                                             \
-        if (height <= TILE_ROWS) mix_some_q8(pattern, stride, at, record, scales, from, stop, z, height, P); \
+#define TILE_OF(height)                                                                                             \
+    case height:                                                                                                    \
+        if (height <= TILE_ROWS) mix_some_q8(pattern, stride, at, record, ahead, scales, from, stop, z, height, P); \
         break;
 ALWAYS_INLINE void mix_rows_q8(int64_t n_rows, const float *pattern, int64_t stride, const char *at, int64_t record,
-                               const float *scales, int64_t from, int64_t stop, float *z, const int P) {
+                               int64_t ahead, const float *scales, int64_t from, int64_t stop, float *z, const int P) {
     for (int64_t r = 0, n; r < n_rows; r += n, pattern += n * stride, z += n * SLAB * LANES) {
         n = even_part(n_rows - r, TILE_ROWS);
         switch (n) {
@@ -91,31 +117,34 @@ ALWAYS_INLINE void mix_rows_q8(int64_t n_rows, const float *pattern, int64_t str
 #undef TILE_OF
 
 static void mix_q8(int64_t n_rows, const float *pattern, int64_t stride, values_q8 values, float *z, int64_t from, int64_t to) {
+    const int64_t record = values.record;
     while (from < to) {
         const int64_t chunk = from / CHUNK * CHUNK, first = from - chunk, stop = smaller(CHUNK, to - chunk);
-        const char *at = values.at + chunk / LANES * values.record, *f16 = values.scales + chunk / LANES * values.record;
+        const int64_t b = chunk / values.at.block, ahead = next_after(values.at, b, 4 * record);
+        const int64_t place = place_of(values.at, b) + (chunk - b * values.at.block) / LANES * record;
+        const char *at = values.first + place, *f16 = values.scales + place;
         for (int64_t p = 0; p < values.n_panels; p += MOST_PANELS) {
             const int64_t n = smaller(MOST_PANELS, values.n_panels - p);
             const char *some = at + p * LANES * LANES;
             float scales[MOST_PANELS / 2 * CHUNK];
-            for (int64_t b = 0; 2 * b < n; b++)
+            for (int64_t pair = 0; 2 * pair < n; pair++)
                 for (int64_t s = first / LANES * LANES; s < stop; s += LANES) {
-                    const char *of_keys = f16 + s / LANES * values.record + (p / 2 + b) * LANES * 2;
-                    v16_store(scales + b * CHUNK + s, v16_load_f16((const uint16_t *)of_keys));
+                    const char *of_keys = f16 + s / LANES * record + (p / 2 + pair) * LANES * 2;
+                    v16_store(scales + pair * CHUNK + s, v16_load_f16((const uint16_t *)of_keys));
                 }
             if (n_rows == 1 && n == MOST_PANELS)
-                mix_some_q8(pattern + chunk, stride, some, values.record, scales, first, stop, z + p * LANES, 1, MOST_PANELS);
+                mix_some_q8(pattern + chunk, stride, some, record, ahead, scales, first, stop, z + p * LANES, 1, MOST_PANELS);
             else
                 for (int64_t i = 0; i < n; i += 2) {
                     const char *pair = some + i * LANES * LANES;
                     const float *of_pair = scales + i / 2 * CHUNK;
-                    float *to = z + (p + i) * LANES;
+                    float *to_z = z + (p + i) * LANES;
                     if (i + 1 < n && TILE_PANELS > 1)
-                        mix_rows_q8(n_rows, pattern + chunk, stride, pair, values.record, of_pair, first, stop, to, 2);
+                        mix_rows_q8(n_rows, pattern + chunk, stride, pair, record, ahead, of_pair, first, stop, to_z, 2);
                     else
                         for (int64_t one = 0; one < smaller(2, n - i); one++)
-                            mix_rows_q8(n_rows, pattern + chunk, stride, pair + one * LANES * LANES, values.record, of_pair,
-                                        first, stop, to + one * LANES, 1);
+                            mix_rows_q8(n_rows, pattern + chunk, stride, pair + one * LANES * LANES, record, ahead, of_pair,
+                                        first, stop, to_z + one * LANES, 1);
                 }
         }
         from = chunk + stop;
@@ -124,33 +153,34 @@ static void mix_q8(int64_t n_rows, const float *pattern, int64_t stride, values_
 
 /* z of a tile's rows. Before and after the chunks of keys that all rows see, each row is computed by itself, without the keys that it
  * does not see: 0 times an infinite value would be NaN. */
-#define MIX_TILE(name, kind, one, z_stride)                                                            \
-    static void name(tile_view t, kind values, float *z) {                                             \
-        if (t.shared < t.n_shared) {                                                                   \
-            for (int64_t r = 0; r < t.n_rows; r++)                                                     \
-                one(1, t.pattern + r * t.stride, 0, values, z + r * (z_stride), t.first[r], t.shared); \
-            one(t.n_rows, t.pattern, t.stride, values, z, t.shared, t.n_shared);                       \
-        }                                                                                              \
-        for (int64_t r = 0; r < t.n_rows; r++) {                                                       \
-            const int64_t from = t.shared < t.n_shared ? t.n_shared : t.first[r];                      \
-            one(1, t.pattern + r * t.stride, 0, values, z + r * (z_stride), from, t.stop[r]);          \
-        }                                                                                              \
+#define MIX_TILE(name, kind, one)                                                                        \
+    static void name(tile_view t, kind values, float *z) {                                               \
+        if (t.shared < t.n_shared) {                                                                     \
+            for (int64_t r = 0; r < t.n_rows; r++)                                                       \
+                one(1, t.pattern + r * t.stride, 0, values, z + r * SLAB * LANES, t.first[r], t.shared); \
+            one(t.n_rows, t.pattern, t.stride, values, z, t.shared, t.n_shared);                         \
+        }                                                                                                \
+        for (int64_t r = 0; r < t.n_rows; r++) {                                                         \
+            const int64_t from = t.shared < t.n_shared ? t.n_shared : t.first[r];                        \
+            one(1, t.pattern + r * t.stride, 0, values, z + r * SLAB * LANES, from, t.stop[r]);          \
+        }                                                                                                \
     }
-MIX_TILE(mix_tile, panels, mix, LANES)
-MIX_TILE(mix_tile_q8, values_q8, mix_q8, SLAB *LANES)
+MIX_TILE(mix_tile, values_floats, mix)
+MIX_TILE(mix_tile_q8, values_q8, mix_q8)
 #undef MIX_TILE
 
 ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int64_t end, int64_t worker, enum dtype dtype) {
-    const int64_t width = a->n_head * a->d_head, n_panels = (a->d_head + LANES - 1) / LANES;
+    const int64_t width = a->n_head * a->d_head, n_panels = (a->d_head + LANES - 1) / LANES, key_panels = a->block / LANES;
     const int64_t k_record = record_of(a->d_head, a->d_head), v_record = record_of(n_panels * LANES, a->d_head);
     panels k = stream_of(a->k, dtype == KEYS_Q8 ? k_record : a->d_head * LANES, dtype);
     if (dtype == KEYS_Q8) k.ahead = MOST_PANELS * k_record; /* the panels beside it are read with it */
-    const panels v = stream_of(a->v, a->capacity * LANES, dtype);
+    const panels v = stream_of(a->v, a->block * LANES, dtype);
+    const int64_t v_share = dtype == KEYS_Q8 ? key_panels * v_record : n_panels * v.panel; /* of a head in a block */
     float *scores = a->scratch + worker * FEW_ROWS * a->capacity;
     const v16 divisor = v16_set1(a->divisor);
     for (int64_t item = begin; item < end; item++) {
         const refgpt_query_tile t = a->tiles[item / a->n_head];
-        const int64_t h = item % a->n_head, head = t.slot * a->n_head + h;
+        const int64_t h = item % a->n_head;
         const int64_t *n_visible = a->n_visible + t.first_row;
         int64_t first_visible[FEW_ROWS] = {0};
         if (a->first_visible) memcpy(first_visible, a->first_visible + t.first_row, (size_t)t.n_rows * sizeof *first_visible);
@@ -163,14 +193,21 @@ ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int6
             n_shared = smaller(n_shared, n_visible[r]);
         }
         shared = whole_chunks(shared), n_shared = n_shared / CHUNK * CHUNK;
-        const int64_t first_panel = first / LANES, start = first_panel * LANES;
-        const int64_t n_key_panels = (n_keys + LANES - 1) / LANES - first_panel;
+        const int64_t start = first / LANES * LANES, end_of_keys = (n_keys + LANES - 1) / LANES * LANES;
+        const int64_t *table = a->tables ? a->tables + t.slot * (a->capacity / a->block) : &t.slot;
+        const int64_t n_blocks = (n_keys + a->block - 1) / a->block;
 
         for (int64_t r = 0; r < t.n_rows; r++)
-            memset(scores + r * a->capacity + start, 0, (size_t)(n_key_panels * LANES) * sizeof *scores);
+            memset(scores + r * a->capacity + start, 0, (size_t)(end_of_keys - start) * sizeof *scores);
         const rows q = rows_as_they_are(a->q + t.first_row * width + h * a->d_head, width);
-        const panels keys = panels_from(k, (head * (a->capacity / LANES) + first_panel) * k.panel);
-        multiply_stored(t.n_rows, q, n_key_panels, keys, scores + start, a->capacity, a->d_head);
+        const places keys_at = {table, n_blocks, a->block, a->n_head * key_panels * k.panel};
+        for (int64_t s = start, stop; s < end_of_keys; s = stop) {
+            const int64_t b = s / a->block, inner = s - b * a->block;
+            stop = smaller(s - inner + a->block, end_of_keys);
+            panels keys = panels_from(k, place_of(keys_at, b) + (h * key_panels + inner / LANES) * k.panel);
+            keys.ahead = next_after(keys_at, b, k.ahead);
+            multiply_stored(t.n_rows, q, (stop - s) / LANES, keys, scores + s, a->capacity, a->d_head);
+        }
         for (int64_t r = 0; r < t.n_rows; r++) {
             float *row = scores + r * a->capacity, *seen = row + first_visible[r];
             const int64_t n_seen = n_visible[r] - first_visible[r];
@@ -184,19 +221,19 @@ ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int6
         }
         /* A head's dimensions may end inside a panel, so z is gathered in a buffer, some panels at a time. */
         const tile_view view = {scores, a->capacity, t.n_rows, first_visible, n_visible, shared, n_shared};
-        const int64_t width_of_z = (dtype == KEYS_Q8 ? SLAB : 1) * LANES;
+        const places values_at = {table, n_blocks, a->block, a->n_head * v_share};
         float z[FEW_ROWS * SLAB * LANES];
-        for (int64_t d = 0; d < a->d_head; d += width_of_z) {
-            const int64_t p = d / LANES;
-            memset(z, 0, (size_t)(FEW_ROWS * width_of_z) * sizeof *z);
+        for (int64_t p = 0; p < n_panels; p += SLAB) {
+            const int64_t d = p * LANES, n_some = smaller(SLAB, n_panels - p);
+            memset(z, 0, (size_t)(t.n_rows * SLAB * LANES) * sizeof *z);
             if (dtype == KEYS_Q8) {
-                const char *at = (const char *)a->v + head * (a->capacity / LANES) * v_record;
+                const char *at = (const char *)a->v + h * v_share;
                 const char *scales = at + (n_panels * LANES + p) * LANES; /* two panels share 16 scales of 2 bytes */
-                mix_tile_q8(view, (values_q8){at + p * LANES * LANES, scales, v_record, smaller(SLAB, n_panels - p)}, z);
-            } else mix_tile(view, panels_from(v, (head * n_panels + p) * v.panel), z);
+                mix_tile_q8(view, (values_q8){at + p * LANES * LANES, scales, v_record, n_some, values_at}, z);
+            } else mix_tile(view, (values_floats){panels_from(v, h * v_share + p * v.panel), n_some, values_at}, z);
             for (int64_t r = 0; r < t.n_rows; r++)
-                memcpy(a->z + (t.first_row + r) * width + h * a->d_head + d, z + r * width_of_z,
-                       (size_t)smaller(width_of_z, a->d_head - d) * sizeof *z);
+                memcpy(a->z + (t.first_row + r) * width + h * a->d_head + d, z + r * SLAB * LANES,
+                       (size_t)smaller(SLAB * LANES, a->d_head - d) * sizeof *z);
         }
     }
 }

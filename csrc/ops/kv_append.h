@@ -16,9 +16,9 @@ ALWAYS_INLINE void kv_append(const refgpt_kv_append_args *a, int64_t begin, int6
     const int64_t n_panels = (a->d_head + LANES - 1) / LANES, size = size_of(dtype);
     for (int64_t r = begin; r < end; r++)
         for (int64_t h = 0; h < a->n_head; h++) {
-            const int64_t s = a->positions[r], head = a->slots[r] * a->n_head + h;
+            const int64_t s = a->positions[r], head = a->blocks[r] * a->n_head + h;
             const float *k = a->k + (r * a->n_head + h) * a->d_head, *v = a->v + (r * a->n_head + h) * a->d_head;
-            const int64_t k_panel = (head * (a->capacity / LANES) + s / LANES) * a->d_head * LANES;
+            const int64_t k_panel = (head * (a->block / LANES) + s / LANES) * a->d_head * LANES;
             char *k_lane = (char *)a->k_cache + (k_panel + s % LANES) * size;
             for (int64_t d = 0; d < a->d_head; d += LANES) {
                 float stored[LANES]; /* large enough for both dtypes */
@@ -27,7 +27,7 @@ ALWAYS_INLINE void kv_append(const refgpt_kv_append_args *a, int64_t begin, int6
                     memcpy(k_lane + (d + l) * LANES * size, (const char *)stored + l * size, (size_t)size);
             }
             for (int64_t p = 0; p < n_panels; p++) {
-                const int64_t v_row = ((head * n_panels + p) * a->capacity + s) * LANES;
+                const int64_t v_row = ((head * n_panels + p) * a->block + s) * LANES;
                 store_stored((char *)a->v_cache + v_row * size, load_row(v, p * LANES, a->d_head, 0.0f), dtype);
             }
         }
@@ -59,9 +59,9 @@ KERNEL(kv_append_q8) {
     const int64_t k_record = record_of(a->d_head, a->d_head), v_record = record_of(n_integers, a->d_head);
     for (int64_t r = begin; r < end; r++)
         for (int64_t h = 0; h < a->n_head; h++) {
-            const int64_t s = a->positions[r], head = a->slots[r] * a->n_head + h;
+            const int64_t s = a->positions[r], head = a->blocks[r] * a->n_head + h;
             const float *k = a->k + (r * a->n_head + h) * a->d_head, *v = a->v + (r * a->n_head + h) * a->d_head;
-            const int64_t record = head * (a->capacity / LANES) + s / LANES, lane = s % LANES;
+            const int64_t record = head * (a->block / LANES) + s / LANES, lane = s % LANES;
             char *k_at = (char *)a->k_cache + record * k_record, *v_at = (char *)a->v_cache + record * v_record;
             for (int64_t d = 0; d < a->d_head; d += BLOCK) {
                 int8_t integers[BLOCK];

@@ -177,7 +177,12 @@ static void *cache_records(call *c, int64_t n_records, int64_t n_integers, int64
 
 static void attention_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     static const int64_t widths[] = {1, 8, 16, 17, 24, 40, 64, 80};
-    const int64_t n_keys = n ? n : 1, capacity = panels_of(n_keys + random_below(20)) * LANES, n_slots = 3;
+    const int64_t n_keys = n ? n : 1, n_slots = 3;
+    int64_t block = panels_of(n_keys + random_below(20)) * LANES, capacity = block, n_blocks = n_slots, *tables = NULL;
+    if (random_below(2)) { /* blocks of one chunk or two; a sequence may have one twice */
+        block = 32 * (1 + random_below(2)), capacity = (n_keys / block + 1) * block, n_blocks = capacity / block + 2;
+        tables = indices(c, n_slots * (capacity / block), 0, n_blocks);
+    }
     const int64_t d_head = widths[random_below(8)], n_head = 2, n_z = n_rows * n_head * d_head;
     refgpt_query_tile *tiles = buffer(c, n_rows * (int64_t)sizeof *tiles);
     int64_t n_tiles = 0;
@@ -185,7 +190,7 @@ static void attention_case(call *c, const char *dtype, int64_t n, int64_t n_rows
         const int64_t height = 1 + random_below(8), left = n_rows - r;
         tiles[n_tiles] = (refgpt_query_tile){r, height < left ? height : left, random_below(n_slots)};
     }
-    const int64_t n_cache = n_slots * n_head * capacity, n_scales = blocks_of(d_head) * LANES;
+    const int64_t n_cache = n_blocks * n_head * block, n_scales = blocks_of(d_head) * LANES;
     const int64_t n_of[2] = {d_head * LANES, panels_of(d_head) * LANES * LANES}; /* numbers of a panel, or a record, of 16 keys */
     void *kept[2];
     for (int i = 0; i < 2; i++)
@@ -199,12 +204,14 @@ static void attention_case(call *c, const char *dtype, int64_t n, int64_t n_rows
                                 random_below(4) ? output(c, n_head * n_rows * n_keys * (int64_t)sizeof(float)) : NULL,
                                 floats(c, 8 * capacity),
                                 tiles,
+                                tables,
                                 NULL,
                                 indices(c, n_rows, 1, n_keys + 1),
                                 n_rows,
                                 n_keys,
                                 n_head,
                                 d_head,
+                                block,
                                 capacity,
                                 2.5f};
     if (random_below(2)) { /* local: some of the last keys that each row sees */
@@ -217,19 +224,19 @@ static void attention_case(call *c, const char *dtype, int64_t n, int64_t n_rows
 }
 
 static void kv_append_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
-    const int64_t n_head = 2, capacity = 64, n_panels = (n_rows / capacity + 1) * n_head * capacity / LANES;
+    const int64_t n_head = 2, block = 64, n_panels = (n_rows / block + 1) * n_head * block / LANES;
     const int64_t size = dtype[0] == 'q' ? 1 : size_of(dtype), scales = dtype[0] == 'q' ? blocks_of(n) * LANES * 2 : 0;
-    int64_t *positions = buffer(c, n_rows * (int64_t)sizeof *positions), *slots = buffer(c, n_rows * (int64_t)sizeof *slots);
-    for (int64_t r = 0; r < n_rows; r++) positions[r] = r % capacity, slots[r] = r / capacity;
+    int64_t *positions = buffer(c, n_rows * (int64_t)sizeof *positions), *blocks = buffer(c, n_rows * (int64_t)sizeof *blocks);
+    for (int64_t r = 0; r < n_rows; r++) positions[r] = r % block, blocks[r] = r / block;
     c->args.kv_append = (refgpt_kv_append_args){floats(c, n_rows * n_head * n),
                                                 floats(c, n_rows * n_head * n),
                                                 output(c, n_panels * (n * LANES * size + scales)),
                                                 output(c, n_panels * (panels_of(n) * LANES * LANES * size + scales)),
                                                 positions,
-                                                slots,
+                                                blocks,
                                                 n_head,
                                                 n,
-                                                capacity};
+                                                block};
     c->n_items = n_rows;
 }
 

@@ -157,8 +157,8 @@ class Drafter:
     ) -> None:
         check_same_ids(model.engine.config, model.tokenizer, draft.engine.config, draft.tokenizer)
         self.n_drafted = self.n_accepted = 0
-        self._engine, self._prompt_sees_itself = draft.engine, draft.mask == "prefix"
-        self._n_slots, self._capacity = n_slots, min(capacity, draft.engine.config.n_ctx)
+        self._prompt_sees_itself = draft.mask == "prefix"
+        self._capacity = min(capacity, draft.engine.config.n_ctx)
         self._n_rows = min(model.engine.config.n_vocab, draft.engine.config.n_vocab)
         self._cost = draft.engine.bytes_per_token / model.engine.bytes_per_token
         self._broken = False
@@ -166,12 +166,14 @@ class Drafter:
         if isinstance(prefix_cache, PrefixCache):
             share = position_bytes(draft.engine) / position_bytes(model.engine)
             self._prefix_cache = PrefixCache(int(prefix_cache.max_bytes * share))
-        self.begin_anew()
+        self._session = draft.engine.session(n_slots, self._capacity)
+        self._slots = [_Slot() for _ in range(n_slots)]
 
-    def begin_anew(self) -> None:
-        """Forget all texts, and release their memory."""
-        self._session = self._engine.session(self._n_slots, self._capacity)
-        self._slots = [_Slot() for _ in range(self._n_slots)]
+    def release(self, slots: Sequence[int]) -> None:
+        """Forget the texts of some slots, and free their memory."""
+        for number in slots:
+            self._session.release(number)
+            self._slots[number] = _Slot()
 
     def new_pace(self) -> DraftPace:
         """The pace of a new text, which starts from the acceptance rate of earlier texts."""
@@ -246,7 +248,7 @@ class Drafter:
         ids = text.text[start:]
         prefix_len = text.n_prompt if self._prompt_sees_itself and not start else 0
         commons = [one.n_common(start, prefix_len, ids) for one in self._slots]
-        n_common, best = commons[number], max(range(self._n_slots), key=commons.__getitem__)
+        n_common, best = commons[number], max(range(len(commons)), key=commons.__getitem__)
         if commons[best] >= n_common + WORTH_COPYING:
             self._session.release(number)
             self._session.fork(best, [number])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from refgpt.numbers.cached import kv_bytes
-from refgpt.runtime.engine import Engine
+from collections.abc import Hashable
 
-#: Memory is counted in blocks of this number of positions, for which the values of one head of 6B take a page.
-BLOCK = 128
+from refgpt.numbers.cached import kv_bytes
+from refgpt.runtime.cache import BLOCK
+from refgpt.runtime.engine import Engine
 
 
 def position_bytes(*engines: Engine) -> int:
@@ -18,8 +18,13 @@ def position_bytes(*engines: Engine) -> int:
     )
 
 
+def whole_blocks(n_positions: int) -> int:
+    """How many of these positions are in full blocks."""
+    return n_positions // BLOCK * BLOCK
+
+
 class Room:
-    """Slots of equal capacity. A slot takes memory where it was written to, and keeps it when it is given back.
+    """Slots of equal capacity, and the memory that their sequences share: blocks, which any slot can have.
 
     Parameters
     ----------
@@ -31,43 +36,53 @@ class Room:
     ----------
     free : list of int
         Free slots, in ascending order.
+    n_taken : int
+        The number of positions that are reserved. What several sequences share is counted once.
     """
 
     def __init__(self, n_slots: int, capacity: int, n_positions: int) -> None:
         self.free = list(range(n_slots))
+        self.n_taken = 0
         self._capacity, self._n_positions = capacity, n_positions
-        self._written = [0] * n_slots  # positions of each slot that may have been written to
-
-    @property
-    def unused(self) -> bool:
-        """Whether all slots are free."""
-        return len(self.free) == len(self._written)
-
-    @property
-    def clean(self) -> bool:
-        """Whether nothing was ever taken."""
-        return not any(self._written)
+        self._own: dict[int, int] = {}  # positions of each slot, without those that it shares
+        self._group_of: dict[int, Hashable] = {}
+        self._groups: dict[
+            Hashable, tuple[int, int]
+        ] = {}  # positions that the slots of a group share, and their number
 
     def size(self, n_positions: int) -> int:
         """This number of positions, rounded up to whole blocks."""
         return min(self._capacity, -(-n_positions // BLOCK) * BLOCK)
 
-    def take(self, n_slots: int, n_positions: int) -> list[int] | None:
+    def needed(self, n_slots: int, n_positions: int, n_shared: int = 0) -> int:
+        """The positions of some sequences of up to ``n_positions``, of which ``n_shared`` are the same in all."""
+        shared = whole_blocks(n_shared)
+        return shared + n_slots * (self.size(n_positions) - shared)
+
+    def take(self, n_slots: int, n_positions: int, n_shared: int = 0, group: Hashable = None) -> list[int] | None:
         """Take slots for some sequences of up to ``n_positions``; None while slots or memory do not suffice.
 
-        Slots that have enough memory already come first, the smallest of them first; then the largest of the others.
+        The first ``n_shared`` positions are the same in all sequences of a ``group``.
         """
-        size = self.size(n_positions)
-        order = sorted(self.free, key=lambda slot: (self._written[slot] < size, abs(self._written[slot] - size), slot))
-        slots = order[:n_slots]
-        more = sum(max(0, size - self._written[slot]) for slot in slots)
-        if len(slots) < n_slots or sum(self._written) + more > self._n_positions:
+        shared, n_sharers = self._groups.get(group, (whole_blocks(n_shared), 0))
+        n_more = self.needed(n_slots, n_positions, shared) - (shared if n_sharers else 0)
+        if len(self.free) < n_slots or self.n_taken + n_more > self._n_positions:
             return None
-        for slot in slots:
-            self._written[slot] = max(size, self._written[slot])
-            self.free.remove(slot)
-        return sorted(slots)
+        slots, self.free = self.free[:n_slots], self.free[n_slots:]
+        self.n_taken += n_more
+        self._own |= dict.fromkeys(slots, self.size(n_positions) - shared)
+        self._group_of |= dict.fromkeys(slots, group)
+        self._groups[group] = shared, n_sharers + n_slots
+        return slots
 
     def give_back(self, slots: list[int]) -> None:
         """Free some slots."""
+        for slot in slots:
+            self.n_taken -= self._own.pop(slot)
+            group = self._group_of.pop(slot)
+            shared, n_sharers = self._groups.pop(group)
+            if n_sharers > 1:
+                self._groups[group] = shared, n_sharers - 1
+            else:
+                self.n_taken -= shared
         self.free = sorted([*self.free, *slots])

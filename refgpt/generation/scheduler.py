@@ -62,7 +62,8 @@ class Scheduler:
     max_slots : int
         The largest number of texts that are generated at once.
     max_cache_bytes : int
-        The most bytes of all keys and values, counted in whole blocks of 128 positions.
+        The most bytes of all keys and values, counted in whole blocks of 64 positions, of which those that texts share
+        are counted once.
     capacity : int, optional
         The longest sequence, prompt and new tokens together. The default is what memory and context allow.
     prefix_cache : PrefixCache or PromptFile, optional
@@ -108,7 +109,7 @@ class Scheduler:
         longest = n_ctx if capacity is None else whole_number("capacity", capacity, 1, None, GenerationError)
         self._capacity = min(n_ctx, longest, self._n_positions)
         self._session = self._new_session()
-        self._room = self._new_room()
+        self._room = Room(self._n_slots, self._capacity, self._n_positions)
         self._drafter: Drafter | None = None
         if draft is not None:
             self._drafter = Drafter(model, draft, self._n_slots, self._capacity, prefix_cache)
@@ -240,14 +241,7 @@ class Scheduler:
         events: list[Event] = []
         while self._waiting:
             task = self._waiting[0]
-            slots = self._room.take(task.n_slots, task.n_positions)
-            if slots is None and self._room.unused and not self._room.clean:
-                # The memory that earlier texts have left is in the wrong slots: begin with a new session.
-                del self._session
-                self._session, self._room = self._new_session(), self._new_room()
-                if self._drafter is not None:
-                    self._drafter.begin_anew()
-                continue
+            slots = self._room.take(task.n_slots, task.n_positions, self._n_shared(task), task.shared)
             if slots is None:
                 break
             self._waiting.popleft()
@@ -361,21 +355,28 @@ class Scheduler:
             self._running.remove(task)
             for slot in task.slots:
                 self._session.release(slot)
+            if self._drafter is not None:
+                self._drafter.release(task.slots)
             self._room.give_back(task.slots)
+
+    def _n_shared(self, task: Task) -> int:
+        """How many positions of a task the texts of its request are certain to share. A draft model may compute some of
+        them again for each."""
+        return task.n_prompt if self._drafter is None else 0
 
     def _check_room(self, task: Task) -> None:
         """Refuse a request that would wait for ever."""
-        size = self._room.size(task.n_positions)
+        needed = self._room.needed(task.n_slots, task.n_positions, self._n_shared(task))
         if task.n_slots > self._n_slots:
             raise GenerationError(
                 "needs more slots than there are", where="max_slots", got=self._n_slots, wanted=task.n_slots
             )
-        if task.n_positions > self._capacity or task.n_slots * size > self._n_positions:
+        if task.n_positions > self._capacity or needed > self._n_positions:
             raise GenerationError(
                 "the text might need more memory for keys and values than there is",
                 where="max_cache_bytes",
                 got=f"room for {self._capacity} positions",
-                wanted=f"{task.n_slots * size} for {task.n_prompt} of the prompt and what follows",
+                wanted=f"{needed} for {task.n_prompt} of the prompt and what follows",
                 fix="raise max_cache_bytes, lower max_new_tokens or shorten the prompt",
             )
 
@@ -388,6 +389,3 @@ class Scheduler:
                 if self._n_slots == 1:
                     raise
                 self._n_slots //= 2
-
-    def _new_room(self) -> Room:
-        return Room(self._n_slots, self._capacity, self._n_positions)

@@ -57,7 +57,7 @@ class Masked:
     mask: str
 
 
-@dataclass
+@dataclass(eq=False)
 class Shared:
     """The state that several continuations of one prompt share; the prompt is read once for all of them.
 

@@ -29,7 +29,7 @@ from refgpt.kernels.calling import (
     tile_pointer,
     uncovered,
 )
-from refgpt.kernels.native import FEW_ROWS, ffi, lib
+from refgpt.kernels.native import CHUNK, FEW_ROWS, ffi, lib
 from refgpt.kernels.registry import Kernel
 from refgpt.kernels.threads import check_threads
 from refgpt.numbers.cached import kv_dtype_of, kv_shapes
@@ -44,24 +44,25 @@ def kv_append(
     k_cache: np.ndarray,
     v_cache: np.ndarray,
     positions: np.ndarray,
-    slots: np.ndarray,
+    blocks: np.ndarray,
     *,
     threads: int | None = None,
     kernel: Kernel | None = None,
     program: Program | None = None,
 ) -> None:
-    """Store k and v [t, h, d] at ``positions`` of the sequences ``slots`` (both int64 [t]).
+    """Store k and v [t, h, d] at ``positions`` of the blocks ``blocks`` of a cache (both int64 [t]).
 
-    The caches are [n_slots, \\*shape] with the shapes of ``kv_shapes``: float32, float16, or int8 for 8 bits.
+    The caches are [n_blocks, \\*shape] with the shapes of ``kv_shapes``: float32, float16, or int8 for 8 bits. Each
+    sequence may have one block, or several of them: see ``attention``.
     """
     n_rows, n_head, d_head = check_shape("k", k, (None, None, None))
-    n_slots, capacity, dtype = _cache(k_cache, v_cache, n_head, d_head, written=True)
+    n_blocks, block, dtype = _cache(k_cache, v_cache, n_head, d_head, written=True)
     check_shape("positions", positions, (n_rows,))
-    check_shape("slots", slots, (n_rows,))
-    check_within("positions", positions, 0, capacity, program)
-    check_within("slots", slots, 0, n_slots, program)
-    check_apart("k_cache", k_cache, k, v, v_cache, positions, slots)
-    check_apart("v_cache", v_cache, k, v, positions, slots)
+    check_shape("blocks", blocks, (n_rows,))
+    check_within("positions", positions, 0, block, program)
+    check_within("blocks", blocks, 0, n_blocks, program)
+    check_apart("k_cache", k_cache, k, v, v_cache, positions, blocks)
+    check_apart("v_cache", v_cache, k, v, positions, blocks)
     args = arguments(
         "kv_append",
         k=floats("k", k, k.shape),
@@ -69,10 +70,10 @@ def kv_append(
         k_cache=ffi.from_buffer(k_cache),
         v_cache=ffi.from_buffer(v_cache),
         positions=indices("positions", positions),
-        slots=indices("slots", slots),
+        blocks=indices("blocks", blocks),
         n_head=n_head,
         d_head=d_head,
-        capacity=capacity,
+        block=block,
     )
     run(table_row(f"kv_append_{dtype}", kernel), args, n_rows, 16, threads, program)
 
@@ -98,6 +99,7 @@ def attention(
     n_visible: np.ndarray,
     out: np.ndarray | None = None,
     *,
+    tables: np.ndarray | None = None,
     first_visible: np.ndarray | None = None,
     divisor: float | None = None,
     pattern: np.ndarray | None = None,
@@ -114,6 +116,10 @@ def attention(
         From ``query_tiles``.
     n_visible : ndarray [t], int64
         For GPT-J max(position + 1, prefix_len).
+    tables : ndarray [n_slots, n], int64, optional
+        The blocks of the cache that hold each sequence, in the order of its positions; sequences may share blocks. A
+        block of several has a multiple of ``CHUNK`` positions. By default the sequence of slot ``i`` has block ``i``
+        alone. No bit depends on where the blocks lie.
     first_visible : ndarray [t], int64, optional
         The first key that each row sees, below its ``n_visible``; by default 0. Earlier keys are not read.
     divisor : float, optional
@@ -124,7 +130,8 @@ def attention(
         Memory for scores.
     """
     n_rows, n_head, d_head = check_shape("q", q, (None, None, None))
-    n_slots, capacity, dtype = _cache(k_cache, v_cache, n_head, d_head)
+    n_blocks, block, dtype = _cache(k_cache, v_cache, n_head, d_head)
+    n_slots, capacity = _tables(tables, n_blocks, block, program)
     n_threads = check_threads(threads)
     check_shape("n_visible", n_visible, (n_rows,))
     n_keys = capacity if pattern is None else check_shape("pattern", pattern, (n_head, n_rows, None))[2]
@@ -144,7 +151,7 @@ def attention(
     if program is not None:
         program.limit_threads(len(scratch))
     z = output(out, q.shape)
-    read = (q, k_cache, v_cache, tiles, n_visible, first_visible)
+    read = (q, k_cache, v_cache, tiles, tables, n_visible, first_visible)
     check_apart("out", z, *read, pattern, scratch)
     check_apart("scratch", scratch, *read, pattern)
     if pattern is not None:
@@ -158,12 +165,14 @@ def attention(
         pattern=ffi.NULL if pattern is None else floats("pattern", pattern, pattern.shape, written=True),
         scratch=floats("scratch", scratch, scratch.shape, written=True),
         tiles=tile_pointer(tiles),
+        tables=ffi.NULL if tables is None else indices("tables", tables),
         first_visible=ffi.NULL if first_visible is None else indices("first_visible", first_visible),
         n_visible=indices("n_visible", n_visible),
         n_rows=n_rows,
         n_keys=n_keys,
         n_head=n_head,
         d_head=d_head,
+        block=block,
         capacity=capacity,
         divisor=divisor,
     )
@@ -200,11 +209,24 @@ def _check_tiles(tiles: np.ndarray, n_rows: int, n_slots: int, program: Program 
         program.watch_tiles(tiles, n_rows, n_slots)
 
 
+def _tables(tables: np.ndarray | None, n_blocks: int, block: int, program: Program | None) -> tuple[int, int]:
+    """Check tables of blocks, now and whenever the program runs. -> number of sequences, and positions of each"""
+    if tables is None:
+        return n_blocks, block
+    n_slots, n = check_shape("tables", tables, (None, None))
+    check_within("tables", tables, 0, n_blocks, program)
+    if n > 1 and block % CHUNK:
+        raise KernelError(
+            "a block ends amid a chunk", where="tables", got=f"blocks of {block}", wanted=f"a multiple of {CHUNK}"
+        )
+    return n_slots, n * block
+
+
 def _cache(
     k_cache: np.ndarray, v_cache: np.ndarray, n_head: int, d_head: int, written: bool = False
 ) -> tuple[int, int, str]:
-    """Check both arrays of a cache, and return its number of slots, capacity and dtype."""
-    n_slots, n_panels = check_shape("k_cache", k_cache, (None,) * 5)[::2][:2]
+    """Check both arrays of a cache, and return its number of blocks, their positions, and its dtype."""
+    n_blocks, n_panels = check_shape("k_cache", k_cache, (None,) * 5)[::2][:2]
     check_array("v_cache", v_cache)
     dtype = kv_dtype_of(k_cache)
     if dtype is None or k_cache.dtype != v_cache.dtype:
@@ -214,10 +236,10 @@ def _cache(
             got=f"{k_cache.dtype} and {v_cache.dtype}",
             wanted="float32, float16 or int8, both alike",
         )
-    capacity = n_panels * LANES
-    k_shape, v_shape = kv_shapes(n_head, d_head, capacity, dtype)
-    check_shape("k_cache", k_cache, (n_slots, *k_shape))
-    check_shape("v_cache", v_cache, (n_slots, *v_shape))
+    block = n_panels * LANES
+    k_shape, v_shape = kv_shapes(n_head, d_head, block, dtype)
+    check_shape("k_cache", k_cache, (n_blocks, *k_shape))
+    check_shape("v_cache", v_cache, (n_blocks, *v_shape))
     check_whole("k_cache", k_cache, written)
     check_whole("v_cache", v_cache, written)
-    return n_slots, capacity, dtype
+    return n_blocks, block, dtype

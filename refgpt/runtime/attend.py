@@ -27,7 +27,7 @@ def attend(
     Scores are divided by ``divisor``, by default the root of the head's width. In a ``local`` layer a query sees the
     nearest keys only, and no others are read.
     """
-    kernels.kv_append(k, v, *kv, batch.positions, batch.slots, **to.how)
+    kernels.kv_append(k, v, *kv, batch.offsets, batch.blocks, **to.how)
     pattern = _room_for_pattern(q) if tap.wants("pattern") else None  # [h, t, s]
     z = kernels.attention(
         q,
@@ -35,6 +35,7 @@ def attend(
         batch.tiles,
         batch.n_visible,
         to.z,
+        tables=batch.tables,
         first_visible=batch.first_visible if local else None,
         divisor=divisor,
         pattern=pattern,

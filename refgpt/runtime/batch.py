@@ -16,22 +16,28 @@ class Batch:
 
     Attributes
     ----------
-    ids, slots, positions : ndarray [t], int64
-        Token, slot of the sequence, and position of each row.
+    ids, positions : ndarray [t], int64
+        Token and position of each row.
+    blocks, offsets : ndarray [t], int64
+        Where its keys and values go: the block of the cache, and the position in it.
     n_visible : ndarray [t], int64
         Each row sees the keys of its sequence before this one: the causal and the prefix mask.
     first_visible : ndarray [t], int64
         In local layers each row sees the keys from this one on; zeros in models that have none.
     tiles : ndarray
         Groups of neighbouring rows of one sequence, for the attention kernel.
+    tables : ndarray [n_slots, n], int64, or None
+        The blocks of each sequence in the cache: the cache's own array. None if sequence ``i`` has block ``i`` alone.
     """
 
     ids: np.ndarray
-    slots: np.ndarray
     positions: np.ndarray
+    blocks: np.ndarray
+    offsets: np.ndarray
     n_visible: np.ndarray
     first_visible: np.ndarray
     tiles: np.ndarray
+    tables: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -41,16 +47,24 @@ class Batch:
         positions: np.ndarray,
         prefix_lens: int | np.ndarray = 0,
         window: int | None = None,
+        tables: np.ndarray | None = None,
+        block: int = 1,
     ) -> Batch:
-        """Rows whose sequences have a prefix of ``prefix_lens`` positions (one for all, or one per row).
+        """Rows of the sequences ``slots``, which have a prefix of ``prefix_lens`` positions (one for all, or one per
+        row), in a cache with these ``tables`` of blocks of ``block`` positions.
 
         Rows of local layers see no more than the ``window`` keys that end with their own.
         """
         n_visible = np.maximum(positions + 1, prefix_lens)
         first_visible = np.zeros_like(positions) if window is None else np.maximum(positions + 1 - window, 0)
-        return cls(np.array(ids, np.int64), slots, positions, n_visible, first_visible, query_tiles(slots))
+        blocks, offsets = slots, positions
+        if tables is not None:
+            i, offsets = np.divmod(positions, block)
+            blocks = tables[slots, i]
+        tiles = query_tiles(slots)
+        return cls(np.array(ids, np.int64), positions, blocks, offsets, n_visible, first_visible, tiles, tables)
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """All of them, in the order of the attributes."""
-        return self.ids, self.slots, self.positions, self.n_visible, self.first_visible, self.tiles
+        """All arrays of the batch's own, in the order of the attributes."""
+        return self.ids, self.positions, self.blocks, self.offsets, self.n_visible, self.first_visible, self.tiles

@@ -75,8 +75,8 @@ class Session(Protocol):
     def fork(self, seq: int, slots: Sequence[int] | None = None) -> int:
         """Begin another sequence that has what slot ``seq`` has, in an empty one of ``slots``. -> that slot
 
-        Both go on apart. Nothing is computed again, and no more of the cache is copied than must be: an empty slot that
-        has held part of the same text before is filled from where they part. By default any slot will do.
+        Both go on apart. Nothing is computed again, and what both have is stored once for as long as either has it. By
+        default any slot will do.
         """
         ...
 

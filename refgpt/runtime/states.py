@@ -26,7 +26,7 @@ def hidden_states(
     slots = np.repeat(np.arange(len(texts)), sizes)
     positions = np.concatenate([np.arange(size) for size in sizes])
     batch = Batch.of(np.concatenate(tokens), slots, positions, np.repeat(prefixes, sizes), config.window)
-    cache = KVCache(config, len(texts), max(sizes), engine.kv_dtype)
+    cache = KVCache(config, len(texts), max(sizes), engine.kv_dtype, block=max(sizes))
     buffers = Buffers.of(config, len(slots), cache.padded_capacity, engine.threads)
     look = OneActivation(name)
     tables = engine.tables(max(sizes))

@@ -11,7 +11,7 @@ import pytest
 
 import refgpt
 from refgpt._common.errors import GenerationError
-from refgpt.generation import drafting, loop, room
+from refgpt.generation import drafting, loop
 from refgpt.generation.draft_pace import DraftPace
 from refgpt.generation.drafting import check_draft
 from refgpt.generation.params import GenerationParams
@@ -328,23 +328,19 @@ def test_ids_that_only_the_draft_model_has_are_not_drafted(eager):
     assert generate(model, [[9, 3]], params, draft) == generate(model, [[9, 3]], params)
 
 
-def test_memory_that_short_texts_left_behind_is_given_back_by_both_models(eager, monkeypatch):
+def test_memory_that_short_texts_left_behind_is_given_back_by_both_models(eager):
     model, draft = model_of("the same"), model_of("noise")
-    begun = []
-    for one in (model, draft):
-        session = one.engine.session
-        monkeypatch.setattr(one.engine, "session", lambda *given, f=session, one=one: begun.append(one) or f(*given))
-    n_bytes = 3 * 64 * position_bytes(model.engine, draft.engine)
-    monkeypatch.setattr(room, "BLOCK", 16)
-    scheduler = Scheduler(model, 4, n_bytes, draft=draft)
-    for _ in range(4):
-        scheduler.add([3, 4], max_new_tokens=40, temperature=0, ignore_eos=True)
-    while scheduler.busy:
-        scheduler.step()
-    scheduler.add([3, 4], max_new_tokens=62, temperature=0, num_beams=3)
-    while scheduler.busy:
-        scheduler.step()
-    assert begun == [model, draft, model, draft]
+    scheduler = Scheduler(model, 4, 4 * 64 * position_bytes(model.engine, draft.engine), draft=draft)
+    sessions = scheduler._session, scheduler._drafter._session
+    for asked in ([{"max_new_tokens": 40}] * 4, [{"max_new_tokens": 62, "num_beams": 3}]):
+        for one in asked:
+            scheduler.add([3, 4], temperature=0, ignore_eos=True, **one)
+        used = []
+        while scheduler.busy:
+            scheduler.step()
+            used.append([session.cache.n_blocks_used for session in sessions])
+        assert np.max(used) <= 4 and used[-1] == [0, 0]
+    assert used[0][0] == 1
 
 
 @pytest.mark.parametrize(

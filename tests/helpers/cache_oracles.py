@@ -41,6 +41,23 @@ def filled_records(k: np.ndarray, v: np.ndarray, capacity: int) -> tuple[np.ndar
     return k_cache, v_cache
 
 
+def in_blocks(
+    k_cache: np.ndarray, v_cache: np.ndarray, block: int, rng: Rng
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same caches in blocks of ``block`` positions, which lie anywhere among some of NaN. -> k, v, tables"""
+    n_slots, n = len(k_cache), k_cache.shape[2] * 16 // block
+    places = rng.permutation(n_slots * n + 3)[: n_slots * n]
+    found = []
+    for cache in (k_cache, v_cache):
+        axis, size = (2, block // 16) if cache is k_cache or cache.dtype == np.int8 else (3, block)
+        cut = cache.reshape(*cache.shape[:axis], n, size, *cache.shape[axis + 1 :])
+        cut = np.moveaxis(cut, axis, 1).reshape(n_slots * n, *np.delete(cut.shape, [0, axis]))
+        strange = 0x7E if cache.dtype == np.int8 else np.nan
+        found.append(np.full((n_slots * n + 3, *cut.shape[1:]), strange, cache.dtype))
+        found[-1][places] = cut
+    return found[0], found[1], places.reshape(n_slots, n)
+
+
 def put_records(k, v, k_cache, v_cache, positions, slots) -> None:
     """What ``kv_append_q8`` does, in NumPy."""
     n_rows, n_head, d_head = k.shape

@@ -81,12 +81,13 @@ GOOD = {
         "v": floats(N, HEADS, D),
         **caches(),
         "positions": indices(0, 1, 2, 3, 31),
-        "slots": indices(0, 0, 0, 1, 1),
+        "blocks": indices(0, 0, 0, 1, 1),
     },
     "attention": lambda: {
         "q": floats(N, HEADS, D),
         **caches(),
         "tiles": query_tiles(indices(0, 0, 0, 1, 1)),
+        "tables": None,
         "n_visible": indices(1, 2, 3, 4, 32),
         "first_visible": indices(0, 1, 0, 3, 20),
         "out": floats(N, HEADS, D),
@@ -189,7 +190,7 @@ INDEX_ARRAYS = [
     ("rotary", "positions"),
     ("rotary_halves", "positions"),
     ("kv_append", "positions"),
-    ("kv_append", "slots"),
+    ("kv_append", "blocks"),
     ("attention", "n_visible"),
     ("attention", "first_visible"),
 ]
@@ -251,7 +252,15 @@ FAULTS = [
     ("embedding", "ids", "just too large", lambda x: np.append(x[:-1], indices(7))),
     ("rotary", "positions", "just too large", lambda x: np.append(x[:-1], indices(9))),
     ("kv_append", "positions", "just too large", lambda x: np.append(x[:-1], indices(32))),
-    ("kv_append", "slots", "just too large", lambda x: np.append(x[:-1], indices(2))),
+    ("kv_append", "blocks", "just too large", lambda x: np.append(x[:-1], indices(2))),
+    ("attention", "tables", "of no block", lambda x: np.full((2, 2), 2)),
+    ("attention", "tables", "with -1", lambda x: np.full((2, 2), -1)),
+    ("attention", "tables", "of floats", lambda x: np.zeros((2, 2))),
+    ("attention", "tables", "strided", lambda x: np.zeros((2, 4), np.int64)[:, ::2]),
+    ("attention", "tables", "of one dimension", lambda x: np.zeros(2, np.int64)),
+    ("attention", "tables", "of one sequence", lambda x: np.zeros((1, 1), np.int64)),
+    ("attention", "tables", "as a list", lambda x: [[0], [1]]),
+    ("attention", "tables", "of more positions than scratch has", lambda x: np.zeros((2, 2), np.int64)),
     ("attention", "tiles", "of other fields", lambda x: x.view(np.int64)),
     ("attention", "tiles", "strided", lambda x: np.repeat(x, 2)[::2]),
     ("attention", "tiles", "short of a row", lambda x: tiles((0, 3, 0), (3, 1, 1))),
@@ -375,6 +384,15 @@ def test_a_tile_of_nine_rows_is_refused():
         attention(q, **caches(), tiles=tiles((0, 9, 0)), n_visible=n_visible)
 
 
+def test_blocks_that_end_amid_a_chunk_are_refused():
+    q, n_visible = floats(1, HEADS, D), indices(1)
+    shapes = kv_shapes(HEADS, D, 48)
+    k_cache, v_cache = (np.zeros((2, *shape), np.float32) for shape in shapes)
+    attention(q, k_cache, v_cache, tiles((0, 1, 0)), n_visible, tables=np.array([[1]]))
+    with pytest.raises(KernelError, match="amid a chunk; got blocks of 48; wanted a multiple of 32"):
+        attention(q, k_cache, v_cache, tiles((0, 1, 0)), n_visible, tables=np.array([[1, 0]]))
+
+
 def test_a_bfloat16_cache_is_refused():
     from refgpt.numbers.dtypes import BFLOAT16
 
@@ -416,7 +434,7 @@ def test_no_rows_are_no_work(op):
         "row_sum": ("x",),
         "rotary": ("x", "positions", "out"),
         "rotary_halves": ("x", "positions", "out"),
-        "kv_append": ("k", "v", "positions", "slots"),
+        "kv_append": ("k", "v", "positions", "blocks"),
         "attention": ("q", "tiles", "n_visible", "first_visible", "out"),
         "pack": ("w",),
         "quantise": ("w",),

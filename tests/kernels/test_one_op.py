@@ -34,7 +34,7 @@ from refgpt.runtime.rotation import rotary_tables
 from refgpt.spec import gradients
 from refgpt.spec.bounds import ops
 from tests.helpers.buffers import RUNNABLE, SCALAR, assert_same_bits, numbers, stored
-from tests.helpers.cache_oracles import KV, attention_case, filled_cache, put_records
+from tests.helpers.cache_oracles import KV, attention_case, filled_cache, in_blocks, put_records
 from tests.helpers.oracles import hold_to_scalar, hold_to_spec, linear_case, linear_quantised_case
 from tests.helpers.quantised import decoded_rows, quantised_panels
 
@@ -245,6 +245,30 @@ def test_attention_over_8_bits_has_the_bits_of_attention_over_the_numbers_that_t
     got = attention(q, *filled_cache(k, v, 112, "q8"), tiles, n_visible, kernel=kernel, **how)
     want = attention(q, *filled_cache(*wide, 112, "f32"), tiles, n_visible, kernel=SCALAR["attention_f32"], **how)
     assert_same_bits(got, want)
+
+
+@each("attention")
+@pytest.mark.parametrize("d_head", [24, 300])
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("block", [32, 64])
+def test_no_bit_of_attention_depends_on_where_blocks_lie(kernel, block, local, d_head):
+    """Two sequences that begin alike: each by itself in one block, then in many, of which they share some."""
+    rng, n_rows, n_keys = np.random.default_rng(block), 11, 4 * block
+    q = numbers(rng, "ordinary", 2 * n_rows, 2, d_head)
+    k, v = (numbers(rng, "ordinary", 2, n_keys, 2, d_head) for _ in range(2))
+    for x in (k, v):
+        x[1, : 2 * block] = x[0, : 2 * block]
+    n_visible = np.concatenate([np.arange(n_rows) + 1, np.arange(n_keys - n_rows, n_keys) + 1])
+    how = {"first_visible": np.maximum(n_visible - block - 7, 0) if local else None, "kernel": kernel, "threads": 1}
+    whole = filled_cache(k, v, n_keys, dtype_of(kernel))
+    *cut, tables = in_blocks(*whole, block, rng)
+    for x in cut:
+        x[tables[1, :2]] = 0x7E if x.dtype == np.int8 else np.nan
+    tables[1, :2] = tables[0, :2]
+    for slots in (np.repeat([0, 1], n_rows), np.repeat([1, 0], n_rows)):
+        want = attention(q, *whole, query_tiles(slots), n_visible, **how)
+        assert np.isfinite(want).all()
+        assert_same_bits(attention(q, *cut, query_tiles(slots), n_visible, tables=tables, **how), want)
 
 
 # ---- the cache -------------------------------------------------------------------------------------------------------

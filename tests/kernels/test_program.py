@@ -12,18 +12,20 @@ def recorded() -> tuple[Program, dict[str, np.ndarray], dict[str, np.ndarray]]:
     index = {
         "ids": np.array([3, 1, 4]),
         "positions": np.array([0, 1, 0]),
-        "slots": np.array([0, 0, 1]),
+        "blocks": np.array([0, 0, 1]),
+        "tables": np.array([[0], [1], [0]]),
         "n_visible": np.array([1, 2, 1]),
     }
-    index["tiles"] = query_tiles(index["slots"])
+    index["tiles"] = query_tiles(index["blocks"])
     program, table, turn = Program(), np.ones((5, 32), np.float32), np.ones((2, 4), np.float32)
     k_cache, v_cache = (np.zeros((2, *shape), np.float32) for shape in kv_shapes(2, 16, 20))
     x = embedding(table, index["ids"], program=program).reshape(3, 2, 16)
     turned = rotary(x, turn, turn, index["positions"], program=program)
-    kv_append(turned, x, k_cache, v_cache, index["positions"], index["slots"], program=program)
+    kv_append(turned, x, k_cache, v_cache, index["positions"], index["blocks"], program=program)
     index["first_visible"] = np.array([0, 1, 0])
     visible = index["n_visible"], index["first_visible"]
-    z = attention(x, k_cache, v_cache, index["tiles"], visible[0], first_visible=visible[1], threads=2, program=program)
+    how = {"tables": index["tables"], "first_visible": visible[1], "threads": 2, "program": program}
+    z = attention(x, k_cache, v_cache, index["tiles"], visible[0], **how)
     return program, index, {"x": x, "z": z, "k": k_cache, "v": v_cache}
 
 
@@ -33,8 +35,10 @@ STALE = [
     ("ids", 10**12),
     ("positions", 2),
     ("positions", -1),
-    ("slots", 2),
-    ("slots", -(2**63)),
+    ("blocks", 2),
+    ("blocks", -(2**63)),
+    ("tables", 2),
+    ("tables", -1),
     ("n_visible", 0),
     ("n_visible", 33),
     ("n_visible", 2**62),
@@ -58,7 +62,7 @@ def test_an_index_that_has_come_to_lie_outside_is_refused_and_nothing_is_written
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("first_row", 1), ("first_row", -1), ("n_rows", 0), ("n_rows", 9), ("n_rows", 2**62), ("slot", 2), ("slot", -1)],
+    [("first_row", 1), ("first_row", -1), ("n_rows", 0), ("n_rows", 9), ("n_rows", 2**62), ("slot", 3), ("slot", -1)],
 )
 def test_tiles_that_no_longer_cover_the_rows_are_refused(field, value):
     program, index, _ = recorded()

@@ -114,21 +114,6 @@ def test_a_fork_has_the_adapter_of_its_source(kind):
     assert_same_bits(session.decode([2], [5])[0], alone.decode([0], [5])[0])
 
 
-def test_what_a_slot_held_with_another_adapter_is_of_no_use():
-    engine = engine_of()
-    session, text = engine.session(2, N), texts_of(engine)[0]
-    session.use_adapter(1, "law")
-    session.prefill(1, text[:20])
-    session.release(1)
-    session.use_adapter(1, None)
-    session.prefill(0, text[:20])
-    copied, copy = [], session.cache.copy
-    session.cache.copy = lambda source, target, start: (copied.append(start), copy(source, target, start))
-    session.fork(0, [1])
-    assert copied == [0]
-    assert_same_bits(session.decode([1], [text[20]])[0], rows_of(engine, None, text)[20])
-
-
 @pytest.mark.parametrize("kind", ["c", "numpy"])
 def test_unusable_adapters_are_refused(kind):
     session = engine_of(kind=kind).session(2, N)

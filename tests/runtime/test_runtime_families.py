@@ -119,8 +119,9 @@ def test_a_step_of_a_local_block_touches_no_key_outside_of_its_window():
     ids = np.random.default_rng(5).integers(0, config.n_vocab, 300)
     session = engine.session(1, 300)
     session.prefill(0, ids[:-1])
-    session.cache.k[:, :, :, :17] = np.nan  # whole panels of 16 keys: the window is 280 .. 299
-    session.cache.v[..., : 17 * 16, :] = np.nan
+    cache, (*before, inside) = session.cache, session.cache.tables[0]  # blocks of 64 keys: the window is 280 .. 299
+    cache.k[:, before] = cache.v[:, before] = np.nan
+    cache.k[:, inside, :, :1] = cache.v[:, inside, :, :, :16] = np.nan  # a whole panel of 16 keys
     assert np.array_equal(session.decode([0], [int(ids[-1])])[0], engine.logits(ids)[-1])
 
 
