@@ -5,10 +5,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from refgpt._common.errors import GenerationError
+from refgpt.generation.filters import typical_key
 from refgpt.generation.processing import exp
 from refgpt.generation.sampling import Sampler, SamplingParams, _drawn, log_softmax
 from tests import goldens
@@ -163,6 +164,26 @@ def test_the_nucleus_is_large_enough_and_no_larger(values, top_p, top_k):
     assert set(ids) <= set(among) and weights.max() == mass.max()  # logits that differ may weigh the same
     assert kept >= top_p - 1e-12
     assert len(ids) == 1 or kept - weights.min() / mass.sum() < top_p + 1e-12
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    n=st.sampled_from([1, 9, 513, 3000]),
+    width=st.sampled_from([1e-4, 0.3, 3]),
+    digits=st.sampled_from([1, 3, 17]),
+    tie=st.booleans(),
+)
+@settings(deadline=None)
+def test_the_typical_tokens_are_those_that_a_sort_of_all_tokens_finds(seed, n, width, digits, tie):
+    """With equal keys, all keys in one bin, and masses that are exactly, or all but, the sum of some shares."""
+    rng = np.random.default_rng(seed)
+    keys, shares = np.round(rng.exponential(width, n), digits), rng.random(n) ** 4
+    shares /= np.cumsum(shares)[-1]
+    order = np.argsort(keys, kind="stable")
+    sums = np.cumsum(shares[order])
+    mass = float(sums[rng.integers(n)]) * rng.choice([1 - 2.0**-52, 1, 1 + 2.0**-52]) if tie else float(rng.random())
+    want = keys[order[min(int((sums < mass).sum()), n - 1)]]
+    assert typical_key(keys, shares, mass) == want
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0}, {"top_k": 2}, {"top_p": 0.5}, {"repetition_penalty": 2.0}, {}])

@@ -10,8 +10,11 @@ import math
 
 import numpy as np
 
-from refgpt.generation.processing import exp, log
+from refgpt.generation.processing import CHUNK, exp, log, total
 from refgpt.generation.sampling_params import SamplingParams
+
+#: Where at least so many keys are to be ordered, they are counted into bins first, of this width and number.
+FEW, BINS_PER_NAT, N_BINS = 512, 512, 4096
 
 
 def top_k_kept(scores: np.ndarray, k: int | None) -> np.ndarray:
@@ -29,9 +32,9 @@ def top_p_kept(weights: np.ndarray, p: float) -> np.ndarray:
     """
     if p == 1:
         return np.ones(len(weights), bool)
-    may_go = (1 - p) * np.cumsum(weights)[-1]
+    may_go = (1 - p) * total(weights)
     few = weights * len(weights) >= may_go  # the others together are less and are removed; sort these few
-    gone = np.cumsum(weights[~few])[-1:].sum()
+    gone = total(weights[~few])
     ascending = np.sort(weights[few])
     n_going = int(np.searchsorted(gone + np.cumsum(ascending[:-1]), may_go, side="right"))
     return _largest(weights, ascending[n_going], len(ascending) - n_going)
@@ -55,10 +58,10 @@ def mesh_kept(scores: np.ndarray, k: int | None, p: float) -> np.ndarray:
     kept = scores > -np.inf
     if p < 1:
         weights = exp(scores)
-        total = np.cumsum(weights)[-1]
+        whole = total(weights)
         # Tokens that are less than 1 - p together are removed. Only the others have to be sorted.
-        descending = np.sort(weights[weights * len(weights) >= (1 - p) * total])[::-1]
-        n = 1 + int(np.searchsorted(np.cumsum(descending[:-1]), p * total, side="right"))
+        descending = np.sort(weights[weights * len(weights) >= (1 - p) * whole])[::-1]
+        n = 1 + int(np.searchsorted(np.cumsum(descending[:-1]), p * whole, side="right"))
         kept = _largest(weights, descending[n - 1], n, lower_ids=False)
     ids = np.flatnonzero(kept)
     if k and len(ids) > k + 1:
@@ -93,7 +96,7 @@ def further_kept(params: SamplingParams, logs: np.ndarray, weights: np.ndarray) 
                 p, _, entropy = _distribution(logs_left, left)
                 least = min(cutoff, math.sqrt(cutoff) * float(exp(np.array([-entropy]))[0]))
             else:
-                p, least = left / np.cumsum(left)[-1], cutoff
+                p, least = left / total(left), cutoff
             kept = _within(kept, (p >= least) | (left == left.max()))
     return kept
 
@@ -110,22 +113,40 @@ def _within(kept: np.ndarray, still: np.ndarray) -> np.ndarray:
 
 def _distribution(logs: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Probabilities, their logarithms, and the entropy."""
-    total = float(np.cumsum(weights)[-1])
-    p, log_p = weights / total, logs - log(total)
-    return p, log_p, max(0.0, -float(np.cumsum(p * log_p)[-1]))
+    whole = total(weights)
+    p, log_p = weights / whole, logs - log(whole)
+    return p, log_p, max(0.0, -total(p, log_p))
 
 
 def _typical(logs: np.ndarray, weights: np.ndarray, mass: float) -> np.ndarray:
     p, unusual, entropy = _distribution(logs, weights)
     unusual += entropy  # how far the surprise is from the expected one
     np.abs(unusual, out=unusual)
-    order = np.arange(len(p))
-    for limit in (0.5, 1, 2, 3, 4, 6):  # sort only the tokens that have the mass together
-        few = np.flatnonzero(unusual < limit)
-        if p[few].sum() > mass * (1 + 1e-9):  # summed in another order than below
-            order = few
-            break
-    order = order[np.argsort(unusual[order], kind="stable")]
-    last = min(int((np.cumsum(p[order]) < mass).sum()), len(order) - 1)
-    kept: np.ndarray = unusual <= unusual[order[last]]
+    kept: np.ndarray = unusual <= typical_key(unusual, p, mass)
     return kept
+
+
+def typical_key(keys: np.ndarray, shares: np.ndarray, mass: float) -> float:
+    """The key at which the sum of the shares, in ascending order of their keys >= 0, reaches ``mass``.
+
+    Of equal keys the first comes first. If the sum never reaches it, the largest key.
+
+    Many keys are not sorted: they are counted into bins, and those of one bin are sorted. Sums by bins may differ from
+    sums in order by their rounding. Where that could matter, all keys are sorted after all.
+    """
+    if len(keys) > FEW:
+        bins, sums = np.empty(len(keys), np.int16), np.zeros(N_BINS)
+        for start in range(0, len(keys), CHUNK):
+            some = slice(start, start + CHUNK)
+            bins[some] = np.minimum(keys[some] * BINS_PER_NAT, N_BINS - 1)  # never descending where keys ascend
+            sums += np.bincount(bins[some], shares[some], N_BINS)
+        np.cumsum(sums, out=sums)
+        i = int(np.searchsorted(sums, mass))
+        if i < N_BINS:
+            inside = np.flatnonzero(bins == i)
+            order = inside[np.argsort(keys[inside], kind="stable")]
+            reached = np.cumsum(np.concatenate([sums[i - 1 : i], shares[order]]))
+            if np.abs(reached - mass).min() > len(keys) * 1e-15:  # more than rounding can be
+                return float(keys[order[int(np.searchsorted(reached, mass)) - len(reached) + len(order)]])
+    order = np.argsort(keys, kind="stable")
+    return float(keys[order[min(int(np.searchsorted(np.cumsum(shares[order]), mass)), len(order) - 1)]])

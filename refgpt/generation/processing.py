@@ -164,15 +164,15 @@ def _power(x: float, n: int) -> float:
 def log_probabilities(scores: np.ndarray) -> np.ndarray:
     """Log-probabilities of scores [v], the same bits on every machine."""
     shifted: np.ndarray = scores - scores.max()
-    return shifted - log(float(np.cumsum(exp(shifted))[-1]))
+    return shifted - log(total(exp(shifted)))
 
 
 _LN2_HIGH, _LN2_LOW = float.fromhex("0x1.62e42fee00000p-1"), float.fromhex("0x1.a39ef35793c76p-33")
 _INVERSE_FACTORIALS = [1 / math.factorial(n) for n in range(13, -1, -1)]
 
 
-#: How many numbers exp computes at a time: they stay in the processor's cache.
-_CHUNK = 8192
+#: How many numbers are computed at a time: they stay in the processor's cache.
+CHUNK = 8192
 
 
 def exp(x: np.ndarray) -> np.ndarray:
@@ -182,8 +182,8 @@ def exp(x: np.ndarray) -> np.ndarray:
     1e-17, is multiplied by 2^m. Below -700 (1e-304) the result is 0, so that none is subnormal.
     """
     y = np.full(x.shape, _INVERSE_FACTORIALS[0])
-    for start in range(0, len(x), _CHUNK):
-        chunk, part = x[start : start + _CHUNK], y[start : start + _CHUNK]
+    for start in range(0, len(x), CHUNK):
+        chunk, part = x[start : start + CHUNK], y[start : start + CHUNK]
         tiny = chunk < -700
         if tiny.any():
             chunk = np.where(tiny, 0, chunk)
@@ -195,6 +195,20 @@ def exp(x: np.ndarray) -> np.ndarray:
         part.view(np.int64)[:] += m.astype(np.int64) << 52  # adds m to the exponent
         part[tiny] = 0
     return y
+
+
+def total(x: np.ndarray, factors: np.ndarray | None = None) -> float:
+    """The sum of x [n], or of its products with as many factors, from left to right.
+
+    That is ``np.cumsum(x)[-1]`` without an array of that length, which would be new memory for each token.
+    """
+    found = 0.0
+    for start in range(0, len(x), CHUNK):
+        some = slice(start, start + CHUNK)
+        part = x[some].copy() if factors is None else x[some] * factors[some]
+        part[0] += found
+        found = float(np.add.accumulate(part, out=part)[-1])
+    return found
 
 
 def log_of(x: np.ndarray) -> np.ndarray:

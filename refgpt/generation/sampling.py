@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -250,9 +250,20 @@ class Sampler:
 
     def _likeliest(self, scores: np.ndarray, k: int | None) -> np.ndarray:
         """The ids that ``top_k_kept`` keeps and that exist, in ascending order."""
+        gaps = self._gaps_below(len(scores))
+        if not k and not len(gaps):
+            return _every_id(len(scores))
         kept = top_k_kept(scores, k)
-        kept[self._gaps_below(len(kept))] = False
+        kept[gaps] = False
         return np.flatnonzero(kept)
+
+
+@lru_cache(maxsize=4)
+def _every_id(n: int) -> np.ndarray:
+    """The ids below n."""
+    ids = np.arange(n)
+    ids.flags.writeable = False
+    return ids
 
 
 def _draws(params: SamplingParams, stream: int) -> Iterator[Draw]:
