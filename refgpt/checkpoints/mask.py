@@ -37,6 +37,7 @@ def find_mask(
     path: Path,
     key: str = "",
     stated: object = None,
+    window: int | None = None,
 ) -> tuple[str, str]:
     """The mask that was asked for, otherwise the one that buffers, a key, or the model's name indicate, in this order.
 
@@ -56,6 +57,9 @@ def find_mask(
         Name of this package's own key, and its file.
     stated : object, optional
         Its value; None if it is absent.
+    window : int, optional
+        The configuration's. With local layers a model is no GPT-JT whatever it is called, and prompts cannot see
+        themselves both ways.
 
     Returns
     -------
@@ -92,7 +96,7 @@ def find_mask(
             wanted="lower triangular or all ones, in every layer alike",
             fix=FIX,
         )
-    called = next((name for name in names if GPT_JT.search(name)), None)
+    called = next((name for name in names if GPT_JT.search(name)), None) if window is None else None
     if patterns == {"prefix"}:
         return "prefix", f"attn.bias is all ones in every layer that stores it ({len(found)}), as in GPT-JT"
     if patterns == {"causal"}:

@@ -256,6 +256,17 @@ def test_masks_of_local_layers_are_not_taken_for_a_prompt_s():
     assert "lower triangular" in open_checkpoint(HERE / "gpt_neox_brain").mask_source
 
 
+def test_a_name_gives_no_prefix_mask_to_a_model_with_local_layers(tmp_path):
+    """Such as a draft model for a GPT-JT."""
+    for case, mask in (("gpt_neo", "causal"), ("gpt2", "prefix")):
+        path = copied(case, tmp_path / f"{case}-for-gpt-jt")
+        convert(open_checkpoint(HERE / case), None, tmp_path / f"{case}-gpt-jt-gguf", "gguf")
+        assert open_checkpoint(path).mask == mask
+        raw = (tmp_path / f"{case}-gpt-jt-gguf" / "model.gguf").read_bytes()
+        (tmp_path / f"{case}-gpt-jt.gguf").write_bytes(raw.replace(b"refgpt.mask", b"refgpt.musk"))
+        assert open_checkpoint(tmp_path / f"{case}-gpt-jt.gguf").mask == mask
+
+
 WEIRD = [
     None,
     True,

@@ -195,7 +195,7 @@ def _same(value: object, wanted: object) -> bool:
 def _mask(asked: str, metadata: Mapping[str, Any], config: AnyConfig, path: Path) -> tuple[str, str]:
     name, stated = (_text(metadata.get(key)) for key in (NAME, MASK))
     called = (name,) if isinstance(name, str) else ()
-    return find_mask(asked, {}, config.n_ctx, called + names_of(path), path, MASK, stated)
+    return find_mask(asked, {}, config.n_ctx, called + names_of(path), path, MASK, stated, config.window)
 
 
 def read_vocabulary(metadata: Mapping[str, Any], config: AnyConfig, path: Path) -> Vocabulary | None:

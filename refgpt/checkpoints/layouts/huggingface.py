@@ -83,7 +83,8 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     tied = raw.get("tie_word_embeddings")
     params = names.build_params(stored, config, tied if isinstance(tied, bool) else None, path)
     called, key = _names(raw, directory), f"{MASK} in {config_path.name}"
-    mask, source = find_mask(mask, names.masks(buffers, config.n_layer), config.n_ctx, called, path, key, raw.get(MASK))
+    masks = names.masks(buffers, config.n_layer)
+    mask, source = find_mask(mask, masks, config.n_ctx, called, path, key, raw.get(MASK), config.window)
     infos = tuple(TensorInfo.of(name, tensor, file) for file, found in files.items() for name, tensor in found.items())
     kind = "safetensors" if next(iter(files)).suffix == ".safetensors" else "PyTorch"
     return Checkpoint(
