@@ -411,7 +411,7 @@ def open_model(
     if tokenizer is None:
         checkpoint, found = _with_own_tokenizer(checkpoint)
     else:
-        checkpoint, found = replace(checkpoint, own_tokenizer=False), given
+        checkpoint, found = replace(checkpoint, own_tokenizer=False, tokenizer_fault=""), given
     if found is not None:
         found.fit(checkpoint.config.n_vocab)
     return checkpoint, found
@@ -419,12 +419,14 @@ def open_model(
 
 def _with_own_tokenizer(checkpoint: Checkpoint) -> tuple[Checkpoint, Tokenizer | None]:
     """The tokenizer that came with a checkpoint; if it is broken, none, and the checkpoint knows why."""
-    vocabulary, directory = checkpoint.vocabulary, checkpoint.directory
-    try:
-        return checkpoint, find_tokenizer(directory) if vocabulary is None else tokenizer_of(vocabulary, directory)
-    except TokenizerError as fault:
-        log.warning("the model's tokenizer cannot be used, so that it takes and gives ids alone: %s", fault)
-        return replace(checkpoint, tokenizer_fault=str(fault)), None
+    vocabulary, directory, fault = checkpoint.vocabulary, checkpoint.directory, checkpoint.tokenizer_fault
+    if not fault:
+        try:
+            return checkpoint, find_tokenizer(directory) if vocabulary is None else tokenizer_of(vocabulary, directory)
+        except TokenizerError as error:
+            fault = str(error)
+    log.warning("the model's tokenizer cannot be used, so that it takes and gives ids alone: %s", fault)
+    return replace(checkpoint, tokenizer_fault=fault), None
 
 
 def _check_progress(progress: Progress | None) -> None:

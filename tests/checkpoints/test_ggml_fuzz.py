@@ -162,6 +162,9 @@ HOSTILE_GGUF = {  # what the error must say
     "alignment in words": (changed(general__alignment="32"), "alignment"),
     "another alignment": (changed(general__alignment=4096), "does not follow|beyond the end"),
     "data after the end": (GGUF + bytes(33), "data after the last tensor"),
+}
+#: The weights are whole, but not the tokenizer.
+BROKEN_TOKENIZERS = {
     "tokens that are numbers": (changed(**TOKENIZER | {"tokenizer.ggml.tokens": [1, 2]}), "tokens is no list"),
     "more tokens than rows": (changed(**TOKENIZER | {"tokenizer.ggml.tokens": TOKENS * 2}), "more tokens than rows"),
     "types of other tokens": (
@@ -210,6 +213,21 @@ HOSTILE_GGML = {
 def test_a_hostile_file_is_refused(case):
     for raw, why in (table[case] for table in (HOSTILE_GGUF, HOSTILE_GGML) if case in table):
         assert re.search(why, str(opens_properly(raw)))
+
+
+@pytest.mark.parametrize("case", BROKEN_TOKENIZERS)
+def test_a_tokenizer_that_is_broken_leaves_the_weights(tmp_path, case, caplog):
+    raw, why = BROKEN_TOKENIZERS[case]
+    assert opens_properly(raw) is None
+    (tmp_path / "m.gguf").write_bytes(raw)
+    caplog.clear()
+    checkpoint, tokenizer = open_model(tmp_path / "m.gguf")
+    (record,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert tokenizer is None and re.search(why, checkpoint.tokenizer_fault) and re.search(why, record.getMessage())
+    caplog.clear()
+    checkpoint, tokenizer = open_model(tmp_path / "m.gguf", tokenizer=False)
+    assert tokenizer is None and not checkpoint.tokenizer_fault
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_tokens_that_a_large_file_could_hold():

@@ -86,11 +86,17 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     params = named_params(without_head(form, tensors, file, FIX), form.names, form.title, config, file, lambda *_: FIX)
     mask, source = _mask(mask, metadata, config, file)
     infos = single_file.tensor_infos(tensors, file)
-    vocabulary = read_vocabulary(metadata, config, file)
+    vocabulary, fault = None, ""
+    try:
+        vocabulary = read_vocabulary(metadata, config, file)
+    except ConfigError as error:  # the weights may be used without it
+        fault = str(error)
     kind = f"GGUF, version {content.version}"
     if QUANTISATION in metadata:
         kind += f", quantisation version {metadata[QUANTISATION]}"
-    return Checkpoint(path, kind, family.MODEL_TYPE, config, params, mask, source, infos, vocabulary)
+    return Checkpoint(
+        path, kind, family.MODEL_TYPE, config, params, mask, source, infos, vocabulary, tokenizer_fault=fault
+    )
 
 
 def read_config(form: Gguf, metadata: Mapping[str, Any], tensors: Mapping[str, Leaf], path: Path) -> Any:
