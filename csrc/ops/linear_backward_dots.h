@@ -76,10 +76,8 @@ ALWAYS_INLINE void linear_backward_dots_block(const refgpt_linear_backward_args 
         for (int64_t p = 0, beside; p < n_panels; p += beside) {
             beside = even_part(n_panels - p, TILE_PANELS);
             for (int64_t r = 0; r < n_rows; r += LANES) {
-                const rows dy = {x + r * n_words, 1, LANES, r + LANES < n_rows ? n_words * LANES : -r * n_words, 0};
-                const panels w = {wide + p * DOTS_WORDS * LANES, DOTS_WORDS * LANES, 0, READY_PAIRS};
-                multiply_ready_beside(smaller(LANES, n_rows - r), dy, beside, w, totals + r * DOTS_WIDTH + p * LANES, DOTS_WIDTH,
-                                      n_words);
+                multiply_words(smaller(LANES, n_rows - r), x + r * n_words, beside, wide + p * DOTS_WORDS * LANES,
+                               DOTS_WORDS * LANES, totals + r * DOTS_WIDTH + p * LANES, DOTS_WIDTH, n_words);
             }
         }
     }

@@ -43,9 +43,12 @@ ALWAYS_INLINE void linear_weight_backward_block(const refgpt_linear_weight_backw
         }
         for (int64_t o = 0; o < n_outputs; o += LANES) {
             const rows beside = {dy + o * GRAD_ROOM, 1, LANES, 0, 0};
-            const panels w = {x, GRAD_ROOM * LANES, 0, dots ? READY_PAIRS : F32};
-            (dots ? multiply_ready_beside : multiply_beside)(smaller(LANES, n_outputs - o), beside, n_panels, w,
-                                                             totals + o * GRAD_WIDTH, GRAD_WIDTH, dots ? words_of(depth) : depth);
+            const panels w = {x, GRAD_ROOM * LANES, 0, F32};
+            const int64_t n_lanes = smaller(LANES, n_outputs - o);
+            if (dots)
+                multiply_words(n_lanes, beside.at, n_panels, x, GRAD_ROOM * LANES, totals + o * GRAD_WIDTH, GRAD_WIDTH,
+                               words_of(depth));
+            else multiply_beside(n_lanes, beside, n_panels, w, totals + o * GRAD_WIDTH, GRAD_WIDTH, depth);
         }
     }
     for (int64_t o = 0; o < n_outputs; o++) {

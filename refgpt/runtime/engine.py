@@ -228,6 +228,7 @@ class Engine(Protocol):
         leaves: LeafGradients,
         recompute: bool = False,
         apart: bool = False,
+        memory: Any = None,
     ) -> list[float]:
         """Each text's share of a loss, and the gradients of leaves, from forward passes of its own.
 
@@ -246,6 +247,8 @@ class Engine(Protocol):
         apart : bool
             Complete all gradients of a text before those of the next begin. A tied head needs this, since its gradients
             and the embeddings' have one sum.
+        memory : StepMemory, optional
+            That of the steps before, for an engine with kernels.
         """
         ...
 

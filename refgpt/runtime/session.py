@@ -37,6 +37,7 @@ from refgpt.spec.ids import check_cut, check_ids, check_prefix, check_tokens
 from refgpt.spec.taps import Tap, no_tap
 
 if TYPE_CHECKING:
+    from refgpt.runtime.gradients import StepMemory
     from refgpt.spec.gradients import LeafGradients, Text
 
 #: Rows of a long prompt that go through the model together; enough for the kernels to work at full speed.
@@ -134,12 +135,13 @@ class Runtime:
         leaves: LeafGradients,
         recompute: bool = False,
         apart: bool = False,
+        memory: StepMemory | None = None,
     ) -> list[float]:
         """See ``Engine.texts_backward``; no bit depends on the number of threads or the instruction set."""
         from refgpt.runtime.gradients import texts_backward
 
         self.check_files()
-        return texts_backward(self, texts, n_targets, leaves, recompute, apart)
+        return texts_backward(self, texts, n_targets, leaves, recompute, apart, memory)
 
     def product(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
         """See ``Engine.product``."""

@@ -168,6 +168,7 @@ class SpecEngine:
         leaves: LeafGradients,
         recompute: bool = False,
         apart: bool = False,
+        memory: Any = None,
     ) -> list[float]:
         """See ``Engine.texts_backward``. It keeps every activation of a text in any case."""
         losses = []

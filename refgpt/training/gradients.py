@@ -13,6 +13,7 @@ from refgpt._common.errors import RefgptError
 from refgpt._common.float_state import default_float_state
 from refgpt.runtime import SpecEngine
 from refgpt.runtime.engine import Engine
+from refgpt.runtime.gradients import StepMemory
 from refgpt.spec import tap_names
 from refgpt.spec.gradients import Gradient, LeafGradients, no_targets
 from refgpt.tracing.memory import check_fits, dtype_of, trace_bytes
@@ -64,13 +65,15 @@ def summed_gradients(
     batches: Iterable[Batch],
     dropout: Dropout | None = None,
     recompute: bool = False,
+    memory: StepMemory | None = None,
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Loss and gradients of all texts of some batches together.
 
     Texts are added in their order, so the sums have the same bits however the texts are divided into batches. With
-    ``dropout``, adapters leave out some inputs of each text.
+    ``dropout``, adapters leave out some inputs of each text. Gradients of an earlier step with the same ``memory`` are
+    overwritten.
     """
-    engine = model.engine
+    engine, memory = model.engine, memory or StepMemory()
     texts = [text for batch in batches for text in batch.texts(engine.config)]
     n_targets = sum(text.n_targets for text in texts)
     if not n_targets:
@@ -83,7 +86,7 @@ def summed_gradients(
         for name, part in shares:
             if not isinstance(part, np.ndarray):
                 if name not in sums:
-                    sums[name] = np.zeros(part.shape, np.float32)
+                    sums[name] = memory.zeros(name, part.shape)
                 part.add_to(sums[name])
             elif name in sums:
                 sums[name] += part
@@ -93,14 +96,14 @@ def summed_gradients(
     leaves = LeafGradients(parameters.wanted, take)
     if dropout is None:
         some = [text for text in texts if text.n_targets]
-        losses = engine.texts_backward(some, n_targets, leaves, recompute, apart=parameters.tied)
+        losses = engine.texts_backward(some, n_targets, leaves, recompute, parameters.tied, memory)
     else:
         losses = []
         with dropout:
             for i, text in enumerate(texts):
                 if text.n_targets:
                     dropout.draw(i)
-                    losses += engine.texts_backward([text], n_targets, leaves, recompute)
+                    losses += engine.texts_backward([text], n_targets, leaves, recompute, memory=memory)
     loss = 0.0
     for part in losses:
         loss += part

@@ -18,6 +18,7 @@ from refgpt.conversion import convert
 from refgpt.numbers.leaves import widen
 from refgpt.numbers.panels import BLOCK_BYTES, Panels
 from refgpt.numbers.tree import ParamTree
+from refgpt.runtime.gradients import StepMemory
 from refgpt.tracing.memory import dtype_of
 from refgpt.training.batch import Batch
 from refgpt.training.dropout import Dropout
@@ -93,7 +94,7 @@ class Trainer:
         self.seed = whole_number("seed", seed, 0, 2**32 - 1, RefgptError)
         self.n_steps = 0
         self._threads: int | None = getattr(self._model.engine, "threads", None)  # of kernels
-        self._parameters = Parameters(self._model)
+        self._parameters, self._memory = Parameters(self._model), StepMemory()
         if self.dropout and not self._parameters.adapted:
             what = "only the inputs of adapters can be left out, and the model has none"
             raise RefgptError(what, where="dropout", got=self.dropout, wanted=0)
@@ -163,7 +164,7 @@ class Trainer:
         for batch in given:
             instance_of("batches", batch, Batch, RefgptError)
         dropout = Dropout(self._model, self.dropout, self.seed, self.n_steps) if self.dropout else None
-        loss, gradients = summed_gradients(self._model, self._parameters, given, dropout, self.recompute)
+        loss, gradients = summed_gradients(self._model, self._parameters, given, dropout, self.recompute, self._memory)
         return Step(loss, self.update(gradients, lr))
 
     @default_float_state()

@@ -11,6 +11,7 @@ from refgpt._common.errors import CheckpointError, RefgptError
 from refgpt.kernels import force_isa, list_kernels
 from refgpt.numbers.adapted import Adapted
 from refgpt.numbers.leaves import widen
+from refgpt.runtime.gradients import activations
 from refgpt.training.gradients import sum_of_squares
 from refgpt.training.state import STATE, read_state
 from tests.helpers.tiny import random_params
@@ -295,3 +296,15 @@ def test_training_a_base_does_not_change_models_that_share_its_weights(tmp_path,
     trainer.step([BATCHES[1]], 1e-2)
     assert (base.logits([3, 4, 5]) != own).any()
     assert all((logits() == was).all() for logits, was in zip(others, before, strict=True))
+
+
+def test_memory_that_steps_share_changes_no_bit(tmp_path, monkeypatch):
+    """Of passes with several texts, more or fewer of them, longer and shorter ones; gradients of earlier steps too."""
+    monkeypatch.setattr(activations, "MOST_ROWS", 20)
+    batches = [batch_of(5, seed=1), batch_of(2, 40, seed=2), batch_of(6, 12, seed=3), batch_of(5, seed=1)]
+    (_, lasting), (model, trainer) = start(tmp_path, "full", "c"), start(tmp_path, "full", "c")
+    for batch in batches:
+        trainer.save(tmp_path / "state")
+        trainer = training.Trainer.resume(tmp_path / "state", model)  # with memory of its own
+        assert lasting.step(batch, 1e-2) == trainer.step(batch, 1e-2)
+    assert same(lasting.weights, trainer.weights)

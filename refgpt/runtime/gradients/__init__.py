@@ -6,6 +6,7 @@ A family's file reads like that of its spec. Gradients of weights are handed on 
 from refgpt.runtime.gradients.families import FAMILIES
 from refgpt.runtime.gradients.loss import loss_backward, texts_backward
 from refgpt.runtime.gradients.ops import Ops
+from refgpt.runtime.gradients.room import StepMemory
 from refgpt.runtime.gradients.weights import MatrixGradient, product
 
-__all__ = ["FAMILIES", "MatrixGradient", "Ops", "loss_backward", "product", "texts_backward"]
+__all__ = ["FAMILIES", "MatrixGradient", "Ops", "StepMemory", "loss_backward", "product", "texts_backward"]

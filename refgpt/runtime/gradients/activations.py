@@ -19,7 +19,7 @@ from refgpt.numbers.panels import LANES, aligned_zeros
 from refgpt.runtime.batch import Batch
 from refgpt.runtime.buffers import Buffers
 from refgpt.runtime.families import Family
-from refgpt.runtime.gradients.room import Room
+from refgpt.runtime.gradients.room import Room, StepMemory
 from refgpt.runtime.gradients.texts import Texts, groups
 from refgpt.runtime.taps import TapView
 from refgpt.spec.config import AnyConfig
@@ -30,7 +30,7 @@ Block = Mapping[str, np.ndarray]
 #: Activations that only the gradient of one leaf of the block reads.
 READ_FOR = {"mlp_post": "w_out", "z": "wo"}
 #: The most rows of a pass that several texts share, and the most bytes of all its memory.
-MOST_ROWS, MOST_BYTES = 1024, 1 << 28
+MOST_ROWS, MOST_BYTES = 2048, 1 << 28
 
 
 class Kernels(Protocol):
@@ -98,9 +98,13 @@ class Passes:
         Those that are wanted: what only others read is not kept.
     recompute : bool
         Keep only the residual stream between blocks of each pass.
+    memory : StepMemory
     """
 
-    def __init__(self, engine: Kernels, reads: Collection[str], leaves: LeafGradients, recompute: bool) -> None:
+    def __init__(
+        self, engine: Kernels, reads: Collection[str], leaves: LeafGradients, recompute: bool, memory: StepMemory
+    ) -> None:
+        self._step_memory = memory
         config = engine.config
         self._engine, self._recompute, self._kv_dtype = engine, recompute, KV_ARRAYS[engine.kv_dtype]
         there = [name for name in taps_of(config).block if name in reads]
@@ -120,9 +124,15 @@ class Passes:
         most = (0, 0) if apart else (MOST_ROWS, MOST_BYTES)
         found = [Texts.of(some) for some in groups(texts, 4 * n_floats, key_bytes, *most)]
         n_rows = max(len(some.slots) for some in found)
-        self._kept = self._memory(n_rows) if len(found) > 1 and 4 * n_floats * n_rows <= MOST_BYTES else None
-        scratch = None if self._kept is None else self._kept.scratch
-        self.room = Room(scratch, n_rows * (10 * c + f))  # of a block's backward pass
+        self._kept = None
+        if len(found) > 1 and 4 * n_floats * n_rows <= MOST_BYTES:
+            key = self._recompute, tuple(map(tuple, self._reads))
+            self._kept = self._step_memory.get("pass", key, n_rows, lambda: self._memory(n_rows))
+        n_longest = max(some.n_longest for some in found)
+        n_floats = n_rows * (10 * c + f)  # of a block's backward pass
+        n_floats += self._engine.threads * kernels.attention_backward_scratch(n_longest, config.d_head)
+        self.room = self._step_memory.get("room", None, n_floats, lambda: Room(n_floats))
+        self.room.scratch = None if self._kept is None else self._kept.scratch
         return found
 
     def _memory(self, n_rows: int) -> _Memory:

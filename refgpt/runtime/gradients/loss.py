@@ -16,6 +16,7 @@ from refgpt.numbers.panels import aligned_zeros
 from refgpt.runtime.gradients.activations import Activations, Kernels, Passes
 from refgpt.runtime.gradients.families import FAMILIES
 from refgpt.runtime.gradients.ops import Ops, linear_backward
+from refgpt.runtime.gradients.room import StepMemory
 from refgpt.runtime.gradients.texts import Texts
 from refgpt.runtime.gradients.weights import BiasGradient, MatrixGradient
 from refgpt.spec.families import taps_of
@@ -35,13 +36,15 @@ def texts_backward(
     leaves: LeafGradients,
     recompute: bool = False,
     apart: bool = False,
+    memory: StepMemory | None = None,
 ) -> list[float]:
     """See ``refgpt.runtime.engine.Engine.texts_backward``."""
     gradients_of(engine.config)
     family = FAMILIES[engine.config.model_type]
-    passes = Passes(engine, family.READS, leaves, recompute)
+    memory = StepMemory() if memory is None else memory
+    passes = Passes(engine, family.READS, leaves, recompute, memory)
     groups = passes.groups(texts, apart)
-    head = Head(engine, family.HEAD, leaves, n_targets, max(len(some.slots) for some in groups))
+    head = Head(engine, family.HEAD, leaves, n_targets, max(len(some.slots) for some in groups), memory)
     losses: list[float] = []
     for some in groups:
         last, activations = passes.run(some)
@@ -67,16 +70,20 @@ class Head:
         Of the whole step.
     n_rows : int
         At most, of a pass.
+    memory : StepMemory
     """
 
-    def __init__(self, engine: Kernels, name: str, leaves: LeafGradients, n_targets: int, n_rows: int) -> None:
+    def __init__(
+        self, engine: Kernels, name: str, leaves: LeafGradients, n_targets: int, n_rows: int, memory: StepMemory
+    ) -> None:
         self._head, self._bias = getattr(engine.params, name), getattr(engine.params, "b_head", None)
         self._name, self._leaves, self._n_targets = name, leaves, n_targets
         self._threads, self._compute = engine.threads, engine.compute
         n_vocab, widest = engine.config.n_vocab, max(engine.config.n_vocab, engine.config.d_model)
         self._most = min(n_rows, max(1, MOST_LOGITS // (HEAD_ROWS * n_vocab)) * HEAD_ROWS)  # rows at a time
-        self._logits = np.empty((self._most, n_vocab), np.float32)
-        self._scratch = aligned_zeros((kernels.scratch_bytes(self._most, widest),), np.dtype(np.uint8))
+        n_bytes = kernels.scratch_bytes(self._most, widest)
+        self._logits = memory.get("logits", n_vocab, self._most, lambda: np.empty((self._most, n_vocab), np.float32))
+        self._scratch = memory.get("head", None, n_bytes, lambda: aligned_zeros((n_bytes,), np.dtype(np.uint8)))
 
     def backward(self, texts: Texts, last: np.ndarray) -> tuple[list[float], np.ndarray]:
         """The loss of each text, and the gradient of its last rows. last [t, c] -> [t, c]"""

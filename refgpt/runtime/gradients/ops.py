@@ -64,6 +64,10 @@ class Ops:
     window: int | None = None
     room: Room | None = None
 
+    def scratch_shape(self, d_head: int) -> tuple[int, int]:
+        """Of the memory that ``attention_backward`` needs beside its results."""
+        return self.threads, kernels.attention_backward_scratch(self.texts.n_longest, d_head)
+
     def next_block(self) -> None:
         """Begin the backward pass of another block; results of the block before the last may be overwritten."""
         if self.room is not None:
@@ -148,6 +152,7 @@ class Ops:
             divisor=divisor,
             dpattern=dpattern,
             out=(self._new(q.shape), self._new(q.shape), self._new(q.shape)),
+            scratch=None if self.room is None else self.room.array(*self.scratch_shape(q.shape[2])),
             starts=texts.starts,
             threads=self.threads,
         )
