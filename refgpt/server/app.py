@@ -147,7 +147,7 @@ class Server:
         if exchange.status is not None:  # the answer has begun, so it can only be cut off
             return
         try:
-            await exchange.send_json(form(error), error.status, error.headers)
+            await exchange.refuse(form(error), error.status, error.headers)
         except ClientGone:
             exchange.note["left"] = True
 

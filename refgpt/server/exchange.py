@@ -25,6 +25,8 @@ SIMPLE_TYPES = ("text/plain", "multipart/form-data", "application/x-www-form-url
 LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 #: Seconds between the comments that keep an idle stream open.
 PING = 15.0
+#: Most bytes of a refused body that are received and discarded.
+MOST_DISCARDED = 1 << 26
 #: What a page of another site that may ask is told.
 CROSS_ORIGIN = {
     "vary": "Origin",
@@ -59,7 +61,7 @@ class Exchange:
         self.origin: str | None = None
         self.note: dict[str, Any] = {}
         self.n_bytes = 0
-        self._ended = self._stalled = self._streams = False
+        self._ended = self._stalled = self._streams = self._is_read = False
         self._last_put = self.began
 
     @property
@@ -103,6 +105,7 @@ class Exchange:
             if size > most:
                 raise _too_large(most)
             if not message.get("more_body"):
+                self._is_read = True
                 return b"".join(parts)
 
     async def json(self) -> dict[str, Any]:
@@ -146,6 +149,31 @@ class Exchange:
         await self._start(status, {"content-type": kind, "content-length": str(len(body)), **headers})
         await self._put({"type": "http.response.body", "body": body})
         self._ended = True
+
+    async def refuse(self, value: Any, status: int, headers: Mapping[str, str] = {}) -> None:
+        """Answer with JSON, and discard the rest of the body.
+
+        A client that is still sending when the connection is closed may never see the answer.
+        """
+        has_body = self.headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in self.headers
+        if self._is_read or not has_body:
+            await self.send_json(value, status, headers)
+            return
+        body = dumped(value)
+        await self._start(status, {"content-type": "application/json", "content-length": str(len(body)), **headers})
+        await self._put({"type": "http.response.body", "body": body, "more_body": True})
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._discard(), self._settings.body_timeout or None)
+        await self._put({"type": "http.response.body", "body": b""})
+        self._ended = True
+
+    async def _discard(self) -> None:
+        size = 0
+        while size < MOST_DISCARDED:
+            message = await self._receive()
+            size += len(message.get("body", b""))
+            if not message.get("more_body"):  # the end, or a client that has left
+                return
 
     async def start_stream(self) -> None:
         """Answer with server-sent events."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import random
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 import refgpt
 from tests.helpers.servers import Served, serving
+from tests.helpers.work import HANGS
 
 #: Values of every kind that JSON has, and some that are on an edge.
 VALUES = [
@@ -117,6 +119,24 @@ def test_bodies_that_are_no_requests(small: Served, body: bytes, status: int) ->
     answer = small.ask("POST", "/v1/completions", body)
     assert answer.status == status
     assert status == 200 or answer.json["error"]["message"].isprintable()
+
+
+@pytest.mark.parametrize("how", ["large", "chunks", "no JSON", "no such path", "another site"])
+def test_a_client_that_is_still_sending_sees_why_it_is_refused(model: refgpt.Model, how: str) -> None:
+    """More than the buffers of a connection hold, sent before the answer is read."""
+    body = b"x" * (24 << 20)
+    headers = {"content-type": "text/plain" if how == "no JSON" else "application/json"}
+    if how == "another site":
+        headers["origin"] = "https://example.org"
+    path = "/nothing" if how == "no such path" else "/v1/completions"
+    want = {"no JSON": 415, "no such path": 404, "another site": 403}.get(how, 413)
+    with serving(model) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=HANGS)
+        sent = iter([body]) if how == "chunks" else body
+        connection.request("POST", path, sent, headers, encode_chunked=how == "chunks")
+        answer = connection.getresponse()
+        assert answer.status == want and "error" in json.loads(answer.read())
+        connection.close()
 
 
 def test_large_bodies_are_refused_before_they_are_read(model: refgpt.Model) -> None:
