@@ -32,6 +32,8 @@ from refgpt._common.wording import shown
 
 #: Values that share a scale, and values among which the largest are chosen.
 BLOCK, CHUNK = 128, 4096
+#: Chunks whose largest values are found together.
+GROUP = 256
 COCKTAIL_RANDOM, COCKTAIL_TOP, COCKTAIL_BITS = 0.1, 0.2, 4
 _F32, _F16 = np.dtype("<f4"), np.dtype("<f2")
 
@@ -179,12 +181,7 @@ def _encode_top(vector: np.ndarray, top: float, bits: int) -> bytes:
     """Magnitudes' ends [chunks, 2] float16, low bits of the gaps, the gaps' high parts in unary, signs, magnitudes."""
     n, n_chunks = len(vector), -(-len(vector) // CHUNK)
     sizes = _sizes(n, top)
-    kept = [np.empty(0, np.int64)]
-    for start, k in zip(range(0, n, CHUNK), sizes, strict=True):
-        # Among equals the first are kept, whatever the order in which a partition would leave them.
-        order = np.argsort(-np.abs(vector[start : start + CHUNK]), kind="stable")
-        kept.append(start + np.sort(order[:k]))
-    positions = np.concatenate(kept)
+    positions = _largest(np.abs(vector), top)
     values = vector[positions]
     magnitudes, of_chunk = np.abs(values), np.repeat(np.arange(n_chunks), sizes)
     ends = np.zeros((n_chunks, 2), np.float32)
@@ -204,6 +201,23 @@ def _encode_top(vector: np.ndarray, top: float, bits: int) -> bytes:
     parts = [np.packbits(low.astype(np.uint8).reshape(-1)), np.packbits(unary), np.packbits(values < 0)]
     parts.append(np.packbits(((codes[:, None] >> np.arange(bits - 1)) & 1).astype(np.uint8).reshape(-1)))
     return stored.tobytes() + b"".join(part.tobytes() for part in parts)
+
+
+def _largest(magnitudes: np.ndarray, top: float) -> np.ndarray:
+    """Positions of the largest values of each chunk, in ascending order; among equals the first are kept."""
+    n_whole = len(magnitudes) // CHUNK * CHUNK
+    starts = [*range(0, n_whole, GROUP * CHUNK), n_whole]
+    kept = [np.empty(0, np.int64)]
+    for start, stop in zip(starts, [*starts[1:], len(magnitudes)], strict=True):
+        if start == stop:
+            continue
+        chunks = magnitudes[start:stop].reshape(-1, min(CHUNK, stop - start))
+        (k,) = _sizes(chunks.shape[1], top)
+        least = np.partition(chunks, -k, axis=1)[:, -k, None]
+        above, ties = chunks > least, chunks == least
+        ties &= np.cumsum(ties, axis=1, dtype=np.int32) <= k - above.sum(axis=1, keepdims=True)
+        kept.append(start + np.flatnonzero(above | ties))
+    return np.concatenate(kept)
 
 
 def _decode_top(data: bytes, n: int, top: float, bits: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refgpt._common.errors import RefgptError
-from refgpt.cluster.compression import DamagedMessage, parse_compression
+from refgpt.cluster.compression import DamagedMessage, _largest, parse_compression
 from refgpt.cluster.feedback import ErrorFeedback
 
 METHODS = ["none", "f16", "int2", "int4", "int8", "topk:0.03,bits:2", "topk:0.2,bits:1", "topk:1,bits:8", "cocktail"]
@@ -142,3 +142,14 @@ def test_a_constant_vector_is_received_on_average():
     sender = ErrorFeedback(parse_compression("topk:0.05,bits:2"), 2000)
     total = sum(sender.send(vector, i)[1].astype(np.float64) for i in range(400))
     assert np.abs(total / 400 - vector).max() <= 0.05 * np.abs(vector).max()
+
+
+@pytest.mark.parametrize("n", [1, 700, 4096, 4096 * 257 + 9])
+def test_the_largest_are_those_of_a_stable_sort(n):
+    """Also among equals, of which the first are kept."""
+    magnitudes = np.random.RandomState(2).randint(0, 40, n).astype(np.float32)
+    wanted = []
+    for start in range(0, n, 4096):
+        order = np.argsort(-magnitudes[start : start + 4096], kind="stable")
+        wanted += sorted((start + order[: max(1, math.ceil(len(order) * 0.03))]).tolist())
+    assert _largest(magnitudes, 0.03).tolist() == wanted
