@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
@@ -13,6 +14,10 @@ from refgpt.cli.json_output import print_json
 from refgpt.cli.options import Commands, StoreModel, add_command, add_json
 from refgpt.cli.printing import print_line
 from refgpt.spec.gptj import Config
+
+if TYPE_CHECKING:
+    from refgpt.cluster.bill import Training
+    from refgpt.cluster.simulation import Fleet
 
 #: GPT-JT's fine-tuning as published: 27,008 steps on 32 machines, 12.7 TB per machine instead of 633.
 STORY = "gpt-jt"
@@ -26,6 +31,8 @@ EXAMPLES = """examples:
   refgpt plan gpt-j-6b --steps 2000 --workers 4 --links 100 --step-seconds 30
   refgpt plan ~/model --tokens 100e6 --batch 8192 --workers 8 --links 20
   refgpt plan 1.8e6 --steps 5000 --workers 4 --links 10   an adapter of 1.8 million numbers
+  refgpt plan gpt-j-6b --steps 27008 --workers 3000 --links 100 --hub 10000 --step-seconds 60 --spread 0.7 \\
+      --leave 0.02 --return 0.2                       simulate thousands of unequal machines that come and go
 """
 
 
@@ -45,10 +52,21 @@ def add_to(commands: Commands) -> None:
     add("--sync", metavar="RHYTHM", help="also estimate your own method: exchange every:H or random:P ...")
     add("--compress", metavar="METHOD", help="... compressed with none, f16, int4, topk:0.03,bits:2 or cocktail")
     add_json(plan)
+    add = plan.add_argument_group(
+        "simulation of unequal machines, which any of these options adds to the table"
+    ).add_argument
+    add("--hub", type=float, metavar="MBIT", help="Mbit/s of the coordinator's link (default: --links)")
+    add("--spread", type=float, metavar="X", help="deviation of the logarithm of links and speeds (default: 0)")
+    add("--leave", type=float, metavar="P", help="chance that a worker is gone in the next round (default: 0)")
+    add("--return", dest="return_", type=float, metavar="P", help="chance that one that is gone is back (default: 1)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the machines and their failures (default: 0)")
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from refgpt.cluster.bill import METHODS, Training, bills
+    from refgpt.cluster.bill import METHODS, Training, bills, ring_bytes, simulated
+    from refgpt.cluster.compression import parse_compression
+    from refgpt.cluster.rounds import parse_sync
+    from refgpt.cluster.simulation import ring_seconds
 
     training = Training(
         _n_trained(arguments.model),
@@ -58,18 +76,37 @@ def _plan(arguments: argparse.Namespace) -> int:
         arguments.step_seconds,
     )
     own = ((arguments.sync or "every:1", arguments.compress or "none"),) if arguments.sync or arguments.compress else ()
-    rows = bills(training, (*METHODS, *own))
+    methods = (*METHODS, *own)
+    rows = bills(training, methods)
+    fleet = _fleet(arguments, training)
+    found = []
+    if fleet is not None:
+        for sync, compression in methods:
+            how = parse_sync(sync), parse_compression(compression)
+            found.append(simulated(training, fleet, *how, arguments.seed))
     if arguments.json:
-        print_json({"training": asdict(training), "methods": [asdict(row) for row in rows]})
+        told = [asdict(row) for row in rows]
+        for method, one in zip(told[1:], found, strict=False):
+            method["simulated"] = asdict(one)
+        print_json({"training": asdict(training), "methods": told})
         return 0
     print_line(
         f"{training.n_trained:,} numbers, {training.n_steps:,} steps, {training.n_workers} workers, "
         f"{arguments.links:g} Mbit/s"
     )
-    print_line(f"{'method':<34}{'a worker sends':>16}{'less by':>10}{'link busy':>12}{'in all':>12}")
-    for row in rows:
+    header = f"{'method':<34}{'a worker sends':>16}{'less by':>10}{'link busy':>12}{'in all':>12}"
+    print_line(header + (f"{'simulated':>12}{'counted':>9}" if found else ""))
+    more = [""] * len(rows)
+    if fleet is not None:
+        # A ring has no simulation of failures: it stops with the first.
+        seconds = ring_seconds(fleet, training.n_steps, ring_bytes(training.n_trained, training.n_workers))
+        more[0] = f"{'stops' if fleet.failure_rate else _time(seconds):>12}"
+        more[1:] = [f"{_time(one.seconds):>12}{one.counted:>9.0%}" for one in found]
+    for row, last in zip(rows, more, strict=True):
         cells = _bytes(row.sent), f"{rows[0].sent / row.sent:,.1f}x", _time(row.link_seconds), _time(row.seconds)
-        print_line(f"{row.method:<34}{cells[0]:>16}{cells[1]:>10}{cells[2]:>12}{cells[3]:>12}")
+        print_line(f"{row.method:<34}{cells[0]:>16}{cells[1]:>10}{cells[2]:>12}{cells[3]:>12}{last}")
+    if found:
+        print_line('"counted" is the share of the workers whose updates were in time, averaged over the rounds.')
     if arguments.model == STORY:
         print_line(
             f"Published about the real training: {STORY_TERABYTES} TB a machine instead of 633 TB, "
@@ -77,6 +114,29 @@ def _plan(arguments: argparse.Namespace) -> int:
             "skipped, and in how many bits values were sent, was not published."
         )
     return 0
+
+
+def _fleet(arguments: argparse.Namespace, training: Training) -> Fleet | None:
+    """The unequal machines that the arguments ask for, if they do."""
+    from refgpt.cluster.simulation import Fleet
+
+    given = arguments.hub, arguments.spread, arguments.leave, arguments.return_
+    if given == (None,) * 4:
+        return None
+    if not training.seconds_per_step:
+        wanted = "a number above 0, to simulate machines"
+        raise RefgptError("is missing", where="step_seconds", wanted=wanted, fix="give --step-seconds")
+    hub, spread, leave, back = given
+    return Fleet.drawn(
+        training.n_workers,
+        training.seconds_per_step,
+        training.bits_per_second,
+        training.bits_per_second if hub is None else 1e6 * hub,
+        0.0 if spread is None else spread,
+        arguments.seed,
+        failure_rate=0.0 if leave is None else leave,
+        return_rate=1.0 if back is None else back,
+    )
 
 
 def _n_trained(model: str | None) -> int:

@@ -10,6 +10,7 @@ from refgpt._common.arguments import number, whole_number
 from refgpt._common.errors import RefgptError
 from refgpt.cluster.compression import Compression, parse_compression
 from refgpt.cluster.rounds import Sync, parse_sync
+from refgpt.cluster.simulation import Fleet, Simulated, simulate
 
 #: Values on which the size of a method's messages is measured, and at most, of which the ratio is then taken.
 SAMPLE = 1 << 18
@@ -122,3 +123,21 @@ def bills(training: Training, methods: tuple[tuple[str, str], ...] = METHODS) ->
     for sync, compression in methods:
         rows.append(sparse_bill(training, parse_sync(sync), parse_compression(compression)))
     return rows
+
+
+def simulated(training: Training, fleet: Fleet, sync: Sync, compression: Compression, seed: int = 0) -> Simulated:
+    """Simulate a training by these machines: see ``refgpt.cluster.simulation``.
+
+    Parameters
+    ----------
+    training : Training
+        Its speeds are not used; the machines have their own.
+    fleet : Fleet
+    sync : Sync
+    compression : Compression
+    seed : int
+        Of the rounds and of failures.
+    """
+    message = message_bytes(compression, training.n_trained)
+    rounds = sync.rounds(training.n_steps, seed)
+    return simulate(fleet, rounds, message, message, 4.0 * training.n_trained, seed=seed)

@@ -62,6 +62,7 @@ class Fleet:
     ) -> Fleet:
         """Machines whose speeds and links are log-normal around these medians, with this deviation of the logarithm."""
         n_workers = whole_number("n_workers", n_workers, 1, None, RefgptError)
+        spread = number("spread", spread, 0, None, RefgptError)
         stream = np.random.RandomState(whole_number("seed", seed, 0, 2**32 - 1, RefgptError))
         speeds, links = np.exp(spread * stream.standard_normal((2, n_workers)))
         return cls(seconds_per_step * speeds, bits_per_second * links, hub_bits_per_second, **rates)
@@ -102,6 +103,7 @@ def simulate(
     quorum: float = 0.75,
     patience: float = 1.5,
     seed: int = 0,
+    coordinator_seconds: float = 0.0,
 ) -> Simulated:
     """Simulate a training.
 
@@ -118,9 +120,12 @@ def simulate(
         The deadline: this many times what the quorum took.
     seed : int
         Of failures.
+    coordinator_seconds : float
+        What the coordinator computes in each round, between the last message and the update.
     """
     quorum = number("quorum", quorum, 0, 1, RefgptError)
     patience = number("patience", patience, 1, None, RefgptError)
+    coordinator_seconds = number("coordinator_seconds", coordinator_seconds, 0, None, RefgptError)
     stream = np.random.RandomState(whole_number("seed", seed, 0, 2**32 - 1, RefgptError))
     n = len(fleet.seconds_per_step)
     present, stale = np.ones(n, bool), np.zeros(n, bool)
@@ -143,9 +148,24 @@ def simulate(
         # The coordinator receives while others still compute; its link has to carry all messages nevertheless.
         end = max(last, ready[counts].min() + up / fleet.hub_bits_per_second)
         back_again = max(8 * update_bytes / fleet.bits_per_second[counts].min(), down / fleet.hub_bits_per_second)
-        seconds += end + back_again
+        seconds += end + coordinator_seconds + back_again
         computing += ready[counts].max()
         counted += counts.sum() / n
         sent += counts.sum() * message_bytes / n
         stale = ~counts
     return Simulated(seconds, computing, seconds - computing, counted / len(rounds), sent, refetched)
+
+
+def ring_seconds(fleet: Fleet, n_steps: int, bytes_per_step: float) -> float:
+    """How long a synchronous ring takes: in each step all wait for the slowest machine and the slowest link.
+
+    Parameters
+    ----------
+    fleet : Fleet
+        Nothing is said about failures, with which a ring stops.
+    n_steps : int
+    bytes_per_step : float
+        What each worker sends in a step: ``refgpt.cluster.bill.ring_bytes``.
+    """
+    slowest = float(fleet.seconds_per_step.max() + 8 * bytes_per_step / fleet.bits_per_second.min())
+    return whole_number("n_steps", n_steps, 1, None, RefgptError) * slowest

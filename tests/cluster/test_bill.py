@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ import pytest
 from refgpt._common.errors import RefgptError
 from refgpt._load import default_model_path
 from refgpt.cli import main
-from refgpt.cluster.bill import Training, bills, message_bytes, ring_bill, sparse_bill
+from refgpt.cluster.bill import Training, bills, message_bytes, ring_bill, simulated, sparse_bill
 from refgpt.cluster.compression import parse_compression
 from refgpt.cluster.rounds import parse_sync
-from refgpt.cluster.simulation import Fleet, simulate
+from refgpt.cluster.simulation import Fleet, ring_seconds, simulate
 from refgpt.spec.gptj import Config
 
 
@@ -128,3 +129,46 @@ def test_the_command_refuses_what_makes_no_sense(arguments, capsys):
 def test_the_included_model_is_counted(capsys):
     assert main(["plan", str(default_model_path()), "--steps", "10", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["training"]["n_trained"] > 1_000_000
+
+
+def test_a_ring_waits_for_the_slowest_machine_and_the_slowest_link():
+    fleet = Fleet([1.0, 3.0], [1e6, 4e6], 1e9)
+    assert ring_seconds(fleet, 10, 125_000) == pytest.approx(10 * (3 + 1))
+
+
+def test_what_the_coordinator_computes_is_added_to_each_round():
+    rounds = parse_sync("every:10").rounds(30, 0)
+    quick, busy = (simulate(alike(4), rounds, 1e5, 1e5, 0, coordinator_seconds=s).seconds for s in (0, 5))
+    assert busy == pytest.approx(quick + 15)
+
+
+SIMULATE = ["plan", "7e6", "--steps", "500", "--workers", "300", "--links", "20", "--step-seconds", "2"]
+
+
+def test_the_command_simulates_unequal_machines(capsys):
+    fleet = ["--hub", "1000", "--spread", "0.5", "--leave", "0.05", "--return", "0.3"]
+    assert main([*SIMULATE, *fleet]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith("simulated  counted") and lines[2].endswith("stops") and lines[3].endswith("%")
+    assert main([*SIMULATE, *fleet, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    drawn = Fleet.drawn(300, 2.0, 2e7, 1e9, 0.5, failure_rate=0.05, return_rate=0.3)
+    wanted = simulated(Training(**found["training"]), drawn, parse_sync("random:0.04"), parse_compression("int4"))
+    (row,) = (row for row in found["methods"] if row["method"] == "random:0.04, int4")
+    assert row["simulated"] == asdict(wanted) and 0.5 < wanted.counted < 1
+    assert main([*SIMULATE, "--spread", "1"]) == 0
+    assert "stops" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--step-seconds", "0", "--spread", "1"], "step-seconds"),
+        (["--spread", "-1"], "spread"),
+        (["--leave", "2"], "failure_rate"),
+        (["--hub", "0"], "hub"),
+    ],
+)
+def test_simulations_that_make_no_sense_are_refused(options, named, capsys):
+    assert main([*SIMULATE, *options]) == 1
+    assert named in capsys.readouterr().err
