@@ -87,9 +87,9 @@ INNER_FLOORS = {
         {"lm_eval", "reports"},
     ],
     "cluster": [
-        {"compression", "rounds", "saving", "simulation"},
-        {"feedback", "messages", "bill"},
-        {"coordinator", "worker"},
+        {"compression", "connect", "rounds", "saving", "simulation"},
+        {"feedback", "hosts", "messages", "bill"},
+        {"answering", "coordinator", "worker"},
         {"local"},
         {"on_ray"},
         {"run"},

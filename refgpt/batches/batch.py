@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -135,38 +135,80 @@ def answer(
 ) -> BatchSummary:
     """``run_batch`` for files that are open already."""
     one_of("order", order, ORDERS, GenerationError)
-    settings = settings_of(model, lines, params, template)
-    identity = {
-        "prompts": lines.sha256,
-        "format": f"{lines.kind} {lines.prompt_column}",
-        "model": model.engine.identity(),
-        "tokenizer": None if model.tokenizer is None else model.tokenizer.describe(),
-        "mask": model.mask,
-        "parameters": repr(settings.params),
-        "template": repr(settings.template),
-    }
-    if adapters := getattr(model, "adapters", {}):
-        identity["adapters"] = {name: [one.engine.identity()["weights"], one.mask] for name, one in adapters.items()}
+    settings = settings_of(model, lines.sha256, params, template)
+    identity = identity_of(lines, settings.params, settings.template, model_identity(model))
+    return write_records(
+        journal,
+        lines,
+        identity,
+        lambda: records_of(model, lines, settings, journal.is_done, **running),
+        order=order,
+        restart=restart,
+        on_record=on_record,
+    )
+
+
+def write_records(
+    journal: Journal,
+    lines: Lines,
+    identity: Mapping[str, Any],
+    records: Callable[[], Iterable[Record]],
+    *,
+    order: str = "input",
+    restart: bool = False,
+    on_record: Callable[[int, int], object] = lambda n_done, n_requests: None,
+) -> BatchSummary:
+    """Write the records of a batch: those that the journal has, and those of ``records()``, which has the others."""
     journal.begin(identity, flag("restart", restart, GenerationError))
     n_earlier = journal.n_done
     on_record(journal.n_done, lines.n_lines)
-    for record in records_of(model, lines, settings, journal.is_done, **running):
+    for record in records():
         journal.write(record)
         on_record(journal.n_done, lines.n_lines)
     journal.finish(order == "input")
     return BatchSummary(lines.n_lines, journal.n_errors, n_earlier)
 
 
-def settings_of(model: Loaded, lines: Lines, params: GenerationParams | None, template: str | ChatTemplate) -> Settings:
-    """The settings that all requests of a file share."""
+def identity_of(
+    lines: Lines, params: GenerationParams, template: ChatTemplate, of_model: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the records of a batch depend on, as JSON: the requests, their settings, and ``model_identity``."""
+    return {
+        "prompts": lines.sha256,
+        "format": f"{lines.kind} {lines.prompt_column}",
+        **of_model,
+        "parameters": repr(params),
+        "template": repr(template),
+    }
+
+
+def model_identity(model: Loaded) -> dict[str, Any]:
+    """What the records of a batch depend on of a model, as JSON."""
+    identity: dict[str, Any] = {
+        "model": model.engine.identity(),
+        "tokenizer": None if model.tokenizer is None else model.tokenizer.describe(),
+        "mask": model.mask,
+    }
+    if adapters := getattr(model, "adapters", {}):
+        identity["adapters"] = {name: [one.engine.identity()["weights"], one.mask] for name, one in adapters.items()}
+    return identity
+
+
+def settings_of(model: Loaded, prompts: str, params: GenerationParams | None, template: str | ChatTemplate) -> Settings:
+    """The settings that all requests of a file share. ``prompts`` is the file's ``Lines.sha256``."""
     return Settings(
         model.engine.config.n_ctx,
         params or GenerationParams(),
-        chat_template(template) if isinstance(template, str) else template,
+        template_of(template),
         Path(model.checkpoint.path).name,
-        f"{lines.sha256[:16]}_",
+        f"{prompts[:16]}_",
         tuple(getattr(model, "adapters", ())),
     )
+
+
+def template_of(template: str | ChatTemplate) -> ChatTemplate:
+    """A template, or the one of a name."""
+    return chat_template(template) if isinstance(template, str) else template
 
 
 def records_of(

@@ -57,7 +57,7 @@ class _Job:
 
 def run_requests(
     model: Generates,
-    requests: Iterable[tuple[int, Request]],
+    requests: Iterable[tuple[int, Request] | None],
     *,
     max_slots: int = MOST_TOGETHER,
     max_cache_bytes: int = MOST_CACHE,
@@ -71,7 +71,7 @@ def run_requests(
     ----------
     model : object with engine, tokenizer and mask
     requests : iterable of (index, Request)
-        Read only as slots become free.
+        Read only as slots become free. None in place of a request: there is none now, but there may be after a pass.
     max_slots, max_cache_bytes : int
         See ``Scheduler``.
     max_kept_bytes : int
@@ -93,9 +93,12 @@ def run_requests(
     more = True
     while more or scheduler.busy:
         while more and scheduler.n_waiting < max_slots:
-            following = next(source, None)
-            if following is None:
+            try:
+                following = next(source)
+            except StopIteration:
                 more = False
+                break
+            if following is None:
                 break
             record = _begin(following, model, scheduler, jobs, fault)
             if record is not None:

@@ -8,9 +8,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from refgpt._common.arguments import path_of
 from refgpt._common.errors import DataError
@@ -18,6 +19,7 @@ from refgpt.batches.batch import ORDERS, BatchSummary, answer, check_output, rec
 from refgpt.batches.journal import Journal
 from refgpt.batches.lines import SUFFIXES, Lines
 from refgpt.batches.running import in_order
+from refgpt.cli.host_options import add_host_arguments, check_host_arguments, load_options
 from refgpt.cli.loading import load_model, watched
 from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.results import files_read, is_stream, json_line, open_output, refuse_inputs
@@ -26,6 +28,9 @@ from refgpt.cli.templates import add_template, template_of
 from refgpt.generation.chat_templates import ChatTemplate
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.scheduler import MOST_TOGETHER
+
+if TYPE_CHECKING:
+    from refgpt.cluster.answering import HostBatch
 
 log = logging.getLogger("refgpt")
 
@@ -38,6 +43,7 @@ examples:
   refgpt batch prompts.jsonl -o out.jsonl
   refgpt batch -m ~/gpt-j-6b-q4 questions.csv --prompt-column question -o answers.csv --temperature 0
   refgpt batch lines.txt -n 40 --seed 7 --order completion | head
+  refgpt batch -m ~/gpt-j-6b-q4 prompts.jsonl -o out.jsonl --ray-address auto   on all hosts of a Ray cluster
 
 To resume an interrupted run, give the same command again.
 """
@@ -79,9 +85,11 @@ def add_to(commands: Commands) -> None:
     add_template(batch)
     add_sampling_arguments(batch)
     add_running_arguments(batch, named_adapters=True)
+    add_host_arguments(batch)
 
 
 def _batch(arguments: argparse.Namespace) -> int:
+    check_host_arguments(arguments)
     params, template = sampling_of(arguments, truncate=arguments.truncate), template_of(arguments)
     with _requests(arguments) as lines:
         if arguments.output is None or is_stream(arguments.output):
@@ -93,39 +101,38 @@ def _batch(arguments: argparse.Namespace) -> int:
 
 def _to_stream(arguments: argparse.Namespace, lines: Lines, params: GenerationParams, template: ChatTemplate) -> None:
     """Print records as they are completed."""
-    with open_output(arguments.output) as output:
+    with open_output(arguments.output) as output, ExitStack() as stack:
         write = json_line(output)
-        model = load_model(arguments, arguments.backend)
+        model = load_model(arguments, arguments.backend) if arguments.ray_address is None else None
         # A bar would break up the records on a terminal.
-        with _meter(watched() and not sys.stdout.isatty()) as meter:
-            meter.show(0, lines.n_lines)
-            settings = settings_of(model, lines, params, template)
+        meter = stack.enter_context(_meter(watched() and not sys.stdout.isatty()))
+        meter.show(0, lines.n_lines)
+        if model is None:
+            records = stack.enter_context(_on_hosts(arguments, lines, params, template, meter)).records()
+        else:
+            settings = settings_of(model, lines.sha256, params, template)
             records = records_of(model, lines, settings, max_slots=arguments.max_slots, on_tokens=meter.add_tokens)
-            for n, record in enumerate(in_order(records) if arguments.order == "input" else records, 1):
-                write(record.content)
-                meter.show(n, lines.n_lines)
+        for n, record in enumerate(in_order(records) if arguments.order == "input" else records, 1):
+            write(record.content)
+            meter.show(n, lines.n_lines)
 
 
 def _to_file(arguments: argparse.Namespace, lines: Lines, params: GenerationParams, template: ChatTemplate) -> None:
     """Answer the requests that an earlier run has not answered."""
     with Journal(check_output(arguments.output), lines.n_lines) as journal:
         refuse_inputs(arguments.output, [lines.path])
-        model = load_model(arguments, arguments.backend)
-        refuse_inputs(arguments.output, files_read(model.checkpoint.path, arguments.output))
+        model = load_model(arguments, arguments.backend) if arguments.ray_address is None else None
+        path = arguments.model if model is None else model.checkpoint.path
+        refuse_inputs(arguments.output, [] if path is None else files_read(path, arguments.output))
         with _meter(watched()) as meter:
+            how = {"order": arguments.order, "restart": arguments.restart, "on_record": meter.show}
             try:
-                summary = answer(
-                    model,
-                    lines,
-                    journal,
-                    params,
-                    template=template,
-                    order=arguments.order,
-                    restart=arguments.restart,
-                    on_record=meter.show,
-                    max_slots=arguments.max_slots,
-                    on_tokens=meter.add_tokens,
-                )
+                if model is None:
+                    with _on_hosts(arguments, lines, params, template, meter) as batch:
+                        summary = batch.answer(journal, **how)
+                else:
+                    running = {"max_slots": arguments.max_slots, "on_tokens": meter.add_tokens}
+                    summary = answer(model, lines, journal, params, template=template, **how, **running)
             except BaseException:
                 if journal.n_done:
                     log.warning(
@@ -136,6 +143,30 @@ def _to_file(arguments: argparse.Namespace, lines: Lines, params: GenerationPara
                     )
                 raise
     _report(summary, arguments.output, meter)
+
+
+@contextmanager
+def _on_hosts(
+    arguments: argparse.Namespace, lines: Lines, params: GenerationParams, template: ChatTemplate, meter: Meter
+) -> Iterator[HostBatch]:
+    """The hosts of the cluster that the arguments name, as they begin to answer."""
+    from refgpt.cluster.answering import HostBatch
+    from refgpt.cluster.connect import connected
+
+    with (
+        connected(arguments.ray_address),
+        HostBatch(
+            load_options(vars(arguments)),
+            lines,
+            params,
+            template,
+            threads=arguments.threads,
+            per_host=arguments.workers_per_host,
+            on_tokens=meter.add_tokens,
+            max_slots=arguments.max_slots,
+        ) as batch,
+    ):
+        yield batch
 
 
 def _report(summary: BatchSummary, output: str, meter: Meter) -> None:

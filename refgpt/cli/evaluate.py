@@ -10,6 +10,7 @@ from typing import Any
 from refgpt._common.arguments import whole_number
 from refgpt._common.errors import DataError
 from refgpt._common.wording import shown
+from refgpt.cli.host_options import add_host_arguments, check_host_arguments
 from refgpt.cli.json_output import print_json
 from refgpt.cli.measuring import SETTINGS, Setting, check_setting, identity, open_results, run_measures, setting_of
 from refgpt.cli.options import Commands, add_command, add_json, add_running_arguments
@@ -31,6 +32,7 @@ EXAMPLES = """examples:
   refgpt evaluate hellaswag --data hellaswag_val.jsonl -m ~/gpt-j-6b --compare dtype=q4
   refgpt evaluate perplexity --data book.txt
   refgpt evaluate raft --data raft/data -m ~/gpt-jt --compare mask=causal
+  refgpt evaluate hellaswag --data hellaswag_val.jsonl -m ~/gpt-j-6b --ray-address auto   on all hosts of a Ray cluster
 
 --data is your copy of the data set, with the columns of the published version: JSON lines, a JSON array, CSV, Parquet
 or text. To resume an interrupted run, give the same command with the same -o again.
@@ -84,9 +86,11 @@ def add_to(commands: Commands) -> None:
     add_json(parser)
     add_raft_options(parser.add_argument_group("raft"))
     add_running_arguments(parser)
+    add_host_arguments(parser)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    check_host_arguments(arguments)
     first, changes = setting_of(arguments), _changes(arguments.compare)
     settings = [first] if changes is None else [first, {**first, **changes}]
     measures = measures_of(arguments)

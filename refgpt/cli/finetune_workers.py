@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from refgpt._common.errors import RefgptError
-from refgpt._common.wording import shown
 from refgpt._model import Model
+from refgpt.cli.host_options import on_any_host
 from refgpt.training.data import Texts
 from refgpt.training.run import Run, RunSettings
 
@@ -93,7 +91,7 @@ def cluster_run(
 ) -> Iterator[Run]:
     """The run that the arguments ask for, connected to its cluster."""
     from refgpt.cluster import Rules, parse_compression, parse_sync
-    from refgpt.cluster.on_ray import Patience, import_ray
+    from refgpt.cluster.connect import Patience, connected, import_ray
     from refgpt.cluster.run import ClusterRun, Job
 
     compression, sync = parse_compression(arguments.compress), parse_sync(arguments.sync)
@@ -111,14 +109,10 @@ def cluster_run(
     threads = arguments.threads or 1
     names = ("backend", "dtype", "mask", "kv_dtype", "revision", "adapter", "compute")
     options = {name: getattr(arguments, name) for name in names}
-    path = None if arguments.model is None else str(arguments.model)
-    if path is not None and Path(path).exists():
-        path = str(Path(path).resolve())  # the workers' current directory may differ
-    if options["adapter"] is not None:
-        options["adapter"] = str(Path(options["adapter"]).resolve())
+    path, options["adapter"] = on_any_host(arguments.model), on_any_host(options["adapter"])
     job = Job({"path": path, "threads": threads, "tokenizer": False, **options}, adapter, settings)
     job.compression, job.error_decay = compression, rules.error_decay
-    ray = import_ray()
+    import_ray()  # before anything is written
     with ClusterRun(
         model,
         data,
@@ -133,24 +127,8 @@ def cluster_run(
         patience=patience,
         resources={"num_cpus": threads},
     ) as run:
-        if not run.finished:
-            _connect(ray, arguments.address, threads * arguments.workers)
-        try:
+        if run.finished:
             yield run
-        finally:
-            ray.shutdown()
-
-
-def _connect(ray: Any, address: str | None, n_cpus: int) -> None:
-    """Connect to a cluster, or start one on this machine."""
-    quiet = {"log_to_driver": False, "logging_level": "WARNING"}
-    try:
-        if address is None:
-            n_cpus = max(n_cpus, os.cpu_count() or 1)
-            ray.init(num_cpus=n_cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-        else:
-            ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as fault:
-        lines = str(fault).strip().splitlines() or [type(fault).__name__]
-        fix = "start one with `ray start --head`"
-        raise RefgptError("there is no Ray cluster", where=address, got=shown(lines[0]), fix=fix) from None
+            return
+        with connected(arguments.address, threads * arguments.workers):
+            yield run

@@ -14,10 +14,12 @@ from refgpt._common.progress import counted
 from refgpt._common.record_file import RecordFile, open_record_file
 from refgpt._load import check_options, open_adapter, open_model
 from refgpt.checkpoints import MASKS
+from refgpt.cli.host_options import load_options
 from refgpt.cli.loading import load_for, watched
 from refgpt.cli.results import check_suffix, files_read, refuse_inputs
 from refgpt.evaluation.measures import Measure
 from refgpt.evaluation.runner import Run, evaluate, known_records
+from refgpt.generation.prompts import telling_fault
 from refgpt.numbers.dtypes import known_dtype
 
 #: The options that make up a setting, each with the function that parses its text.
@@ -92,9 +94,42 @@ def run_measures(
     if all(len(own) == len(measure.places) for own, measure in zip(known, measures, strict=True)):
         yield from (Run(measure, tuple(own)) for measure, own in zip(measures, known, strict=True))
         return
+    if getattr(arguments, "ray_address", None) is not None:
+        yield from _measured_by_hosts(arguments, measures, file, setting, labels)
+        return
     given = argparse.Namespace(**{**vars(arguments), **setting})
     model, asked = load_for(given, lambda config, tokenizer: [one.requests(config, tokenizer) for one in measures])
     for measure, label, requests, own in zip(measures, labels, asked, known, strict=True):
         with counted(watched(), len(requests) - len(own), "item", measure.name, leave=False) as one_more:
             run = evaluate(model, measure, file, one_more, label, requests)
         yield run
+
+
+def _measured_by_hosts(
+    arguments: argparse.Namespace,
+    measures: Sequence[Measure],
+    file: RecordFile,
+    setting: Setting,
+    labels: Sequence[Mapping[str, Any]],
+) -> Iterator[Run]:
+    """``run_measures`` on the hosts of a Ray cluster."""
+    from refgpt.cluster.answering import HostEvaluation
+    from refgpt.cluster.connect import connected, import_ray
+
+    import_ray()  # before texts are encoded, which may take long
+    checkpoint, tokenizer = open_model(
+        setting["model"], setting["mask"], None, setting["revision"], setting["tokenizer"]
+    )
+    with telling_fault(checkpoint.tokenizer_fault):
+        asked = [measure.requests(checkpoint.config, tokenizer) for measure in measures]
+    options = load_options({**vars(arguments), **setting})
+    threads, per_host = setting["threads"], arguments.workers_per_host
+    with (
+        connected(arguments.ray_address),
+        HostEvaluation(options, measures, asked, threads=threads, per_host=per_host) as hosts,
+    ):
+        for number, (measure, label) in enumerate(zip(measures, labels, strict=True)):
+            n_left = len(asked[number]) - len(known_records(measure, file, label))
+            with counted(watched(), n_left, "item", measure.name, leave=False) as one_more:
+                run = hosts.run(number, file, one_more, label)
+            yield run

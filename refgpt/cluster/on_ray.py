@@ -10,15 +10,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from refgpt._common.arguments import number, whole_number
+from refgpt._common.arguments import whole_number
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
+from refgpt.cluster.connect import Patience, connected_ray, import_ray
 from refgpt.cluster.coordinator import Coordinator, Rules
 from refgpt.cluster.local import RoundReport
 from refgpt.cluster.messages import Layout
@@ -33,32 +33,6 @@ RETRY = 1.0
 
 #: Makes a worker, in the process in which it will work: ``make_worker(number)``.
 MakeWorker = Callable[[int], Worker]
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long the coordinator waits.
-
-    Attributes
-    ----------
-    quorum : float
-        The share of the workers that have to answer before a round may end without the others.
-    deadline : float
-        Seconds that the others are given after that.
-    start, lost : float
-        Seconds without any worker, or without any answer in a round, after which the training gives up.
-    """
-
-    quorum: float = 0.5
-    deadline: float = 60.0
-    start: float = 600.0
-    lost: float = 1800.0
-
-    def __post_init__(self) -> None:
-        number("quorum", self.quorum, 0, 1, RefgptError)
-        number("deadline", self.deadline, 0, None, RefgptError)
-        number("start", self.start, 0, None, RefgptError)
-        number("lost", self.lost, 0, None, RefgptError)
 
 
 class Actor:
@@ -318,8 +292,7 @@ def train_on_ray(
     """
     n_workers = whole_number("n_workers", n_workers, 1, None, RefgptError)
     patience = patience or Patience()
-    if not import_ray().is_initialized():
-        raise RefgptError("there is no Ray cluster", where="ray", fix="call ray.init(), or ray.init(address='auto')")
+    connected_ray()
     crew = Crew(make_worker, n_workers, {"num_cpus": 1} if resources is None else resources)
     try:
         crew.gather(patience)
@@ -347,13 +320,3 @@ def train_on_ray(
             yield RoundReport(i, rounds[i].stop, result.loss, sent, received, result), coordinator.weights
     finally:
         crew.stop()
-
-
-def import_ray() -> Any:
-    """Import Ray; a RefgptError that says how to install it if it is missing."""
-    try:
-        import ray
-    except ImportError:
-        fix = 'pip install "refgpt[ray]"'
-        raise RefgptError("training on many machines needs Ray", where="ray", fix=fix) from None
-    return ray

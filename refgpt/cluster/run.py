@@ -13,8 +13,9 @@ from refgpt import load
 from refgpt._common.arguments import whole_number
 from refgpt._common.errors import RefgptError
 from refgpt.cluster.compression import Compression
+from refgpt.cluster.connect import Patience, import_ray
 from refgpt.cluster.coordinator import Coordinator, Rules
-from refgpt.cluster.on_ray import Patience, import_ray, train_on_ray
+from refgpt.cluster.on_ray import train_on_ray
 from refgpt.cluster.rounds import Sync
 from refgpt.cluster.saving import read_round
 from refgpt.cluster.worker import Worker

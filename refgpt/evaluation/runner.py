@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,16 +102,40 @@ def evaluate(
         a record cannot be written.
     """
     file = RecordFile([]) if file is None else file
-    records = known_records(measure, file, tags)
+    first = len(known_records(measure, file, tags))
     with telling_fault(fault_of(model)):
         asked = measure.requests(model.engine.config, model.tokenizer) if requests is None else requests
-    asked = asked[len(records) :]
-    found = answers(model, [request for item in asked for request in item])
+    found = answers(model, [request for item in asked[first:] for request in item])
+
+    def records() -> Iterator[Record]:
+        for number, item in enumerate(asked[first:], first):
+            answered: list[Answer] = [next(found) for _ in item]
+            yield measure.record(number, answered, model)
+
+    return keep_records(measure, records(), file, on_item, tags)
+
+
+def keep_records(
+    measure: Measure,
+    found: Iterable[Record],
+    file: RecordFile,
+    on_item: Callable[[], object] = lambda: None,
+    tags: Mapping[str, Any] | None = None,
+) -> Run:
+    """Add records of a measurement to those that a file has, each as it is made.
+
+    Parameters
+    ----------
+    measure : Measure
+    found : iterable of dict
+        The records of the items that are not in the file, in order.
+    file, on_item, tags
+        See ``evaluate``.
+    """
+    records = known_records(measure, file, tags)
     before = time.perf_counter()
-    for item in asked:
-        number = len(records)
-        answered: list[Answer] = [next(found) for _ in item]
-        record = {**(tags or {}), "item": number, **measure.record(number, answered, model)}
+    for made in found:
+        record = {**(tags or {}), "item": len(records), **made}
         now = time.perf_counter()
         record["seconds"], before = round(now - before, 6), now
         file.add(record)

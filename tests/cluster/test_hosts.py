@@ -1,4 +1,4 @@
-"""Fine-tuning on four hosts (network namespaces of this machine), of which one is lost."""
+"""Work on four hosts (network namespaces of this machine), of which one is lost."""
 
 from __future__ import annotations
 
@@ -75,3 +75,35 @@ def test_a_training_on_four_hosts_outlives_one_of_them(files, place):
     assert (files / "out" / "model.safetensors").exists()
     # The counters of the interface saw the messages, and all that Ray says besides, but no more than a ring of float16.
     assert rounds[-1]["sent"] < after[0] - before[0]
+
+
+def test_a_batch_on_four_hosts_outlives_one_of_them(files, place, run):
+    lines = [{"prompt": "Say toad!", "max_new_tokens": 40, "seed": i, "ignore_eos": True} for i in range(600)]
+    prompts = write_lines(files / "prompts.jsonl", [*lines, "{"])
+    batch = ["batch", prompts, "-m", files / "model", "--slots", "4"]
+    assert run(*batch, "-o", files / "wanted.jsonl").code == 0
+
+    def log():
+        return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(place.glob("*.log")))
+
+    journal = files / "out.jsonl.partial"
+    with Hosts(4) as hosts:
+        for host in range(4):
+            start_ray(hosts, host, place)
+        command = [*batch, "-o", files / "out.jsonl", "--ray-address", ray_address(hosts)]
+        asked = [sys.executable, "-m", "refgpt", *map(str, command)]
+        first = hosts.start(0, asked, RAY_ENVIRONMENT, place / "first.log")
+        wait_for(lambda: (journal.exists() and journal.stat().st_size > 20_000) or first.poll() is not None, log)
+        first.kill()  # the command itself, which then goes on
+        first.communicate()
+        assert first.returncode == -9 and not (files / "out.jsonl").exists(), log()
+        second = hosts.start(0, asked, RAY_ENVIRONMENT, place / "second.log")
+        size = journal.stat().st_size
+        wait_for(lambda: not journal.exists() or journal.stat().st_size > size or second.poll() is not None, log)
+        told = (place / "second.log").read_text()
+        worker = next(i for i in range(1, 4) if f"{hosts.address(i)}: a worker has started" in told)
+        hosts.kill(worker)  # it has work
+        second.communicate()
+        assert second.returncode == 0, log()
+    assert f"{Hosts.address(worker)}: a worker is gone" in (place / "second.log").read_text()
+    assert (files / "out.jsonl").read_bytes() == (files / "wanted.jsonl").read_bytes()
