@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from refgpt import training
 from refgpt._common.errors import RefgptError
 from refgpt.cluster import Rules, parse_compression, parse_sync, train_locally
+from refgpt.cluster.coordinator import Coordinator
+from refgpt.cluster.messages import read_message
 from refgpt.cluster.worker import Worker
 from tests.helpers.training_models import batch_of, model_in
 
@@ -108,3 +112,31 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_changes(tmp_path):
         with pytest.raises(RefgptError, match=r"missing, unknown or of another shape|not finite"):
             trainer.assign(weights)
         assert same(before, trainer.weights)
+
+
+def honest_loss(tmp_path, rules, evil):
+    """The last loss of three honest workers; a fourth one sends 100 times the opposite of what it has learnt."""
+    workers = []
+    for number in range(4):
+        (tmp_path / str(number)).mkdir(parents=True)
+        trainer = training.Trainer(model_in(tmp_path / str(number), backend="c", threads=1))
+        workers.append(Worker(number, trainer, batches_of(number), rules.compression))
+    coordinator = Coordinator(workers[0].trainer.weights, rules)
+    for i, steps in enumerate(parse_sync("every:2").rounds(len(RATES), 0)):
+        answers = {w.number: w.train(i, steps, RATES, rules.seed_of(i, w.number)) for w in workers}
+        if evil:
+            found = read_message(answers[3], 3, i, coordinator.layout)
+            difference = np.frombuffer(found.payload, np.float32)
+            forged = dataclasses.replace(found, payload=(np.float32(-100) * difference).tobytes())
+            answers[3] = forged.to_bytes(coordinator.layout)
+        result = coordinator.close(answers)
+        for worker in workers:
+            worker.apply(coordinator.read_update(result.update, i))
+    return float(np.mean([message.loss for message in result.messages[:3]]))
+
+
+def test_a_malicious_worker_cannot_undo_the_training_if_the_rules_say_so(tmp_path):
+    honest = honest_loss(tmp_path / "honest", Rules(), evil=False)
+    assert honest_loss(tmp_path / "plain", Rules(), evil=True) > 2 * honest
+    for rules in (Rules(max_ratio=1.0), Rules(trim=1)):
+        assert honest_loss(tmp_path / repr(rules.trim), rules, evil=True) < 1.15 * honest

@@ -170,6 +170,29 @@ def test_a_worker_whose_gradients_are_not_finite_is_left_out(cluster, tmp_path, 
     assert any("worker 2" in message and "not a number" in message for message in caplog.messages)
 
 
+class Replaying(Worker):
+    """A worker that sends its first message again and again."""
+
+    def train(self, round_, steps, rates, seed):
+        message = super().train(round_, steps, rates, seed)
+        self.first = getattr(self, "first", message)
+        return self.first
+
+
+def test_a_worker_that_replays_its_message_is_named_and_left_out(cluster, tmp_path, caplog):
+    plain = maker(tmp_path / "ray")
+
+    def make(number):
+        worker = plain(number)
+        if number == 1:
+            worker.__class__ = Replaying
+        return worker
+
+    reports = [report for report, _ in train_on_ray(make, 3, RATES, SYNC, RULES)]
+    assert [sorted(report.result.refused) for report in reports] == [[], [1], [1], [1]]
+    assert sum("worker 1" in message and "is of another round" in message for message in caplog.messages) == 3
+
+
 def test_nobody_answers(cluster, tmp_path):
     def fail(worker, step):
         raise RefgptError("no data")
