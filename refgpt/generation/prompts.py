@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
@@ -63,10 +63,12 @@ def is_batch(prompt: object) -> bool:
         )
     if isinstance(prompt, np.ndarray):
         return prompt.ndim > 1
-    for item in prompt:
+    kinds = {type(item): item for item in prompt}  # of a million ids, one has to be looked at
+    items: Iterable[Any] = prompt if any(issubclass(kind, np.ndarray) for kind in kinds) else kinds.values()
+    for item in items:
         if isinstance(item, BYTES):
             raise _no_prompt(item)
-    batched = {isinstance(item, str) or _is_list(item) for item in prompt}
+    batched = {isinstance(item, str) or _is_list(item) for item in items}
     if len(batched) > 1:
         raise GenerationError("mixes ids with prompts", where="prompt", wanted="a list of ids, or a list of prompts")
     return batched == {True}
