@@ -438,7 +438,9 @@ class RuntimeSession:
             self._tables = tables
             self._recorded.clear()
         if n > self._buffers.n_rows:
-            self._buffers = self._new_buffers(n)
+            # What no pass has used yet takes no memory, and buffers that grow again would be new memory once more.
+            most = min(PREFILL_ROWS, self.cache.capacity * len(self.cache.lengths))
+            self._buffers = self._new_buffers(max(n, most))
             self._recorded.clear()
         if n > MOST_ROWS:
             rows = slice(n - len(wanted), n) if wanted[0] == n - len(wanted) else wanted
