@@ -88,7 +88,7 @@ def run_ring(arguments: argparse.Namespace, place: Path) -> dict:
 
 def run_finetune(arguments: argparse.Namespace, setting: Setting, place: Path) -> dict:
     """Train by the command, on Ray."""
-    tokenizer = refgpt.load().tokenizer
+    tokenizer = refgpt.load(setting.model).tokenizer
     train, valid = place / "train.txt", place / "valid.txt"
     train.write_text(tokenizer.decode(setting.rows.ravel().tolist()), encoding="utf-8")
     valid.write_text(tokenizer.decode(setting.held[0].ids.ravel().tolist()), encoding="utf-8")
@@ -96,6 +96,7 @@ def run_finetune(arguments: argparse.Namespace, setting: Setting, place: Path) -
     options += ["--lr", arguments.rate, "--iters", arguments.steps, "--batch-size", arguments.batch, "--no-eos"]
     options += ["--max-seq-length", arguments.length, "--warmup", setting.warmup, "--floor", 0.1, "--betas", 0.9, 0.95]
     options += ["--weight-decay", 0.01, "--workers", N_WORKERS, *shlex.split(arguments.exchange), "--deadline", 10]
+    options += [] if setting.model is None else ["-m", setting.model]
     workers = range(1, N_WORKERS + 1)
     with Hosts(N_WORKERS + 1, megabits=arguments.megabits) as hosts:
         for host in range(N_WORKERS + 1):
@@ -138,7 +139,9 @@ def steps_done(metrics: Path) -> int:
 
 def same(arguments: argparse.Namespace) -> list[str]:
     """The options that both trainings share."""
-    return ["--steps", str(arguments.steps), "--batch", str(arguments.batch), "--length", str(arguments.length)]
+    model = [] if arguments.model is None else ["-m", str(arguments.model)]
+    sizes = "--steps", str(arguments.steps), "--batch", str(arguments.batch), "--length", str(arguments.length)
+    return [*sizes, *model]
 
 
 def loss_of(path: Path, setting: Setting) -> float:
@@ -161,8 +164,9 @@ def main() -> None:
     if why := obstacle():
         parser.error(why)
     arguments.texts = [path.resolve() for path in arguments.texts]
+    arguments.model = None if arguments.model is None else arguments.model.resolve()
     setting = setting_of(arguments, N_WORKERS)
-    before = trainer(None)[1].step([setting.held[1]], 0.0).loss
+    before = trainer(None, setting.model)[1].step([setting.held[1]], 0.0).loss
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as directory:
         place = Path(directory)
         runs = [run_ring(arguments, place), run_finetune(arguments, setting, place)]
