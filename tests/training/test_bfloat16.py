@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import refgpt
-from refgpt import training
+from refgpt import kernels, training
 from refgpt._common.errors import CheckpointError
 from refgpt.checkpoints.families.gptj import HUGGING_FACE
 from refgpt.kernels import force_isa, list_kernels
@@ -134,3 +134,16 @@ def test_the_forward_pass_over_quantised_weights_is_that_of_float32(tmp_path, dt
     assert one.engine.identity() == other.engine.identity()
     (loss, found), (same, rounded) = (training.gradients(model, BATCHES[0]) for model in (one, other))
     assert loss == same and 0 < relative(rounded, found) < 2e-2
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("full", "bf16"), ("full, bf16", "bf16"), ("lora, q4", "f32")])
+def test_gradients_of_matrices_round_their_factors_and_those_of_adapters_do_not(tmp_path, monkeypatch, kind, wanted):
+    asked, backward = [], kernels.linear_weight_backward
+
+    def watched(*arrays, compute="f32", **how):
+        asked.append(compute)
+        return backward(*arrays, compute=compute, **how)
+
+    monkeypatch.setattr(kernels, "linear_weight_backward", watched)
+    training.gradients(model_of(tmp_path, kind), BATCHES[0])
+    assert set(asked) == {wanted}
