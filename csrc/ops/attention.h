@@ -94,27 +94,15 @@ ALWAYS_INLINE void mix_some_q8(const float *pattern, int64_t stride, const char 
 }
 
 /* The same for any number of rows, in tiles of nearly equal height. */
-#define TILE_OF(height)                                                                                             \
-    case height:                                                                                                    \
-        if (height <= TILE_ROWS) mix_some_q8(pattern, stride, at, record, ahead, scales, from, stop, z, height, P); \
-        break;
 ALWAYS_INLINE void mix_rows_q8(int64_t n_rows, const float *pattern, int64_t stride, const char *at, int64_t record,
                                int64_t ahead, const float *scales, int64_t from, int64_t stop, float *z, const int P) {
     for (int64_t r = 0, n; r < n_rows; r += n, pattern += n * stride, z += n * SLAB * LANES) {
         n = even_part(n_rows - r, TILE_ROWS);
-        switch (n) {
-            TILE_OF(1)
-            TILE_OF(2)
-            TILE_OF(3)
-            TILE_OF(4)
-            TILE_OF(5)
-            TILE_OF(6)
-            TILE_OF(7)
-            TILE_OF(8)
-        }
+#define MIX(height) mix_some_q8(pattern, stride, at, record, ahead, scales, from, stop, z, height, P)
+        WITH_HEIGHT(n, TILE_ROWS, MIX)
+#undef MIX
     }
 }
-#undef TILE_OF
 
 static void mix_q8(int64_t n_rows, const float *pattern, int64_t stride, values_q8 values, float *z, int64_t from, int64_t to) {
     const int64_t record = values.record;

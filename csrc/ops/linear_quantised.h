@@ -28,10 +28,6 @@ ALWAYS_INLINE void tile_quantised(const char *x, int64_t height, const uint8_t *
     for (int r = 0; r < R; r++) store_row(y + r * y_stride, 0, n_lanes, total[r]);
 }
 
-#define TILE_OF(rows)                                                                                                       \
-    case rows:                                                                                                              \
-        if (rows <= TILE_QUANTISED_ROWS) tile_quantised(xr, height, w, n_blocks, bias, yr, y_stride, n_lanes, dtype, rows); \
-        break;
 /* The same for all rows of a group, in tiles of nearly equal height. */
 ALWAYS_INLINE void group_quantised(const char *x, int64_t height, const uint8_t *w, int64_t n_blocks, v16 bias, float *y,
                                    int64_t y_stride, int64_t n_lanes, enum dtype dtype) {
@@ -39,27 +35,11 @@ ALWAYS_INLINE void group_quantised(const char *x, int64_t height, const uint8_t 
         const char *xr = x + 4 * r;
         float *yr = y + r * y_stride;
         n = even_part(height - r, TILE_QUANTISED_ROWS);
-        switch (n) {
-            TILE_OF(1)
-            TILE_OF(2)
-            TILE_OF(3)
-            TILE_OF(4)
-            TILE_OF(5)
-            TILE_OF(6)
-            TILE_OF(7)
-            TILE_OF(8)
-            TILE_OF(9)
-            TILE_OF(10)
-            TILE_OF(11)
-            TILE_OF(12)
-            TILE_OF(13)
-            TILE_OF(14)
-            TILE_OF(15)
-            TILE_OF(16)
-        }
+#define TILE(rows) tile_quantised(xr, height, w, n_blocks, bias, yr, y_stride, n_lanes, dtype, rows)
+        WITH_HEIGHT(n, TILE_QUANTISED_ROWS, TILE)
+#undef TILE
     }
 }
-#undef TILE_OF
 
 /* The rows [first_row, last_row), whole groups except the last, times the panels [begin, end). */
 ALWAYS_INLINE void groups_quantised(const refgpt_linear_quantised_args *a, int64_t first_row, int64_t last_row, int64_t begin,
@@ -81,5 +61,17 @@ ALWAYS_INLINE void linear_quantised(const refgpt_linear_quantised_args *a, int64
         groups_quantised(a, r, smaller(r + ROWS_AT_ONCE, a->n_rows), begin, end, dtype);
 }
 
-KERNEL(linear_q8) { linear_quantised(args, begin, end, Q8); }
+#ifdef TILE_WIDE_ROWS
+#include "../simd/q8_pieces.h"
+#endif
+
+KERNEL(linear_q8) {
+#ifdef TILE_WIDE_ROWS
+    if (((const refgpt_linear_quantised_args *)args)->n_rows > TILE_QUANTISED_ROWS) {
+        linear_widened(args, begin, end);
+        return;
+    }
+#endif
+    linear_quantised(args, begin, end, Q8);
+}
 KERNEL(linear_q4) { linear_quantised(args, begin, end, Q4); }

@@ -1,5 +1,30 @@
 /* The one inner loop of linear and attention: a few rows of x against a few panels of weights, chunked sums (see the header). */
 
+/* Calls CALL(n) with a constant for n, which is 1 .. most; `most` is a constant, 16 at most. */
+#define HEIGHT(height, most, CALL)          \
+    case height:                            \
+        if (height <= (most)) CALL(height); \
+        break;
+#define WITH_HEIGHT(n, most, CALL) \
+    switch (n) {                   \
+        HEIGHT(1, most, CALL)      \
+        HEIGHT(2, most, CALL)      \
+        HEIGHT(3, most, CALL)      \
+        HEIGHT(4, most, CALL)      \
+        HEIGHT(5, most, CALL)      \
+        HEIGHT(6, most, CALL)      \
+        HEIGHT(7, most, CALL)      \
+        HEIGHT(8, most, CALL)      \
+        HEIGHT(9, most, CALL)      \
+        HEIGHT(10, most, CALL)     \
+        HEIGHT(11, most, CALL)     \
+        HEIGHT(12, most, CALL)     \
+        HEIGHT(13, most, CALL)     \
+        HEIGHT(14, most, CALL)     \
+        HEIGHT(15, most, CALL)     \
+        HEIGHT(16, most, CALL)     \
+    }
+
 /* x[r, i] for the rows of one tile. Rows as they are have {n_in, 1}; rows packed into panels of 16 have {1, 16}, and what lies
  * `next` elements further is wanted as soon as these are done with, what lies `later` elements further after that. */
 typedef struct {
@@ -90,27 +115,15 @@ ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_
 }
 
 /* The same for any number of rows, in tiles as even as can be. */
-#define TILE_OF(height)                                                                    \
-    case height:                                                                           \
-        if (height <= TILE_ROWS) tile(xr, w, y + r * y_stride, y_stride, n_in, height, P); \
-        break;
 ALWAYS_INLINE void tiles(int64_t n_rows, rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int P) {
     for (int64_t r = 0, n; r < n_rows; r += n) {
         const rows xr = {x.at + r * x.row, x.row, x.inner, x.next, x.later};
         n = even_part(n_rows - r, TILE_ROWS);
-        switch (n) {
-            TILE_OF(1)
-            TILE_OF(2)
-            TILE_OF(3)
-            TILE_OF(4)
-            TILE_OF(5)
-            TILE_OF(6)
-            TILE_OF(7)
-            TILE_OF(8)
-        }
+#define TILE(height) tile(xr, w, y + r * y_stride, y_stride, n_in, height, P)
+        WITH_HEIGHT(n, TILE_ROWS, TILE)
+#undef TILE
     }
 }
-#undef TILE_OF
 
 /* The same for any number of panels. Inlined where x.inner and the dtype are constants. */
 ALWAYS_INLINE void multiply(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in) {
