@@ -14,6 +14,7 @@ from pathlib import Path
 from cffi import FFI
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 CSRC = Path("csrc")
 # No contraction but the written one, and nothing that changes what a float is: the bits are a promise.
@@ -30,9 +31,13 @@ UNWANTED = re.compile(
     re.VERBOSE,
 )
 X86_ISAS = {"avx2": ["-mavx2", "-mfma", "-mf16c"]}
+X86_ISAS["avxvnni"] = [*X86_ISAS["avx2"], "-mavxvnni"]
 X86_ISAS["avx512"] = [*X86_ISAS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 X86_ISAS["avx512vnni"] = [*X86_ISAS["avx512"], "-mavx512vnni"]
 X86_ISAS["avx512bf16"] = [*X86_ISAS["avx512vnni"], "-mavx512bf16"]
+EVEX_AVXVNNI = [*X86_ISAS["avx512vnni"], "-DREFGPT_EVEX_AVXVNNI"]
+#: The first compilers that know an instruction set. It is left out by older ones.
+RECENT = {"avxvnni": "GCC 11 and Clang 12"}
 ARM_ISAS = {"neon": [], "neondot": ["-march=armv8.2-a+dotprod"]}
 ISAS: dict[str, dict[str, list[str]]] = {"x86_64": X86_ISAS, "aarch64": ARM_ISAS, "arm64": ARM_ISAS}
 
@@ -48,7 +53,8 @@ def target() -> tuple[str, list[str]]:
 
 def isa_flags() -> dict[str, list[str]]:
     """The instruction sets of the target architecture, with their compiler flags."""
-    return {"scalar": [], **ISAS.get(target()[0], {})}
+    found = {"scalar": [], **ISAS.get(target()[0], {})}
+    return found | {"avxvnni": EVEX_AVXVNNI} if "avxvnni" in found and os.environ.get("REFGPT_EVEX_AVXVNNI") else found
 
 
 def chosen_isas() -> list[str]:
@@ -84,7 +90,8 @@ class BuildKernels(build_ext):
     ``REFGPT_BUILD_ISAS`` limits the build to scalar and the instruction sets that it names: quick while you change
     kernels. ``REFGPT_CFLAGS`` is added to the flags of every file and of the link (sanitizers). CFLAGS, CPPFLAGS,
     LDFLAGS and CC count as they do for every extension, but for the flags that would change the bits of results
-    (``UNWANTED``).
+    (``UNWANTED``). ``REFGPT_EVEX_AVXVNNI=1`` compiles the instructions of AVX-VNNI in the encoding of AVX-512, for
+    tests on processors that only have AVX-512 VNNI.
     """
 
     def drop_unwanted_flags(self) -> None:
@@ -101,6 +108,19 @@ class BuildKernels(build_ext):
             where = ", ".join(given) or "Python's own build flags"
             self.warn(f"left out {flag} (in {where}): it would change the results, or the processors that can run them")
 
+    def can_compile(self, isa: str) -> bool:
+        """Whether the compiler knows an instruction set. A warning names one that is left out."""
+        if isa not in RECENT or isa_flags()[isa] is EVEX_AVXVNNI:
+            return True
+        probe = Path(self.build_temp, "probe.c")
+        probe.write_text("int probe;\n", encoding="ascii")
+        try:
+            self.compiler.compile([str(probe)], output_dir=self.build_temp, extra_postargs=isa_flags()[isa])
+        except CompileError:
+            self.warn(f"left out {isa}: this compiler does not know it; {RECENT[isa]} do")
+            return False
+        return True
+
     def build_extension(self, ext: Extension) -> None:
         self.drop_unwanted_flags()
         temp = Path(self.build_temp)
@@ -116,7 +136,9 @@ class BuildKernels(build_ext):
         ext.sources = [*ext.sources, str(wrapper)]
         ext.extra_compile_args = [*FLAGS, *extra]
         ext.extra_link_args = ["-O3", "-fno-fast-math", *extra, "-pthread"]  # the last of their kind, here too
-        isas = chosen_isas()
+        isas = [isa for isa in chosen_isas() if self.can_compile(isa)]
+        if isa_flags().get("avxvnni") is EVEX_AVXVNNI:
+            ext.define_macros.append(("REFGPT_EVEX_AVXVNNI", None))
         ext.define_macros += [(f"REFGPT_WITHOUT_{isa}", None) for isa in isa_flags() if isa not in isas]
 
         def compiled(isa: str) -> list[str]:

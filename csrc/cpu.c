@@ -40,14 +40,24 @@ static int has_avx512bf16(void) {
     return has_avx512vnni() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVX512BF16);
 }
 
+static int has_avxvnni(void) {
+#ifdef REFGPT_EVEX_AVXVNNI /* this build has the instructions in the encoding of AVX-512 */
+    return has_avx512vnni() && (saved_state() & ZMM_STATE) == ZMM_STATE;
+#else
+    unsigned a, b, c, d;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+#endif
+}
+
 static const char *registers_obstacle(unsigned wanted, const char *otherwise) {
     return (saved_state() & wanted) == wanted ? NULL : otherwise;
 }
 
 const char *refgpt_isa_obstacle(const char *isa) {
     if (!strcmp(isa, "scalar")) return NULL;
-    if (!strcmp(isa, "avx2")) {
+    if (!strcmp(isa, "avx2") || !strcmp(isa, "avxvnni")) {
         if (!has_avx2()) return "this CPU lacks AVX2, FMA or F16C";
+        if (!strcmp(isa, "avxvnni") && !has_avxvnni()) return "this CPU lacks AVX-VNNI";
         return registers_obstacle(YMM_STATE, "the operating system does not save the AVX registers");
     }
     if (!strcmp(isa, "avx512") || !strcmp(isa, "avx512vnni") || !strcmp(isa, "avx512bf16")) {

@@ -11,6 +11,12 @@
 #define ROW_avx2(f) NULL
 #endif
 
+#if defined(__x86_64__) && !defined(REFGPT_WITHOUT_avxvnni)
+#define ROW_avxvnni(f) f
+#else
+#define ROW_avxvnni(f) NULL
+#endif
+
 #if defined(__x86_64__) && !defined(REFGPT_WITHOUT_avx512)
 #define ROW_avx512(f) f
 #else

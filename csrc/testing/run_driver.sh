@@ -7,6 +7,7 @@
 set -eu
 csrc=$(cd "$(dirname "$0")/.." && pwd)
 out=$(mktemp -d)
+define= # for every file
 trap 'rm -rf "$out"' EXIT
 flags=$(sed -n 's/^FLAGS = \[\(.*\)\]$/\1/p' "$csrc/build.py" | tr -d '",')
 test -n "$flags"
@@ -24,6 +25,10 @@ native)
     case $(uname -m) in
     x86_64)
         build "$cc" avx2 -mavx2 -mfma -mf16c $sanitize "$csrc/avx2.c"
+        # On a processor that has its instructions only as part of AVX-512, in that encoding.
+        if grep -qw avx_vnni /proc/cpuinfo 2>/dev/null; then vnni=-mavxvnni define=
+        else vnni="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni" define=-DREFGPT_EVEX_AVXVNNI; fi
+        build "$cc" avxvnni -mavx2 -mfma -mf16c $vnni $sanitize "$csrc/avxvnni.c"
         avx512="-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl"
         build "$cc" avx512 $avx512 $sanitize "$csrc/avx512.c"
         build "$cc" avx512vnni $avx512 -mavx512vnni $sanitize "$csrc/avx512vnni.c"
@@ -59,7 +64,7 @@ neon)
 esac
 shift
 for file in dispatch cpu float_state indices parallel testing/rows_driver; do
-    build "$cc" "$(basename $file)" $sanitize "$csrc/$file.c"
+    build "$cc" "$(basename $file)" $define $sanitize "$csrc/$file.c"
 done
 "$cc" $sanitize "$out"/*.o -lm -o "$out/driver"
 [ $# -gt 0 ] || set -- ""

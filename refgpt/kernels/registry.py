@@ -14,7 +14,7 @@ from refgpt._common.wording import shown
 from refgpt.kernels.native import ffi, lib
 
 #: Instruction sets, fastest first; the first that can run is used.
-PREFERENCE = ("avx512bf16", "avx512vnni", "avx512", "avx2", "neondot", "neon", "scalar")
+PREFERENCE = ("avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "neondot", "neon", "scalar")
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,8 @@ def list_kernels() -> list[Kernel]:
     while rows.op != ffi.NULL:
         op, isa = ffi.string(rows.op).decode(), ffi.string(rows.isa).decode()
         told = lib.refgpt_isa_obstacle(rows.isa)
-        obstacle = (
-            ffi.string(told).decode() if told else None if rows.run else "REFGPT_BUILD_ISAS left it out of this build"
-        )
+        left_out = None if rows.run else "left out of this build, by REFGPT_BUILD_ISAS or an old compiler"
+        obstacle = ffi.string(told).decode() if told else left_out
         kernels.append(Kernel(op, isa, obstacle, rows.run))
         rows += 1
     return kernels

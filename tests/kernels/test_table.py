@@ -17,7 +17,7 @@ OPS = {kernel.op for kernel in list_kernels()}
 # Everything in csrc that is not the body of an op.
 SKELETON = re.compile(
     r"""refgpt_kernels\.h | kernels\.(def|h) | (dispatch|cpu|float_state|indices|parallel)\.c | build\.py
-        | (scalar|avx2|avx512|avx512vnni|avx512bf16|neon|neondot)\.c | simd/\w+\.h | testing/\w+\.(c|h|sh)""",
+        | (scalar|avx2|avxvnni|avx512|avx512vnni|avx512bf16|neon|neondot)\.c | simd/\w+\.h | testing/\w+\.(c|h|sh)""",
     re.VERBOSE,
 )
 
