@@ -115,7 +115,7 @@ class BuildKernels(build_ext):
         probe = Path(self.build_temp, "probe.c")
         probe.write_text("int probe;\n", encoding="ascii")
         try:
-            self.compiler.compile([str(probe)], output_dir=self.build_temp, extra_postargs=isa_flags()[isa])
+            self.compiler.compile([str(probe)], output_dir=self.build_temp, extra_postargs=[*FLAGS, *isa_flags()[isa]])
         except CompileError:
             self.warn(f"left out {isa}: this compiler does not know it; {RECENT[isa]} do")
             return False

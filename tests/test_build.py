@@ -1,6 +1,7 @@
 """Flags of the environment that would change the bits of results reach neither the compiler nor the link."""
 
 import os
+import platform
 import runpy
 import shutil
 import subprocess
@@ -127,6 +128,9 @@ while [ $# -gt 0 ]; do
 done
 """
 
+# The same, but too old for AVX-VNNI.
+OLD = FAKE.replace("while", """case "$*" in *-mavxvnni*) exit 1 ;; esac\nwhile""", 1)
+
 ENVIRONMENTS = {
     "CFLAGS": {"CFLAGS": "-O2 -ffast-math -march=native -DKEPT"},
     "LDFLAGS": {"LDFLAGS": "-Wl,-O1 -ffast-math -DKEPT"},
@@ -137,11 +141,11 @@ ENVIRONMENTS = {
 }
 
 
-def commands_of_a_build(given, tmp_path, monkeypatch, told=""):
+def commands_of_a_build(given, tmp_path, monkeypatch, told="", compiler=FAKE):
     """What a build in such an environment has a compiler do; the builder sees ``told``."""
     build(monkeypatch)
     fake, commands = tmp_path / "fake-cc", tmp_path / "commands"
-    fake.write_text(FAKE)
+    fake.write_text(compiler)
     fake.chmod(0o755)
     given = {"CC": "{fake}"} | given
     environment = {name: value for name, value in os.environ.items() if name not in ("CFLAGS", "LDFLAGS", "CPPFLAGS")}
@@ -192,3 +196,28 @@ def test_what_reaches_the_compiler_otherwise_does_not_compile(flag):
     )
     assert run.returncode != 0
     assert "CFLAGS" in run.stderr
+
+
+X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="an instruction set of x86-64")
+
+
+@X86
+def test_an_instruction_set_that_the_compiler_does_not_know_is_left_out(tmp_path, monkeypatch):
+    told = "left out avxvnni: this compiler does not know it; GCC 11 and Clang 12 do"
+    lines = commands_of_a_build({}, tmp_path, monkeypatch, told, compiler=OLD)
+    assert not [line for line in lines if "avxvnni.c" in line]
+    assert [line for line in lines if "avx2.c" in line]
+    table = next(line for line in lines if "dispatch.c" in line)
+    assert [word for word in table.split() if "WITHOUT" in word] == ["-DREFGPT_WITHOUT_avxvnni"]
+
+
+@X86
+def test_avx_vnni_is_compiled_in_its_own_encoding_or_for_tests_in_that_of_avx512(tmp_path, monkeypatch):
+    own = commands_of_a_build({}, tmp_path, monkeypatch)
+    evex = commands_of_a_build({"REFGPT_EVEX_AVXVNNI": "1"}, tmp_path, monkeypatch, compiler=OLD)[len(own) :]
+    (rows,) = [line.split() for line in own if "avxvnni.c" in line]
+    assert "-mavxvnni" in rows and "-mavx512vnni" not in rows
+    assert not [line for line in own if "-DREFGPT_EVEX_AVXVNNI" in line]
+    (rows,) = [line.split() for line in evex if "avxvnni.c" in line]
+    assert "-mavx512vnni" in rows and "-mavxvnni" not in rows
+    assert "-DREFGPT_EVEX_AVXVNNI" in next(line for line in evex if "cpu.c" in line).split()
