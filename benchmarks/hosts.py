@@ -83,9 +83,22 @@ class Hosts:
         self._in(name, "ip", "address", "add", f"{self.address(host)}/24", "dev", "eth0")
         self._in(name, "ip", "link", "set", "eth0", "up")
         if self.megabits is not None:
-            shape = ("root", "tbf", "rate", f"{self.megabits}mbit", "burst", "64kb", "latency", "400ms")
-            self._in(name, "tc", "qdisc", "add", "dev", "eth0", *shape)
-            self._in(self._hub, "tc", "qdisc", "add", "dev", port, *shape)
+            self._limit(host, self.megabits)
+
+    def limit(self, megabits: float | None) -> None:
+        """Change the rate of all links."""
+        for host in range(self.n):
+            if self.megabits is not None:
+                self._in(self.name(host), "tc", "qdisc", "del", "dev", "eth0", "root")
+                self._in(self._hub, "tc", "qdisc", "del", "dev", f"port{host}", "root")
+            if megabits is not None:
+                self._limit(host, megabits)
+        self.megabits = megabits
+
+    def _limit(self, host: int, megabits: float) -> None:
+        shape = ("root", "tbf", "rate", f"{megabits}mbit", "burst", "64kb", "latency", "400ms")
+        self._in(self.name(host), "tc", "qdisc", "add", "dev", "eth0", *shape)
+        self._in(self._hub, "tc", "qdisc", "add", "dev", f"port{host}", *shape)
 
     def start(
         self, host: int, command: Sequence[str], environment: Mapping[str, str] | None = None, log: Path | None = None
@@ -113,6 +126,10 @@ class Hosts:
         ).split()
         return int(counted[0]), int(counted[1])
 
+    def pids(self, host: int) -> list[int]:
+        """The processes on a host."""
+        return [int(pid) for pid in self._ip("netns", "pids", self.name(host)).split()]
+
     def cut(self, host: int) -> None:
         """Pull the cable of a host."""
         self._in(self._hub, "ip", "link", "set", f"port{host}", "down")
@@ -123,10 +140,9 @@ class Hosts:
 
     def kill(self, host: int) -> None:
         """End every process on a host at once."""
-        pids = self._ip("netns", "pids", self.name(host)).split()
-        for pid in pids:
+        for pid in self.pids(host):
             with suppress(ProcessLookupError):
-                os.kill(int(pid), 9)
+                os.kill(pid, 9)
         for on, process in self._processes:
             if on == host:
                 process.wait()

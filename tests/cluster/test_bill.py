@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.rounds import measured, predicted
 from refgpt._common.errors import RefgptError
 from refgpt._load import default_model_path
 from refgpt.cli import main
@@ -16,6 +18,8 @@ from refgpt.cluster.compression import parse_compression
 from refgpt.cluster.rounds import parse_sync
 from refgpt.cluster.simulation import Fleet, ring_seconds, simulate
 from refgpt.spec.gptj import Config
+
+DATA = Path(__file__).parents[1] / "data"
 
 
 def test_the_published_633_terabytes_are_a_ring_of_float16():
@@ -172,3 +176,12 @@ def test_the_command_simulates_unequal_machines(capsys):
 def test_simulations_that_make_no_sense_are_refused(options, named, capsys):
     assert main([*SIMULATE, *options]) == 1
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("one", json.loads((DATA / "rounds.json").read_text()), ids=lambda one: one["compress"])
+def test_the_simulation_says_what_four_hosts_have_measured(one):
+    """Recorded by ``python -m benchmarks.rounds`` on a busy machine, so that seconds agree only roughly."""
+    simulated, counted = predicted(one), measured(one)
+    assert simulated["bytes"] == pytest.approx(counted["bytes"], rel=0.05)
+    assert simulated["seconds"] == pytest.approx(counted["seconds"], rel=0.15)
+    assert predicted(one, computing=False)["seconds"] < counted["seconds"]
