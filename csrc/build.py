@@ -36,8 +36,13 @@ X86_ISAS["avx512"] = [*X86_ISAS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq"
 X86_ISAS["avx512vnni"] = [*X86_ISAS["avx512"], "-mavx512vnni"]
 X86_ISAS["avx512bf16"] = [*X86_ISAS["avx512vnni"], "-mavx512bf16"]
 EVEX_AVXVNNI = [*X86_ISAS["avx512vnni"], "-DREFGPT_EVEX_AVXVNNI"]
-#: The first compilers that know an instruction set. It is left out by older ones.
-RECENT = {"avxvnni": "GCC 11 and Clang 12"}
+#: The first tools that know an instruction set, and a function that uses it. Older ones leave it out. The flag alone
+#: does not tell: a compiler may know it while its assembler does not know the instruction.
+RECENT = {"avxvnni": "GCC 11 with binutils 2.36, and Clang 12,"}
+PROBES = {
+    "avxvnni": "#include <immintrin.h>\n"
+    "__m256i probe(__m256i sum, __m256i a, __m256i b) { return _mm256_dpbusd_avx_epi32(sum, a, b); }\n"
+}
 ARM_ISAS = {"neon": [], "neondot": ["-march=armv8.2-a+dotprod"]}
 ISAS: dict[str, dict[str, list[str]]] = {"x86_64": X86_ISAS, "aarch64": ARM_ISAS, "arm64": ARM_ISAS}
 
@@ -109,15 +114,15 @@ class BuildKernels(build_ext):
             self.warn(f"left out {flag} (in {where}): it would change the results, or the processors that can run them")
 
     def can_compile(self, isa: str) -> bool:
-        """Whether the compiler knows an instruction set. A warning names one that is left out."""
+        """Whether compiler and assembler know an instruction set. A warning names one that is left out."""
         if isa not in RECENT or isa_flags()[isa] is EVEX_AVXVNNI:
             return True
         probe = Path(self.build_temp, "probe.c")
-        probe.write_text("int probe;\n", encoding="ascii")
+        probe.write_text(PROBES[isa], encoding="ascii")
         try:
             self.compiler.compile([str(probe)], output_dir=self.build_temp, extra_postargs=[*FLAGS, *isa_flags()[isa]])
         except CompileError:
-            self.warn(f"left out {isa}: this compiler does not know it; {RECENT[isa]} do")
+            self.warn(f"left out {isa}: this compiler or its assembler does not know it; {RECENT[isa]} do")
             return False
         return True
 

@@ -11,6 +11,7 @@
 #include <time.h>
 
 enum { MOST_WORKERS = 1023 };
+enum { STACK_BYTES = 2 << 20 }; /* kernels keep up to half a megabyte of sums there; some systems grant less by default */
 static const int64_t SPIN_NANOSECONDS = 100000; /* decode calls follow each other faster than a sleeper wakes */
 
 /* The current job. Written by the caller before it opens the job, read by the workers. */
@@ -106,12 +107,16 @@ static void start_workers(int64_t n_wanted) {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
     while (n_workers < n_wanted) {
         pthread_t thread;
-        if (pthread_create(&thread, NULL, work, (void *)(intptr_t)(n_workers + 1))) break;
+        if (pthread_create(&thread, &attributes, work, (void *)(intptr_t)(n_workers + 1))) break;
         pthread_detach(thread);
         n_workers++;
     }
+    pthread_attr_destroy(&attributes);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 

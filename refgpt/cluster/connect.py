@@ -97,7 +97,7 @@ def connected(address: str | None, n_cpus: int = 1) -> Iterator[None]:
     try:
         if address is None:
             n_cpus = max(n_cpus, os.cpu_count() or 1)
-            ray.init(num_cpus=n_cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+            ray.init("local", num_cpus=n_cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as fault:

@@ -111,7 +111,10 @@ class Runtime:
     def share(self) -> Runtime:
         """See ``Engine.share``."""
         self._owned = False
-        return copy(self)
+        other = copy(self)
+        if self.adopted:  # training goes on in these arrays
+            other._exact = {name: np.array(leaf) for name, leaf in self._exact.items()}
+        return other
 
     def loss_backward(
         self,
@@ -362,7 +365,11 @@ class RuntimeSession:
         if cache.lengths[seq]:
             raise not_empty(seq)
         room = {"n_vocab": engine.config.n_vocab, "capacity": cache.capacity}
-        found = saved.load(header, cache, seq, engine.digests, **room, wanted=wanted)
+        try:
+            found = saved.load(header, cache, seq, engine.digests, **room, wanted=wanted)
+        except BaseException:
+            cache.truncate(seq, 0)  # layers that were read before the fault have taken blocks
+            raise
         cache.prefix_lens[seq] = header.prefix_len if len(found) else 0
         cache.hold(seq, 0, found)
         loaded: list[int] = found.tolist()

@@ -1,4 +1,4 @@
-"""A small Ray cluster for all tests of this folder that ask for it."""
+"""A small Ray cluster for each file of tests that asks for one: it sets variables that other tests must not see."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests.helpers.ray_cluster import small_cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster_of_two():
     """Two nodes of one processor each; this process is not connected to them."""
     pytest.importorskip("ray", reason='needs the extra "ray"')

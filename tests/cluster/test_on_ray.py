@@ -30,6 +30,7 @@ def cluster():
     root = str(Path(__file__).parents[2])
     environment = {"PYTHONPATH": os.pathsep.join([root, *sys.path]), "OMP_NUM_THREADS": "1"}
     ray.init(
+        "local",  # not the cluster of another test
         num_cpus=4,
         include_dashboard=False,
         object_store_memory=100 << 20,

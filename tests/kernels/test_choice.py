@@ -129,3 +129,27 @@ print(np.float32(1e-40) * np.float32(1) != 0, (np.full(100, 1e-40, np.float32) *
 
 def test_subnormal_numbers_survive_the_kernels():
     assert run_python(SUBNORMALS) == "True True True\n"
+
+
+STACK = """
+import resource
+most = resource.getrlimit(resource.RLIMIT_STACK)[1]
+resource.setrlimit(resource.RLIMIT_STACK, (8 << 20 if most < 0 else min(8 << 20, most), most))  # of this thread
+import numpy as np
+from refgpt.kernels import linear, list_kernels
+from refgpt.numbers.quantisation import quantise
+x, w = np.ones((64, 700), np.float32), quantise(np.ones((1300, 700), np.float32), "q8")
+rows = [row for row in list_kernels() if row.op == "linear_q8" and row.obstacle is None]
+for row in rows:
+    linear(x, w, threads=4, kernel=row)
+print("done" if rows else "nothing")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not take a thread's stack from the limit")
+def test_workers_have_room_for_the_sums_of_kernels_where_the_system_grants_little():
+    """musl grants 128 KiB, as this limit makes glibc do."""
+    run = subprocess.run(
+        ["sh", "-c", 'ulimit -S -s 128; exec "$0" -c "$1"', sys.executable, STACK], capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout) == (0, "done\n"), run.stderr

@@ -147,3 +147,14 @@ def test_gradients_of_matrices_round_their_factors_and_those_of_adapters_do_not(
     monkeypatch.setattr(kernels, "linear_weight_backward", watched)
     training.gradients(model_of(tmp_path, kind), BATCHES[0])
     assert set(asked) == {wanted}
+
+
+def test_training_does_not_change_the_exact_weights_of_an_engine_that_shares_them(tmp_path):
+    model = model_of(tmp_path, "full")
+    trainer = training.Trainer(model)
+    trainer.step(BATCHES[0], 1e-2)
+    other = model.engine.share()
+    before = {name: np.array(leaf) for name, leaf in other.masters().items()}
+    trainer.step(BATCHES[1], 1e-2)
+    assert all((leaf == before[name]).all() for name, leaf in other.masters().items())
+    assert any((leaf != before[name]).any() for name, leaf in model.engine.masters().items())
