@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.hosts import RAY_ENVIRONMENT, Hosts, obstacle, ray_address, start_ray
 from benchmarks.quick import sized
 
-#: Requests of the short file.
+#: The number of requests in the short file.
 FEW = sized(32, 4)
 
 
@@ -48,14 +48,14 @@ class Meter:
 
 
 def command(arguments: argparse.Namespace, path: Path, out: Path, *more: str) -> list[str]:
-    """``refgpt batch``; texts have the same length, whatever is drawn."""
+    """The command line of ``refgpt batch``. All texts have the same length, whatever tokens are sampled."""
     sampling = ["--seed", "1", "-n", str(arguments.tokens), "--ignore-eos", "-t", "1", "-q"]
     model = [] if arguments.model is None else ["-m", str(Path(arguments.model).resolve())]
     return [sys.executable, "-m", "refgpt", "batch", str(path), "-o", str(out), *sampling, *model, *more]
 
 
 def alone(arguments: argparse.Namespace, path: Path, out: Path) -> float:
-    """Processor time on one machine."""
+    """The processor time that one machine takes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command(arguments, path, out), check=True, env={**os.environ, **RAY_ENVIRONMENT})
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -63,7 +63,7 @@ def alone(arguments: argparse.Namespace, path: Path, out: Path) -> float:
 
 
 def together(arguments: argparse.Namespace, hosts: Hosts, path: Path, out: Path, log: Path) -> tuple[float, float]:
-    """Processor time of all workers' hosts, and of the host of the command."""
+    """-> the processor time of all workers' hosts, and that of the command's host"""
     meter = Meter(hosts)
     before = meter.read()
     process = hosts.start(0, command(arguments, path, out, "--ray-address", ray_address(hosts)), RAY_ENVIRONMENT, log)

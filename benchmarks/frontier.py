@@ -213,7 +213,7 @@ class Result:
 
 
 def results(runs: list[dict]) -> list[Result]:
-    """The methods of some runs; the first is synchronous training."""
+    """A result for each method of some runs; the first is synchronous training."""
     best = {}
     for method in dict.fromkeys(one["method"] for one in runs):
         rate = best_rate(runs, method)

@@ -127,7 +127,7 @@ class Hosts:
         return int(counted[0]), int(counted[1])
 
     def pids(self, host: int) -> list[int]:
-        """The processes on a host."""
+        """The ids of the processes on a host."""
         return [int(pid) for pid in self._ip("netns", "pids", self.name(host)).split()]
 
     def cut(self, host: int) -> None:

@@ -29,9 +29,9 @@ from refgpt.cluster.simulation import Fleet, simulate
 
 N_WORKERS = 4
 METHODS = sized("f16;int4;topk:0.03,bits:2", "int4")
-#: Payload of an Ethernet frame of TCP, of all its bytes.
+#: The share of payload in an Ethernet frame of TCP.
 PAYLOAD = 1448 / 1514
-#: Rounds that are left out.
+#: Rounds at the beginning that are left out.
 STARTING = 2
 IDLE = sized(10.0, 1.0)  # seconds in which Ray's own bytes are counted
 
@@ -140,7 +140,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def count_parameters() -> int:
-    """Of the included model."""
+    """The number of parameters of the included model."""
     from refgpt._load import open_model
 
     return int(open_model(None, tokenizer=False)[0].params.size)
@@ -166,7 +166,7 @@ def main() -> None:
     add("--length", type=int, default=sized(32, 16), help="tokens of a row")
     add("--p", type=float, default=sized(0.3, 0.5), help="the probability of an exchange after a step")
     add("--methods", default=METHODS, help="with semicolons between")
-    add("--characters", type=int, default=200_000, help="of the texts, how much is used")
+    add("--characters", type=int, default=200_000, help="characters of the texts that are used")
     add("-o", "--output", type=Path, help="JSON with all measurements")
     arguments = parser.parse_args()
     if why := obstacle():

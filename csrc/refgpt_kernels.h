@@ -116,7 +116,7 @@ typedef struct {
     const int64_t *first_visible; /* [t], 0 .. n_visible - 1: local mask, a row sees the keys from this one on; NULL is all 0 */
     const int64_t *n_visible;     /* [t], 1 .. capacity: causal or prefix mask, a row sees the keys before this one */
     int64_t n_rows, n_keys, n_head, d_head;
-    int64_t block, capacity; /* multiples of 16; capacity, of a slot, one of block; a block of several is whole chunks */
+    int64_t block, capacity; /* multiples of 16; capacity, that of a slot, is a multiple of block; a smaller block is whole chunks */
     float divisor;           /* of the scores */
 } refgpt_attention_args;
 

@@ -1,6 +1,6 @@
 """The directive ``command-line``: what ``--help`` says, of refgpt and of each command, asked of the parser itself.
 
-Options are a list of definitions, not the two columns of a terminal, so that they can be read on a telephone.
+Options become a list of definitions instead of the two columns of a terminal, so that they can be read on a telephone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def help_of(parser: argparse.ArgumentParser) -> str:
 
 
 def usage_of(parser: argparse.ArgumentParser) -> str:
-    """How a command is written, without the options that can be left out."""
+    """The usage line of a command, without the options that can be left out."""
     with mock.patch.dict(os.environ, TERMINAL):
         usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
     shorter = OPTIONAL.sub("", usage)

@@ -175,7 +175,7 @@ def test_the_nucleus_is_large_enough_and_no_larger(values, top_p, top_k):
 )
 @settings(deadline=None)
 def test_the_typical_tokens_are_those_that_a_sort_of_all_tokens_finds(seed, n, width, digits, tie):
-    """With equal keys, all keys in one bin, and masses that are exactly, or all but, the sum of some shares."""
+    """Some keys are equal, or all are in one bin; some masses are exactly, or almost, the sum of some shares."""
     rng = np.random.default_rng(seed)
     keys, shares = np.round(rng.exponential(width, n), digits), rng.random(n) ** 4
     shares /= np.cumsum(shares)[-1]

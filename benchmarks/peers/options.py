@@ -9,7 +9,7 @@ from benchmarks.peers.lineup import LAYERS
 
 
 def stage_parser() -> argparse.ArgumentParser:
-    """A parser of what every stage that measures is given."""
+    """A parser of the options that every stage that measures takes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("work", type=Path)
     parser.add_argument("--layers", type=int, required=True)
@@ -22,6 +22,6 @@ def stage_parser() -> argparse.ArgumentParser:
 
 
 def passed_on(args: argparse.Namespace, *more: str) -> list[str]:
-    """The options of the command as those of a stage that measures, and ``more`` of its own."""
+    """The options with which a stage that measures is called, and ``more`` that it takes besides."""
     names = ["family", "layers", "rounds", "threads", "patience", *more, *(["engines"] * bool(args.engines))]
     return [f"--{name}={getattr(args, name)}" for name in names]

@@ -19,13 +19,14 @@ typedef struct {
     int64_t n_blocks, block, step;
 } places;
 
-/* From a head's share of the cache's first block to that of block b of the sequence; and from there to block b + 1, which is read next. */
+/* The distance from a head's share of the first block of the cache to its share of block b of the sequence; and from there to its share
+ * of block b + 1, which is read next, or `otherwise` after the last block. */
 static inline int64_t place_of(places s, int64_t b) { return s.table[b] * s.step; }
 static inline int64_t next_after(places s, int64_t b, int64_t otherwise) {
     return b + 1 < s.n_blocks ? place_of(s, b + 1) - place_of(s, b) : otherwise;
 }
 
-/* A head's values in a cache of floats: panels of the cache's first block. */
+/* A head's values in a cache of floats; `first` are its panels in the first block of the cache. */
 typedef struct {
     panels first;
     int64_t n_panels;
@@ -48,7 +49,8 @@ static void mix(int64_t n_rows, const float *pattern, int64_t stride, values_flo
     }
 }
 
-/* A head's values in 8 bits: panels, whose integers and scales begin there in the first record of the cache's first block. */
+/* A head's values in 8 bits. `first` and `scales` are where the integers and the scales of its panels begin, in the first record of the
+ * first block of the cache. */
 typedef struct {
     const char *first, *scales;
     int64_t record, n_panels;

@@ -4,8 +4,8 @@
  * sums are then scaled and added in float32, in one order. One row (decode) is bound by reading the weights once, many rows by
  * integer multiplications: a tile of rows shares each weight that is unpacked, and some panels stay in the L2 cache while
  * they are multiplied with four groups of rows. The rows of more groups, megabytes for 16384 inputs, would not fit into the
- * cache; reading the weights again costs little beside the multiplications of four groups. Instruction sets without dot products
- * of bytes multiply many rows with 8-bit weights in another way: see q8_pieces.h. */
+ * cache; reading the weights again costs little beside the multiplications of four groups. Instruction sets without an instruction for
+ * dot products of bytes multiply many rows with 8-bit weights in another way: see q8_pieces.h. */
 
 enum { GROUP = REFGPT_ROW_GROUP, ROWS_AT_ONCE = 4 * GROUP, L2_SHARE = 320 << 10 };
 

@@ -1,4 +1,4 @@
-/* The 16 lanes of AVX2 with its dot products of bytes. AVX2, FMA, F16C. */
+/* The 16 lanes of AVX2, whose dot products of bytes take several instructions: see avx2_dots.h. AVX2, FMA, F16C. */
 #include "avx2_lanes.h"
 
 #define ISA avx2

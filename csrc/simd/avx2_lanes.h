@@ -1,4 +1,4 @@
-/* 16 lanes in two YMM registers. AVX2, FMA, F16C. The dot products of bytes differ: see avx2.h and avxvnni.h. */
+/* 16 lanes in two YMM registers. AVX2, FMA, F16C. avx2.h and avxvnni.h add dot products of bytes. */
 #include <immintrin.h>
 #include "base.h"
 

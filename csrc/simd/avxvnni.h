@@ -1,4 +1,4 @@
-/* The 16 lanes of AVX2 with dot products of bytes. AVX2, FMA, F16C, AVX-VNNI. */
+/* The 16 lanes of AVX2, with an instruction for dot products of bytes. AVX2, FMA, F16C, AVX-VNNI. */
 #include "avx2_lanes.h"
 
 #define ISA avxvnni

@@ -1,9 +1,10 @@
-/* Many rows times 8-bit weights, for instruction sets without dot products of bytes. Rows and weights are widened to 16 bits piece by
- * piece, once for many products: a piece of a panel stays in the L1 cache while it is multiplied with up to four groups of rows.
+/* Many rows times 8-bit weights, for instruction sets without an instruction for dot products of bytes. Rows and weights are widened
+ * to 16 bits piece by piece, once for many products: a piece of a panel stays in the L1 cache while it is multiplied with up to four
+ * groups of rows.
  *
- * Multiplications are then halved by additions, of which processors make twice as many (Winograd 1968). With a row's integers x and a
- * lane's w at even and odd places, w0 x0 + w1 x1 = (x0 + w1) (x1 + w0) - x0 x1 - w0 w1, and the sums of the last two products belong to a
- * row or a lane. */
+ * Half of the multiplications are then replaced by additions, of which processors make twice as many (Winograd 1968). With a row's
+ * integers x and a lane's w at even and odd places, w0 x0 + w1 x1 = (x0 + w1) (x1 + w0) - x0 x1 - w0 w1, and the sums of the last two
+ * products belong to a row or a lane. */
 
 enum { PIECE_BLOCKS = 8, PIECE_PANELS = 24 };
 enum { WIDE = 2 * BLOCK + 4 }; /* bytes of a widened block, for each row or lane */

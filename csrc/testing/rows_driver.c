@@ -179,7 +179,7 @@ static void attention_case(call *c, const char *dtype, int64_t n, int64_t n_rows
     static const int64_t widths[] = {1, 8, 16, 17, 24, 40, 64, 80};
     const int64_t n_keys = n ? n : 1, n_slots = 3;
     int64_t block = panels_of(n_keys + random_below(20)) * LANES, capacity = block, n_blocks = n_slots, *tables = NULL;
-    if (random_below(2)) { /* blocks of one chunk or two; a sequence may have one twice */
+    if (random_below(2)) { /* blocks of one chunk or two; a sequence may have the same block twice */
         block = 32 * (1 + random_below(2)), capacity = (n_keys / block + 1) * block, n_blocks = capacity / block + 2;
         tables = indices(c, n_slots * (capacity / block), 0, n_blocks);
     }

@@ -7,7 +7,7 @@
 set -eu
 csrc=$(cd "$(dirname "$0")/.." && pwd)
 out=$(mktemp -d)
-define= # for every file
+define= # flags for every file
 trap 'rm -rf "$out"' EXIT
 flags=$(sed -n 's/^FLAGS = \[\(.*\)\]$/\1/p' "$csrc/build.py" | tr -d '",')
 test -n "$flags"
@@ -25,7 +25,7 @@ native)
     case $(uname -m) in
     x86_64)
         build "$cc" avx2 -mavx2 -mfma -mf16c $sanitize "$csrc/avx2.c"
-        # On a processor that has its instructions only as part of AVX-512, in that encoding.
+        # A processor that has these instructions only as part of AVX-512 runs them in that encoding.
         if grep -qw avx_vnni /proc/cpuinfo 2>/dev/null; then vnni=-mavxvnni define=
         else vnni="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni" define=-DREFGPT_EVEX_AVXVNNI; fi
         build "$cc" avxvnni -mavx2 -mfma -mf16c $vnni $sanitize "$csrc/avxvnni.c"

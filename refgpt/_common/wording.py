@@ -108,7 +108,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def difference(found: Mapping[str, object], wanted: Mapping[str, object]) -> tuple[str, str, str]:
-    """The first key whose values differ, the value that was found, and the wanted one; there has to be one."""
+    """The first key whose values differ, the value that was found, and the wanted one. Some key has to differ."""
     pairs = ((key, (key in found, found.get(key)), (key in wanted, wanted.get(key))) for key in [*wanted, *found])
     key = next(key for key, a, b in pairs if a != b)
     return key, shown(found.get(key)), shown(wanted.get(key))

@@ -183,7 +183,7 @@ def identity_of(
 
 
 def model_identity(model: Loaded) -> dict[str, Any]:
-    """What the records of a batch depend on of a model, as JSON."""
+    """What the records of a batch depend on in a model, as JSON."""
     identity: dict[str, Any] = {
         "model": model.engine.identity(),
         "tokenizer": None if model.tokenizer is None else model.tokenizer.describe(),
@@ -207,7 +207,7 @@ def settings_of(model: Loaded, prompts: str, params: GenerationParams | None, te
 
 
 def template_of(template: str | ChatTemplate) -> ChatTemplate:
-    """A template, or the one of a name."""
+    """The template, given as itself or by its name."""
     return chat_template(template) if isinstance(template, str) else template
 
 

@@ -71,7 +71,8 @@ def run_requests(
     ----------
     model : object with engine, tokenizer and mask
     requests : iterable of (index, Request)
-        Read only as slots become free. None in place of a request: there is none now, but there may be after a pass.
+        Read only as slots become free. None instead of a request means that there is none now, but that there may be
+        one after the next pass.
     max_slots, max_cache_bytes : int
         See ``Scheduler``.
     max_kept_bytes : int

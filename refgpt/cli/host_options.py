@@ -11,7 +11,7 @@ LOADED = ("backend", "dtype", "mask", "kv_dtype", "revision", "copy", "adapter",
 
 
 def add_host_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare them."""
+    """Declare the options."""
     add = parser.add_argument_group("many machines").add_argument
     add(
         "--ray-address",

@@ -56,9 +56,15 @@ def add_to(commands: Commands) -> None:
         "simulation of unequal machines, which any of these options adds to the table"
     ).add_argument
     add("--hub", type=float, metavar="MBIT", help="Mbit/s of the coordinator's link (default: --links)")
-    add("--spread", type=float, metavar="X", help="deviation of the logarithm of links and speeds (default: 0)")
+    add("--spread", type=float, metavar="X", help="standard deviation of the log of links and speeds (default: 0)")
     add("--leave", type=float, metavar="P", help="chance that a worker is gone in the next round (default: 0)")
-    add("--return", dest="return_", type=float, metavar="P", help="chance that one that is gone is back (default: 1)")
+    add(
+        "--return",
+        dest="return_",
+        type=float,
+        metavar="P",
+        help="chance that a worker that is gone is back in the next round (default: 1)",
+    )
     add("--seed", type=int, default=0, metavar="N", help="seed of the machines and their failures (default: 0)")
 
 

@@ -39,7 +39,7 @@ from refgpt.generation.chat_templates import ChatTemplate
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.scheduler import MOST_TOGETHER
 
-#: Requests that a worker has at a time, for each slot: some are written, others wait or are on their way.
+#: Requests that a worker has at a time, for each slot: some are being answered, others wait or are on their way.
 PER_SLOT = 4
 #: Items of an evaluation that a worker has at a time.
 MOST_ITEMS = 256
@@ -232,7 +232,7 @@ class EvaluationJob:
     load : dict
         Arguments of ``refgpt.load``.
     measures : sequence of Measure
-        Whose requests were made.
+        Their requests have been made already.
     """
 
     load: dict[str, Any]

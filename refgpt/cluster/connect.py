@@ -13,7 +13,7 @@ from refgpt._common.arguments import number
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
 
-#: Seconds in which a connection to the head of a cluster has to be there.
+#: Seconds after which an attempt to reach the head of a cluster is given up.
 REACHED = 20.0
 
 
@@ -83,7 +83,7 @@ def connected(address: str | None, n_cpus: int = 1) -> Iterator[None]:
         That of the cluster's head, or "auto": the cluster of which this machine is part. None starts a cluster on this
         machine alone.
     n_cpus : int
-        With None: the processors that Ray may give away, at least those that there are.
+        If ``address`` is None, how many processors Ray may give to workers; at least as many as this machine has.
 
     Raises
     ------

@@ -33,7 +33,7 @@ Piece = tuple[int, Any]
 
 #: Seconds between two looks for new hosts.
 LOOK = 3.0
-#: Seconds in which a worker that has results waits for more, and without results.
+#: Seconds for which a worker waits for more results if it has some, and for the first one if it has none.
 GATHERING, LONGEST = 0.1, 2.0
 #: A worker that dies this many times without a result in between is not started again.
 MOST_LOSSES = 3
@@ -84,7 +84,7 @@ class Work(Protocol):
 
 
 class Job(Protocol):
-    """Work for all hosts. It is sent to each host and started there."""
+    """What all hosts work on. It is sent to each host and started there."""
 
     def start(self, threads: int) -> Work:
         """Load the model."""
@@ -328,7 +328,7 @@ class HostPool:
                     self._welcome(worker, answer)
 
     def _welcome(self, worker: _Worker, identity: dict[str, Any]) -> None:
-        """Use a worker that has loaded its model, if it is the same as the others'."""
+        """Use a worker that has loaded its model, if the model is the same as the other workers'."""
         if self._identity is None:
             self._identity = identity
         if identity == self._identity:
@@ -340,7 +340,7 @@ class HostPool:
         self._leave_out(worker, RefgptError(what, where=worker.address, got=f"another {', '.join(names)}"))
 
     def _fail(self, worker: _Worker, fault: Any) -> None:
-        """Deal with an error of a worker's own code. While it works, others would meet the same error."""
+        """Deal with an error of a worker's own code. If its model is loaded, others would meet the same error."""
         if not isinstance(fault.cause, RefgptError):
             raise fault
         if worker.ready:

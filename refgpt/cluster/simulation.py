@@ -162,7 +162,7 @@ def ring_seconds(fleet: Fleet, n_steps: int, bytes_per_step: float) -> float:
     Parameters
     ----------
     fleet : Fleet
-        Nothing is said about failures, with which a ring stops.
+        Its failures are ignored: a ring stops at the first one.
     n_steps : int
     bytes_per_step : float
         What each worker sends in a step: ``refgpt.cluster.bill.ring_bytes``.

@@ -46,9 +46,8 @@ class Room:
         self._capacity, self._n_positions = capacity, n_positions
         self._own: dict[int, int] = {}  # positions of each slot, without those that it shares
         self._group_of: dict[int, Hashable] = {}
-        self._groups: dict[
-            Hashable, tuple[int, int]
-        ] = {}  # positions that the slots of a group share, and their number
+        # For each group, the positions that its slots share, and how many slots it has.
+        self._groups: dict[Hashable, tuple[int, int]] = {}
 
     def size(self, n_positions: int) -> int:
         """This number of positions, rounded up to whole blocks."""

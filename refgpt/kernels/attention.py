@@ -117,9 +117,9 @@ def attention(
     n_visible : ndarray [t], int64
         For GPT-J max(position + 1, prefix_len).
     tables : ndarray [n_slots, n], int64, optional
-        The blocks of the cache that hold each sequence, in the order of its positions; sequences may share blocks. A
-        block of several has a multiple of ``CHUNK`` positions. By default the sequence of slot ``i`` has block ``i``
-        alone. No bit depends on where the blocks lie.
+        The blocks of the cache that hold each sequence, in the order of its positions; sequences may share blocks.
+        Where a sequence has several, their size is a multiple of ``CHUNK``. By default the sequence of slot ``i`` has
+        block ``i`` alone. No bit depends on where the blocks lie.
     first_visible : ndarray [t], int64, optional
         The first key that each row sees, below its ``n_visible``; by default 0. Earlier keys are not read.
     divisor : float, optional

@@ -104,7 +104,7 @@ def plan(
         The model's ``ParamTree.looked_up``: matrices that are not multiplied with. A table of embeddings that is the
         head as well lies in panels, from which rows are looked up too: in both forms it would take twice the memory.
     compute : "f32" or "bf16"
-        With "bf16", panels of float32 become panels of bfloat16: in it they are multiplied.
+        With "bf16", panels of float32 become panels of bfloat16, because they are multiplied in it.
     """
     if leaf.ndim == 1:
         return Kept("f32", "rows")
@@ -164,8 +164,8 @@ def pack_params(
     Raises
     ------
     CheckpointError
-        Before any leaf is read, if all of them take more memory than this process can have, or a matrix has not the
-        dtype that ``compute`` needs; or naming the first leaf that holds NaN, infinity or what ``dtype`` cannot.
+        Before any leaf is read, if all of them take more memory than this process can have, or a matrix has no
+        dtype that ``compute`` allows; or naming the first leaf that holds NaN, infinity or what ``dtype`` cannot.
     """
     planned = {name: plan(name, leaf, dtype, params.looked_up, compute) for name, leaf in params.items()}
     if compute != "f32":
@@ -194,7 +194,7 @@ def computing(leaf: Leaf, compute: Compute) -> Leaf:
 
 
 def _check_compute(params: ParamTree, planned: Mapping[str, Kept], compute: Compute) -> None:
-    """Refuse a dtype of multiplication that is not the dtype of a matrix."""
+    """Refuse matrices in float16, which cannot be multiplied in bfloat16."""
     for name, leaf in params.items():
         kept = planned[name]
         if kept.layout == "panels" and kept.kind == "f16":

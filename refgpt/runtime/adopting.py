@@ -66,7 +66,7 @@ def unrounded(
     before : Params, optional
         The former packed ones: a leaf of these in ``given`` has not changed.
     exact : mapping of str to Leaf, optional
-        The result for those.
+        What this function returned for ``before``.
     """
     same, kernels = dict(before.items()) if before else {}, dict(packed.items())
     found: dict[str, Leaf] = {}

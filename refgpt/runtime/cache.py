@@ -60,7 +60,7 @@ class KVCache:
     ) -> None:
         self.block = -(-min(block, capacity) // LANES) * LANES
         n_table = -(-capacity // self.block)
-        n_blocks = n_slots * n_table  # sequences that share blocks have fewer, and those that stop sharing no more
+        n_blocks = n_slots * n_table  # enough even if no sequences share blocks
         k_shape, v_shape = kv_shapes(config.n_head, config.d_head, self.block, dtype)
         shapes = [(config.n_layer, n_blocks, *shape) for shape in (k_shape, v_shape)]
         try:
@@ -202,7 +202,7 @@ class KVCache:
         return self.tables.shape[1] * self.block
 
     def _taken(self) -> int:
-        """A free block, which has one user from now on."""
+        """Take a free block for one user."""
         block = self._free.pop()
         self._n_users[block] = 1
         return block

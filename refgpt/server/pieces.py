@@ -13,7 +13,7 @@ from typing import Any
 
 #: Characters of a piece. A single text is parsed at once, however long it is.
 PIECE = 1 << 14
-#: Most lists and objects in a large body. Python's search for garbage looks at all of them again and again, in one go.
+#: Most lists and objects in a large body. Python's garbage collector visits them all again and again, without a break.
 MOST_CONTAINERS = 1 << 16
 
 _SPACE = re.compile(r"[ \t\n\r]*")

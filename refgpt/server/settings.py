@@ -59,7 +59,7 @@ class ServerSettings:
         Seconds for a client to send the head and the body of a request, and to receive each piece of the answer.
     step_timeout : float
         Seconds that one step of the model may take. After them all requests end with an error, and new ones are refused
-        until the step has returned. 0: any time.
+        until the step has returned. 0 sets no limit.
     grace : float
         Seconds that running requests have to finish when the server is asked to end.
     api_keys : tuple of str

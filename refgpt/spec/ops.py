@@ -36,7 +36,7 @@ def products_in(compute: Compute) -> Iterator[None]:
 
 
 def computing() -> Compute:
-    """What ``products_in`` says here."""
+    """The dtype that ``products_in`` has set."""
     return _COMPUTE.get()
 
 

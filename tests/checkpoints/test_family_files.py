@@ -222,7 +222,7 @@ def test_older_names_of_the_rotation(tmp_path):
 
 
 def test_a_base_that_is_a_whole_number_is_written_to_gguf_as_a_float(tmp_path):
-    """As in the config.json of Pythia; llama.cpp refuses another type."""
+    """Pythia's config.json has a whole number here, and llama.cpp reads only a float."""
     path = copied("gpt_neox", tmp_path / "m", rope_parameters=None, rotary_pct=0.25, rotary_emb_base=500)
     convert(open_checkpoint(path), None, tmp_path / "gguf", "gguf")
     field = gguf.GGUFReader(tmp_path / "gguf" / "model.gguf").fields["gptneox.rope.freq_base"]
@@ -257,7 +257,7 @@ def test_masks_of_local_layers_are_not_taken_for_a_prompt_s():
 
 
 def test_a_name_gives_no_prefix_mask_to_a_model_with_local_layers(tmp_path):
-    """Such as a draft model for a GPT-JT."""
+    """A draft model for GPT-JT is an example."""
     for case, mask in (("gpt_neo", "causal"), ("gpt2", "prefix")):
         path = copied(case, tmp_path / f"{case}-for-gpt-jt")
         convert(open_checkpoint(HERE / case), None, tmp_path / f"{case}-gpt-jt-gguf", "gguf")

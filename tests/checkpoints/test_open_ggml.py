@@ -266,7 +266,7 @@ def test_bad_magic_is_called_by_its_name(tmp_path, case):
 
 
 def test_files_of_other_models_are_refused(tmp_path):
-    """Headers as ggml's other examples write them: LLaMA's is an early GPT-NeoX's. The tensors are of none."""
+    """Headers as ggml's other examples write them: LLaMA's is an early GPT-NeoX's. The tensors fit no family."""
     tokens = b"".join(struct.pack("<i", 3) + b"abc" for _ in range(50))
     llama = struct.pack("<8i", 0x67676D6C, 50, 32, 16, 4, 2, 8, 0) + tokens
     gpt2 = struct.pack("<7i", 0x67676D6C, 50, 16, 32, 4, 2, 1) + struct.pack("<i", 50) + tokens

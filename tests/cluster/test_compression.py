@@ -146,7 +146,7 @@ def test_a_constant_vector_is_received_on_average():
 
 @pytest.mark.parametrize("n", [1, 700, 4096, 4096 * 257 + 9])
 def test_the_largest_are_those_of_a_stable_sort(n):
-    """Also among equals, of which the first are kept."""
+    """This holds among equal values too, of which the first are kept."""
     magnitudes = np.random.RandomState(2).randint(0, 40, n).astype(np.float32)
     wanted = []
     for start in range(0, n, 4096):

@@ -1,4 +1,4 @@
-"""Work for many hosts: each piece has one result, whoever dies, hangs back or joins."""
+"""Work for many hosts: each piece has one result, whichever worker dies, falls behind or joins."""
 
 from __future__ import annotations
 

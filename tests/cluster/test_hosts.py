@@ -94,7 +94,7 @@ def test_a_batch_on_four_hosts_outlives_one_of_them(files, place, run):
         asked = [sys.executable, "-m", "refgpt", *map(str, command)]
         first = hosts.start(0, asked, RAY_ENVIRONMENT, place / "first.log")
         wait_for(lambda: (journal.exists() and journal.stat().st_size > 20_000) or first.poll() is not None, log)
-        first.kill()  # the command itself, which then goes on
+        first.kill()  # the command itself; the same command goes on after it
         first.communicate()
         assert first.returncode == -9 and not (files / "out.jsonl").exists(), log()
         second = hosts.start(0, asked, RAY_ENVIRONMENT, place / "second.log")

@@ -47,7 +47,7 @@ def linear_backward_case(
 
 
 def linear_backward_dots_case(kind: str, n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
-    """More blocks than go together."""
+    """So many inputs that their blocks are not all computed together."""
     return linear_backward_case(kind, n, n_rows, flavour, rng, 213, "bf16")
 
 

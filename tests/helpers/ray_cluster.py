@@ -138,7 +138,7 @@ def differ(place: Path, number: int | None) -> int:
 
 
 def name_node(place: Path, number: int | None) -> None:
-    """Leave a file named as the worker's node. The work cannot end before there were four nodes."""
+    """Leave a file named as the worker's node. The work cannot end before there have been four nodes."""
     import ray
 
     (place / ray.get_runtime_context().get_node_id()).touch()

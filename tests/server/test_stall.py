@@ -89,7 +89,7 @@ def test_a_step_that_hangs_and_returns(server: Served, hanging: Hanging, caplog:
         assert int(whole.headers["retry-after"]) > 0
         assert kobold.content.count(b'"stalled"') == 1
         assert mesh.status == 503 and "does not return" in mesh.json["error"]
-        # It says so, and takes nothing new; what needs no model is answered.
+        # The server says so, takes no new requests, and answers what needs no model.
         for _ in range(3):
             health = server.ask("GET", "/health")
             assert health.status == 503 and int(health.headers["retry-after"]) > 0

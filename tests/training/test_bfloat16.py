@@ -1,4 +1,4 @@
-"""Training whose products are in bfloat16: the promises of float32, near the spec's twin, from float32 weights."""
+"""Training with products in bfloat16: it keeps the promises of float32, and its weights stay in float32."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def relative(found, want):
 
 
 def test_gradients_are_near_those_of_the_specs_twin(tmp_path):
-    """Rounding to bfloat16 is not continuous: what float32 rounds otherwise than float64 falls on the other side here
-    and there, so that the two are not as near as two floats. Both are about as far from gradients without rounding."""
+    """Rounding to bfloat16 is not continuous: where float32 and float64 differ, a number may be rounded up in one and
+    down in the other, so the two agree less than two floats do. Both are about as far from unrounded gradients."""
     batch = batch_of(1, length=40)
     text = batch.ids[0], batch.labels[0]
     loss, found = training.gradients(model_in(tmp_path, dtype="f32", compute="bf16"), batch)

@@ -282,7 +282,7 @@ def test_a_save_that_fails_leaves_the_earlier_one(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_training_a_base_does_not_change_models_that_share_its_weights(tmp_path, backend):
-    """Not even if they were made of weights that had been trained, which a step changes in place."""
+    """Nor does it if they share weights that have been trained before, which a step changes in place."""
     _, adapted = start(tmp_path, "lora", backend)
     adapted.step([BATCHES[0]], 1e-2)
     adapted.write(tmp_path / "adapter")
@@ -299,7 +299,7 @@ def test_training_a_base_does_not_change_models_that_share_its_weights(tmp_path,
 
 
 def test_memory_that_steps_share_changes_no_bit(tmp_path, monkeypatch):
-    """Of passes with several texts, more or fewer of them, longer and shorter ones; gradients of earlier steps too."""
+    """Passes have more or fewer texts, longer and shorter ones, and use the memory of earlier gradients too."""
     monkeypatch.setattr(activations, "MOST_ROWS", 20)
     batches = [batch_of(5, seed=1), batch_of(2, 40, seed=2), batch_of(6, 12, seed=3), batch_of(5, seed=1)]
     (_, lasting), (model, trainer) = start(tmp_path, "full", "c"), start(tmp_path, "full", "c")

@@ -61,7 +61,7 @@ class HuggingFace:
     tied_head : str or None
         The name of the head in families whose head is the embedding and so not a leaf.
     known_as : mapping of str to str
-        For the fields that ``read`` gives, what errors call their keys.
+        What errors call the keys of the fields that ``read`` gives.
     read, write : callable
         For settings that take more than one key: ``read(raw, given, path)`` changes the fields that a config.json
         gave, and ``write(config)`` gives further keys.

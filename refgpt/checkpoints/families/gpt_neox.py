@@ -22,7 +22,7 @@ CTRANSLATE2 = MESH = None
 
 #: The share of each head that is rotated, and the base: transformers' defaults.
 SHARE, BASE = 0.25, 10000.0
-#: Their keys in config.json, by the fields that are made of them; in brackets those of transformers 5.
+#: What errors call the keys of these two in config.json, by field; in brackets the names in transformers 5.
 _KNOWN_AS = {"d_rotary": "rotary_pct (partial_rotary_factor)", "rotary_base": "rotary_emb_base (rope_theta)"}
 
 

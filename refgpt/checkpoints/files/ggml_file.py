@@ -80,7 +80,7 @@ EARLIER_NUMBERS = {
 MOST_TOKENS = 1 << 19
 MOST_TOKEN_BYTES = 8 << 20
 LONGEST_NAME = 256
-#: Stand for the vocabulary and its size among what was read of a file; no tensor has these names.
+#: Marks in the list of what was read: the vocabulary, and its size. No tensor has these names.
 VOCABULARY, COUNT = "\0 vocabulary", "\0 count"
 #: The most that each number of a header may be; the least is 1.
 LIMITS = {
@@ -138,8 +138,8 @@ def read(path: Path, header: Header, seen: list[str] | None = None) -> GgmlFile:
     header : Header
         How it should begin.
     seen : list, optional
-        Gets what could be read, up to a fault: ``COUNT``, if the vocabulary's size is there again, ``VOCABULARY``, then
-        the tensors' names.
+        Gets what could be read before a fault: ``COUNT`` if the file repeats its vocabulary's size, ``VOCABULARY``,
+        and then the names of the tensors.
 
     Returns
     -------

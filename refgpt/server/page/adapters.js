@@ -1,4 +1,4 @@
-// Which of the model's adapters writes. Where the server has none, there is nothing to choose.
+// The adapter that writes, which the reader chooses. Where the server has none, there is nothing to choose.
 
 import { byId, make } from "./views/draw.js";
 
@@ -19,7 +19,7 @@ export function told(adapter) {
   return adapter === null ? "without an adapter" : `with the adapter ${adapter}`;
 }
 
-/** List what a server has: see `model` of api.js. The choice stays if it can. */
+/** List the adapters of a server: see `model` of api.js. The choice stays if that adapter is still served. */
 export function list({ mask, adapters }) {
   const before = chosen();
   masks = new Map([[null, mask], ...adapters]);

@@ -329,7 +329,7 @@ function takeOver(file) {
   fit();
   draw();
   if (!isSame)
-    complain(new SessionError("This session was written with another model. What is there stays; this one goes on."));
+    complain(new SessionError("This session was written with another model. Its text is kept; this model goes on."));
   else if (!adapters.isServed(file.adapter))
     complain(new SessionError(`The adapter ${file.adapter} is not served here; the model without it goes on.`));
 }

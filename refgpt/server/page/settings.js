@@ -41,7 +41,7 @@ export function readSettings() {
   return settings;
 }
 
-/** Bound the controls by what the server allows, and hide those that do nothing with it and with a mask. */
+/** Bound the controls by what the server allows, and hide those that do nothing there or with this mask. */
 export function fitSettings({ mostTokens, mostStops }, mask) {
   if (mostTokens) byId("max_tokens").max = mostTokens;
   byId("max_tokens").value = numberIn("max_tokens") ?? "";

@@ -62,7 +62,7 @@ export function flow(text) {
 }
 
 /**
- * A token in the text. Only its ink has a colour: blanks before a word would be stripes at the ends of lines.
+ * A token in the text. Only its ink is coloured: coloured blanks before words would be stripes at the ends of lines.
  */
 export function inked(text) {
   const [blank] = text.match(/^[ \t]*/);

@@ -11,7 +11,7 @@ import { textOf } from "./tokens.js";
  * @property {object[]} tokens  {id, text, logprob, top}; what is not known is null
  * @property {string|null} ended  why a generated node ended: "stop", "length", "stopped" by the reader, or "broken"
  * @property {number|null} seed
- * @property {string|null} adapter  with which its tokens were written, or its probabilities computed
+ * @property {string|null} adapter  the one that wrote its tokens, or computed their probabilities
  * @property {number|null} read  how many tokens were read, as one prompt, before its own were written
  */
 

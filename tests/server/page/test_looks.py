@@ -281,7 +281,7 @@ def test_a_mouse_that_rests_opens_nothing(page):
 
 
 def test_colours_end_where_words_do(page):
-    """A blank before a word has none, for it may stand at the end of a line."""
+    """A blank before a word has no colour, for it may stand at the end of a line."""
     page.write("Once upon a time", max_tokens=40)
     inks = page.js("return [...document.querySelectorAll('#paper .generated .ink')].map((ink) => ink.textContent)")
     assert len(inks) == 40 and all(not ink.startswith(" ") or not ink.strip() for ink in inks)

@@ -1,4 +1,4 @@
-"""The chooser of adapters: what is chosen writes, scores and is looked into, and every token remembers which it was."""
+"""The list of adapters: the chosen one writes, scores and can be looked into, and every token remembers its adapter."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pair(chromium, adapted):
 
 
 def choose(page, name: str) -> None:
-    """As the arrow keys of a list do it."""
+    """Choose an adapter, or none, as the arrow keys do in the list."""
     script = """const select = document.getElementById('adapter');
         select.value = arguments[0];
         select.dispatchEvent(new Event('change', {bubbles: true}))"""
