@@ -36,8 +36,8 @@ X86_ISAS["avx512"] = [*X86_ISAS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq"
 X86_ISAS["avx512vnni"] = [*X86_ISAS["avx512"], "-mavx512vnni"]
 X86_ISAS["avx512bf16"] = [*X86_ISAS["avx512vnni"], "-mavx512bf16"]
 EVEX_AVXVNNI = [*X86_ISAS["avx512vnni"], "-DREFGPT_EVEX_AVXVNNI"]
-#: The first tools that know an instruction set, and a function that uses it. Builds by older tools leave it out. The flag
-#: alone does not tell: a compiler may know it while its assembler does not know the instruction.
+#: The first tools that know an instruction set, and a function that uses it. Builds by older tools leave it out. The
+#: flag alone does not tell: a compiler may know it while its assembler does not know the instruction.
 RECENT = {"avxvnni": "GCC 11 with binutils 2.36, and Clang 12,"}
 PROBES = {
     "avxvnni": "#include <immintrin.h>\n"
