@@ -101,5 +101,7 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "gelu_new": gelu,
     "gelu_fast": gelu,
     "gelu_pytorch_tanh": gelu,
+    "gelu_accurate": gelu,
     "gelu": gelu_erf,
+    "gelu_python": gelu_erf,
 }

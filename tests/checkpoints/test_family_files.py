@@ -195,6 +195,9 @@ def test_models_that_look_alike_are_refused_by_name(tmp_path, model_type, called
         ("gpt_neox", {"rope_parameters": {"rope_type": "yarn"}}, "positions are not scaled"),
         ("gpt_neox", {"rope_parameters": [1]}, "no object"),
         ("gpt_neox", {"rope_scaling": {"type": "linear"}}, "positions are not scaled"),
+        ("gpt_neox", {"rope_scaling": {"factor": 4}}, r"rope_scaling describes.* not scaled.*'factor'"),
+        ("gpt_neox", {"rope_scaling": {"type": None, "factor": 4}}, "positions are not scaled"),
+        ("gpt_neox", {"rope_scaling": []}, "no object"),
         ("gpt_neox", {"rope_parameters": None, "rotary_pct": "half"}, r"rotary_pct \(partial.* is not a number"),
         ("gpt_neox", {"rope_parameters": None, "rotary_pct": 1.5}, "rotary_pct .*cannot be used"),
         ("gpt_neox", {"rope_parameters": None, "rotary_pct": 0.4}, r"rotary_pct \(.* is odd.*; correct rotary_pct"),
@@ -236,6 +239,30 @@ def test_a_model_that_llama_cpp_does_not_compute_is_told_when_it_is_written_to_g
     special = {"gpt2_scaled": "scale_attn_by_inverse_layer_idx True", "gpt_neox_sequential": "attention_bias False"}
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [message.rpartition(": ")[2] for message in said] == ([special[case]] if case in special else [])
+
+
+def test_an_empty_object_says_nothing_of_the_rotation(tmp_path):
+    path = copied("gpt_neox_sequential", tmp_path / "m", rope_scaling={})
+    assert open_checkpoint(path).config == open_checkpoint(HERE / "gpt_neox_sequential").config
+
+
+def test_a_rotation_of_the_type_default_ignores_what_would_scale(tmp_path):
+    rotation = {"rope_type": "default", "factor": 4, "rope_theta": 500, "partial_rotary_factor": 0.5}
+    path = copied("gpt_neox_sequential", tmp_path / "m", rope_parameters=rotation)
+    assert open_checkpoint(path).config == open_checkpoint(HERE / "gpt_neox_sequential").config
+
+
+@pytest.mark.parametrize(
+    ("case", "key", "name", "same"),
+    [
+        ("gpt_neox", "hidden_act", "gelu_python", "gelu"),
+        ("gpt2", "activation_function", "gelu_accurate", "gelu_new"),
+    ],
+)
+def test_names_of_one_activation_are_one_formula(tmp_path, case, key, name, same):
+    paths = [copied(case, tmp_path / one, **{key: one}) for one in (name, same)]
+    found, want = (refgpt.load(path, tokenizer=None).logits([1, 2, 3]) for path in paths)
+    assert (found == want).all()
 
 
 @pytest.mark.parametrize("kind", ["type", "rope_type"])

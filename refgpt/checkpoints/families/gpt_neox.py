@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refgpt._common.errors import ConfigError
-from refgpt._common.wording import shown
+from refgpt._common.wording import listed, shown
 from refgpt.checkpoints.families.formats import Ggml, Gguf, HuggingFace
 from refgpt.checkpoints.families.names import Names, thirds
 from refgpt.checkpoints.families.settings import DECODER
@@ -24,14 +24,16 @@ CTRANSLATE2 = MESH = None
 SHARE, BASE = 0.25, 10000.0
 #: What errors call the keys of these two in config.json, by field; in brackets the names in transformers 5.
 _KNOWN_AS = {"d_rotary": "rotary_pct (partial_rotary_factor)", "rotary_base": "rotary_emb_base (rope_theta)"}
+#: All keys that the object of the rotation has where nothing is scaled. Others are those of a scaling.
+_UNSCALED = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
 def _read_rotation(raw: Mapping[str, Any], given: dict[str, Any], path: Path) -> None:
     """``rotary_pct`` and ``rotary_emb_base``; since transformers 5 ``rope_parameters``, an object that has both.
 
-    The object's earlier name was ``rope_scaling``, which comes first where both are there.
+    The object's earlier name was ``rope_scaling``, which comes first where both are there and it is not empty.
     """
-    found = [(key, raw[key]) for key in ("rope_scaling", "rope_parameters") if raw.get(key) is not None]
+    found = [(key, raw[key]) for key in ("rope_scaling", "rope_parameters") if raw.get(key) not in (None, {})]
     where, parameters = found[0] if found else ("", {})
     if not isinstance(parameters, dict):
         raise ConfigError(f"{where} is no object", where=path, got=shown(parameters))
@@ -44,6 +46,15 @@ def _read_rotation(raw: Mapping[str, Any], given: dict[str, Any], path: Path) ->
                 wanted=repr(wanted),
                 fix="use a checkpoint of GPT-NeoX",
             )
+    others = [key for key, value in parameters.items() if key not in _UNSCALED and value is not None]
+    if others and parameters.get("rope_type") is None and parameters.get("type") is None:
+        raise ConfigError(
+            f"{where} describes another model: GPT-NeoX's positions are not scaled",
+            where=path,
+            got=listed(shown(f"{key}") for key in others),
+            wanted=f"nothing but {listed(_UNSCALED)}, or the rope_type 'default', with which nothing is scaled",
+            fix="use a checkpoint of GPT-NeoX",
+        )
     base = parameters.get("rope_theta", raw.get("rotary_emb_base", BASE))
     share = parameters.get("partial_rotary_factor", raw.get("rotary_pct", SHARE))
     for field, value in (("rotary_base", base), ("d_rotary", share)):
