@@ -25,8 +25,9 @@ SIMPLE_TYPES = ("text/plain", "multipart/form-data", "application/x-www-form-url
 LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 #: Seconds between the comments that keep an idle stream open.
 PING = 15.0
-#: Most bytes of a refused body that are received and discarded.
-MOST_DISCARDED = 1 << 26
+#: Most bytes of a refused body that are received and discarded, and seconds for that: a client that sends more, or more
+#: slowly, is cut off. Never more than twice the largest body that is taken, nor longer than ``body_timeout``.
+MOST_DISCARDED, DISCARDING = 1 << 26, 5.0
 #: What a page of another site that may ask is told.
 CROSS_ORIGIN = {
     "vary": "Origin",
@@ -151,7 +152,7 @@ class Exchange:
         self._ended = True
 
     async def refuse(self, value: Any, status: int, headers: Mapping[str, str] = {}) -> None:
-        """Answer with JSON, and discard the rest of the body.
+        """Answer with JSON, and discard the rest of the body; beyond some limits, close the connection.
 
         A client that is still sending when the connection is closed may never see the answer.
         """
@@ -163,16 +164,19 @@ class Exchange:
         await self._start(status, {"content-type": "application/json", "content-length": str(len(body)), **headers})
         await self._put({"type": "http.response.body", "body": body, "more_body": True})
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._discard(), self._settings.body_timeout or None)
+            await asyncio.wait_for(self._discard(), min(DISCARDING, self._settings.body_timeout or DISCARDING))
         await self._put({"type": "http.response.body", "body": b""})
         self._ended = True
+        if not self._is_read and (close := self.scope.get("refgpt.close")):
+            close()
 
     async def _discard(self) -> None:
-        size = 0
-        while size < MOST_DISCARDED:
+        size, most = 0, min(MOST_DISCARDED, 2 * self._settings.max_body_bytes)
+        while size < most:
             message = await self._receive()
             size += len(message.get("body", b""))
             if not message.get("more_body"):  # the end, or a client that has left
+                self._is_read = True
                 return
 
     async def start_stream(self) -> None:
@@ -280,9 +284,8 @@ def parsed(body: bytes) -> dict[str, Any]:
 
     try:
         value = loads(body.decode("utf-8-sig"), refuse)
-    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError too
-        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
-        raise ApiError(400, f"the body is not JSON: {why}", code="invalid_json") from None
+    except ValueError as error:  # a UnicodeDecodeError is one too
+        raise ApiError(400, f"the body cannot be read as JSON: {str(error)[:200]}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise ApiError(400, "the body has to be a JSON object", code="invalid_json")
     return value

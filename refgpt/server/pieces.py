@@ -15,6 +15,9 @@ from typing import Any
 PIECE = 1 << 14
 #: Most lists and objects in a large body. Python's garbage collector visits them all again and again, without a break.
 MOST_CONTAINERS = 1 << 16
+#: Most lists and objects inside each other, in bodies of every size. A level of a large body takes four Python calls,
+#: of which Python allows about 1000.
+MOST_DEEP = 128
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _STRING = r'"[^"\\]*"'
@@ -27,17 +30,21 @@ _MEMBERS = re.compile(rf'(?!,)(?:[^"\[\]{{}}]*,|(?:{_MEMBER})+)')
 
 
 def loads(text: str, parse_constant: Callable[[str], Any]) -> Any:
-    """``json.loads`` in pieces; the same values and the same kinds of errors.
+    """``json.loads`` in pieces; the same values, and ValueErrors where that has some.
 
     Raises
     ------
     ValueError
-        If it is not JSON, or a large text has more than ``MOST_CONTAINERS`` lists and objects.
-    RecursionError
-        If it is nested too deeply.
+        If it is not JSON, if it is nested deeper than ``MOST_DEEP``, or if a large text has more than
+        ``MOST_CONTAINERS`` lists and objects.
     """
     if len(text) <= PIECE:
-        return json.loads(text, parse_constant=parse_constant)
+        try:
+            value = json.loads(text, parse_constant=parse_constant)
+        except RecursionError:
+            raise _too_deep() from None
+        _check_depth(value)
+        return value
     decoder = json.JSONDecoder(parse_constant=parse_constant)
     value, end = _Pieces(text, decoder).value(_SPACE.match(text).end())  # type: ignore[union-attr]
     if (end := _SPACE.match(text, end).end()) != len(text):  # type: ignore[union-attr]
@@ -45,11 +52,32 @@ def loads(text: str, parse_constant: Callable[[str], Any]) -> Any:
     return value
 
 
+def _check_depth(value: Any) -> None:
+    """Refuse a value that is nested too deeply."""
+    level = [value]
+    for _ in range(MOST_DEEP):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, list | dict)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, list | dict)
+        ]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"more than {MOST_DEEP} lists and objects inside each other")
+
+
 class _Pieces:
     """One text, while it is parsed. Methods take a place in it, and return a value and the place after it."""
 
     def __init__(self, text: str, decoder: json.JSONDecoder) -> None:
-        self._text, self._decoder, self._n_containers = text, decoder, 0
+        self._text, self._decoder = text, decoder
+        self._n_containers = self._depth = 0  # of those that have begun, and of those that have not ended
 
     def value(self, at: int) -> tuple[Any, int]:
         """The value that begins here."""
@@ -66,8 +94,10 @@ class _Pieces:
         """Add the members of the container that begins here, pieces of them where that is possible."""
         begin = self._text[at]
         self._count(1)
+        self._depth += 1
         at = self._after_space(at + 1)
         if self._text.startswith(close, at):
+            self._depth -= 1
             return at + 1
         while True:
             if found := _MEMBERS.match(self._text, at, at + PIECE):
@@ -76,6 +106,7 @@ class _Pieces:
                 at = self._after_space(found.end())
             at = self._after_space(one(at))
             if self._text.startswith(close, at):
+                self._depth -= 1
                 return at + 1
             if not self._text.startswith(",", at):
                 raise json.JSONDecodeError("Expecting ',' delimiter", self._text, at)
@@ -95,6 +126,9 @@ class _Pieces:
         return value
 
     def _count(self, n: int) -> None:
+        """``n`` containers begin, all in the one that has begun last."""
+        if n and self._depth == MOST_DEEP:
+            raise _too_deep()
         self._n_containers += n
         if self._n_containers > MOST_CONTAINERS:
             raise ValueError(f"more than {MOST_CONTAINERS} lists and objects")

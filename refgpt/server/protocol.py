@@ -12,8 +12,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 class TimedProtocol(H11Protocol):
     """uvicorn's protocol, which by itself waits for ever for headers.
 
-    The application finds two functions in its scope: ``refgpt.abort`` drops a connection whose client does not read,
-    and ``refgpt.closing`` tells whether a connection is lost or ends, before ``http.disconnect`` arrives.
+    The application finds three functions in its scope: ``refgpt.abort`` drops a connection whose client does not read,
+    ``refgpt.close`` closes one after what was sent has left, and ``refgpt.closing`` tells whether a connection is lost
+    or ends, before ``http.disconnect`` arrives.
 
     Attributes
     ----------
@@ -29,7 +30,8 @@ class TimedProtocol(H11Protocol):
         application = cast(Any, self).app
 
         async def with_abort(scope: Any, receive: Any, send: Any) -> None:
-            functions = {"refgpt.abort": self.transport.abort, "refgpt.closing": self.transport.is_closing}
+            to = self.transport
+            functions = {"refgpt.abort": to.abort, "refgpt.close": to.close, "refgpt.closing": to.is_closing}
             await application({**scope, **functions}, receive, send)
 
         self.app = with_abort

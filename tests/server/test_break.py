@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import random
@@ -130,13 +131,52 @@ def test_a_client_that_is_still_sending_sees_why_it_is_refused(model: refgpt.Mod
         headers["origin"] = "https://example.org"
     path = "/nothing" if how == "no such path" else "/v1/completions"
     want = {"no JSON": 415, "no such path": 404, "another site": 403}.get(how, 413)
-    with serving(model) as server:
+    with serving(model, max_body_bytes=16 << 20) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=HANGS)
         sent = iter([body]) if how == "chunks" else body
         connection.request("POST", path, sent, headers, encode_chunked=how == "chunks")
         answer = connection.getresponse()
         assert answer.status == want and "error" in json.loads(answer.read())
         connection.close()
+
+
+@pytest.mark.parametrize("body_timeout", [0, 30], ids=["any time", "30 s"])
+def test_a_refused_client_that_goes_on_is_cut_off(
+    model: refgpt.Model, monkeypatch: pytest.MonkeyPatch, body_timeout: float
+) -> None:
+    """The connection of one that sends no more is closed soon, however long a body may take."""
+    from refgpt.server import exchange
+
+    monkeypatch.setattr(exchange, "DISCARDING", 0.2)
+    with serving(model, body_timeout=body_timeout) as server, server.connect() as connection:
+        connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        answer = b""
+        while piece := connection.recv(1000):
+            answer += piece
+        assert answer.startswith(b"HTTP/1.1 404 ") and answer.endswith(b"}")
+
+
+@pytest.mark.parametrize(("most", "taken"), [(1000, 2000), (1 << 30, 1 << 26)])
+def test_how_much_of_a_refused_body_is_taken(most: int, taken: int) -> None:
+    pytest.importorskip("starlette")
+    from refgpt.server import ServerSettings
+    from refgpt.server.exchange import Exchange
+
+    n, piece = 0, bytes(taken // 10)
+    closed = []
+
+    async def receive() -> dict:
+        nonlocal n
+        n += 1
+        return {"type": "http.request", "body": piece, "more_body": True}
+
+    async def send(message: dict) -> None:
+        pass
+
+    scope = {"headers": [(b"transfer-encoding", b"chunked")], "refgpt.close": lambda: closed.append(n)}
+    exchange = Exchange(scope, receive, send, ServerSettings(max_body_bytes=most))
+    asyncio.run(exchange.refuse({}, 404))
+    assert taken <= n * len(piece) < taken + 2 * len(piece) and closed == [n]
 
 
 def test_large_bodies_are_refused_before_they_are_read(model: refgpt.Model) -> None:

@@ -98,8 +98,25 @@ def test_errors_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000], ids=["lists", "objects"])
 def test_what_is_nested_too_deeply(text: str) -> None:
-    with pytest.raises(RecursionError):
-        pieces.loads(text, refuse)
+    for cut in (text, text[: pieces.PIECE]):
+        with pytest.raises(ValueError, match="more than 128 lists and objects inside each other"):
+            pieces.loads(cut, refuse)
+
+
+@pytest.mark.parametrize("n_chars", [1, 2 * pieces.PIECE], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("begin", "end", "holds"),
+    [("[", "]", 0), ('{"a":', "}", 0), ('[1,"[",', ",[2]]", 1), ('{"a":{},"b":', ',"c":3}', 1)],
+)
+def test_how_deep_a_body_may_be(n_chars: int, begin: str, end: str, holds: int) -> None:
+    """Small and large bodies may be equally deep, with the largest text inside or beside the rest."""
+    text, most = '"' + "x" * n_chars + '"', pieces.MOST_DEEP
+    for inner, outer in ((text, "0"), ("[]", text)):
+        n = most - 1 - max(holds, inner == "[]")
+        made = f"[{outer}," + begin * n + inner + end * n + "]"
+        assert pieces.loads(made, refuse) == json.loads(made)
+        with pytest.raises(ValueError, match="more than 128 lists and objects inside each other"):
+            pieces.loads(f"[{made}]", refuse)
 
 
 @pytest.mark.parametrize(
