@@ -178,16 +178,15 @@ class Core:
             self.end(job)
 
     def give_up(self) -> None:
-        """End all requests with an error, if the thread does not end them."""
+        """End all requests with an error, if the thread has not ended them."""
         if self._jobs:
             self._given_up = True
-            self._fail_all(stalled())
+            self._fail_all(stalled() if self._watch.stalled else closing())
 
     # The methods below run in the core's own thread.
 
     def _new_scheduler(self) -> Scheduler:
-        settings = self.settings
-        slots, n_bytes = settings.max_slots, settings.max_cache_bytes
+        slots, n_bytes = self.settings.max_slots, self.settings.max_cache_bytes
         return Scheduler(self.model, slots, n_bytes, prefix_cache=self.cache, draft=self._draft)
 
     @property
@@ -369,7 +368,8 @@ class Core:
         self._fail_all(stalled())
 
     def _return(self, seconds: float) -> None:
-        log.warning("the step of the model has returned, after about %.1f s; requests are run again", seconds)
+        if self.refusal is None:  # the thread may have ended, or the server be shutting down
+            log.warning("the step of the model has returned, after about %.1f s; requests are run again", seconds)
 
     def _fail_all(self, error: Exception) -> None:
         self.metrics.failures.add()

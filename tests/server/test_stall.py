@@ -27,6 +27,10 @@ SHORT = {"prompt": "Once upon a time", "max_tokens": 3, "seed": 1}
 CHAT = {"messages": [{"role": "user", "content": "x"}]}
 
 
+class Killed(BaseException):
+    """Ends the model's thread."""
+
+
 class Hanging:
     """The steps of a server's session; they wait for an event after ``hang``."""
 
@@ -118,6 +122,44 @@ def test_another_hang_is_noticed_too(server: Served, hanging: Hanging) -> None:
     assert server.state.metrics.failures.value() == 2
 
 
+def test_a_thread_that_ends_while_it_hangs_has_not_returned(
+    server: Served, hanging: Hanging, caplog: pytest.LogCaptureFixture
+) -> None:
+    core, ends = server.state.core, threading.Event()
+
+    def step() -> None:
+        assert ends.wait(HANGS)
+        raise Killed
+
+    core._scheduler.step = step
+    with caplog.at_level(logging.WARNING, "refgpt.server"):
+        assert server.ask("POST", "/v1/completions", SHORT).json["error"]["code"] == "stalled"
+        ends.set()
+        server.wait_until(lambda: not core._watch.stalled)
+    assert server.ask("GET", "/health").json["status"] == "unavailable"
+    said = [record.getMessage() for record in caplog.records]
+    assert "the model's thread has failed" in said and not any("run again" in message for message in said)
+
+
+@pytest.mark.parametrize(("hangs", "code"), [(True, "stalled"), (False, "shutting_down")])
+def test_requests_that_are_given_up_are_told_why(server: Served, hanging: Hanging, hangs: bool, code: str) -> None:
+    """A second Ctrl-C gives up requests although no step hangs."""
+    core, told = server.state.core, []
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.ask, "POST", "/v1/completions", LONG)
+        server.wait_until(lambda: core.n_running == 1)
+
+        def give_up() -> None:
+            core._watch.stalled = hangs
+            core.give_up()
+            core._watch.stalled = False
+            told.append(core.n_open)
+
+        core._loop.call_soon_threadsafe(give_up)
+        answer = asked.result()
+    assert answer.status == 503 and answer.json["error"]["code"] == code and told == [0]
+
+
 def test_an_idle_server_does_not_hang(server: Served, hanging: Hanging) -> None:
     """Waiting for requests is no step, however long it takes; and many short steps are no long one."""
     watch = server.state.core._watch
@@ -173,6 +215,7 @@ def test_a_server_that_hangs_ends_when_it_is_asked_to(step_timeout: float) -> No
     finally:
         process.kill()
         _, log = process.communicate(timeout=HANGS)
-    assert answer.status == 503 and answer.json["error"]["code"] == "stalled"
+    assert answer.status == 503
+    assert answer.json["error"]["code"] == ("stalled" if step_timeout < 1 else "shutting_down")
     assert process.returncode == 0, log
     assert log.count("the server ends without it") == 1
