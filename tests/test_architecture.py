@@ -87,7 +87,7 @@ INNER_FLOORS = {
         {"lm_eval", "reports"},
     ],
     "cluster": [
-        {"compression", "connect", "rounds", "saving", "simulation"},
+        {"compression", "connect", "host_worker", "rounds", "saving", "simulation"},
         {"feedback", "hosts", "messages", "bill"},
         {"answering", "coordinator", "worker"},
         {"local"},

@@ -200,7 +200,7 @@ def settings_of(model: Loaded, prompts: str, params: GenerationParams | None, te
         model.engine.config.n_ctx,
         params or GenerationParams(),
         template_of(template),
-        Path(model.checkpoint.path).name,
+        Path(os.path.abspath(model.checkpoint.path)).name,
         f"{prompts[:16]}_",
         tuple(getattr(model, "adapters", ())),
     )

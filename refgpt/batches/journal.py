@@ -49,6 +49,8 @@ class Journal:
     ----------
     n_done, n_errors : int
         How many requests have a record, and how many of these records are errors.
+    earlier : dict or None
+        What an earlier run gave to ``begin``, if there was one.
 
     Raises
     ------
@@ -72,7 +74,7 @@ class Journal:
         try:
             if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
                 raise DataError("is in the way", where=self.path, fix="remove it, or name another file")
-            self._earlier = self._read_header()
+            self.earlier = self._read_header()
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -84,7 +86,7 @@ class Journal:
         """Release the lock. A journal without records is removed; records of an earlier run are kept."""
         try:
             with writing(self.output):
-                if not self.n_done and self._earlier is None:
+                if not self.n_done and self.earlier is None:
                     self.path.unlink(missing_ok=True)
                 elif self._end:
                     os.ftruncate(self._descriptor, self._end)
@@ -108,8 +110,8 @@ class Journal:
             If the earlier run had another identity, and ``restart`` is False.
         """
         header = json.loads(json.dumps({"refgpt_batch": VERSION, **identity}))
-        if self._earlier is not None and not restart:
-            differing = [name for name in {**self._earlier, **header} if self._earlier.get(name) != header.get(name)]
+        if self.earlier is not None and not restart:
+            differing = [name for name in {**self.earlier, **header} if self.earlier.get(name) != header.get(name)]
             if differing:
                 raise DataError(
                     "has the answers of an earlier run that was of something else",
@@ -119,7 +121,7 @@ class Journal:
                 )
             self._read_records()
             return
-        self._earlier = None
+        self.earlier = None
         os.ftruncate(self._descriptor, 0)
         self._end = 0
         self._append(json.dumps(header).encode() + b"\n")

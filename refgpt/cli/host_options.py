@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 #: The options of a command that are arguments of ``refgpt.load`` of the same name.
@@ -30,7 +31,7 @@ def add_host_arguments(parser: argparse.ArgumentParser) -> None:
 
 def on_any_host(path: Any) -> Any:
     """A path as other processes find it, whose current directory may differ; what is no path here stays as it is."""
-    return os.path.realpath(path) if isinstance(path, (str, os.PathLike)) and os.path.exists(path) else path
+    return str(Path(path).absolute()) if isinstance(path, (str, os.PathLike)) and os.path.exists(path) else path
 
 
 def load_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def _measured_by_hosts(
     labels: Sequence[Mapping[str, Any]],
 ) -> Iterator[Run]:
     """``run_measures`` on the hosts of a Ray cluster."""
-    from refgpt.cluster.answering import HostEvaluation
+    from refgpt.cluster.answering import HostEvaluation, reading_of
     from refgpt.cluster.connect import connected, import_ray
 
     import_ray()  # before texts are encoded, which may take long
@@ -122,11 +122,13 @@ def _measured_by_hosts(
     )
     with telling_fault(checkpoint.tokenizer_fault):
         asked = [measure.requests(checkpoint.config, tokenizer) for measure in measures]
+    checkpoint, _ = open_adapter(setting["adapter"], checkpoint, setting["mask"])  # which may have a mask of its own
+    reading = reading_of(checkpoint.config, tokenizer, checkpoint.mask)
     options = load_options({**vars(arguments), **setting})
     threads, per_host = setting["threads"], arguments.workers_per_host
     with (
         connected(arguments.ray_address),
-        HostEvaluation(options, measures, asked, threads=threads, per_host=per_host) as hosts,
+        HostEvaluation(options, measures, asked, reading, threads=threads, per_host=per_host) as hosts,
     ):
         for number, (measure, label) in enumerate(zip(measures, labels, strict=True)):
             n_left = len(asked[number]) - len(known_records(measure, file, label))

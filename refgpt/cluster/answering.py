@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from typing import Any
 
 from refgpt import __version__, load
@@ -30,7 +31,8 @@ from refgpt.batches.lines import Line, Lines
 from refgpt.batches.requests import Request, request_of
 from refgpt.batches.running import Record, run_requests
 from refgpt.cluster.connect import Patience
-from refgpt.cluster.hosts import HostPool, Source, in_order
+from refgpt.cluster.host_worker import Source
+from refgpt.cluster.hosts import HostPool, in_order
 from refgpt.evaluation.answering import Request as Asked
 from refgpt.evaluation.answering import answers
 from refgpt.evaluation.measures import Measure
@@ -38,6 +40,8 @@ from refgpt.evaluation.runner import Run, keep_records, known_records
 from refgpt.generation.chat_templates import ChatTemplate
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.scheduler import MOST_TOGETHER
+from refgpt.spec.config import AnyConfig
+from refgpt.tokenizers import Tokenizer
 
 #: Requests that a worker has at a time, for each slot: some are being answered, others wait or are on their way.
 PER_SLOT = 4
@@ -136,6 +140,7 @@ class HostBatch:
         self._most = PER_SLOT * running.get("max_slots", MOST_TOGETHER)
         job = BatchJob(dict(load), lines.sha256, self._params, self._template, running)
         self._pool = HostPool(job, threads, per_host, patience)
+        self._pool.expect({"refgpt": __version__}, "this process")
 
     def __enter__(self) -> HostBatch:
         return self
@@ -167,6 +172,10 @@ class HostBatch:
     ) -> BatchSummary:
         """Write the records of all requests; see ``refgpt.batches.run_batch``."""
         one_of("order", order, ORDERS, GenerationError)
+        if journal.earlier is not None and not restart:
+            wanted = {name: journal.earlier.get(name) for name in ("model", "tokenizer", "mask", "adapters")}
+            fix = "load the former model, or give restart=True (--restart) to begin anew"
+            self._pool.expect({"refgpt": __version__, **wanted}, f"the earlier run ({journal.path})", fix)
         return write_records(
             journal,
             self._lines,
@@ -223,6 +232,18 @@ def run_batch(
             return batch.answer(journal, order, restart, on_record)
 
 
+def reading_of(config: AnyConfig, tokenizer: Tokenizer | None, mask: str) -> dict[str, Any]:
+    """What requests that were made with a model are right for: hosts that have another cannot answer them. As JSON."""
+    files = {} if tokenizer is None else tokenizer.files()
+    return {
+        "refgpt": __version__,
+        "config": [config.model_type, asdict(config)],  # type: ignore[call-overload]
+        "tokenizer": None if tokenizer is None else tokenizer.describe(),
+        "vocabulary": sha256(repr(sorted(files.items())).encode()).hexdigest(),
+        "mask": mask,
+    }
+
+
 @dataclass
 class EvaluationJob:
     """What a host needs to compute records of measurements.
@@ -250,7 +271,8 @@ class EvaluationWork:
 
     def __init__(self, model: Any, measures: Sequence[Measure]) -> None:
         self._model, self._measures = model, measures
-        self.identity = {"refgpt": __version__, **model_identity(model)}
+        reading = reading_of(model.engine.config, model.tokenizer, model.mask)
+        self.identity = {**model_identity(model), **reading}
 
     def results(self, source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
         """The record of each item. Those that have come are answered together."""
@@ -277,6 +299,8 @@ class HostEvaluation:
     measures : sequence of Measure
     requests : sequence
         What ``Measure.requests`` returned, for each of them.
+    reading : mapping, optional
+        ``reading_of`` the model with which they were made. Hosts that have another are left out.
     threads, per_host, patience
         See ``HostPool``.
     """
@@ -286,6 +310,7 @@ class HostEvaluation:
         load: Mapping[str, Any],
         measures: Sequence[Measure],
         requests: Sequence[Sequence[Sequence[Asked]]],
+        reading: Mapping[str, Any] | None = None,
         *,
         threads: int | None = None,
         per_host: int = 1,
@@ -293,6 +318,7 @@ class HostEvaluation:
     ) -> None:
         self._measures, self._requests = measures, requests
         self._pool = HostPool(EvaluationJob(dict(load), measures), threads, per_host, patience)
+        self._pool.expect(reading or {"refgpt": __version__}, "this process")
 
     def __enter__(self) -> HostEvaluation:
         return self

@@ -66,9 +66,11 @@ def _check_reachable(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or "/" in host:  # "auto", or an address of another kind
         return
+    if len(port) > 5 or not port.isascii() or not 0 < int(port) < 65536:
+        raise RefgptError("there is no such port", where=address, got=shown(port), wanted="a number from 1 to 65535")
     try:
         socket.create_connection((host.strip("[]"), int(port)), REACHED).close()
-    except OSError as fault:
+    except (OSError, UnicodeError) as fault:
         fix = "start one with `ray start --head`"
         raise RefgptError("there is no Ray cluster", where=address, got=str(fault), fix=fix) from None
 

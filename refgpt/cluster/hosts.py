@@ -11,128 +11,30 @@ many processors.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
-from threading import Condition, Thread
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from refgpt._common.arguments import whole_number
 from refgpt._common.errors import RefgptError
-from refgpt._common.wording import shown
+from refgpt._common.wording import listed, shown
 from refgpt.cluster.connect import Patience, connected_ray
+from refgpt.cluster.host_worker import HostActor, Job, Piece
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-#: A number, and what is to be done.
-Piece = tuple[int, Any]
 
 #: Seconds between two looks for new hosts.
 LOOK = 3.0
-#: Seconds for which a worker waits for more results if it has some, and for the first one if it has none.
-GATHERING, LONGEST = 0.1, 2.0
+#: Seconds that hosts which are there at the start are given when the first has loaded, or as long again as it took.
+STRAGGLING = 10.0
 #: A worker that dies this many times without a result in between is not started again.
 MOST_LOSSES = 3
-
-
-class Source:
-    """The pieces that a worker has been given and has not begun. One thread adds pieces, another takes them."""
-
-    def __init__(self) -> None:
-        self._queue: SimpleQueue[Piece] = SimpleQueue()
-        self._n_begun = 0
-
-    def add(self, pieces: Iterable[Piece]) -> None:
-        """Add pieces."""
-        for piece in pieces:
-            self._queue.put(piece)
-
-    def take(self) -> Piece | None:
-        """The next piece; None if there is none now, but a piece is being worked on. Otherwise it waits for one."""
-        try:
-            piece = self._queue.get(block=not self._n_begun)
-        except Empty:
-            return None
-        self._n_begun += 1
-        return piece
-
-    def finish(self) -> None:
-        """Note that a piece that was taken has a result."""
-        self._n_begun -= 1
-
-
-class Work(Protocol):
-    """A job on a host, with its model loaded.
-
-    Attributes
-    ----------
-    identity : dict
-        What its results depend on, as JSON. A host that has another identity than the first is left out.
-    n_tokens : int
-        How many tokens it has generated so far.
-    """
-
-    identity: dict[str, Any]
-    n_tokens: int
-
-    def results(self, source: Source) -> Iterator[tuple[int, Any]]:
-        """The number and the result of each piece, for as long as pieces come."""
-
-
-class Job(Protocol):
-    """What all hosts work on. It is sent to each host and started there."""
-
-    def start(self, threads: int) -> Work:
-        """Load the model."""
-
-
-class HostActor:
-    """What runs in a worker's process: Ray makes an actor of it. A thread of its own does the work."""
-
-    def __init__(self, job: Job, threads: int) -> None:
-        self._job, self._threads = job, threads
-        self._source, self._changed = Source(), Condition()
-        self._results: list[tuple[int, Any]] = []
-        self._fault: BaseException | None = None
-        self._n_open = self._n_told = 0
-
-    def hello(self) -> dict[str, Any]:
-        """Load the model, and begin. -> its identity"""
-        self._work = self._job.start(self._threads)
-        Thread(target=self._run, daemon=True).start()
-        return self._work.identity
-
-    def exchange(self, pieces: list[Piece]) -> tuple[list[tuple[int, Any]], int]:
-        """Take more pieces, and wait for results. -> results, and how many tokens were generated since the last call"""
-        self._source.add(pieces)
-        self._n_open += len(pieces)
-        with self._changed:
-            self._changed.wait_for(lambda: self._results or self._fault, LONGEST)
-            # More results cost nothing, unless so many pieces are finished that the worker might run out of them.
-            self._changed.wait_for(lambda: self._fault or 2 * len(self._results) >= self._n_open, GATHERING)
-            results, self._results = self._results, []
-            fault = self._fault
-        if fault is not None and not results:
-            raise fault
-        self._n_open -= len(results)
-        n_new, self._n_told = self._work.n_tokens - self._n_told, self._work.n_tokens
-        return results, n_new
-
-    def _run(self) -> None:
-        try:
-            for result in self._work.results(self._source):
-                self._source.finish()
-                with self._changed:
-                    self._results.append(result)
-                    self._changed.notify()
-        except BaseException as fault:
-            with self._changed:
-                self._fault = fault
-                self._changed.notify()
 
 
 @dataclass(eq=False)
@@ -147,8 +49,10 @@ class _Worker:
         Of its host.
     call : object or None
         Its unanswered call.
+    identity : dict or None
+        That of its model, when it is loaded.
     ready : bool
-        Whether its model is loaded.
+        Whether it may work.
     open : dict of int to object
         The pieces that it has been given, by number.
     """
@@ -157,6 +61,7 @@ class _Worker:
     address: str
     actor: Any
     call: Any
+    identity: dict[str, Any] | None = None
     ready: bool = False
     open: dict[int, Any] = field(default_factory=dict)
 
@@ -197,6 +102,8 @@ class HostPool:
         self._returned: deque[Piece] = deque()  # pieces of lost workers
         self._next_look = 0.0
         self._identity: dict[str, Any] | None = None
+        self._wanted: Mapping[str, Any] = {}
+        self._than = self._fix = ""
         self.n_tokens = 0
 
     def __enter__(self) -> HostPool:
@@ -207,23 +114,61 @@ class HostPool:
             self._ray.kill(worker.actor)
         self._workers.clear()
 
+    def expect(self, wanted: Mapping[str, Any], than: str, fix: str = "") -> None:
+        """Leave out hosts whose models are not as wanted. To be called before the work begins.
+
+        Parameters
+        ----------
+        wanted : mapping
+            Entries of ``Work.identity``; None also where there is none.
+        than : str
+            What they are from, for warnings and errors: "has another tokenizer than ...".
+        fix : str
+            What the reader can do if all hosts are left out.
+        """
+        self._wanted, self._than, self._fix = json.loads(json.dumps(dict(wanted))), than, fix
+
     def identity(self) -> dict[str, Any]:
-        """What the results of all workers depend on. Waits until the first worker is ready.
+        """What the results of all workers depend on. Waits for the hosts that are there, but not long for slow ones.
 
         Raises
         ------
         RefgptError
-            If no worker starts.
+            If no worker starts, or hosts have different models and nothing says which is wanted.
         """
-        end = time.monotonic() + self._patience.start
+        begin = time.monotonic()
+        until = None
         while self._identity is None:
             self._look()
             for _ in self._answers(0.5):
                 pass
-            if time.monotonic() > end:
-                fix = "look at `ray status`: are there enough free CPUs?"
-                raise RefgptError("no worker has started", got=f"{self._patience.start:g} seconds", fix=fix)
+            now = time.monotonic()
+            if until is None and any(worker.identity is not None for worker in self._workers.values()):
+                until = now + max(STRAGGLING, now - begin)
+            self._decide(until is not None and now > until)
+            if until is None and now > begin + self._patience.start:
+                raise self._given_up("no worker has started", self._patience.start, "are there enough free CPUs?")
         return self._identity
+
+    def _decide(self, now: bool) -> None:
+        """Choose the model, when all workers have loaded theirs, or now."""
+        loaded = [worker for worker in self._workers.values() if worker.identity is not None]
+        for other in loaded[1:]:
+            if names := _differing(other.identity, loaded[0].identity):
+                raise RefgptError(
+                    f"the hosts have not the same {listed(names)}",
+                    where=f"{loaded[0].address} and {other.address}",
+                    fix="give all hosts the same model, adapters, tokenizer and version of refgpt",
+                )
+        if loaded and (now or len(loaded) == len(self._workers) or set(loaded[0].identity or ()) <= set(self._wanted)):
+            self._identity = loaded[0].identity
+            for worker in loaded:
+                self._use(worker)
+
+    def _given_up(self, what: str, seconds: float, question: str) -> RefgptError:
+        """The error of a wait that is over, with why hosts were left out."""
+        reasons = "".join(f"{reason}; " for reason in self._reasons.values())
+        return RefgptError(what, got=f"{seconds:g} seconds", fix=f"{reasons}look at `ray status`: {question}")
 
     def run(self, pieces: Iterable[Piece], n_pieces: int, most: int) -> Iterator[tuple[int, Any]]:
         """Let the workers do pieces of work.
@@ -247,6 +192,8 @@ class HostPool:
         RefgptError
             What a worker raised, or if no worker is left.
         """
+        if n_pieces:
+            self.identity()
         source, n_unread = iter(pieces), n_pieces
         end = time.monotonic() + self._patience.lost
         while n_unread or self._returned or any(worker.open for worker in self._workers.values()):
@@ -270,7 +217,7 @@ class HostPool:
                     del worker.open[number]
                     yield number, result
             if time.monotonic() > end:
-                raise RefgptError("no worker answers", got=f"{self._patience.lost:g} seconds", fix="see `ray status`")
+                raise self._given_up("no worker answers", self._patience.lost, "are there hosts?")
 
     def _share(self, worker: _Worker, n_unread: int, most: int) -> int:
         """How many more pieces a worker is given now."""
@@ -290,7 +237,8 @@ class HostPool:
                 place = node["NodeID"], i
                 if place not in self._workers and place not in self._reasons:
                     self._start(place, node["NodeManagerAddress"], n_cpus // min(self._per_host, n_cpus))
-        if self._reasons and not self._workers:
+        is_lost = bool(self._losses.keys() - self._reasons.keys())  # a host, which may come back
+        if self._reasons and not self._workers and not is_lost:
             raise next(iter(self._reasons.values()))
 
     def _start(self, place: tuple[str, int], address: str, n_cpus: int) -> None:
@@ -328,24 +276,32 @@ class HostPool:
                     self._welcome(worker, answer)
 
     def _welcome(self, worker: _Worker, identity: dict[str, Any]) -> None:
-        """Use a worker that has loaded its model, if the model is the same as the other workers'."""
-        if self._identity is None:
-            self._identity = identity
-        if identity == self._identity:
-            worker.ready = True
-            logger.info("%s: a worker has started", worker.address)
+        """Note or use a worker that has loaded its model, or leave it out if another model is wanted."""
+        identity = json.loads(json.dumps(identity))
+        than = self._than
+        names = [name for name, value in self._wanted.items() if identity.get(name) != value]
+        if not names and self._identity is not None:
+            than, names = "the other hosts", _differing(identity, self._identity)
+        if names:
+            what = f"has another {listed(names)} than {than}"
+            self._leave_out(worker, RefgptError(what, where=worker.address, fix=self._fix))
             return
-        names = [name for name in identity if identity[name] != self._identity.get(name)]
-        what = "has another model, adapter, tokenizer or version of refgpt than the first host"
-        self._leave_out(worker, RefgptError(what, where=worker.address, got=f"another {', '.join(names)}"))
+        worker.identity = identity
+        if self._identity is not None:
+            self._use(worker)
+
+    def _use(self, worker: _Worker) -> None:
+        worker.ready = True
+        logger.info("%s: a worker has started", worker.address)
 
     def _fail(self, worker: _Worker, fault: Any) -> None:
         """Deal with an error of a worker's own code. If its model is loaded, others would meet the same error."""
-        if not isinstance(fault.cause, RefgptError):
-            raise fault
+        cause = fault.cause
+        if not isinstance(cause, RefgptError):
+            cause = RefgptError("fails at its work" if worker.ready else "cannot start", got=shown(cause))
         if worker.ready:
-            raise fault.cause.within(worker.address)
-        self._leave_out(worker, fault.cause.within(worker.address))
+            raise cause.within(worker.address) from fault
+        self._leave_out(worker, cause.within(worker.address))
 
     def _lose(self, worker: _Worker, fault: Exception) -> None:
         """Give the pieces of a worker that has died to others, and start it again if its host is there."""
@@ -368,6 +324,12 @@ class HostPool:
         del self._workers[worker.place]
         self._returned.extend(worker.open.items())
         self._next_look = 0.0
+
+
+def _differing(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> list[str]:
+    """The names of the entries that differ."""
+    one, other = one or {}, other or {}
+    return [name for name in {**other, **one} if one.get(name) != other.get(name)]
 
 
 def in_order(results: Iterable[tuple[int, T]], first: int = 0) -> Iterator[T]:

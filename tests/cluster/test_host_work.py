@@ -7,7 +7,8 @@ import pytest
 from refgpt._common.errors import RefgptError
 from refgpt.cluster import hosts
 from refgpt.cluster.connect import Patience, connected
-from refgpt.cluster.hosts import HostPool, Source, in_order
+from refgpt.cluster.host_worker import Source
+from refgpt.cluster.hosts import HostPool, in_order
 from tests.helpers import ray_cluster
 from tests.helpers.ray_cluster import NODE, Squares, wait_until
 
@@ -86,8 +87,9 @@ def test_a_host_that_cannot_load_the_model_is_left_out(connection, tmp_path, cap
         run(Squares(tmp_path, ray_cluster.fail_to_load))
 
 
-def test_a_host_with_another_model_is_left_out(connection, tmp_path, caplog):
-    leaves_one_host_out(Squares(tmp_path, ray_cluster.differ), caplog, "has another model")
+def test_hosts_with_different_models_are_an_error_that_names_both(connection, tmp_path):
+    with pytest.raises(RefgptError, match=r"127\.0\.0\.1 and 127\.0\.0\.1: the hosts have not the same weights"):
+        run(Squares(tmp_path, ray_cluster.differ))
 
 
 def test_an_error_of_the_work_ends_it(connection, tmp_path):
@@ -140,4 +142,21 @@ def test_without_a_cluster_there_is_one_clear_error(tmp_path):
     with pytest.raises(RefgptError, match="there is no Ray cluster"):
         HostPool(Squares(tmp_path))
     with pytest.raises(RefgptError, match=r"there is no Ray cluster.*ray start --head"), connected("127.0.0.1:1"):
+        pass
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999999999999999999", "9" * 5000, "६३७९"])
+def test_a_port_that_cannot_be_is_one_clear_error(port):
+    with (
+        pytest.raises(RefgptError, match=r"there is no such port.*wanted a number from 1 to 65535"),
+        connected(f"h:{port}"),
+    ):
+        pass
+
+
+def test_a_name_that_cannot_be_is_one_clear_error():
+    with (
+        pytest.raises(RefgptError, match=r"head\.\.local:6379: there is no Ray cluster"),
+        connected("head..local:6379"),
+    ):
         pass

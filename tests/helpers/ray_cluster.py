@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from refgpt._common.errors import RefgptError
-from refgpt.cluster.hosts import Source
+from refgpt.cluster.host_worker import Source
 
 ROOT = Path(__file__).parents[2]
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
