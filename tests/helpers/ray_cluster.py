@@ -101,11 +101,12 @@ def together(place: Path, number: int | None) -> None:
 
 
 def die_once(place: Path, number: int | None) -> None:
-    """Kill the first worker that comes to piece 20; others come to piece 30 when there is one in its place."""
+    """Kill the first worker that comes to piece 20; others come to piece 40 when the one in its place has begun."""
     together(place, number)
     if number == 20 and first(place, "killed"):
         os.kill(os.getpid(), signal.SIGKILL)
     wait_until(lambda: (number or 0) < 30 or len(list(place.glob("started-*"))) == 3)
+    wait_until(lambda: (number or 0) < 40 or len(list(place.glob("begun-*"))) == 3)
 
 
 def always_die(place: Path, number: int | None) -> None:
