@@ -63,14 +63,22 @@ def strange(request, tmp_path):
         ["info", "-v"],
         ["verify"],
         ["bench", "-p", "4", "-n", "1", "-r", "1"],
-        ["generate", "Hi", "-n", "4", "-m"],
+        ["generate", "Hi", "-n", "4", "--seed", "4", "-m"],
     ],
 )
 def test_a_strangers_files_tell_a_terminal_nothing_to_obey(strange, command):
+    """With this seed, the text has the strange token. A text may have any lines, and a pipe gets it as it is."""
     given = [*REFGPT, *command, *(["-m"] if command[0] == "bench" else []), str(strange)]
     piped = subprocess.run(given, capture_output=True)
-    for told in (told_to_terminal(given), piped.stdout + piped.stderr):
-        assert told and not obeyed(told)
+    if command[0] == "generate":
+        is_in_vocabulary = EVIL in json.loads((strange / "vocab.json").read_text())
+        assert (EVIL.encode() in piped.stdout) == is_in_vocabulary
+        everything = [told_to_terminal(given), piped.stderr]
+    else:
+        everything = [told_to_terminal(given), piped.stdout + piped.stderr]
+    assert everything[0] and (piped.stdout or piped.stderr)
+    assert not any(map(obeyed, everything))
+    for told in everything[command[0] == "generate" :]:
         assert not any(line.startswith(b"model       /a/trusted") for line in told.splitlines())
 
 
