@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from refgpt._common.errors import RefgptError
 from refgpt.batches.requests import Request
@@ -13,6 +13,8 @@ from refgpt.generation.prompts import encode_prompt
 from refgpt.generation.results import Event, Generation, gathered
 from refgpt.generation.scheduler import MOST_CACHE, MOST_TOGETHER, Scheduler
 from refgpt.generation.sequence import Generates
+
+T = TypeVar("T")
 
 #: Memory for the keys and values of earlier prompts, which prompts with the same beginning reuse.
 MOST_KEPT = 512 << 20
@@ -159,12 +161,16 @@ def _take(event: Event, model: Generates, scheduler: Scheduler, jobs: dict[int, 
     return Record(job.index, job.request.refusal(event.error), is_error=True)
 
 
+def by_number(results: Iterable[tuple[int, T]], first: int = 0) -> Iterator[T]:
+    """Yield numbered results in the order of their numbers, each as soon as all earlier ones are there."""
+    waiting: dict[int, T] = {}
+    for number, result in results:
+        waiting[number] = result
+        while first in waiting:
+            yield waiting.pop(first)
+            first += 1
+
+
 def in_order(records: Iterable[Record]) -> Iterator[Record]:
     """Yield records in the order of the file, each as soon as all earlier ones are complete."""
-    waiting: dict[int, Record] = {}
-    n_given = 0
-    for record in records:
-        waiting[record.index] = record
-        while n_given in waiting:
-            yield waiting.pop(n_given)
-            n_given += 1
+    return by_number((record.index, record) for record in records)

@@ -29,10 +29,10 @@ from refgpt.batches.batch import (
 from refgpt.batches.journal import Journal
 from refgpt.batches.lines import Line, Lines
 from refgpt.batches.requests import Request, request_of
-from refgpt.batches.running import Record, run_requests
+from refgpt.batches.running import Record, by_number, run_requests
 from refgpt.cluster.connect import Patience
 from refgpt.cluster.host_worker import Source
-from refgpt.cluster.hosts import HostPool, in_order
+from refgpt.cluster.hosts import HostPool
 from refgpt.evaluation.answering import Request as Asked
 from refgpt.evaluation.answering import answers
 from refgpt.evaluation.measures import Measure
@@ -339,5 +339,5 @@ class HostEvaluation:
         first = len(known_records(measure, file, tags))
         self._pool.identity()
         pieces = ((i, (number, requests)) for i, requests in enumerate(asked) if i >= first)
-        found = in_order(self._pool.run(pieces, len(asked) - first, MOST_ITEMS), first)
+        found = by_number(self._pool.run(pieces, len(asked) - first, MOST_ITEMS), first)
         return keep_records(measure, found, file, on_item, tags)

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from refgpt._common.arguments import whole_number
 from refgpt._common.errors import RefgptError
@@ -27,7 +27,6 @@ from refgpt.cluster.host_worker import HostActor, Job, Piece
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
 #: Seconds between two looks for new hosts.
 LOOK = 3.0
@@ -330,13 +329,3 @@ def _differing(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -
     """The names of the entries that differ."""
     one, other = one or {}, other or {}
     return [name for name in {**other, **one} if one.get(name) != other.get(name)]
-
-
-def in_order(results: Iterable[tuple[int, T]], first: int = 0) -> Iterator[T]:
-    """Yield numbered results in the order of their numbers, each as soon as all earlier ones are there."""
-    waiting: dict[int, T] = {}
-    for number, result in results:
-        waiting[number] = result
-        while first in waiting:
-            yield waiting.pop(first)
-            first += 1

@@ -169,7 +169,7 @@ def pack_params(
     """
     planned = {name: plan(name, leaf, dtype, params.looked_up, compute) for name, leaf in params.items()}
     if compute != "f32":
-        _check_compute(params, planned, compute)
+        _check_compute(params, planned)
     check_room([n_beside, *(packed_bytes(leaf, planned[name], copy) for name, leaf in params.items())])
     n_total, n_done = params.nbytes, 0
 
@@ -193,7 +193,7 @@ def computing(leaf: Leaf, compute: Compute) -> Leaf:
     return replace(leaf, compute=compute) if isinstance(leaf, Panels) and leaf.compute != compute else leaf
 
 
-def _check_compute(params: ParamTree, planned: Mapping[str, Kept], compute: Compute) -> None:
+def _check_compute(params: ParamTree, planned: Mapping[str, Kept]) -> None:
     """Refuse matrices in float16, which cannot be multiplied in bfloat16."""
     for name, leaf in params.items():
         kept = planned[name]

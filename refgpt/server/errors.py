@@ -76,36 +76,26 @@ def busy() -> ApiError:
     )
 
 
+def _out_of_service(message: str, code: str, **headers: str) -> ApiError:
+    """A refusal of all requests, which clients may send again later."""
+    return ApiError(503, message, "server_error", code=code, headers={"retry-after": str(RETRY_AFTER), **headers})
+
+
 def closing() -> ApiError:
     """The answer of a server that is shutting down."""
-    return ApiError(
-        503,
-        "the server is shutting down",
-        "server_error",
-        code="shutting_down",
-        headers={"retry-after": str(RETRY_AFTER), "connection": "close"},
-    )
+    return _out_of_service("the server is shutting down", "shutting_down", connection="close")
 
 
 def unavailable() -> ApiError:
     """The answer while there is no scheduler, since it failed and cannot be made again."""
-    return ApiError(
-        503,
-        "the server has failed and cannot run its model now; its log has the details",
-        "server_error",
-        code="unavailable",
-        headers={"retry-after": str(RETRY_AFTER)},
-    )
+    message = "the server has failed and cannot run its model now; its log has the details"
+    return _out_of_service(message, "unavailable")
 
 
 def stalled() -> ApiError:
     """The answer while a step of the model does not return."""
-    return ApiError(
-        503,
-        "a step of the model does not return; the server runs requests again when it does",
-        "server_error",
-        code="stalled",
-        headers={"retry-after": str(RETRY_AFTER)},
+    return _out_of_service(
+        "a step of the model does not return; the server runs requests again when it does", "stalled"
     )
 
 
