@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from refgpt._common.errors import RefgptError
+from refgpt.batches.running import by_number
 from refgpt.cluster import hosts
 from refgpt.cluster.connect import Patience, connected
 from refgpt.cluster.host_worker import Source
-from refgpt.cluster.hosts import HostPool, in_order
+from refgpt.cluster.hosts import HostPool
 from tests.helpers import ray_cluster
 from tests.helpers.ray_cluster import NODE, Squares, wait_until
 
@@ -132,8 +133,8 @@ def test_a_source_waits_only_if_nothing_is_worked_on():
 
 
 def test_results_are_put_in_order():
-    assert list(in_order([(3, "d"), (1, "b"), (2, "c"), (4, "e")], 1)) == ["b", "c", "d", "e"]
-    assert list(in_order([(1, "b")])) == []
+    assert list(by_number([(3, "d"), (1, "b"), (2, "c"), (4, "e")], 1)) == ["b", "c", "d", "e"]
+    assert list(by_number([(1, "b")])) == []
 
 
 def test_without_a_cluster_there_is_one_clear_error(tmp_path):
