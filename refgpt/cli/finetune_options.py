@@ -176,6 +176,13 @@ def _add_optimiser(group: argparse._ActionsContainer) -> None:
     add("--betas", type=float, nargs=2, default=(0.9, 0.999), metavar=("X", "Y"), help="AdamW's (default: 0.9 0.999)")
     add("--eps", type=float, default=1e-8, metavar="X", help="AdamW's (default: 1e-8)")
     add("--momentum", type=float, default=0.95, metavar="X", help="Muon's (default: 0.95)")
+    add(
+        "--muon-lr-scale",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="Muon's learning rate, as a multiple of AdamW's (default: 1)",
+    )
     add("--clip", type=float, default=1.0, metavar="X", help="scale gradients down to this norm; 0: never (default: 1)")
 
 
@@ -211,6 +218,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "eps": arguments.eps,
         "weight_decay": arguments.weight_decay,
         "momentum": arguments.momentum,
+        "muon_lr_scale": arguments.muon_lr_scale,
         "clip": arguments.clip or None,
         "dropout": 0.0 if arguments.dropout is None else arguments.dropout,
         "seed": arguments.seed,

@@ -135,6 +135,8 @@ class Muon:
         The weights that it trains; AdamW trains the others.
     momentum : float
         Which share of the sum of gradients is kept at each step. The momentum is Nesterov's.
+    lr_scale : float
+        The learning rate of these weights, as a multiple of the step's. Muon's usual rates are about ten times AdamW's.
 
     Raises
     ------
@@ -144,9 +146,11 @@ class Muon:
 
     names: Collection[str]
     momentum: float = 0.95
+    lr_scale: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", _names("names", self.names))
+        object.__setattr__(self, "lr_scale", number("lr_scale", self.lr_scale, 0, None, RefgptError))
         object.__setattr__(self, "momentum", number("momentum", self.momentum, 0, math.nextafter(1, 0), RefgptError))
 
     def update(
@@ -159,6 +163,7 @@ class Muon:
         product: Product | None = None,
     ) -> None:
         """Take one step for one matrix, in place. ``state`` holds the "momentum" so far; ``product`` is an engine's."""
+        lr *= self.lr_scale
         sum_ = state.get("momentum")
         if sum_ is None:
             sum_ = state["momentum"] = np.zeros_like(w)

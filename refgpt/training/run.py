@@ -66,7 +66,7 @@ class RunSettings:
         Muon trains the matrices of the blocks, AdamW all other weights.
     lr, schedule, warmup, floor
         See ``schedule``; ``warmup`` None is 3% of the steps.
-    betas, eps, weight_decay, momentum, clip, dropout
+    betas, eps, weight_decay, momentum, muon_lr_scale, clip, dropout
         See ``AdamW``, ``Muon`` and ``Trainer``.
     seed : int
         Seed of the order of the texts and of dropout.
@@ -91,6 +91,7 @@ class RunSettings:
     eps: float = 1e-8
     weight_decay: float = 0.0
     momentum: float = 0.95
+    muon_lr_scale: float = 1.0
     clip: float | None = 1.0
     dropout: float = 0.0
     seed: int = 0
@@ -111,6 +112,7 @@ class RunSettings:
         number("floor", self.floor, 0, 1, RefgptError)
         flag("recompute", self.recompute, RefgptError)
         AdamW(self.betas, self.eps, self.weight_decay)
+        number("muon_lr_scale", self.muon_lr_scale, 0, None, RefgptError)
         Muon((), self.momentum)
 
 
@@ -353,7 +355,9 @@ def step_batches(examples: Sequence[Example], planned: PlannedStep, batch_size: 
 
 def new_trainer(model: TrainedModel, settings: RunSettings) -> Trainer:
     """A new trainer, before its first step."""
-    muon = Muon(_matrices(model), settings.momentum) if settings.optimiser == "muon" else None
+    muon = None
+    if settings.optimiser == "muon":
+        muon = Muon(_matrices(model), settings.momentum, settings.muon_lr_scale)
     adamw = AdamW(settings.betas, settings.eps, settings.weight_decay)
     return Trainer(model, adamw, settings.clip, muon, settings.dropout, settings.seed, settings.recompute)
 

@@ -63,7 +63,9 @@ def write_state(directory: str | Path, state: State) -> None:
             "weight_decay": state.optimiser.weight_decay,
             "decay": None if state.optimiser.decay is None else list(state.optimiser.decay),
         },
-        "muon": None if muon is None else {"names": list(muon.names), "momentum": muon.momentum},
+        "muon": None
+        if muon is None
+        else {"names": list(muon.names), "momentum": muon.momentum, "lr_scale": muon.lr_scale},
         "dropout": state.dropout,
         "seed": state.seed,
         "compute": state.compute,

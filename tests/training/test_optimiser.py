@@ -59,6 +59,14 @@ def test_muon_is_pytorchs(torchs):
         assert np.abs(w - torchs["muon"][n]).max() <= 0.03 * np.abs(w - start).max()
 
 
+def test_muon_scales_the_learning_rate_and_decay():
+    w, steps = gradients(0)
+    one, other = w.copy(), w.copy()
+    Muon(["w"], lr_scale=8.0).update(one, steps[0], {}, 2.0**-9, 0.1)
+    Muon(["w"]).update(other, steps[0], {}, 2.0**-6, 0.1)
+    assert np.array_equal(one, other) and not np.array_equal(one, w)
+
+
 def test_singular_values_are_taken_near_1():
     x = np.random.RandomState(0).standard_normal((12, 30))
     for matrix in (x, x.T):
@@ -88,6 +96,7 @@ def test_single_precision_stays_single():
         (lambda: AdamW(decay=[1]), "decay"),
         (lambda: Muon(3), "names"),
         (lambda: Muon(["a"], momentum=1), "momentum"),
+        (lambda: Muon(["a"], lr_scale=np.nan), "lr_scale"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(make, fault):

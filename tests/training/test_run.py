@@ -85,7 +85,9 @@ def test_a_run_is_the_steps_of_a_trainer(tmp_path):
 
 
 def test_all_weights_are_written_as_a_model(tmp_path):
-    settings = replace(SETTINGS, dropout=0.0, optimiser="muon", pack=True, row_length=60, epochs=3, iters=None)
+    settings = replace(
+        SETTINGS, dropout=0.0, optimiser="muon", muon_lr_scale=3.0, pack=True, row_length=60, epochs=3, iters=None
+    )
     with run_in(tmp_path, settings=settings, adapter=False, mask="prefix") as run:
         list(run)
         assert run.finished and run.n_steps == run.n_done
@@ -236,6 +238,7 @@ def test_settings_that_are_damaged_are_refused(tmp_path, damage):
         {"floor": 2},
         {"betas": (1, 1)},
         {"momentum": 1},
+        {"muon_lr_scale": -1},
         {"eval_every": 0},
         {"save_every": 0},
     ],

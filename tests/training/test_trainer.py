@@ -18,7 +18,7 @@ from tests.helpers.tiny import random_params
 from tests.helpers.training_models import BACKENDS, CONFIG, PARAMS, batch_of, model_in, one_by_one
 
 BATCHES = [batch_of(3, seed=seed, prefix_len=seed % 3) for seed in range(4)]
-MUON = training.Muon(["transformer.h.0.attn.q_proj.weight", "transformer.h.1.mlp.fc_in.weight"])
+MUON = training.Muon(["transformer.h.0.attn.q_proj.weight", "transformer.h.1.mlp.fc_in.weight"], lr_scale=5.0)
 #: By name: what a trainer is made with, and whether its model has an adapter.
 KINDS = {
     "full": ({"optimiser": training.AdamW(weight_decay=0.1)}, False),
