@@ -52,9 +52,12 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_done_twice(connectio
 
 
 def test_a_lost_host_is_done_without_and_one_that_joins_works_too(connection, tmp_path):
-    before = {node["NodeID"] for node in ray.nodes()}
+    def alive():
+        return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+    before = alive()
     doomed = connection.add_node(**NODE)
-    (name,) = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - before
+    (name,) = alive() - before
     joined = None
     with HostPool(Squares(tmp_path, ray_cluster.name_node)) as pool:
         n, done = 500, []
@@ -68,6 +71,7 @@ def test_a_lost_host_is_done_without_and_one_that_joins_works_too(connection, tm
     assert doomed is None and sorted(done) == list(range(n))
     assert len(list(tmp_path.iterdir())) == 4  # the two, the lost one, and the one that joined
     connection.remove_node(joined)
+    wait_until(lambda: alive() == before)  # a host that is still listed would be waited for in the next test
 
 
 def leaves_one_host_out(job, caplog, what):
