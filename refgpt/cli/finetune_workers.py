@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refgpt._model import Model
-from refgpt.cli.host_options import on_any_host
+from refgpt.cli.host_options import load_options
 from refgpt.training.data import Texts
 from refgpt.training.run import Run, RunSettings
 
@@ -107,10 +107,7 @@ def cluster_run(
     )
     patience = Patience(arguments.quorum, arguments.deadline)
     threads = arguments.threads or 1
-    names = ("backend", "dtype", "mask", "kv_dtype", "revision", "adapter", "compute")
-    options = {name: getattr(arguments, name) for name in names}
-    path, options["adapter"] = on_any_host(arguments.model), on_any_host(options["adapter"])
-    job = Job({"path": path, "threads": threads, "tokenizer": False, **options}, adapter, settings)
+    job = Job({**load_options(vars(arguments)), "threads": threads, "tokenizer": False}, adapter, settings)
     job.compression, job.error_decay = compression, rules.error_decay
     import_ray()  # before anything is written
     with ClusterRun(
