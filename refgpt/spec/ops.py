@@ -35,7 +35,7 @@ def products_in(compute: Compute) -> Iterator[None]:
         _COMPUTE.reset(token)
 
 
-def computing() -> Compute:
+def current_compute() -> Compute:
     """The dtype that ``products_in`` has set."""
     return _COMPUTE.get()
 
@@ -52,7 +52,7 @@ def embedding(ids: np.ndarray, table: Leaf, dtype: DTypeLike) -> np.ndarray:
 
 def linear_factors(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows and weights as ``linear`` multiplies them: rounded as ``products_in`` says. Any shapes."""
-    if computing() == "f32":
+    if current_compute() == "f32":
         return x, w
     return np.where(np.abs(x) < 2.0**-56, 0, bfloat16(x)), np.where(np.abs(w) < 2.0**-56, 0, bfloat16(w))
 

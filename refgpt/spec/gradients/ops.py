@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from refgpt.numbers.leaves import Leaf, widen
-from refgpt.spec.ops import ACTIVATIONS, bfloat16, computing, gelu_erf, softmax
+from refgpt.spec.ops import ACTIVATIONS, bfloat16, current_compute, gelu_erf, softmax
 from refgpt.spec.positions import rotate_halves, rotate_pairs
 
 #: sqrt(2 / pi), by which the tanh form of GELU scales its argument.
@@ -32,7 +32,7 @@ def embedding_backward(dy: np.ndarray, ids: np.ndarray, n_vocab: int) -> np.ndar
 
 def factors(dy: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The factors of a gradient's products, dy and weights or activations, rounded as ``products_in`` says."""
-    if computing() == "f32":
+    if current_compute() == "f32":
         return dy, other
     dy, other = bfloat16(dy), bfloat16(other)
     return np.where(np.abs(dy) < 2.0**-80, 0, dy), np.where(np.abs(other) < 2.0**-32, 0, other)
