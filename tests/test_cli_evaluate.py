@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -45,7 +46,7 @@ def test_each_task_prints_a_table(run, task):
     assert re.search(rf"^acc \(%\) +{100 * results['acc'].value:.1f} \[", got.out, re.MULTILINE)
 
 
-def test_json_and_a_file_of_records(run, tmp_path, monkeypatch):
+def test_json_and_a_file_of_records(run, tmp_path):
     out = tmp_path / "out.jsonl"
     got = run("evaluate", "hellaswag", "--data", HELLASWAG, "--json", "-o", out)
     assert (got.code, got.err) == (0, "")
@@ -58,10 +59,9 @@ def test_json_and_a_file_of_records(run, tmp_path, monkeypatch):
         for record in want.records
     ]
     # What is known is not computed again, and what is of another run is not written over.
-    monkeypatch.setattr(loading, "start", lambda *_, **__: pytest.fail("the weights were loaded"))
-    again = run("evaluate", "hellaswag", "--data", HELLASWAG, "--json", "-o", out)
-    assert (again.code, again.out) == (0, got.out)
     before = out.read_bytes()
+    again = run("evaluate", "hellaswag", "--data", HELLASWAG, "--json", "-o", out)
+    assert (again.code, again.out) == (0, got.out) and out.read_bytes() == before
     other = run("evaluate", "hellaswag", "--data", HELLASWAG, "--dtype", "q4", "-o", out)
     assert other.code == 1 and "out.jsonl: holds the results of a run with another settings" in other.err
     assert out.read_bytes() == before
@@ -94,15 +94,46 @@ def test_a_comparison_of_arithmetic_in_bfloat16(run, tmp_path):
     assert [one["item"] for one in first] == [one["item"] for one in second] and first != second
 
 
-def test_a_comparison_of_a_model_with_an_adapter(run, tmp_path):
+def write_adapter(directory, b=0.02):
+    """An adapter of the included model, all of whose B are ``b``. -> the model with it"""
     model = refgpt.load(dtype="f32")
     training.new_adapter(model, rank=2, targets="fc_in", seed=1)
     tree = model.engine.kept()
     for _, leaf in tree.items():
         if isinstance(leaf, Adapted):
-            leaf.b[...] = 0.02
+            leaf.b[...] = b
     model.engine.adopt(tree)
-    training.Trainer(model).write(tmp_path / "adapter")
+    training.Trainer(model).write(directory)
+    return model
+
+
+@pytest.mark.parametrize("n_known", [2, 3])
+def test_records_of_other_weights_at_the_same_place_are_refused(run, tmp_path, n_known):
+    """Whether some items are still to be asked or none. Records without a model, as older versions wrote, are taken."""
+    out, adapter = tmp_path / "out.jsonl", tmp_path / "adapter"
+    command = ["evaluate", "hellaswag", "--data", HELLASWAG, "--limit", 3, "--dtype", "f32", "--adapter", adapter]
+    write_adapter(adapter)
+    whole = run(*command, "-o", out)
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[: 1 + n_known]))
+    kept = out.read_bytes()
+    shutil.rmtree(adapter)
+    write_adapter(adapter, 0.03)
+    other = run(*command, "-o", out)
+    assert (other.code, other.out) == (1, "") and out.read_bytes() == kept
+    assert "hellaswag: the results in the file are of another model" in other.err
+    shutil.rmtree(adapter)
+    write_adapter(adapter)
+    again = run(*command, "-o", out)
+    assert (again.code, again.out) == (0, whole.out) and out.read_bytes().startswith(kept)
+    records = lines_of(out)
+    assert len({record.pop("model") for record in records[1:]}) == 1
+    out.write_text("".join(json.dumps(record) + "\n" for record in records))  # as older versions wrote them
+    assert (got := run(*command, "-o", out)).code == 0 and got.out == whole.out
+
+
+def test_a_comparison_of_a_model_with_an_adapter(run, tmp_path):
+    model = write_adapter(tmp_path / "adapter")
     data = ["hellaswag", "--data", HELLASWAG, "--dtype", "f32", "--limit", 3]
     got = run("evaluate", *data, "--compare", f"adapter={tmp_path / 'adapter'}", "--json")
     assert got.code == 0, got.err

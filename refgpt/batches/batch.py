@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from refgpt.batches.lines import Lines
 from refgpt.batches.requests import Settings, request_of
 from refgpt.batches.running import Record, run_requests
 from refgpt.generation.chat_templates import ChatTemplate, chat_template
+from refgpt.generation.identity import model_identity
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.sequence import Generates
 
@@ -104,10 +106,7 @@ def run_batch(
         If a file or a setting cannot be used, before anything is computed. An error of a single request is
         reported in its record.
     """
-    lines = Lines(path_of("path", path, DataError), kind, prompt_column)
-    with Journal(check_output(output), lines.n_lines) as journal:
-        if lines.path.samefile(journal.path) or (journal.output.exists() and lines.path.samefile(journal.output)):
-            raise DataError("is also an input of this run", where=output, fix="write to another file")
+    with open_batch(path, output, kind, prompt_column) as (lines, journal):
         return answer(
             model,
             lines,
@@ -119,6 +118,18 @@ def run_batch(
             on_record=on_record,
             **running,
         )
+
+
+@contextmanager
+def open_batch(
+    path: str | os.PathLike[str], output: str | os.PathLike[str], kind: str | None, prompt_column: str
+) -> Iterator[tuple[Lines, Journal]]:
+    """Open the requests of a batch and the journal of its records. See ``run_batch`` for parameters and errors."""
+    lines = Lines(path_of("path", path, DataError), kind, prompt_column)
+    with Journal(check_output(output), lines.n_lines) as journal:
+        if lines.path.samefile(journal.path) or (journal.output.exists() and lines.path.samefile(journal.output)):
+            raise DataError("is also an input of this run", where=output, fix="write to another file")
+        yield lines, journal
 
 
 def answer(
@@ -136,7 +147,7 @@ def answer(
     """``run_batch`` for files that are open already."""
     one_of("order", order, ORDERS, GenerationError)
     settings = settings_of(model, lines.sha256, params, template)
-    identity = identity_of(lines, settings.params, settings.template, model_identity(model))
+    identity = batch_identity(lines, settings.params, settings.template, model_identity(model))
     return write_records(
         journal,
         lines,
@@ -169,7 +180,7 @@ def write_records(
     return BatchSummary(lines.n_lines, journal.n_errors, n_earlier)
 
 
-def identity_of(
+def batch_identity(
     lines: Lines, params: GenerationParams, template: ChatTemplate, of_model: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the records of a batch depend on, as JSON: the requests, their settings, and ``model_identity``."""
@@ -180,18 +191,6 @@ def identity_of(
         "parameters": repr(params),
         "template": repr(template),
     }
-
-
-def model_identity(model: Loaded) -> dict[str, Any]:
-    """What the records of a batch depend on in a model, as JSON."""
-    identity: dict[str, Any] = {
-        "model": model.engine.identity(),
-        "tokenizer": None if model.tokenizer is None else model.tokenizer.describe(),
-        "mask": model.mask,
-    }
-    if adapters := getattr(model, "adapters", {}):
-        identity["adapters"] = {name: [one.engine.identity()["weights"], one.mask] for name, one in adapters.items()}
-    return identity
 
 
 def settings_of(model: Loaded, prompts: str, params: GenerationParams | None, template: str | ChatTemplate) -> Settings:

@@ -12,7 +12,15 @@ from refgpt._common.errors import DataError
 from refgpt._common.wording import shown
 from refgpt.cli.host_options import add_host_arguments, check_host_arguments
 from refgpt.cli.json_output import print_json
-from refgpt.cli.measuring import SETTINGS, Setting, check_setting, identity, open_results, run_measures, setting_of
+from refgpt.cli.measuring import (
+    SETTINGS,
+    Setting,
+    check_setting,
+    open_results,
+    recorded_setting,
+    run_measures,
+    setting_of,
+)
 from refgpt.cli.options import Commands, add_command, add_json, add_running_arguments
 from refgpt.cli.printing import print_line
 from refgpt.cli.raft import add_raft_options, raft_settings
@@ -187,7 +195,7 @@ def _print_means(runs: Sequence[Sequence[Run]]) -> None:
 
 def _print_json(runs: Sequence[Sequence[Run]], settings: Sequence[Setting], names: tuple[str, str]) -> None:
     pairs = zip(runs, settings, strict=True)
-    found: dict[str, Any] = {"runs": [summary(run, identity(setting)) for own, setting in pairs for run in own]}
+    found: dict[str, Any] = {"runs": [summary(run, recorded_setting(setting)) for own, setting in pairs for run in own]}
     if len(runs) > 1:
         found["comparisons"] = [
             {

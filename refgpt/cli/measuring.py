@@ -51,7 +51,7 @@ def check_setting(setting: Setting) -> None:
     open_adapter(setting["adapter"], checkpoint, setting["mask"])
 
 
-def identity(setting: Setting) -> dict[str, Any]:
+def recorded_setting(setting: Setting) -> dict[str, Any]:
     """A setting as it is recorded: paths, and the options that change results, so not the number of threads."""
     left_out = [("threads", setting["threads"]), ("compute", None)]  # older files do not record compute
     found = dict(item for item in setting.items() if item not in left_out)
@@ -75,7 +75,7 @@ def open_results(
                 refuse_inputs(output, files_read(setting["model"], output))
     about = {
         "measures": [measure.describe() for measure in measures],
-        "settings": [identity(setting) for setting in settings],
+        "settings": [recorded_setting(setting) for setting in settings],
     }
     with open_record_file(output, about) as file:
         yield file
@@ -88,19 +88,19 @@ def run_measures(
     setting: Setting,
     tags: Mapping[str, Any],
 ) -> Iterator[Run]:
-    """Run measurements one after the other with one setting. If all records are known, no model is loaded."""
+    """Run measurements one after the other with one setting.
+
+    The model is loaded even if all records are known: they may be those of other weights at the same place.
+    """
     labels = [{**tags, "task": measure.name} for measure in measures]
-    known = [known_records(measure, file, label) for measure, label in zip(measures, labels, strict=True)]
-    if all(len(own) == len(measure.places) for own, measure in zip(known, measures, strict=True)):
-        yield from (Run(measure, tuple(own)) for measure, own in zip(measures, known, strict=True))
-        return
+    n_known = [len(known_records(measure, file, label)) for measure, label in zip(measures, labels, strict=True)]
     if getattr(arguments, "ray_address", None) is not None:
-        yield from _measured_by_hosts(arguments, measures, file, setting, labels)
+        yield from _measured_by_hosts(arguments, measures, file, setting, labels, n_known)
         return
     given = argparse.Namespace(**{**vars(arguments), **setting})
     model, asked = load_for(given, lambda config, tokenizer: [one.requests(config, tokenizer) for one in measures])
-    for measure, label, requests, own in zip(measures, labels, asked, known, strict=True):
-        with counted(watched(), len(requests) - len(own), "item", measure.name, leave=False) as one_more:
+    for measure, label, requests, n in zip(measures, labels, asked, n_known, strict=True):
+        with counted(watched(), len(requests) - n, "item", measure.name, leave=False) as one_more:
             run = evaluate(model, measure, file, one_more, label, requests)
         yield run
 
@@ -111,6 +111,7 @@ def _measured_by_hosts(
     file: RecordFile,
     setting: Setting,
     labels: Sequence[Mapping[str, Any]],
+    n_known: Sequence[int],
 ) -> Iterator[Run]:
     """``run_measures`` on the hosts of a Ray cluster."""
     from refgpt.cluster.answering import HostEvaluation, reading_of
@@ -131,7 +132,7 @@ def _measured_by_hosts(
         HostEvaluation(options, measures, asked, reading, threads=threads, per_host=per_host) as hosts,
     ):
         for number, (measure, label) in enumerate(zip(measures, labels, strict=True)):
-            n_left = len(asked[number]) - len(known_records(measure, file, label))
+            n_left = len(asked[number]) - n_known[number]
             with counted(watched(), n_left, "item", measure.name, leave=False) as one_more:
                 run = hosts.run(number, file, one_more, label)
             yield run

@@ -10,18 +10,17 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 from refgpt import __version__, load
-from refgpt._common.arguments import one_of, path_of
-from refgpt._common.errors import DataError, GenerationError
+from refgpt._common.arguments import one_of
+from refgpt._common.errors import GenerationError
 from refgpt._common.record_file import RecordFile
 from refgpt.batches.batch import (
     ORDERS,
     BatchSummary,
-    check_output,
-    identity_of,
-    model_identity,
+    batch_identity,
+    open_batch,
     settings_of,
     template_of,
     write_records,
@@ -31,13 +30,14 @@ from refgpt.batches.lines import Line, Lines
 from refgpt.batches.requests import Request, request_of
 from refgpt.batches.running import Record, by_number, run_requests
 from refgpt.cluster.connect import Patience
-from refgpt.cluster.host_worker import Source
+from refgpt.cluster.host_worker import Job, Source
 from refgpt.cluster.hosts import HostPool
 from refgpt.evaluation.answering import Request as Asked
 from refgpt.evaluation.answering import answers
 from refgpt.evaluation.measures import Measure
 from refgpt.evaluation.runner import Run, keep_records, known_records
 from refgpt.generation.chat_templates import ChatTemplate
+from refgpt.generation.identity import model_identity
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.scheduler import MOST_TOGETHER
 from refgpt.spec.config import AnyConfig
@@ -47,6 +47,48 @@ from refgpt.tokenizers import Tokenizer
 PER_SLOT = 4
 #: Items of an evaluation that a worker has at a time.
 MOST_ITEMS = 256
+
+
+#: Names of the entries of ``model_identity``, which are among those of a worker's identity.
+OF_MODEL = ("model", "tokenizer", "mask", "adapters")
+
+Own = TypeVar("Own", bound="OnHosts")
+
+
+class OnHosts:
+    """Work on all hosts of a cluster, to which this process must be connected. It loads no model here.
+
+    Use it as a context manager; it ends the workers.
+
+    Parameters
+    ----------
+    job : Job
+    wanted : mapping
+        Entries of the workers' identity in which hosts have to agree with this process. Others are left out.
+    threads, per_host, patience
+        See ``HostPool``.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        wanted: Mapping[str, Any],
+        threads: int | None,
+        per_host: int,
+        patience: Patience | None,
+    ) -> None:
+        self._pool = HostPool(job, threads, per_host, patience)
+        self._pool.expect(wanted, "this process")
+
+    def __enter__(self: Own) -> Own:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self._pool.__exit__(*fault)
+
+    def model_identity(self) -> dict[str, Any]:
+        """``refgpt.generation.identity.model_identity`` of the model that the hosts have."""
+        return {name: value for name, value in self._pool.identity().items() if name in OF_MODEL}
 
 
 @dataclass
@@ -101,10 +143,8 @@ class BatchWork:
         self.n_tokens += n_new
 
 
-class HostBatch:
-    """A file of prompts that all hosts of a cluster answer. This process, which must be connected, loads no model.
-
-    Use it as a context manager; it ends the workers.
+class HostBatch(OnHosts):
+    """A file of prompts that all hosts of a cluster answer.
 
     Parameters
     ----------
@@ -139,19 +179,11 @@ class HostBatch:
         self._params, self._template = params or GenerationParams(), template_of(template)
         self._most = PER_SLOT * running.get("max_slots", MOST_TOGETHER)
         job = BatchJob(dict(load), lines.sha256, self._params, self._template, running)
-        self._pool = HostPool(job, threads, per_host, patience)
-        self._pool.expect({"refgpt": __version__}, "this process")
-
-    def __enter__(self) -> HostBatch:
-        return self
-
-    def __exit__(self, *fault: object) -> None:
-        self._pool.__exit__(*fault)
+        super().__init__(job, {"refgpt": __version__}, threads, per_host, patience)
 
     def identity(self) -> dict[str, Any]:
         """What the records depend on: equal to that of the same batch on one machine."""
-        of_model = {name: value for name, value in self._pool.identity().items() if name != "refgpt"}
-        return identity_of(self._lines, self._params, self._template, of_model)
+        return batch_identity(self._lines, self._params, self._template, self.model_identity())
 
     def records(self, is_done: Callable[[int], bool] = lambda index: False, n_done: int = 0) -> Iterator[Record]:
         """Yield the records of the unanswered requests, in order of completion."""
@@ -173,7 +205,7 @@ class HostBatch:
         """Write the records of all requests; see ``refgpt.batches.run_batch``."""
         one_of("order", order, ORDERS, GenerationError)
         if journal.earlier is not None and not restart:
-            wanted = {name: journal.earlier.get(name) for name in ("model", "tokenizer", "mask", "adapters")}
+            wanted = {name: journal.earlier.get(name) for name in OF_MODEL}
             fix = "load the former model, or give restart=True (--restart) to begin anew"
             self._pool.expect({"refgpt": __version__, **wanted}, f"the earlier run ({journal.path})", fix)
         return write_records(
@@ -224,12 +256,11 @@ def run_batch(
     RefgptError
         As ``refgpt.batches.run_batch``, and if Ray is missing, not connected, or no worker is left.
     """
-    lines = Lines(path_of("path", path, DataError), kind, prompt_column)
-    with Journal(check_output(output), lines.n_lines) as journal:
-        if lines.path.samefile(journal.path) or (journal.output.exists() and lines.path.samefile(journal.output)):
-            raise DataError("is also an input of this run", where=output, fix="write to another file")
-        with HostBatch(load, lines, params, template, **options) as batch:
-            return batch.answer(journal, order, restart, on_record)
+    with (
+        open_batch(path, output, kind, prompt_column) as (lines, journal),
+        HostBatch(load, lines, params, template, **options) as batch,
+    ):
+        return batch.answer(journal, order, restart, on_record)
 
 
 def reading_of(config: AnyConfig, tokenizer: Tokenizer | None, mask: str) -> dict[str, Any]:
@@ -287,10 +318,8 @@ class EvaluationWork:
                 yield number, self._measures[measure].record(number, answered, self._model)
 
 
-class HostEvaluation:
-    """Measurements on all hosts of a cluster. This process, which must be connected, loads no model.
-
-    Use it as a context manager; it ends the workers.
+class HostEvaluation(OnHosts):
+    """Measurements on all hosts of a cluster.
 
     Parameters
     ----------
@@ -317,14 +346,8 @@ class HostEvaluation:
         patience: Patience | None = None,
     ) -> None:
         self._measures, self._requests = measures, requests
-        self._pool = HostPool(EvaluationJob(dict(load), measures), threads, per_host, patience)
-        self._pool.expect(reading or {"refgpt": __version__}, "this process")
-
-    def __enter__(self) -> HostEvaluation:
-        return self
-
-    def __exit__(self, *fault: object) -> None:
-        self._pool.__exit__(*fault)
+        job = EvaluationJob(dict(load), measures)
+        super().__init__(job, reading or {"refgpt": __version__}, threads, per_host, patience)
 
     def run(
         self,
@@ -337,7 +360,7 @@ class HostEvaluation:
         measure, asked = self._measures[number], self._requests[number]
         file = RecordFile([]) if file is None else file
         first = len(known_records(measure, file, tags))
-        self._pool.identity()
+        identity = self.model_identity()
         pieces = ((i, (number, requests)) for i, requests in enumerate(asked) if i >= first)
         found = by_number(self._pool.run(pieces, len(asked) - first, MOST_ITEMS), first)
-        return keep_records(measure, found, file, on_item, tags)
+        return keep_records(measure, identity, found, file, on_item, tags)

@@ -13,6 +13,7 @@ from refgpt._common.wording import shown
 from refgpt.evaluation.answering import Answer, Request, answers
 from refgpt.evaluation.measures import Measure, Record
 from refgpt.evaluation.metrics import Estimate
+from refgpt.generation.identity import identity_digest, model_identity
 from refgpt.generation.prompts import fault_of, telling_fault
 from refgpt.generation.sequence import Generates
 
@@ -98,8 +99,8 @@ def evaluate(
     Raises
     ------
     RefgptError
-        If an item cannot be asked, before anything is computed; if the model computes logits that are not finite; or if
-        a record cannot be written.
+        If an item cannot be asked, or records in the file are of another model, before anything is computed; if the
+        model computes logits that are not finite; or if a record cannot be written.
     """
     file = RecordFile([]) if file is None else file
     first = len(known_records(measure, file, tags))
@@ -112,11 +113,12 @@ def evaluate(
             answered: list[Answer] = [next(found) for _ in item]
             yield measure.record(number, answered, model)
 
-    return keep_records(measure, records(), file, on_item, tags)
+    return keep_records(measure, model_identity(model), records(), file, on_item, tags)
 
 
 def keep_records(
     measure: Measure,
+    identity: Mapping[str, Any],
     found: Iterable[Record],
     file: RecordFile,
     on_item: Callable[[], object] = lambda: None,
@@ -127,15 +129,29 @@ def keep_records(
     Parameters
     ----------
     measure : Measure
+    identity : mapping
+        ``model_identity`` of the model that answers. Each record keeps its digest as "model".
     found : iterable of dict
         The records of the items that are not in the file, in order.
     file, on_item, tags
         See ``evaluate``.
+
+    Raises
+    ------
+    DataError
+        If records in the file are of another model.
     """
-    records = known_records(measure, file, tags)
+    records, model = known_records(measure, file, tags), identity_digest(identity)
+    for record in records:
+        if record.get("model", model) != model:  # older files do not say
+            raise DataError(
+                "the results in the file are of another model: its weights, dtypes, adapter, tokenizer or mask differ",
+                where=measure.name,
+                fix="load the former model, or name another file",
+            )
     before = time.perf_counter()
     for made in found:
-        record = {**(tags or {}), "item": len(records), **made}
+        record = {**(tags or {}), "item": len(records), "model": model, **made}
         now = time.perf_counter()
         record["seconds"], before = round(now - before, 6), now
         file.add(record)

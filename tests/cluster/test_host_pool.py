@@ -12,7 +12,7 @@ import pytest
 import refgpt
 from refgpt import GenerationParams
 from refgpt._common.errors import RefgptError
-from refgpt.batches.batch import identity_of, settings_of, template_of
+from refgpt.batches.batch import batch_identity, settings_of, template_of
 from refgpt.batches.journal import Journal
 from refgpt.batches.lines import Lines
 from refgpt.batches.running import Record
@@ -201,7 +201,7 @@ def test_a_batch_that_goes_on_uses_the_model_of_its_journal(pool_of, tmp_path, s
     lines = Lines(tmp_path / "prompts.txt", None, "prompt")
     a, b = ({"model": name, "tokenizer": None, "mask": "causal"} for name in "ab")
     with Journal(tmp_path / "out.jsonl", 2) as journal:
-        journal.begin(identity_of(lines, GenerationParams(), template_of("base"), a))
+        journal.begin(batch_identity(lines, GenerationParams(), template_of("base"), a))
         journal.write(Record(0, {}, False))
 
     def answers(place: Host, pieces: list[tuple[int, Any]]) -> Call:
