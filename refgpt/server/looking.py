@@ -9,12 +9,13 @@ import numpy as np
 
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
-from refgpt.generation.prompts import is_batch
+from refgpt.generation.prompts import fault_of, is_batch, telling_fault
 from refgpt.inspect.data import PARTS, gather, prompt_of
 from refgpt.server.errors import ApiError, refused
 from refgpt.server.exchange import Exchange, dumped
 from refgpt.server.fields import flag_of
 from refgpt.server.state import State
+from refgpt.tracing import embedding
 
 
 async def inspect(exchange: Exchange) -> None:
@@ -75,6 +76,7 @@ async def embeddings(exchange: Exchange) -> None:
     if body.get("dimensions") not in (None, width):
         raise ApiError(400, f"dimensions: this model's vectors have {width}, and no others", param="dimensions")
     layer, pooling = body.get("layer"), body.get("pooling")
+    pooling = "mean" if pooling is None else pooling
     try:
         texts = given if await exchange.prepare(lambda: is_batch(given)) else [given]
     except RefgptError as error:
@@ -88,8 +90,12 @@ async def embeddings(exchange: Exchange) -> None:
     n_tokens = sum(max(1, len(one)) for one in ids)
 
     def work() -> bytes:
-        vectors = model.embed(ids, -1 if layer is None else layer, "mean" if pooling is None else pooling)
-        data = [{"object": "embedding", "index": i, "embedding": _form(row, form)} for i, row in enumerate(vectors)]
+        with telling_fault(fault_of(model)):
+            encoded = embedding.encode_texts(ids, model.config, model.tokenizer)
+        data: list[dict[str, Any]] = []
+        for row in embedding.embeddings(model, encoded, -1 if layer is None else layer, pooling):
+            data.append({"object": "embedding", "index": len(data), "embedding": _form(row, form)})
+            state.aside.step()
         usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
         name = state.check_model(body.get("model")) or state.names[0]
         return dumped({"object": "list", "data": data, "model": name, "usage": usage})

@@ -59,7 +59,8 @@ class ServerSettings:
         Seconds for a client to send the head and the body of a request, and to receive each piece of the answer.
     step_timeout : float
         Seconds that one step of the model may take. After them all requests end with an error, and new ones are refused
-        until the step has returned. 0 sets no limit.
+        until the step has returned. 0 sets no limit. The same holds for each pass of inspections and embeddings, which
+        run beside the texts.
     grace : float
         Seconds that running requests have to finish when the server is asked to end.
     api_keys : tuple of str

@@ -92,7 +92,7 @@ class State:
             raise ServerError(
                 "the model and an adapter have the same name", where="adapters", got=listed(both), fix=fix
             )
-        return cls(model, settings, metrics, core, Aside(), names, int(time()))
+        return cls(model, settings, metrics, core, Aside(settings.step_timeout), names, int(time()))
 
     def check_model(self, name: Any) -> str | None:
         """The adapter that a request's model names; None if it names the model itself or nothing.

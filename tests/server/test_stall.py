@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import refgpt
+from refgpt.tracing import embedding
 from tests.helpers.servers import Served, serving
 from tests.helpers.work import HANGS
 
@@ -54,7 +55,7 @@ class Hanging:
 
 @pytest.fixture
 def server(model: refgpt.Model) -> Iterator[Served]:
-    with serving(model, step_timeout=0.3, speculate=0, max_slots=2) as served:
+    with serving(model, step_timeout=1.0, speculate=0, max_slots=2) as served:
         yield served
 
 
@@ -167,6 +168,51 @@ def test_an_idle_server_does_not_hang(server: Served, hanging: Hanging) -> None:
     server.wait_until(lambda: watch._began is None)
     server.state.core._watch._look(SimpleNamespace(call_later=lambda *arguments: None))
     assert not watch.stalled and server.ask("GET", "/health").status == 200
+
+
+@pytest.mark.parametrize("path", ["/inspect", "/v1/embeddings"])
+def test_work_beside_the_texts_that_hangs_and_returns(
+    server: Served, path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends with an error, like what waits for its thread; texts are still written."""
+    monkeypatch.setattr(embedding, "ROWS", 1)  # a pass for each text
+    bodies = {"/inspect": {"prompt": "x", "what": ["lens"]}, "/v1/embeddings": {"input": ["x", "y"]}}
+    want = {name: server.post(name, **body) for name, body in bodies.items()}
+    engine, go_on, n_begun = type(server.state.model.engine), threading.Event(), 0
+    passes = {name: getattr(engine, name) for name in ("logits", "states")}
+
+    def held(name: str, *arguments: Any) -> Any:
+        nonlocal n_begun
+        n_begun += 1
+        assert path == "/inspect" or n_begun < 2 or go_on.wait(HANGS)  # the second pass of an embedding
+        assert path != "/inspect" or go_on.wait(HANGS)
+        return passes[name](*arguments)
+
+    for name in passes:
+        monkeypatch.setattr(engine, name, lambda *arguments, name=name: held(name, *arguments))
+    with caplog.at_level(logging.WARNING, "refgpt.server"), ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(server.ask, "POST", path, bodies[path])]
+        server.wait_until(lambda: n_begun)
+        asked += [pool.submit(server.ask, "POST", name, body) for name, body in bodies.items()]
+        for answer in [one.result() for one in asked]:
+            assert answer.status == 503 and answer.json["error"]["code"] == "stalled"
+        assert server.ask("POST", "/inspect", bodies["/inspect"]).json["error"]["code"] == "stalled"
+        assert server.ask("GET", "/health").status == 200 and server.post("/v1/completions", **SHORT)
+        go_on.set()
+        server.wait_until(lambda: server.ask("POST", path, bodies[path]).status == 200)
+    assert {name: server.post(name, **body) for name, body in bodies.items()} == want
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("has not returned" in one for one in told) == sum("has returned" in one for one in told) == 1
+
+
+def test_each_pass_of_many_texts_is_a_step(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, watch, began = type(server.state.model.engine), server.state.aside._watch, []
+    states = engine.states
+    monkeypatch.setattr(engine, "states", lambda *arguments: (began.append(watch._began), states(*arguments))[1])
+    monkeypatch.setattr(embedding, "ROWS", 1)
+    assert len(server.post("/v1/embeddings", input=["x", "y", "z"])["data"]) == 3
+    assert None not in began and sorted(set(began)) == began
+    server.wait_until(lambda: watch._began is None)
 
 
 def test_no_bound() -> None:
