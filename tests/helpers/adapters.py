@@ -54,3 +54,11 @@ def written(base: Path | None, path: Path, kinds: str, seed: int, mask: str | No
     model.engine.adopt(model.engine.kept().map(exchanged))
     training.Trainer(model).write(path)
     return path
+
+
+def oz_and_law(folder: Path, law: str = "law") -> dict[str, Path]:
+    """Two adapters of the included model by name, each of other matrices; the second was trained with a prefix mask."""
+    return {
+        "oz": written(None, folder / "oz", "wq wv", 1),
+        law: written(None, folder / "law", "w_in w_out", 2, mask="prefix"),
+    }

@@ -10,7 +10,7 @@ import pytest
 
 import refgpt
 from refgpt._common.errors import ServerError
-from tests.helpers.adapters import written
+from tests.helpers.adapters import oz_and_law
 from tests.helpers.servers import Served, serving
 
 PROMPT = "Once upon a time"
@@ -20,11 +20,7 @@ NAMES = (BASE, "oz", "law")
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("adapters")
-    return {
-        "oz": written(None, folder / "oz", "wq wv", 1),
-        "law": written(None, folder / "law", "w_in w_out", 2, mask="prefix"),
-    }
+    return oz_and_law(tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 import refgpt
 from refgpt import tracing
-from tests.helpers.adapters import written
+from tests.helpers.adapters import oz_and_law
 from tests.helpers.axe import check_rules, needs_axe
 from tests.helpers.paced_server import paced_serving
 from tests.helpers.pages import signed
@@ -19,11 +19,7 @@ PROMPT = "Once upon a time"
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("adapters")
-    return {
-        "oz": written(None, folder / "oz", "wq wv", 1),
-        "a law, both ways": written(None, folder / "law", "w_in w_out", 2, mask="prefix"),
-    }
+    return oz_and_law(tmp_path_factory.mktemp("adapters"), "a law, both ways")
 
 
 @pytest.fixture(scope="module")
