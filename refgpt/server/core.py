@@ -17,14 +17,12 @@ from typing import Any
 from refgpt._common.errors import RefgptError
 from refgpt._model import Model
 from refgpt.generation.params import GenerationParams
-from refgpt.generation.prefix_cache import PrefixCache
 from refgpt.generation.results import Event
 from refgpt.generation.scheduler import Scheduler
 from refgpt.generation.sequence import with_named_adapter
-from refgpt.runtime.engine import Session
 from refgpt.server.errors import ApiError, busy, closing, failed, refused, stalled, unavailable
 from refgpt.server.jobs import Job, Written
-from refgpt.server.metrics import Metrics
+from refgpt.server.metrics import CountingCache, Metrics
 from refgpt.server.settings import ServerSettings
 from refgpt.server.watch import Watch
 
@@ -34,18 +32,6 @@ log = logging.getLogger("refgpt.server")
 RETRY = 1.0
 #: Seconds for the thread to end after its current step.
 LAST_STEP = 5.0
-
-
-class CountingCache(PrefixCache):
-    """A prefix cache that counts the prompt tokens that it provided."""
-
-    n_found = 0
-
-    def fill(self, session: Session, slot: int, ids: Sequence[int]) -> int:
-        """See ``PrefixCache.fill``."""
-        n = super().fill(session, slot, ids)
-        self.n_found += n
-        return n
 
 
 class Core:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
+from refgpt.generation.prefix_cache import PrefixCache
+from refgpt.runtime.engine import Session
+
 #: Upper bounds of histograms of seconds.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
@@ -98,6 +101,18 @@ class Metrics:
         for metric in counted:
             lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}", *metric.lines()]
         return "\n".join(lines) + "\n"
+
+
+class CountingCache(PrefixCache):
+    """A prefix cache that counts the prompt tokens that it provided."""
+
+    n_found = 0
+
+    def fill(self, session: Session, slot: int, ids: Sequence[int]) -> int:
+        """See ``PrefixCache.fill``."""
+        n = super().fill(session, slot, ids)
+        self.n_found += n
+        return n
 
 
 def _braces(names: Sequence[str], values: Sequence[str]) -> str:

@@ -180,7 +180,7 @@ def test_a_job_that_failed_before_it_is_read_is_no_finished_text(model: refgpt.M
 def test_work_beside_the_scheduler_outlives_its_failures(model: refgpt.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(model) as server:
         with monkeypatch.context() as patch:
-            patch.setattr(type(model), "embed", raising(Killed()))
+            patch.setattr(type(model.engine), "states", raising(Killed()))
             assert server.ask("POST", "/v1/embeddings", {"input": "x"}).status == 500
         assert server.post("/v1/embeddings", input="x")["data"]
 
