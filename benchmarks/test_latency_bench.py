@@ -1,7 +1,7 @@
 """How long running streams wait while long prompts arrive, and what the arrivals cost in all.
 
-A pass gives every stream its token and reads 64 rows of the prompts that have come. So the time between two tokens of a
-stream is that of such a pass: it is compared with passes of that shape, made in turn with the scheduler's. The whole
+A pass gives every stream its token and reads some rows of the prompts that have come. So the time between two tokens of
+a stream is that of such a pass: it is compared with passes of that shape, made in turn with the scheduler's. The whole
 work is compared with plain batches: the prompts read without anybody beside them, and then the texts written together.
 """
 
@@ -18,7 +18,7 @@ import pytest
 from benchmarks.quick import QUICK, WIDTHS, rounds, sized
 from refgpt import GenerationParams, ModelConfig, Scheduler
 from refgpt.generation.loop import generate
-from refgpt.generation.scheduler import ROWS_BESIDE
+from refgpt.generation.reading import ROWS_BESIDE
 from refgpt.runtime import Runtime
 from refgpt.spec.gptj import Params, leaf_shapes
 

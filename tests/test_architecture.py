@@ -74,7 +74,7 @@ INNER_FLOORS = {
         {"params"},
         {"prompts", "results"},
         {"room", "sequence", "openai"},
-        {"beams", "best_of", "drafting", "identity", "openai_answers", "scored"},
+        {"beams", "best_of", "drafting", "identity", "openai_answers", "reading", "scored"},
         {"scheduler"},
         {"loop"},
         {"scoring"},

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 import refgpt
 from refgpt._common.errors import GenerationError
-from refgpt.generation import scheduler as module
+from refgpt.generation import reading as module
 from refgpt.generation.loop import generate
 from refgpt.generation.params import GenerationParams
+from refgpt.generation.reading import MANY_PROMPTS, ROWS_BESIDE, ROWS_BESIDE_OF_MANY, pieces
 from refgpt.generation.room import BLOCK, Room, position_bytes
-from refgpt.generation.scheduler import ROWS_BESIDE, Scheduler
+from refgpt.generation.scheduler import Scheduler
 from refgpt.runtime import Runtime
 from refgpt.runtime.spec_engine import SpecEngine
 from tests.helpers.runtime_models import LONG
@@ -63,6 +64,7 @@ def test_no_text_depends_on_arrivals_cancellations_or_sizes(
     asked, gone, events = {}, set(), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "ROWS_BESIDE", beside)
+        patch.setattr(module, "ROWS_BESIDE_OF_MANY", 2 * beside)
         patch.setattr(module, "ROWS_ALONE", alone)
         scheduler = Scheduler(model, n_slots, n_blocks * CONFIG.n_ctx * position_bytes(model.engine))
         while scheduler.busy or len(asked) < n_requests:
@@ -119,7 +121,7 @@ def test_a_long_prompt_is_read_between_the_others_tokens():
     for _ in range(-(-200 // ROWS_BESIDE)):
         events = scheduler.step()
         assert len(ids_of(events, talking)) == 1  # no pass without a token for the one who talks
-    assert [size for parts in model.engine.passes[1:5] for _, size, _ in parts if size > 1] == [64, 64, 64, 8]
+    assert [size for parts in model.engine.passes[1:8] for _, size, _ in parts if size > 1] == [ROWS_BESIDE] * 6 + [8]
     assert all(sum(size for _, size, _ in parts) <= ROWS_BESIDE + 1 for parts in model.engine.passes)
 
 
@@ -129,8 +131,64 @@ def test_where_nobody_waits_prompts_are_read_together_in_large_pieces():
     for n in (100, 150, 40, 7):
         scheduler.add([1] * n, max_new_tokens=1)
     scheduler.step()
-    assert [size for _, size, _ in model.engine.passes[0]] == [100, 128, 40, 7]
-    assert len(scheduler.step()) == 1 and not scheduler.busy
+    assert [size for _, size, _ in model.engine.passes[0]] == [100, 150, 40, 7]
+    assert not scheduler.busy
+
+
+class Reader(SimpleNamespace):
+    """A prompt; equal ones are different keys of a dict."""
+
+    __hash__, __eq__ = object.__hash__, object.__eq__
+
+
+def reader(n, n_read=0, prefix_len=0):
+    """A prompt of ``n`` ids, of which some have been read."""
+    return Reader(ids=[1] * n, n_read=n_read, prefix_len=prefix_len, first_row=n - 1)
+
+
+@pytest.mark.parametrize(
+    "readers, beside, sizes",
+    [
+        ([(200,)], True, {0: 32}),
+        ([(200, 190)], True, {0: 10}),
+        ([(20,), (20,), (20,)], True, {0: 20, 1: 12}),  # of equal ones, one after the other
+        ([(200,), (10,), (5,)], True, {0: 17, 1: 10, 2: 5}),
+        ([(200,), (100,), (30,)], True, {0: 16, 2: 16}),
+        ([(200,), (100,), (100,), (30,), (60,)], True, {0: 80, 3: 30, 4: 50}),
+        ([(600,), (600, 500), (200,)], False, {0: 256, 1: 100, 2: 156}),
+        ([(50, 0, 50), (10,)], True, {0: 50}),  # a prefix goes in one piece
+        ([(50,), (20, 0, 20), (10, 0, 10)], True, {0: 22, 2: 10}),
+        ([], True, {}),
+    ],
+)
+def test_which_rows_of_which_prompts_a_pass_reads(readers, beside, sizes):
+    tasks = [reader(*one) for one in readers]
+    assert [(tasks.index(task), size) for task, size in pieces(tasks, beside)] == list(sizes.items())
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=12), st.booleans())
+def test_every_pass_reads_as_many_rows_as_it_may(sizes, beside):
+    tasks = [reader(n) for n in sizes]
+    most = ROWS_BESIDE if len(tasks) < MANY_PROMPTS else ROWS_BESIDE_OF_MANY
+    assert sum(size for _, size in pieces(tasks, beside)) == min(sum(sizes), most if beside else module.ROWS_ALONE)
+
+
+def test_many_prompts_at_once_are_read_faster_and_the_first_text_begins_early():
+    """Of sixteen prompts that come at once, one begins after the first pass, and none waits for the others' texts."""
+    model = watched("long")
+    scheduler = Scheduler(model, 16)
+    scheduler.add([1] * 64, max_new_tokens=64, ignore_eos=True)
+    scheduler.step()
+    waiting = {scheduler.add([1] * 64, max_new_tokens=64, ignore_eos=True) for _ in range(15)}
+    begun = []
+    while waiting:
+        found = waiting & {event.seq for event in scheduler.step()}
+        waiting -= found
+        begun.append(len(found))
+    assert begun[0] == ROWS_BESIDE_OF_MANY // 64 and sum(begun) == 15
+    n_early = 15 - MANY_PROMPTS  # before so few are left that the others' texts come first again
+    assert len(begun) <= -(-n_early * 64 // ROWS_BESIDE_OF_MANY) + MANY_PROMPTS * 64 // ROWS_BESIDE
+    assert max(sum(size for _, size, _ in parts) for parts in model.engine.passes) <= ROWS_BESIDE_OF_MANY + 16
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one():

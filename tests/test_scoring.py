@@ -10,7 +10,7 @@ import sentencepiece
 
 import refgpt
 from refgpt._common.errors import GenerationError, TokenizerError
-from refgpt.generation import scheduler, scoring
+from refgpt.generation import reading, scoring
 from refgpt.generation.sampling import log_softmax
 from refgpt.generation.scoring import encode_continuations, score
 from refgpt.runtime import Runtime
@@ -104,7 +104,7 @@ def test_the_prompt_is_computed_once_and_the_last_token_never(engine, mask, at_o
     model = SimpleNamespace(engine=counted, mask=mask, tokenizer=None)
     want = score(model_of(engine, mask), PROMPT, CONTINUATIONS)
     monkeypatch.setattr(scoring, "MOST_TOGETHER", at_once)
-    monkeypatch.setattr(scheduler, "MOST_ROWS_WANTED", 3)
+    monkeypatch.setattr(reading, "MOST_ROWS_WANTED", 3)
     got = score(model, PROMPT, CONTINUATIONS)
     assert all((a == b).all() for a, b in zip(got, want, strict=True))
     assert sum(len(ids) for parts, _ in passes for _, ids, _ in parts) == 8 + 3 + 0 + 8 + 3

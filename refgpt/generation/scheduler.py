@@ -22,6 +22,7 @@ from refgpt.generation.drafting import Drafter
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prefix_cache import PrefixKeeper
 from refgpt.generation.prompts import Prompt, encode_prompt, fault_of
+from refgpt.generation.reading import pieces
 from refgpt.generation.results import Event
 from refgpt.generation.room import Room, position_bytes
 from refgpt.generation.scored import ScoredContinuation
@@ -31,10 +32,6 @@ from refgpt.runtime.engine import Engine, Part, Session
 #: The largest number of sequences that are decoded together, and the most bytes of all their keys and values.
 MOST_TOGETHER = 16
 MOST_CACHE = 2 << 30
-#: Rows of prompts in one pass: while other texts are generated, which wait for the pass, and while none is.
-ROWS_BESIDE, ROWS_ALONE = 64, 512
-#: Most rows of logits that one text gets at once: more would take more memory than the model's activations.
-MOST_ROWS_WANTED = 64
 
 
 def enough_bytes(engines: Sequence[Engine], n_positions: int) -> int:
@@ -52,7 +49,8 @@ class Scheduler:
 
     Requests begin in the order in which they came, each as soon as there is a slot and memory for the longest text that
     it may become; so none fails half-way, and none waits for ever. Long prompts are read piece by piece between the
-    other texts' tokens. Of several prompts the oldest goes first, and each gets its share of every pass.
+    other texts' tokens. Of several prompts the oldest gets half of every pass, and those that are nearest to their ends
+    get the rest.
 
     The result of a request depends only on its prompt and its parameters; with a seed, results are bitwise equal.
 
@@ -283,21 +281,12 @@ class Scheduler:
                 parts.append((slot, ids, 0))
                 n_rows.append(len(ids))
                 owners.append(task)
-        left = ROWS_BESIDE if writing else ROWS_ALONE
-        share = max(1, left // max(1, len(reading)))
-        for i, task in enumerate(reading):
-            most = max(share, left - share * (len(reading) - 1)) if not i else share
-            start, size = task.n_read, min(most, left, max(task.first_row + 1 - task.n_read, MOST_ROWS_WANTED))
-            stop = min(len(task.ids), start + max(size, 0 if start else task.prefix_len))
-            if i and stop - start > left:  # a prefix goes in one piece, alone if it is too long
-                continue
-            left -= stop - start
+        for task, size in pieces(reading, bool(writing)):
+            start, stop = task.n_read, task.n_read + size
             parts.append((task.slots[0], task.ids[start:stop], 0 if start else task.prefix_len))
             task.n_read = stop
             n_rows.append(max(0, stop - max(start, task.first_row)))
             owners.append(task)
-            if left <= 0:
-                break
         return parts, n_rows, owners
 
     def _rows(
