@@ -78,4 +78,4 @@ def test_what_can_only_be_had_by_swapping_is_said(monkeypatch, caplog, path):
     monkeypatch.setattr(memory, "machine_memory", lambda: (1 << 40, 5))
     with caplog.at_level(logging.WARNING, "refgpt"):
         refgpt.load(path, copy=True)
-    assert "of which 5 B can be had without swapping" in caplog.text
+    assert "but only 5 B can be had without swapping" in caplog.text

@@ -62,7 +62,7 @@ def check_obtainable(n_bytes: int, what: str, fix: str, error: type[RefgptError]
             fix=fix,
         )
     if free is not None and n_bytes > free:
-        log.warning("%s take %s, of which %s can be had without swapping; %s", what, size(n_bytes), size(free), fix)
+        log.warning("%s take %s, but only %s can be had without swapping; %s", what, size(n_bytes), size(free), fix)
 
 
 def _physical() -> tuple[int | None, int | None]:

@@ -129,7 +129,7 @@ class Model(Inside):
         return self._with_pairs(read_adapter(adapter, self.config), adapter_mask(adapter))
 
     def with_adapters(self, adapters: Mapping[str, str | os.PathLike[str]]) -> Model:
-        """This model with several LoRA adapters, of which each request names one or none.
+        """This model with several LoRA adapters; each request names one of them or none.
 
         Requests with different adapters are computed together, each with the bits that it has with ``with_adapter``.
         This model stays as it is; the new one has its ``adapters`` too.

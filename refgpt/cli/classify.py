@@ -66,8 +66,8 @@ def add_to(commands: Commands) -> None:
         "--normalise",
         choices=NORMALISATIONS,
         default="sum",
-        help="what a label scores: its log-likelihood; that, divided by its tokens; or that, less its log-likelihood "
-        "where no text stands before it (default: sum)",
+        help="the score of a label: its log-likelihood (sum), the mean over its tokens (mean), or its log-likelihood "
+        "minus that without a text before it (pmi) (default: sum)",
     )
     add("-o", "--output", metavar="FILE", help="write to a .csv or .jsonl file (default: CSV to standard output)")
     add_running_arguments(classify)

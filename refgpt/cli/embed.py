@@ -23,7 +23,7 @@ def add_to(commands: Commands) -> None:
     command = add_command(commands, "embed", _embed, "turn texts into vectors", EXAMPLES)
     add_prompt_arguments(command, "text to turn into a vector")
     add = command.add_argument
-    add("--each-line", action="store_true", help="take each line that is not empty for a text of its own")
+    add("--each-line", action="store_true", help="treat each line that is not empty as a text of its own")
     add(
         "--layer",
         type=int,
@@ -32,7 +32,7 @@ def add_to(commands: Commands) -> None:
         help="0: the embeddings; I: the hidden states after the I-th block; -1: after the last one and the final "
         "LayerNorm (default: -1)",
     )
-    add("--pooling", choices=POOLINGS, default="mean", help="what becomes of the positions of a text (default: mean)")
+    add("--pooling", choices=POOLINGS, default="mean", help="how a text's vectors become one (default: mean)")
     add("-o", "--output", metavar="FILE", help="write to a .jsonl file (default: to standard output)")
     add_running_arguments(command)
 

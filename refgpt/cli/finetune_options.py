@@ -84,7 +84,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--too-long",
         choices=TOO_LONG,
         default="skip",
-        help="longer texts with a prompt are left out, or cut at the end (default: skip)",
+        help="what to do with longer texts that have a prompt: leave them out, or cut off their ends (default: skip)",
     )
     group("--strict", action="store_true", help="end with an error at the first malformed line")
     group("--no-eos", dest="eos", action="store_false", help="do not append the end-of-text token to each text")

@@ -79,8 +79,8 @@ def add_to(commands: Commands) -> None:
         "--early-stopping",
         choices=["yes", "no", "never"],
         default="no",
-        help="end a beam search as soon as there are enough ended texts; when a better one is unlikely; or when it is "
-        "impossible (default: no)",
+        help="when a beam search ends: as soon as enough texts have ended (yes), when a better text is unlikely (no), "
+        "or when it is impossible (never) (default: no)",
     )
     what = generate.add_argument_group('constraints on the text (needs pip install "refgpt[constrain]")')
     either = what.add_mutually_exclusive_group().add_argument

@@ -177,8 +177,8 @@ def add_loading_arguments(
         "--compute",
         type=known_dtype,
         choices=COMPUTES,
-        help="dtype in which linear layers multiply float weights, and training any weights; bf16 is faster where the "
-        "processor has AVX512_BF16 (default: f32)",
+        help="dtype in which numbers are multiplied in linear layers with float weights, and in training with any "
+        "weights; bf16 is faster where the processor has AVX512_BF16 (default: f32)",
     )
     add(
         "--adapter",
@@ -191,7 +191,7 @@ def add_loading_arguments(
     add(
         "--copy",
         action="store_true",
-        help="copy into memory also what could be read from the files as they lie: they may then be written to",
+        help="copy all weights into memory instead of mapping the files, which may then be written to",
     )
     add_source(group)
     add("-t", "--threads", type=int, metavar="N", help="threads to use (default: one per core)")
@@ -208,7 +208,7 @@ def add_source(group: argparse._ActionsContainer) -> None:
         "--tokenizer",
         metavar="PATH",
         type=lambda text: False if text == "none" else text,
-        help="a tokenizer instead of the model's: its directory or file; none for ids alone",
+        help="a tokenizer instead of the model's: its directory or file; none: use ids only",
     )
 
 

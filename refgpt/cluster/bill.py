@@ -12,7 +12,7 @@ from refgpt.cluster.compression import Compression, parse_compression
 from refgpt.cluster.rounds import Sync, parse_sync
 from refgpt.cluster.simulation import Fleet, Simulated, simulate
 
-#: Values on which the size of a method's messages is measured, and at most, of which the ratio is then taken.
+#: Most values for which a method's message is really made; for more, its ratio of sizes is used.
 SAMPLE = 1 << 18
 #: Bytes of a value that a ring of float16 exchanges.
 RING_BYTES = 2

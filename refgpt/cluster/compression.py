@@ -11,7 +11,7 @@ f16            float16: 16 bits a value
 intB           integers of B = 2, 4 or 8 bits, and a float16 scale for every 128 values
 topk:F,bits:B  the largest F of the values of every 4,096: positions as gaps (about 6.5 bits each at F = 0.03), a
                sign and B - 1 bits of magnitude each, and the smallest and largest magnitude of every 4,096
-cocktail       a random tenth, of which the largest fifth in 4 bits, as in CocktailSGD (Wang et al. 2023,
+cocktail       the largest fifth of a random tenth, in 4 bits, as in CocktailSGD (Wang et al. 2023,
                https://proceedings.mlr.press/v202/wang23t.html); sender and receiver draw the same tenth from a seed
 =============  ================================================================================================
 

@@ -82,7 +82,7 @@ def connected(address: str | None, n_cpus: int = 1) -> Iterator[None]:
     Parameters
     ----------
     address : str or None
-        That of the cluster's head, or "auto": the cluster of which this machine is part. None starts a cluster on this
+        That of the cluster's head, or "auto": the cluster that this machine belongs to. None starts a cluster on this
         machine alone.
     n_cpus : int
         If ``address`` is None, how many processors Ray may give to workers; at least as many as this machine has.

@@ -2,8 +2,8 @@
 
 There are two ways from texts to ids. ``LM_EVAL`` is that of lm-evaluation-harness (with its Hugging Face backend):
 context and continuation are encoded as one text, spaces at the end of the context count as part of the continuation,
-and of a text that is too long the last ``n_ctx + 1`` tokens remain, of which the last is only predicted. ``GPT_J`` is
-that of GPT-J's own table (``tasks/eval_harness.py`` of Mesh Transformer JAX): the context begins with the end-of-text
+and a text that is too long is cut to its last ``n_ctx + 1`` tokens (the last one is only predicted). ``GPT_J`` is that
+of GPT-J's own table (``tasks/eval_harness.py`` of Mesh Transformer JAX): the context begins with the end-of-text
 token, both texts are cleaned with ftfy and normalised to NFKC, they are encoded apart, and the last ``n_ctx`` tokens
 remain.
 """
@@ -90,7 +90,7 @@ class Likelihoods:
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt of which the continuation is wanted that generation writes."""
+    """A prompt, to be continued by generation."""
 
     prompt: list[int]
     params: GenerationParams

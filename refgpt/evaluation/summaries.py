@@ -1,7 +1,7 @@
 """MLPerf Inference's GPT-J task: summaries of news articles of CNN and the Daily Mail, counted by ROUGE.
 
 Prompt, generation and metric are those of MLPerf's reference (https://github.com/mlcommons/inference, language/gpt-j):
-an instruction, of which the first 1919 tokens remain in a context of 2048; four beams and 30 to 128 new tokens;
+an instruction, cut to its first 1919 tokens in a context of 2048; four beams and 30 to 128 new tokens;
 ROUGE-1, ROUGE-2 and ROUGE-L with stemming.
 """
 

@@ -1,4 +1,4 @@
-"""Beam search: several continuations of a prompt at a time, of which the likeliest are continued.
+"""Beam search: several continuations of a prompt are written at a time, and the likeliest are kept.
 
 The steps are those of transformers' ``GenerationMixin._beam_search``, in float64. Of equal candidates the one of the
 better beam is preferred, then the one with the lower id.

@@ -1,4 +1,4 @@
-"""Several continuations of a prompt, of which only the likeliest are returned."""
+"""Several continuations of a prompt are written, and only the likeliest are returned."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import numpy as np
 from refgpt.generation.processing import CHUNK, exp, log, total
 from refgpt.generation.sampling_params import SamplingParams
 
-#: More than ``FEW`` keys are first counted into ``N_BINS`` bins, of which ``BINS_PER_NAT`` make up a nat.
+#: More than ``FEW`` keys are first counted into ``N_BINS`` bins, ``BINS_PER_NAT`` of them for each nat.
 FEW, BINS_PER_NAT, N_BINS = 512, 512, 4096
 
 

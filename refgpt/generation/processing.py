@@ -31,7 +31,7 @@ class Processing:
     ends : collection of int
         The tokens that end a text.
     most_new : int or None
-        The largest number of new tokens, the last of which ``forced_eos_token_id`` may force.
+        The largest number of new tokens. ``forced_eos_token_id`` may force the last of them.
     matcher : ConstraintMatcher or None
         Says which tokens the constraint allows.
     """

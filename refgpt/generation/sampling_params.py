@@ -87,11 +87,11 @@ class SamplingParams:
         Whether beams are ranked by log-probabilities that are normalised again after all of this.
     sampler : "transformers" or "mesh"
         The order of temperature, ``top_k`` and ``top_p``, and the random numbers. "mesh": those of Mesh Transformer
-        JAX, with which GPT-J was first shown. It chooses from the probabilities before the temperature; ``top_p`` drops
-        what comes after the sum has exceeded it, and ``top_k`` keeps one token more, and always the token 0; of equals
-        the higher ids are kept. It draws with JAX's random numbers: equal logits and an equal ``seed`` (of which JAX
-        takes 32 bits) give the tokens that Mesh Transformer JAX draws with ``hk.PRNGSequence(seed)``, with n texts as
-        a batch of n.
+        JAX, with which GPT-J was first shown. It filters the probabilities before the temperature is applied. ``top_p``
+        drops the tokens after the one with which the sum exceeds it; ``top_k`` keeps one token more, and always the
+        token 0. Of equally likely tokens the ones with higher ids are kept. It draws with JAX's random numbers: equal
+        logits and an equal ``seed`` (JAX uses 32 bits of it) give the tokens that Mesh Transformer JAX draws with
+        ``hk.PRNGSequence(seed)``; n texts are drawn like a batch of n.
     logits_processor : callable, list of callables, or None
         Each is called with the ids so far (prompt and new ones, a list) and the scores (an array [v] of float64, -inf
         for what cannot be drawn) after all that comes before the temperature, and returns scores.

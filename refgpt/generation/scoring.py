@@ -186,7 +186,7 @@ def encode_continuations(
 
 
 def encode_after(before: tuple[str, list[int]] | None, text: str, tokenizer: Tokenizer) -> list[int]:
-    """The ids of a text after another, of which the ids are given too; None if that was not a text."""
+    """The ids of a text after another. ``before`` is the other text with its ids; None if it was given as ids."""
     if before is not None:
         prompt, prompt_ids = before
         whole = tokenizer.encode(prompt + text)

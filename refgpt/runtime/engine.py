@@ -194,7 +194,7 @@ class Engine(Protocol):
         ...
 
     def states(self, texts: Sequence[Sequence[int]], prefix_lens: Sequence[int], name: str) -> list[np.ndarray]:
-        """One activation [t, c] of several texts, each of which is the same in every bit alone and in any company.
+        """One activation [t, c] of each of several texts. Its bits do not depend on the other texts.
 
         ``name`` is a tap's: "embed", "blocks.0.resid_post", "ln_final" and others of one row a position.
         """

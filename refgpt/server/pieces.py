@@ -15,8 +15,8 @@ from typing import Any
 PIECE = 1 << 14
 #: Most lists and objects in a large body. Python's garbage collector visits them all again and again, without a break.
 MOST_CONTAINERS = 1 << 16
-#: Most lists and objects inside each other, in bodies of every size. A level of a large body takes four Python calls,
-#: of which Python allows about 1000.
+#: Most lists and objects inside each other, in bodies of every size. A level of a large body takes four nested Python
+#: calls, and Python allows about 1000.
 MOST_DEEP = 128
 
 _SPACE = re.compile(r"[ \t\n\r]*")

@@ -64,7 +64,7 @@ class ServerSettings:
     grace : float
         Seconds that running requests have to finish when the server is asked to end.
     api_keys : tuple of str
-        Keys of which every request needs one; () needs none.
+        API keys. Every request needs one of them; () means that none is needed.
     allowed_hosts, allowed_origins : tuple of str
         Names in the Host header beside the loopback's, and web pages ("https://example.com") that may call the server
         from a browser. "*" allows all.

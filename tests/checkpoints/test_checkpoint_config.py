@@ -89,7 +89,7 @@ def test_defaults_and_other_names(tmp_path, keys, field, want):
     ("keys", "says"),
     [
         ({"eos_token_id": [7, 8]}, []),
-        ({"bos_token_id": [7, 8]}, ["bos_token_id is a list, of which only the first counts: [7, 8]"]),
+        ({"bos_token_id": [7, 8]}, ["bos_token_id is a list; only its first entry is used: [7, 8]"]),
         ({"bos_token_id": 37}, ["bos_token_id 37 is not in the vocabulary of 37, so there is none"]),
         ({"eos_token_id": [7]}, []),
         ({"eos_token_id": 50256}, []),  # transformers' default, whatever the vocabulary

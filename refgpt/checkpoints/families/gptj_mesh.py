@@ -38,7 +38,7 @@ NEEDED = tuple(KEYS.values())[:-1]
 #: Values that keys must have if they are present, and why.
 DEMANDS = {
     "pe": ("rotary", "GPT-J encodes positions by rotation"),
-    "norm": ("layernorm", "GPT-J normalises with LayerNorm, of which all shards hold the same scale and offset"),
+    "norm": ("layernorm", "GPT-J normalises with LayerNorm, whose scale and offset are the same in all shards"),
 }
 EXAMPLE = (
     '{"layers": 28, "d_model": 4096, "n_heads": 16, "n_vocab": 50400, "seq": 2048, '

@@ -99,7 +99,7 @@ def read_ids(keys: Keys, default: int | None, raw: Mapping[str, Any], n_vocab: A
     if bos in raw:
         found["bos_id"], further = _token_ids(bos, raw[bos], default, n_vocab, path)
         if further:
-            log.warning("%s: %s is a list, of which only the first counts: %s", path, bos, shown(raw[bos]))
+            log.warning("%s: %s is a list; only its first entry is used: %s", path, bos, shown(raw[bos]))
     if eos in raw:
         found["eos_id"], found["further_eos_ids"] = _token_ids(eos, raw[eos], default, n_vocab, path)
     return found

@@ -38,7 +38,7 @@ def is_at(path: Path) -> bool:
 
 
 def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoint:
-    """Open an archive, a step's directory, or the directory around steps, of which the last is used.
+    """Open an archive, a step's directory, or the directory around steps; of several steps the last is used.
 
     Parameters and errors are those of ``open_checkpoint``. An archive is unpacked: see ``mesh_archive.unpack``.
     """

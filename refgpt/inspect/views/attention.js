@@ -227,7 +227,7 @@ export function drawAttention(root, pass, start = { ...pass.opening }) {
   return paintAll;
 }
 
-/** A line for each kind of which there are heads, with a button for each of the best, named layer.head. */
+/** A line for each kind that has heads, with a button for each of its best heads, named layer.head. */
 function listTitles({ titles }, choose) {
   return Object.keys(KINDS).flatMap((kind) => {
     const alike = titles.filter((title) => title.kind === kind).sort((a, b) => b.score - a.score);

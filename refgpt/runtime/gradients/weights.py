@@ -70,7 +70,7 @@ class BiasGradient:
 
 @dataclass(frozen=True, eq=False)
 class TableGradient:
-    """Of a table of which ``ids`` [t] name rows: dy [t, c], each added to its row, in the order of the text."""
+    """The gradient of a table: row i of dy [t, c] is added to the table's row ``ids[i]``, in the order of the text."""
 
     dy: np.ndarray
     ids: np.ndarray

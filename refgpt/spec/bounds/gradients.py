@@ -135,8 +135,8 @@ def attention_backward_bound(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Of ``attention_backward``. dz, q, k, v [t, h, d], mask [t, s] -> dq, dk, dv [t, h, d], dpattern [h, t, s].
 
-    The pattern is off by ``pattern_bound``, its gradient by a sum of ``d`` products; both reach their mean, of which a
-    row has at most ``s`` terms, and so the slope. The gradients are sums of products with pattern and slope.
+    The pattern is off by ``pattern_bound``, its gradient by a sum of ``d`` products. Both errors reach the row's mean,
+    a sum of at most ``s`` terms, and so the slope. The gradients are sums of products with pattern and slope.
     """
     divisor = math.sqrt(q.shape[-1]) if divisor is None else divisor
     n_rows, _, d = q.shape
