@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +21,8 @@ from refgpt.numbers.dtypes import KV_DTYPES
 from refgpt.runtime.cache import KVCache
 from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import forward
-from refgpt.tokenizers import Tokenizer, load_tokenizer
+from refgpt.tokenizers import Tokenizer
+from tests.helpers.small_tokenizers import spaced_tokenizer
 from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(eos_id=0, bos_id=1, n_ctx=24)
@@ -246,15 +246,7 @@ def test_a_character_that_the_prompt_begins_is_completed():
 @pytest.mark.parametrize("stop, text", [(None, " upon a time"), (" upon", ""), ("upon", " ")])
 def test_the_space_before_a_continuation_is_kept(stop, text, tmp_path):
     """Though the tokenizer drops the one at the start of a text."""
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["Once upon a time"] * 9),
-        model_prefix=str(tmp_path / "tokenizer"),
-        vocab_size=30,
-        model_type="bpe",
-        add_dummy_prefix=True,
-        minloglevel=2,
-    )
-    tokenizer = load_tokenizer(tmp_path)
+    tokenizer = spaced_tokenizer(tmp_path)
     prompt, whole = tokenizer.encode("Once"), tokenizer.encode("Once upon a time")
     assert whole[: len(prompt)] == prompt and tokenizer.decode(whole[len(prompt) :]) == "upon a time"
     script = [*whole[len(prompt) :], tokenizer.eos_id]

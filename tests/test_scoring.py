@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import sentencepiece
 
 import refgpt
 from refgpt._common.errors import GenerationError, TokenizerError
@@ -17,6 +16,7 @@ from refgpt.runtime import Runtime
 from refgpt.runtime.spec_engine import SpecEngine
 from refgpt.spec import forward
 from tests.helpers.model_files import write_model, write_tokenizer
+from tests.helpers.small_tokenizers import spaced_tokenizer
 from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(eos_id=0, bos_id=0)
@@ -169,15 +169,7 @@ def test_an_empty_prompt_is_the_beginning_of_a_text(path):
 
 def test_a_continuation_is_spelt_as_in_the_whole_text(tmp_path):
     """Though a sentencepiece model puts a space before a text of its own."""
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["Once upon a time"] * 9),
-        model_prefix=str(tmp_path / "tokenizer"),
-        vocab_size=30,
-        model_type="bpe",
-        add_dummy_prefix=True,
-        minloglevel=2,
-    )
-    tokenizer, config = refgpt.load_tokenizer(tmp_path), tiny_config(bos_id=1)
+    tokenizer, config = spaced_tokenizer(tmp_path), tiny_config(bos_id=1)
     for prompt, continuation in (("time", "time"), ("Once upon", " a time"), ("", "Once")):
         before = tokenizer.encode(prompt)
         start, (ids,) = encode_continuations(prompt, [continuation], config, tokenizer)

@@ -96,6 +96,23 @@ class Browser:
     def one(self, selector: str) -> Any:
         return self.chrome.find_element("css selector", selector)
 
+    def check_policy(self) -> None:
+        """Try what a token would try if it came to life: a script of its own, a picture, a style, a connection."""
+        tried = self.js("""
+            const broken = [];
+            document.addEventListener("securitypolicyviolation", (event) => broken.push(event.effectiveDirective));
+            const script = document.createElement("script");
+            script.textContent = "window.taken = true";
+            const image = document.createElement("img");
+            image.src = "http://127.0.0.1:9/x.png";
+            const style = document.createElement("style");
+            style.textContent = "body { display: none }";
+            document.body.append(script, image, style);
+            return fetch("http://127.0.0.1:9/").catch(() => 0).then(() => new Promise((done) => setTimeout(done, 200)))
+                .then(() => [broken.sort(), window.taken === undefined, getComputedStyle(document.body).display]);
+        """)
+        assert tried == [["connect-src", "img-src", "script-src-elem", "style-src-elem"], True, "block"]
+
     def text(self, selector: str) -> str:
         """What an element says, also where it is out of sight."""
         return " ".join(self.one(selector).get_property("textContent").split())

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
+import tokenizers
+from tokenizers import models, pre_tokenizers, trainers
 
-from refgpt.tokenizers import Tokenizer
+from refgpt.tokenizers import Tokenizer, load_tokenizer
 
 SENTENCES = [
     "In the garden behind the mill there lived an old toad, and nobody knew how old.",
@@ -41,6 +43,31 @@ def sentencepiece_model(name: str) -> bytes:
         **SENTENCEPIECE_FLAGS[name],
     )
     return model.getvalue()
+
+
+def spaced_tokenizer(directory: Path) -> Tokenizer:
+    """A sentencepiece tokenizer of a few words, which puts a space before every text."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["Once upon a time"] * 9),
+        model_prefix=str(directory / "tokenizer"),
+        vocab_size=30,
+        model_type="bpe",
+        add_dummy_prefix=True,
+        minloglevel=2,
+    )
+    return load_tokenizer(directory)
+
+
+def byte_level_bpe() -> tokenizers.Tokenizer:
+    """A byte-level BPE of 320 tokens, trained in an instant; its first token is "<|endoftext|>"."""
+    library = tokenizers.Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<|endoftext|>"], initial_alphabet=letters, show_progress=False
+    )
+    library.train_from_iterator(SENTENCES * 2, trainer)
+    return library
 
 
 def write_json(directory: Path, name: str, value: object) -> Path:

@@ -12,7 +12,7 @@ from refgpt.spec.gradients import cross_entropy, targets_of
 from tests.goldens import FAMILY_GRADIENTS
 from tests.helpers.families import VARIANTS
 from tests.helpers.tiny import random_params
-from tests.spec.test_spec_gradients import CLOSE, direction, slope
+from tests.spec.test_spec_gradients import CLOSE, check_golden, direction, golden_of, slope
 
 KIN = {name: config for name, config in VARIANTS.items() if config.model_type != "gptj"}
 STREAM = np.random.RandomState(4)
@@ -87,18 +87,9 @@ def test_everything_is_what_autograd_computes(path):
 
     The gradients of GPT-2's key biases are 0, sums of terms of about 0.1: they shift all scores of a query alike.
     """
-    with np.load(path) as file:
-        held = dict(file)
-    about = json.loads(str(held["about"]))
-    config, recorder = VARIANTS[about["variant"]], Recorder()
-    params = random_params(config, about["seed"])
-    loss, found = gradients.gradients(params, config, held["ids"], held["labels"], about["prefix_len"], tap=recorder)
-    assert abs(loss - held["loss"]) <= 1e-13 * loss
-    for kind, arrays in (("leaf", found), ("tap", recorder.trace)):
-        assert {f"{kind} {name}" for name in arrays} == {name for name in held if name.startswith(f"{kind} ")}
-        for name, array in arrays.items():
-            want = held[f"{kind} {name}"]
-            assert (np.abs(array - want) <= 1e-13 * max(np.abs(want).max(), 0.1)).all(), name
+    held, about = golden_of(path)
+    config = VARIANTS[about["variant"]]
+    check_golden(held, config, random_params(config, about["seed"]), about["prefix_len"], 0.1)
 
 
 def test_every_family_has_a_golden():

@@ -7,24 +7,15 @@ import json
 from typing import Any
 
 import pytest
-import tokenizers
-from tokenizers import models, pre_tokenizers, trainers
 
 from refgpt.tokenizers import Tokenizer, load_tokenizer
-from tests.helpers.small_tokenizers import SENTENCEPIECE_FLAGS, SENTENCES, sentencepiece_model, write_json
+from tests.helpers.small_tokenizers import SENTENCEPIECE_FLAGS, byte_level_bpe, sentencepiece_model, write_json
 
 
 @pytest.fixture(scope="session")
 def trained() -> dict[str, Any]:
-    """The contents of a tokenizer.json: a byte-level BPE of 320 tokens, of which "<|endoftext|>" is the first."""
-    library = tokenizers.Tokenizer(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=["<|endoftext|>"], initial_alphabet=letters, show_progress=False
-    )
-    library.train_from_iterator(SENTENCES * 2, trainer)
-    description = json.loads(library.to_str())
+    """The contents of a tokenizer.json: see ``byte_level_bpe``."""
+    description = json.loads(byte_level_bpe().to_str())
     merges = description["model"]["merges"]  # older releases of the library write a pair as one string
     description["model"]["merges"] = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
     return description

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy, embedding, gelu, layer_norm, linear
+from torch.nn.functional import embedding, gelu, layer_norm, linear
 
 from refgpt.numbers.leaves import widen
 from refgpt.spec import family_of
 from tests.goldens import FAMILY_GRADIENTS, family_file
+from tests.goldens.recorders.gradients import with_gradients
 from tests.helpers.families import VARIANTS
 from tests.helpers.tiny import random_params
 
@@ -58,14 +59,7 @@ def record(config: Any, seed: int, prefix_len: int) -> dict[str, np.ndarray]:
     taps: Taps = {}
     params = family_of(config).Params.from_leaves(leaves, config.n_layer)
     logits = forward(params, config, torch.from_numpy(ids), prefix_len, taps)
-    loss = cross_entropy(logits[:-1], torch.from_numpy(labels)[1:], ignore_index=-100)
-    loss.backward()
-    arrays = {"ids": ids, "labels": labels, "loss": loss.detach().numpy()}
-    for kind, tensors in (("leaf", leaves), ("tap", taps)):
-        for name, tensor in tensors.items():
-            assert tensor.grad is not None and tensor.grad.dtype == torch.float64, name
-            arrays[f"{kind} {name}"] = tensor.grad.numpy()
-    return arrays
+    return with_gradients(logits, ids, labels, leaves, taps)
 
 
 def forward(params: Any, config: Any, ids: torch.Tensor, prefix_len: int, taps: Taps) -> torch.Tensor:

@@ -48,6 +48,18 @@ def record(config: dict[str, int], seed: int, dtype: str = "f32", prefix_len: in
     }
     taps: dict[str, torch.Tensor] = {}
     logits = forward(Params.from_leaves(leaves, shape.n_layer), shape, torch.from_numpy(ids), prefix_len, taps)
+    arrays = with_gradients(logits, ids, labels, leaves, taps)
+    return arrays, {"config": config, "seed": seed, "dtype": dtype, "prefix_len": prefix_len}
+
+
+def with_gradients(
+    logits: torch.Tensor,
+    ids: np.ndarray,
+    labels: np.ndarray,
+    leaves: dict[str, torch.Tensor],
+    taps: dict[str, torch.Tensor],
+) -> dict[str, np.ndarray]:
+    """The text, its loss, and the gradients of leaves ("leaf NAME") and of activations ("tap NAME")."""
     loss = cross_entropy(logits[:-1], torch.from_numpy(labels)[1:], ignore_index=-100)
     loss.backward()
     arrays = {"ids": ids, "labels": labels, "loss": loss.detach().numpy()}
@@ -55,7 +67,7 @@ def record(config: dict[str, int], seed: int, dtype: str = "f32", prefix_len: in
         for name, tensor in tensors.items():
             assert tensor.grad is not None and tensor.grad.dtype == torch.float64, name
             arrays[f"{kind} {name}"] = tensor.grad.numpy()
-    return arrays, {"config": config, "seed": seed, "dtype": dtype, "prefix_len": prefix_len}
+    return arrays
 
 
 def forward(

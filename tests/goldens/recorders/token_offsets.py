@@ -7,11 +7,10 @@ import random
 from typing import Any
 
 import tokenizers
-from tokenizers import models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tests.goldens import HERE
-from tests.helpers.small_tokenizers import SENTENCES
+from tests.helpers.small_tokenizers import SENTENCES, byte_level_bpe
 
 PARTS = [
     "toad",
@@ -30,14 +29,8 @@ PARTS = [
 
 
 def description() -> dict[str, Any]:
-    """A byte-level BPE, trained in an instant."""
-    library = tokenizers.Tokenizer(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=["<|endoftext|>"], initial_alphabet=letters, show_progress=False
-    )
-    library.train_from_iterator(SENTENCES * 2, trainer)
+    """A byte-level BPE with an added token."""
+    library = byte_level_bpe()
     library.add_tokens([tokenizers.AddedToken("<mark>", lstrip=True, normalized=False)])
     found: dict[str, Any] = json.loads(library.to_str())
     return found

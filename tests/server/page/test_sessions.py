@@ -198,18 +198,4 @@ def test_no_token_of_a_model_comes_to_life(chromium, evil):
 
 
 def test_the_policy_is_in_force(page):
-    """What a token would try if it came to life."""
-    tried = page.js("""
-        const broken = [];
-        document.addEventListener("securitypolicyviolation", (event) => broken.push(event.effectiveDirective));
-        const script = document.createElement("script");
-        script.textContent = "window.taken = true";
-        const image = document.createElement("img");
-        image.src = "http://127.0.0.1:9/x.png";
-        const style = document.createElement("style");
-        style.textContent = "body { display: none }";
-        document.body.append(script, image, style);
-        return fetch("http://127.0.0.1:9/").catch(() => 0).then(() => new Promise((done) => setTimeout(done, 200)))
-            .then(() => [broken.sort(), window.taken === undefined, getComputedStyle(document.body).display]);
-    """)
-    assert tried == [["connect-src", "img-src", "script-src-elem", "style-src-elem"], True, "block"]
+    page.check_policy()
