@@ -32,7 +32,7 @@ class Inside:
         ----------
         ids : sequence of int [t]
         prefix_len : int
-            So many leading positions see one another; 0 is the causal mask, whatever ``mask`` is.
+            Number of leading positions that see one another; 0 is the causal mask, whatever ``mask`` is.
         adapter : str, optional
             The name of one of ``adapters``; by default none.
 
@@ -68,7 +68,7 @@ class Inside:
         ids : str or sequence of int [t]
             A text, if there is a tokenizer, or its ids.
         prefix_len : int
-            So many leading positions see one another; 0 is the causal mask, whatever ``mask`` is.
+            Number of leading positions that see one another; 0 is the causal mask, whatever ``mask`` is.
         names : str or collection of str, optional
             Names of ``refgpt.spec.tap_names(config)``, or patterns such as "blocks.*.pattern"; by default all
             activations.

@@ -58,8 +58,8 @@ def find_mask(
     stated : object, optional
         Its value; None if it is absent.
     window : int, optional
-        The configuration's. With local layers a model is no GPT-JT whatever it is called, and prompts cannot see
-        themselves both ways.
+        The configuration's. A model with local layers is not GPT-JT, whatever its name, and cannot have the prefix
+        mask.
 
     Returns
     -------

@@ -20,10 +20,10 @@ LONGEST_TRACEBACK = 20_000
 
 
 class Formatter(logging.Formatter):
-    """Of log records. Their messages are printable already; what libraries raised, which -v shows, quotes files too."""
+    """Formats log records. Their messages are printable already, but a traceback, which -v shows, may quote files."""
 
     def formatException(self, ei: Any) -> str:
-        """Where an error was found: indented, so that no line of what is quoted passes for one of a report."""
+        """The traceback, indented, so that no quoted line looks like a line of a report."""
         return indent(displayable(shortened(super().formatException(ei), LONGEST_TRACEBACK)), "    ")
 
 

@@ -173,7 +173,7 @@ class ClusterRun(Run):
         self._write_result()
 
     def _plan(self, n_epochs: int | None) -> Iterator[PlannedStep]:
-        """Of the first worker, who has as many texts as any."""
+        """The steps of the first worker: no other worker has more texts."""
         return planned_steps(self._lengths[:: self._n_workers], self.model, self.settings, n_epochs)
 
     def _trainer(self) -> Trainer:

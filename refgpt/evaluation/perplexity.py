@@ -160,7 +160,7 @@ class Perplexity(Measure):
 def _sample(metric: Metric, records: Sequence[Record]) -> Sample:
     """A metric of texts or, if there are few, of their windows.
 
-    A window has no words and bytes of its own: each of its tokens counts as many as a token has on average.
+    Words and bytes of a window are not counted: each of its tokens counts as the average number of them for a token.
     """
     if len(records) >= ENOUGH_TEXTS:
         return metric.sample(records)

@@ -3,8 +3,8 @@
 There are two ways from texts to ids. ``LM_EVAL`` is that of lm-evaluation-harness (with its Hugging Face backend):
 context and continuation are encoded as one text, spaces at the end of the context count as part of the continuation,
 and a text that is too long is cut to its last ``n_ctx + 1`` tokens (the last one is only predicted). ``GPT_J`` is that
-of GPT-J's own table (``tasks/eval_harness.py`` of Mesh Transformer JAX): the context begins with the end-of-text
-token, both texts are cleaned with ftfy and normalised to NFKC, they are encoded apart, and the last ``n_ctx`` tokens
+of GPT-J's own table (``tasks/eval_harness.py`` of Mesh Transformer JAX): the context begins with the end-of-text token,
+both texts are cleaned with ftfy and normalised to NFKC, they are encoded separately, and the last ``n_ctx`` tokens
 remain.
 """
 
@@ -157,7 +157,7 @@ def encode_pair(
 
 
 def cut_left(before: list[int], after: list[int], most: int) -> tuple[list[int], list[int]]:
-    """Of a prompt and its continuation the last ``most`` tokens: the prompt loses its beginning.
+    """The last ``most`` tokens of a prompt and its continuation: the prompt loses its beginning.
 
     Raises
     ------

@@ -75,8 +75,8 @@ class Session(Protocol):
     def fork(self, seq: int, slots: Sequence[int] | None = None) -> int:
         """Begin another sequence that has what slot ``seq`` has, in an empty one of ``slots``. -> that slot
 
-        Both go on apart. Nothing is computed again, and what both have is stored once for as long as either has it. By
-        default any slot will do.
+        The two then continue independently. Nothing is computed again, and what both have is stored once for as long as
+        either has it. By default any empty slot is taken.
         """
         ...
 
@@ -130,7 +130,7 @@ class Session(Protocol):
         ...
 
     def prefill(self, seq: int, ids: Sequence[int], prefix_len: int = 0) -> np.ndarray:
-        """Start slot ``seq`` anew with a prompt, ``prefix_len`` of it seen by all of it. -> [v], its last row"""
+        """Start slot ``seq`` again with a prompt; its first ``prefix_len`` see one another. -> [v], its last row"""
         ...
 
     def decode(self, seqs: Sequence[int], ids: Sequence[int]) -> np.ndarray:
@@ -264,7 +264,8 @@ class Engine(Protocol):
     def adopt(self, params: ParamTree) -> None:
         """Compute with other weights from here on, which may be changed in place before this is called again.
 
-        Matrices become floats as they are given, whatever the former ones were kept in. Sessions are to be begun anew.
+        Matrices are kept as the floats that are given, whatever the former ones were kept in. Earlier sessions must
+        not be used any more.
         """
         ...
 

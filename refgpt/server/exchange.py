@@ -67,7 +67,7 @@ class Exchange:
 
     @property
     def headers(self) -> Mapping[bytes, bytes]:
-        """Of the request, by their names in lower case; the last of several."""
+        """The headers of the request, by their names in lower case; of several with one name, the last."""
         return dict(self.scope["headers"])
 
     @property

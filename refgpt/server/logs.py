@@ -45,7 +45,7 @@ class JsonFormatter(logging.Formatter):
     """Each record is one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """As of ``logging.Formatter``."""
+        """See ``logging.Formatter``."""
         when = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
         said = getattr(record, "fields", None) or {"message": record.getMessage()}
         if record.exc_info:
@@ -61,7 +61,7 @@ class _Forward(logging.Handler):
     """Forwards other libraries' records to this package's logger."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """As of ``logging.Handler``."""
+        """See ``logging.Handler``."""
         log.log(record.levelno, "%s", printable(record.getMessage()), exc_info=record.exc_info)
 
 

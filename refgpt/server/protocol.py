@@ -37,17 +37,17 @@ class TimedProtocol(H11Protocol):
         self.app = with_abort
 
     def connection_made(self, transport: Any) -> None:
-        """As of ``asyncio.Protocol``."""
+        """See ``asyncio.Protocol``."""
         super().connection_made(transport)
         self._watch_head()
 
     def data_received(self, data: bytes) -> None:
-        """As of ``asyncio.Protocol``."""
+        """See ``asyncio.Protocol``."""
         super().data_received(data)
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """As of ``asyncio.Protocol``."""
+        """See ``asyncio.Protocol``."""
         self._forget_head()
         super().connection_lost(exc)
 

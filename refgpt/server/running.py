@@ -71,7 +71,7 @@ class Running(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: Any = None) -> None:
-        """As of uvicorn's."""
+        """See ``uvicorn.Server``."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started:

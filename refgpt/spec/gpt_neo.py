@@ -3,8 +3,8 @@
 A text of ``t`` tokens is a matrix of ``t`` rows, the residual stream: each token's row of one table plus its position's
 row of another. Each block first lets rows exchange information (attention), then works on each row by itself (MLP);
 each of the two reads the stream through a LayerNorm of its own and adds to it. In local blocks a row sees only the rows
-shortly before it. A last LayerNorm and the table of tokens once more turn row ``t`` into scores for the token at
-position ``t + 1``.
+shortly before it. A last LayerNorm, and the table of tokens a second time, turn row ``t`` into scores for the token
+at position ``t + 1``.
 
 Shapes: t query position, s key position, h head, d head width, c d_model, f d_ff, v vocabulary. No batch, no cache.
 Structure follows EleutherAI's model (https://github.com/EleutherAI/gpt-neo).

@@ -1,4 +1,4 @@
-"""The operations that the models are made of, rotation apart.
+"""The operations that the models are made of, except rotation (``positions.py``).
 
 Weights are ``[out, in]`` and may be stored in a narrower dtype than ``x``: each is widened to the dtype of ``x`` when
 it is used, so a 16-bit checkpoint needs memory for one wide matrix at a time.

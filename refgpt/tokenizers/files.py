@@ -76,7 +76,7 @@ def faults_named(what: str, where: object) -> Iterator[None]:
 def _is_the_librarys(error: BaseException) -> bool:
     """Whether a library has raised this: a panic, or one of Python's own kinds while nobody else's code ran.
 
-    What another thread throws into this one leaves no frame of its own, but is seldom of Python's own kinds.
+    An exception that another thread raises in this one has no frame of that thread, but is rarely a built-in kind.
     """
     if type(error).__name__.startswith("Panic"):
         return True

@@ -91,7 +91,7 @@ def logit_attribution(
     position : int
         The row of the logits; negative ones count from the end.
     prefix_len : int
-        So many leading positions see one another.
+        Number of leading positions that see one another.
 
     Raises
     ------

@@ -85,7 +85,7 @@ def causal_trace(
     positions : int, slice or sequence of int, optional
         Positions to restore, by default all. Positions before the first difference of the prompts have no effect.
     prefix_len : int
-        So many leading positions see one another.
+        Number of leading positions that see one another.
     progress : bool
         Show a bar on standard error.
 

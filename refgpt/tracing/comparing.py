@@ -88,7 +88,7 @@ def compare(
     ids : str or sequence of int [t]
         A text is encoded by the first model's tokenizer.
     prefix_len : int
-        So many leading positions see one another.
+        Number of leading positions that see one another.
     names : str or collection of str, optional
         Activations to compare; by default all. Those of the first model are kept in memory, those of the second are
         not.

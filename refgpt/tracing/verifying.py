@@ -146,7 +146,7 @@ def verify(
         The weights as the engine keeps them.
     ids : sequence of int [t]
     prefix_len : int
-        So many leading positions see one another.
+        Number of leading positions that see one another.
     progress : bool
         Show a progress bar on standard error. It counts blocks; the spec computes each block twice.
     on_tap : callable, optional

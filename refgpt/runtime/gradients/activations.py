@@ -67,7 +67,7 @@ class Activations:
 
     @classmethod
     def of_trace(cls, trace: Mapping[str, np.ndarray], n_layer: int, stream: Callable[[int], str]) -> Activations:
-        """Those of a whole trace, whose streams have the names ``stream(i)``."""
+        """The activations of a whole trace, whose streams have the names ``stream(i)``."""
 
         def block(i: int) -> Block:
             part = f"blocks.{i}."

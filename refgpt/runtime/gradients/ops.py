@@ -65,7 +65,7 @@ class Ops:
     room: Room | None = None
 
     def scratch_shape(self, d_head: int) -> tuple[int, int]:
-        """Of the memory that ``attention_backward`` needs beside its results."""
+        """The shape of the memory that ``attention_backward`` needs beside its results."""
         return self.threads, kernels.attention_backward_scratch(self.texts.n_longest, d_head)
 
     def next_block(self) -> None:
@@ -108,7 +108,7 @@ class Ops:
         return kernels.gelu_backward(x, dy, self._in_place(dy), threads=self.threads)
 
     def activation_backward(self, name: str, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Of the MLP's activation of this name. dy, x [t, f] -> dx [t, f]."""
+        """The backward pass of the MLP's activation of this name. dy, x [t, f] -> dx [t, f]."""
         return self.gelu_erf_backward(dy, x) if ACTIVATIONS[name] is gelu_erf else self.gelu_backward(dy, x)
 
     def gelu_erf_backward(self, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -120,7 +120,7 @@ class Ops:
         return self._turned_back(kernels.rotary, dy, rotation)
 
     def rotate_halves_backward(self, dy: np.ndarray, rotation: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """The same where the pairs are the halves of what turns."""
+        """The same for ``rotate_halves``."""
         return self._turned_back(kernels.rotary_halves, dy, rotation)
 
     def attention_backward(

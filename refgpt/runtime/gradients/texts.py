@@ -32,7 +32,7 @@ class Texts:
 
     @classmethod
     def of(cls, texts: Sequence[Text]) -> Texts:
-        """Those of these texts."""
+        """The rows of these texts."""
         lens = [len(text.ids) for text in texts]
         starts = np.array([0, *accumulate(lens)], np.int64)
         positions = np.concatenate([np.arange(n, dtype=np.int64) for n in lens])
@@ -42,7 +42,7 @@ class Texts:
 
     @property
     def ids(self) -> np.ndarray:
-        """Of all rows, int64 [t]."""
+        """The ids of all rows, int64 [t]."""
         return np.concatenate([text.ids for text in self.texts])
 
     @property

@@ -18,9 +18,9 @@ from refgpt.numbers.dtypes import Compute
 
 @dataclass(frozen=True, eq=False)
 class MatrixGradient:
-    """Of ``w`` in ``y = x w^T``: ``dy^T x``, both factors rounded to ``compute``. dy [t, n_out], x [t, n_in].
+    """The gradient of ``w`` in ``y = x w^T``: ``dy^T x``, both factors rounded to ``compute``.
 
-    Products with an adapter are in float32.
+    dy is [t, n_out], x is [t, n_in]. Products with an adapter are in float32.
     """
 
     dy: np.ndarray
@@ -31,7 +31,7 @@ class MatrixGradient:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the matrix."""
+        """The shape of the matrix."""
         return self.dy.shape[1], self.x.shape[1]
 
     def add_to(self, into: np.ndarray) -> None:
@@ -52,7 +52,7 @@ class MatrixGradient:
 
 @dataclass(frozen=True, eq=False)
 class BiasGradient:
-    """Of ``b`` in ``y = x w^T + b``: the sum of the rows of dy [t, n]."""
+    """The gradient of ``b`` in ``y = x w^T + b``: the sum of the rows of dy [t, n]."""
 
     dy: np.ndarray
     starts: np.ndarray
@@ -60,7 +60,7 @@ class BiasGradient:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the bias."""
+        """The shape of the bias."""
         return self.dy.shape[1:]
 
     def add_to(self, into: np.ndarray) -> None:
@@ -79,7 +79,7 @@ class TableGradient:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the table."""
+        """The shape of the table."""
         return self.n_rows, self.dy.shape[1]
 
     def add_to(self, into: np.ndarray) -> None:
@@ -89,7 +89,7 @@ class TableGradient:
 
 @dataclass(frozen=True, eq=False)
 class NormGradient:
-    """Of the weight of a LayerNorm: the sum of the rows of dy times the normed x, both [t, c]."""
+    """The gradient of the weight of a LayerNorm: the sum of the rows of dy times the normed x, both [t, c]."""
 
     dy: np.ndarray
     x: np.ndarray
@@ -99,7 +99,7 @@ class NormGradient:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight."""
+        """The shape of the weight."""
         return self.dy.shape[1:]
 
     def add_to(self, into: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from refgpt.spec.ops import gelu_erf, softmax
 
 
 def linear_backward_bound(dy: np.ndarray, w: Leaf, chunk: int | None = None) -> np.ndarray:
-    """Of ``linear_backward``: sums over outputs, as ``linear_bound``. dy [t, n_out], w [n_out, n_in] -> [t, n_in]."""
+    """Bound of ``linear_backward``, which sums over outputs. dy [t, n_out], w [n_out, n_in] -> [t, n_in]."""
     n_out = dy.shape[-1]
     return gamma(depth(n_out, chunk) + 1) * (_size(dy) @ _size(w)) + (n_out + 1) * TINY
 
@@ -23,19 +23,19 @@ def linear_backward_bound(dy: np.ndarray, w: Leaf, chunk: int | None = None) -> 
 def linear_weight_backward_bound(
     dy: np.ndarray, x: np.ndarray, before: np.ndarray, chunk: int | None = None
 ) -> np.ndarray:
-    """Of ``linear_weight_backward``: sums over rows. dy [t, n_out], x [t, n_in] -> [n_out, n_in]."""
+    """Bound of ``linear_weight_backward``: sums over rows. dy [t, n_out], x [t, n_in] -> [n_out, n_in]."""
     n_rows = len(dy)
     terms = _size(dy).T @ _size(x)  # [n_out, n_in]
     return gamma(depth(n_rows, chunk) + 2) * terms + gamma(1) * _size(before) + (n_rows + 1) * TINY
 
 
 def column_sum_bound(x: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Of sums of columns, in any order. x [t, n], before [n] -> [n]."""
+    """Bound of sums of columns, in any order. x [t, n], before [n] -> [n]."""
     return gamma(len(x) + 1) * _size(x).sum(axis=0) + gamma(1) * _size(before)
 
 
 def embedding_backward_bound(dy: np.ndarray, ids: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Of ``embedding_backward``: as many additions to a row as its id occurs. dy [t, c], before [v, c] -> [v, c]."""
+    """Bound of ``embedding_backward``: a row has an addition for each place of its id. dy [t, c] -> [v, c]."""
     sizes, counts = _size(before), np.bincount(ids, minlength=len(before))
     np.add.at(sizes, ids, _size(dy))
     return counts[:, None] * U / (1 - counts[:, None] * U) * sizes
@@ -44,7 +44,7 @@ def embedding_backward_bound(dy: np.ndarray, ids: np.ndarray, before: np.ndarray
 def cross_entropy_backward_bound(
     dy: np.ndarray, logits: np.ndarray, targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of ``cross_entropy_backward``. dy [t], logits [t, v], targets [t] -> that of dlogits [t, v], of the parts [t, 2].
+    """Bound of ``cross_entropy_backward``. dy [t], logits [t, v], targets [t] -> of dlogits [t, v] and parts [t, 2].
 
     ``softmax_bound``, then a subtraction and a product. A power is off as in ``softmax_bound``, and the sum of ``v`` of
     them rounds ``v`` times; the difference of two logits rounds once.
@@ -61,7 +61,7 @@ def cross_entropy_backward_bound(
 
 
 def gelu_erf_backward_bound(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """Of ``gelu_erf_backward`` computed as ``dy (share + x density)``, the share as ``|[x >= 0] - Q(|x|)|``. Any shape.
+    """Bound of ``gelu_erf_backward`` as ``dy (share + x density)``, the share as ``|[x >= 0] - Q(|x|)|``. Any shape.
 
     ``Q`` is off as in ``gelu_erf_bound``, the density by EXP_ERROR, the correction of its power, and two roundings of
     constant and product. Both may be taken for 0 where the power is below the smallest normal number, or beyond 14. The
@@ -79,7 +79,7 @@ def gelu_erf_backward_bound(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
 def layer_norm_backward_bound(
     dy: np.ndarray, x: np.ndarray, w: np.ndarray, eps: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of ``layer_norm_backward`` in two passes. dy, x [t, c], w [c] -> that of dx [t, c], of mean and root [t, 2].
+    """Bound of ``layer_norm_backward`` in two passes. dy, x [t, c], w [c] -> of dx [t, c], of mean and root [t, 2].
 
     ``off``, ``slip``, ``low`` and ``stretch`` are those of ``layer_norm_bound``; so ``normed`` is off by
     ``(reach stretch + off) / root``. Products with it are off by that and by rounding, means of ``c`` terms by
@@ -113,7 +113,7 @@ def layer_norm_backward_bound(
 def layer_norm_weight_backward_bound(
     dy: np.ndarray, x: np.ndarray, moments: np.ndarray, before: np.ndarray
 ) -> np.ndarray:
-    """Of ``layer_norm_weight_backward``, from moments that count as exact. dy, x [t, c], moments [t, 2] -> [c].
+    """Bound of ``layer_norm_weight_backward``, from moments that count as exact. dy, x [t, c], moments [t, 2] -> [c].
 
     A term is rounded as a difference, a quotient and a product.
     """
@@ -133,7 +133,7 @@ def attention_backward_bound(
     chunk: int | None = None,
     divisor: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of ``attention_backward``. dz, q, k, v [t, h, d], mask [t, s] -> dq, dk, dv [t, h, d], dpattern [h, t, s].
+    """Bound of ``attention_backward``. dz, q, k, v [t, h, d], mask [t, s] -> dq, dk, dv [t, h, d], dpattern [h, t, s].
 
     The pattern is off by ``pattern_bound``, its gradient by a sum of ``d`` products. Both errors reach the row's mean,
     a sum of at most ``s`` terms, and so the slope. The gradients are sums of products with pattern and slope.
@@ -174,7 +174,7 @@ def adamw_bound(
     correction: float,
     shrink: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of ``adamw``, whose numbers count as exact, and one less each beta too. Any shape -> that of w, mean, square.
+    """Bound of ``adamw``. Its numbers count as exact, and so does 1 - beta. Any shape -> of w, mean, square.
 
     All terms of the root are positive, so its six roundings are relative; where the square underflows, its root is off
     by that of what is lost.

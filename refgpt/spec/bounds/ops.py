@@ -55,7 +55,7 @@ def depth(n: int, chunk: int | None = None) -> int:
 def linear_bound(
     x: np.ndarray, w: Leaf, b: np.ndarray | None = None, chunk: int | None = None, compute: Compute = "f32"
 ) -> np.ndarray:
-    """Of ``linear``. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out].
+    """Bound of ``linear``. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out].
 
     A term is rounded once as a product and at most ``depth`` times in sums, each time relative to the sum of absolute
     terms. Kernels round rows before multiplying them with weights of 8 and 4 bits: see ``quantised_linear_bound``.
@@ -77,13 +77,13 @@ def linear_bound(
 
 
 def bfloat16_bound(x: np.ndarray) -> np.ndarray:
-    """Of rows rounded to bfloat16, which has 8 significant bits, where sizes below 2^-56 become 0. Any shape."""
+    """Bound of rows rounded to bfloat16, which has 8 significant bits, where sizes below 2^-56 become 0. Any shape."""
     size = _size(x)
     return np.where(size < BFLOAT16_FLUSH, size, size * BFLOAT16_ERROR)
 
 
 def activation_bound(x: np.ndarray) -> np.ndarray:
-    """Of rows rounded to 8 bits by blocks of 32, as a kernel's ``scale * integer``. x [t, n_in] -> [t, n_in].
+    """Bound of rows rounded to 8 bits by blocks of 32, as a kernel's ``scale * integer``. x [t, n_in] -> [t, n_in].
 
     A block whose largest size is ``127 s`` has the scale ``s`` and takes steps of it, each off by one rounding. In
     steps, ``x`` is rounded twice before it is rounded to an integer, which is at most half a step away. Blocks that
@@ -97,7 +97,7 @@ def activation_bound(x: np.ndarray) -> np.ndarray:
 
 
 def quantised_linear_bound(x: np.ndarray, w: Leaf, b: np.ndarray | None = None) -> np.ndarray:
-    """Of ``linear`` with weights of 8 or 4 bits. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out].
+    """Bound of ``linear`` with weights of 8 or 4 bits. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out].
 
     The rows are off by ``activation_bound``, which propagates to the sum through the weights. The products of a block
     are summed exactly; their sum is multiplied by a rounded product of scales and added to the total in one rounded
@@ -111,7 +111,7 @@ def quantised_linear_bound(x: np.ndarray, w: Leaf, b: np.ndarray | None = None) 
 
 
 def layer_norm_bound(x: np.ndarray, w: np.ndarray, b: np.ndarray, eps: float) -> np.ndarray:
-    """Of ``layer_norm`` in two passes (mean first, then the squares of what is left). x [t, c] -> [t, c].
+    """Bound of ``layer_norm`` in two passes (mean first, then the squares of what is left). x [t, c] -> [t, c].
 
     The mean is off by ``off <= gamma(c + 1) mean|x|``. The computed ``d - off`` has mean square ``variance + off^2``
     (the cross term is zero, as d sums to 0), and the roundings of difference, square, sum and division come on top.
@@ -131,7 +131,7 @@ def layer_norm_bound(x: np.ndarray, w: np.ndarray, b: np.ndarray, eps: float) ->
 
 
 def softmax_bound(scores: np.ndarray, scores_error: np.ndarray | float = 0.0) -> np.ndarray:
-    """Of ``softmax`` on scores that may themselves be off by ``scores_error``. Any [..., s] -> the same.
+    """Bound of ``softmax`` on scores that may themselves be off by ``scores_error``. Any [..., s] -> the same.
 
     In logarithms: a power is off by ``a`` = error of its score + U times its distance from the maximum (for the
     subtraction) + EXP_ERROR; their sum, a mean weighted by the pattern, by ``log sum(p e^a)``; ``s - 1`` additions and
@@ -150,7 +150,7 @@ def softmax_bound(scores: np.ndarray, scores_error: np.ndarray | float = 0.0) ->
 
 
 def gelu_bound(x: np.ndarray) -> np.ndarray:
-    """Of ``gelu`` computed as ``x / (1 + exp(-2 u))`` with ``u = sqrt(2 / pi) (x + 0.044715 x^3)``. Any shape.
+    """Bound of ``gelu`` computed as ``x / (1 + exp(-2 u))`` with ``u = sqrt(2 / pi) (x + 0.044715 x^3)``. Any shape.
 
     ``2 u`` is a sum of terms of one sign, so its eight roundings (constants included) are relative: the power is off by
     ``e^(gamma(8) |2 u|)`` and EXP_ERROR. Of that the quotient feels the share that the power has in ``1 + power``, then
@@ -166,7 +166,7 @@ def gelu_bound(x: np.ndarray) -> np.ndarray:
 
 
 def gelu_erf_bound(x: np.ndarray) -> np.ndarray:
-    """Of ``gelu_erf`` computed as ``max(x, 0) - t Q(t)`` with ``t = |x|``. Any shape.
+    """Bound of ``gelu_erf`` computed as ``max(x, 0) - t Q(t)`` with ``t = |x|``. Any shape.
 
     ``Q(t)`` is ``exp(-t^2 / 2) p(q) / (1 + t)``. ``q = (t - 3.5) / (t + 3.5)`` is rounded three times, and ``p``
     changes at most 0.36 times as much as ``q``, both relatively: 1.1 roundings. Nine fused steps of ``p`` come to less
@@ -189,7 +189,7 @@ ACTIVATION_BOUNDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def gelu_backward_bound(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """Of ``gelu_backward`` computed as ``dy (s + x s (1 - s) rise)`` with ``s = 1 / (1 + exp(-2 u))``. Any shape.
+    """Bound of ``gelu_backward`` computed as ``dy (s + x s (1 - s) rise)`` with ``s = 1 / (1 + exp(-2 u))``. Any shape.
 
     The power is off as in ``gelu_bound``. ``s`` feels the share that it has in ``1 + power``, and ``1 - s``, taken as
     ``power s``, the rest; then they are rounded two and three times. The second term has four more roundings in
@@ -214,7 +214,7 @@ def gelu_backward_bound(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
 def rotary_bound(
     x: np.ndarray, positions: np.ndarray, d_rotary: int, base: float = 10000.0, halves: bool = False
 ) -> np.ndarray:
-    """Of ``rotate_pairs``, or ``rotate_halves``, with sines and cosines from float64. x [t, h, d] -> [t, h, d].
+    """Bound of ``rotate_pairs``, or ``rotate_halves``, with sines and cosines from float64. x [t, h, d] -> [t, h, d].
 
     Three roundings a term: the sine or cosine, the product, the sum. Before the first of them it may be off by eight
     float64 roundings of the largest angle, which is the position. Dimensions from ``d_rotary`` on are exact.
@@ -240,7 +240,7 @@ def pattern_bound(
     chunk: int | None = None,
     divisor: float | None = None,
 ) -> np.ndarray:
-    """Of the attention pattern from rotated queries [t, h, d] and keys [s, h, d], mask [t, s] -> [h, t, s].
+    """Bound of the attention pattern from rotated queries [t, h, d] and keys [s, h, d], mask [t, s] -> [h, t, s].
 
     A score is a sum of ``d`` products, of keys that the cache has rounded: product and additions (there is no bias)
     round ``depth`` times, scaling three times (divisor, reciprocal, product); ``softmax_bound`` does the rest. Scores
@@ -254,7 +254,7 @@ def pattern_bound(
 
 
 def z_bound(pattern: np.ndarray, v: np.ndarray, kv_dtype: KVDtype = "f32", chunk: int | None = None) -> np.ndarray:
-    """Of the pattern's mix of values. pattern [h, t, s], v [s, h, d] -> [t, h, d].
+    """Bound of the pattern's mix of values. pattern [h, t, s], v [s, h, d] -> [t, h, d].
 
     A sum of ``s`` products of values that the cache has rounded: ``depth`` roundings. Four more let a kernel mix first
     and divide by the sum of powers afterwards (reciprocal and product, here and in the pattern it shows).
@@ -274,7 +274,7 @@ def attention_bound(
     chunk: int | None = None,
     divisor: float | None = None,
 ) -> np.ndarray:
-    """Of ``z`` when the pattern is not seen on the way: rotated q [t, h, d], k and v [s, h, d] -> [t, h, d].
+    """Bound of ``z`` when the pattern is not seen on the way: rotated q [t, h, d], k and v [s, h, d] -> [t, h, d].
 
     The pattern's error reaches ``z`` through the values, and the mix is of the pattern with that error.
     """
@@ -285,7 +285,7 @@ def attention_bound(
 
 
 def residual_bound(*terms: np.ndarray) -> np.ndarray:
-    """Of a sum of arrays of one shape, in any order: one rounding fewer than terms."""
+    """Bound of a sum of arrays of one shape, in any order: one rounding fewer than terms."""
     return gamma(len(terms) - 1) * np.sum([_size(term) for term in terms], axis=0)
 
 

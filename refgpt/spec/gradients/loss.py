@@ -74,7 +74,7 @@ class Text:
     ids, labels : ndarray of int64 [t]
         As ``check_ids`` and ``check_labels`` return them.
     prefix_len : int
-        So many leading positions see one another.
+        Number of leading positions that see one another.
     """
 
     ids: np.ndarray
@@ -144,7 +144,7 @@ def gradients(
     labels : sequence of int [t]
         The token wanted at each position, not shifted; -100 is no target. The first is never one.
     prefix_len : int
-        So many leading positions see one another.
+        Number of leading positions that see one another.
     n_targets : int, optional
         What the sum over the targets is divided by; by default their number. Where a text is part of a larger batch,
         the number of targets of all of it.

@@ -109,7 +109,7 @@ def rotate_pairs_backward(dy: np.ndarray, positions: np.ndarray, d_rotary: int) 
 
 
 def rotate_halves_backward(dy: np.ndarray, positions: np.ndarray, d_rotary: int, base: float) -> np.ndarray:
-    """The same where the pairs are halves of what turns. dy [t, h, d], positions [t] -> dx [t, h, d]."""
+    """The same for ``rotate_halves``. dy [t, h, d], positions [t] -> dx [t, h, d]."""
     return rotate_halves(dy, -positions, d_rotary, base)
 
 
