@@ -9,7 +9,7 @@ from refgpt.generation.sequence import Task
 #: Rows of prompts in one pass: while no other text is generated, and while some are, which wait for the pass.
 ROWS_ALONE, ROWS_BESIDE = 512, 32
 #: Where so many prompts are read at once, a pass beside other texts reads more rows: the last prompt would wait long.
-MANY_PROMPTS, ROWS_BESIDE_OF_MANY = 5, 160
+MANY_PROMPTS, ROWS_BESIDE_OF_MANY = 4, 192
 #: Most rows of logits that one text gets at once: more would take more memory than the model's activations.
 MOST_ROWS_WANTED = 64
 
