@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.memory import peak_bytes
 from benchmarks.peers.checkpoint import gptj_config, write_checkpoint
 from benchmarks.quick import sized
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.conversion.calibrate import calibrated
 from refgpt.conversion.calibration_text import LONGEST_WINDOW, N_TOKENS
 

@@ -141,7 +141,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def count_parameters() -> int:
     """The number of parameters of the included model."""
-    from refgpt._load import open_model
+    from refgpt._open import open_model
 
     return int(open_model(None, tokenizer=False)[0].params.size)
 

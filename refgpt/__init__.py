@@ -21,9 +21,10 @@ from refgpt._common.errors import (
     TokenizerError,
 )
 from refgpt._common.wording import PrintableRecords
-from refgpt._load import default_model_path, load, merge_adapter
+from refgpt._load import load, merge_adapter
 from refgpt._model import Model
 from refgpt._new_model import new_model
+from refgpt._open import default_model_path
 from refgpt.spec.gptj import Config as ModelConfig
 from refgpt.tokenizers import load_tokenizer
 

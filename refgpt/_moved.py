@@ -22,7 +22,7 @@ MOVED = {
     "file_names": ("_common.file_names",),
     "hub": ("checkpoints.hub",),
     "memory": ("_common.memory",),
-    "model": ("_model", "_load"),
+    "model": ("_model", "_load", "_open"),
     "panels": ("numbers.panels",),
     "params": (
         "spec.gptj",

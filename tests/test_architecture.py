@@ -30,7 +30,7 @@ FLOORS = [
     {"generation"},
     {"tracing"},
     {"plotting", "evaluation", "training", "batches"},
-    {"_model"},
+    {"_model", "_open"},
     {"_load"},
     {"_new_model"},
     {"__init__"},

@@ -19,17 +19,17 @@ import pytest
 
 import refgpt
 from refgpt import cli
-from refgpt._load import open_model, start
+from refgpt._load import start
+from refgpt._open import open_model
 from refgpt.cli import loading
 from refgpt.kernels import force_isa, list_kernels
 from refgpt.runtime import Runtime
+from tests.helpers.cli_models import write_both_ways, write_tiny
 from tests.helpers.model_files import write_model, write_tokenizer
 from tests.helpers.terminal import shown_on_terminal
 from tests.helpers.tiny import random_params, tiny_config
 from tests.helpers.work import HANGS
 
-CONFIG = tiny_config(eos_id=0, bos_id=0)
-PARAMS = random_params(CONFIG, seed=2, dtype="f16")
 #: Of ``refgpt generate``: those of the library draw from the model's own distribution.
 DEFAULTS = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.15}
 REFGPT = [sys.executable, "-m", "refgpt"]
@@ -37,12 +37,12 @@ REFGPT = [sys.executable, "-m", "refgpt"]
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return str(write_tokenizer(write_model(tmp_path_factory.mktemp("models") / "tiny", CONFIG, PARAMS)))
+    return write_tiny(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
 def prefix_path(tmp_path_factory):
-    return str(write_model(tmp_path_factory.mktemp("models") / "both_ways", CONFIG, PARAMS, prefix=True))
+    return write_both_ways(tmp_path_factory.mktemp("models"))
 
 
 @pytest.mark.parametrize("backend", ["c", "numpy"])
@@ -210,8 +210,8 @@ def test_loading_options_reach_the_loader(path, monkeypatch, run):
 def test_a_model_is_opened_once(monkeypatch, run, command):
     opened = []
     for name in ("open_checkpoint", "find_tokenizer"):
-        function = getattr(refgpt._load, name)
-        monkeypatch.setattr(refgpt._load, name, lambda *given, f=function: opened.append(f.__name__) or f(*given))
+        function = getattr(refgpt._open, name)
+        monkeypatch.setattr(refgpt._open, name, lambda *given, f=function: opened.append(f.__name__) or f(*given))
     assert run(*command, "-n", 1).code == 0
     assert opened == ["open_checkpoint", "find_tokenizer"]
 
@@ -306,30 +306,6 @@ def test_the_prefix_mask_is_mentioned_on_standard_error(run, prefix_path):
 def test_a_text_for_a_model_without_a_tokenizer(run, prefix_path):
     got = run("generate", "-m", prefix_path, "hi")
     assert got.code == 1 and "no tokenizer" in got.err
-
-
-def test_info(run, path, prefix_path):
-    got = run("info", path)
-    assert got.code == 0 and got.err == ""
-    facts = dict(re.findall(r"^(\w+) +(.+)$", got.out, re.MULTILINE))
-    assert facts["family"] == "gptj" and facts["shape"] == str(CONFIG)
-    assert facts["parameters"] == f"{CONFIG.n_params:,}"
-    assert facts["tensors"] == "25: 25 f16"
-    assert facts["mask"].startswith("causal (")
-    assert facts["tokenizer"] == "byte-level BPE, 61 ids, from vocab.json, merges.txt"
-    half, whole = f"{2 * CONFIG.n_params / 1000:.3g} kB", f"{4 * CONFIG.n_params / 1000:.3g} kB"
-    assert facts["memory"] == f"weights {half} as stored, {whole} in f32, {half} in f16"
-    assert "(64 tokens) 49.2 kB in f32, 24.6 kB in f16, 14.3 kB in q8" in got.out
-    assert re.search(r"^transformer\.h\.\*\.attn\.q_proj\.weight +f16 +2 x \[32, 32\] +4\.1 kB$", got.out, re.MULTILINE)
-    assert "transformer.h.1.attn.q_proj.weight" in run("info", path, "--tensors").out
-    other = run("info", prefix_path).out
-    source = refgpt.load(prefix_path, backend="numpy").mask_source
-    assert f"prefix ({source})" in other and "none: the model takes and returns token ids" in other
-
-
-def test_info_of_nothing(run, tmp_path):
-    got = run("info", tmp_path)
-    assert (got.code, got.out) == (1, "") and str(tmp_path) in got.err
 
 
 @pytest.mark.parametrize("options", [[], ["--dtype", "f16", "--kv-dtype", "f16"], ["--prompt", "Hi there", "-t", "2"]])

@@ -11,28 +11,26 @@ import numpy as np
 import pytest
 
 import refgpt
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.cli.json_output import print_json
 from refgpt.kernels import list_kernels
 from refgpt.runtime import Runtime
 from refgpt.runtime.cache import KVCache
 from refgpt.tracing import logit_attribution, logit_lens
+from tests.helpers.cli_models import CONFIG, PARAMS, write_both_ways, write_tiny
 from tests.helpers.model_files import write_model, write_tokenizer
-from tests.helpers.tiny import random_params, tiny_config
 
-CONFIG = tiny_config(eos_id=0, bos_id=0)
-PARAMS = random_params(CONFIG, seed=2, dtype="f16")
 REFERENCE = (Path(__file__).parents[1] / "docs/reference/command-line.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return str(write_tokenizer(write_model(tmp_path_factory.mktemp("models") / "tiny", CONFIG, PARAMS)))
+    return write_tiny(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
 def prefix_path(tmp_path_factory):
-    return str(write_model(tmp_path_factory.mktemp("models") / "both_ways", CONFIG, PARAMS, prefix=True))
+    return write_both_ways(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

@@ -20,18 +20,17 @@ from refgpt.cli.flags import BOTH, in_flags
 from refgpt.cli.parser import CommandParser
 from refgpt.numbers import packing
 from refgpt.runtime import session
-from tests.helpers.model_files import write_model, write_tokenizer
-from tests.helpers.tiny import random_params, tiny_config
+from tests.helpers.cli_models import CONFIG, write_tiny
+from tests.helpers.model_files import write_model
+from tests.helpers.tiny import random_params
 
-CONFIG = tiny_config(eos_id=0, bos_id=0)
 PARSER = cli.build_parser()
 (COMMANDS,) = (action.choices for action in PARSER._actions if isinstance(action, argparse._SubParsersAction))
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    made = write_model(tmp_path_factory.mktemp("models") / "tiny", CONFIG, random_params(CONFIG, 2, "f16"))
-    return str(write_tokenizer(made))
+    return write_tiny(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+import refgpt
 from refgpt import ModelConfig, cli
 from refgpt._common import control_groups, memory
 from refgpt.checkpoints import TensorInfo
 from refgpt.cli import info as info_command
 from refgpt.cli.printing import print_line
 from tests.helpers import ctranslate2_writer, ggml_writers, mesh_writer
+from tests.helpers.cli_models import CONFIG, write_both_ways, write_tiny
 from tests.helpers.model_files import write_model, write_tokenizer
 from tests.helpers.tiny import random_params
 
@@ -26,6 +28,31 @@ def info(capsys):
         return dict(re.findall(r"^(\w+) +(.+)$", facts, re.MULTILINE)) | {"all": facts}, tensors.splitlines()
 
     return run
+
+
+def test_a_hugging_face_directory(run, tmp_path):
+    path, prefix_path = write_tiny(tmp_path), write_both_ways(tmp_path)
+    got = run("info", path)
+    assert got.code == 0 and got.err == ""
+    facts = dict(re.findall(r"^(\w+) +(.+)$", got.out, re.MULTILINE))
+    assert facts["family"] == "gptj" and facts["shape"] == str(CONFIG)
+    assert facts["parameters"] == f"{CONFIG.n_params:,}"
+    assert facts["tensors"] == "25: 25 f16"
+    assert facts["mask"].startswith("causal (")
+    assert facts["tokenizer"] == "byte-level BPE, 61 ids, from vocab.json, merges.txt"
+    half, whole = f"{2 * CONFIG.n_params / 1000:.3g} kB", f"{4 * CONFIG.n_params / 1000:.3g} kB"
+    assert facts["memory"] == f"weights {half} as stored, {whole} in f32, {half} in f16"
+    assert "(64 tokens) 49.2 kB in f32, 24.6 kB in f16, 14.3 kB in q8" in got.out
+    assert re.search(r"^transformer\.h\.\*\.attn\.q_proj\.weight +f16 +2 x \[32, 32\] +4\.1 kB$", got.out, re.MULTILINE)
+    assert "transformer.h.1.attn.q_proj.weight" in run("info", path, "--tensors").out
+    other = run("info", prefix_path).out
+    source = refgpt.load(prefix_path, backend="numpy").mask_source
+    assert f"prefix ({source})" in other and "none: the model takes and returns token ids" in other
+
+
+def test_info_of_nothing(run, tmp_path):
+    got = run("info", tmp_path)
+    assert (got.code, got.out) == (1, "") and str(tmp_path) in got.err
 
 
 def test_a_mesh_directory(tmp_path, info):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import refgpt
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.checkpoints import open_checkpoint
 from refgpt.conversion import convert
 from refgpt.kernels import force_isa, list_kernels

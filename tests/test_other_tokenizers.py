@@ -10,7 +10,7 @@ import pytest
 
 import refgpt
 from refgpt import GenerationError, RefgptError, TokenizerError
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.cli import main
 from refgpt.conversion import convert
 from refgpt.inspect import build_report

@@ -23,7 +23,7 @@ from benchmarks.peers.ggml_file import write_ggml
 from benchmarks.peers.lineup import CHECKPOINT, REFERENCE, TWIN
 from benchmarks.peers.questions import N_REFERENCE, prompt
 from benchmarks.peers.twin import QUANTISED, quantise, write_twin
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.conversion import convert
 
 Maker = Callable[[Path, Path], None]

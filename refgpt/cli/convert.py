@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.checkpoints import MASKS
 from refgpt.cli.loading import progress_bar, watched
 from refgpt.cli.options import Commands, add_command, add_source

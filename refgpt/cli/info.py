@@ -11,7 +11,7 @@ from typing import Any
 
 from refgpt._common.memory import machine_memory
 from refgpt._common.wording import shortened, size
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.checkpoints import Checkpoint, TensorInfo
 from refgpt.cli.json_output import print_json
 from refgpt.cli.loading import progress_bar

@@ -10,8 +10,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from refgpt._common.progress import Progress
-from refgpt._load import DTYPES, check_options, load, open_adapter, open_adapters, open_model, start
+from refgpt._load import DTYPES, check_options, load, start
 from refgpt._model import Model
+from refgpt._open import open_adapter, open_adapters, open_model
 from refgpt.checkpoints import Checkpoint
 from refgpt.cli.printing import print_text
 from refgpt.generation.drafting import check_params, check_same_ids

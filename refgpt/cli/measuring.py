@@ -12,7 +12,8 @@ from refgpt._common.arguments import one_of
 from refgpt._common.errors import RefgptError
 from refgpt._common.progress import counted
 from refgpt._common.record_file import RecordFile, open_record_file
-from refgpt._load import check_options, open_adapter, open_model
+from refgpt._load import check_options
+from refgpt._open import open_adapter, open_model
 from refgpt.checkpoints import MASKS
 from refgpt.cli.host_options import load_options
 from refgpt.cli.loading import load_for, watched

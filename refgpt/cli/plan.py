@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.cli.json_output import print_json
 from refgpt.cli.options import Commands, StoreModel, add_command, add_json
 from refgpt.cli.printing import print_line

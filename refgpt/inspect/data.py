@@ -13,8 +13,8 @@ import numpy as np
 from refgpt import __version__
 from refgpt._common.errors import GenerationError, RefgptError
 from refgpt._common.wording import size, told
-from refgpt._load import default_model_path
 from refgpt._model import Model
+from refgpt._open import default_model_path
 from refgpt.generation import GenerationParams
 from refgpt.generation.prompts import prompt_ids
 from refgpt.generation.sampling import log_softmax

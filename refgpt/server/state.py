@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from refgpt._common.errors import RefgptError, ServerError
 from refgpt._common.wording import listed
-from refgpt._load import default_model_path
 from refgpt._model import Model
+from refgpt._open import default_model_path
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.prompts import encode_prompt, prompt_ids
 from refgpt.inspect.data import name_of

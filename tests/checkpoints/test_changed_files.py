@@ -8,7 +8,8 @@ import pytest
 
 import refgpt
 from refgpt._common.errors import CheckpointError
-from refgpt._load import open_model, start
+from refgpt._load import start
+from refgpt._open import open_model
 from refgpt.checkpoints import files_of, in_memory, open_checkpoint
 from refgpt.conversion import convert
 from refgpt.numbers.encoded import Encoded

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refgpt import CheckpointError, ConfigError
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.checkpoints import open_checkpoint
 from refgpt.checkpoints.files.ggml_blocks import BLOCKS, EARLIER, decode
 from refgpt.conversion import convert

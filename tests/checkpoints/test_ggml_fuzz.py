@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.checkpoints import open_checkpoint
 from refgpt.checkpoints.files import gguf_file
 from refgpt.numbers.leaves import widen

@@ -14,7 +14,7 @@ import pytest
 import refgpt
 from refgpt import ModelConfig
 from refgpt._common.errors import CheckpointError, ConfigError
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.checkpoints import open_checkpoint
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import row_slices, widen

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.rounds import measured, predicted
 from refgpt._common.errors import RefgptError
-from refgpt._load import default_model_path
+from refgpt._open import default_model_path
 from refgpt.cli import main
 from refgpt.cluster.bill import Training, bills, message_bytes, ring_bill, simulated, sparse_bill
 from refgpt.cluster.compression import parse_compression

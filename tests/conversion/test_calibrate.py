@@ -14,7 +14,7 @@ import pytest
 
 import refgpt
 from refgpt._common.errors import CheckpointError, DataError, RefgptError
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.checkpoints import Checkpoint
 from refgpt.conversion import calibrate, convert
 from refgpt.kernels import force_isa

@@ -14,7 +14,7 @@ import pytest
 
 import refgpt
 from refgpt._common.errors import CheckpointError, TokenizerError
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.checkpoints import open_checkpoint
 from refgpt.conversion import TARGETS, convert
 from refgpt.numbers.leaves import widen

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 import refgpt
 from refgpt._common.errors import CheckpointError, RefgptError
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.checkpoints import open_checkpoint, verify_checksums
 from refgpt.cli import main
 from refgpt.conversion import TARGETS, convert

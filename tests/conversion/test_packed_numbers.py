@@ -9,7 +9,7 @@ import pytest
 
 import refgpt
 from refgpt._common.errors import CheckpointError
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.conversion import convert
 from refgpt.numbers import checksums
 from refgpt.numbers.panels import BLOCK_BYTES

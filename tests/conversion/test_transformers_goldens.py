@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import refgpt
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.conversion import gguf
 from tests.goldens.recorders.conversion import CASES, GOLDENS, IDS, write
 

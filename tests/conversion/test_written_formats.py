@@ -11,7 +11,7 @@ import safetensors
 
 import refgpt
 from refgpt._common.errors import CheckpointError
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.checkpoints import open_checkpoint
 from refgpt.conversion import gguf, huggingface
 from refgpt.conversion.leaves import written

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.conversion import gguf, huggingface
 from refgpt.numbers.leaves import widen
 from refgpt.spec.gptj import Params

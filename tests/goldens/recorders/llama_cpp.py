@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from refgpt._load import open_model
+from refgpt._open import open_model
 from refgpt.checkpoints.checkpoint import Checkpoint
 from refgpt.conversion import gguf, huggingface
 from refgpt.spec import gpt2, gpt_neox
