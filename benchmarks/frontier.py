@@ -29,6 +29,7 @@ from benchmarks.quick import sized
 from refgpt import training
 from refgpt.cluster import Rules, parse_compression, parse_sync, train_locally
 from refgpt.cluster.bill import ring_bytes
+from refgpt.numbers.dtypes import COMPUTES, Compute
 from refgpt.training import Batch, Trainer, schedule
 
 #: An outer momentum that multiplies a steady difference by 1.4; the usual 0.9 multiplies it by 7.
@@ -60,6 +61,7 @@ class Setting:
     batch: int
     warmup: int
     model: Path | None = None
+    compute: Compute = "f32"
 
     def batches(self, worker: int, seed: int) -> Callable[[int], list[Batch]]:
         """A worker's batches: it has every ``n_workers``-th row."""
@@ -76,15 +78,15 @@ class Setting:
         return schedule("cosine", peak, self.warmup, self.n_steps, 0.1)
 
 
-def trainer(threads: int | None, path: Path | None = None) -> tuple[refgpt.Model, Trainer]:
+def trainer(threads: int | None, setting: Setting) -> tuple[refgpt.Model, Trainer]:
     """The model (by default the included one), and its trainer."""
-    model = refgpt.load(path, dtype="f32", threads=threads)
+    model = refgpt.load(setting.model, dtype="f32", threads=threads, compute=setting.compute)
     return model, Trainer(model, training.AdamW(betas=(0.9, 0.95), weight_decay=0.01))
 
 
 def synchronous(setting: Setting, peak: float, seed: int, threads: int | None) -> tuple[Trainer, float]:
     """-> the trained model, and the bytes that each worker of a ring sends"""
-    _, one = trainer(threads, setting.model)
+    _, one = trainer(threads, setting)
     sources = [setting.batches(worker, seed) for worker in range(setting.n_workers)]
     for step, rate in enumerate(setting.rates(peak)):
         one.step([batch for source in sources for batch in source(step)], rate)
@@ -96,7 +98,7 @@ def sparse(setting: Setting, method: str, peak: float, seed: int, threads: int |
     """-> the same, of a method that exchanges little"""
     rhythm, compression, options = METHODS[method]
     *_, (report, one) = train_locally(
-        lambda worker: trainer(threads, setting.model)[1],
+        lambda worker: trainer(threads, setting)[1],
         [setting.batches(worker, seed) for worker in range(setting.n_workers)],
         setting.rates(peak),
         parse_sync(rhythm),
@@ -131,6 +133,7 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, default=sized(600, 4))
     add("--batch", type=int, default=sized(4, 1), help="rows of one worker's step")
     add("--length", type=int, default=sized(64, 16), help="tokens of a row")
+    add("--compute", choices=COMPUTES, default="f32", help="what products are computed in (default: f32)")
 
 
 def setting_of(arguments: argparse.Namespace, n_workers: int) -> Setting:
@@ -142,7 +145,7 @@ def setting_of(arguments: argparse.Namespace, n_workers: int) -> Setting:
     choosing, reported = (Batch(half, half) for half in (rows[-2 * n_held : -n_held], rows[-n_held:]))
     warmup = max(1, arguments.steps // 20)
     shape = n_workers, arguments.steps, arguments.batch, warmup
-    return Setting(rows[: -2 * n_held], (choosing, reported), *shape, arguments.model)
+    return Setting(rows[: -2 * n_held], (choosing, reported), *shape, arguments.model, arguments.compute)
 
 
 def main() -> None:
@@ -162,7 +165,7 @@ def main() -> None:
     told = {
         name: str(value)
         for name, value in vars(arguments).items()
-        if name in ("texts", "model", "steps", "workers", "batch", "length")
+        if name in ("texts", "model", "steps", "workers", "batch", "length", "compute")
     }
 
     runs: list[dict] = []

@@ -138,6 +138,14 @@ class Hosts:
         """Put the cable in again."""
         self._in(self._hub, "ip", "link", "set", f"port{host}", "up")
 
+    def kill_actors(self, host: int) -> None:
+        """End Ray's actors on a host at once. The host itself stays in the cluster."""
+        for pid in self.pids(host):
+            with suppress(OSError):  # it may have ended
+                name = Path(f"/proc/{pid}/cmdline").read_bytes()
+                if name.startswith(b"ray::") and b"." in name:  # ray::Class.method; others are ray::IDLE and agents
+                    os.kill(pid, 9)
+
     def kill(self, host: int) -> None:
         """End every process on a host at once."""
         for pid in self.pids(host):
@@ -175,11 +183,13 @@ RAY_ENVIRONMENT = {
 }
 
 
-def start_ray(hosts: Hosts, host: int, place: Path) -> None:
+def start_ray(hosts: Hosts, host: int, place: Path, others: int | None = None) -> None:
     """Start Ray on a host, after those before it: nodes that start together sometimes miss each other.
 
     Host 0 is the head, which runs no worker. ``place`` is a directory for logs and sockets: its name must be short.
+    ``others`` is the number of nodes that are there already; by default the hosts before this one.
     """
+    wanted = (host if others is None else others) + 1
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory", "100000000"]
     mine = ["--node-ip-address", hosts.address(host), "--num-cpus", str(min(host, 1)), "--disable-usage-stats"]
     head = ["--head", "--port", "6379", "--include-dashboard", "false", "--temp-dir", str(place / "head")]
@@ -188,7 +198,7 @@ def start_ray(hosts: Hosts, host: int, place: Path) -> None:
     for _ in range(3):
         node = hosts.start(host, [*ray, *mine, *(join if host else head)], RAY_ENVIRONMENT, log)
         for _ in range(60):
-            if n_alive(hosts, place) == host + 1:
+            if n_alive(hosts, place) == wanted:
                 return
             if node.poll() is not None:
                 break

@@ -9,7 +9,8 @@ texts, steps and batches for each worker are compared:
 - ``refgpt finetune --full --workers 4`` on Ray (the extra "ray"), with the exchange of ``--exchange``.
 
 The bytes are all that a worker's interface has sent and received in the training. Ray's own traffic is measured before
-the training, on idle hosts, and printed separately; it is not subtracted. With ``--kill`` one host is lost half-way.
+the training, on idle hosts, and printed separately; it is not subtracted. With ``--faults`` one worker
+is killed half-way, and one host is lost and replaced by another.
 The hosts share the processors of this machine, so both trainings compute more slowly than on four machines, where the
 links would take a larger share of the time.
 """
@@ -29,7 +30,7 @@ import numpy as np
 
 import refgpt
 from benchmarks.frontier import Setting, add_setting, setting_of, trainer
-from benchmarks.hosts import RAY_ENVIRONMENT, Hosts, obstacle, ray_address, start_ray
+from benchmarks.hosts import RAY_ENVIRONMENT, Hosts, n_alive, obstacle, ray_address, start_ray
 from refgpt.training import Trainer
 
 N_WORKERS = 4
@@ -96,9 +97,15 @@ def run_finetune(arguments: argparse.Namespace, setting: Setting, place: Path) -
     options += ["--lr", arguments.rate, "--iters", arguments.steps, "--batch-size", arguments.batch, "--no-eos"]
     options += ["--max-seq-length", arguments.length, "--warmup", setting.warmup, "--floor", 0.1, "--betas", 0.9, 0.95]
     options += ["--weight-decay", 0.01, "--workers", N_WORKERS, *shlex.split(arguments.exchange), "--deadline", 10]
-    options += [] if setting.model is None else ["-m", setting.model]
+    options += [
+        "--dtype",
+        "f32",
+        "--compute",
+        setting.compute,
+        *([] if setting.model is None else ["-m", setting.model]),
+    ]
     workers = range(1, N_WORKERS + 1)
-    with Hosts(N_WORKERS + 1, megabits=arguments.megabits) as hosts:
+    with Hosts(N_WORKERS + 1 + arguments.faults, megabits=arguments.megabits) as hosts:
         for host in range(N_WORKERS + 1):
             start_ray(hosts, host, place)
         before = [hosts.n_bytes(i) for i in workers]
@@ -106,27 +113,36 @@ def run_finetune(arguments: argparse.Namespace, setting: Setting, place: Path) -
         idle = [hosts.n_bytes(i) for i in workers]
         chatter = float(np.mean(moved(before, idle))) / IDLE
         command = [sys.executable, "-m", "refgpt", "finetune", *map(str, options), "--address", ray_address(hosts)]
-        metrics, start, lost = place / "out" / "metrics.jsonl", time.perf_counter(), not arguments.kill
+        metrics, start, lost = place / "out" / "metrics.jsonl", time.perf_counter(), not arguments.faults
         process = hosts.start(0, command, RAY_ENVIRONMENT, place / "finetune.log")
         while process.poll() is None:
             time.sleep(0.2)
             if not lost and steps_done(metrics) >= arguments.steps // 2:
-                hosts.kill(N_WORKERS)
+                hosts.kill_actors(1)
+                replace_host(hosts, place)
                 lost = True
         seconds = time.perf_counter() - start
         if process.returncode:
             raise SystemExit((place / "finetune.log").read_text(errors="replace")[-3000:])
-        counted = moved(idle, [hosts.n_bytes(i) for i in workers])[: N_WORKERS - arguments.kill]
+        counted = moved(idle, [hosts.n_bytes(i) for i in workers])[: N_WORKERS - arguments.faults]
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     payload = max(max(line["sent"], line["received"]) for line in lines if "sent" in line)
     return {
-        "name": arguments.exchange + (", one host lost half-way" if arguments.kill else ""),
+        "name": arguments.exchange + (", a worker killed and a host replaced" if arguments.faults else ""),
         "bytes": float(np.mean(counted)),
         "seconds": seconds,
         "chatter": chatter * seconds,
         "payload": payload,
         "path": place / "out",
     }
+
+
+def replace_host(hosts: Hosts, place: Path) -> None:
+    """Lose the last worker's host, and let another one join when the cluster has noticed."""
+    hosts.kill(N_WORKERS)
+    while n_alive(hosts, place) > N_WORKERS:
+        time.sleep(1)
+    start_ray(hosts, N_WORKERS + 1, place, others=N_WORKERS)
 
 
 def steps_done(metrics: Path) -> int:
@@ -141,7 +157,7 @@ def same(arguments: argparse.Namespace) -> list[str]:
     """The options that both trainings share."""
     model = [] if arguments.model is None else ["-m", str(arguments.model)]
     sizes = "--steps", str(arguments.steps), "--batch", str(arguments.batch), "--length", str(arguments.length)
-    return [*sizes, *model]
+    return [*sizes, *model, "--compute", arguments.compute]
 
 
 def loss_of(path: Path, setting: Setting) -> float:
@@ -158,7 +174,7 @@ def main() -> None:
     add("--ring-rate", type=float, default=3e-4, help="the learning rate's peak for the ring")
     add("--rate", type=float, default=3e-4, help="the learning rate's peak for refgpt finetune")
     add("--exchange", default=EXCHANGE, help="options of refgpt finetune")
-    add("--kill", action="store_true", help="lose a host half-way")
+    add("--faults", action="store_true", help="half-way, kill a worker, and lose a host and replace it")
     add("-o", "--output", type=Path, help="JSON with the figures")
     arguments = parser.parse_args()
     if why := obstacle():
@@ -166,7 +182,7 @@ def main() -> None:
     arguments.texts = [path.resolve() for path in arguments.texts]
     arguments.model = None if arguments.model is None else arguments.model.resolve()
     setting = setting_of(arguments, N_WORKERS)
-    before = trainer(None, setting.model)[1].step([setting.held[1]], 0.0).loss
+    before = trainer(None, setting)[1].step([setting.held[1]], 0.0).loss
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as directory:
         place = Path(directory)
         runs = [run_ring(arguments, place), run_finetune(arguments, setting, place)]

@@ -46,7 +46,7 @@ def summed(x: np.ndarray, ring: Any) -> np.ndarray:
 
 def train(setting: Setting, peak: float, ring: Any) -> tuple[training.Trainer, float]:
     """-> the trained model, and the seconds of the steps"""
-    model, one = trainer(1, setting.model)
+    model, one = trainer(1, setting)
     source = setting.batches(ring.rank, 0)
     ring.Barrier()
     start = time.perf_counter()

@@ -122,7 +122,7 @@ class Server:
             else:
                 await handler(exchange)
         except ClientGone:
-            exchange.note["left"] = True
+            await self._leave(exchange)
         except Exception as fault:
             await self._refuse(exchange, fault, form)
         finally:
@@ -149,7 +149,13 @@ class Server:
         try:
             await exchange.refuse(form(error), error.status, error.headers)
         except ClientGone:
-            exchange.note["left"] = True
+            await self._leave(exchange)
+
+    @staticmethod
+    async def _leave(exchange: Exchange) -> None:
+        """Note that the client has left."""
+        exchange.note["left"] = True
+        await exchange.drop()
 
 
 class _Endpoint:

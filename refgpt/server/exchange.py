@@ -263,6 +263,12 @@ class Exchange:
             timer.cancel()
             self._last_put = perf_counter()
 
+    async def drop(self) -> None:
+        """Drop the connection of a client that has left, and let uvicorn notice before the answer ends."""
+        if abort := self.scope.get("refgpt.abort"):
+            abort()
+        await asyncio.sleep(0)
+
     def _give_up(self, task: asyncio.Task | None) -> None:
         self._stalled = True
         if abort := self.scope.get("refgpt.abort"):
