@@ -92,8 +92,8 @@ def load(
         A directory with a LoRA adapter in PEFT's format. It is applied beside the weights, whatever they are kept in:
         they stay as they are.
     tokenizer : path-like, Tokenizer, False or None
-        None: the model's own, if it has one. If that cannot be used, a warning says why, and the model takes and gives
-        ids alone. Another: one from ``refgpt.load_tokenizer``, or where its files are. False: none.
+        None: the model's own, if it has one. If that cannot be used, a warning says why, and the model works with ids
+        only. Another: one from ``refgpt.load_tokenizer``, or where its files are. False: none.
     adapters : mapping of str to path, optional
         Directories with LoRA adapters by name: each request chooses one (``adapter="oz"``) or none. Those of one pass
         may differ: see ``Model.with_adapters``.

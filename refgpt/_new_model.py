@@ -46,7 +46,7 @@ def new_model(
         See ``load``.
     mask : "causal" or "prefix"
     tokenizer : path-like, Tokenizer or None
-        Which texts it is to read and write; None for ids alone.
+        The tokenizer of the texts that it reads and writes; None for ids only.
 
     Returns
     -------

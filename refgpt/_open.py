@@ -134,7 +134,7 @@ def _with_own_tokenizer(checkpoint: Checkpoint) -> tuple[Checkpoint, Tokenizer |
             return checkpoint, find_tokenizer(directory) if vocabulary is None else tokenizer_of(vocabulary, directory)
         except TokenizerError as error:
             fault = str(error)
-    log.warning("the model's tokenizer cannot be used, so that it takes and gives ids alone: %s", fault)
+    log.warning("the model's tokenizer cannot be used, so the model works with ids only: %s", fault)
     return replace(checkpoint, tokenizer_fault=fault), None
 
 

@@ -106,7 +106,7 @@ def _earlier(path: Path, descriptor: int, about: dict[str, Any]) -> list[dict[st
     whole = raw.rfind(b"\n") + 1
     lines = raw[:whole].splitlines()
     foreign = DataError(
-        "holds something else than results of this command",
+        "does not hold results of this command",
         where=path,
         fix="name another file, or remove this one",
     )

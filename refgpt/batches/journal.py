@@ -114,7 +114,7 @@ class Journal:
             differing = [name for name in {**self.earlier, **header} if self.earlier.get(name) != header.get(name)]
             if differing:
                 raise DataError(
-                    "has the answers of an earlier run that was of something else",
+                    "has the answers of an earlier run with other prompts, options or another model",
                     where=self.path,
                     got=f"another {listed(differing)}",
                     fix="run with the former file and options, or give restart=True (--restart) to begin anew",

@@ -185,7 +185,7 @@ def _turns(messages: Any) -> tuple[str | None, list[tuple[str | None, str | None
             asked, answer = turns[-1]
             turns[-1] = asked, text if answer is None else f"{answer}\n\n{text}"
     if not turns:
-        raise GenerationError("nobody has asked anything", where="messages", wanted="a message of the user")
+        raise GenerationError("only system messages are given", where="messages", wanted="a message of the user")
     return "\n\n".join(system) if system else None, turns
 
 

@@ -22,7 +22,7 @@ def prompt_file_of(path: str | os.PathLike[str] | None, mask: str) -> PromptFile
     """
     if path is not None and mask == "prefix":
         raise GenerationError(
-            "a prompt that sees itself whole has nothing in common with another",
+            "prompts with the prefix mask cannot share their beginnings",
             where="prompt_cache",
             fix="leave it out, or load the model with mask='causal' (--mask causal)",
         )
