@@ -12,6 +12,7 @@ import pytest
 import refgpt
 from refgpt import GenerationParams
 from refgpt._common.errors import RefgptError
+from refgpt._common.record_file import RecordFile
 from refgpt.batches.batch import batch_identity, settings_of, template_of
 from refgpt.batches.journal import Journal
 from refgpt.batches.lines import Lines
@@ -21,6 +22,7 @@ from refgpt.cluster import hosts
 from refgpt.cluster.answering import EvaluationWork, HostBatch, HostEvaluation, reading_of
 from refgpt.cluster.connect import Patience
 from refgpt.cluster.hosts import HostPool
+from refgpt.generation.identity import identity_digest, model_identity
 
 pytest.importorskip("ray", reason='needs the extra "ray"')
 
@@ -264,3 +266,22 @@ def test_a_model_has_the_name_that_it_has_on_one_machine(tmp_path, monkeypatch):
         assert name(path) == name(load_options({"model": path})["path"]) == wanted
     assert os.path.samefile(load_options({"model": "link/.."})["path"], tmp_path / "files")
     assert load_options({"model": "someone/none"})["path"] == "someone/none"
+
+
+def test_an_evaluation_goes_on_only_with_the_model_of_its_records(pool_of):
+    """Its digest is that of the same model on one machine, where identities have not been sent as JSON."""
+    model, measure = refgpt.load(), SimpleNamespace(name="task", places=["a", "b"], check=lambda record: None)
+    work = EvaluationWork(model, [])
+    for digest in (identity_digest(model_identity(model)), "another"):
+        host = Host(work.identity)
+        host.exchange = SimpleNamespace(remote=lambda pieces: Call(([(i, {"acc": 1}) for i, _ in pieces], 1)))
+        pool_of(host)
+        file = RecordFile([{"item": 0, "model": digest, "acc": 0}])
+        with HostEvaluation({}, [measure], [[[], []]]) as evaluation:
+            if digest == "another":
+                with pytest.raises(RefgptError, match="task: the results in the file are of another model"):
+                    evaluation.run(0, file)
+                assert len(file.records) == 1
+            else:
+                assert [record["acc"] for record in evaluation.run(0, file).records] == [0, 1]
+                assert {record["model"] for record in file.records} == {digest}
