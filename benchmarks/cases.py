@@ -19,7 +19,7 @@ from refgpt import kernels
 from refgpt.numbers.cached import kv_bytes, scales_in
 from refgpt.numbers.dtypes import BFLOAT16, KV_DTYPES, Compute, KVDtype
 from refgpt.numbers.leaves import widen
-from refgpt.numbers.panels import Panels
+from refgpt.numbers.panels import BLOCK_BYTES, KINDS, Panels
 from refgpt.runtime.cache import BLOCK
 from refgpt.runtime.rotation import rotary_tables
 
@@ -102,7 +102,7 @@ def linear_quantised(kind: str, n_rows: int, n_in: int, n_out: int) -> Work:
 def linear_backward(kind: str, n_out: int, n_in: int) -> Work:
     dy, out = random(N_TRAIN, n_out), random(N_TRAIN, n_in)
     dots, _, kind = kind.rpartition("_")
-    w = quantised(kind, n_out, n_in) if kind in ("q8", "q4") else kernels.pack(random(n_out, n_in, dtype=kind))
+    w = quantised(kind, n_out, n_in) if kind in BLOCK_BYTES else kernels.pack(random(n_out, n_in, dtype=kind))
     w = replace(w, compute="bf16" if dots else "f32")
     matrix, product = random(n_out, n_in), np.empty_like(out)
     call = partial(kernels.linear_backward, dy, w, out)
@@ -286,7 +286,7 @@ HEAD = {"4096 -> 50400": (D_MODEL, N_VOCAB)}
 
 
 def linears(kind: str) -> dict[str, Callable[[], Work]]:
-    make = linear_quantised if kind in ("q8", "q4") else linear
+    make = linear_quantised if kind in BLOCK_BYTES else linear
     if kind == "bf16_dots":
         make, kind = partial(linear, compute="bf16"), "bf16"
     decode = {f"1 row, {name}": partial(make, kind, 1, *shape) for name, shape in (LAYERS | HEAD).items()}
@@ -301,12 +301,12 @@ def attentions(dtype: KVDtype) -> dict[str, Callable[[], Work]]:
 
 
 CASES: dict[str, dict[str, Callable[[], Work]]] = {
-    **{f"linear_{dtype}": linears(dtype) for dtype in ("f32", "f16", "bf16", "bf16_dots", "q8", "q4")},
+    **{f"linear_{dtype}": linears(dtype) for dtype in (*KINDS, "bf16_dots")},
     **{
         f"linear_backward_{kind}": {
             f"256 rows, {name}": partial(linear_backward, kind, n_out, n_in) for name, (n_in, n_out) in LAYERS.items()
         }
-        for kind in ("f32", "f16", "bf16", "q8", "q4", "dots_bf16", "dots_q8", "dots_q4")
+        for kind in (*KINDS, *(f"dots_{kind}" for kind in ("bf16", *BLOCK_BYTES)))
     },
     **{
         op: {
@@ -347,6 +347,6 @@ CASES: dict[str, dict[str, Callable[[], Work]]] = {
     "pack_b2": {"16384 x 4096": partial(pack, "f16")},
     "pack_b4": {"16384 x 4096": partial(pack, "f32")},
     "pack_rounded": {"16384 x 4096": pack_rounded},
-    **{f"quantise_{kind}": {"16384 x 4096": partial(quantise, kind)} for kind in ("q8", "q4")},
+    **{f"quantise_{kind}": {"16384 x 4096": partial(quantise, kind)} for kind in BLOCK_BYTES},
     "digests": {"512 MiB": digests},
 }

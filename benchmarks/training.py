@@ -98,7 +98,7 @@ def random(*shape: int) -> np.ndarray:
 
 
 def leaf_of(name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray | Panels:
-    """Random weights: of 8 and 4 bits any integers, with scales that make them as large as the others."""
+    """Random weights: of few bits any integers, with scales that make them as large as the others."""
     if name.endswith("ln_w"):
         return np.ones(shape, np.float32)
     kind = kept_kind(name, dtype) if len(shape) == 2 else None
@@ -108,7 +108,7 @@ def leaf_of(name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray | Panel
         return pack(random(*shape), Panels.zeros("bf16", *shape) if dtype == "bf16" else None)
     panels = Panels.zeros(kind, *shape)
     some = np.random.default_rng(0).integers(0, 256, (1, *panel_shape(kind, 16 * 64, 32 * 16)[1:]), np.uint8)
-    some[..., -32:] = np.full(16, 0.02 / (74 if kind == "q8" else 4.6), np.float16).view(np.uint8)
+    some[..., -32:] = np.full(16, 0.02 / {"q8": 74, "q4": 4.6, "q3": 2.3}[kind], np.float16).view(np.uint8)
     for start in range(0, panels.data.shape[1], some.shape[1]):
         part = panels.data[:, start : start + some.shape[1]]
         part[...] = some[:, : part.shape[1]]

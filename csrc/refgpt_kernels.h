@@ -11,9 +11,11 @@
  * Panels. Matrices that are multiplied are stored as panels of 16 rows ("lanes"): panel p, inner index k, lane l lies at
  * ((p * n_inner) + k) * 16 + l and holds row 16p + l. Lanes past the last row are zero and are never stored to an output.
  *
- * Panels of 8- and 4-bit weights are cut into blocks of 32 inputs; padding is zero. A block of 8 bits is [8 quads][16 lanes][4]
+ * Panels of 8-, 4- and 3-bit weights are cut into blocks of 32 inputs; padding is zero. A block of 8 bits is [8 quads][16 lanes][4]
  * signed bytes, one of 4 bits [4 steps][16 lanes][4] bytes (input 8 step + i, plus 8, in the low half of byte i; 8 step + 4 + i,
- * plus 8, in the high half); then come 16 float16 scales. The weight is scale * integer.
+ * plus 8, in the high half), one of 3 bits [3 steps][16 lanes][4] bytes (input 8 step + i, plus 4, in bits 0 .. 2 of byte i;
+ * 8 step + 4 + i, plus 4, in bits 3 .. 5; of the same byte of step 3, bits 2 step and 2 step + 1 in bits 6 and 7); then come 16
+ * float16 scales. The weight is scale * integer.
  *
  * Quantised rows. Activations that meet such weights are rounded to 8 bits, each row by blocks of 32: a row's largest absolute
  * value a in a block gives the scale a / 127 and the integers round(x * (127 / a)), to nearest even; a block whose a is below
@@ -38,7 +40,7 @@
 #include <stdint.h>
 
 /* Changes whenever a struct or a contract below changes; the binding refuses another number. */
-#define REFGPT_ABI 13
+#define REFGPT_ABI 14
 #define REFGPT_LANES 16     /* rows side by side in a panel */
 #define REFGPT_CHUNK 32     /* terms of a partial sum */
 #define REFGPT_FEW_ROWS 8   /* that linear takes as they are; the most rows of a query tile */
@@ -69,7 +71,7 @@ typedef struct {
     int64_t n_rows, n_in, n_out;
 } refgpt_linear_args;
 
-/* y[r, o] = bias[o] + sum over i of w[o, i] * x[r, i], x rounded to 8 bits, by blocks. Items: panels of w. linear_{q8,q4}: the
+/* y[r, o] = bias[o] + sum over i of w[o, i] * x[r, i], x rounded to 8 bits, by blocks. Items: panels of w. linear_{q8,q4,q3}: the
  * bits of w. bias may be NULL. */
 typedef struct {
     const char *x;     /* n_rows quantised rows */
@@ -214,12 +216,12 @@ typedef struct {
     int64_t n;
 } refgpt_row_sum_args;
 
-/* dx[r, i] = sum over o of w[o, i] * dy[r, o], chunked over o. Items: 32 inputs. linear_backward_{f32,f16,bf16,q8,q4}: what w is kept
- * in, in the panels that linear reads; weights are widened exactly, and rows are not rounded.
+/* dx[r, i] = sum over o of w[o, i] * dy[r, o], chunked over o. Items: 32 inputs. linear_backward_{f32,f16,bf16,q8,q4,q3}: what w is
+ * kept in, in the panels that linear reads; weights are widened exactly, and rows are not rounded.
  *
- * linear_backward_dots_{bf16,q8,q4}: weights and rows are rounded to bfloat16, to nearest even. What is then smaller than 2^-80 in dy and
- * 2^-32 in w counts as 0, so that no sum of products is ever subnormal. Within a chunk the two outputs of each pair (2o, 2o + 1) are
- * added odd first, as linear_bf16_dots adds inputs. */
+ * linear_backward_dots_{bf16,q8,q4,q3}: weights and rows are rounded to bfloat16, to nearest even. What is then smaller than 2^-80 in
+ * dy and 2^-32 in w counts as 0, so that no sum of products is ever subnormal. Within a chunk the two outputs of each pair
+ * (2o, 2o + 1) are added odd first, as linear_bf16_dots adds inputs. */
 typedef struct {
     const float *dy_panels; /* [n_rows, n_out] as panels */
     const void *w;          /* [n_out, n_in]; see linear and linear_quantised */
@@ -328,11 +330,11 @@ typedef struct {
 } refgpt_pack_args;
 
 /* Quantises a row-major matrix [n_out, n_in] as refgpt/numbers/quantisation.py writes it down, into the panels of refgpt/numbers/panels.py. No
- * weight's magnitude exceeds 65504 * 7 (q4) or 65504 * 127 (q8). Items: panels. No multiplication is fused with an addition:
- * NumPy returns the same bits. */
+ * weight's magnitude exceeds 65504 * 127 (q8), 65504 * 7 (q4) or 65504 * 3 (q3). Items: panels. No multiplication is fused with an
+ * addition: NumPy returns the same bits. */
 typedef struct {
     const void *w; /* at any address */
-    void *panels;  /* [ceil(n_out / 16)][ceil(n_in / 32)] blocks of 544 (q8) or 288 (q4) bytes */
+    void *panels;  /* [ceil(n_out / 16)][ceil(n_in / 32)] blocks of 544 (q8), 288 (q4) or 224 (q3) bytes */
     int64_t n_in, n_out;
     int64_t dtype; /* of w: 0 float32, 1 float16, 2 bfloat16 */
 } refgpt_quantise_args;

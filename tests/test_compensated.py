@@ -78,7 +78,7 @@ def test_important_inputs_come_last_and_blocks_stay_together(n_in):
     assert (np.diff(size[order].reshape(-1, BLOCK), axis=1) >= -1e-3 * size.max()).all()
 
 
-@pytest.mark.parametrize("kind", ["q4", "q8"])
+@pytest.mark.parametrize("kind", ["q3", "q4", "q8"])
 @pytest.mark.parametrize(("n_out", "n_in"), SHAPES)
 def test_independent_inputs_leave_each_weight_to_itself(n_out, n_in, kind):
     """All inputs alike and independent: there is nothing to make up for, and the search is the plain one."""
@@ -89,7 +89,7 @@ def test_independent_inputs_leave_each_weight_to_itself(n_out, n_in, kind):
     assert got.data.tobytes() == want.data.tobytes()
 
 
-@pytest.mark.parametrize("kind", ["q4", "q8"])
+@pytest.mark.parametrize("kind", ["q3", "q4", "q8"])
 @pytest.mark.parametrize(("n_out", "n_in"), SHAPES)
 def test_outputs_are_closer_than_with_plain_rounding(n_out, n_in, kind):
     x, w = correlated(n_in), matrix(n_out, n_in)

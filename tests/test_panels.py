@@ -30,7 +30,7 @@ def test_panels_give_back_the_rows_they_were_packed_from(dtype):
     assert np.array_equal(widen(panels), widen(w))
 
 
-@pytest.mark.parametrize(("kind", "least", "most"), [("q8", -128, 127), ("q4", -8, 7)])
+@pytest.mark.parametrize(("kind", "least", "most"), [("q8", -128, 127), ("q4", -8, 7), ("q3", -4, 3)])
 @pytest.mark.parametrize("n_in", [1, 31, 32, 33, 70])
 def test_quantised_panels_are_scale_times_integer(kind, least, most, n_in):
     rng = np.random.default_rng(n_in)
@@ -44,8 +44,8 @@ def test_quantised_panels_are_scale_times_integer(kind, least, most, n_in):
     assert np.array_equal(panels[np.array([20, 3])], want[[20, 3]])
 
 
-def test_a_block_of_eight_and_of_four_bits_byte_by_byte():
-    """The layout as the module writes it down: lane 3 of a panel holds 0 .. 31 less 16 (or -8 .. 7 twice)."""
+def test_a_block_of_each_kind_byte_by_byte():
+    """The layout as the module writes it down: lane 3 of a panel holds 0 .. 31 less 16 (-8 .. 7 twice, -4 .. 3)."""
     integers = np.zeros((5, 32), int)
     integers[3] = np.arange(32) - 16
     block = quantised_panels("q8", integers, np.full((5, 1), 0.5)).data[0, 0]
@@ -55,6 +55,12 @@ def test_a_block_of_eight_and_of_four_bits_byte_by_byte():
     block = quantised_panels("q4", integers, np.full((5, 1), 0.5)).data[0, 0]
     halves = [(block[i // 8 * 64 + 12 + i % 4] >> (i % 8 // 4 * 4) & 15) for i in range(32)]
     assert halves == [q % 16 for q in range(32)]
+    integers[3] = (np.arange(32) * 5 + 3) % 8 - 4
+    block = quantised_panels("q3", integers, np.full((5, 1), 0.5)).data[0, 0]
+    steps = [[int(block[64 * step + 12 + i]) for i in range(4)] for step in range(3)]
+    steps.append([sum((steps[step][i] >> 6) * 4**step for step in range(3)) for i in range(4)])
+    assert [steps[i // 8][i % 4] >> (i % 8 // 4 * 3) & 7 for i in range(32)] == (integers[3] + 4).tolist()
+    assert block[192:].view(np.float16).tolist() == [0.5] * 5 + [0] * 11
 
 
 class Doubling(Encoded):

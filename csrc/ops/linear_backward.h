@@ -1,5 +1,5 @@
 /* The backward of linear layers: the gradient of their rows. It sums over outputs, which are the lanes of the weights' panels, while the
- * blocks of 8- and 4-bit weights lie along the inputs. So a piece of the weights is transposed, widened to float32, and multiplied with
+ * blocks of weights of few bits lie along the inputs. So a piece of the weights is transposed, widened to float32, and multiplied with
  * all rows that fit into the L2 cache beside it. This adds a few operations for each weight to one for each weight and row. No weight is
  * stored twice: a second layout would double the memory of the largest matrices, and its blocks would round them again. Bound by
  * arithmetic. */
@@ -17,13 +17,16 @@ ALWAYS_INLINE void turn_floats(const void *w, int64_t at, int64_t n_inputs, enum
 
 /* The same of 16 inputs of a block, from `first` on: integers times the lanes' scales. */
 ALWAYS_INLINE void turn_block(const char *block, int first, v16 scales, enum dtype dtype, float *turned) {
+    const int bits = weight_bits(dtype), n_quads = dtype == Q8 ? 1 : 2; /* in a step */
+    const uint32_t signs = dtype == Q8 ? 0 : dtype == Q4 ? 0x88888888 : 0x24242424;
     v16 square[LANES];
+    uint8_t last[4 * LANES];
+    for (int i = 0; dtype == Q3 && first > 0 && i < 4 * LANES; i++) last[i] = last_step((const uint8_t *)block + i);
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++) {
-        const int k = first + i;
-        const v16 integers = dtype == Q8 ? v16_of_fields(block + k / 4 * 64, 0, 24 - k % 4 * 8, 24)
-                                         : v16_of_fields(block + k / 8 * 64, 0x88888888, 28 - k % 4 * 8 - k / 4 % 2 * 4, 28);
-        square[i] = v16_mul(integers, scales);
+        const int k = first + i, quad = k / 4;
+        const char *step = dtype == Q3 && quad >= 6 ? (const char *)last : block + quad / n_quads * 64;
+        square[i] = v16_mul(v16_of_fields(step, signs, 32 - bits - k % 4 * 8 - quad % n_quads * bits, 32 - bits), scales);
     }
     v16_turn(square);
     for (int64_t l = 0; l < LANES; l++) v16_store(turned + l * LANES, square[l]);
@@ -36,7 +39,7 @@ ALWAYS_INLINE void widen_piece(const refgpt_linear_backward_args *a, int64_t fir
     const int64_t n_blocks = (a->n_in + BLOCK - 1) / BLOCK, first_in = first_block * BLOCK;
     for (int64_t o = 0; o < depth; o += LANES) {
         const int64_t panel = (first_out + o) / LANES;
-        if (dtype == Q8 || dtype == Q4) {
+        if (weight_bits(dtype)) {
             for (int64_t p = 0; p < n_panels; p += 2) {
                 const char *block = (const char *)a->w + (panel * n_blocks + first_block + p / 2) * block_bytes(dtype);
                 const v16 scales = v16_load_f16((const uint16_t *)(block + block_bytes(dtype) - 2 * LANES));
@@ -92,3 +95,4 @@ KERNEL(linear_backward_f16) { linear_backward(args, begin, end, F16); }
 KERNEL(linear_backward_bf16) { linear_backward(args, begin, end, BF16); }
 KERNEL(linear_backward_q8) { linear_backward(args, begin, end, Q8); }
 KERNEL(linear_backward_q4) { linear_backward(args, begin, end, Q4); }
+KERNEL(linear_backward_q3) { linear_backward(args, begin, end, Q3); }

@@ -1,6 +1,6 @@
 /* The gradient of the rows of linear layers, in bfloat16: as in linear_backward.h, but both factors are rounded and multiplied in pairs of
  * outputs. A piece of weights is decoded, transposed and rounded once for all rows that fit into the L2 cache beside it, whatever it is
- * stored in: weights of 8 and 4 bits too, so that no second layout of them is needed. Rows are rounded again for each group of input
+ * stored in: weights of few bits too, so that no second layout of them is needed. Rows are rounded again for each group of input
  * blocks. Bound by arithmetic. */
 
 enum { DOTS_BLOCKS = 6, DOTS_PANELS = DOTS_BLOCKS * BLOCK / LANES, DOTS_DEPTH = 128, DOTS_ROWS = 256 };
@@ -32,7 +32,7 @@ ALWAYS_INLINE void pair_piece(const refgpt_linear_backward_args *a, int64_t firs
     for (int64_t o = 0; o < depth; o += LANES) {
         const int64_t panel = (first_out + o) / LANES;
         float *to = wide + o / PAIR_STEP * LANES;
-        if (dtype == Q8 || dtype == Q4) {
+        if (weight_bits(dtype)) {
             for (int64_t p = 0; p < n_panels; p += 2) {
                 const char *block = (const char *)a->w + (panel * n_blocks + first_block + p / 2) * block_bytes(dtype);
                 const v16 scales = v16_load_f16((const uint16_t *)(block + block_bytes(dtype) - 2 * LANES));
@@ -97,3 +97,4 @@ ALWAYS_INLINE void linear_backward_dots(const refgpt_linear_backward_args *a, in
 KERNEL(linear_backward_dots_bf16) { linear_backward_dots(args, begin, end, BF16); }
 KERNEL(linear_backward_dots_q8) { linear_backward_dots(args, begin, end, Q8); }
 KERNEL(linear_backward_dots_q4) { linear_backward_dots(args, begin, end, Q4); }
+KERNEL(linear_backward_dots_q3) { linear_backward_dots(args, begin, end, Q3); }

@@ -1,4 +1,4 @@
-/* Linear layers with 8- and 4-bit weights: rows rounded to 8 bits (quantise_rows) times panels of blocks.
+/* Linear layers with 8-, 4- and 3-bit weights: rows rounded to 8 bits (quantise_rows) times panels of blocks.
  *
  * The 32 products of a block are summed as integers, exactly, so that instruction sets may sum them in any order; the blocks'
  * sums are then scaled and added in float32, in one order. One row (decode) is bound by reading the weights once, many rows by
@@ -20,7 +20,7 @@ ALWAYS_INLINE void tile_quantised(const char *x, int64_t height, const uint8_t *
         v16 dots[TILE_QUANTISED_ROWS];
         for (int64_t i = 0; i < block_bytes(dtype); i += 64) __builtin_prefetch(w + i + AHEAD);
         if (dtype == Q8) dots_q8(w, x, height, R, dots);
-        else dots_q4(w, x, height, R, dots);
+        else dots_fields(w, x, height, weight_bits(dtype), R, dots);
         const v16 scales = v16_load_f16((const uint16_t *)(w + block_bytes(dtype) - 2 * LANES));
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++)
@@ -76,3 +76,4 @@ KERNEL(linear_q8) {
     linear_quantised(args, begin, end, Q8);
 }
 KERNEL(linear_q4) { linear_quantised(args, begin, end, Q4); }
+KERNEL(linear_q3) { linear_quantised(args, begin, end, Q3); }

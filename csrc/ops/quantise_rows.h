@@ -1,4 +1,4 @@
-/* Rounds activations to 8 bits for the linear layers with 8- and 4-bit weights; 32 numbers of a row share a scale. Bound by the
+/* Rounds activations to 8 bits for the linear layers with 8-, 4- and 3-bit weights; 32 numbers of a row share a scale. Bound by the
  * cache: a few operations for each number. */
 
 KERNEL(quantise_rows) {

@@ -1,24 +1,25 @@
 /* Dot products of bytes in 256-bit registers: AVX2 multiplies an unsigned byte with a signed one and adds pairs in 16 bits. */
+#include "ymm_steps.h"
 
 enum { TILE_QUANTISED_ROWS = 5 };
 
 /* Sums as they are written: a compiler that reorders integer additions needs more registers than there are. */
 #define IN_ORDER(sum) __asm__("" : "+v"(sum))
 
-/* Nibbles are 0 .. 15, so that the eight products of a lane's half block stay below 8 * 2 * 15 * 127 < 2^15 and are widened once. */
-static inline void dots_q4(const uint8_t *w, const char *x, int64_t height, const int R, v16 *dots) {
-    const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+/* Fields are 0 .. 15 at most, so that the eight products of a lane's half block stay below 8 * 2 * 15 * 127 < 2^15 and are widened
+ * once. */
+ALWAYS_INLINE void dots_fields(const uint8_t *w, const char *x, int64_t height, const int bits, const int R, v16 *dots) {
+    const __m256i field = _mm256_set1_epi8((char)((1 << bits) - 1)), ones = _mm256_set1_epi16(1);
     __m256i lo[TILE_QUANTISED_ROWS], hi[TILE_QUANTISED_ROWS];
 #pragma GCC unroll 5
     for (int r = 0; r < R; r++) lo[r] = hi[r] = _mm256_setzero_si256();
 #pragma GCC unroll 4
     for (int step = 0; step < 4; step++) {
-        const __m256i both[2] = {_mm256_loadu_si256((const __m256i *)(w + 64 * step)),
-                                 _mm256_loadu_si256((const __m256i *)(w + 64 * step + 32))};
+        const __m256i both[2] = {load_step(w, step, bits), load_step(w + 32, step, bits)};
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
-            const __m256i w_lo = _mm256_and_si256(half ? _mm256_srli_epi16(both[0], 4) : both[0], nibble);
-            const __m256i w_hi = _mm256_and_si256(half ? _mm256_srli_epi16(both[1], 4) : both[1], nibble);
+            const __m256i w_lo = _mm256_and_si256(half ? _mm256_srli_epi16(both[0], bits) : both[0], field);
+            const __m256i w_hi = _mm256_and_si256(half ? _mm256_srli_epi16(both[1], bits) : both[1], field);
 #pragma GCC unroll 5
             for (int r = 0; r < R; r++) {
                 const __m256i xr = _mm256_set1_epi32(load_int(x + 4 * ((2 * step + half) * height + r)));
@@ -31,7 +32,7 @@ static inline void dots_q4(const uint8_t *w, const char *x, int64_t height, cons
     }
 #pragma GCC unroll 5
     for (int r = 0; r < R; r++) {
-        const __m256i offset = _mm256_set1_epi32(load_int(x + 36 * height + 4 * r));
+        const __m256i offset = _mm256_set1_epi32(load_int(x + 36 * height + 4 * r) >> (4 - bits));
         dots[r] = v16_of_integers(_mm256_add_epi32(_mm256_madd_epi16(lo[r], ones), offset),
                                   _mm256_add_epi32(_mm256_madd_epi16(hi[r], ones), offset));
     }

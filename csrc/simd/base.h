@@ -21,6 +21,8 @@ ALWAYS_INLINE int32_t load_int(const char *p) {
     memcpy(&word, p, sizeof word);
     return word;
 }
+/* The last step's byte of a block of 3 bits, which lies in the two upper bits of the same byte of the other steps. */
+ALWAYS_INLINE uint8_t last_step(const uint8_t *w) { return (uint8_t)(w[0] >> 6 | w[64] >> 6 << 2 | w[128] >> 6 << 4); }
 ALWAYS_INLINE float load_float(const char *p) {
     float word;
     memcpy(&word, p, sizeof word);

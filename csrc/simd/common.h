@@ -10,11 +10,14 @@
 enum { LANES = REFGPT_LANES, CHUNK = REFGPT_CHUNK, FEW_ROWS = REFGPT_FEW_ROWS };
 enum { BLOCK = REFGPT_BLOCK, RECORD = BLOCK + 8 }; /* bytes of a record, a row */
 /* BF16_PAIRS: see linear_bf16_dots.h; READY_PAIRS: see pairs.h; KEYS_Q8: a record of the attention cache. */
-enum dtype { F32, F16, BF16, BF16_PAIRS, BF16_LARGE_PAIRS, READY_PAIRS, Q8, Q4, KEYS_Q8 };
+enum dtype { F32, F16, BF16, BF16_PAIRS, BF16_LARGE_PAIRS, READY_PAIRS, Q8, Q4, Q3, KEYS_Q8 };
 
 ALWAYS_INLINE int64_t size_of(enum dtype dtype) { return dtype == F32 || dtype == READY_PAIRS ? 4 : dtype == KEYS_Q8 ? 1 : 2; }
 
-ALWAYS_INLINE int64_t block_bytes(enum dtype dtype) { return (dtype == Q8 ? BLOCK : BLOCK / 2) * LANES + 2 * LANES; }
+ALWAYS_INLINE int weight_bits(enum dtype dtype) {
+    return dtype == Q8 ? 8 : dtype == Q4 ? 4 : dtype == Q3 ? 3 : 0;
+} /* of blocks */
+ALWAYS_INLINE int64_t block_bytes(enum dtype dtype) { return BLOCK * weight_bits(dtype) / 8 * LANES + 2 * LANES; }
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 

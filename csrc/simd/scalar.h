@@ -136,13 +136,16 @@ static inline void add_quad(int32_t *sum, const int8_t *w, const char *x) {
     EACH_LANE for (int i = 0; i < 4; i++) sum[l] += w[4 * l + i] * four[i];
 }
 
-static inline void dots_q4(const uint8_t *w, const char *x, int64_t height, const int R, v16 *dots) {
+static inline void dots_fields(const uint8_t *w, const char *x, int64_t height, const int bits, const int R, v16 *dots) {
     for (int r = 0; r < R; r++) {
         int32_t sum[16] = {0};
         for (int quad = 0; quad < 8; quad++) {
-            int8_t nibbles[64];
-            for (int i = 0; i < 64; i++) nibbles[i] = (int8_t)((w[quad / 2 * 64 + i] >> (quad % 2 * 4) & 15) - 8);
-            add_quad(sum, nibbles, x + 4 * (quad * height + r));
+            int8_t fields[64];
+            for (int i = 0; i < 64; i++) {
+                const int both = bits == 3 && quad >= 6 ? last_step(w + i) : w[quad / 2 * 64 + i];
+                fields[i] = (int8_t)((both >> (quad % 2 * bits) & ((1 << bits) - 1)) - (1 << bits) / 2);
+            }
+            add_quad(sum, fields, x + 4 * (quad * height + r));
         }
         EACH_LANE dots[r].lane[l] = (float)sum[l];
     }

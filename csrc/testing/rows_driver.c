@@ -124,9 +124,12 @@ static void *output(call *c, int64_t n_bytes) {
 static int64_t panels_of(int64_t n) { return (n + LANES - 1) / LANES; }
 static int64_t blocks_of(int64_t n) { return (n + REFGPT_BLOCK - 1) / REFGPT_BLOCK; }
 
-/* Blocks of a matrix of 8 or 4 bits: any bytes, then scales. */
+/* Bytes of integers in a block of 8, 4 or 3 bits. */
+static int64_t integer_bytes(const char *kind) { return REFGPT_BLOCK * LANES * (kind[1] - '0') / 8; }
+
+/* Blocks of a matrix of so few bits: any bytes, then scales. */
 static void *quantised(call *c, int64_t n_panels, int64_t n_blocks, const char *kind) {
-    const int64_t n_integers = (strcmp(kind, "q4") ? 32 : 16) * LANES, n_bytes = n_integers + 2 * LANES;
+    const int64_t n_integers = integer_bytes(kind), n_bytes = n_integers + 2 * LANES;
     unsigned char *p = buffer(c, n_panels * n_blocks * n_bytes);
     for (int64_t b = 0; b < n_panels * n_blocks; b++, p += n_bytes) {
         for (int64_t i = 0; i < n_integers; i++) p[i] = (unsigned char)random_bits();
@@ -330,7 +333,7 @@ static void pack_rounded_case(call *c, const char *dtype, int64_t n, int64_t n_r
 
 static void quantise_case(call *c, const char *kind, int64_t n, int64_t n_rows) {
     static const char *const dtypes[] = {"f32", "f16", "bf16"};
-    const int64_t dtype = random_below(3), n_blocks = (n + 31) / 32, block = strcmp(kind, "q4") ? 544 : 288;
+    const int64_t dtype = random_below(3), n_blocks = (n + 31) / 32, block = integer_bytes(kind) + 2 * LANES;
     c->args.quantise = (refgpt_quantise_args){stored(c, n_rows * n, dtypes[dtype]),
                                               output(c, panels_of(n_rows) * n_blocks * block), n, n_rows, dtype};
     c->n_items = panels_of(n_rows);

@@ -42,8 +42,8 @@ RECORD = BLOCK + 8  # bytes of a quantised row's block: integers, scale, sum
 class LinearInput:
     """Rows [t, n_in], and the forms in which linear layers read them. Each form is made when it is first needed.
 
-    Layers with float weights read up to 8 rows unchanged, and more rows as panels. Layers with weights of 8 and 4 bits
-    read rows rounded to 8 bits by blocks (``quantise_rows``). Layers that read the same rows share this work.
+    Layers with float weights read up to 8 rows unchanged, and more rows as panels. Layers with weights of 8, 4 and 3
+    bits read rows rounded to 8 bits by blocks (``quantise_rows``). Layers that read the same rows share this work.
 
     Parameters
     ----------
@@ -132,8 +132,9 @@ def linear(
 ) -> np.ndarray:
     """``x @ w.T + bias``: x [t, n_in], w packed [n_out, n_in], bias [n_out], out [t, n_out].
 
-    Rows are rounded to 8 bits before they are multiplied with weights of 8 and 4 bits, and to bfloat16 if the weights'
-    ``compute`` says so. A matrix with an adapter is not changed: the output of the adapter is added to its output.
+    Rows are rounded to 8 bits before they are multiplied with weights of 8, 4 and 3 bits, and to bfloat16 if the
+    weights' ``compute`` says so. A matrix with an adapter is not changed: the output of the adapter is added to its
+    output.
     """
     if isinstance(w, Mixed) or (isinstance(w, Adapted) and w.panels is not None):
         return _adapted(x, w, bias, out, threads, program)

@@ -61,7 +61,7 @@ def quantise(
 
 
 def store(rows: np.ndarray, out: Panels, *, threads: int | None = None) -> None:
-    """Store rows in panels: floats unchanged, 8 and 4 bits quantised. This is a ``Fill`` of ``refgpt.numbers.packing``.
+    """Store rows in panels: floats unchanged, few bits quantised. This is a ``Fill`` of ``refgpt.numbers.packing``.
 
     See ``pack`` and ``quantise``.
     """

@@ -56,7 +56,7 @@ def linear_backward(
 ) -> np.ndarray:
     """The gradient of the rows of ``linear``: ``dy @ w``. dy [t, n_out], w packed [n_out, n_in], out [t, n_in].
 
-    Weights of 8 and 4 bits count as the numbers that they decode to. Rows are not rounded, unless the weights'
+    Weights of 8, 4 and 3 bits count as the numbers that they decode to. Rows are not rounded, unless the weights'
     ``compute`` is "bf16": then both are rounded to bfloat16.
     """
     w = check_panels("w", w)

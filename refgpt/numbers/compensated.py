@@ -163,7 +163,7 @@ def quantise_compensated(
     w : ndarray [n_out, n_in]
         Finite weights in float32 that ``refgpt.numbers.quantisation.check_range`` accepts.
     feedback : Feedback
-    kind : "q8" or "q4"
+    kind : "q8", "q4" or "q3"
     product : callable
     out : Panels
         Of the same shape and kind.

@@ -33,7 +33,7 @@ SMALLER = (
     "format, which is read where it lies"
 )
 
-#: Stores rows in panels: unchanged for floats, quantised for 8 and 4 bits.
+#: Stores rows in panels: unchanged for floats, quantised for 8, 4 and 3 bits.
 Fill = Callable[[np.ndarray, Panels], object]
 
 
@@ -97,7 +97,7 @@ def plan(
     ----------
     name : str
         What ``Params.items`` calls it.
-    dtype : "f32", "f16", "bf16", "q8", "q4" or None
+    dtype : "f32", "f16", "bf16", "q8", "q4", "q3" or None
         The requested dtype; None means as stored. Vectors are always float32. Matrices whose stored dtype has no panels
         become float32 unless another dtype is requested.
     looked_up : collection of str
@@ -122,13 +122,13 @@ def plan(
 def kept_kind(name: str, dtype: str | None) -> str | None:
     """The dtype of a matrix for a requested dtype; ``name`` is its name in ``Params.items``.
 
-    In a "q4" model the embeddings have 8 bits: a token reads only one row of them, so they cost memory but no time, and
-    their errors would go through every block. Where the head is tied to them it has 8 bits too: one table is all there
-    is. Embeddings of positions stay floats, as stored: they are few, and each is added to every text.
+    In a model of fewer bits the embeddings have 8 bits: a token reads only one row of them, so they cost memory but no
+    time, and their errors would go through every block. Where the head is tied to them it has 8 bits too: one table is
+    all there is. Embeddings of positions stay floats, as stored: they are few, and each is added to every text.
     """
     if name == "wpe" and dtype in BLOCK_BYTES:
         return None
-    return "q8" if dtype == "q4" and name == "wte" else dtype
+    return "q8" if dtype in BLOCK_BYTES and name == "wte" else dtype
 
 
 def lies_in_rows(name: str, kind: str, looked_up: Collection[str] = ("wte",)) -> bool:

@@ -1,7 +1,7 @@
 """The layout of matrices in the kernels: panels of 16 rows ("lanes") side by side.
 
 At each step along the inner dimension, the 16 lanes of a panel lie together, so one load fetches a vector of them, and
-every lane is a separate output. For floats a step is one number. For 8 and 4 bits the inner dimension is cut into
+every lane is a separate output. For floats a step is one number. For 8, 4 and 3 bits the inner dimension is cut into
 blocks of 32 inputs that share a scale in each lane, and a step is a quad: four neighbouring inputs in 32 bits:
 
 =======  ======================================  ==============================================================
@@ -10,11 +10,14 @@ kind     data                                    what it holds
 f32 ..   [n_panels, n_in, 16]                    numbers in their own dtype
 q8       [n_panels, n_blocks, 544], bytes        [8 quads][16 lanes][4] signed; [16 lanes] float16 scales
 q4       [n_panels, n_blocks, 288], bytes        [4 steps][16 lanes][4] bytes; [16 lanes] float16 scales
+q3       [n_panels, n_blocks, 224], bytes        [3 steps][16 lanes][4] bytes; [16 lanes] float16 scales
 =======  ======================================  ==============================================================
 
-A byte of a q4 step j holds input 8j + i in its low half and 8j + 4 + i in its high half, each plus 8. The number is
-scale x integer, -128 .. 127 in 8 bits and -8 .. 7 in 4 bits: 8.5 and 4.5 bits a weight. Lanes past ``n_out`` and inputs
-past ``n_in`` are zero.
+Byte i of a q4 step j holds input 8j + i in its low half and 8j + 4 + i in its high half, each plus 8. Of q3, it holds
+the same inputs, each plus 4, in its bits 0 .. 2 and 3 .. 5. This leaves two bits of each byte free: there lies step 3,
+whose six bits are shared out among the three bytes, two to each, the lowest to step 0. The number is scale x integer:
+-128 .. 127 in 8 bits, -8 .. 7 in 4 bits, -4 .. 3 in 3 bits, which takes 8.5, 4.5 and 3.5 bits a weight. Lanes past
+``n_out`` and inputs past ``n_in`` are zero.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ LANES = 16
 BLOCK = 32  # number of inputs that share a scale
 ALIGNMENT = 64
 #: Bytes of a block of 32 inputs and 16 lanes.
-BLOCK_BYTES = {"q8": 16 * 34, "q4": 16 * 18}
+BLOCK_BYTES = {"q8": 16 * 34, "q4": 16 * 18, "q3": 16 * 14}
+#: Bits of an integer.
+BITS = {"q8": 8, "q4": 4, "q3": 3}
 FLOATS = ("f32", "f16", "bf16")
 KINDS = (*FLOATS, *BLOCK_BYTES)
 #: Dtypes that can be requested for matrices when they are packed; None means as stored.
@@ -79,13 +84,13 @@ class Panels(Encoded):
         The layout that the module describes for ``kind``; begins on a cache line; possibly a read-only view into a
         file.
     kind : str
-        "f32", "f16", "bf16", "q8" or "q4".
+        "f32", "f16", "bf16", "q8", "q4" or "q3".
     place : str
         Where the matrix comes from, for errors.
     compute : "f32" or "bf16"
         The dtype to which linear layers round their rows before they multiply them with these weights; "bf16" for
-        weights of this dtype, and of 8 and 4 bits. Rows that are multiplied with 8 and 4 bits are rounded to 8 bits in
-        any case; in the backward pass, "bf16" rounds these weights too.
+        weights of this dtype, and of 8, 4 and 3 bits. Rows that are multiplied with these are rounded to 8 bits in any
+        case; in the backward pass, "bf16" rounds these weights too.
     """
 
     data: np.ndarray
@@ -136,7 +141,7 @@ class Panels(Encoded):
 
     @property
     def numbers(self) -> np.ndarray:
-        """The floating-point numbers in the data: all of them, or the scales of 8 and 4 bits."""
+        """The floating-point numbers in the data: all of them, or the scales of 8, 4 and 3 bits."""
         return self.data if self.kind in FLOATS else self.data[..., -2 * LANES :].view(np.float16)
 
     def part(self, first: int, last: int) -> Panels:
@@ -163,9 +168,14 @@ def _decoded(panels: np.ndarray, kind: str) -> np.ndarray:
     n, blocks, n_bytes = panels.shape
     scales = np.ascontiguousarray(panels[..., n_bytes - 32 :]).view(np.float16)  # [p, b, 16]
     integers = panels[..., : n_bytes - 32].reshape(n, blocks, n_bytes // 64, LANES, 4)
-    if kind == "q4":
-        halves = np.stack((integers & 15, integers >> 4), axis=3)  # [p, b, step, half, lane, 4]
-        integers = halves.reshape(n, blocks, 8, LANES, 4).astype(np.int8) - np.int8(8)
+    if kind == "q3":
+        first, second, third = (integers[:, :, step] >> 6 << 2 * step for step in range(3))
+        integers = np.concatenate((integers, (first | second | third)[:, :, None]), axis=2)
+    if kind != "q8":
+        bits = BITS[kind]
+        both = integers & (1 << bits) - 1, integers >> bits & (1 << bits) - 1
+        quads = np.stack(both, axis=3)  # [p, b, step, 2, lane, 4]
+        integers = quads.reshape(n, blocks, 8, LANES, 4).astype(np.int8) - np.int8(1 << bits - 1)
     quads = integers.view(np.int8).transpose(0, 1, 2, 4, 3)  # [p, b, quad, 4, lane]
     numbers = quads.reshape(n, blocks, BLOCK, LANES) * scales[:, :, None, :].astype(np.float32)
     return numbers.reshape(n, blocks * BLOCK, LANES)

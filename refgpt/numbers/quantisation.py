@@ -1,14 +1,14 @@
-"""Quantisation to 8 and 4 bits per weight, operation by operation.
+"""Quantisation to 8, 4 and 3 bits per weight, operation by operation.
 
 A block of 32 inputs shares one scale in each row, and this scale is searched for. A candidate scale is the block's
 extreme value divided by some ratio; with it, the weights are rounded to integers, the scale is fitted to those integers
 by least squares and rounded to float16. The candidate with the least squared error is used, the first of equals. 4 bits
-hold -8 .. 7, so one side reaches one step further than the other: if that should be the positive side, scale and
-integers are negated.
+hold -8 .. 7, and 3 bits -4 .. 3, so one side reaches one step further than the other: if that should be the positive
+side, scale and integers are negated.
 
 Each line here is float32 arithmetic that all machines round in the same way (``+ - * /``, comparisons, rounding to
-nearest even), and sums run over a block's inputs in ascending order from 0. The kernels ``quantise_q8`` and
-``quantise_q4`` do the same operations on 16 rows at a time and return the same bits.
+nearest even), and sums run over a block's inputs in ascending order from 0. The kernels ``quantise_q8``,
+``quantise_q4`` and ``quantise_q3`` do the same operations on 16 rows at a time and return the same bits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from refgpt._common.errors import CheckpointError
 from refgpt._common.float_state import default_float_state
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import widen
-from refgpt.numbers.panels import BLOCK, BLOCK_BYTES, LANES, Panels, n_blocks, n_panels
+from refgpt.numbers.panels import BITS, BLOCK, BLOCK_BYTES, LANES, Panels, n_blocks, n_panels
 
 #: For each kind, the candidates' ratios, and the largest integer on the extreme's side. Each was chosen to lower the
 #: error most when added to those before it, on Gaussian, heavy-tailed, uniform and trained weights. The last one for 8
@@ -27,9 +27,10 @@ from refgpt.numbers.panels import BLOCK, BLOCK_BYTES, LANES, Panels, n_blocks, n
 CANDIDATES = {
     "q8": ((128, 128), (127, 127), (126, 127), (125, 127), (124, 127), (123, 127), (122, 127), (121, 127), (84, 127)),
     "q4": ((8, 8), (7.25, 8), (8.5, 8), (7.75, 8), (7, 7), (9, 8), (8.25, 8), (6.25, 7)),
+    "q3": ((4, 4), (4.625, 4), (3.25, 4), (3.75, 4), (5.125, 4), (4.25, 4), (4, 3)),
 }
 #: Number of steps between the smallest and the largest integer.
-STEPS = {"q8": 255, "q4": 15}
+STEPS = {kind: (1 << bits) - 1 for kind, bits in BITS.items()}
 LEAST_SCALE, LARGEST_SCALE = np.float32(2**-24), np.float32(65504)  # smallest and largest positive float16
 #: The largest magnitude, of either sign, that the largest float16 scale can represent.
 LARGEST_WEIGHT = {kind: 65504.0 * (steps // 2) for kind, steps in STEPS.items()}
@@ -65,13 +66,13 @@ def check_range(where: str, rows: np.ndarray, kind: str) -> None:
 
 @default_float_state()
 def quantise(w: np.ndarray, kind: str, out: Panels | None = None) -> Panels:
-    """Quantise a matrix to 8 or 4 bits.
+    """Quantise a matrix to 8, 4 or 3 bits.
 
     Parameters
     ----------
     w : ndarray [n_out, n_in]
         Finite weights in any stored dtype; float64 is rounded to float32 first.
-    kind : "q8" or "q4"
+    kind : "q8", "q4" or "q3"
     out : Panels, optional
         Destination of the same shape and kind; by default new panels. Its ``place`` is named in errors.
 
@@ -104,7 +105,7 @@ def quantise(w: np.ndarray, kind: str, out: Panels | None = None) -> Panels:
 
 
 def store(rows: np.ndarray, out: Panels) -> None:
-    """Quantise rows into panels of 8 or 4 bits: a ``Fill`` of ``refgpt.numbers.packing``."""
+    """Quantise rows into panels of 8, 4 or 3 bits: a ``Fill`` of ``refgpt.numbers.packing``."""
     quantise(rows, out.kind, out)
 
 
@@ -147,9 +148,13 @@ def encoded(integers: np.ndarray, scales: np.ndarray, kind: str) -> np.ndarray:
     _, rows, blocks = integers.shape
     panels = rows // LANES
     quads = integers.reshape(8, 4, panels, LANES, blocks).transpose(2, 4, 0, 3, 1)  # [p, b, quad, lane, 4]
-    if kind == "q4":
-        halves = (quads + np.int8(8)).view(np.uint8).reshape(panels, blocks, 4, 2, LANES, 4)
-        quads = halves[:, :, :, 0] | halves[:, :, :, 1] << 4  # [p, b, step, lane, 4]
+    if kind != "q8":
+        bits = BITS[kind]
+        both = (quads + np.int8(1 << bits - 1)).view(np.uint8).reshape(panels, blocks, 4, 2, LANES, 4)
+        quads = both[:, :, :, 0] | both[:, :, :, 1] << bits  # [p, b, step, lane, 4]
+    if kind == "q3":  # step 3 lies in the free bits of the others
+        steps, last = quads[:, :, :3], quads[:, :, 3]
+        quads = steps | np.stack([(last >> 2 * step & 3) << 6 for step in range(3)], axis=2)
     lanes = np.ascontiguousarray(scales.reshape(panels, LANES, blocks).transpose(0, 2, 1))  # [p, b, lane]
     n_bytes = BLOCK_BYTES[kind] - LANES * lanes.itemsize
     numbers = np.ascontiguousarray(quads).view(np.uint8).reshape(panels, blocks, n_bytes)

@@ -12,6 +12,7 @@ import numpy as np
 
 from refgpt import kernels, spec
 from refgpt.kernels import CHUNK, Kernel
+from refgpt.numbers.panels import BLOCK_BYTES
 from refgpt.spec import gradients
 from refgpt.spec.bounds import gradients as bounds
 from refgpt.spec.gradients.ops import factors
@@ -25,8 +26,8 @@ def linear_backward_case(
 ) -> Case:
     """``n`` outputs and 117 inputs: three blocks, and one that ends early."""
     dy = numbers(rng, flavour, n_rows, n, huge=1e6)
-    if kind in ("q8", "q4"):
-        least, most = {"q8": (-128, 127), "q4": (-8, 7)}[kind]
+    if kind in BLOCK_BYTES:
+        least, most = {"q8": (-128, 127), "q4": (-8, 7), "q3": (-4, 3)}[kind]
         scales = np.abs(stored(rng, flavour, "f16", n, -(-n_in // 32)))
         w = quantised_panels(kind, rng.integers(least, most + 1, (n, n_in)), scales)
         matrix = float64(w)

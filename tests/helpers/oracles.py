@@ -36,7 +36,7 @@ from refgpt.numbers import checksums, quantisation
 from refgpt.numbers.casting import narrowed
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import widen
-from refgpt.numbers.panels import Panels, n_blocks, n_panels, panel_shape
+from refgpt.numbers.panels import BLOCK_BYTES, KINDS, Panels, n_blocks, n_panels, panel_shape
 from refgpt.runtime.rotation import rotary_tables
 from refgpt.spec import gradients
 from refgpt.spec.bounds import ops
@@ -116,7 +116,7 @@ def linear_bf16_dots_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
 
 def linear_quantised_case(kind: str, n: int, n_rows: int, flavour: str, rng: Rng, n_out: int = 117) -> Case:
     """Integers and scales of all sizes that the panels can hold."""
-    least, most = {"q8": (-128, 127), "q4": (-8, 7)}[kind]
+    least, most = {"q8": (-128, 127), "q4": (-8, 7), "q3": (-4, 3)}[kind]
     scales = np.abs(stored(rng, flavour, "f16", n_out, -(-n // 32)))
     w = quantised_panels(kind, rng.integers(least, most + 1, (n_out, n)), scales)
     x, b = numbers(rng, flavour, n_rows, n, huge=1e6), numbers(rng, flavour, n_out)
@@ -381,9 +381,9 @@ def digests_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
 ORACLES: dict[str, Callable[[int, int, str, Rng], Case]] = {
     **{f"linear_{dtype}": partial(linear_case, dtype) for dtype in ("f32", "f16", "bf16")},
     "linear_bf16_dots": linear_bf16_dots_case,
-    **{f"linear_{kind}": partial(linear_quantised_case, kind) for kind in ("q8", "q4")},
-    **{f"linear_backward_{kind}": partial(linear_backward_case, kind) for kind in ("f32", "f16", "bf16", "q8", "q4")},
-    **{f"linear_backward_dots_{kind}": partial(linear_backward_dots_case, kind) for kind in ("bf16", "q8", "q4")},
+    **{f"linear_{kind}": partial(linear_quantised_case, kind) for kind in BLOCK_BYTES},
+    **{f"linear_backward_{kind}": partial(linear_backward_case, kind) for kind in KINDS},
+    **{f"linear_backward_dots_{kind}": partial(linear_backward_dots_case, kind) for kind in ("bf16", *BLOCK_BYTES)},
     "linear_weight_backward": linear_weight_backward_case,
     "linear_weight_backward_dots": linear_weight_backward_dots_case,
     "column_sum": column_sum_case,
@@ -413,6 +413,6 @@ ORACLES: dict[str, Callable[[int, int, str, Rng], Case]] = {
     "pack_b4": partial(pack_case, np.dtype(np.float32)),
     "pack_rounded": pack_rounded_case,
     "row_sum": row_sum_case,
-    **{f"quantise_{kind}": partial(quantise_case, kind) for kind in ("q8", "q4")},
+    **{f"quantise_{kind}": partial(quantise_case, kind) for kind in BLOCK_BYTES},
     "digests": digests_case,
 }

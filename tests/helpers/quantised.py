@@ -11,12 +11,15 @@ def quantised_panels(kind: str, integers: np.ndarray, scales: np.ndarray) -> Pan
     """Panels as ``refgpt.numbers.panels`` describes them. integers [n_out, n_in], scales float16 [n_out, n_blocks]."""
     panels = Panels.zeros(kind, *integers.shape)
     n_panels, n_blocks, _ = panels.data.shape
-    zero = 8 if kind == "q4" else 0
+    bits = {"q8": 8, "q4": 4, "q3": 3}[kind]
+    zero = 0 if kind == "q8" else 2 ** (bits - 1)
     whole = np.full((n_panels * 16, n_blocks * 32), zero, np.uint8)
     whole[: integers.shape[0], : integers.shape[1]] = (integers + zero) % 256
     quads = whole.reshape(n_panels, 16, n_blocks, 8, 4).transpose(0, 2, 3, 1, 4)  # [panel, block, quad, lane, 4]
-    if kind == "q4":
-        quads = quads[:, :, 0::2] | quads[:, :, 1::2] << 4
+    if kind != "q8":
+        quads = quads[:, :, 0::2] + quads[:, :, 1::2] * 2**bits
+    if kind == "q3":
+        quads = quads[:, :, :3] + quads[:, :, 3:] // np.uint8([1, 4, 16])[:, None, None] % 4 * 64
     rows = np.zeros((n_panels * 16, n_blocks), np.float16)
     rows[: len(scales)] = scales
     panels.data[..., :-32] = quads.reshape(n_panels, n_blocks, panels.data.shape[2] - 32)

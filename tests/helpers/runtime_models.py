@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 
+from refgpt.numbers.panels import BLOCK_BYTES
 from refgpt.runtime import Runtime
 from tests.helpers.tiny import random_params, tiny_config
 
@@ -26,7 +27,7 @@ PROMPT = np.random.default_rng(200).integers(0, LONG.n_vocab, 200)
 def runtime(dtype: str | None = "f32", kv_dtype: str = "f32", threads: int = 2) -> Runtime:
     """The long model with weights stored as ``dtype``, or quantised to it; "bf16 dots" computes in bfloat16 too."""
     compute = "bf16" if dtype == "bf16 dots" else "f32"
-    stored, dtype = ("f32", dtype) if dtype in ("q8", "q4") else (dtype and dtype.split()[0], None)
+    stored, dtype = ("f32", dtype) if dtype in BLOCK_BYTES else (dtype and dtype.split()[0], None)
     options = {"threads": threads, "kv_dtype": kv_dtype, "compute": compute}
     return Runtime(random_params(LONG, 11, stored), LONG, dtype=dtype, **options)
 

@@ -32,7 +32,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> dict[str, Kernel]:
-    """linear_q8 and linear_q4 of AVX-VNNI."""
+    """linear_q8, linear_q4 and linear_q3 of AVX-VNNI."""
     folder = tmp_path_factory.mktemp("avxvnni")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
@@ -49,10 +49,10 @@ def rows(tmp_path_factory) -> dict[str, Kernel]:
         address = ctypes.cast(loaded[f"refgpt_{op}_avxvnni"], ctypes.c_void_p).value
         return Kernel(op, "avxvnni", None, ffi.cast("refgpt_kernel", address))
 
-    return {op: row(op) for op in ("linear_q8", "linear_q4")}
+    return {op: row(op) for op in ("linear_q8", "linear_q4", "linear_q3")}
 
 
-@pytest.mark.parametrize("kind", ["q8", "q4"])
+@pytest.mark.parametrize("kind", ["q8", "q4", "q3"])
 @pytest.mark.parametrize("n_rows", [1, 5, 6, 7, 13, 24, 25, 49, 100])
 def test_the_dot_products_have_the_bits_of_the_scalar_row(rows, kind, n_rows):
     rng, kernel = np.random.default_rng(n_rows), rows[f"linear_{kind}"]
@@ -64,7 +64,7 @@ def test_the_dot_products_have_the_bits_of_the_scalar_row(rows, kind, n_rows):
 
 @pytest.mark.parametrize("n_rows", [1, 20])
 def test_the_largest_integers_do_not_overflow(rows, n_rows):
-    for kind, weights in {"q8": (-128, 127), "q4": (-8, 7)}.items():
+    for kind, weights in {"q8": (-128, 127), "q4": (-8, 7), "q3": (-4, 3)}.items():
         for weight in weights:
             w = quantised_panels(kind, np.full((20, 96), weight), np.ones((20, 3), np.float16))
             x = np.full((n_rows, 96), -127, np.float32)

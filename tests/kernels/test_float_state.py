@@ -106,8 +106,10 @@ def test_what_python_and_numpy_compute_is_the_same(state):
 
     def everything() -> list[bytes]:
         tables = rotary_tables(16, 300)
-        quantised = [quantise(w, kind).data for kind in ("q8", "q4")]
-        runtimes = [Runtime(params, config, dtype=dtype, threads=2).logits([1, 2, 3]) for dtype in ("f16", "q8", "q4")]
+        quantised = [quantise(w, kind).data for kind in ("q8", "q4", "q3")]
+        runtimes = [
+            Runtime(params, config, dtype=dtype, threads=2).logits([1, 2, 3]) for dtype in ("f16", "q8", "q4", "q3")
+        ]
         runtimes += [Runtime(kin[c], c, threads=2).logits([1, 2, 3]) for c in VARIANTS.values()]
         return [a.tobytes() for a in (*tables, *quantised, *runtimes, log_softmax(logits))]
 

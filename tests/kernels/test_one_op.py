@@ -30,6 +30,7 @@ from refgpt.kernels import (
 from refgpt.numbers.cached import rounded_kv, scales_in
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import widen
+from refgpt.numbers.panels import BLOCK_BYTES
 from refgpt.runtime.rotation import rotary_tables
 from refgpt.spec import gradients
 from refgpt.spec.bounds import ops
@@ -58,7 +59,7 @@ def compute_of(kernel) -> str:
 
 @each("linear_q")
 @pytest.mark.parametrize("n_out", [1, 15, 16, 17, 33, 100])
-def test_linear_of_8_and_4_bits_in_every_group_of_rows(kernel, n_out):
+def test_linear_of_few_bits_in_every_group_of_rows(kernel, n_out):
     rng = np.random.default_rng(n_out)
     for n_rows in (1, 4, 5, 9, 13, 16, 24, 25, 40, 49):
         case = linear_quantised_case(dtype_of(kernel), 70, n_rows, "ordinary", rng, n_out)
@@ -70,7 +71,7 @@ def test_linear_of_8_and_4_bits_in_every_group_of_rows(kernel, n_out):
 def test_linear_of_more_than_fits_into_the_caches_at_once(kernel):
     """Several blocks of rows, of panels and of depth in one call; of quantised weights more than 320 KiB."""
     kind, rng = dtype_of(kernel), np.random.default_rng(5)
-    if kind in ("q8", "q4"):
+    if kind in BLOCK_BYTES:
         case = linear_quantised_case(kind, 4096, 100, "ordinary", rng, 200)
     else:
         case = linear_case(kind, 300, 70, "ordinary", rng, 400, compute=compute_of(kernel))
@@ -82,7 +83,7 @@ def test_linear_of_more_than_fits_into_the_caches_at_once(kernel):
 @pytest.mark.parametrize("n_rows", [1, 20])
 def test_the_largest_integers_do_not_overflow(kernel, n_rows):
     """Rows of +-127 and weights of the largest size: what 16 bits could not hold without care."""
-    least, most = {"q8": (-128, 127), "q4": (-8, 7)}[dtype_of(kernel)]
+    least, most = {"q8": (-128, 127), "q4": (-8, 7), "q3": (-4, 3)}[dtype_of(kernel)]
     for weight in (least, most):
         for sign in (1, -1):
             w = quantised_panels(dtype_of(kernel), np.full((20, 96), weight), np.ones((20, 3), np.float16))

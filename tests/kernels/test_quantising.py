@@ -54,7 +54,7 @@ def test_the_largest_weights_can_be_quantised(kernel):
     assert np.array_equal(panels.rows(0, 16), w)
 
 
-@pytest.mark.parametrize("kind", ["q8", "q4"])
+@pytest.mark.parametrize("kind", ["q8", "q4", "q3"])
 def test_a_matrix_quantised_in_parts_is_the_whole(kind):
     w = weights((100, 70), "<f4")
     panels = Panels.zeros(kind, *w.shape)

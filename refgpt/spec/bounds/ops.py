@@ -58,7 +58,7 @@ def linear_bound(
     """Bound of ``linear``. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out].
 
     A term is rounded once as a product and at most ``depth`` times in sums, each time relative to the sum of absolute
-    terms. Kernels round rows before multiplying them with weights of 8 and 4 bits: see ``quantised_linear_bound``.
+    terms. Kernels round rows before multiplying them with weights of 8, 4 and 3 bits: see ``quantised_linear_bound``.
     With ``compute`` "bf16" they round them to bfloat16: then a row is off by at most ``bfloat16_bound``, which
     propagates through the weights, and a weight by at most ``BFLOAT16_FLUSH``, which propagates through the rows.
     """
@@ -97,7 +97,7 @@ def activation_bound(x: np.ndarray) -> np.ndarray:
 
 
 def quantised_linear_bound(x: np.ndarray, w: Leaf, b: np.ndarray | None = None) -> np.ndarray:
-    """Bound of ``linear`` with weights of 8 or 4 bits. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out].
+    """Bound of ``linear`` with weights of 8, 4 or 3 bits. x [t, n_in], w [n_out, n_in], b [n_out] -> [t, n_out].
 
     The rows are off by ``activation_bound``, which propagates to the sum through the weights. The products of a block
     are summed exactly; their sum is multiplied by a rounded product of scales and added to the total in one rounded
