@@ -1,4 +1,4 @@
-"""What 16, 8 and 4 bits a weight, and a narrow attention cache, cost the default model on texts that it has not read.
+"""What fewer bits a weight, and a narrow attention cache, cost the default model on texts that it has not read.
 
     python -m benchmarks.accuracy TEXT... --calibrate OTHER_TEXT...
 
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what fewer bits cost the default model.")
     parser.add_argument("texts", type=Path, nargs="+")
     parser.add_argument("--tokens", type=int, default=30_000, help="of each text, at most (default: 30000)")
-    parser.add_argument("--calibrate", type=Path, nargs="+", help="texts to calibrate 4 bits with")
+    parser.add_argument("--calibrate", type=Path, nargs="+", help="texts to calibrate 4 and 3 bits with")
     parser.add_argument("--calibrate-tokens", type=int, default=N_TOKENS, help="of them (default: %(default)s)")
     parser.add_argument("--transformers", action="store_true", help="measure transformers' bfloat16 too")
     arguments = parser.parse_args()
@@ -76,7 +76,7 @@ def main() -> None:
     }
     if arguments.transformers:
         ways["transformers bfloat16"] = lambda: Transformers(model.checkpoint.path, ways["bf16"]())
-    for dtype in ("q8", "q4"):
+    for dtype in ("q8", "q4", "q3"):
         ways[dtype] = lambda dtype=dtype: Runtime(wide, model.config, dtype=dtype)
         ways[f"{dtype}, activations in float32"] = lambda dtype=dtype: Runtime(
             ways[dtype]().kept(), model.config, dtype="f32"
@@ -85,12 +85,14 @@ def main() -> None:
             with_ggml(wide, dtype), model.config
         )
     folder = tempfile.TemporaryDirectory()
-    if arguments.calibrate:
-        out, how = Path(folder.name) / "q4", {"calibrate_tokens": arguments.calibrate_tokens}
-        convert(model.checkpoint, model.tokenizer, out, dtype="q4", calibrate=arguments.calibrate, **how)
+    for dtype in ("q4", "q3") if arguments.calibrate else ():
+        out, how = Path(folder.name) / dtype, {"calibrate_tokens": arguments.calibrate_tokens}
+        convert(model.checkpoint, model.tokenizer, out, dtype=dtype, calibrate=arguments.calibrate, **how)
         kept = refgpt.load(out).checkpoint.params
-        ways["q4, calibrated"] = lambda: Runtime(kept, model.config)
-        ways["q4, calibrated, activations in float32"] = lambda: Runtime(kept, model.config, dtype="f32")
+        ways[f"{dtype}, calibrated"] = lambda kept=kept: Runtime(kept, model.config)
+        ways[f"{dtype}, calibrated, activations in float32"] = lambda kept=kept: Runtime(
+            kept, model.config, dtype="f32"
+        )
     for kv_dtype in KV_DTYPES[1:]:
         ways[f"f32, keys and values in {kv_dtype}"] = lambda kv_dtype=kv_dtype: Runtime(
             wide, model.config, kv_dtype=kv_dtype

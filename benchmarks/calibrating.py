@@ -46,7 +46,7 @@ def main() -> None:
 
     destination = arguments.directory / "calibrated"
     shutil.rmtree(arguments.directory / ".calibrated.calibration", ignore_errors=True)
-    with calibrated(source, ids, destination, watch):
+    with calibrated(source, "q4", ids, destination, watch):
         pass
     last = arguments.layers - 1
     first, layer = seen["blocks.0.w_out"], seen[f"blocks.{last}.w_out"] - seen[f"blocks.{last - 1}.w_out"]

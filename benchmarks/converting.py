@@ -123,7 +123,7 @@ def main() -> int:
     source = arguments.directory / "gptj"
     if not (source / "model.safetensors").exists():
         write_checkpoint(source, gptj_config(arguments.layers))
-    rows, broken = zip(*(measure(source, dtype, arguments.directory) for dtype in ("q8", "q4")), strict=True)
+    rows, broken = zip(*(measure(source, dtype, arguments.directory) for dtype in ("q8", "q4", "q3")), strict=True)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     print("| " + " | ".join(keys) + " |\n|" + "---|" * len(keys))
     for row in rows:

@@ -63,11 +63,12 @@ def load(
         loads the default model.
     backend : "c" or "numpy"
         The C kernels, or the spec, which is slow and readable; the kernels are tested against it.
-    dtype : None, "f32", "f16", "bf16", "q8", "q4" or "f64"
-        The dtype of the matrices in memory; None keeps the stored one. "q8" and "q4" take 8.5 and 4.5 bits per weight
-        (the embeddings take 8.5 with both). Both backends compute in float32, unless ``compute`` says otherwise, with
-        one exception: the C backend rounds activations to 8 bits before it multiplies them with quantised matrices.
-        "f64", for the NumPy backend only, uses float64 throughout. Other programs' names ("float16", "fp16", "int8")
+    dtype : None, "f32", "f16", "bf16", "q8", "q4", "q3" or "f64"
+        The dtype of the matrices in memory; None keeps the stored one. "q8", "q4" and "q3" take 8.5, 4.5 and 3.5 bits
+        per weight (the embeddings take 8.5 with all of them); "q3" is meant for files converted with ``--calibrate``.
+        Both backends compute in float32, unless ``compute`` says otherwise, with one exception: the C backend rounds
+        activations to 8 bits before it multiplies them with quantised matrices. "f64", for the NumPy backend only, uses
+        float64 throughout. Other programs' names ("float16", "fp16", "int8")
         and NumPy's dtypes are accepted too.
     mask : "auto", "causal" or "prefix"
         "prefix" lets all tokens of a prompt see each other, as in GPT-JT's training; "auto" uses the mask found in the
@@ -75,7 +76,7 @@ def load(
     threads : int or None
         Number of threads of the C backend; None means one per core. (The NumPy backend uses those of its BLAS.)
     kv_dtype : None, "f32", "f16" or "q8"
-        Dtype of the C backend's attention cache; None means "f16" with weights of 8 or 4 bits, otherwise "f32". (The
+        Dtype of the C backend's attention cache; None means "f16" with weights of 8, 4 or 3 bits, otherwise "f32". (The
         NumPy backend has no cache.)
     progress : callable or None
         Called as ``progress(n_bytes_done, n_bytes_total)`` while an archive is unpacked, and again, starting at 0,

@@ -29,7 +29,7 @@ def finetune(run, files, *options, out="out"):
     return run("finetune", *place, "--iters", 3, "--lr", 1e-2, *options)
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16", "q8", "q4"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "q8", "q4", "q3"])
 def test_an_adapter_is_trained_beside_a_base_of_any_dtype(run, files, dtype):
     got = finetune(run, files, "--dtype", dtype, "--valid", files / "train.jsonl", "--rank", 4, "--alpha", 6)
     assert got.code == 0, got.err

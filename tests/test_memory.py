@@ -18,7 +18,7 @@ from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config()
 STORED = {"f16": np.float16, "f32": np.float32, "f64": np.float64}
-KEPT = {"c": (None, "f32", "f16", "q8", "q4"), "numpy": (None, "f32", "f16", "q8", "q4", "f64")}
+KEPT = {"c": (None, "f32", "f16", "q8", "q4", "q3"), "numpy": (None, "f32", "f16", "q8", "q4", "q3", "f64")}
 
 
 @pytest.fixture(scope="module", params=[*STORED, "packed"])

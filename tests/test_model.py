@@ -96,7 +96,7 @@ def test_f16_rounds_matrices_and_nothing_else(tmp_path, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", ["q8", "q4"])
+@pytest.mark.parametrize("dtype", ["q8", "q4", "q3"])
 def test_quantised_while_it_is_loaded(path, backend, dtype):
     model = refgpt.load(path, backend=backend, dtype=dtype, threads=1)
     kept = model.params()

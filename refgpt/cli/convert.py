@@ -20,6 +20,7 @@ from refgpt.numbers.dtypes import known_dtype
 EXAMPLES = """examples:
   refgpt convert ~/gpt-j-6b ~/gpt-j-6b-q4 --dtype q4      4.5 bits a weight; loads at once
   refgpt convert ~/gpt-j-6b ~/gpt-j-6b-q4 --dtype q4 --calibrate book.txt      hours; about half the error
+  refgpt convert ~/gpt-j-6b ~/gpt-j-6b-q3 --dtype q3 --calibrate book.txt      3.5 bits; twice the error of plain q4
   refgpt convert gpt-j.gguf ~/gpt-j-hf --to hf            for other programs
 """
 TARGETS_HELP = """refgpt: the packed format, which is mapped instead of loaded (default);
@@ -39,14 +40,14 @@ def add_to(commands: Commands) -> None:
         "--dtype",
         type=known_dtype,
         choices=dtypes,
-        help="dtype of the matrices (default: as stored); q8 and q4 need --to refgpt",
+        help="dtype of the matrices (default: as stored); q8, q4 and q3 need --to refgpt",
     )
     add(
         "--calibrate",
         nargs="+",
         metavar="TEXT",
-        help="text files similar to what the model will read: with --dtype q4, about half the error on such texts. "
-        "Takes hours for 6 billion weights; the same command resumes an interrupted conversion",
+        help="text files similar to what the model will read: with --dtype q4 or q3, about half the error on such "
+        "texts. Takes hours for 6 billion weights; the same command resumes an interrupted conversion",
     )
     add(
         "--calibrate-tokens",

@@ -170,7 +170,7 @@ def add_loading_arguments(
         "--kv-dtype",
         type=known_dtype,
         choices=KV_DTYPES,
-        help="dtype of the attention cache; q8 is half of f16 (default: f16 with weights in q8 and q4, otherwise f32)",
+        help="dtype of the attention cache; q8 is half of f16 (default: f16 with quantised weights, otherwise f32)",
     )
     several = "; NAME=DIRECTORY, which can be repeated: used for the requests that name it"
     add(

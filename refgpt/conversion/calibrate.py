@@ -1,4 +1,4 @@
-"""Round a model to 4 bits so that its outputs on given texts change little: see ``refgpt.numbers.compensated``.
+"""Round a model to 4 or 3 bits so that its outputs on given texts change little: see ``refgpt.numbers.compensated``.
 
 The texts go through the model block by block, in the kernels. Before a matrix is rounded, the second moments of its
 inputs are summed over all texts. These inputs are computed with earlier blocks, and earlier matrices of the same block,
@@ -33,13 +33,13 @@ from refgpt.numbers.finite import check_finite
 from refgpt.numbers.leaves import Leaf, row_slices, widen
 from refgpt.numbers.mapped import place_of, release
 from refgpt.numbers.packing import EMBEDDINGS, Kept, pack_leaf, plan
-from refgpt.numbers.panels import Panels
+from refgpt.numbers.panels import BITS, Panels
 from refgpt.numbers.quantisation import CANDIDATES, check_range
 from refgpt.numbers.tree import ParamTree
 from refgpt.runtime.blockwise import Blockwise
 
-#: The dtype that can be calibrated.
-KIND = "q4"
+#: The dtypes that can be calibrated.
+KINDS = ("q4", "q3")
 #: Raised with each change of what is written, so that no run resumes one of another version.
 VERSION = 1
 #: Rows of a matrix that are rounded together.
@@ -56,9 +56,9 @@ def product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def calibrated(
-    source: Checkpoint, ids: np.ndarray, destination: Path, progress: Calibrating | None = None
+    source: Checkpoint, kind: str, ids: np.ndarray, destination: Path, progress: Calibrating | None = None
 ) -> Iterator[Checkpoint]:
-    """Yield the same checkpoint with its matrices in 4 bits, rounded for their inputs on some texts.
+    """Yield the same checkpoint with its matrices in few bits, rounded for their inputs on some texts.
 
     Inside the ``with`` block the matrices lie in files beside the destination. They are removed when the block ends
     without an error; otherwise the next call with the same arguments resumes with them.
@@ -66,6 +66,7 @@ def calibrated(
     Parameters
     ----------
     source : Checkpoint
+    kind : "q4" or "q3"
     ids : ndarray [n_texts, t]
         Texts of one length.
     destination : Path
@@ -74,38 +75,38 @@ def calibrated(
     Raises
     ------
     CheckpointError
-        If the matrices have 4 bits already, a weight is not finite or too large, memory or disk do not suffice, or
+        If the matrices have so few bits already, a weight is not finite or too large, memory or disk do not suffice, or
         another run's files are there.
     """
-    check_source(source)
+    check_source(source, kind)
     config, n_states = source.config, 4 * ids.size * source.config.d_model
     widest = max(config.d_model, config.d_ff)
     needed = n_states + 4 * (4 * widest**2 + 3 * ROWS * widest)  # the moments, their factor, and copies of its parts
     check_obtainable(needed, "the texts and their moments", "calibrate with fewer tokens", CheckpointError)
     verify_checksums(source, digests)
-    names = {name: leaf for name, leaf in source.params.items() if _kept(source, name, leaf).kind == KIND}
-    on_disk = sum(_kept(source, name, leaf).n_bytes(leaf.shape) for name, leaf in names.items()) + 2 * n_states
-    with open_state(destination, on_disk, _about(source, ids)) as state:
-        leaves = _Run(source, names, ids, state, progress).matrices()
+    names = {name: leaf for name, leaf in source.params.items() if _kept(source, name, leaf, kind).kind == kind}
+    on_disk = sum(_kept(source, name, leaf, kind).n_bytes(leaf.shape) for name, leaf in names.items()) + 2 * n_states
+    with open_state(destination, on_disk, _about(source, kind, ids)) as state:
+        leaves = _Run(source, kind, names, ids, state, progress).matrices()
         yield replace(source, params=source.params.map(lambda name, leaf: leaves.get(name, leaf)))
 
 
-def check_source(source: Checkpoint) -> None:
-    """Refuse a model whose matrices have 4 bits already."""
+def check_source(source: Checkpoint, kind: str) -> None:
+    """Refuse a model whose matrices have as few bits as ``kind`` already, or fewer."""
     for name, leaf in source.params.items():
-        if isinstance(leaf, Panels) and leaf.kind == KIND:
+        if isinstance(leaf, Panels) and BITS.get(leaf.kind, 32) <= BITS[kind]:
             raise CheckpointError(
-                "has 4 bits already, which calibrating cannot improve",
+                f"has {BITS[leaf.kind]} bits already, which calibrating cannot improve",
                 where=place_of(leaf, name),
                 fix="convert the original model",
             )
 
 
-def _kept(source: Checkpoint, name: str, leaf: Leaf) -> Kept:
-    return plan(name, leaf, KIND, source.params.looked_up)
+def _kept(source: Checkpoint, name: str, leaf: Leaf, kind: str) -> Kept:
+    return plan(name, leaf, kind, source.params.looked_up)
 
 
-def _about(source: Checkpoint, ids: np.ndarray) -> dict[str, Any]:
+def _about(source: Checkpoint, kind: str, ids: np.ndarray) -> dict[str, Any]:
     """What a run depends on. Reads all weights, and checks that they can be rounded."""
 
     def check(name: str, leaf: Leaf) -> None:
@@ -113,7 +114,7 @@ def _about(source: Checkpoint, ids: np.ndarray) -> dict[str, Any]:
         for rows in row_slices(leaf):
             check_finite(place_of(leaf, name), rows)
             if leaf.ndim == 2:
-                check_range(place_of(leaf, name), rows, KIND)
+                check_range(place_of(leaf, name), rows, kind)
         release(leaf)
 
     texts = hashlib.sha256(str(ids.shape).encode() + ids.astype("<i4").tobytes()).hexdigest()
@@ -122,7 +123,7 @@ def _about(source: Checkpoint, ids: np.ndarray) -> dict[str, Any]:
         "configuration": str(source.config),
         "mask": source.mask,
         "text": texts,
-        "rounding": [VERSION, KIND, DAMPING, CANDIDATES[KIND]],
+        "rounding": [VERSION, kind, DAMPING, CANDIDATES[kind]],
     }
 
 
@@ -140,17 +141,19 @@ class _Run:
     def __init__(
         self,
         source: Checkpoint,
+        kind: str,
         names: dict[str, Leaf],
         ids: np.ndarray,
         state: CalibrationState,
         progress: Calibrating | None,
     ) -> None:
-        self.source, self.names, self.state, self.progress = source, names, state, progress
+        self.source, self.kind, self.names = source, kind, names
+        self.state, self.progress = state, progress
         prefix_len = ids.shape[1] // 2 if source.mask == "prefix" and source.config.window is None else 0
         self.texts = Blockwise(source.config, ids, prefix_len)
         self.done: dict[str, Panels] = {}
         for name, leaf in names.items():
-            if (panels := state.matrix(name, leaf.shape, KIND)) is not None:
+            if (panels := state.matrix(name, leaf.shape, kind)) is not None:
                 self.done[name] = panels
 
     def matrices(self) -> dict[str, Panels]:
@@ -182,7 +185,7 @@ class _Run:
         def kept(name: str, leaf: Leaf) -> Leaf:
             if name in self.done or name in self.names or name not in names:
                 return self.done.get(name, leaf)
-            return pack_leaf(name, leaf, _kept(self.source, name, leaf), store)
+            return pack_leaf(name, leaf, _kept(self.source, name, leaf, self.kind), store)
 
         return self.source.params.map(kept)
 
@@ -202,8 +205,8 @@ class _Run:
         for name in names:
             leaf = self.names[name]
             if name in missing:
-                self.state.keep_matrix(name, _rounded(name, leaf, feedback))
-                found = self.state.matrix(name, leaf.shape, KIND)
+                self.state.keep_matrix(name, _rounded(name, leaf, self.kind, feedback))
+                found = self.state.matrix(name, leaf.shape, self.kind)
                 assert found is not None
                 self.done[name] = found
             if self.progress is not None:
@@ -211,14 +214,14 @@ class _Run:
                 self.progress(name, n_done, sum(leaf.size for leaf in self.names.values()))
 
 
-def _rounded(name: str, leaf: Leaf, feedback: Feedback) -> Panels:
-    """A matrix in 4 bits; some rows at a time, since they are rounded independently of one another."""
+def _rounded(name: str, leaf: Leaf, kind: str, feedback: Feedback) -> Panels:
+    """A matrix in few bits; some rows at a time, since they are rounded independently of one another."""
     check_unchanged(leaf)
     n_out, n_in = leaf.shape
-    panels = Panels.zeros(KIND, n_out, n_in, name)
+    panels = Panels.zeros(kind, n_out, n_in, name)
     for start in range(0, n_out, ROWS):
         stop = min(start + ROWS, n_out)
         rows = widen(leaf.rows(start, stop) if isinstance(leaf, Encoded) else leaf[start:stop])
-        quantise_compensated(rows, feedback, KIND, product, panels.part(start, stop), check_threads(None))
+        quantise_compensated(rows, feedback, kind, product, panels.part(start, stop), check_threads(None))
     release(leaf)
     return panels

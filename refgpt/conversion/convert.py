@@ -93,9 +93,9 @@ def convert(
     progress : callable, optional
         Called with the bytes that are written, and all.
     calibrate : path or sequence of paths, optional
-        Texts like those that the model will read, for dtype "q4": matrices are rounded so that the outputs on them stay
-        close (``refgpt.numbers.compensated``), which takes hours instead of a minute for a model of 6 billion weights.
-        The same call resumes an interrupted run, from files in a hidden directory beside the destination.
+        Texts like those that the model will read, for dtype "q4" or "q3": matrices are rounded so that the outputs on
+        them stay close (``refgpt.numbers.compensated``), which takes hours instead of a minute for a model of 6 billion
+        weights. The same call resumes an interrupted run, from files in a hidden directory beside the destination.
     calibrate_tokens : int
         How many tokens to take of these texts.
     calibrating : callable, optional
@@ -117,19 +117,19 @@ def convert(
     place = path_of("destination", destination, CheckpointError)
     with ExitStack() as stack:
         if calibrate is not None:
-            from refgpt.conversion.calibrate import KIND, calibrated
+            from refgpt.conversion.calibrate import KINDS, calibrated
 
-            if dtype != KIND:
+            if dtype not in KINDS:
                 raise CheckpointError(
-                    "only 4 bits are calibrated",
+                    "only 4 and 3 bits are calibrated",
                     where="dtype",
                     got=dtype,
-                    wanted=KIND,
+                    wanted="q4 or q3",
                     fix="leave out calibrate (--calibrate)",
                 )
             check_free(place)
             ids = calibration_ids(source, tokenizer, calibrate, calibrate_tokens)
-            source = stack.enter_context(calibrated(source, ids, place, calibrating))
+            source = stack.enter_context(calibrated(source, dtype, ids, place, calibrating))
         with staged(place, n_bytes) as directory:
             verify_checksums(source, digests)
             target.write(source, tokenizer, dtype, directory, progress)

@@ -14,7 +14,7 @@ import numpy as np
 from refgpt._common.file_names import CONFIG
 from refgpt._common.progress import Progress
 from refgpt.checkpoints import Checkpoint, check_unchanged
-from refgpt.checkpoints.layouts.packed import FILE, FORMAT, MANIFEST, PAGE, VERSION, Stored
+from refgpt.checkpoints.layouts.packed import FILE, FORMAT, MANIFEST, PAGE, Stored, version_of
 from refgpt.conversion.huggingface import config_json
 from refgpt.conversion.leaves import PIECE
 from refgpt.conversion.tokenizer_files import write_tokenizer
@@ -64,7 +64,7 @@ def write(
         file.seek(0)
         file.write(header)
     entries[FILE] = _entry(header) | {"bytes": len(header) + n_total}
-    manifest = {"format": FORMAT, "version": VERSION, "files": entries}
+    manifest = {"format": FORMAT, "version": version_of(stored.values()), "files": entries}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
@@ -93,7 +93,7 @@ def _header(source: Checkpoint, stored: dict[str, Stored], checksums: dict[str, 
     }
     metadata = {
         "format": FORMAT,
-        "version": str(VERSION),
+        "version": str(version_of(stored.values())),
         "mask": source.mask,
         "mask_source": source.mask_source,
         "leaves": json.dumps(leaves, separators=(",", ":")),

@@ -54,12 +54,12 @@ class Runtime:
     params : Params
         The weights, which are packed; the tree is not kept.
     config : Config
-    dtype : "f32", "f16", "bf16", "q8", "q4" or None
+    dtype : "f32", "f16", "bf16", "q8", "q4", "q3" or None
         The dtype of matrices in memory; None keeps the stored one.
     threads : int, optional
         The default is one for each core. The bits of the result do not depend on it.
     kv_dtype : "f32", "f16", "q8" or None
-        The dtype of keys and values; None is "f16" with weights of 8 or 4 bits, and "f32" with others.
+        The dtype of keys and values; None is "f16" with weights of 8, 4 or 3 bits, and "f32" with others.
     progress, copy, n_beside
         See ``pack_params``.
     compute : "f32" or "bf16"

@@ -41,7 +41,7 @@ def kept_params(params: Tree, dtype: str | None, copy: bool = False) -> Tree:
     ----------
     params : Params
         As stored.
-    dtype : "f32", "f16", "bf16", "f64", "q8", "q4" or None
+    dtype : "f32", "f16", "bf16", "f64", "q8", "q4", "q3" or None
         See ``refgpt.numbers.casting.kept_leaf`` and ``refgpt.numbers.packing.kept_kind``.
     copy : bool
         Whether to copy leaves into memory that could be used directly from a mapped file.

@@ -70,8 +70,8 @@ class Trainer:
     Raises
     ------
     RefgptError
-        If the model's family has no gradients, its weights are kept in 8 or 4 bits and have no adapter, or an argument
-        cannot be used.
+        If the model's family has no gradients, its weights are kept in 8, 4 or 3 bits and have no adapter, or an
+        argument cannot be used.
     """
 
     @default_float_state()
@@ -276,7 +276,7 @@ class Trainer:
         quantised = [n for n, x in parameters.leaves.items() if isinstance(x, Panels) and x.kind in BLOCK_BYTES]
         if quantised:
             raise RefgptError(
-                "weights of 8 or 4 bits cannot be trained: a step is smaller than what they are rounded to",
+                "weights of 8, 4 or 3 bits cannot be trained: a step is smaller than what they are rounded to",
                 where="model",
                 got=listed(quantised),
                 fix="load it with dtype='f32' (--dtype f32), or give it an adapter (refgpt.training.new_adapter)",

@@ -51,8 +51,8 @@ def text(tmp_path) -> Path:
     return path
 
 
-def calibrated(source: Checkpoint, text: Path, out: Path, **options) -> Path:
-    convert(source, Letters(61), out, dtype="q4", calibrate=text, **{"calibrate_tokens": N_TOKENS} | options)
+def calibrated(source: Checkpoint, text: Path, out: Path, dtype: str = "q4", **options) -> Path:
+    convert(source, Letters(61), out, dtype=dtype, calibrate=text, **{"calibrate_tokens": N_TOKENS} | options)
     return out
 
 
@@ -70,37 +70,38 @@ def divergence(want: np.ndarray, got: np.ndarray) -> float:
 # ---- what it is good for --------------------------------------------------------------------------------------------
 
 
-def test_a_text_that_was_not_calibrated_with_is_closer_too(tmp_path):
+@pytest.mark.parametrize("dtype", ["q4", "q3"])
+def test_a_text_that_was_not_calibrated_with_is_closer_too(dtype, tmp_path):
     source, tokenizer = open_model(None)
     ids = tokenizer.encode(BOOK.read_text(encoding="utf-8"))
     learned = tmp_path / "learned.txt"
     learned.write_text(tokenizer.decode(ids[:4000]), encoding="utf-8")
-    convert(source, tokenizer, tmp_path / "out", dtype="q4", calibrate=[learned], calibrate_tokens=3584)
+    convert(source, tokenizer, tmp_path / "out", dtype=dtype, calibrate=[learned], calibrate_tokens=3584)
     held_out = ids[-1024:]
     want = refgpt.load(dtype="f32")
-    plain, got = refgpt.load(dtype="q4"), refgpt.load(tmp_path / "out")
+    plain, got = refgpt.load(dtype=dtype), refgpt.load(tmp_path / "out")
     windows = [held_out[i : i + 512] for i in (0, 512)]
     found = [np.mean([divergence(want.logits(ids), model.logits(ids)) for ids in windows]) for model in (plain, got)]
     assert found[1] < 0.7 * found[0]
     assert got.verify(windows[0][:64]).first_broken is None
-    assert {leaf.kind for _, leaf in got.params().items() if isinstance(leaf, Panels)} == {"q8", "q4"}
+    assert {leaf.kind for _, leaf in got.params().items() if isinstance(leaf, Panels)} == {"q8", dtype}
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_every_family(name, text, tmp_path):
+@pytest.mark.parametrize(("name", "dtype"), [*((name, "q4") for name in VARIANTS), (next(iter(VARIANTS)), "q3")])
+def test_every_family(name, dtype, text, tmp_path):
     config = VARIANTS[name]
     source = made(config)
-    out = calibrated(source, text, tmp_path / "out", calibrate_tokens=1024)
+    out = calibrated(source, text, tmp_path / "out", dtype, calibrate_tokens=1024)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "text"]
     got, _ = open_model(out)
-    plain = Runtime(source.params, config, dtype="q4")
+    plain = Runtime(source.params, config, dtype=dtype)
     model, want = Runtime(got.params, config), Runtime(source.params, config)
     windows = letters(8 * 64, 3).reshape(8, 64)
     errors = [np.mean([divergence(want.logits(w), engine.logits(w)) for w in windows]) for engine in (plain, model)]
     assert errors[1] < 0.85 * errors[0]
     for (key, a), (_, b) in zip(model.params.items(), plain.params.items(), strict=True):
         assert getattr(a, "kind", None) == getattr(b, "kind", None)
-        if getattr(a, "kind", None) != "q4":  # embeddings, tied heads and vectors are those of any conversion
+        if getattr(a, "kind", None) != dtype:  # embeddings, tied heads and vectors are those of any conversion
             assert np.array_equal(getattr(a, "data", a), getattr(b, "data", b)), key
 
 
@@ -310,8 +311,8 @@ def test_something_else_that_has_the_name_of_the_state(kind, whole, tmp_path):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"dtype": "q8"}, "dtype: only 4 bits are calibrated; got q8; wanted q4"),
-        ({"dtype": None}, "only 4 bits"),
+        ({"dtype": "q8"}, "dtype: only 4 and 3 bits are calibrated; got q8; wanted q4 or q3"),
+        ({"dtype": None}, "only 4 and 3 bits"),
         ({"calibrate": []}, "calibrate: cannot be used"),
         ({"calibrate": 3}, "calibrate: cannot be used"),
         ({"calibrate": [None]}, "calibrate: cannot be used"),
@@ -348,11 +349,12 @@ def test_texts_are_read_together_and_spread_evenly(tmp_path):
     assert calibration_ids(made(), Letters(61), tmp_path / "a", 70).shape == (1, 64)
 
 
-def test_a_model_in_4_bits_is_refused(text, tmp_path):
-    convert(made(), None, tmp_path / "source", dtype="q4")
+@pytest.mark.parametrize(("bits", "dtype"), [(4, "q4"), (3, "q3"), (3, "q4")])
+def test_a_model_in_as_few_bits_is_refused(bits, dtype, text, tmp_path):
+    convert(made(), None, tmp_path / "source", dtype=f"q{bits}")
     source, _ = open_model(tmp_path / "source")
-    with pytest.raises(CheckpointError, match=r"blocks\.0\.wq': has 4 bits already"):
-        calibrated(source, text, tmp_path / "out")
+    with pytest.raises(CheckpointError, match=rf"blocks\.0\.wq': has {bits} bits already"):
+        calibrated(source, text, tmp_path / "out", dtype)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "text"]
 
 
@@ -418,5 +420,5 @@ def test_the_command(run, tmp_path):
     )
     assert done.code == 0 and "out: " in done.out and not done.err
     failed = run("convert", tmp_path / "source", tmp_path / "other", "--dtype", "q8", "--calibrate", learned)
-    assert failed.code == 1 and "only 4 bits are calibrated" in failed.err
+    assert failed.code == 1 and "only 4 and 3 bits are calibrated" in failed.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["learned.txt", "out", "source"]

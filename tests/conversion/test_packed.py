@@ -49,12 +49,12 @@ def converted(source: Path, out: Path, dtype: str | None = None, **options) -> P
     return out
 
 
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory) -> Path:
-    """A small q4 model with a tokenizer."""
+@pytest.fixture(scope="module", params=["q4", "q3"])
+def packed(tmp_path_factory, request) -> Path:
+    """A small model with a tokenizer, in a directory with the name of its dtype."""
     directory = tmp_path_factory.mktemp("packed")
     write_model(directory / "source", CONFIG, random_params(CONFIG, 1, "f16"))
-    return converted(write_tokenizer(directory / "source"), directory / "out", "q4")
+    return converted(write_tokenizer(directory / "source"), directory / request.param, request.param)
 
 
 @pytest.fixture
@@ -75,7 +75,8 @@ def test_a_converted_model_has_the_bits_of_one_packed_while_it_is_loaded(source,
     assert got.verify(IDS).first_broken is None
     plain, quantised = refgpt.load(out, backend="numpy"), refgpt.load(source, backend="numpy", dtype=dtype)
     assert plain.logits(IDS).tobytes() == quantised.logits(IDS).tobytes()
-    assert plain.dtype is None and plain.checkpoint.format == "refgpt packed, version 1"
+    version = 2 if dtype == "q3" else 1
+    assert plain.dtype is None and plain.checkpoint.format == f"refgpt packed, version {version}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -169,7 +170,9 @@ def test_a_weight_that_cannot_be_written_leaves_nothing(tmp_path, number, dtype,
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-@pytest.mark.parametrize(("to", "dtype"), [("onnx", None), ("hf", "q4"), ("refgpt", "f64"), ("refgpt", 4)])
+@pytest.mark.parametrize(
+    ("to", "dtype"), [("onnx", None), ("hf", "q4"), ("gguf", "q3"), ("refgpt", "f64"), ("refgpt", 4)]
+)
 def test_what_is_not_written_is_refused(packed, tmp_path, to, dtype):
     checkpoint, tokenizer = open_model(packed)
     with pytest.raises(CheckpointError, match="cannot be used"):
@@ -198,12 +201,13 @@ def test_the_file_is_what_its_description_says(packed):
         assert header[name]["data_offsets"][0] % 4096 == 0
         raw = tensors[name]
         assert raw.dtype == np.uint8 and len(raw) % 4096 == 0
-        kind = "f32" if len(leaf["shape"]) == 1 else "q8" if name == "wte" else "q4"
+        kind = "f32" if len(leaf["shape"]) == 1 else "q8" if name == "wte" else packed.name
         assert (leaf["kind"], leaf["layout"]) == (kind, "rows" if kind == "f32" else "panels")
         piece_digests = digests(raw.view(np.uint32))
         assert leaf["checksum"] == hashlib.sha256(piece_digests.astype("<u8").tobytes()).hexdigest()
     manifest = json.loads((packed / "manifest.json").read_text())
-    assert (manifest["format"], manifest["version"]) == ("refgpt packed", 1)
+    version = {"q4": 1, "q3": 2}[packed.name]
+    assert (manifest["format"], manifest["version"], metadata["version"]) == ("refgpt packed", version, str(version))
     assert manifest["files"].keys() | {"manifest.json"} == {path.name for path in packed.iterdir()}
     assert manifest["files"]["packed.safetensors"]["sha256"] == hashlib.sha256(file.read_bytes()[:start]).hexdigest()
 
@@ -211,7 +215,7 @@ def test_the_file_is_what_its_description_says(packed):
 def test_info_tells_what_is_inside(packed, capsys):
     assert main(["info", str(packed)]) == 0
     shown = capsys.readouterr().out
-    assert "q4" in shown and "packed.safetensors" in shown
+    assert packed.name in shown and "packed.safetensors" in shown
 
 
 # ---- what was altered -----------------------------------------------------------------------------------------------
@@ -282,7 +286,7 @@ def test_a_directory_without_its_manifest_is_not_whole(damaged):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"version": 2}, r"version of the packed format that is not read; got 2; wanted 1; update refgpt"),
+        ({"version": 3}, r"version of the packed format that is not read; got 3; wanted 1 or 2; update refgpt"),
         ({"version": "1"}, "no manifest of a packed model"),
         ({"format": "other"}, "no manifest of a packed model"),
         ({"files": {}}, "lists no files"),
@@ -420,7 +424,7 @@ def test_pages_come_back_after_they_are_released(packed):
 
 def test_the_command_converts(packed, tmp_path, capsys):
     source = packed.parent / "source"
-    assert main(["convert", str(source), str(tmp_path / "out"), "--dtype", "q4"]) == 0
+    assert main(["convert", str(source), str(tmp_path / "out"), "--dtype", packed.name]) == 0
     assert "out: " in capsys.readouterr().out
     assert (tmp_path / "out" / "packed.safetensors").read_bytes() == (packed / "packed.safetensors").read_bytes()
     assert main(["convert", str(source), str(tmp_path / "hf"), "--to", "hf", "--dtype", "f32"]) == 0

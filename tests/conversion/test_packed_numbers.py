@@ -58,7 +58,7 @@ def places(kind, n_out, n_in):
 
 
 @pytest.mark.parametrize("value", BAD)
-@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8", "q4"])
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8", "q4", "q3"])
 def test_numbers_that_are_none_are_refused(tmp_path, kind, value):
     source = tmp_path / "source"
     source.mkdir()

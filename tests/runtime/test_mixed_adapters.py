@@ -50,7 +50,7 @@ def texts_of(engine, n=5):
     ("variant", "dtype", "stored", "kv_dtype"),
     [
         *((variant, None, "f32", None) for variant in FAMILIES),
-        *(("gptj", dtype, "f32", None) for dtype in ("f16", "q8", "q4")),
+        *(("gptj", dtype, "f32", None) for dtype in ("f16", "q8", "q4", "q3")),
         ("gptj", None, "bf16", "q8"),
         ("gpt2", "q4", "f32", None),
     ],

@@ -7,7 +7,7 @@ from refgpt.kernels import force_isa
 from tests.helpers.buffers import RUNNABLE, assert_same_bits
 from tests.helpers.runtime_models import LONG, PROMPT, fed, runtime
 
-KINDS = [("f32", "f32"), ("f16", "f32"), ("bf16", "f16"), ("q8", "f32"), ("q4", "f16"), ("f32", "q8")]
+KINDS = [("f32", "f32"), ("f16", "f32"), ("bf16", "f16"), ("q8", "f32"), ("q4", "f16"), ("q3", "f16"), ("f32", "q8")]
 KINDS += [("bf16 dots", "f32")]
 each_kind = pytest.mark.parametrize(("dtype", "kv_dtype"), KINDS)
 

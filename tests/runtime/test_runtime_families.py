@@ -35,7 +35,7 @@ def runtime(variant: str, dtype: str | None = None, kv_dtype: str = "f32", compu
 
 @each_variant
 @pytest.mark.parametrize(
-    ("dtype", "kv_dtype"), [(None, "f32"), ("f16", "f16"), ("q8", "f16"), ("q4", "f32"), (None, "q8")]
+    ("dtype", "kv_dtype"), [(None, "f32"), ("f16", "f16"), ("q8", "f16"), ("q4", "f32"), ("q3", "f32"), (None, "q8")]
 )
 def test_every_activation_is_within_its_bound_of_the_spec(variant, dtype, kv_dtype):
     engine = runtime(variant, dtype, kv_dtype)
@@ -95,7 +95,7 @@ def test_every_instruction_set_returns_the_same_bits(variant, isa):
         assert np.array_equal(fed(runtime(variant), IDS, 5), whole)
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [(None, "f32"), ("f16", "f16"), ("q8", "q8"), ("q4", "q8")])
+@pytest.mark.parametrize(("dtype", "kind"), [(None, "f32"), ("f16", "f16"), ("q8", "q8"), ("q4", "q8"), ("q3", "q8")])
 def test_a_tied_table_is_kept_once_and_in_panels(dtype, kind):
     params = runtime("gpt2", dtype).kept()
     assert isinstance(params.wte, Panels)

@@ -127,7 +127,7 @@ def test_the_loss_goes_down_as_in_float32(tmp_path, kind):
     assert max(abs(one - other) for one, other in zip(f32, bf16, strict=True)) < 0.02 * f32[0]
 
 
-@pytest.mark.parametrize("dtype", ["q8", "q4"])
+@pytest.mark.parametrize("dtype", ["q8", "q4", "q3"])
 def test_the_forward_pass_over_quantised_weights_is_that_of_float32(tmp_path, dtype):
     one, other = (model_in(tmp_path, dtype=dtype, compute=compute) for compute in ("f32", "bf16"))
     assert (one.logits([3, 4, 5]) == other.logits([3, 4, 5])).all()

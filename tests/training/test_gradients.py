@@ -68,7 +68,7 @@ def test_quantised_weights_count_as_what_they_decode_to(tmp_path, backend):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kv_dtype"), [(None, None), ("f16", None), ("q8", None), ("q4", None), ("f32", "q8")]
+    ("dtype", "kv_dtype"), [(None, None), ("f16", None), ("q8", None), ("q4", None), ("q3", None), ("f32", "q8")]
 )
 @pytest.mark.parametrize("adapter", [False, True])
 def test_blocks_computed_again_have_the_same_bits(tmp_path, dtype, kv_dtype, adapter, monkeypatch):

@@ -93,7 +93,9 @@ def test_micro_batches_are_one_batch_to_the_bit(tmp_path, kind, backend):
     assert runs[0][0] == runs[1][0] and same(runs[0][1], runs[1][1])
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [*((kind, None) for kind in KINDS), ("lora", "q8"), ("lora", "q4")])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [*((kind, None) for kind in KINDS), ("lora", "q8"), ("lora", "q4"), ("lora", "q3")]
+)
 def test_weights_have_the_same_bits_on_every_instruction_set_and_number_of_threads(tmp_path, kind, dtype):
     isas = sorted({kernel.isa for kernel in list_kernels() if kernel.obstacle is None})
     runs = []

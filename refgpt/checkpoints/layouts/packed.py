@@ -1,4 +1,4 @@
-"""The packed format, version 1: a directory whose matrices are stored as the kernels read them.
+"""The packed format, versions 1 and 2: a directory whose matrices are stored as the kernels read them.
 
 It is mapped, not loaded: nothing is unpacked or copied, and processes that run the same model share its pages.
 
@@ -22,13 +22,16 @@ leaf its ``kind``, ``layout``, ``shape`` and ``checksum``.
 - layout "rows": numbers one after the other, of kind "f32", "f16" or "bf16". So lie vectors, in float32, and an
   embedding table in floats.
 - checksum: see ``refgpt.numbers.checksums``; over the whole tensor, zeros at its end included.
+
+Version 2 is version 1 with matrices of kind "q3". Files without such matrices are written as version 1, which refgpt
+read before there were any.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +57,7 @@ from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import family_of, leaf_shapes
 
 FILE, MANIFEST = "packed.safetensors", "manifest.json"
-FORMAT, VERSION = "refgpt packed", 1
+FORMAT, VERSIONS = "refgpt packed", (1, 2)
 PAGE = 4096
 LARGEST_SIDE_FILE = 1 << 26  # of a tokenizer
 AGAIN = "convert the original model again"
@@ -88,7 +91,7 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     """Open it: see ``open_checkpoint``. Sizes and small files are checked; ``verify_checksums`` checks the weights."""
     directory = path if path.is_dir() else path.parent
     file = directory / FILE
-    header_hash = _check_manifest(directory)
+    version, header_hash = _check_manifest(directory)
     raw = read_json(directory / CONFIG, ConfigError)
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -126,12 +129,17 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     found, source = find_mask(mask, {}, config.n_ctx, (), file, "mask in the header", metadata.get("mask") or "")
     if mask == "auto":
         source = str(metadata.get("mask_source", source))  # of what was converted
-    kind = f"{FORMAT}, version {VERSION}"
+    kind = f"{FORMAT}, version {version}"
     return Checkpoint(path, kind, model_type, config, params, found, source, infos, checked=checked)
 
 
-def _check_manifest(directory: Path) -> str:
-    """Compare the files with the manifest. -> SHA-256 of the header of weights
+def version_of(leaves: Iterable[Stored]) -> int:
+    """The version in which leaves are written."""
+    return 2 if any(leaf.kind == "q3" for leaf in leaves) else 1
+
+
+def _check_manifest(directory: Path) -> tuple[int, str]:
+    """Compare the files with the manifest. -> its version, and the SHA-256 of the header of weights
 
     Raises
     ------
@@ -146,12 +154,12 @@ def _check_manifest(directory: Path) -> str:
         raise CheckpointError(
             "this is no manifest of a packed model", where=path, got=shown(manifest.get("format")), wanted=FORMAT
         )
-    if manifest["version"] != VERSION:
+    if manifest["version"] not in VERSIONS:
         raise CheckpointError(
             "the files are of a version of the packed format that is not read",
             where=path,
             got=manifest["version"],
-            wanted=VERSION,
+            wanted=" or ".join(map(str, VERSIONS)),
             fix=f"update refgpt, or {AGAIN}",
         )
     files = manifest.get("files")
@@ -159,7 +167,7 @@ def _check_manifest(directory: Path) -> str:
         raise CheckpointError("the manifest lists no files", where=path, wanted=f"{CONFIG} and {FILE}", fix=AGAIN)
     for name, entry in files.items():
         _check_file(directory, name, entry)
-    return str(files[FILE]["sha256"])
+    return manifest["version"], str(files[FILE]["sha256"])
 
 
 def _check_file(directory: Path, name: str, entry: Any) -> None:
