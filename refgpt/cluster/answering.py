@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from typing import Any, TypeVar
 
 from refgpt import __version__, load
@@ -37,7 +36,7 @@ from refgpt.evaluation.answering import answers
 from refgpt.evaluation.measures import Measure
 from refgpt.evaluation.runner import Run, keep_records, known_records
 from refgpt.generation.chat_templates import ChatTemplate
-from refgpt.generation.identity import model_identity
+from refgpt.generation.identity import model_identity, tokenizer_digest
 from refgpt.generation.params import GenerationParams
 from refgpt.generation.scheduler import MOST_TOGETHER
 from refgpt.spec.config import AnyConfig
@@ -265,12 +264,10 @@ def run_batch(
 
 def reading_of(config: AnyConfig, tokenizer: Tokenizer | None, mask: str) -> dict[str, Any]:
     """What requests that were made with a model are right for: hosts that have another cannot answer them. As JSON."""
-    files = {} if tokenizer is None else tokenizer.files()
     return {
         "refgpt": __version__,
         "config": [config.model_type, asdict(config)],  # type: ignore[call-overload]
-        "tokenizer": None if tokenizer is None else tokenizer.describe(),
-        "vocabulary": sha256(repr(sorted(files.items())).encode()).hexdigest(),
+        "tokenizer": tokenizer_digest(tokenizer),
         "mask": mask,
     }
 

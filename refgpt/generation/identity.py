@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from refgpt.generation.sequence import Generates
+from refgpt.tokenizers import Tokenizer
 
 
 def model_identity(model: Generates) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def model_identity(model: Generates) -> dict[str, Any]:
     """
     identity: dict[str, Any] = {
         "model": model.engine.identity(),
-        "tokenizer": None if model.tokenizer is None else model.tokenizer.describe(),
+        "tokenizer": tokenizer_digest(model.tokenizer),
         "mask": model.mask,
     }
     if adapters := getattr(model, "adapters", {}):
@@ -28,3 +29,11 @@ def model_identity(model: Generates) -> dict[str, Any]:
 def identity_digest(identity: Mapping[str, Any]) -> str:
     """A digest of ``model_identity`` that is short enough to stand in each record: 16 hexadecimal digits."""
     return sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def tokenizer_digest(tokenizer: Tokenizer | None) -> str | None:
+    """A digest of what a tokenizer does with a text; None if there is none."""
+    if tokenizer is None:
+        return None
+    told = tokenizer.kind, tokenizer.n_vocab, sorted(tokenizer.files().items())
+    return sha256(repr(told).encode()).hexdigest()

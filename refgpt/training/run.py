@@ -185,7 +185,7 @@ class Run:
             "settings": {
                 name: list(value) if name == "betas" else value
                 for name, value in asdict(settings).items()
-                if name != "recompute"
+                if name != "recompute" and (name, value) != ("muon_lr_scale", 1.0)  # older runs do not record it
             },
             "data": {split: texts.digest() for split, texts in data.items()},
             "about": about or {},

@@ -238,7 +238,7 @@ def test_an_evaluation_refuses_hosts_for_which_its_requests_were_not_made(pool_o
     reading = reading_of(model.config, model.tokenizer, model.mask)
     work = EvaluationWork(model, [])
     found = {**work.identity, "config": [work.identity["config"][0], {**work.identity["config"][1], "n_ctx": 8}]}
-    others = {"config": found, **{name: {**work.identity, name: "?"} for name in ("tokenizer", "vocabulary", "mask")}}
+    others = {"config": found, **{name: {**work.identity, name: "?"} for name in ("tokenizer", "mask")}}
     for name, other in others.items():
         pool_of(Host(other))
         with (

@@ -191,8 +191,9 @@ def test_a_run_that_was_killed_at_once_is_no_hindrance(tmp_path):
 def test_other_settings_or_data_are_another_run(tmp_path):
     with run_in(tmp_path) as run:
         next(iter(run))
-    with pytest.raises(CheckpointError, match=r"other settings or data; got another batch_size, lr"):
-        run_in(tmp_path, settings=replace(SETTINGS, lr=2e-2, batch_size=3))
+    assert "muon_lr_scale" not in (tmp_path / "out" / "finetune.json").read_text()  # nor in those of older versions
+    with pytest.raises(CheckpointError, match=r"other settings or data; got another batch_size, lr, muon_lr_scale"):
+        run_in(tmp_path, settings=replace(SETTINGS, lr=2e-2, batch_size=3, muon_lr_scale=2.0))
     model = load(tmp_path)
     with pytest.raises(CheckpointError, match=r"got another train, valid"):
         Run(model, data_of(tmp_path, model, PAIRS[1:]), tmp_path / "out", SETTINGS)
