@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from math import isfinite
 from typing import Any
 
@@ -98,6 +98,7 @@ def gather(
     parts: Collection[str] = PARTS,
     position: int = -1,
     token: int | None = None,
+    on_pass: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """All that the page shows.
 
@@ -110,6 +111,8 @@ def gather(
         The row of logits that is attributed.
     token : int, optional
         The id whose logit is attributed; by default the likeliest.
+    on_pass : callable
+        Called after each pass of the model for "attention", "lens" and "attribution". What it raises ends the work.
 
     Other parameters are those of ``build_report``; ``ids`` as ``prompt_of`` gives them.
     """
@@ -118,10 +121,15 @@ def gather(
     pattern = scores = None
     if "attention" in parts:
         pattern, predictions, scores = _pattern_and_predictions(model, ids, prefix_len)
-    lens = _lens(model, ids, prefix_len) if "lens" in parts else {}
+        on_pass()
+    lens: dict[str, np.ndarray] = {}
+    if "lens" in parts:
+        lens = _lens(model, ids, prefix_len)
+        on_pass()
     attribution = None
     if "attribution" in parts:
         attribution = logit_attribution(model, ids, token, position=position, prefix_len=prefix_len)
+        on_pass()
     titled = None if scores is None else titles(scores, ids, prefix_len)
     continued = _continuation(model, ids, prefix_len) if "continuation" in parts else None
     named = {*ids.tolist(), *(continued or [])}

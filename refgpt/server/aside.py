@@ -20,6 +20,10 @@ T = TypeVar("T")
 MOST_WAITING = 16
 
 
+class Unwanted(Exception):
+    """Ends work for which nobody waits any more: its client has left, or was told that a step does not return."""
+
+
 class Aside:
     """A thread that runs the given work in order. It does not keep the process from ending.
 
@@ -27,17 +31,20 @@ class Aside:
     ----------
     most : float
         Seconds that a step of the work may take; 0 for any time. After them all waiters get an error, and new work is
-        refused until the step has returned.
+        refused until the step has returned. The work then ends.
     """
 
     def __init__(self, most: float = 0.0) -> None:
         self._work: SimpleQueue[tuple[Callable[[], Any], asyncio.AbstractEventLoop, asyncio.Future]] = SimpleQueue()
         self._waiting: set[asyncio.Future] = set()
         self._thread: threading.Thread | None = None
+        self._waiter: asyncio.Future | None = None  # of the work that runs
         self._watch = Watch(most, self._stall, self._return)
 
     async def do(self, work: Callable[[], T]) -> T:
-        """Run some work and wait for its result. Work is skipped if its waiter is cancelled before it begins.
+        """Run some work and wait for its result.
+
+        If the waiter is cancelled, work that has not begun is skipped, and work that runs ends after its step.
 
         Raises
         ------
@@ -62,7 +69,15 @@ class Aside:
             self._waiting.discard(future)
 
     def step(self) -> None:
-        """A step of the work has ended, and the next begins. For work of many passes, which may take long."""
+        """A step of the work has ended, and the next begins. For work of several passes, which may take long.
+
+        Raises
+        ------
+        Unwanted
+            If nobody waits for the work any more.
+        """
+        if self._waiter is not None and self._waiter.done():
+            raise Unwanted
         self._watch.begin()
 
     def _run(self) -> None:
@@ -71,6 +86,7 @@ class Aside:
             work, loop, future = self._work.get()
             if future.done():  # its waiter has left, or was told that a step does not return
                 continue
+            self._waiter = future
             self._watch.begin()
             result: Any = None
             error: Exception | None = None

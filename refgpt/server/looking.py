@@ -57,7 +57,7 @@ async def inspect(exchange: Exchange) -> None:
         raise ApiError(400, message, param="prefix_len")
 
     def work() -> bytes:
-        data = gather(model, ids, prefix_len, False, False, parts, position, token)
+        data = gather(model, ids, prefix_len, False, False, parts, position, token, state.aside.step)
         return dumped(data | {"position": position % len(ids)})
 
     await exchange.send_bytes(await _aside(exchange, state, work), "application/json")
@@ -111,7 +111,7 @@ def _form(row: np.ndarray, form: str) -> Any:
 
 
 async def _aside(exchange: Exchange, state: State, work: Any) -> Any:
-    """Run work beside the scheduler, unless the client disconnects before it begins."""
+    """Run work beside the scheduler, until it is done or the client disconnects."""
     if (error := state.core.refusal) is not None:
         raise error
     try:

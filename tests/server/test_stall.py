@@ -205,14 +205,62 @@ def test_work_beside_the_texts_that_hangs_and_returns(
     assert sum("has not returned" in one for one in told) == sum("has returned" in one for one in told) == 1
 
 
-def test_each_pass_of_many_texts_is_a_step(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_pass_beside_the_texts_is_a_step(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is one for each text's pass, and for the passes of an inspection's three parts."""
     engine, watch, began = type(server.state.model.engine), server.state.aside._watch, []
-    states = engine.states
-    monkeypatch.setattr(engine, "states", lambda *arguments: (began.append(watch._began), states(*arguments))[1])
+
+    def noted(work: Any, *arguments: Any) -> Any:
+        began.append(watch._began)
+        return work(*arguments)
+
+    for name in ("logits", "states"):
+        work = getattr(engine, name)
+        monkeypatch.setattr(engine, name, lambda *arguments, work=work: noted(work, *arguments))
     monkeypatch.setattr(embedding, "ROWS", 1)
-    assert len(server.post("/v1/embeddings", input=["x", "y", "z"])["data"]) == 3
-    assert None not in began and sorted(set(began)) == began
-    server.wait_until(lambda: watch._began is None)
+    for path, body in (("/v1/embeddings", {"input": ["x", "y", "z"]}), ("/inspect", {"prompt": "x"})):
+        server.post(path, **body)
+        assert len(began) == 3 and None not in began and sorted(set(began)) == began, path
+        server.wait_until(lambda: watch._began is None)
+        began.clear()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "leaves"),
+    [
+        ("/v1/embeddings", {"input": ["x", "y", "z"]}, False),
+        ("/v1/embeddings", {"input": ["x", "y", "z"]}, True),
+        ("/inspect", {"prompt": "x"}, True),
+    ],
+)
+def test_work_for_which_nobody_waits_ends_after_its_pass(
+    server: Served, path: str, body: dict, leaves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client was told that a pass does not return, or has left."""
+    engine, aside, go_on, n_begun = type(server.state.model.engine), server.state.aside, threading.Event(), 0
+
+    def held(work: Any, *arguments: Any) -> Any:
+        nonlocal n_begun
+        n_begun += 1
+        assert go_on.wait(HANGS)
+        return work(*arguments)
+
+    for name in ("logits", "states"):
+        work = getattr(engine, name)
+        monkeypatch.setattr(engine, name, lambda *arguments, work=work: held(work, *arguments))
+    monkeypatch.setattr(embedding, "ROWS", 1)
+    try:
+        if leaves:
+            connection = server.send(path, **body)
+            server.wait_until(lambda: n_begun)
+            connection.close()
+            server.wait_until(lambda: not aside._waiting)
+        else:
+            assert server.ask("POST", path, body).json["error"]["code"] == "stalled"
+    finally:
+        go_on.set()
+    server.wait_until(lambda: aside._watch._began is None)
+    assert n_begun == 1
+    server.wait_until(lambda: server.ask("POST", path, body).status == 200)
 
 
 def test_no_bound() -> None:
