@@ -152,7 +152,8 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         default=DEFAULT.step_timeout,
         metavar="SECONDS",
         help="seconds that one step of the model may take, before /health says that it hangs and requests end with an "
-        "error; 0: no limit (default: %(default)g)",
+        "error; for a pass of an inspection or embedding, only these end, and /health answers 200; 0: no limit "
+        "(default: %(default)g)",
     )
     add(
         "--grace",
