@@ -60,7 +60,7 @@ def test_a_model_that_knows_is_right_and_its_prompts_are_helms(task, method):
     prompts = [prompt for prompt, _ in model.engine.prompts]
     assert len(prompts) == 120 and all(whole for _, whole in model.engine.prompts)  # the prompt is the prefix
     want = [task.template.prompt(text, draw_shots(task.pool, 5, trial)) for trial in range(3) for text, _ in task.rows]
-    assert prompts == want
+    assert sorted(prompts) == sorted(want)  # the order of the work is the scheduler's
 
 
 def test_what_counts_as_right(task):
