@@ -234,7 +234,7 @@ def test_a_run_that_was_cut_off_goes_on(run, tmp_path, name, command):
         (["hellaswag", "--data", str(HELLASWAG), "--limit", "0"], "--limit: cannot be used; got 0"),
         (["hellaswag", "--data", str(HELLASWAG), "-o", "out.csv"], "--output: cannot be written; got out.csv"),
         (["hellaswag", "--data", str(HELLASWAG), "--compare", "dtype"], "--compare: cannot be used; got 'dtype'"),
-        (["hellaswag", "--data", str(HELLASWAG), "--compare", "dtype=q3"], "--dtype: cannot be used; got 'q3'"),
+        (["hellaswag", "--data", str(HELLASWAG), "--compare", "dtype=q2"], "--dtype: cannot be used; got 'q2'"),
         (["hellaswag", "--data", str(HELLASWAG), "--compare", "mask=left"], "--mask: cannot be used; got 'left'"),
         (
             ["hellaswag", "--data", str(HELLASWAG), "--compare", "threads=x"],

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from refgpt.tokenizers import Tokenizer
+from refgpt.cluster import answering
 from tests.helpers.evaluation_models import DATA
 
 pytest.importorskip("ray", reason='needs the extra "ray"')
@@ -87,7 +87,7 @@ def test_an_evaluation_is_that_of_one_machine_and_goes_on(cluster_of_two, tmp_pa
 
 
 def test_an_evaluation_on_hosts_that_read_texts_otherwise_is_one_error(cluster_of_two, tmp_path, run, monkeypatch):
-    monkeypatch.setattr(Tokenizer, "describe", lambda self: "another one")  # in this process, and so not on the hosts
+    monkeypatch.setattr(answering, "tokenizer_digest", lambda _: "another one")  # in this process, not on the hosts
     got = run("evaluate", "hellaswag", "--data", HELLASWAG, "--ray-address", cluster_of_two.address)
     errors = [line for line in got.err.splitlines() if "error:" in line]
     assert got.code == 1 and len(errors) == 1 and "has another tokenizer than this process" in errors[0]
