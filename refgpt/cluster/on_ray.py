@@ -272,8 +272,8 @@ def train_on_ray(
         See ``train_locally``.
     patience : Patience, optional
     progress : path, optional
-        A directory. After each round everything is kept there that the training needs to go on; if there is something
-        in it, the training goes on from that.
+        A directory. Everything that the training needs to go on is kept there when the next round is asked for, and at
+        the end; if there is something in it, the training goes on from that.
     resources : dict, optional
         Options of each actor for Ray; by default one processor each.
     weights : mapping of str to ndarray, optional
@@ -313,10 +313,10 @@ def train_on_ray(
             for worker, damage in result.refused.items():
                 logger.warning("worker %d sent a message that is refused: %s", worker, damage)
             crew.apply([message.worker for message in result.messages], result.update, rules, i)
-            if progress is not None:
-                coordinator.save(progress)
             sent += sum(map(len, answers.values())) / len(answers)
             received += len(result.update)
             yield RoundReport(i, rounds[i].stop, result.loss, sent, received, result), coordinator.weights
+            if progress is not None:  # the caller has kept the report: if killed before this, the round is repeated
+                coordinator.save(progress)
     finally:
         crew.stop()

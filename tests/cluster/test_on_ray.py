@@ -15,6 +15,7 @@ from refgpt import training
 from refgpt._common.errors import RefgptError
 from refgpt.cluster import Rules, Worker, parse_compression, parse_sync, train_locally
 from refgpt.cluster.on_ray import Patience, train_on_ray
+from refgpt.cluster.saving import read_round
 from tests.helpers.training_models import batch_of, model_in
 
 ray = pytest.importorskip("ray", reason='needs the extra "ray"')
@@ -95,10 +96,12 @@ def test_the_bits_are_those_of_one_process_and_a_cut_off_run_goes_on(cluster, tm
     progress = tmp_path / "progress"
     run = train_on_ray(maker(tmp_path / "first"), 2, RATES, SYNC, RULES, progress=progress)
     first, _ = next(run)
+    assert read_round(progress) == 0  # a round is kept only when its report has been: no report is ever missing
     second, _ = next(run)
+    assert read_round(progress) == 1
     run.close()
     rest = [r.round for r, _ in train_on_ray(maker(tmp_path / "then"), 2, RATES, SYNC, RULES, progress=progress)]
-    assert [first.round, second.round, *rest] == [0, 1, 2, 3]
+    assert [first.round, second.round, *rest] == [0, 1, 1, 2, 3] and read_round(progress) == 4
 
 
 def test_weights_are_sent_only_to_workers_that_have_others(cluster, tmp_path, monkeypatch):
