@@ -21,7 +21,7 @@ MOST_WAITING = 16
 
 
 class Unwanted(Exception):
-    """Ends work for which nobody waits any more: its client has left, or was told that a step does not return."""
+    """Ends work whose result is not wanted any more: its client has left, or was told that a step does not return."""
 
 
 class Aside:
