@@ -1,6 +1,7 @@
 """Record activations of PyTorch's GPT-J for small models with random weights.
 
-The weights come from ``random_params``: a reader of the goldens makes them again, so they are not stored.
+The weights come from ``random_params``: a reader of the goldens makes them again, so they are not stored. Written for
+transformers 5.24, whose GPT-J has one rotary table and takes its attention from a registry.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import math
 import numpy as np
 import torch
 from transformers import GPTJConfig, GPTJForCausalLM
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from refgpt import ModelConfig
 from refgpt.numbers.leaves import widen
@@ -77,7 +80,7 @@ def record(config: dict[str, int], seed: int, n_ids: int, dtype: str = "f32", pr
     ids = np.random.RandomState(1000 + seed).randint(0, shape.n_vocab, n_ids)
     model = torch_model(shape, params)
     logits, hidden, patterns = run(model, ids, prefix_len)
-    compute_in_float64(model, shape)
+    compute_in_float64(model)
     same_table, *_ = run(model, ids, prefix_len)
     use_exact_rotary_table(model, shape)
     exact, *_ = run(model, ids, prefix_len)
@@ -160,19 +163,20 @@ def run(model: GPTJForCausalLM, ids: np.ndarray, prefix_len: int) -> tuple[np.nd
     return out.logits[0].numpy(), torch.cat(hidden).numpy(), torch.cat(out.attentions).numpy()
 
 
-def compute_in_float64(model: GPTJForCausalLM, shape: ModelConfig) -> None:
+def compute_in_float64(model: GPTJForCausalLM) -> None:
     """Widen everything, the attention scores too: the model turns these to float32 whatever its own dtype is."""
+    ALL_ATTENTION_FUNCTIONS.register("float64", attention_in_float64)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("float64", ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+    model.set_attn_implementation("float64")
     model.double()
-    for layer in model.transformer.h:
-        layer.attn._attn = attention_in_float64
-    assert model.transformer.h[0].attn.embed_positions.dtype == torch.float64
+    assert model.transformer.rotary_emb.embed_positions.dtype == torch.float64
 
 
-def attention_in_float64(query, key, value, attention_mask):
-    assert query.dtype == key.dtype == value.dtype == torch.float64
+def attention_in_float64(module, query, key, value, attention_mask, scaling, **_):
+    assert query.dtype == key.dtype == value.dtype == attention_mask.dtype == torch.float64
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     pattern = torch.softmax(scores + attention_mask, dim=-1)
-    return pattern @ value, pattern
+    return (pattern @ value).transpose(1, 2), pattern
 
 
 def use_exact_rotary_table(model: GPTJForCausalLM, shape: ModelConfig) -> None:
@@ -180,6 +184,6 @@ def use_exact_rotary_table(model: GPTJForCausalLM, shape: ModelConfig) -> None:
     rates = 10000.0 ** (-torch.arange(0, shape.d_rotary, 2, dtype=torch.float64) / shape.d_rotary)
     angles = torch.arange(shape.n_ctx, dtype=torch.float64)[:, None] * rates
     table = torch.cat((angles.sin(), angles.cos()), dim=1)
-    for layer in model.transformer.h:
-        assert (layer.attn.embed_positions - table).abs().max() < 1e-4
-        layer.attn.embed_positions = table
+    rotary = model.transformer.rotary_emb
+    assert (rotary.embed_positions - table).abs().max() < 1e-4
+    rotary.embed_positions = table

@@ -27,7 +27,7 @@ def main() -> None:
 
     shape = open_checkpoint(directory).config
     logits, *_ = run(model, ids, 0)
-    compute_in_float64(model, shape)
+    compute_in_float64(model)
     same_table, *_ = run(model, ids, 0)
     use_exact_rotary_table(model, shape)
     exact, *_ = run(model, ids, 0)
