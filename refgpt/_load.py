@@ -18,7 +18,7 @@ from refgpt._common.float_state import default_float_state
 from refgpt._common.progress import Progress
 from refgpt._model import Model
 from refgpt._open import check_progress, open_adapter, open_adapters, open_model
-from refgpt.checkpoints import NOTHING_SAID, Checkpoint, verify_checksums
+from refgpt.checkpoints import NOTHING_SAID, STATED, Checkpoint, verify_checksums
 from refgpt.numbers import checksums
 from refgpt.numbers.dtypes import COMPUTES, KV_DTYPES, Compute, KVDtype, dtype_name, known_dtype
 from refgpt.numbers.packing import Kept
@@ -305,11 +305,13 @@ def _say_mask(checkpoint: Checkpoint, asked: bool) -> None:
     """Log which mask is used and where it was found.
 
     GPT-JT's mask is a warning if it was found in the files, so it is shown even if no logging is set up. GPT-J's mask
-    is only a debug message if it was asked for, or if the files do not mention a mask.
+    is only a debug message if it was asked for, if refgpt itself wrote it into the files, or if they do not mention a
+    mask.
     """
     if checkpoint.mask == "prefix":
         what, level = "all tokens of a prompt see each other", logging.INFO if asked else logging.WARNING
     else:
-        granted = asked or checkpoint.mask_source == NOTHING_SAID
+        source = checkpoint.mask_source
+        granted = asked or source == NOTHING_SAID or source.startswith(STATED)
         what, level = "each token sees those before it", logging.DEBUG if granted else logging.INFO
     log.log(level, "%s mask: %s (%s)", checkpoint.mask, what, checkpoint.mask_source)
