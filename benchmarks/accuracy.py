@@ -97,7 +97,10 @@ def main() -> None:
         ways[f"f32, keys and values in {kv_dtype}"] = lambda kv_dtype=kv_dtype: Runtime(
             wide, model.config, kv_dtype=kv_dtype
         )
-    ways["q4, keys and values in q8"] = lambda: Runtime(wide, model.config, dtype="q4", kv_dtype="q8")
+    for dtype in ("q8", "q4"):
+        ways[f"{dtype}, keys and values in q8"] = lambda dtype=dtype: Runtime(
+            wide, model.config, dtype=dtype, kv_dtype="q8"
+        )
     base = log_probabilities(Runtime(wide, model.config), windows, np.float32)
     at = np.arange(len(said))
     print(f"{len(said)} tokens; float32 has a perplexity of {np.exp(-base[at, said].mean()):.3f}\n")

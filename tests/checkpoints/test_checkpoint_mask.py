@@ -1,10 +1,16 @@
+import json
+import logging
+
 import numpy as np
 import pytest
 
+import refgpt
 from refgpt._common.errors import CheckpointError, ConfigError
 from refgpt.checkpoints.files import safetensors_file
 from refgpt.checkpoints.mask import find_mask
 from refgpt.numbers.dtypes import BFLOAT16
+from tests.helpers.model_files import write_model
+from tests.helpers.tiny import random_params, tiny_config
 from tests.helpers.writers import write_safetensors
 
 N = 300  # more than one strip of rows
@@ -90,3 +96,13 @@ def test_a_key_counts_after_the_buffers_and_before_the_name():
     for value in ("auto", "both", "", 1, True, ["causal"]):
         with pytest.raises(ConfigError, match=r"here: refgpt_mask makes no sense; got .*; wanted causal or prefix"):
             stated(value)
+
+
+@pytest.mark.parametrize("mask", ["causal", "prefix"])
+def test_a_causal_mask_that_refgpt_wrote_is_no_news(mask, tmp_path, caplog):
+    path = write_model(tmp_path / "model", tiny_config(), random_params(tiny_config(), 1))
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    (path / "config.json").write_text(json.dumps(config | {"refgpt_mask": mask}), encoding="utf-8")
+    with caplog.at_level(logging.INFO, "refgpt"):
+        assert refgpt.load(path, backend="numpy").mask == mask
+    assert [record.levelno for record in caplog.records] == ([logging.WARNING] if mask == "prefix" else [])
