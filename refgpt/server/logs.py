@@ -57,12 +57,19 @@ class JsonFormatter(logging.Formatter):
 OTHERS = ("uvicorn.error", "asyncio")
 
 
+#: What asyncio warns of when parts of an answer are written after its client has left, without and with TLS. A client
+#: may leave whenever it likes, and its request has a line of its own.
+CLIENT_LEFT = ("socket.send() raised exception.", "SSL connection is closed")
+
+
 class _Forward(logging.Handler):
-    """Forwards other libraries' records to this package's logger."""
+    """Forwards other libraries' records to this package's logger; that a client has left is no warning there."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """See ``logging.Handler``."""
-        log.log(record.levelno, "%s", printable(record.getMessage()), exc_info=record.exc_info)
+        left = record.name == "asyncio" and record.msg in CLIENT_LEFT
+        level = logging.DEBUG if left else record.levelno
+        log.log(level, "%s", printable(record.getMessage()), exc_info=record.exc_info)
 
 
 @contextmanager

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import shutil
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import sleep
 from types import SimpleNamespace
 from typing import Any
@@ -88,6 +91,17 @@ class Served:
                 return
             sleep(0.01)
         raise AssertionError("it did not become so")
+
+
+def make_certificate(directory: Path) -> tuple[Path, Path]:
+    """A certificate for localhost and its key, made by openssl. Skips the test where there is none."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    certificate, key = directory / "certificate.pem", directory / "key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run([*make, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return certificate, key
 
 
 @contextmanager

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import http.client
 import logging
-import shutil
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
 
 import refgpt
 from refgpt.server import ServerSettings
-from tests.helpers.servers import Served, serving
+from tests.helpers.servers import Served, make_certificate, serving
 from tests.helpers.work import HANGS
 
 BODY = {"prompt": "x", "max_tokens": 1, "seed": 1}
@@ -224,12 +222,7 @@ def test_files_of_tls_that_cannot_be_used(model: refgpt.Model, tmp_path: Path) -
 
 
 def test_tls(model: refgpt.Model, tmp_path: Path) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl to make a certificate with")
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
-    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    subprocess.run([*make, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    certificate, key = make_certificate(tmp_path)
     with serving(model, ssl_certfile=str(certificate), ssl_keyfile=str(key)) as server:
         trusted = ssl.create_default_context(cafile=str(certificate))
         connection = http.client.HTTPSConnection("127.0.0.1", server.port, context=trusted, timeout=HANGS)

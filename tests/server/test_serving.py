@@ -7,19 +7,23 @@ import json
 import logging
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
 import threading
+from asyncio.constants import LOG_THRESHOLD_FOR_CONNLOST_WRITES
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from time import sleep
+from typing import Any
 
 import pytest
 
 import refgpt
 from refgpt.generation import GenerationParams
-from tests.helpers.servers import Served, serving
+from tests.helpers.servers import Served, make_certificate, serving
 from tests.helpers.work import HANGS
 
 ROOT = Path(__file__).parents[2]
@@ -351,6 +355,55 @@ def test_warnings_of_libraries_are_lines_of_the_log(name: str, capsys: pytest.Ca
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["message"].startswith("a client did ") and "\x1b" not in line
     assert (other.level, other.propagate, other.handlers) == before
+
+
+class LeftWhileAnswered(asyncio.Protocol):
+    """A server's end of a connection that is lost while it still writes, as often as asyncio tolerates and more."""
+
+    def connection_made(self, transport: Any) -> None:
+        transport.abort()
+        for _ in range(2 * LOG_THRESHOLD_FOR_CONNLOST_WRITES):
+            transport.write(b"data: more\n\n")
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_clients_that_leave_are_no_warnings(encrypted: bool, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("uvicorn")
+    from refgpt.server import ServerSettings
+    from refgpt.server.logs import CLIENT_LEFT, logging_as
+
+    seen: list[str] = []
+    spy = logging.Handler()
+    spy.emit = lambda record: seen.append(record.getMessage())  # type: ignore[method-assign]
+    context = client_context = None
+    if encrypted:
+        certificate, key = make_certificate(tmp_path)
+        context, client_context = (
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+            ssl.create_default_context(cafile=certificate),
+        )
+        context.load_cert_chain(certificate, key)
+
+    async def leave() -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(LeftWhileAnswered, "127.0.0.1", 0, ssl=context)
+        port = server.sockets[0].getsockname()[1]
+        with suppress(OSError):  # lost before its handshake is complete, on its side
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_context)
+            await reader.read()
+            writer.close()
+        server.close()
+        logging.getLogger("asyncio").warning("a fault")
+
+    logging.getLogger("asyncio").addHandler(spy)
+    try:
+        with logging_as(ServerSettings(log_format="json")):
+            asyncio.run(leave())
+    finally:
+        logging.getLogger("asyncio").removeHandler(spy)
+    assert len(seen) > 1 and set(seen) <= {*CLIENT_LEFT, "a fault"}  # asyncio did warn, in these words
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["message"] == "a fault"
 
 
 def test_a_draining_server_takes_nothing_new(model: refgpt.Model) -> None:
