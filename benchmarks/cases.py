@@ -158,6 +158,25 @@ def adamw() -> Work:
     return Work(cycle([call]), 7 * w.nbytes)
 
 
+def square(n: int) -> Panels:
+    """A symmetric matrix."""
+    return kernels.gram(kernels.pack(random(n, n)))
+
+
+def gram() -> Work:
+    matrix = random(D_MODEL, D_MODEL)
+    call = partial(kernels.gram, kernels.pack(matrix), square(D_MODEL), -4.775, 2.0315, square(D_MODEL))
+    n_ops = D_MODEL * (D_MODEL + 1) * D_MODEL  # of one half
+    return Work(cycle([call]), 3 * matrix.nbytes, n_ops, True, partial(np.matmul, matrix, matrix.T))
+
+
+def newton_schulz() -> Work:
+    s, x = random(D_MODEL, D_MODEL), random(D_MODEL, D_FF)
+    columns, out = kernels.pack(random(D_FF, D_MODEL)), (kernels.pack(random(D_FF, D_MODEL)), kernels.pack(x))
+    call = partial(kernels.newton_schulz, square(D_MODEL), columns, 3.4445, out)
+    return Work(cycle([call]), 3 * x.nbytes, 2 * D_MODEL * D_MODEL * D_FF, True, partial(np.matmul, s, x))
+
+
 def quantise_rows() -> Work:
     x = random(N_PREFILL, D_FF)
     out = kernels.quantise_rows(x)
@@ -325,6 +344,8 @@ CASES: dict[str, dict[str, Callable[[], Work]]] = {
     "layer_norm_weight_backward": {"256 rows of 4096": partial(layer_norm_backward, True)},
     "embedding_backward": {"256 rows of 4096": embedding_backward},
     "adamw": {"16384 x 4096": adamw},
+    "gram": {"4096 x 4096": gram},
+    "newton_schulz": {"4096 x 16384": newton_schulz},
     "quantise_rows": {"512 rows of 16384": quantise_rows},
     **{f"attention_{dtype}": attentions(dtype) for dtype in KV_DTYPES},
     **{f"kv_append_{dtype}": {"512 rows": partial(kv_append, dtype)} for dtype in KV_DTYPES},

@@ -31,6 +31,8 @@
 #include "ops/embedding_panels.h"
 #include "ops/embedding_backward.h"
 #include "ops/adamw.h"
+#include "ops/gram.h"
+#include "ops/newton_schulz.h"
 #include "ops/pack.h"
 #include "ops/pack_rounded.h"
 #include "ops/row_sum.h"

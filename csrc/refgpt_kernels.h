@@ -40,7 +40,7 @@
 #include <stdint.h>
 
 /* Changes whenever a struct or a contract below changes; the binding refuses another number. */
-#define REFGPT_ABI 14
+#define REFGPT_ABI 15
 #define REFGPT_LANES 16     /* rows side by side in a panel */
 #define REFGPT_CHUNK 32     /* terms of a partial sum */
 #define REFGPT_FEW_ROWS 8   /* that linear takes as they are; the most rows of a query tile */
@@ -118,8 +118,9 @@ typedef struct {
     const int64_t *first_visible; /* [t], 0 .. n_visible - 1: local mask, a row sees the keys from this one on; NULL is all 0 */
     const int64_t *n_visible;     /* [t], 1 .. capacity: causal or prefix mask, a row sees the keys before this one */
     int64_t n_rows, n_keys, n_head, d_head;
-    int64_t block, capacity; /* multiples of 16; capacity, that of a slot, is a multiple of block; a smaller block is whole chunks */
-    float divisor;           /* of the scores */
+    int64_t block,
+        capacity;  /* multiples of 16; capacity, that of a slot, is a multiple of block; a smaller block is whole chunks */
+    float divisor; /* of the scores */
 } refgpt_attention_args;
 
 /* Puts keys and values at positions of blocks of the cache, rounded to its dtype (nearest even); what is too large for float16
@@ -320,6 +321,30 @@ typedef struct {
     int64_t n;
     float beta1, rest1, beta2, rest2, shrink, rate, correction, eps;
 } refgpt_adamw_args;
+
+/* y[i, j] = sum over k of x[i, k] * x[j, k], chunked over k; with a base, of_base * base[i, j] + of_sum * that sum, no product fused with
+ * the sum. y[i, j] and y[j, i] are one number, and base[i, j] and base[j, i] are to be. All are panels, whose lanes past the last row are
+ * zeros in y too. Items: panels of x; an item writes the elements of y that have the row or the column of a lane of its own and
+ * neither before its first. */
+typedef struct {
+    const float *x;    /* [n_rows, n] */
+    const float *base; /* [n_rows, n_rows] or NULL */
+    float *y;          /* [n_rows, n_rows] */
+    int64_t n_rows, n;
+    float of_base, of_sum;
+} refgpt_gram_args;
+
+/* y[i, j] = of_x * x[i, j] + sum over k of s[i, k] * x[k, j], chunked over k, the product not fused with the sum; s[i, k] and s[k, i] are
+ * to be one number. x and y are the panels of their transposes, whose lanes past the last column are zeros in y too. Items: panels
+ * of x. */
+typedef struct {
+    const float *s; /* [n_rows, n_rows] */
+    const float *x; /* [n_rows, n], its columns as panels */
+    float *y;       /* like x */
+    float *rows;    /* y's rows as panels */
+    int64_t n_rows, n;
+    float of_x;
+} refgpt_newton_schulz_args;
 
 /* Rearranges a row-major matrix [n_out, n_in] into panels, zeros in the lanes past n_out. Items: panels.
  * pack_{b2,b4}: the size of an element in bytes. pack_rounded: from float32 to bfloat16, to nearest even. */

@@ -31,6 +31,8 @@ typedef struct {
         refgpt_embedding_backward_args embedding_backward;
         refgpt_cross_entropy_backward_args cross_entropy_backward;
         refgpt_adamw_args adamw;
+        refgpt_gram_args gram;
+        refgpt_newton_schulz_args newton_schulz;
         refgpt_residual_args residual;
         refgpt_add_args add;
         refgpt_attention_args attention;
@@ -363,6 +365,8 @@ static const struct {
     {"column_sum", column_sum_case},
     {"cross_entropy_backward", cross_entropy_backward_case},
     {"adamw", adamw_case},
+    {"gram", gram_case},
+    {"newton_schulz", newton_schulz_case},
     {"kv_append", kv_append_case},
     {"softmax", softmax_case},
     {"gelu_backward", gelu_backward_case},

@@ -137,3 +137,28 @@ static void adamw_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
                                         1e-8f};
     c->n_items = (n_rows * n + 511) / 512;
 }
+
+static void gram_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    (void)dtype;
+    const int64_t n_lanes = panels_of(n_rows) * LANES;
+    c->args.gram = (refgpt_gram_args){rows_in_panels(c, n_rows, n),
+                                      random_below(2) ? rows_in_panels(c, n_rows, n_rows) : NULL,
+                                      output(c, n_lanes * n_rows * (int64_t)sizeof(float)),
+                                      n_rows,
+                                      n,
+                                      -4.75f,
+                                      2.03125f};
+    c->n_items = panels_of(n_rows);
+}
+
+static void newton_schulz_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    (void)dtype;
+    c->args.newton_schulz = (refgpt_newton_schulz_args){rows_in_panels(c, n, n),
+                                                        rows_in_panels(c, n_rows, n),
+                                                        output(c, panels_of(n_rows) * LANES * n * (int64_t)sizeof(float)),
+                                                        output(c, panels_of(n) * LANES * n_rows * (int64_t)sizeof(float)),
+                                                        n,
+                                                        n_rows,
+                                                        3.4375f};
+    c->n_items = panels_of(n_rows);
+}

@@ -18,6 +18,7 @@ from refgpt.kernels.ops import (
     row_sum,
     softmax,
 )
+from refgpt.kernels.orthogonal import gram, newton_schulz, orthogonalised
 from refgpt.kernels.quantising import digests, quantise, store
 from refgpt.kernels.registry import Kernel, active, force_isa, forced_isa, list_kernels
 from refgpt.kernels.selfcheck import check_bits, wrong_kernels
@@ -64,6 +65,7 @@ __all__ = [
     "gelu_backward",
     "gelu_erf",
     "gelu_erf_backward",
+    "gram",
     "kv_append",
     "kv_shapes",
     "layer_norm",
@@ -73,6 +75,8 @@ __all__ = [
     "linear_backward",
     "linear_weight_backward",
     "list_kernels",
+    "newton_schulz",
+    "orthogonalised",
     "pack",
     "quantise",
     "quantise_rows",

@@ -29,6 +29,7 @@ from refgpt.kernels.ops import (
     row_sum,
     softmax,
 )
+from refgpt.kernels.orthogonal import gram, newton_schulz
 from refgpt.kernels.quantising import digests, quantise
 from refgpt.kernels.registry import Kernel, list_kernels
 from refgpt.kernels.training import (
@@ -99,6 +100,8 @@ PROMISED = {
     "embedding_panels_bf16": "8bd8e62693013fcb",
     "embedding_backward": "a7a82d4c45e3dcba",
     "adamw": "6c3a33dc07df7320",
+    "gram": "853d00f8adf062d8",
+    "newton_schulz": "f683dfa09911610b",
     "pack_b2": "a87ee087243d1001",
     "pack_b4": "fa686ca3a53f698f",
     "pack_rounded": "7d6fbe1bddca48d5",
@@ -229,6 +232,8 @@ TRAINING = frozenset(
         "layer_norm_weight_backward",
         "embedding_backward",
         "adamw",
+        "gram",
+        "newton_schulz",
     )
 )
 
@@ -265,6 +270,14 @@ def _training_outputs(kernel: Kernel, x: np.ndarray, wide: np.ndarray, positions
             yield layer_norm_weight_backward(x, wide, moments, before, starts=starts, kernel=kernel, threads=1).copy()
     elif op == "embedding_backward":
         yield embedding_backward(x, positions % 7, _numbers(10, 9, 75), kernel=kernel, threads=1)
+    elif op == "gram":
+        square = gram(pack(wide), kernel=kernel, threads=1)
+        yield square.data
+        yield gram(pack(x), square, -4.775, 2.0315, kernel=kernel, threads=1).data
+    elif op == "newton_schulz":
+        s = x[:, :20] + x[:, :20].T
+        for found in newton_schulz(pack(s), pack(wide.T.copy()), 3.4445, kernel=kernel, threads=1):
+            yield found.data
     else:
         w, mean, square = x.copy(), _numbers(4, 20, 75), np.abs(_numbers(5, 20, 75))
         how = {"eps": 1e-8, "rate": 1e-3, "correction": 0.5, "shrink": 0.99, "kernel": kernel, "threads": 1}

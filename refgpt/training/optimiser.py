@@ -160,19 +160,36 @@ class Muon:
         state: dict[str, np.ndarray],
         lr: float,
         weight_decay: float,
-        product: Product | None = None,
+        threads: int | None = None,
     ) -> None:
-        """Take one step for one matrix, in place. ``state`` holds the "momentum" so far; ``product`` is an engine's."""
+        """Take one step for one matrix, in place.
+
+        Parameters
+        ----------
+        w, g : ndarray
+            The weights, and their gradient.
+        state : dict of str to ndarray
+            "momentum": the sum of gradients so far; empty before the first step.
+        lr : float
+            The step's learning rate.
+        weight_decay : float
+            The weights shrink by this share times the learning rate.
+        threads : int, optional
+            Make the direction orthogonal in kernels, with this number of threads: float32 only, sums in their order.
+        """
         lr *= self.lr_scale
         sum_ = state.get("momentum")
         if sum_ is None:
             sum_ = state["momentum"] = np.zeros_like(w)
+        share = (1 - self.momentum) * g
         sum_ *= self.momentum
-        sum_ += (1 - self.momentum) * g
-        towards = orthogonalised((1 - self.momentum) * g + self.momentum * sum_, product or _product)
+        sum_ += share
+        share += self.momentum * sum_
+        step = orthogonalised(share) if threads is None else _orthogonalised(share, threads)
         if weight_decay:
             w *= 1 - lr * weight_decay
-        w -= lr * math.sqrt(max(1.0, w.shape[0] / w.shape[1])) * towards
+        step *= lr * math.sqrt(max(1.0, w.shape[0] / w.shape[1]))
+        w -= step
 
 
 def _product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -185,10 +202,23 @@ def orthogonalised(x: np.ndarray, product: Product = _product) -> np.ndarray:
     x [n_out, n_in] -> [n_out, n_in]; ``product(x, w)`` is ``x w^T``
     """
     tall = x.shape[0] > x.shape[1]
-    y = x.T if tall else x  # at most as many rows as columns
-    y = y / (np.sqrt((y * y).sum()) + 1e-7)
+    y = _divided(x.T if tall else x)  # at most as many rows as columns
     a, b, c = NEWTON_SCHULZ
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = product(y, y)
         y = a * y + product(b * gram + c * product(gram, gram.T), y.T)
     return y.T if tall else y
+
+
+def _divided(y: np.ndarray) -> np.ndarray:
+    """By its length as a vector, so that no singular value is larger than 1."""
+    divided: np.ndarray = y / (np.sqrt((y * y).sum()) + 1e-7)
+    return divided
+
+
+def _orthogonalised(x: np.ndarray, threads: int) -> np.ndarray:
+    """The same in kernels, with the bits that it has for ``product`` in kernels."""
+    from refgpt import kernels  # the NumPy backend works without compiled kernels
+
+    divided = _divided(x.T).T if x.shape[0] > x.shape[1] else _divided(x)
+    return kernels.orthogonalised(np.ascontiguousarray(divided), NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, threads=threads)

@@ -197,7 +197,7 @@ class Trainer:
         for name, w in self._weights.items():
             if self.muon is not None and name in self._orthogonal:
                 decay = self.optimiser.weight_decay if name in self._decays else 0.0
-                self.muon.update(w, gradients[name], self._state[name], lr, decay, self._model.engine.product)
+                self.muon.update(w, gradients[name], self._state[name], lr, decay, self._threads)
             else:
                 decays = name in self._decays
                 self.optimiser.update(w, gradients[name], self._state[name], self.n_steps, lr, decays, self._threads)

@@ -12,7 +12,7 @@ import numpy as np
 
 from refgpt import kernels, spec
 from refgpt.kernels import CHUNK, Kernel
-from refgpt.numbers.panels import BLOCK_BYTES
+from refgpt.numbers.panels import BLOCK_BYTES, LANES, Panels, panel_shape
 from refgpt.spec import gradients
 from refgpt.spec.bounds import gradients as bounds
 from refgpt.spec.gradients.ops import factors
@@ -259,3 +259,46 @@ def adamw_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     root = np.sqrt(new_square) / rounded["correction"] + rounded["eps"]
     want = wide_w * rounded["shrink"] - rounded["rate"] * new_mean / root, new_mean, new_square
     return Case(run, want, bounds.adamw_bound(w, g, mean, square, betas, **rounded))
+
+
+def gram_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    """Some rows of the products of all rows with one another, with a base and without."""
+    x, half = numbers(rng, flavour, n_rows, n), numbers(rng, flavour, n_rows, n_rows)
+    base = np.tril(half) + np.tril(half, -1).T
+    factors = ((np.zeros_like(base), 0.0, 1.0), (base, -4.75, 2.03125))
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output, ...]:
+        outputs = []
+        for there, (of_base, of_sum) in ((None, factors[0][1:]), (kernels.pack(base), factors[1][1:])):
+            data, guards = guarded(panel_shape("f32", n_rows, n_rows))
+            out = Panels(data, n_rows, n_rows, "f32")
+            kernels.gram(kernels.pack(x), there, of_base, of_sum, out, threads=1, kernel=kernel)
+            shown = data.transpose(0, 2, 1).reshape(LANES * len(data), n_rows)
+            outputs.append(Output(shown[rows], guards))
+        return tuple(outputs)
+
+    padding = [(0, -n_rows % LANES), (0, 0)]  # lanes past the last row are zeros
+    products = float64(x) @ float64(x).T
+    want = [of_base * float64(there) + of_sum * products for there, of_base, of_sum in factors]
+    bound = [bounds.gram_bound(x, *some, CHUNK) for some in factors]
+    return Case(run, tuple(np.pad(y, padding) for y in want), tuple(np.pad(y, padding) for y in bound))
+
+
+def newton_schulz_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    """Rows are the columns of x [n, n_rows]; shown as they lie in the panels of columns, and of rows."""
+    x, half = numbers(rng, flavour, n_rows, n), numbers(rng, flavour, n, n)
+    s, of_x = np.tril(half) + np.tril(half, -1).T, 3.4375
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output, Output]:
+        part = x[rows]
+        shapes = panel_shape("f32", len(part), n), panel_shape("f32", n, len(part))
+        (columns, ends), (beside, others) = map(guarded, shapes)
+        out = Panels(columns, len(part), n, "f32"), Panels(beside, n, len(part), "f32")
+        kernels.newton_schulz(kernels.pack(s), kernels.pack(part), of_x, out, threads=1, kernel=kernel)
+        shown = columns.transpose(0, 2, 1).reshape(LANES * shapes[0][0], n), beside.transpose(1, 0, 2)
+        return Output(shown[0], ends), Output(shown[1].reshape(len(part), LANES * shapes[1][0]), others)
+
+    want = of_x * float64(x) + float64(x) @ float64(s)
+    bound = bounds.newton_schulz_bound(s, x.T, of_x, CHUNK).T
+    lanes = [(0, -n_rows % LANES), (0, 0)], [(0, 0), (0, -n % LANES)]  # those past the last are zeros
+    return Case(run, tuple(np.pad(want, some) for some in lanes), tuple(np.pad(bound, some) for some in lanes))

@@ -50,12 +50,14 @@ from tests.helpers.gradient_oracles import (
     cross_entropy_backward_case,
     embedding_backward_case,
     gelu_erf_backward_case,
+    gram_case,
     layer_norm_backward_case,
     layer_norm_weight_backward_case,
     linear_backward_case,
     linear_backward_dots_case,
     linear_weight_backward_case,
     linear_weight_backward_dots_case,
+    newton_schulz_case,
 )
 from tests.helpers.quantised import decoded_rows, quantised_panels
 
@@ -394,6 +396,8 @@ ORACLES: dict[str, Callable[[int, int, str, Rng], Case]] = {
     "layer_norm_weight_backward": layer_norm_weight_backward_case,
     "embedding_backward": embedding_backward_case,
     "adamw": adamw_case,
+    "gram": gram_case,
+    "newton_schulz": newton_schulz_case,
     "quantise_rows": quantise_rows_case,
     **{f"attention_{dtype}": partial(attention_case, dtype) for dtype in KV},
     **{f"kv_append_{dtype}": partial(kv_append_case, dtype) for dtype in KV},

@@ -47,11 +47,13 @@ GOOD = {
     },
     "gelu_erf_backward": lambda: {"x": floats(T, C), "dy": floats(T, C), "out": floats(T, C)},
     "adamw": lambda: {**{name: floats(T, C) for name in ("w", "g", "mean", "square")}, **MOMENTS},
+    "orthogonalised": lambda: {"x": floats(T, C), "coefficients": (3.0, -4.0, 2.0), "n_steps": 2},
 }
 WRITTEN = ("out", "into", "dpattern", "scratch", "parts", "w", "mean", "square")
 HARMLESS = {
     ("attention_backward", "scratch", "longer"),
     ("embedding_backward", "into", "longer"),
+    ("orthogonalised", "x", "longer"),
 }
 ARRAYS = [(op, name) for op, make in GOOD.items() for name, value in make().items() if isinstance(value, np.ndarray)]
 STARTING = [op for op, name in ARRAYS if name == "starts"]

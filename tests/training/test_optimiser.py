@@ -59,6 +59,22 @@ def test_muon_is_pytorchs(torchs):
         assert np.abs(w - torchs["muon"][n]).max() <= 0.03 * np.abs(w - start).max()
 
 
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (1, 5)])
+def test_muon_takes_its_step_in_kernels(shape):
+    streams = np.random.RandomState(0)
+    w, *steps = (streams.standard_normal(shape).astype(np.float32) for _ in range(4))
+    runs = []
+    for threads in (None, 1, 2):
+        own, state = w.copy(), {}
+        for gradient in steps:
+            Muon(["w"], 0.9).update(own, gradient, state, 1e-2, 0.1, threads)
+        runs.append((own, state["momentum"]))
+    assert all(np.array_equal(momentum, runs[0][1]) for _, momentum in runs)
+    assert np.array_equal(runs[1][0], runs[2][0])
+    # Other orders of sums, some ulps apart; the step of 1e-2 has singular values near 1.
+    assert np.abs(runs[1][0] - runs[0][0]).max() <= 1e-6
+
+
 def test_muon_scales_the_learning_rate_and_decay():
     w, steps = gradients(0)
     one, other = w.copy(), w.copy()

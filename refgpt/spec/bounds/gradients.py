@@ -192,5 +192,18 @@ def adamw_bound(
     return gamma(2) * kept + of_step + gamma(1) * (step + of_step) + TINY, of_mean, of_square
 
 
+def gram_bound(x: np.ndarray, base: np.ndarray, of_base: float, of_sum: float, chunk: int | None = None) -> np.ndarray:
+    """Bound of ``of_base * base + of_sum * x x^T``; both factors count as exact. x [m, n], base [m, m] -> [m, m]."""
+    n, kept = x.shape[1], abs(of_base) * _size(base)
+    terms, lost = _size(x) @ _size(x).T, (n + 1) * TINY
+    return gamma(2) * kept + abs(of_sum) * (gamma(depth(n, chunk) + 3) * terms + lost) + 3 * TINY
+
+
+def newton_schulz_bound(s: np.ndarray, x: np.ndarray, of_x: float, chunk: int | None = None) -> np.ndarray:
+    """Bound of ``of_x * x + s x``; the factor counts as exact. s [m, m], x [m, n] -> [m, n]."""
+    terms, lost = _size(s) @ _size(x), (len(s) + 1) * TINY
+    return gamma(2) * abs(of_x) * _size(x) + gamma(depth(len(s), chunk) + 2) * terms + lost + 2 * TINY
+
+
 def _size(x: Leaf) -> np.ndarray:
     return np.abs(widen(x, np.float64))
