@@ -14,6 +14,7 @@ import refgpt
 from refgpt import cli, training
 from refgpt.cli import lm_eval, loading
 from refgpt.evaluation import TASKS, PairedRuns, ZeroShot, evaluate, read_rows
+from refgpt.generation import identity
 from refgpt.numbers.adapted import Adapted
 from tests.helpers.evaluation_models import DATA
 from tests.helpers.raft_files import write_task
@@ -171,12 +172,15 @@ def test_summaries(run, tmp_path):
     assert [record["item"] for record in records] == [0] and all(30 <= one["tokens"] <= 128 for one in records)
 
 
-def test_raft(run, tmp_path):
+def test_raft(run, tmp_path, monkeypatch):
+    digested, digest = [], identity.tokenizer_digest
+    monkeypatch.setattr(identity, "tokenizer_digest", lambda one: digested.append(one) or digest(one))
     write_task(tmp_path / "raft", "overruling", ["yes", "no"] * 5)
     write_task(tmp_path / "raft", "tweet_eval_hate", ["no", "yes", "yes"] * 4)
     options = ["--method", "likelihood", "--trials", 2, "--limit", 2, "--shots", 1]
     got = run("evaluate", "raft", "--data", tmp_path / "raft", *options, "--compare", "mask=prefix")
     assert got.code == 0
+    assert len(digested) == 2  # once a model, not once a task: digests read all weights
     lines = got.out.splitlines()
     assert lines[0] == "overruling: 4 items, 95% intervals" and "exact (%)" in lines[2]
     assert any(line.startswith("tweet_eval_hate: 4 items") for line in lines)

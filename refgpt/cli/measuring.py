@@ -20,6 +20,7 @@ from refgpt.cli.loading import load_for, watched
 from refgpt.cli.results import check_suffix, files_read, refuse_inputs
 from refgpt.evaluation.measures import Measure
 from refgpt.evaluation.runner import Run, evaluate, known_records
+from refgpt.generation.identity import model_identity
 from refgpt.generation.prompts import telling_fault
 from refgpt.numbers.dtypes import known_dtype
 
@@ -100,9 +101,10 @@ def run_measures(
         return
     given = argparse.Namespace(**{**vars(arguments), **setting})
     model, asked = load_for(given, lambda config, tokenizer: [one.requests(config, tokenizer) for one in measures])
+    identity = model_identity(model)
     for measure, label, requests, n in zip(measures, labels, asked, n_known, strict=True):
         with counted(watched(), len(requests) - n, "item", measure.name, leave=False) as one_more:
-            run = evaluate(model, measure, file, one_more, label, requests)
+            run = evaluate(model, measure, file, one_more, label, requests, identity)
         yield run
 
 

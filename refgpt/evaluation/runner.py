@@ -76,6 +76,7 @@ def evaluate(
     on_item: Callable[[], object] = lambda: None,
     tags: Mapping[str, Any] | None = None,
     requests: Sequence[Sequence[Request]] | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> Run:
     """Run a measurement with a model.
 
@@ -91,6 +92,9 @@ def evaluate(
         What distinguishes the records of this run from others in the file; they are part of each.
     requests : list, optional
         What ``measure.requests`` returns, if it is known already.
+    identity : mapping, optional
+        What ``refgpt.generation.identity.model_identity`` returns, if it is known already: finding it reads all
+        weights.
 
     Returns
     -------
@@ -113,7 +117,8 @@ def evaluate(
             answered: list[Answer] = [next(found) for _ in item]
             yield measure.record(number, answered, model)
 
-    return keep_records(measure, model_identity(model), records(), file, on_item, tags)
+    identity = model_identity(model) if identity is None else identity
+    return keep_records(measure, identity, records(), file, on_item, tags)
 
 
 def keep_records(
