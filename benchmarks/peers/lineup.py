@@ -10,7 +10,7 @@ from benchmarks.peers.questions import DECODE, EVERYTHING
 
 #: The model in all its forms, files and directories, each made from those before it. The checkpoint's name is that of
 #: every family's; the twin of a model that llama.cpp runs is the model itself.
-CHECKPOINT, REFERENCE, TWIN = "gptj", "reference.npy", "twin-F16.gguf"
+CHECKPOINT, REFERENCE, TWIN, OPENVINO = "gptj", "reference.npy", "twin-F16.gguf", "openvino-f16"
 FORMS = (
     CHECKPOINT,
     REFERENCE,
@@ -19,9 +19,13 @@ FORMS = (
     "twin-Q4_0.gguf",
     "twin-Q4_0-pure.gguf",
     "twin-Q4_K_M.gguf",
+    "twin-Q3_K_S.gguf",
     "ggml-q4_0.bin",
     "ctranslate2-int8",
     "ctranslate2-float32",
+    OPENVINO,
+    "openvino-int8",
+    "openvino-int4",
 )
 
 
@@ -89,7 +93,16 @@ def groups(threads: int, family: str = "gptj") -> list[Group]:
                 LLAMA_Q4_0,
                 Engine("llama.cpp Q4_0 pure", "llama_cpp", "Q4_0", "twin-Q4_0-pure.gguf"),
                 Engine("llama.cpp Q4_K_M", "llama_cpp", "Q4_K_M", "twin-Q4_K_M.gguf"),
+                Engine("OpenVINO int4", "openvino", "int4", "openvino-int4"),
                 Engine("ctransformers q4_0", "ctransformers", "q4_0", "ggml-q4_0.bin"),
+            ),
+        ),
+        Group(
+            "3 bits",
+            (
+                Engine("refgpt q3", "refgpt", "q3", CHECKPOINT),
+                Engine("llama.cpp Q3_K_S", "llama_cpp", "Q3_K_S", "twin-Q3_K_S.gguf"),
+                replace(REFGPT_Q4, name="refgpt q4, beside q3"),
             ),
         ),
         Group(
@@ -98,6 +111,7 @@ def groups(threads: int, family: str = "gptj") -> list[Group]:
                 Engine("refgpt q8", "refgpt", "q8", CHECKPOINT),
                 Engine("llama.cpp Q8_0", "llama_cpp", "Q8_0", "twin-Q8_0.gguf"),
                 Engine("CTranslate2 int8", "ctranslate2", "int8", "ctranslate2-int8"),
+                Engine("OpenVINO int8", "openvino", "int8", "openvino-int8"),
             ),
         ),
         Group(
@@ -112,6 +126,7 @@ def groups(threads: int, family: str = "gptj") -> list[Group]:
             (
                 Engine("refgpt bf16", "refgpt", "bf16", CHECKPOINT),
                 Engine("transformers bfloat16", "transformers", "bf16", CHECKPOINT),
+                Engine("OpenVINO bfloat16", "openvino", "bf16", OPENVINO),
             ),
         ),
         Group(
@@ -159,6 +174,5 @@ def served_forms(wanted: str | None) -> list[str]:
 def with_sources(forms: set[str]) -> list[str]:
     """Forms, and those that they are made from, in the order in which they are made."""
     needed = forms | {CHECKPOINT}
-    if any(form.startswith("twin") for form in needed):
-        needed.add(TWIN)
+    needed |= {form for form in (TWIN, OPENVINO) if any(other.startswith(form.partition("-")[0]) for other in needed)}
     return [form for form in FORMS if form in needed]

@@ -20,7 +20,8 @@ import numpy as np
 import refgpt
 from benchmarks.peers.families import FAMILIES, write_random
 from benchmarks.peers.ggml_file import write_ggml
-from benchmarks.peers.lineup import CHECKPOINT, REFERENCE, TWIN
+from benchmarks.peers.lineup import CHECKPOINT, OPENVINO, REFERENCE, TWIN
+from benchmarks.peers.openvino_model import make_compressed, make_float16
 from benchmarks.peers.questions import N_REFERENCE, prompt
 from benchmarks.peers.twin import QUANTISED, quantise, write_twin
 from refgpt._open import open_model
@@ -98,11 +99,17 @@ def makers(n_layer: int, family: str = "gptj") -> dict[str, Maker]:
         **{f"twin-{kind}.gguf": partial(make_quantised, kind) for kind in QUANTISED},
         "ggml-q4_0.bin": lambda models, path: write_ggml(models / CHECKPOINT, path),
         **{f"ctranslate2-{kind}": partial(make_ctranslate2, kind) for kind in ("int8", "float32")},
+        OPENVINO: lambda models, directory: make_float16(models / CHECKPOINT, directory),
+        **{f"openvino-int{bits}": partial(make_int, bits) for bits in (8, 4)},
     }
 
 
 def make_quantised(kind: str, models: Path, path: Path) -> None:
     quantise(models / TWIN, path, kind, os.cpu_count() or 1)
+
+
+def make_int(bits: int, models: Path, directory: Path) -> None:
+    make_compressed(bits, models / OPENVINO, directory)
 
 
 def main() -> None:

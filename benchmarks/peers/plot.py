@@ -28,6 +28,7 @@ COLOURS = {
     "CTranslate2": "#009e73",
     "transformers": "#cc79a7",
     "ctransformers": "#e69f00",
+    "OpenVINO": "#56b4e9",
 }
 PANELS = {"prefill 512": "a prompt of 512 tokens", "decode after 32": "writing one text", TOGETHER: "writing 8 at once"}
 GAP = 0.8  # between groups, in bars

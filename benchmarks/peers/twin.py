@@ -18,7 +18,7 @@ from refgpt.checkpoints import open_checkpoint
 from refgpt.spec.gptj import Block
 
 #: What llama.cpp's own tool makes of the F16 file, by its names. "pure": the head too in 4 bits, which it keeps in 6.
-QUANTISED = ("Q8_0", "Q4_0", "Q4_0-pure", "Q4_K_M")
+QUANTISED = ("Q8_0", "Q4_0", "Q4_0-pure", "Q4_K_M", "Q3_K_S")
 
 
 def half_split(w: np.ndarray, config: ModelConfig) -> np.ndarray:

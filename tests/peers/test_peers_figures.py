@@ -112,6 +112,11 @@ def test_every_form_of_the_model_can_be_made_and_is_wanted():
     assert forms_of(groups(2)) == list(FORMS)
 
 
+def test_a_form_comes_with_those_it_is_made_from():
+    assert forms_of(chosen(groups(2), "openvino int4")) == ["gptj", "reference.npy", "openvino-f16", "openvino-int4"]
+    assert forms_of(chosen(groups(2), "q3_k")) == ["gptj", "reference.npy", "twin-F16.gguf", "twin-Q3_K_S.gguf"]
+
+
 def test_engines_can_be_chosen():
     some = chosen(groups(2), "q4_0, refgpt f")
     assert [[e.name for e in group.engines] for group in some] == [

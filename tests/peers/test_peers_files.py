@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from refgpt.spec.ops import layer_norm, softmax
 from refgpt.spec.positions import rotate_pairs
 from tests.helpers.tiny import random_params, tiny_config
 
+ROOT = Path(__file__).parents[2]
 CONFIG = tiny_config(d_ff=96, bos_id=60, eos_id=60)
 
 
@@ -75,6 +78,16 @@ def test_weights_have_sane_magnitudes_and_differ():
 def test_the_full_width_is_gptjs():
     assert gptj_config(28) == ModelConfig()
     assert json.dumps(checkpoint.config_json(gptj_config(4))).count('"n_layer": 4') == 1
+
+
+def test_openvino_sends_no_reports_of_its_use():
+    """Its library for that is kept from being imported, before anything imports OpenVINO."""
+    script = (
+        "import sys, benchmarks.peers.openvino_model; raise SystemExit(sys.modules['openvino_telemetry'] is not None)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+    adapter = (ROOT / "benchmarks/peers/engines/openvino.py").read_text(encoding="utf-8")
+    assert adapter.index("from benchmarks.peers.openvino_model") < adapter.index("\nimport openvino")
 
 
 # ---- twin ------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from benchmarks.peers.engines import CAPACITY, seconds
 from refgpt import kernels
 from refgpt.runtime.engine import Session
 
-DTYPES = {"f16": None, "bf16": "bf16", "f32": "f32", "q8": "q8", "q4": "q4"}  # the files are float16
+DTYPES = {"f16": None, "bf16": "bf16", "f32": "f32", "q8": "q8", "q4": "q4", "q3": "q3"}  # the files are float16
 
 
 class Refgpt:
