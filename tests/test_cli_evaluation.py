@@ -47,35 +47,27 @@ def test_classify_adds_columns_to_the_table(run, table, backend):
 
 
 def test_every_option_reaches_the_classifier(run, table, tmp_path):
-    out = tmp_path / "out.jsonl"
-    got = run(
-        "classify",
-        table,
-        "--labels",
-        "sad,glad",
-        "--label-column",
-        "mood",
-        "--examples",
-        table,
-        "--normalise",
-        "pmi",
-        "--template",
-        "Say.\\n\\nT: {text}\\nM:",
-        "-o",
-        out,
-    )
-    assert (got.code, got.err) == (0, "")
     rows = list(csv.DictReader(io.StringIO(TABLE)))
     examples = [(row["text"], row["mood"]) for row in rows]
-    found = [json.loads(line) for line in out.read_text().splitlines()]
     model = refgpt.load()
-    for line, row in zip(found, rows, strict=True):
-        want = model.classify(row["text"], ["sad", "glad"], "Say.\n\nT: {text}\nM:", examples, "pmi")
-        assert line == {**row, "predicted": want.label, "probabilities": want.probabilities, "scores": want.scores}
-    right = sum(line["predicted"] == row["mood"] for line, row in zip(found, rows, strict=True))
-    assert right != sum(row["mood"] == "sad" for row in rows)
-    accuracy, macro_f1 = got.out.splitlines()
-    assert accuracy.startswith(f"accuracy  {right / 3:.3f} [") and macro_f1.startswith("macro-F1  0.")
+    wanted = [model.classify(row["text"], ["sad", "glad"], "Say.\n\nT: {text}\nM:", examples, "pmi") for row in rows]
+    other = {"sad": "glad", "glad": "sad"}
+    judged, out = tmp_path / "judged.csv", tmp_path / "out.jsonl"
+    for n_right in (3, 1, 0):
+        for i, (row, want) in enumerate(zip(rows, wanted, strict=True)):
+            row["mood"] = want.label if i < n_right else other[want.label]
+        with judged.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        options = ["--labels", "sad,glad", "--label-column", "mood", "--examples", table, "--normalise", "pmi"]
+        got = run("classify", judged, *options, "--template", "Say.\\n\\nT: {text}\\nM:", "-o", out)
+        assert (got.code, got.err) == (0, "")
+        for line, row, want in zip(out.read_text().splitlines(), rows, wanted, strict=True):
+            found = {"predicted": want.label, "probabilities": want.probabilities, "scores": want.scores}
+            assert json.loads(line) == row | found
+        accuracy, macro_f1 = got.out.splitlines()
+        assert accuracy.startswith(f"accuracy  {n_right / 3:.3f} [") and macro_f1.startswith("macro-F1  ")
 
 
 def test_what_was_written_can_be_classified_again_but_for_its_columns(run, table, tmp_path):

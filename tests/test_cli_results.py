@@ -15,9 +15,8 @@ from types import SimpleNamespace
 import pytest
 
 import refgpt
-from refgpt import cli
 from refgpt._common.errors import DataError
-from refgpt.cli import results
+from refgpt.cli import kernels, results
 from refgpt.cli.prompts import LARGEST_PROMPT
 from refgpt.cli.results import check_suffix, open_output
 from refgpt.evaluation import RaftSettings, read_raft, run_raft
@@ -379,7 +378,7 @@ def test_a_sparse_terabyte_is_no_prompt(run, tmp_path):
 
 def test_signals_are_as_they_were_afterwards(run, monkeypatch):
     before, during = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)], []
-    monkeypatch.setattr(cli.kernels, "print_line", lambda *_: during.append(signal.getsignal(signal.SIGTERM)))
+    monkeypatch.setattr(kernels, "print_line", lambda *_: during.append(signal.getsignal(signal.SIGTERM)))
     run("kernels")
     assert during and before[0] not in during
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
