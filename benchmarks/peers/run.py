@@ -12,13 +12,12 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.peers.isa import ISAS
-from benchmarks.peers.lineup import REFERENCE, Group, chosen, groups, suffix
+from benchmarks.peers.lineup import REFERENCE, SAME_MODEL, Group, chosen, groups, suffix
 from benchmarks.peers.measure import run_group, wait_for_quiet
 from benchmarks.peers.options import stage_parser
 from benchmarks.peers.processors import build_peak, machine, peaks, read_buffer, read_rate
 
-#: Quantised or not, an engine whose logits have a smaller cosine with the spec's runs something else.
-SAME_MODEL, NOT_THE_MODEL = 0.9, "its logits are not this model's, so its figures mean nothing"
+NOT_THE_MODEL = "its logits are not this model's, so its figures mean nothing"
 
 
 def run(
@@ -73,7 +72,7 @@ def measure_group(
                     engines.setdefault(name, {})["failed"] = why
                     bar.write(f"{name}: left out: {why}")
                 case {"logits": path, "engine": name}:
-                    engines[name] |= agreement(np.load(path), reference)
+                    engines[name] |= agreement(np.load(path), reference, group.least_cosine)
                 case {"about": _, "engine": name, **facts}:
                     engines[name] = {"about": record["about"], "threads": group.threads, **facts}
                 case {"round": n, **rest} if not rest:
@@ -86,11 +85,11 @@ def measure_group(
         bar.update()
 
 
-def agreement(logits: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
+def agreement(logits: np.ndarray, reference: np.ndarray, least: float = SAME_MODEL) -> dict[str, Any]:
     """How near an engine's logits after a prompt are to the spec's, by the cosine between the two."""
     a, b = logits.astype(np.float64), reference.astype(np.float64)
     cosine = float(a @ b / np.sqrt((a @ a) * (b @ b)))
-    return {"cosine": cosine} if cosine >= SAME_MODEL else {"cosine": cosine, "failed": NOT_THE_MODEL}
+    return {"cosine": cosine} if cosine >= least else {"cosine": cosine, "failed": NOT_THE_MODEL}
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import refgpt
 from benchmarks.peers import measure
 from benchmarks.peers.checkpoint import write_checkpoint
 from benchmarks.peers.install import fingerprint, requirements
-from benchmarks.peers.lineup import Engine, Group
+from benchmarks.peers.lineup import SAME_IN_3_BITS, Engine, Group, groups
 from benchmarks.peers.measure import ROOT, run_group
 from benchmarks.peers.processors import build_peak, machine, peaks, process_ticks
 from benchmarks.peers.questions import N_REFERENCE, prompt
@@ -68,6 +68,12 @@ def test_an_engine_is_measured_round_by_round(records, models: Path):
     assert agreement(np.load(logits["logits"]), want)["cosine"] > 0.9999
     assert agreement(-want, want)["cosine"] < -0.9999
     assert "failed" in agreement(-want, want) and "failed" not in agreement(want, want)
+    a, b = np.array([1.0, 0.0]), np.array([0.85, np.sqrt(1 - 0.85**2)])  # as in 3 bits
+    assert "failed" in agreement(a, b) and "failed" not in agreement(a, b, SAME_IN_3_BITS)
+
+
+def test_only_the_group_of_3_bits_may_be_further_from_the_spec():
+    assert [group.title for group in groups(2) if group.least_cosine == SAME_IN_3_BITS] == ["3 bits"]
 
 
 def test_engines_that_fail_are_told_of_and_the_others_go_on(records):
