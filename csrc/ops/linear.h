@@ -12,8 +12,16 @@ enum { PIECE = 8 << 10, ROW_BLOCK = 64, PANEL_BLOCK = 24 };
 _Static_assert(PIECE % (4 * LANES * CHUNK) == 0, "a piece of any dtype is whole chunks");
 
 static void start_totals(float *totals, int64_t stride, int64_t n_rows, int64_t n_outputs, const float *bias) {
-    for (int64_t r = 0; r < n_rows; r++)
-        for (int64_t o = 0; o < n_outputs; o++) totals[r * stride + o] = bias ? bias[o] : 0.0f;
+    for (int64_t r = 0; r < n_rows; r++, totals += stride)
+        if (bias) memcpy(totals, bias, (size_t)n_outputs * sizeof *totals);
+        else memset(totals, 0, (size_t)n_outputs * sizeof *totals);
+}
+
+/* The same, and zeros in the lanes of the last panel that lie past the last output. */
+static void start_panels(float *totals, int64_t stride, int64_t n_rows, int64_t n_outputs, const float *bias) {
+    const int64_t n_past = -n_outputs & (LANES - 1);
+    start_totals(totals, stride, n_rows, n_outputs, bias);
+    if (n_past) start_totals(totals + n_outputs, stride, n_rows, n_past, NULL);
 }
 
 static void linear_few_rows(const refgpt_linear_args *a, int64_t first, int64_t n_outputs, panels w) {
@@ -38,8 +46,7 @@ ALWAYS_INLINE void linear_block(const refgpt_linear_args *a, int64_t first_row, 
     const int64_t deepest = PIECE / (LANES * size_of(w.dtype)); /* the depth of a piece */
     float totals[ROW_BLOCK * WIDTH] __attribute__((aligned(64)));
     const int64_t n_rows = smaller(ROW_BLOCK, a->n_rows - first_row), n_panels = (n_outputs + LANES - 1) / LANES;
-    memset(totals, 0, (size_t)(n_rows * WIDTH) * sizeof *totals);
-    start_totals(totals, WIDTH, n_rows, n_outputs, a->bias ? a->bias + first : NULL);
+    start_panels(totals, WIDTH, n_rows, n_outputs, a->bias ? a->bias + first : NULL);
     for (int64_t i = 0; i < a->n_in; i += deepest) {
         const int64_t depth = smaller(deepest, a->n_in - i);
         for (int64_t p = 0, beside; p < n_panels; p += beside) {

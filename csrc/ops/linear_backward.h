@@ -62,7 +62,7 @@ ALWAYS_INLINE void linear_backward_block(const refgpt_linear_backward_args *a, i
     float totals[BACK_ROWS * BACK_WIDTH] __attribute__((aligned(64)));
     float wide[(BACK_PANELS + 1) * BACK_DEPTH * LANES] __attribute__((aligned(64))); /* a block's second half may be padding */
     const int64_t n_rows = smaller(BACK_ROWS, a->n_rows - first_row), n_panels = (n_inputs + LANES - 1) / LANES;
-    memset(totals, 0, (size_t)(n_rows * BACK_WIDTH) * sizeof *totals);
+    start_totals(totals, BACK_WIDTH, n_rows, n_panels * LANES, NULL);
     for (int64_t o = 0; o < a->n_out; o += BACK_DEPTH) {
         const int64_t depth = smaller(BACK_DEPTH, a->n_out - o);
         widen_piece(a, o, depth, first_block, n_panels, dtype, wide);

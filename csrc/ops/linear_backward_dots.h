@@ -66,7 +66,7 @@ ALWAYS_INLINE void linear_backward_dots_block(const refgpt_linear_backward_args 
     float wide[(DOTS_PANELS + 1) * DOTS_WORDS * LANES] __attribute__((aligned(64))); /* a block's second half may be padding */
     float x[DOTS_ROWS * DOTS_WORDS] __attribute__((aligned(64)));
     const int64_t n_rows = smaller(DOTS_ROWS, a->n_rows - first_row), n_panels = (n_inputs + LANES - 1) / LANES;
-    memset(totals, 0, (size_t)(n_rows * DOTS_WIDTH) * sizeof *totals);
+    if (!a->n_out) start_totals(totals, DOTS_WIDTH, n_rows, n_inputs, NULL);
     for (int64_t o = 0; o < a->n_out; o += DOTS_DEPTH) {
         const int64_t depth = smaller(DOTS_DEPTH, a->n_out - o), n_words = words_of(depth);
         pair_piece(a, o, depth, first_block, n_panels, dtype, wide);
@@ -77,7 +77,7 @@ ALWAYS_INLINE void linear_backward_dots_block(const refgpt_linear_backward_args 
             beside = even_part(n_panels - p, TILE_PANELS);
             for (int64_t r = 0; r < n_rows; r += LANES) {
                 multiply_words(smaller(LANES, n_rows - r), x + r * n_words, beside, wide + p * DOTS_WORDS * LANES,
-                               DOTS_WORDS * LANES, totals + r * DOTS_WIDTH + p * LANES, DOTS_WIDTH, n_words);
+                               DOTS_WORDS * LANES, totals + r * DOTS_WIDTH + p * LANES, DOTS_WIDTH, n_words, !o);
             }
         }
     }

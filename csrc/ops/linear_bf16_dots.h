@@ -114,8 +114,7 @@ ALWAYS_INLINE void dots_block(const refgpt_linear_args *a, int64_t first_row, in
     const int64_t n_panels = (n_outputs + LANES - 1) / LANES, deepest = WORDS * PAIR_STEP * (few ? ROW_BLOCK / FEW_ROWS : 1);
     const int64_t n_last = a->n_in % 2 ? a->n_in % CHUNK : 0; /* inputs of a chunk whose last pair lacks the odd one */
     const panels w = panels_from(stream_of(a->w, a->n_in * LANES, BF16_PAIRS), first * a->n_in);
-    memset(totals, 0, (size_t)(n_rows * WIDTH) * sizeof *totals);
-    start_totals(totals, WIDTH, n_rows, n_outputs, a->bias ? a->bias + first : NULL);
+    start_panels(totals, WIDTH, n_rows, n_outputs, a->bias ? a->bias + first : NULL);
     for (int64_t i = 0; i < a->n_in - n_last; i += deepest) {
         const int64_t depth = smaller(deepest, a->n_in - n_last - i);
         round_piece(a, first_row, n_rows, i, depth, x);

@@ -8,9 +8,11 @@
 #if PAIR_STEP == 1
 MULTIPLY_BESIDE(multiply_ready_beside, READY_PAIRS)
 
-/* Adds the products of rows that lie side by side, up to 16, with some panels, `panel` numbers from one another, to y. */
+/* Adds the products of rows that lie side by side, up to 16, with some panels, `panel` numbers from one another, to y; `first`: puts them
+ * there. */
 static void multiply_words(int64_t n_rows, const float *x, int64_t n_panels, const float *w, int64_t panel, float *y,
-                           int64_t y_stride, int64_t n_words) {
+                           int64_t y_stride, int64_t n_words, int first) {
+    if (first) start_totals(y, y_stride, n_rows, n_panels * LANES, NULL);
     multiply_ready_beside(n_rows, (rows){x, 1, LANES, 0, 0}, n_panels, (panels){w, panel, 0, READY_PAIRS}, y, y_stride, n_words);
 }
 #else
@@ -19,12 +21,12 @@ enum { WORD_ROWS = 4 }; /* 12 sums and 12 totals of 32 registers */
 /* Chunks are so short in words that loading and storing totals after each would take a tenth of the time: here they stay in registers.
  * R and P are compile-time constants at every call. */
 ALWAYS_INLINE void word_tile(const float *x, const float *w, int64_t panel, float *y, int64_t y_stride, int64_t n_words,
-                             const int R, const int P) {
+                             int first, const int R, const int P) {
     v16 total[WORD_ROWS][TILE_PANELS];
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 3
-        for (int p = 0; p < P; p++) total[r][p] = v16_load(y + r * y_stride + p * LANES);
+        for (int p = 0; p < P; p++) total[r][p] = first ? v16_set1(0.0f) : v16_load(y + r * y_stride + p * LANES);
     for (int64_t start = 0; start < n_words; start += CHUNK / PAIR_STEP) {
         const int64_t stop = smaller(start + CHUNK / PAIR_STEP, n_words);
         v16 sum[WORD_ROWS][TILE_PANELS];
@@ -55,24 +57,25 @@ ALWAYS_INLINE void word_tile(const float *x, const float *w, int64_t panel, floa
 }
 
 ALWAYS_INLINE void word_tiles(int64_t n_rows, const float *x, const float *w, int64_t panel, float *y, int64_t y_stride,
-                              int64_t n_words, const int P) {
+                              int64_t n_words, int first, const int P) {
     for (int64_t r = 0, n; r < n_rows; r += n) {
         n = even_part(n_rows - r, WORD_ROWS);
-        if (n == 4) word_tile(x + r, w, panel, y + r * y_stride, y_stride, n_words, 4, P);
-        else if (n == 3) word_tile(x + r, w, panel, y + r * y_stride, y_stride, n_words, 3, P);
-        else if (n == 2) word_tile(x + r, w, panel, y + r * y_stride, y_stride, n_words, 2, P);
-        else word_tile(x + r, w, panel, y + r * y_stride, y_stride, n_words, 1, P);
+        if (n == 4) word_tile(x + r, w, panel, y + r * y_stride, y_stride, n_words, first, 4, P);
+        else if (n == 3) word_tile(x + r, w, panel, y + r * y_stride, y_stride, n_words, first, 3, P);
+        else if (n == 2) word_tile(x + r, w, panel, y + r * y_stride, y_stride, n_words, first, 2, P);
+        else word_tile(x + r, w, panel, y + r * y_stride, y_stride, n_words, first, 1, P);
     }
 }
 
-/* Adds the products of rows that lie side by side, up to 16, with some panels, `panel` numbers from one another, to y. */
+/* Adds the products of rows that lie side by side, up to 16, with some panels, `panel` numbers from one another, to y; `first`: puts them
+ * there. */
 static void multiply_words(int64_t n_rows, const float *x, int64_t n_panels, const float *w, int64_t panel, float *y,
-                           int64_t y_stride, int64_t n_words) {
+                           int64_t y_stride, int64_t n_words, int first) {
     for (int64_t p = 0, n; p < n_panels; p += n, w += n * panel, y += n * LANES) {
         n = even_part(n_panels - p, TILE_PANELS);
-        if (n == 3) word_tiles(n_rows, x, w, panel, y, y_stride, n_words, 3);
-        else if (n == 2) word_tiles(n_rows, x, w, panel, y, y_stride, n_words, 2);
-        else word_tiles(n_rows, x, w, panel, y, y_stride, n_words, 1);
+        if (n == 3) word_tiles(n_rows, x, w, panel, y, y_stride, n_words, first, 3);
+        else if (n == 2) word_tiles(n_rows, x, w, panel, y, y_stride, n_words, first, 2);
+        else word_tiles(n_rows, x, w, panel, y, y_stride, n_words, first, 1);
     }
 }
 #endif
