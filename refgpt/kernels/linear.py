@@ -162,9 +162,11 @@ def linear(
     # Pieces are large enough to be worth waking a thread for; of floats, whole groups of panels (4 or 3 side by side).
     group, smallest = (4 if n_rows == 1 else 3, SMALLEST_PIECE) if w.kind in FLOATS else (1, SMALLEST_QUANTISED_PIECE)
     grain = group * max(1, smallest // max(1, n_rows * n_in * LANES * group))
+    dots = (w.kind, w.compute) == ("bf16", "bf16")
     if w.kind in FLOATS and n_rows > FEW_ROWS:
+        group = 2 * group if dots else group  # each piece rounds all rows again
         grain = even_grain(n_panels(w.n_out), group, grain, threads)
-    op = "linear_bf16_dots" if (w.kind, w.compute) == ("bf16", "bf16") else f"linear_{w.kind}"
+    op = "linear_bf16_dots" if dots else f"linear_{w.kind}"
     run(table_row(op, kernel), args, n_panels(w.n_out), grain, threads, program)
     return y
 

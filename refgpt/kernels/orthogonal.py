@@ -13,6 +13,7 @@ from refgpt._common.errors import KernelError
 from refgpt.kernels.calling import (
     F32,
     SMALLEST_PIECE,
+    Program,
     arguments,
     as_float32,
     check_apart,
@@ -27,6 +28,7 @@ from refgpt.kernels.calling import (
 from refgpt.kernels.linear import pack
 from refgpt.kernels.native import ffi
 from refgpt.kernels.registry import Kernel
+from refgpt.kernels.threads import check_threads
 from refgpt.numbers.panels import ALIGNMENT, LANES, Panels, n_panels, panel_shape
 
 
@@ -39,6 +41,7 @@ def gram(
     *,
     threads: int | None = None,
     kernel: Kernel | None = None,
+    program: Program | None = None,
 ) -> Panels:
     """``x @ x.T``; with a base, ``of_base * base + of_sum * (x @ x.T)``. Only one half is computed.
 
@@ -69,7 +72,7 @@ def gram(
     )
     # An item takes the less time the later it comes: small pieces are shared more evenly.
     grain = 2 * max(1, SMALLEST_PIECE // max(1, 2 * LANES * m * n))
-    run(table_row("gram", kernel), args, n_panels(m), grain, threads)
+    run(table_row("gram", kernel), args, n_panels(m), grain, threads, program)
     return out
 
 
@@ -81,6 +84,7 @@ def newton_schulz(
     *,
     threads: int | None = None,
     kernel: Kernel | None = None,
+    program: Program | None = None,
 ) -> tuple[Panels, Panels]:
     """``of_x * x + s @ x``, where s is symmetric.
 
@@ -113,7 +117,7 @@ def newton_schulz(
         of_x=as_float32(of_x),
     )
     grain = even_grain(n_panels(n), 3, max(1, SMALLEST_PIECE // max(1, LANES * m * m)), threads)
-    run(table_row("newton_schulz", kernel), args, n_panels(n), grain, threads)
+    run(table_row("newton_schulz", kernel), args, n_panels(n), grain, threads, program)
     return to, rows
 
 
@@ -131,11 +135,15 @@ def orthogonalised(
     rows, columns = (turned, packed) if tall else (packed, turned)
     m, n = rows.shape
     other, square, polynomial = _empty(n, m), _empty(m, m), _empty(m, m)
-    for _ in range(n_steps):
-        gram(rows, out=square, threads=threads)
-        gram(square, square, b, c, polynomial, threads=threads)
-        newton_schulz(polynomial, columns, a, (other, rows), threads=threads)
+    steps = Program(), Program()  # there, and back again
+    for program in steps:
+        gram(rows, out=square, threads=threads, program=program)
+        gram(square, square, b, c, polynomial, threads=threads, program=program)
+        newton_schulz(polynomial, columns, a, (other, rows), threads=threads, program=program)
         columns, other = other, columns
+    for i in range(n_steps):
+        steps[i % 2].run(check_threads(threads))
+    columns = other if n_steps % 2 else columns
     return _row_major(rows if tall else columns)
 
 

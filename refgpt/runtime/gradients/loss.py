@@ -26,7 +26,7 @@ from refgpt.spec.taps import Tap, no_tap
 #: The gradients of the head's weights are sums over this number of rows of a text, which are then added.
 HEAD_ROWS = 128
 #: The most logits of rows that go through the head together, unless ``HEAD_ROWS`` rows have more.
-MOST_LOGITS = 1 << 19
+MOST_LOGITS = 1 << 20
 
 
 def texts_backward(
