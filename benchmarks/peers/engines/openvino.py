@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +23,13 @@ class OpenVINO:
         # Keys and values in 16 bits, as the other engines keep them; its own default is 8. All else is its default:
         # where the processor multiplies bfloat16, so does it, and activations are rounded to 8 bits for 8 and 4.
         kv_type = "bf16" if precision == "bf16" else "f16"
-        options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "KV_CACHE_PRECISION": kv_type}
-        if "ONEDNN_MAX_CPU_ISA" in os.environ:  # its products obey that, but its choice of a number format does not
-            options["INFERENCE_PRECISION_HINT"] = "f32"
+        options: dict[str, Any] = {
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "KV_CACHE_PRECISION": kv_type,
+        }
+        if "ONEDNN_MAX_CPU_ISA" in os.environ:  # its products obey that, but its choice of what to multiply does not
+            options |= {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
         compiled = openvino.compile_model(path / MODEL, "CPU", options)
         self.request = compiled.create_infer_request()
         self.n_bytes = (path / MODEL).with_suffix(".bin").stat().st_size - WIDTHS[precision] * n_embedding(path.parent)
