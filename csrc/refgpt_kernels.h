@@ -40,7 +40,7 @@
 #include <stdint.h>
 
 /* Changes whenever a struct or a contract below changes; the binding refuses another number. */
-#define REFGPT_ABI 15
+#define REFGPT_ABI 16
 #define REFGPT_LANES 16     /* rows side by side in a panel */
 #define REFGPT_CHUNK 32     /* terms of a partial sum */
 #define REFGPT_FEW_ROWS 8   /* that linear takes as they are; the most rows of a query tile */
@@ -367,11 +367,18 @@ typedef struct {
 /* Digests of pieces of piece_words words, the last one possibly shorter. Items: pieces. 64 lanes start at 0; word i goes into lane
  * i % 64: lane = (rotl(lane, 15) ^ word) * 0x01000193, with ascending i, and zeros for the words that the last step of 64 lacks. The
  * digest starts at the number of words and takes the lanes in order: digest = (digest ^ lane) * 0x100000001b3. Every step can
- * be undone, so that no single word can change without the digest. */
+ * be undone, so that no single word can change without the digest.
+ *
+ * While a piece lies in the cache, the floats in it are looked through. The words hold n_groups groups of n_floats floats of
+ * float_bytes bytes (2 or 4), one next to the other; groups begin at byte first_byte and are group_bytes apart, all of them
+ * multiples of float_bytes. exponent is the mask of their exponents, the bits below the sign. finite[piece] is 0 if a float that
+ * begins in the piece has all these bits set, which makes it NaN or infinity, otherwise 1. */
 typedef struct {
     const uint32_t *words;
     uint64_t *digests;
+    uint8_t *finite; /* [pieces]; NULL: floats are not looked at, and the numbers below not read */
     int64_t n_words, piece_words;
+    int64_t float_bytes, exponent, first_byte, group_bytes, n_groups, n_floats;
 } refgpt_digests_args;
 
 /* The table, ended by a row whose op is NULL. */

@@ -265,11 +265,11 @@ def start(
     _say_mask(checkpoint, asked=asked_mask != "auto")
     engine: Engine
     if backend == "c":
-        from refgpt.kernels import digests
+        from refgpt.kernels import digests_and_finite
         from refgpt.runtime import Runtime
 
         if verify:
-            verify_checksums(checkpoint, partial(digests, threads=threads))
+            verify_checksums(checkpoint, partial(digests_and_finite, threads=threads))
         engine = Runtime(
             checkpoint.params,
             checkpoint.config,
@@ -283,7 +283,7 @@ def start(
         )
     else:
         if verify:
-            verify_checksums(checkpoint, checksums.digests)
+            verify_checksums(checkpoint, checksums.digests_and_finite)
         engine = SpecEngine(
             kept_params(checkpoint.params, dtype, copy), checkpoint.config, np.float64 if dtype == "f64" else np.float32
         )

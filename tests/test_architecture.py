@@ -46,9 +46,9 @@ FAMILIES = {"gpt2", "gpt_neo", "gptj", "gpt_neox"}
 #: The same within the large rooms, whose ``__init__`` is above all of a room's own.
 INNER_FLOORS = {
     "numbers": [
-        {"dtypes", "encoded", "checksums"},
+        {"dtypes", "encoded"},
         {"leaves", "finite"},
-        {"casting", "panels"},
+        {"casting", "checksums", "panels"},
         {"mapped", "tree", "quantisation", "cached"},
         {"adapted", "compensated", "packing"},
         {"fingerprints"},

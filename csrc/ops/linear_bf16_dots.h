@@ -16,15 +16,10 @@ MULTIPLY_BESIDE(multiply_large_pairs_beside, BF16_LARGE_PAIRS)
 enum { WORDS = 128 }; /* words of a row in a piece */
 
 #if PAIR_STEP == 1
-/* To nearest, ties to even; NaN stays NaN. */
 ALWAYS_INLINE v16 round_to_bfloats(v16 x) {
     uint32_t words[LANES];
     memcpy(words, &x, sizeof words);
-    for (int l = 0; l < LANES; l++) {
-        const uint32_t word = words[l], size = word & 0x7fffffff;
-        const uint32_t rounded = size > 0x7f800000 ? word | 0x400000 : word + 0x7fff + (word >> 16 & 1);
-        words[l] = size < 0x23800000 ? 0 : rounded & 0xffff0000; /* 2^-56 */
-    }
+    for (int l = 0; l < LANES; l++) words[l] = (words[l] & 0x7fffffff) < 0x23800000 ? 0 : nearest_bfloat(words[l]); /* 2^-56 */
     memcpy(&x, words, sizeof words);
     return x;
 }

@@ -1,13 +1,9 @@
 /* Copies rows of float32 to panels of bfloat16: pack.h, with rounding. Bound by memory. */
 
-/* To nearest, ties to even; NaN stays NaN. */
 ALWAYS_INLINE void store_bfloats(uint16_t *to, v16 x) {
     uint32_t words[LANES];
     memcpy(words, &x, sizeof words);
-    for (int l = 0; l < LANES; l++) {
-        const uint32_t word = words[l], is_nan = (word & 0x7fffffff) > 0x7f800000;
-        to[l] = (uint16_t)((is_nan ? word | 0x400000 : word + 0x7fff + (word >> 16 & 1)) >> 16);
-    }
+    for (int l = 0; l < LANES; l++) to[l] = (uint16_t)(nearest_bfloat(words[l]) >> 16);
 }
 
 KERNEL(pack_rounded) {

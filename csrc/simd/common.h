@@ -21,6 +21,12 @@ ALWAYS_INLINE int64_t block_bytes(enum dtype dtype) { return BLOCK * weight_bits
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/* The bits of a float32, rounded to a bfloat16 in their upper half: to nearest, ties to even; NaN stays NaN. */
+ALWAYS_INLINE uint32_t nearest_bfloat(uint32_t bits) {
+    const uint32_t is_nan = (bits & 0x7fffffff) > 0x7f800000;
+    return (is_nan ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+}
+
 /* How many of n_left > 0 come next, so that parts of at most `most` are as even as can be. */
 static inline int64_t even_part(int64_t n_left, int64_t most) {
     const int64_t n_parts = (n_left + most - 1) / most;

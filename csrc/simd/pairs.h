@@ -83,13 +83,11 @@ static void multiply_words(int64_t n_rows, const float *x, int64_t n_panels, con
 enum { SMALLEST_GRADIENT = 0x1780, SMALLEST_FACTOR = 0x2f80 }; /* 2^-80 and 2^-32 in bfloat16 */
 
 #if PAIR_STEP == 1
-/* To nearest, ties to even; NaN stays NaN. */
 ALWAYS_INLINE v16 round_above(v16 x, const uint32_t least) {
     uint32_t words[LANES];
     memcpy(words, &x, sizeof words);
     for (int l = 0; l < LANES; l++) {
-        const uint32_t word = words[l], is_nan = (word & 0x7fffffff) > 0x7f800000;
-        const uint32_t rounded = (is_nan ? word | 0x400000 : word + 0x7fff + (word >> 16 & 1)) & 0xffff0000;
+        const uint32_t rounded = nearest_bfloat(words[l]);
         words[l] = (rounded & 0x7fffffff) < least << 16 ? 0 : rounded;
     }
     memcpy(&x, words, sizeof words);

@@ -346,7 +346,21 @@ static void digests_case(call *c, const char *dtype, int64_t n, int64_t n_rows) 
     const int64_t n_words = n * n_rows - (n ? random_below(n) : 0), n_pieces = n ? n_rows : 0;
     uint32_t *words = buffer(c, n_words * (int64_t)sizeof *words);
     for (int64_t i = 0; i < n_words; i++) words[i] = random_bits();
-    c->args.digests = (refgpt_digests_args){words, output(c, n_pieces * (int64_t)sizeof(uint64_t)), n_words, n ? n : 1};
+    c->args.digests = (refgpt_digests_args){
+        .words = words,
+        .digests = output(c, n_pieces * (int64_t)sizeof(uint64_t)),
+        .n_words = n_words,
+        .piece_words = n ? n : 1,
+    };
+    if (random_below(2)) { /* look at floats: groups of up to 40, up to 40 others between them, to the last that fits */
+        refgpt_digests_args *a = &c->args.digests;
+        a->finite = output(c, n_pieces);
+        a->float_bytes = random_below(2) ? 2 : 4, a->exponent = a->float_bytes == 2 ? 0x7c00 : 0x7f800000;
+        a->first_byte = a->float_bytes * random_below(40), a->n_floats = 1 + random_below(40);
+        a->group_bytes = a->float_bytes * (a->n_floats + random_below(40));
+        const int64_t left = 4 * n_words - a->first_byte - a->float_bytes * a->n_floats;
+        a->n_groups = left < 0 ? 0 : left / a->group_bytes + 1;
+    }
     c->n_items = n_pieces;
 }
 

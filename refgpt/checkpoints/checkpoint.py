@@ -13,7 +13,7 @@ from refgpt._common.wording import FRESH_COPY
 from refgpt.numbers.checksums import checksum
 from refgpt.numbers.dtypes import dtype_name
 from refgpt.numbers.encoded import Encoded
-from refgpt.numbers.finite import check_finite
+from refgpt.numbers.finite import not_finite
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.mapped import check_unchanged
 from refgpt.numbers.tree import ParamTree
@@ -103,13 +103,15 @@ class Checkpoint:
         return self.path if self.path.is_dir() else self.path.parent
 
 
-def verify_checksums(checkpoint: Checkpoint, digests: Callable[[np.ndarray], np.ndarray]) -> None:
+def verify_checksums(
+    checkpoint: Checkpoint, digests_and_finite: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, bool]]
+) -> None:
     """Read all bytes that have a checksum, compare them with it, and look for NaN in them.
 
     Parameters
     ----------
-    digests : callable
-        ``refgpt.kernels.digests``, or ``refgpt.numbers.checksums.digests``, which takes longer.
+    digests_and_finite : callable
+        ``refgpt.kernels.digests_and_finite``, or that of ``refgpt.numbers.checksums``, which takes longer.
 
     Raises
     ------
@@ -119,7 +121,8 @@ def verify_checksums(checkpoint: Checkpoint, digests: Callable[[np.ndarray], np.
     """
     for part in checkpoint.checked:
         check_unchanged(part.words)
-        found = checksum(digests(part.words))
+        piece_digests, finite = digests_and_finite(part.words, part.numbers)
+        found = checksum(piece_digests)
         if found != part.checksum:
             raise CheckpointError(
                 "the bytes are not those that were written: their checksum differs",
@@ -128,7 +131,8 @@ def verify_checksums(checkpoint: Checkpoint, digests: Callable[[np.ndarray], np.
                 wanted=part.checksum,
                 fix=FRESH_COPY,
             )
-        check_finite(part.place, part.numbers)
+        if not finite:
+            raise not_finite(part.place)
 
 
 def check_params(

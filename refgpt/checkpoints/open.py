@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -25,14 +26,18 @@ class Layout(Protocol):
         ...
 
 
-def layouts() -> tuple[Layout, ...]:
-    """All layouts, imported when a model is first opened.
+def layouts() -> Iterator[Layout]:
+    """All layouts, imported when a model is first opened; for one in the packed format, which starts at once, only its
+    own.
 
     The first whose ``is_at`` is true is used. The last one accepts every path; its errors list the supported files.
     """
-    from refgpt.checkpoints.layouts import ctranslate2, ggml, gguf, huggingface, mesh, packed
+    from refgpt.checkpoints.layouts import packed
 
-    return packed, ggml, gguf, mesh, ctranslate2, huggingface
+    yield packed
+    from refgpt.checkpoints.layouts import ctranslate2, ggml, gguf, huggingface, mesh
+
+    yield from (ggml, gguf, mesh, ctranslate2, huggingface)
 
 
 def open_checkpoint(path: str | Path, mask: str = "auto", progress: Progress | None = None) -> Checkpoint:

@@ -25,7 +25,7 @@ from refgpt._common.errors import CheckpointError
 from refgpt._common.memory import check_obtainable
 from refgpt.checkpoints import Checkpoint, check_unchanged, verify_checksums
 from refgpt.conversion.calibration_state import CalibrationState, open_state
-from refgpt.kernels import check_threads, digests, linear, pack, store
+from refgpt.kernels import check_threads, digests, digests_and_finite, linear, pack, store
 from refgpt.numbers.compensated import DAMPING, Feedback, Moments, quantise_compensated
 from refgpt.numbers.encoded import Encoded
 from refgpt.numbers.fingerprints import fingerprint
@@ -83,7 +83,7 @@ def calibrated(
     widest = max(config.d_model, config.d_ff)
     needed = n_states + 4 * (4 * widest**2 + 3 * ROWS * widest)  # the moments, their factor, and copies of its parts
     check_obtainable(needed, "the texts and their moments", "calibrate with fewer tokens", CheckpointError)
-    verify_checksums(source, digests)
+    verify_checksums(source, digests_and_finite)
     names = {name: leaf for name, leaf in source.params.items() if _kept(source, name, leaf, kind).kind == kind}
     on_disk = sum(_kept(source, name, leaf, kind).n_bytes(leaf.shape) for name, leaf in names.items()) + 2 * n_states
     with open_state(destination, on_disk, _about(source, kind, ids)) as state:

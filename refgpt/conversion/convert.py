@@ -17,7 +17,7 @@ from refgpt.conversion import gguf, huggingface, packed
 from refgpt.conversion.calibration_text import N_TOKENS, calibration_ids
 from refgpt.conversion.staging import check_free, staged
 from refgpt.conversion.tokenizer_files import tokenizer_bytes
-from refgpt.kernels import digests
+from refgpt.kernels import digests_and_finite
 from refgpt.numbers.dtypes import known_dtype
 from refgpt.tokenizers import Tokenizer
 
@@ -131,5 +131,5 @@ def convert(
             ids = calibration_ids(source, tokenizer, calibrate, calibrate_tokens)
             source = stack.enter_context(calibrated(source, dtype, ids, place, calibrating))
         with staged(place, n_bytes) as directory:
-            verify_checksums(source, digests)
+            verify_checksums(source, digests_and_finite)
             target.write(source, tokenizer, dtype, directory, progress)

@@ -27,6 +27,8 @@ from refgpt.numbers.panels import PACKED_DTYPES, Panels
 from refgpt.tokenizers import Tokenizer
 
 DTYPES = PACKED_DTYPES
+#: Bytes that are written at once: of large pieces the system makes large pages, which are mapped much faster.
+BUFFER = 1 << 24
 NO_CHECKSUM = "0" * len(checksum(np.zeros(0, np.uint64)))
 
 
@@ -46,7 +48,7 @@ def write(
     stored = stored_leaves(source, dtype)
     checksums = dict.fromkeys(stored, NO_CHECKSUM)
     n_done, n_total = 0, sum(one.n_padded for one in stored.values())
-    with (directory / FILE).open("wb") as file:
+    with (directory / FILE).open("wb", buffering=BUFFER) as file:
         file.write(_header(source, stored, checksums))
         for name, leaf in source.params.items():
             check_unchanged(leaf)

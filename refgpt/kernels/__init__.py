@@ -19,7 +19,7 @@ from refgpt.kernels.ops import (
     softmax,
 )
 from refgpt.kernels.orthogonal import gram, newton_schulz, orthogonalised
-from refgpt.kernels.quantising import digests, quantise, store
+from refgpt.kernels.quantising import digests, digests_and_finite, quantise, store
 from refgpt.kernels.registry import Kernel, active, force_isa, forced_isa, list_kernels
 from refgpt.kernels.selfcheck import check_bits, wrong_kernels
 from refgpt.kernels.threads import check_threads
@@ -57,6 +57,7 @@ __all__ = [
     "column_sum",
     "cross_entropy_backward",
     "digests",
+    "digests_and_finite",
     "embedding",
     "embedding_backward",
     "force_isa",

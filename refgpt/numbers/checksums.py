@@ -11,6 +11,8 @@ import hashlib
 
 import numpy as np
 
+from refgpt.numbers.finite import all_finite
+
 PIECE_WORDS = 1 << 14
 LANES = 64
 
@@ -41,6 +43,25 @@ def digests(words: np.ndarray, piece_words: int = PIECE_WORDS) -> np.ndarray:
     for lane in np.concatenate((_lanes(words[:whole], piece_words), _lanes(words[whole:], piece_words))).T:
         digest = (digest ^ lane) * np.uint64(0x100000001B3)
     return digest
+
+
+def digests_and_finite(words: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The digests of some words, and whether the floats in them are finite.
+
+    The kernel ``digests_and_finite`` returns the same, and reads the words once for both.
+
+    Parameters
+    ----------
+    words : ndarray [n], uint32
+    numbers : ndarray
+        Floats in these words: a view of them.
+
+    Returns
+    -------
+    digests : ndarray [n_pieces], uint64
+    finite : bool
+    """
+    return digests(words), all_finite(numbers)
 
 
 def _lanes(words: np.ndarray, piece_words: int) -> np.ndarray:

@@ -48,9 +48,14 @@ def check_finite(where: str, array: np.ndarray) -> None:
     CheckpointError
     """
     if not all_finite(array):
-        raise CheckpointError(
-            "the weights hold NaN or infinity",
-            where=where,
-            wanted="finite numbers",
-            fix="download the file again; if it was converted to float16, use bfloat16 or float32",
-        )
+        raise not_finite(where)
+
+
+def not_finite(where: str) -> CheckpointError:
+    """The error about a leaf, named by its place, that holds NaN or infinity."""
+    return CheckpointError(
+        "the weights hold NaN or infinity",
+        where=where,
+        wanted="finite numbers",
+        fix="download the file again; if it was converted to float16, use bfloat16 or float32",
+    )

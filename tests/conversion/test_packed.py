@@ -6,6 +6,8 @@ import hashlib
 import json
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from refgpt.checkpoints import open_checkpoint, verify_checksums
 from refgpt.cli import main
 from refgpt.conversion import TARGETS, convert
 from refgpt.kernels import store
-from refgpt.numbers.checksums import digests
+from refgpt.numbers.checksums import digests, digests_and_finite
 from refgpt.numbers.leaves import widen
 from refgpt.numbers.mapped import MappedFile, release
 from refgpt.numbers.packing import pack_params
@@ -212,6 +214,13 @@ def test_the_file_is_what_its_description_says(packed):
     assert manifest["files"]["packed.safetensors"]["sha256"] == hashlib.sha256(file.read_bytes()[:start]).hexdigest()
 
 
+def test_it_is_opened_without_the_readers_of_other_formats(packed):
+    code = "import sys, refgpt.checkpoints as c; c.open_checkpoint(sys.argv[1]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, packed], capture_output=True, text=True, check=True)
+    found = {name for name in done.stdout.split() if name.startswith("refgpt.checkpoints.layouts.")}
+    assert found == {"refgpt.checkpoints.layouts.packed"}
+
+
 def test_info_tells_what_is_inside(packed, capsys):
     assert main(["info", str(packed)]) == 0
     shown = capsys.readouterr().out
@@ -251,7 +260,7 @@ def test_the_altered_tensor_is_named(damaged):
     with pytest.raises(CheckpointError, match="not those that were written"):
         converted(damaged, damaged.parent / "out", "q8")
     with pytest.raises(CheckpointError, match="not those that were written"):
-        verify_checksums(open_checkpoint(damaged), digests)
+        verify_checksums(open_checkpoint(damaged), digests_and_finite)
     assert not (damaged.parent / "out").exists()
 
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from refgpt._common.errors import KernelError
-from refgpt.kernels import Kernel, digests, pack, quantise
+from refgpt.kernels import Kernel, digests, digests_and_finite, pack, quantise
 from refgpt.numbers import checksums, quantisation
 from refgpt.numbers.dtypes import BFLOAT16
-from refgpt.numbers.panels import Panels
+from refgpt.numbers.finite import EXPONENT_BITS
+from refgpt.numbers.panels import BLOCK_BYTES, FLOATS, Panels, panel_dtype, panel_shape
 from tests.helpers.buffers import RUNNABLE, in_pieces
 
 SHAPES = [(1, 1), (16, 32), (15, 31), (17, 33), (37, 70), (5, 200), (130, 64)]
@@ -104,6 +105,50 @@ def test_no_word_can_change_alone(kernel: Kernel):
         seen.add(digests(words[:n], kernel=kernel).tobytes())
     seen.add(digests(np.append(words, np.uint32(0)), kernel=kernel).tobytes())
     assert len(seen) == 1 + len(changes) + 4
+
+
+@each("digests")
+@pytest.mark.parametrize("piece_words", [1, 7, 64, 100, 1 << 14])
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8", "q4", "q3"])
+def test_numbers_that_are_none_are_found_wherever_they_lie(kernel: Kernel, kind: str, piece_words: int):
+    """Scales lie apart, between bytes of any value, and some of them on both sides of where a piece ends."""
+    words = np.full(900, 0xFFFFFFFF, np.uint32)  # all of these floats would be NaN
+    raw = words.view(np.uint8)[64:]
+    n_out, n_in = (32, 64) if kind in BLOCK_BYTES else (32, 13)
+    shape = panel_shape(kind, n_out, n_in)
+    data = raw.view(panel_dtype(kind))[: np.prod(shape)].reshape(shape)
+    numbers = Panels(data, n_out, n_in, kind).numbers
+    bits = numbers.view(f"u{numbers.itemsize}")
+    exponent = np.array(EXPONENT_BITS[kind if kind in FLOATS else "f16"], bits.dtype)
+    lowest = exponent & -exponent
+    bits[...] = np.random.default_rng(1).integers(0, exponent, bits.shape, bits.dtype)  # finite, to the largest
+    bits.flat[:2] = exponent - lowest, ~lowest  # of either sign
+
+    def finite() -> bool:
+        found, all_of_them = digests_and_finite(words, numbers, piece_words, threads=1, kernel=kernel)
+        assert np.array_equal(found, checksums.digests(words, piece_words))
+        return all_of_them
+
+    assert finite()
+    for at in (0, 1, 15, 16, 17, bits.size // 2, bits.size - 1):
+        for bad in (exponent, ~np.array(0, bits.dtype), exponent | np.array(1, bits.dtype)):
+            before = bits.flat[at]
+            bits.flat[at] = bad
+            assert not finite()
+            bits.flat[at] = before
+    assert finite()
+
+
+def test_numbers_that_do_not_lie_in_the_words_are_refused():
+    words = np.ones(64, np.uint32)
+    floats = words.view(np.float32)
+    assert digests_and_finite(words, floats[:0])[1] and digests_and_finite(words, floats[5:].reshape(1, 59))[1]
+    grid, low = floats.reshape(4, 2, 8), words[8:]
+    for numbers in (np.ones(4, np.float32), floats[::2], grid[:, :1, ::2], grid[:, ::-1], grid[:, :1].T, floats[:4]):
+        with pytest.raises(KernelError, match="not floats that lie in the words"):
+            digests_and_finite(low, numbers)
+    with pytest.raises(KernelError, match="not a dtype"):
+        digests_and_finite(words, words)
 
 
 def test_words_that_change_places_change_the_digest():
