@@ -82,6 +82,7 @@ def test_the_card(measure, corpus, capsys, run):
     assert bits == pytest.approx(float(got.out.split("bits_per_byte  ")[1].split()[0]), abs=0.0051)  # of two decimals
     assert packed == pytest.approx(8 * len(bz2.compress(text)) / len(text), abs=1e-3)
     assert shares.keys() == {"", "---", "val_oz.txt", "`refgpt generate`"}
+    assert shares["`refgpt generate`"][2] == "too few words"
     for seed in (1, 2, 3):
         said = run("generate", "Once upon a time", "--echo", "-n", "30", "--seed", seed).out.rstrip("\n")
         assert f"\nSeed {seed}:\n\n> " + "\n> ".join(said.split("\n")).replace("> \n", ">\n") in out

@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import bz2
 import itertools
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ def share_repeated(texts: Iterable[Sequence[str]]) -> float:
 
 
 def per_thousand(texts: Iterable[Sequence[str]]) -> float:
-    """The number of different words in a thousand words, the average over consecutive thousands."""
+    """The number of different words in a thousand, the average over consecutive thousands; NaN if there is none."""
     words = [word for text in texts for word in text]
     counts = [len(set(words[i : i + 1000])) for i in range(0, len(words) - 999, 1000)]
     return sum(counts) / len(counts) if counts else float("nan")
@@ -110,8 +111,9 @@ def print_held_out(model: refgpt.Model, files: Sequence[Path]) -> None:
 
 def print_shares(what: str, texts: list[list[str]], known: set[str]) -> None:
     """A row of the table of shares."""
-    unknown, repeated = 100 * share_unknown(texts, known), 100 * share_repeated(texts)
-    print(f"| {what} | {unknown:.2f} % | {repeated:.2f} % | {per_thousand(texts):.0f} |", flush=True)
+    unknown, repeated, different = 100 * share_unknown(texts, known), 100 * share_repeated(texts), per_thousand(texts)
+    shown = "too few words" if math.isnan(different) else f"{different:.0f}"
+    print(f"| {what} | {unknown:.2f} % | {repeated:.2f} % | {shown} |", flush=True)
 
 
 def print_samples(model: refgpt.Model) -> None:
