@@ -28,6 +28,6 @@ static inline words shorts_add(words a, words b) {
 static inline words shorts_multiply(words a, words b) {
     return words_from(_mm256_madd_epi16(a.lo, b.lo), _mm256_madd_epi16(a.hi, b.hi));
 }
-static inline v16 v16_of_words(words a) { return v16_of_integers(a.lo, a.hi); }
+static inline v16 v16_of_bits(words a) { return v16_of(_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)); }
 
 #include "avx2_dots.h"

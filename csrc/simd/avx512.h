@@ -17,6 +17,6 @@ static inline words words_spread(int32_t word) { return _mm512_set1_epi32(word);
 static inline words words_add(words a, words b) { return _mm512_add_epi32(a, b); }
 static inline words shorts_add(words a, words b) { return _mm512_add_epi16(a, b); }
 static inline words shorts_multiply(words a, words b) { return _mm512_madd_epi16(a, b); }
-static inline v16 v16_of_words(words a) { return _mm512_cvtepi32_ps(a); }
+static inline v16 v16_of_bits(words a) { return _mm512_castsi512_ps(a); }
 
 #include "avx2_dots.h"
