@@ -6,14 +6,12 @@
  * sets with and without pairs return the same bits.
  *
  * Rows are rounded piece by piece into a buffer that stays in the cache: as pairs, or on instruction sets without pairs as float32,
- * the odd input of each pair first. A piece of 64 rows is multiplied with some panels; few rows (decode) are multiplied with a few
+ * the odd input of each pair first. A piece of 128 rows is multiplied with some panels; few rows (decode) are multiplied with a few
  * panels from the first input to the last. */
 
 MULTIPLY(multiply_pairs, BF16_PAIRS)
-MULTIPLY_BESIDE(multiply_pairs_beside, BF16_PAIRS)
-MULTIPLY_BESIDE(multiply_large_pairs_beside, BF16_LARGE_PAIRS)
 
-enum { WORDS = 128 }; /* words of a row in a piece */
+enum { WORDS = 128, DOT_ROWS = 128 }; /* words of a row in a piece, and rows */
 
 #if PAIR_STEP == 1
 ALWAYS_INLINE v16 round_to_bfloats(v16 x) {
@@ -68,18 +66,23 @@ ALWAYS_INLINE void round_piece(const refgpt_linear_args *a, int64_t first_row, i
         for (int64_t r = 0; r < n_rows; r++, x += n_words) round_row(a->x + r * a->n_in + i, depth, x);
 }
 
-/* Whether any of some weights is below 2^-56, but not 0. */
-static int any_small(const uint16_t *w, int64_t n) {
-    uint16_t least = 0xffff;
-    for (int64_t i = 0; i < n; i++) {
-        const uint16_t size = (uint16_t)(2 * w[i] - 1); /* the largest for 0 */
-        least = size < least ? size : least;
-    }
-    return least < 2 * 0x2380 - 1;
+/* Words of some panels, without numbers that count as 0. */
+static void pair_weights(panels w, int64_t n_panels, int64_t n_words, float *to) {
+    for (int64_t p = 0; p < n_panels; p++)
+        for (int64_t i = 0; i < n_words; i++, to += LANES)
+            v16_store(to, load_stored(w.at, p * w.panel + place_of_step(i, BF16_PAIRS) * LANES, BF16_PAIRS));
 }
 
-/* Adds the products of a piece: few rows with all panels in turn; more rows with some panels at a time, while the next are prefetched
- * into L2. Weights that count as 0 are rare, so that looking for them once for all rows is faster. */
+/* Prefetches a part of n_parts of some panels' numbers into L2. */
+static void prefetch_part(panels w, int64_t n_panels, int64_t depth, int64_t part, int64_t n_parts) {
+    for (int64_t p = 0; p < n_panels; p++)
+        for (int64_t i = depth * part / n_parts / 2 * 2; i < depth * (part + 1) / n_parts; i += 2)
+            __builtin_prefetch((const uint16_t *)w.at + p * w.panel + i * LANES, 0, 2);
+}
+
+/* Adds the products of a piece: few rows with all panels in turn; more rows with some panels at a time, whose words are made once for
+ * all rows and stay in a cache. Meanwhile the next panels are prefetched, a part beside each 16 rows: processors wait when many
+ * prefetches follow one another. */
 ALWAYS_INLINE void multiply_piece(const float *x, int64_t n_rows, panels w, int64_t n_panels, float *totals, int64_t stride,
                                   int64_t depth, const int few) {
     const int64_t n_words = words_of(depth);
@@ -87,25 +90,24 @@ ALWAYS_INLINE void multiply_piece(const float *x, int64_t n_rows, panels w, int6
         multiply_pairs(n_rows, (rows){x, n_words, 1, 0, 0}, n_panels, w, totals, stride, n_words);
         return;
     }
+    __attribute__((aligned(64))) float words[TILE_PANELS * WORDS * LANES];
     for (int64_t p = 0; p < n_panels; p += TILE_PANELS) {
-        const int64_t n = smaller(TILE_PANELS, n_panels - p);
-        int small = 0;
-        for (int64_t q = p; q < p + n; q++) small |= any_small(panels_from(w, q * w.panel).at, depth * LANES);
-        w.ahead = p + n < n_panels ? n * w.panel : depth * LANES - p * w.panel;
+        const int64_t n = smaller(TILE_PANELS, n_panels - p),
+                      ahead = p + n < n_panels ? n * w.panel : depth * LANES - p * w.panel;
+        pair_weights(panels_from(w, p * w.panel), n, n_words, words);
         for (int64_t r = 0; r < n_rows; r += LANES) {
-            const rows beside = {x + r * n_words, 1, LANES, 0, 0};
-            (small ? multiply_pairs_beside : multiply_large_pairs_beside)(smaller(LANES, n_rows - r), beside, n,
-                                                                          panels_from(w, p * w.panel),
-                                                                          totals + r * stride + p * LANES, stride, n_words);
+            prefetch_part(panels_from(w, p * w.panel + ahead), n, depth, r / LANES, (n_rows + LANES - 1) / LANES);
+            multiply_words(smaller(LANES, n_rows - r), x + r * n_words, n, words, n_words * LANES,
+                           totals + r * stride + p * LANES, stride, n_words, 0);
         }
     }
 }
 
-/* y for up to ROW_BLOCK rows and PANEL_BLOCK panels. */
+/* y for up to DOT_ROWS rows and PANEL_BLOCK panels. */
 ALWAYS_INLINE void dots_block(const refgpt_linear_args *a, int64_t first_row, int64_t n_rows, int64_t first, int64_t n_outputs,
                               const int few) {
     enum { WIDTH = PANEL_BLOCK * LANES };
-    __attribute__((aligned(64))) float totals[ROW_BLOCK * WIDTH], x[ROW_BLOCK * WORDS];
+    __attribute__((aligned(64))) float totals[DOT_ROWS * WIDTH], x[DOT_ROWS * WORDS];
     const int64_t n_panels = (n_outputs + LANES - 1) / LANES, deepest = WORDS * PAIR_STEP * (few ? ROW_BLOCK / FEW_ROWS : 1);
     const int64_t n_last = a->n_in % 2 ? a->n_in % CHUNK : 0; /* inputs of a chunk whose last pair lacks the odd one */
     const panels w = panels_from(stream_of(a->w, a->n_in * LANES, BF16_PAIRS), first * a->n_in);
@@ -134,7 +136,7 @@ KERNEL(linear_bf16_dots) {
     for (int64_t p = begin; p < end; p += most) {
         const int64_t first = p * LANES, n_outputs = smaller(smaller(p + most, end) * LANES, a->n_out) - first;
         if (few) dots_block(a, 0, a->n_rows, first, n_outputs, 1);
-        for (int64_t r = 0; r < a->n_rows && !few; r += ROW_BLOCK)
-            dots_block(a, r, smaller(ROW_BLOCK, a->n_rows - r), first, n_outputs, 0);
+        for (int64_t r = 0; r < a->n_rows && !few; r += DOT_ROWS)
+            dots_block(a, r, smaller(DOT_ROWS, a->n_rows - r), first, n_outputs, 0);
     }
 }

@@ -10,7 +10,7 @@
 enum { LANES = REFGPT_LANES, CHUNK = REFGPT_CHUNK, FEW_ROWS = REFGPT_FEW_ROWS };
 enum { BLOCK = REFGPT_BLOCK, RECORD = BLOCK + 8 }; /* bytes of a record, a row */
 /* BF16_PAIRS: see linear_bf16_dots.h; READY_PAIRS: see pairs.h; KEYS_Q8: a record of the attention cache. */
-enum dtype { F32, F16, BF16, BF16_PAIRS, BF16_LARGE_PAIRS, READY_PAIRS, Q8, Q4, Q3, KEYS_Q8 };
+enum dtype { F32, F16, BF16, BF16_PAIRS, READY_PAIRS, Q8, Q4, Q3, KEYS_Q8 };
 
 ALWAYS_INLINE int64_t size_of(enum dtype dtype) { return dtype == F32 || dtype == READY_PAIRS ? 4 : dtype == KEYS_Q8 ? 1 : 2; }
 
@@ -64,14 +64,13 @@ static inline v16 v16_zero_small_pairs(v16 w) { /* numbers below 2^-56 become 0 
 }
 static inline v16 v16_add_pairs(v16 sum, v16 w, v16 x) { return v16_fma(w, x, sum); }
 #endif
-ALWAYS_INLINE int pairs(enum dtype dtype) { return dtype == BF16_PAIRS || dtype == BF16_LARGE_PAIRS || dtype == READY_PAIRS; }
+ALWAYS_INLINE int pairs(enum dtype dtype) { return dtype == BF16_PAIRS || dtype == READY_PAIRS; }
 
 static inline v16 load_stored(const void *p, int64_t i, enum dtype dtype) {
     if (dtype == F32 || dtype == READY_PAIRS) return v16_load((const float *)p + i);
     if (dtype == F16) return v16_load_f16((const uint16_t *)p + i);
     if (dtype == KEYS_Q8) return v16_of_bytes((const int8_t *)p + i);
     if (dtype == BF16_PAIRS) return v16_zero_small_pairs(v16_load_pairs((const uint16_t *)p + i));
-    if (dtype == BF16_LARGE_PAIRS) return v16_load_pairs((const uint16_t *)p + i); /* none is that small */
     return v16_load_bf16((const uint16_t *)p + i);
 }
 
