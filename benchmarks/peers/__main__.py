@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument(
         "stages", nargs="*", metavar="stage", help=f"of {', '.join(STAGES)}, by default all; or {' or '.join(NAMED)}"
     )
-    parser.add_argument("--dir", type=Path, required=True, help="where everything goes: 11 GB with 4 layers")
+    parser.add_argument("--dir", type=Path, required=True, help="where everything goes: 22 GB with 4 layers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--family", choices=LAYERS, default="gptj", help="gpt-neox: Pythia 6.9B; gpt2: GPT-2 124M")
