@@ -118,9 +118,8 @@ typedef struct {
     const int64_t *first_visible; /* [t], 0 .. n_visible - 1: local mask, a row sees the keys from this one on; NULL is all 0 */
     const int64_t *n_visible;     /* [t], 1 .. capacity: causal or prefix mask, a row sees the keys before this one */
     int64_t n_rows, n_keys, n_head, d_head;
-    int64_t block,
-        capacity;  /* multiples of 16; capacity, that of a slot, is a multiple of block; a smaller block is whole chunks */
-    float divisor; /* of the scores */
+    int64_t block, capacity; /* multiples of 16; a slot's capacity is whole blocks; a smaller block is whole chunks */
+    float divisor;           /* of the scores */
 } refgpt_attention_args;
 
 /* Puts keys and values at positions of blocks of the cache, rounded to its dtype (nearest even); what is too large for float16
@@ -322,10 +321,10 @@ typedef struct {
     float beta1, rest1, beta2, rest2, shrink, rate, correction, eps;
 } refgpt_adamw_args;
 
-/* y[i, j] = sum over k of x[i, k] * x[j, k], chunked over k; with a base, of_base * base[i, j] + of_sum * that sum, no product fused with
- * the sum. y[i, j] and y[j, i] are one number, and base[i, j] and base[j, i] are to be. All are panels, whose lanes past the last row are
- * zeros in y too. Items: panels of x; an item writes the elements of y that have the row or the column of a lane of its own and
- * neither before its first. */
+/* y[i, j] = sum over k of x[i, k] * x[j, k], chunked over k; with a base, of_base * base[i, j] + of_sum * that sum, no
+ * product fused with the sum. y[i, j] and y[j, i] are one number, and base[i, j] and base[j, i] are to be. All are
+ * panels, whose lanes past the last row are zeros in y too. Items: panels of x; an item writes y[i, j] and y[j, i] for
+ * each row j of its panel and each i from the panel's first row on. */
 typedef struct {
     const float *x;    /* [n_rows, n] */
     const float *base; /* [n_rows, n_rows] or NULL */
@@ -334,9 +333,9 @@ typedef struct {
     float of_base, of_sum;
 } refgpt_gram_args;
 
-/* y[i, j] = of_x * x[i, j] + sum over k of s[i, k] * x[k, j], chunked over k, the product not fused with the sum; s[i, k] and s[k, i] are
- * to be one number. x and y are the panels of their transposes, whose lanes past the last column are zeros in y too. Items: panels
- * of x. */
+/* y[i, j] = of_x * x[i, j] + sum over k of s[i, k] * x[k, j], chunked over k, the product not fused with the sum;
+ * s[i, k] and s[k, i] are to be one number. x and y are the panels of their transposes, whose lanes past the last column
+ * are zeros in y too. Items: panels of x. */
 typedef struct {
     const float *s; /* [n_rows, n_rows] */
     const float *x; /* [n_rows, n], its columns as panels */
@@ -364,15 +363,17 @@ typedef struct {
     int64_t dtype; /* of w: 0 float32, 1 float16, 2 bfloat16 */
 } refgpt_quantise_args;
 
-/* Digests of pieces of piece_words words, the last one possibly shorter. Items: pieces. 64 lanes start at 0; word i goes into lane
- * i % 64: lane = (rotl(lane, 15) ^ word) * 0x01000193, with ascending i, and zeros for the words that the last step of 64 lacks. The
- * digest starts at the number of words and takes the lanes in order: digest = (digest ^ lane) * 0x100000001b3. Every step can
- * be undone, so that no single word can change without the digest.
+/* Digests of pieces of piece_words words, the last one possibly shorter. Items: pieces. 64 lanes start at 0; word i
+ * goes into lane i % 64: lane = (rotl(lane, 15) ^ word) * 0x01000193, with ascending i, and zeros for the words that
+ * the last step of 64 lacks. The digest starts at the number of words and takes the lanes in order:
+ * digest = (digest ^ lane) * 0x100000001b3. Every step can be undone, so that no single word can change without the
+ * digest.
  *
- * While a piece lies in the cache, the floats in it are looked through. The words hold n_groups groups of n_floats floats of
- * float_bytes bytes (2 or 4), one next to the other; groups begin at byte first_byte and are group_bytes apart, all of them
- * multiples of float_bytes. exponent is the mask of their exponents, the bits below the sign. finite[piece] is 0 if a float that
- * begins in the piece has all these bits set, which makes it NaN or infinity, otherwise 1. */
+ * While a piece lies in the cache, the floats in it are looked through. The words hold n_groups groups of n_floats
+ * floats of float_bytes bytes (2 or 4), one next to the other; groups begin at byte first_byte and are group_bytes
+ * apart, all of them multiples of float_bytes. exponent is the mask of their exponents, the bits below the sign.
+ * finite[piece] is 0 if a float that begins in the piece has all these bits set, which makes it NaN or infinity,
+ * otherwise 1. */
 typedef struct {
     const uint32_t *words;
     uint64_t *digests;

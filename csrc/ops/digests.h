@@ -1,6 +1,6 @@
-/* Digests of pieces of a file, and whether the floats in them are finite. Bound by memory: 64 chains are independent of one
- * another, and so fill the vectors of any instruction set. The compiler splits the vectors of 16 words, an extension of GCC and
- * Clang, into registers. */
+/* Digests of pieces of a file, and whether the floats in them are finite. Bound by memory: 64 chains are independent of
+ * one another, and so fill the vectors of any instruction set. The compiler splits the vectors of 16 words, an
+ * extension of GCC and Clang, into registers. */
 
 typedef uint32_t digest_words __attribute__((vector_size(64)));
 
@@ -14,7 +14,7 @@ static inline void digest_step(digest_words *state, const void *words) {
     }
 }
 
-/* Whether one of n floats has all bits of the exponent: adding its lowest bit then carries into the sign, and else does not. */
+/* Whether one of n floats has all bits of the exponent: only then adding its lowest bit carries into the sign. */
 static inline int have_exponent(const char *floats, int64_t n, int64_t float_bytes, uint32_t exponent) {
     const uint32_t lowest = exponent & -exponent;
     uint32_t sums = 0;
@@ -65,7 +65,7 @@ static inline int floats_are_finite(const refgpt_digests_args *a, int64_t begin,
             continue;
         }
         const int64_t from = start < begin ? begin : start, n = (smaller(start + n_bytes, end) - from) / a->float_bytes;
-        if (n > 0) found |= have_exponent(bytes + from, n, a->float_bytes, (uint32_t)a->exponent); /* else it lies before them */
+        if (n > 0) found |= have_exponent(bytes + from, n, a->float_bytes, (uint32_t)a->exponent); /* else it ends before */
         g++;
     }
     return !found;

@@ -1,7 +1,7 @@
-/* The products of rows with each other: a symmetric matrix, as both halves hold the same sums. One half is computed, and the other is
- * transposed from it. All matrices are panels, as the steps of newton_schulz.h are to pack none again. Totals of a few panels and up to
- * 256 rows are kept in a buffer, and a piece of these panels stays in L1 until it is multiplied with all these rows. Bound by
- * arithmetic. */
+/* The products of rows with each other: a symmetric matrix, as both halves hold the same sums. One half is computed,
+ * and the other is transposed from it. All matrices are panels, so that the steps of newton_schulz.h pack none again.
+ * Totals of a few panels and up to 256 rows are kept in a buffer, and a piece of these panels stays in L1 until it is
+ * multiplied with all these rows. Bound by arithmetic. */
 
 enum { SIDE_PANELS = 3, SIDE_ROWS = 256, SIDE_DEPTH = 128, SIDE_WIDTH = SIDE_PANELS * LANES };
 
@@ -17,7 +17,7 @@ static void side_products(const float *x, int64_t n_rows, const float *w, int64_
         }
 }
 
-/* 16 lanes of up to 16 rows, of_x times x, if there is one, plus of_totals times totals; zeros past the last row. */
+/* 16 lanes of up to 16 rows: totals or, with x, of_x * x + of_totals * totals. Zeros past the last row. */
 ALWAYS_INLINE void side_square(const float *x, float of_x, const float *totals, float of_totals, int64_t n_rows, v16 *square) {
     for (int64_t l = 0; l < LANES; l++) {
         square[l] = l < n_rows ? v16_load(totals + l * SIDE_WIDTH) : v16_set1(0.0f);

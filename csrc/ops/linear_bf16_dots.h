@@ -1,13 +1,13 @@
 /* Linear layers in bfloat16: rows are rounded to it, as the weights are, and inputs are multiplied in pairs.
  *
- * AVX512_BF16 adds the two products of a pair to a float32 in one instruction. It gives the bits of two fused multiply-adds, the odd
- * input's first, but flushes subnormal numbers to zero. Here numbers below 2^-56 count as 0. All others are multiples of 2^-63, so that
- * their products and all sums of products are multiples of 2^-126, the smallest normal number: no sum is subnormal, and instruction
- * sets with and without pairs return the same bits.
+ * AVX512_BF16 adds the two products of a pair to a float32 in one instruction. It gives the bits of two fused
+ * multiply-adds, the odd input's first, but flushes subnormal numbers to zero. Here numbers below 2^-56 count as 0. All
+ * others are multiples of 2^-63, so that their products and all sums of products are multiples of 2^-126, the smallest
+ * normal number: no sum is subnormal, and instruction sets with and without pairs return the same bits.
  *
- * Rows are rounded piece by piece into a buffer that stays in the cache: as pairs, or on instruction sets without pairs as float32,
- * the odd input of each pair first. A piece of 128 rows is multiplied with some panels; few rows (decode) are multiplied with a few
- * panels from the first input to the last. */
+ * Rows are rounded piece by piece into a buffer that stays in the cache: as pairs, or on instruction sets without pairs
+ * as float32, the odd input of each pair first. A piece of 128 rows is multiplied with some panels; few rows (decode)
+ * are multiplied with a few panels from the first input to the last. */
 
 MULTIPLY(multiply_pairs, BF16_PAIRS)
 
@@ -80,9 +80,9 @@ static void prefetch_part(panels w, int64_t n_panels, int64_t depth, int64_t par
             __builtin_prefetch((const uint16_t *)w.at + p * w.panel + i * LANES, 0, 2);
 }
 
-/* Adds the products of a piece: few rows with all panels in turn; more rows with some panels at a time, whose words are made once for
- * all rows and stay in a cache. Meanwhile the next panels are prefetched, a part beside each 16 rows: processors wait when many
- * prefetches follow one another. */
+/* Adds the products of a piece: few rows with all panels in turn; more rows with some panels at a time, whose words are
+ * made once for all rows and stay in a cache. Meanwhile the next panels are prefetched, a part beside each 16 rows:
+ * processors wait when many prefetches follow one another. */
 ALWAYS_INLINE void multiply_piece(const float *x, int64_t n_rows, panels w, int64_t n_panels, float *totals, int64_t stride,
                                   int64_t depth, const int few) {
     const int64_t n_words = words_of(depth);

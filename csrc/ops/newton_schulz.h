@@ -1,6 +1,6 @@
-/* Half a step of the Newton-Schulz iteration for Muon, y = a x + (b g + c g g^T) x with g = x x^T: gram.h computes g and the polynomial,
- * this their product with x. The result is stored as the panels of its columns, to be multiplied next, and turned as those of its
- * rows, for the next g. Bound by arithmetic. */
+/* The second half of a step of the Newton-Schulz iteration for Muon, y = a x + (b g + c g g^T) x with g = x x^T: gram.h
+ * computes g and the polynomial s = b g + c g g^T, this kernel a x + s x. The result is stored twice: as the panels of
+ * its columns, to be multiplied next, and as those of its rows, for the next g. Bound by arithmetic. */
 
 KERNEL(newton_schulz) {
     const refgpt_newton_schulz_args *a = args;

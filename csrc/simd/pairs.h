@@ -8,8 +8,8 @@
 #if PAIR_STEP == 1
 MULTIPLY_BESIDE(multiply_ready_beside, READY_PAIRS)
 
-/* Adds the products of rows that lie side by side, up to 16, with some panels, `panel` numbers from one another, to y; `first`: puts them
- * there. */
+/* Adds the products of rows that lie side by side, up to 16, with some panels, `panel` numbers from one another, to y.
+ * `first`: y is not read, and becomes their products. */
 static void multiply_words(int64_t n_rows, const float *x, int64_t n_panels, const float *w, int64_t panel, float *y,
                            int64_t y_stride, int64_t n_words, int first) {
     if (first) start_totals(y, y_stride, n_rows, n_panels * LANES, NULL);
@@ -67,8 +67,8 @@ ALWAYS_INLINE void word_tiles(int64_t n_rows, const float *x, const float *w, in
     }
 }
 
-/* Adds the products of rows that lie side by side, up to 16, with some panels, `panel` numbers from one another, to y; `first`: puts them
- * there. */
+/* Adds the products of rows that lie side by side, up to 16, with some panels, `panel` numbers from one another, to y.
+ * `first`: y is not read, and becomes their products. */
 static void multiply_words(int64_t n_rows, const float *x, int64_t n_panels, const float *w, int64_t panel, float *y,
                            int64_t y_stride, int64_t n_words, int first) {
     for (int64_t p = 0, n; p < n_panels; p += n, w += n * panel, y += n * LANES) {

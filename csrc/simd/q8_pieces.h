@@ -1,22 +1,23 @@
-/* Many rows times 8-bit weights, for instruction sets without an instruction for dot products of bytes. Rows and weights are widened
- * to 16 bits piece by piece, once for many products: a piece of a panel stays in the L1 cache while it is multiplied with up to four
- * groups of rows.
+/* Many rows times 8-bit weights, for instruction sets without an instruction for dot products of bytes. Rows and
+ * weights are widened to 16 bits piece by piece, once for many products: a piece of a panel stays in the L1 cache while
+ * it is multiplied with up to four groups of rows.
  *
- * Half of the multiplications are then replaced by additions, of which processors make twice as many (Winograd 1968). With a row's
- * integers x and a lane's w at even and odd places, w0 x0 + w1 x1 = (x0 + w1) (x1 + w0) - x0 x1 - w0 w1, and the sums of the last two
- * products belong to a row or a lane.
+ * Half of the multiplications are then replaced by additions, of which processors make twice as many (Winograd 1968).
+ * With a row's integers x and a lane's w at even and odd places, w0 x0 + w1 x1 = (x0 + w1) (x1 + w0) - x0 x1 - w0 w1,
+ * and the sums of the last two products belong to a row or a lane.
  *
- * An integer k below 2^22 in size is added to the bits of the float 1.5 * 2^23, which gives the float 1.5 * 2^23 + k. A lane's sum starts
- * at these bits, less the lane's own products; subtracting 1.5 * 2^23 plus the row's own products, in float, is exact and leaves the dot
- * product as a float. */
+ * An integer k below 2^22 in size is added to the bits of the float 1.5 * 2^23, which gives the float 1.5 * 2^23 + k. A
+ * lane's sum starts at these bits, less the lane's own products; subtracting 1.5 * 2^23 plus the row's own products, in
+ * float, is exact and leaves the dot product as a float. */
 
 enum { PIECE_BLOCKS = 8, PIECE_PANELS = 24, FLOAT_BITS = 0x4b400000 /* 1.5 * 2^23 */ };
-/* Bytes of a widened block. Of a tile's rows: [8 quads][even, odd places][rows][2] 16-bit integers, then for each row the float to subtract
- * and the scale. Of a panel: the same with 16 lanes, then for each lane the bits at which its sums start and the scale. */
+/* Bytes of a widened block. Of a tile's rows: [8 quads][even, odd places][rows][2] 16-bit integers, then for each row
+ * the float to subtract and the scale. Of a panel: the same with 16 lanes, then for each lane the bits at which its
+ * sums start and the scale. */
 enum { WIDE_ROWS = (16 + 2) * 4 * TILE_WIDE_ROWS, WIDE_LANES = (16 + 2) * 4 * LANES };
 
-/* The bytes of a quad of four rows, or of n if that is less, as 16-bit integers: those at even and those at odd places. Returns each row's
- * sum of products of neighbours. */
+/* The bytes of a quad of four rows, or of n if that is less, as 16-bit integers: those at even and those at odd places.
+ * Returns each row's sum of products of neighbours. */
 ALWAYS_INLINE __m128i widen_quad(const char *quad, int64_t n, char *even, char *odd) {
     char rest[16] = {0};
     const __m128i both = _mm_loadu_si128((const __m128i *)(n >= 4 ? quad : memcpy(rest, quad, (size_t)n * 4)));
@@ -90,8 +91,8 @@ ALWAYS_INLINE void tile_widened(const char *x, const char *w, int64_t n_blocks, 
     }
 }
 
-/* y for up to four groups of rows and PIECE_PANELS panels: some blocks of all of them, then the next. Each group is cut into tiles of
- * nearly equal height. */
+/* y for up to four groups of rows and PIECE_PANELS panels: some blocks of all of them, then the next. Each group is cut
+ * into tiles of nearly equal height. */
 static void multiply_widened(const refgpt_linear_quantised_args *a, int64_t first_row, int64_t begin, int64_t end) {
     const int64_t n_blocks = (a->n_in + BLOCK - 1) / BLOCK, panel = n_blocks * block_bytes(Q8);
     const int64_t n_rows = smaller(ROWS_AT_ONCE, a->n_rows - first_row), n_panels = end - begin;
