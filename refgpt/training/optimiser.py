@@ -6,7 +6,7 @@ Every operation is elementwise, or a product of whole matrices, in the dtype of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,6 @@ from refgpt._common.wording import shown
 #: https://kellerjordan.github.io/posts/muon
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
-#: ``product(x, w)`` is ``x w^T``, in an engine's order of sums.
-Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def _names(where: str, value: Any) -> tuple[str, ...]:
@@ -192,21 +190,17 @@ class Muon:
         w -= step
 
 
-def _product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    return np.matmul(x, w.T)
-
-
-def orthogonalised(x: np.ndarray, product: Product = _product) -> np.ndarray:
+def orthogonalised(x: np.ndarray) -> np.ndarray:
     """A matrix with the same singular vectors, and singular values near 1: five steps of Newton-Schulz.
 
-    x [n_out, n_in] -> [n_out, n_in]; ``product(x, w)`` is ``x w^T``
+    x [n_out, n_in] -> [n_out, n_in]
     """
     tall = x.shape[0] > x.shape[1]
     y = _divided(x.T if tall else x)  # at most as many rows as columns
     a, b, c = NEWTON_SCHULZ
     for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = product(y, y)
-        y = a * y + product(b * gram + c * product(gram, gram.T), y.T)
+        gram = y @ y.T
+        y = a * y + (b * gram + c * (gram @ gram)) @ y
     return y.T if tall else y
 
 
@@ -217,7 +211,7 @@ def _divided(y: np.ndarray) -> np.ndarray:
 
 
 def _orthogonalised(x: np.ndarray, threads: int) -> np.ndarray:
-    """The same in kernels, with the bits that it has for ``product`` in kernels."""
+    """The same in kernels, whose sums have an order of their own."""
     from refgpt import kernels  # the NumPy backend works without compiled kernels
 
     divided = _divided(x.T).T if x.shape[0] > x.shape[1] else _divided(x)
