@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not args.settings:
         print_held_out(model, val_files)
         print()
-    known = {word for file in train_files for line in file.open(encoding="utf-8") for word in words_of(line)}
+    known = {word for file in train_files for word in words_of(file.read_text(encoding="utf-8"))}
     print("| | words never read | repeated runs | different words in 1,000 |\n| --- | --- | --- | --- |")
     samples = sample(model, default_params(), args.samples)
     n_words = sum(map(len, samples)) // len(samples)

@@ -71,7 +71,7 @@ class Engine:
 class Group:
     """Engines that are alive together and answer in turn. Ratios are against the first.
 
-    ``least_cosine`` is that of logits with the spec's, from which on an engine counts as running the model.
+    An engine is left out if the cosine of its logits with the spec's is below ``least_cosine``.
     """
 
     title: str

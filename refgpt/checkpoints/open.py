@@ -27,8 +27,7 @@ class Layout(Protocol):
 
 
 def layouts() -> Iterator[Layout]:
-    """All layouts, imported when a model is first opened; for one in the packed format, which starts at once, only its
-    own.
+    """All layouts. A model in the packed format imports only its own, and so starts faster.
 
     The first whose ``is_at`` is true is used. The last one accepts every path; its errors list the supported files.
     """

@@ -27,7 +27,7 @@ from refgpt.numbers.panels import PACKED_DTYPES, Panels
 from refgpt.tokenizers import Tokenizer
 
 DTYPES = PACKED_DTYPES
-#: Bytes that are written at once: of large pieces the system makes large pages, which are mapped much faster.
+#: Bytes that are written at once: the system keeps large pieces in large pages, which are mapped much faster.
 BUFFER = 1 << 24
 NO_CHECKSUM = "0" * len(checksum(np.zeros(0, np.uint64)))
 

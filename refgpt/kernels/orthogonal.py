@@ -50,6 +50,8 @@ def gram(
     x : Panels of float32 [m, n]
     base : Panels of float32 [m, m], optional
         A symmetric matrix: only one half is read.
+    of_base, of_sum : float
+        Unused without a base.
     out : Panels of float32 [m, m], optional
 
     Returns
@@ -70,7 +72,7 @@ def gram(
         of_base=as_float32(of_base),
         of_sum=as_float32(of_sum),
     )
-    # An item takes the less time the later it comes: small pieces are shared more evenly.
+    # Later items take less time, and small pieces are shared more evenly.
     grain = 2 * max(1, SMALLEST_PIECE // max(1, 2 * LANES * m * n))
     run(table_row("gram", kernel), args, n_panels(m), grain, threads, program)
     return out
@@ -93,6 +95,7 @@ def newton_schulz(
     s : Panels of float32 [m, m]
     columns : Panels of float32 [n, m]
         The columns of x [m, n].
+    of_x : float
     out : two Panels of float32, [n, m] and [m, n], optional
         For the result's columns and its rows.
 
@@ -135,7 +138,7 @@ def orthogonalised(
     rows, columns = (turned, packed) if tall else (packed, turned)
     m, n = rows.shape
     other, square, polynomial = _empty(n, m), _empty(m, m), _empty(m, m)
-    steps = Program(), Program()  # there, and back again
+    steps = Program(), Program()  # one reads columns and writes other, the next one the reverse
     for program in steps:
         gram(rows, out=square, threads=threads, program=program)
         gram(square, square, b, c, polynomial, threads=threads, program=program)

@@ -56,14 +56,13 @@ class JsonFormatter(logging.Formatter):
 #: Loggers of libraries whose warnings are part of the log.
 OTHERS = ("uvicorn.error", "asyncio")
 
-
 #: What asyncio warns of when parts of an answer are written after its client has left, without and with TLS. A client
 #: may leave whenever it likes, and its request has a line of its own.
 CLIENT_LEFT = ("socket.send() raised exception.", "SSL connection is closed")
 
 
 class _Forward(logging.Handler):
-    """Forwards other libraries' records to this package's logger; that a client has left is no warning there."""
+    """Forwards other libraries' records to this package's logger; warnings that a client left become debug messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """See ``logging.Handler``."""

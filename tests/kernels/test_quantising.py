@@ -110,7 +110,7 @@ def test_no_word_can_change_alone(kernel: Kernel):
 @each("digests")
 @pytest.mark.parametrize("piece_words", [1, 7, 64, 100, 1 << 14])
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8", "q4", "q3"])
-def test_numbers_that_are_none_are_found_wherever_they_lie(kernel: Kernel, kind: str, piece_words: int):
+def test_nan_and_infinity_are_found_wherever_they_lie(kernel: Kernel, kind: str, piece_words: int):
     """Scales lie apart, between bytes of any value, and some of them on both sides of where a piece ends."""
     words = np.full(900, 0xFFFFFFFF, np.uint32)  # all of these floats would be NaN
     raw = words.view(np.uint8)[64:]

@@ -378,10 +378,8 @@ def test_clients_that_leave_are_no_warnings(encrypted: bool, tmp_path: Path, cap
     context = client_context = None
     if encrypted:
         certificate, key = make_certificate(tmp_path)
-        context, client_context = (
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
-            ssl.create_default_context(cafile=certificate),
-        )
+        client_context = ssl.create_default_context(cafile=certificate)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
 
     async def leave() -> None:
