@@ -56,8 +56,8 @@ class JsonFormatter(logging.Formatter):
 #: Loggers of libraries whose warnings are part of the log.
 OTHERS = ("uvicorn.error", "asyncio")
 
-#: What asyncio warns of when parts of an answer are written after its client has left, without and with TLS. A client
-#: may leave whenever it likes, and its request has a line of its own.
+#: What asyncio warns of when parts of an answer are written after its client has left, without and with TLS (since
+#: Python 3.11). A client may leave whenever it likes, and its request has a line of its own.
 CLIENT_LEFT = ("socket.send() raised exception.", "SSL connection is closed")
 
 

@@ -399,7 +399,8 @@ def test_clients_that_leave_are_no_warnings(encrypted: bool, tmp_path: Path, cap
             asyncio.run(leave())
     finally:
         logging.getLogger("asyncio").removeHandler(spy)
-    assert len(seen) > 1 and set(seen) <= {*CLIENT_LEFT, "a fault"}  # asyncio did warn, in these words
+    quiet = encrypted and sys.version_info < (3, 11)  # there asyncio does not warn of writes over TLS
+    assert (quiet or len(seen) > 1) and set(seen) <= {*CLIENT_LEFT, "a fault"}  # it did warn, in these words
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["message"] == "a fault"
 
