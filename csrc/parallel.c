@@ -11,7 +11,7 @@
 #include <time.h>
 
 enum { MOST_WORKERS = 1023 };
-enum { STACK_BYTES = 2 << 20 }; /* kernels keep up to half a megabyte of sums there; some systems grant less by default */
+enum { STACK_BYTES = 2 << 20 }; /* kernels keep about half a megabyte of sums there; some systems grant less by default */
 static const int64_t SPIN_NANOSECONDS = 100000; /* decode calls follow each other faster than a sleeper wakes */
 
 /* The current job. Written by the caller before it opens the job, read by the workers. */

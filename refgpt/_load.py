@@ -312,6 +312,7 @@ def _say_mask(checkpoint: Checkpoint, asked: bool) -> None:
         what, level = "all tokens of a prompt see each other", logging.INFO if asked else logging.WARNING
     else:
         source = checkpoint.mask_source
-        granted = asked or source == NOTHING_SAID or source.startswith(STATED)
+        written = source.startswith(STATED) or bool(checkpoint.checked)  # only refgpt writes checksums
+        granted = asked or source == NOTHING_SAID or written
         what, level = "each token sees those before it", logging.DEBUG if granted else logging.INFO
     log.log(level, "%s mask: %s (%s)", checkpoint.mask, what, checkpoint.mask_source)

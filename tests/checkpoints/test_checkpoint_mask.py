@@ -6,8 +6,10 @@ import pytest
 
 import refgpt
 from refgpt._common.errors import CheckpointError, ConfigError
+from refgpt.checkpoints import open_checkpoint
 from refgpt.checkpoints.files import safetensors_file
 from refgpt.checkpoints.mask import find_mask
+from refgpt.conversion import convert
 from refgpt.numbers.dtypes import BFLOAT16
 from tests.helpers.model_files import write_model
 from tests.helpers.tiny import random_params, tiny_config
@@ -106,3 +108,15 @@ def test_a_causal_mask_that_refgpt_wrote_is_no_news(mask, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "refgpt"):
         assert refgpt.load(path, backend="numpy").mask == mask
     assert [record.levelno for record in caplog.records] == ([logging.WARNING] if mask == "prefix" else [])
+
+
+def test_the_causal_mask_of_a_packed_model_is_no_news(tmp_path, caplog):
+    config = tiny_config()
+    path = write_model(tmp_path / "model", config, random_params(config, 1), prefix=False)
+    with caplog.at_level(logging.INFO, "refgpt"):
+        assert refgpt.load(path, backend="numpy").mask == "causal"
+        assert [record.levelno for record in caplog.records] == [logging.INFO]  # another program's buffer is news
+        caplog.clear()
+        convert(open_checkpoint(path), None, tmp_path / "packed", dtype="f32")
+        assert refgpt.load(tmp_path / "packed", backend="numpy").mask == "causal"
+    assert not caplog.records
