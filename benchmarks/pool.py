@@ -219,14 +219,26 @@ def predictions(measured: dict[str, Measured], join: float, read: float, bandwid
     print_table(["cores", *(f"{name}, {rate:.0f} GB/s" for name, _, rate in columns)], rows)
 
 
-def check(measured: dict[str, Measured], join: float, rates: dict[int, float], bandwidth: float) -> None:
+def whole_passes(measured: dict[str, Measured], counts: Sequence[int]) -> dict[tuple[str, int], float]:
+    """Seconds of each pass with each of these numbers of threads."""
+    n_rounds = {name: rounds(15 if n_rows == 1 else 5) for name, n_rows in PASSES.items()}
+    return {(name, n): one.whole(n, n_rounds[name]) for n in counts for name, one in measured.items()}
+
+
+def check(
+    measured: dict[str, Measured],
+    wholes: dict[tuple[str, int], float],
+    join: float,
+    rates: dict[int, float],
+    bandwidth: float,
+) -> None:
     """Print predictions beside measurements, for each number of threads whose rate of reading was measured."""
     rows = []
     for n in rates:
         row = [str(n), f"{min(n * rates[1], bandwidth):.1f} / {rates[n]:.1f}"]
         for name, n_rows in PASSES.items():
             guess = n_rows / predicted(measured[name].cut(n), n, join, 1e9 * rates[1], 1e9 * bandwidth)
-            found = n_rows / measured[name].whole(n, rounds(15 if n_rows == 1 else 5))
+            found = n_rows / wholes[name, n]
             row.append(f"{guess:.1f} / {found:.1f} ({found / guess:.2f})")
         rows.append(row)
     print_table(
@@ -246,10 +258,12 @@ def main() -> None:
     cores = default_threads()
     most = check_threads(arguments.threads or cores) if arguments.check else min(2, cores)
     rates = read_rates(range(1, most + 1))
-    overheads = {n: overhead(n, cores) for n in sorted({2, 2 * cores, 4 * cores})}
-    join = join_of(overheads)
     engine = random_engine(arguments.layers)
     measured = {name: Measured(engine, n_rows) for name, n_rows in PASSES.items()}
+    wholes = whole_passes(measured, list(rates) if arguments.check else [])
+    # Last: it starts more workers than cores, which would disturb what is measured after it.
+    overheads = {n: overhead(n, cores) for n in sorted({2, 2 * cores, 4 * cores})}
+    join = join_of(overheads)
 
     print(f"{cores} cores here; {arguments.layers} layers of GPT-J-6B's width in 4 bits\n")
     print("memory is read at " + ", ".join(f"{rate:.1f} GB/s by {n}" for n, rate in rates.items()))
@@ -261,7 +275,7 @@ def main() -> None:
         print(f"{name}: {len(pass_.calls)} calls, {dealt} in several pieces; serial: {pass_.serial_share:.2%}")
     given = [float(number) for number in (arguments.bandwidth or "").split(",") if number]
     if arguments.check:
-        check(measured, join, rates, given[0] if given else max(rates.values()))
+        check(measured, wholes, join, rates, given[0] if given else max(rates.values()))
     else:
         predictions(measured, join, 1e9 * rates[1], given or BANDWIDTHS)
 
