@@ -18,7 +18,7 @@ from refgpt._common.float_state import default_float_state
 from refgpt._common.progress import Progress
 from refgpt._model import Model
 from refgpt._open import check_progress, open_adapter, open_adapters, open_model
-from refgpt.checkpoints import NOTHING_SAID, STATED, Checkpoint, verify_checksums
+from refgpt.checkpoints import NOTHING_SAID, Checkpoint, verify_checksums
 from refgpt.numbers import checksums
 from refgpt.numbers.dtypes import COMPUTES, KV_DTYPES, Compute, KVDtype, dtype_name, known_dtype
 from refgpt.numbers.packing import Kept
@@ -311,8 +311,6 @@ def _say_mask(checkpoint: Checkpoint, asked: bool) -> None:
     if checkpoint.mask == "prefix":
         what, level = "all tokens of a prompt see each other", logging.INFO if asked else logging.WARNING
     else:
-        source = checkpoint.mask_source
-        written = source.startswith(STATED) or bool(checkpoint.checked)  # only refgpt writes checksums
-        granted = asked or source == NOTHING_SAID or written
+        granted = asked or checkpoint.mask_written or checkpoint.mask_source == NOTHING_SAID
         what, level = "each token sees those before it", logging.DEBUG if granted else logging.INFO
     log.log(level, "%s mask: %s (%s)", checkpoint.mask, what, checkpoint.mask_source)

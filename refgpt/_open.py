@@ -92,7 +92,7 @@ def open_adapter(
 
     pairs, mask = read_adapter(adapter, checkpoint.config), adapter_mask(adapter)
     if mask not in (None, checkpoint.mask) and asked_mask == "auto":
-        checkpoint = replace(checkpoint, mask=mask, mask_source="the adapter was trained with it")
+        checkpoint = replace(checkpoint, mask=mask, mask_source="the adapter was trained with it", mask_written=False)
     return checkpoint, pairs
 
 

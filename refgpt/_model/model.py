@@ -159,7 +159,9 @@ class Model(Inside):
 
         checkpoint, engine = self.checkpoint, self.engine.share()
         if mask not in (None, checkpoint.mask):
-            checkpoint = replace(checkpoint, mask=mask, mask_source="the adapter was trained with it")
+            checkpoint = replace(
+                checkpoint, mask=mask, mask_source="the adapter was trained with it", mask_written=False
+            )
         engine.adapters = {}
         attach(engine, pairs)
         return replace(self, engine=engine, checkpoint=checkpoint, adapters={})

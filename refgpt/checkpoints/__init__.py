@@ -1,7 +1,7 @@
 """Reading checkpoints: from files to a configuration and memory-mapped parameters."""
 
 from refgpt.checkpoints.checkpoint import Checkpoint, TensorInfo, check_params, verify_checksums
-from refgpt.checkpoints.mask import MASKS, NOTHING_SAID, STATED
+from refgpt.checkpoints.mask import MASKS, NOTHING_SAID
 from refgpt.checkpoints.open import open_checkpoint
 from refgpt.numbers.finite import all_finite, check_finite
 from refgpt.numbers.leaves import StoredRows as Rows
@@ -11,7 +11,6 @@ from refgpt.numbers.packing import lies_in_rows
 __all__ = [
     "MASKS",
     "NOTHING_SAID",
-    "STATED",
     "Checkpoint",
     "Rows",
     "TensorInfo",

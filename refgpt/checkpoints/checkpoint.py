@@ -81,6 +81,9 @@ class Checkpoint:
         Whether its tokenizer is the one that came with it; False where another was asked for.
     tokenizer_fault : str
         Why the tokenizer that came with it cannot be used; "" if it can, or there is none.
+    mask_written : bool
+        Whether refgpt itself wrote this mask into the files; other masks were found in another program's files, or
+        taken from elsewhere.
     """
 
     path: Path
@@ -96,6 +99,7 @@ class Checkpoint:
     config_file: Path | None = None
     own_tokenizer: bool = True
     tokenizer_fault: str = ""
+    mask_written: bool = False
 
     @property
     def directory(self) -> Path:

@@ -27,8 +27,6 @@ GPT_JT = re.compile(r"gpt[-_]?jt", re.IGNORECASE)
 #: The source of a mask that was asked for, and of a mask that the files do not mention.
 ASKED_FOR = "it was asked for"
 NOTHING_SAID = "no attn.bias is stored; causal is the usual mask"
-#: How the source begins where a file that refgpt wrote states the mask.
-STATED = "the key "
 
 
 def find_mask(
@@ -106,7 +104,7 @@ def find_mask(
         though = f", though the model is called {called}" if called else ""
         return "causal", f"attn.bias is lower triangular in every layer that stores it ({len(found)}){though}"
     if isinstance(stated, str):
-        return stated, f"{STATED}{key} says so"
+        return stated, f"the key {key} says so"
     if called:
         return "prefix", f"no attn.bias says otherwise, and the model is called {called}"
     return "causal", NOTHING_SAID

@@ -120,3 +120,14 @@ def test_the_causal_mask_of_a_packed_model_is_no_news(tmp_path, caplog):
         convert(open_checkpoint(path), None, tmp_path / "packed", dtype="f32")
         assert refgpt.load(tmp_path / "packed", backend="numpy").mask == "causal"
     assert not caplog.records
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf", "refgpt"])
+def test_a_reader_says_whether_refgpt_wrote_the_mask(to, tmp_path):
+    config = tiny_config()
+    path = write_model(tmp_path / "model", config, random_params(config, 1), prefix=True)
+    found = open_checkpoint(path)
+    assert found.mask == "prefix" and not found.mask_written
+    convert(found, None, tmp_path / "out", to, "f16")
+    assert open_checkpoint(tmp_path / "out").mask_written
+    assert not open_checkpoint(tmp_path / "out", mask="causal").mask_written  # the caller's, not the files'

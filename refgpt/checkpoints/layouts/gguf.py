@@ -95,7 +95,17 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     if QUANTISATION in metadata:
         kind += f", quantisation version {metadata[QUANTISATION]}"
     return Checkpoint(
-        path, kind, family.MODEL_TYPE, config, params, mask, source, infos, vocabulary, tokenizer_fault=fault
+        path,
+        kind,
+        family.MODEL_TYPE,
+        config,
+        params,
+        mask,
+        source,
+        infos,
+        vocabulary,
+        tokenizer_fault=fault,
+        mask_written=_text(metadata.get(MASK)) == mask,
     )
 
 

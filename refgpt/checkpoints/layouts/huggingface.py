@@ -88,7 +88,16 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     infos = tuple(TensorInfo.of(name, tensor, file) for file, found in files.items() for name, tensor in found.items())
     kind = "safetensors" if next(iter(files)).suffix == ".safetensors" else "PyTorch"
     return Checkpoint(
-        path, f"Hugging Face, {kind}", family.MODEL_TYPE, config, params, mask, source, infos, config_file=config_path
+        path,
+        f"Hugging Face, {kind}",
+        family.MODEL_TYPE,
+        config,
+        params,
+        mask,
+        source,
+        infos,
+        config_file=config_path,
+        mask_written=raw.get(MASK) == mask,
     )
 
 

@@ -130,7 +130,10 @@ def open_at(path: Path, mask: str, progress: Progress | None = None) -> Checkpoi
     if mask == "auto":
         source = str(metadata.get("mask_source", source))  # of what was converted
     kind = f"{FORMAT}, version {version}"
-    return Checkpoint(path, kind, model_type, config, params, found, source, infos, checked=checked)
+    written = metadata.get("mask") == found
+    return Checkpoint(
+        path, kind, model_type, config, params, found, source, infos, checked=checked, mask_written=written
+    )
 
 
 def version_of(leaves: Iterable[Stored]) -> int:
