@@ -94,6 +94,8 @@ def test_mistakes_are_found_before_the_weights_are_read(run, files, monkeypatch)
         (("--strict",), "train.jsonl, line 6: has not the keys of one form"),
         (("--max-seq-length", 9999), "--max-seq-length: cannot be used; got 9999; wanted a whole number from 2 to 64"),
         (("--batch-size", 0), "--batch-size: cannot be used; got 0"),
+        (("--clip", -1), "--clip: cannot be used; got -1.0; wanted a number above 0"),
+        (("--dropout", 1), "--dropout: cannot be used; got 1.0; wanted a number from 0, below 1"),
         (("-o", files / "model"), "not empty"),
         (("--tokenizer", "none"), "the data is text, and this model has no tokenizer"),
     ):
@@ -111,6 +113,8 @@ def test_mistakes_are_found_before_the_weights_are_read(run, files, monkeypatch)
 def test_weights_of_few_bits_are_not_trained_themselves(run, files):
     got = finetune(run, files, "--full", "--dtype", "q8")
     assert got.code == 1 and "cannot be trained" in got.err and "--dtype f32" in got.err
+    assert not (files / "out").exists()
+    assert finetune(run, files, "--full", "--dtype", "f32").code == 0
 
 
 def test_the_names_of_other_programs_are_understood():

@@ -14,6 +14,9 @@ import numpy as np
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
 
+#: Limits of ``number`` that exclude 0 and 1 themselves.
+ABOVE_ZERO, BELOW_ONE = math.ulp(0), math.nextafter(1, 0)
+
 
 def whole_number(name: str, value: Any, least: int, most: int | None, error: type[RefgptError]) -> int:
     """A whole number within limits.
@@ -53,7 +56,7 @@ def whole_number(name: str, value: Any, least: int, most: int | None, error: typ
 def number(name: str, value: Any, least: float, most: float | None, error: type[RefgptError]) -> float:
     """A finite number within limits, as Python's own float; True and texts will not do.
 
-    Parameters and errors are those of ``whole_number``.
+    Parameters and errors are those of ``whole_number``. ``ABOVE_ZERO`` and ``BELOW_ONE`` exclude 0 and 1.
     """
     try:
         found = math.nan if isinstance(value, (bool, np.bool_, str, bytes)) else float(value)
@@ -61,7 +64,9 @@ def number(name: str, value: Any, least: float, most: float | None, error: type[
         found = math.nan
     if math.isfinite(found) and least <= found and (most is None or found <= most):
         return found
-    wanted = f"a number from {least:g}" + ("" if most is None else f" to {most:g}")
+    wanted = "a number " + ("above 0" if least == ABOVE_ZERO else f"from {least:g}")
+    if most is not None:
+        wanted += ", below 1" if most == BELOW_ONE else f" to {most:g}"
     raise error("cannot be used", where=name, got=shown(value), wanted=wanted)
 
 

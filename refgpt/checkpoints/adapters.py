@@ -51,6 +51,10 @@ HEADS = {"lm_head", "embed_out"}
 LONGEST_PATTERN = 1000
 MOST_REPEATS = 4
 
+#: What a configuration may say at most. Where several adapters are written as one, ranks and alphas add up, so new
+#: adapters have a lower limit: see ``refgpt.training.new_adapter``.
+LARGEST_RANK, LARGEST_ALPHA = 1 << 20, 1 << 40
+
 #: Keys that do not affect what an adapter computes, or that are read below.
 KNOWN = frozenset(
     [
@@ -175,7 +179,12 @@ def read_adapter(directory: str | os.PathLike[str], config: AnyConfig) -> dict[s
                 where=tensor_at(weights, name),
                 wanted="pairs of matrices, as base_model.model.transformer.h.0.attn.q_proj.lora_A.weight",
             )
-        found.setdefault(match["module"], {})[match["side"]] = tensor
+        sides = found.setdefault(match["module"], {})
+        if match["side"] in sides:
+            raise CheckpointError(
+                f"is there twice, with {WRAPPER} before its name and without", where=tensor_at(weights, name)
+            )
+        sides[match["side"]] = tensor
     _check_targets(told, found.keys(), modules, weights)
     n_bytes = sum(4 * tensor.size for sides in found.values() for tensor in sides.values())
     check_obtainable(n_bytes, "adapters", "train one of a lower rank", CheckpointError)
@@ -188,9 +197,12 @@ def read_adapter(directory: str | os.PathLike[str], config: AnyConfig) -> dict[s
         n_out, n_in = shapes[module.leaves[0]]
         for side, shape in (("A", (rank, n_in)), ("B", (n_out * len(module.leaves), rank))):
             where = tensor_at(weights, f"{name}.lora_{side}")
-            if sides[side].shape != shape or dtype_name(sides[side].dtype) is None:
-                got = f"{list(sides[side].shape)} of {sides[side].dtype}"
-                raise CheckpointError("is of another shape", where=where, got=got, wanted=list(shape))
+            if dtype_name(sides[side].dtype) is None:
+                raise CheckpointError("holds no floating-point numbers", where=where, got=sides[side].dtype)
+            if sides[side].shape != shape:
+                raise CheckpointError(
+                    "is of another shape", where=where, got=list(sides[side].shape), wanted=list(shape)
+                )
             check_finite(where, sides[side])
             sides[side] = np.array(widen(cast(where, sides[side], "f32")))
         scale = alpha / (math.sqrt(rank) if told.get("use_rslora") else rank)
@@ -264,6 +276,8 @@ def _check_config(told: dict[str, Any], path: Path, modules: Mapping[str, Module
             continue
         if key not in KNOWN and value not in (None, False, {}, [], ""):
             raise refuse("is set, and not understood here", key, "a plain LoRA adapter")
+    if told.get("use_rslora") not in (None, True, False):
+        raise refuse("makes no sense", "use_rslora", "true or false")
     if told.get("bias", "none") != "none":
         raise refuse("trains biases, which are not read", "bias", "none")
     init = told.get("init_lora_weights", True)
@@ -290,9 +304,11 @@ def _patterned(told: dict[str, Any], key: str, module: str, path: Path) -> Any:
         if any(matches(end) for end in (ends[:1] if pattern.startswith("^") else ends)):
             value = special
             break
-    whole = type(value) is int or (key == "lora_alpha" and type(value) is float and math.isfinite(value))
-    if not whole or not 0 < value < 1 << 20:
-        raise CheckpointError(f"{key} makes no sense", where=path, got=shown(value), wanted="a positive number")
+    most, kind = (LARGEST_RANK, "whole number") if key == "r" else (LARGEST_ALPHA, "number")
+    right_type = type(value) is int or (key == "lora_alpha" and type(value) is float)
+    if not right_type or not 0 < value <= most:
+        wanted = f"a {kind} above 0, at most {most:,}"
+        raise CheckpointError(f"{key} makes no sense", where=path, got=shown(value), wanted=wanted)
     return value
 
 

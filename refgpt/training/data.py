@@ -66,7 +66,8 @@ class Texts:
         """What was read and what was left out, as lines of text."""
         cut = f", {self.n_cut:,} too long and cut" if self.n_cut else ""
         learned = f"{self.n_tokens:,} tokens, {self.n_targets:,} of them learned"
-        lines = [f"{self.path}: {len(self.examples):,} texts{cut}, {learned}"]
+        plural = "" if len(self.examples) == 1 else "s"
+        lines = [f"{self.path}: {len(self.examples):,} text{plural}{cut}, {learned}"]
         for why, places in self.left_out.items():
             more = f" and {len(places) - MOST_NAMED:,} more" if len(places) > MOST_NAMED else ""
             lines.append(f"{self.path}: left out, {why}: {len(places):,} ({'; '.join(places[:MOST_NAMED])}{more})")
@@ -125,22 +126,28 @@ def read_texts(path: Path, encoder: Encoder, max_length: int, too_long: str = "s
     max_length = whole_number("max_seq_length", max_length, 2, encoder.config.n_ctx, DataError)
     texts = Texts(path)
     if path.suffix.lower() not in JSON_SUFFIXES:
-        _add(texts, encoder.encode({"text": _plain_text(path)}), max_length, "cut", "the text")
+        try:
+            examples = encoder.encode({"text": _plain_text(path)})
+        except RefgptError as fault:
+            raise fault if fault.where == path else fault.within(path) from None
+        _add(texts, examples, max_length, None, "the text")
     else:
         for n, raw in enumerate(_lines(path), 1):
-            place = f"line {n}"
+            place, whole_place = f"line {n}", f"{path}, line {n}"
             if not raw.strip():
                 texts.leave_out("empty", place)
                 continue
             try:
-                examples = encoder.encode(parse_json(raw, f"{path}, {place}", DataError))
+                record = parse_json(raw, whole_place, DataError)
+                examples = encoder.encode(record)
             except RefgptError as fault:
                 if strict:
-                    raise fault if fault.where is not None else fault.within(f"{path}, {place}") from None
+                    raise fault if fault.where == whole_place else fault.within(whole_place) from None
+                where = "" if fault.where in (None, whole_place) else f"{told(fault.where)}: "
                 got = "" if fault.got is None else f", got {told(fault.got)}"
-                texts.leave_out("malformed", f"{place}: {told(fault.what)}{got}")
+                texts.leave_out("malformed", f"{place}: {where}{told(fault.what)}{got}")
                 continue
-            _add(texts, examples, max_length, too_long, place)
+            _add(texts, examples, max_length, None if "text" in record else too_long, place)
     if not texts.examples:
         got = "; ".join(texts.summary()[1:]) or "an empty file"
         wanted = "lines as {'text'}, {'prompt', 'completion'} or {'messages'}, or plain text"
@@ -148,11 +155,12 @@ def read_texts(path: Path, encoder: Encoder, max_length: int, too_long: str = "s
     return texts
 
 
-def _add(texts: Texts, examples: list[Example], most: int, too_long: str, place: str) -> None:
+def _add(texts: Texts, examples: list[Example], most: int, too_long: str | None, place: str) -> None:
+    """Add the examples of a record. One that is too long is cut into pieces if ``too_long`` is None."""
     if not any(example.n_targets for example in examples):
         texts.leave_out("empty", place)
     for example in examples:
-        if len(example) > most and example.wanted.all():
+        if len(example) > most and too_long is None:
             texts.n_cut += 1
             texts.examples += pieces_of(example, most)
         elif len(example) > most and (too_long == "skip" or not example.wanted[1:most].any()):

@@ -151,13 +151,18 @@ def clip_gradients(found: dict[str, np.ndarray], most: float | None) -> float:
     norm = math.sqrt(sum(squares))
     if not math.isfinite(norm):
         wrong = next((name for name, square in zip(found, squares, strict=True) if not math.isfinite(square)), None)
-        raise RefgptError(
-            "the gradient is not a number, so there is no step to make",
-            where=wrong,
-            got=norm,
-            fix="look for NaN or huge numbers in the weights, or take a smaller learning rate from an earlier state",
-        )
+        raise no_step("gradient", norm, wrong)
     if most is not None and norm > most:
         for gradient in found.values():
             gradient *= most / (norm + 1e-6)
     return norm
+
+
+def no_step(what: str, got: float, where: str | None = None) -> RefgptError:
+    """The error about a loss or a gradient that is infinite or NaN."""
+    return RefgptError(
+        f"the {what} is not a number, so there is no step to make",
+        where=where,
+        got=got,
+        fix="look for NaN or huge numbers in the weights, or take a smaller learning rate from an earlier state",
+    )

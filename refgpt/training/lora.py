@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from refgpt._common.arguments import number, whole_number
-from refgpt._common.errors import RefgptError
+from refgpt._common.arguments import number, path_of, whole_number
+from refgpt._common.errors import CheckpointError, RefgptError
 from refgpt._common.float_state import default_float_state
 from refgpt._common.wording import listed, shown
 from refgpt.checkpoints.adapters import CONFIG, HEADS, MASK, SAFETENSORS, Module, Pair, modules_of, peft_key
@@ -24,6 +24,8 @@ from refgpt.runtime.engine import Engine
 from refgpt.spec.config import AnyConfig
 from refgpt.training.parameters import TrainedModel, check_model
 
+#: Limits on a new adapter's alpha, so that what is written can be read.
+ALPHAS = 1e-6, 1e6
 #: The matrices that ``new_adapter`` knows.
 TARGETS = {"q": "wq", "k": "wk", "v": "wv", "o": "wo", "fc_in": "w_in", "fc_out": "w_out"}
 
@@ -79,7 +81,7 @@ def new_adapter(model: Any, rank: int = 8, alpha: float = 16, targets: str = "q,
     """
     trained = check_model(model)
     rank = whole_number("rank", rank, 1, trained.engine.config.d_model, RefgptError)
-    alpha = number("alpha", alpha, math.ulp(0), None, RefgptError)
+    alpha = number("alpha", alpha, *ALPHAS, RefgptError)
     stream = np.random.RandomState(whole_number("seed", seed, 0, 2**32 - 1, RefgptError))
     kinds = _kinds(targets, trained.engine.config)
     pairs: dict[str, Pair] = {}
@@ -123,7 +125,7 @@ def write_adapter(model: TrainedModel, directory: str | Path) -> None:
     RefgptError
         If the model has no adapter, or the directory is not empty or cannot be written.
     """
-    config = model.engine.config
+    place, config = path_of("directory", directory, CheckpointError), model.engine.config
     adapted = {name: leaf for name, leaf in model.engine.kept().items() if isinstance(leaf, Adapted)}
     if not adapted:
         raise RefgptError("has no adapter to write", where="model", fix="give it one with new_adapter")
@@ -132,7 +134,7 @@ def write_adapter(model: TrainedModel, directory: str | Path) -> None:
         name: _joined(module, adapted, config) for name, module in modules.items() if {*module.leaves} & {*adapted}
     }
     tensors = {peft_key(name, side): x for name, pair in pairs.items() for side, x in (("A", pair.a), ("B", pair.b))}
-    with staged(Path(directory), sum(x.nbytes for x in tensors.values())) as staging:
+    with staged(place, sum(x.nbytes for x in tensors.values())) as staging:
         write_tensors(staging / SAFETENSORS, tensors, {"format": "pt", MASK: model.checkpoint.mask})
         text = json.dumps(_config(pairs, modules), indent=2)
         (staging / CONFIG).write_text(text + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from refgpt._common.arguments import collected, number
+from refgpt._common.arguments import BELOW_ONE, collected, number
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
 
@@ -60,8 +60,7 @@ class AdamW:
         betas = collected("betas", self.betas, "two numbers", RefgptError)
         if len(betas) != 2:
             raise RefgptError("cannot be used", where="betas", got=shown(self.betas), wanted="two numbers")
-        below_one = math.nextafter(1, 0)
-        object.__setattr__(self, "betas", tuple(number("betas", beta, 0, below_one, RefgptError) for beta in betas))
+        object.__setattr__(self, "betas", tuple(number("betas", beta, 0, BELOW_ONE, RefgptError) for beta in betas))
         object.__setattr__(self, "eps", number("eps", self.eps, 0, None, RefgptError))
         object.__setattr__(self, "weight_decay", number("weight_decay", self.weight_decay, 0, None, RefgptError))
         if self.decay is not None:
@@ -149,7 +148,7 @@ class Muon:
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", _names("names", self.names))
         object.__setattr__(self, "lr_scale", number("lr_scale", self.lr_scale, 0, None, RefgptError))
-        object.__setattr__(self, "momentum", number("momentum", self.momentum, 0, math.nextafter(1, 0), RefgptError))
+        object.__setattr__(self, "momentum", number("momentum", self.momentum, 0, BELOW_ONE, RefgptError))
 
     def update(
         self,

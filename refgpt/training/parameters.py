@@ -13,7 +13,9 @@ from refgpt.checkpoints import Checkpoint
 from refgpt.checkpoints.adapters import peft_key
 from refgpt.checkpoints.families import FAMILIES
 from refgpt.checkpoints.families.names import named_tensors
+from refgpt.numbers import checksums
 from refgpt.numbers.adapted import Adapted
+from refgpt.numbers.fingerprints import fingerprint
 from refgpt.numbers.leaves import Leaf, widen
 from refgpt.runtime.engine import Engine
 from refgpt.runtime.gradients import MatrixGradient
@@ -124,6 +126,14 @@ class Parameters:
         place = self._places.place(leaf)
         key = peft_key(place.tensor.removesuffix(".weight"), side)
         return key if place.part is None else f"{key}[{'qkv'[place.part]}]"
+
+    def frozen(self) -> str | None:
+        """A fingerprint of the weights that are not trained; None if all are."""
+        if not self.adapted:
+            return None
+        engine = self._model.engine
+        base = engine.kept().map(lambda _, leaf: leaf.base if isinstance(leaf, Adapted) else leaf)
+        return fingerprint(base, getattr(engine, "digests", checksums.digests))
 
     def adapter_arrays(self) -> dict[str, np.ndarray]:
         """The adapters' own matrices, by their names in files."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from refgpt._common.arguments import flag, keep_whole, number, one_of
+from refgpt._common.arguments import ABOVE_ZERO, BELOW_ONE, flag, keep_whole, number, one_of
 from refgpt._common.errors import CheckpointError, RefgptError
 from refgpt._common.partial_files import lock_partial, replace_text, sync
-from refgpt._common.small_files import is_there, parse_json, reading
+from refgpt._common.small_files import is_there
 from refgpt.training.batch import Batch
 from refgpt.training.data import Texts
 from refgpt.training.evaluating import mean_loss
@@ -28,18 +31,21 @@ from refgpt.training.output import (
     STATE_DIRECTORY,
     check_output,
     check_same,
+    has_begun,
+    read_metrics,
     read_settings,
     writing,
 )
 from refgpt.training.packing import PlannedStep, plan_steps
 from refgpt.training.parameters import Parameters, TrainedModel
-from refgpt.training.schedule import SHAPES, schedule
+from refgpt.training.schedule import MOST_STEPS, SHAPES, schedule
 from refgpt.training.state import STATE
 from refgpt.training.trainer import Trainer
 
 OPTIMISERS = ("adamw", "muon")
 #: The files that make a directory a model or an adapter. They are written last.
 LAST_FILES = ("config.json", "adapter_config.json")
+MOST_EPOCHS = 100_000
 #: The default share of warm-up steps.
 WARMUP = 0.03
 
@@ -100,9 +106,10 @@ class RunSettings:
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation", "eval_every", "save_every"):
+        for name in ("batch_size", "accumulation", "eval_every", "save_every"):
             keep_whole(self, name, 1, None, RefgptError)
-        keep_whole(self, "iters", 1, None, RefgptError, optional=True)
+        keep_whole(self, "epochs", 1, MOST_EPOCHS, RefgptError)
+        keep_whole(self, "iters", 1, MOST_STEPS, RefgptError, optional=True)
         keep_whole(self, "row_length", 2, None, RefgptError, optional=True)
         keep_whole(self, "warmup", 0, None, RefgptError, optional=True)
         keep_whole(self, "seed", 0, 2**32 - 1, RefgptError)
@@ -110,6 +117,10 @@ class RunSettings:
         one_of("schedule", self.schedule, SHAPES, RefgptError)
         number("lr", self.lr, 0, None, RefgptError)
         number("floor", self.floor, 0, 1, RefgptError)
+        if self.clip is not None:
+            number("clip", self.clip, ABOVE_ZERO, None, RefgptError)
+        number("dropout", self.dropout, 0, BELOW_ONE, RefgptError)
+        flag("pack", self.pack, RefgptError)
         flag("recompute", self.recompute, RefgptError)
         AdamW(self.betas, self.eps, self.weight_decay)
         number("muon_lr_scale", self.muon_lr_scale, 0, None, RefgptError)
@@ -176,11 +187,14 @@ class Run:
         self.model, self.data, self.out, self.settings = model, data, out, settings
         self._lengths = list(map(len, data["train"].examples))
         if settings.iters is None:
-            self.n_steps = sum(1 for _ in self._plan(settings.epochs))
+            self.n_steps = sum(1 for _ in islice(self._plan(settings.epochs), MOST_STEPS + 1))
+            if self.n_steps > MOST_STEPS:
+                raise RefgptError("are too many steps", where="epochs", got=settings.epochs, wanted=f"{MOST_STEPS:,}")
         else:
             self.n_steps = settings.iters
         warmup = round(WARMUP * self.n_steps) if settings.warmup is None else settings.warmup
         self._rates = schedule(settings.schedule, settings.lr, warmup, self.n_steps, settings.floor)
+        frozen = Parameters(model).frozen()
         told = {
             "settings": {
                 name: list(value) if name == "betas" else value
@@ -188,18 +202,19 @@ class Run:
                 if name != "recompute" and (name, value) != ("muon_lr_scale", 1.0)  # older runs do not record it
             },
             "data": {split: texts.digest() for split, texts in data.items()},
-            "about": about or {},
+            "about": {**(about or {}), **({} if frozen is None else {"base": frozen})},
             "record": record or {},
         }
         check_output(out)
         with writing(out):
+            is_new = not out.exists()
             out.mkdir(exist_ok=True)
             self._lock: int | None = lock_partial(out / LOCK)
         try:
             earlier = read_settings(out / SETTINGS)
-            if earlier is None:
-                self._write(out / SETTINGS, json.dumps(told | {"finished": False}, indent=2) + "\n")
-            else:
+            if earlier is not None and not has_begun(earlier, out):
+                earlier = None  # there is nothing to resume
+            if earlier is not None:
                 check_same(earlier, told, out)
             self.finished = bool(earlier and earlier.get("finished"))
             self._told = told
@@ -207,10 +222,18 @@ class Run:
                 self._forget_state()
             self.trainer = self._trainer()
             self.n_done = self.n_steps if self.finished else self._n_saved()
+            if self.n_done > self.n_steps:
+                what = "holds more steps than this training has"
+                raise CheckpointError(what, where=out / STATE_DIRECTORY, got=self.n_done, wanted=self.n_steps)
+            if earlier is None:
+                self._write(out / SETTINGS, json.dumps(told | {"finished": False}, indent=2) + "\n")
             if not self.finished:
                 self._cut_metrics()
         except BaseException:
             self.close()
+            if is_new:
+                with suppress(OSError):  # it holds something after all
+                    out.rmdir()
             raise
 
     def _n_saved(self) -> int:
@@ -278,6 +301,9 @@ class Run:
         if split in self.data:
             began = time.monotonic()
             loss, n_targets = mean_loss(self.model, self.data[split].examples)
+            if not math.isfinite(loss):
+                fix = "take a smaller learning rate, and another output"
+                raise RefgptError("the loss is not a number", where=self.data[split].path, got=loss, fix=fix)
             seconds = round(time.monotonic() - began, 3)
             yield self._tell(done, **{f"{split}_loss": loss, "targets": n_targets, "seconds": seconds})
 
@@ -288,18 +314,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The complete lines of metrics.jsonl so far."""
-        path = self.out / METRICS
-        with reading(path, CheckpointError):
-            if not is_there(path):
-                return []
-            raw = path.read_bytes()
-        found = []
-        for line in raw.splitlines():
-            try:
-                found.append(parse_json(line, path, CheckpointError))
-            except CheckpointError:  # cut short when the process was killed
-                break
-        return found
+        return read_metrics(self.out)
 
     def _write(self, path: Path, text: str) -> None:
         with writing(self.out):
@@ -307,7 +322,7 @@ class Run:
 
     def _cut_metrics(self) -> None:
         """Remove the steps after the saved state: they are repeated with the same bits."""
-        kept = [line for line in self.metrics() if self.n_done and line.get("step", 0) <= self.n_done]
+        kept = [line for line in self.metrics() if self.n_done and line["step"] <= self.n_done]
         self._write(self.out / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
     def _trainer(self) -> Trainer:

@@ -8,6 +8,8 @@ from refgpt._common.arguments import number, one_of, whole_number
 from refgpt._common.errors import RefgptError
 
 SHAPES = ("cosine", "linear", "constant")
+#: Far above what a training has; the list takes 32 bytes a step.
+MOST_STEPS = 10_000_000
 
 
 def schedule(shape: str, peak: float, warmup: int, total: int, floor: float = 0.0) -> list[float]:
@@ -38,7 +40,7 @@ def schedule(shape: str, peak: float, warmup: int, total: int, floor: float = 0.
     one_of("schedule", shape, SHAPES, RefgptError)
     peak = number("peak", peak, 0, None, RefgptError)
     floor = number("floor", floor, 0, 1, RefgptError)
-    total = whole_number("total", total, 1, None, RefgptError)
+    total = whole_number("total", total, 1, MOST_STEPS, RefgptError)
     warmup = whole_number("warmup", warmup, 0, total, RefgptError)
     n_down = total - 1 - warmup  # steps from the peak to the last
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from refgpt._common.arguments import collected, instance_of, number, whole_number
+from refgpt._common.arguments import ABOVE_ZERO, BELOW_ONE, collected, instance_of, number, whole_number
 from refgpt._common.errors import CheckpointError, RefgptError
 from refgpt._common.float_state import default_float_state
+from refgpt._common.memory import check_obtainable
 from refgpt._common.wording import listed
 from refgpt.conversion import convert
+from refgpt.numbers.finite import all_finite
 from refgpt.numbers.leaves import widen
 from refgpt.numbers.panels import BLOCK_BYTES, Panels
 from refgpt.numbers.tree import ParamTree
@@ -22,7 +24,7 @@ from refgpt.runtime.gradients import StepMemory
 from refgpt.tracing.memory import dtype_of
 from refgpt.training.batch import Batch
 from refgpt.training.dropout import Dropout
-from refgpt.training.gradients import clip_gradients, summed_gradients
+from refgpt.training.gradients import clip_gradients, no_step, summed_gradients
 from refgpt.training.lora import write_adapter
 from refgpt.training.optimiser import AdamW, Muon
 from refgpt.training.parameters import Parameters, TrainedModel, check_model
@@ -88,9 +90,9 @@ class Trainer:
         self._model: TrainedModel = check_model(model)
         self.optimiser = AdamW() if optimiser is None else optimiser
         instance_of("optimiser", self.optimiser, AdamW, RefgptError)
-        self.clip = None if clip is None else number("clip", clip, math.ulp(0), None, RefgptError)
+        self.clip = None if clip is None else number("clip", clip, ABOVE_ZERO, None, RefgptError)
         self.muon, self.recompute = muon, recompute
-        self.dropout = number("dropout", dropout, 0, math.nextafter(1, 0), RefgptError)
+        self.dropout = number("dropout", dropout, 0, BELOW_ONE, RefgptError)
         self.seed = whole_number("seed", seed, 0, 2**32 - 1, RefgptError)
         self.n_steps = 0
         self._threads: int | None = getattr(self._model.engine, "threads", None)  # of kernels
@@ -155,7 +157,8 @@ class Trainer:
         Raises
         ------
         RefgptError
-            If a batch cannot be used, or the loss or a gradient is infinite or NaN: then nothing has changed.
+            If a batch cannot be used, or the loss or a gradient is infinite or NaN: then nothing has changed. If the
+            step itself makes a weight infinite or NaN: then go on from an earlier state.
         """
         lr = number("lr", lr, 0, None, RefgptError)
         given: Iterable[Any] = (
@@ -165,6 +168,8 @@ class Trainer:
             instance_of("batches", batch, Batch, RefgptError)
         dropout = Dropout(self._model, self.dropout, self.seed, self.n_steps) if self.dropout else None
         loss, gradients = summed_gradients(self._model, self._parameters, given, dropout, self.recompute, self._memory)
+        if not math.isfinite(loss):
+            raise no_step("loss", loss)
         return Step(loss, self.update(gradients, lr))
 
     @default_float_state()
@@ -188,21 +193,33 @@ class Trainer:
         Raises
         ------
         RefgptError
-            If one is missing or of another shape, or one is infinite or NaN: then nothing has changed.
+            If one is missing or of another shape, or one is infinite or NaN: then nothing has changed. If a weight
+            becomes infinite or NaN: then go on from an earlier state.
         """
         lr = number("lr", lr, 0, None, RefgptError)
         self._check_arrays("gradients", gradients)
         norm = clip_gradients(gradients, self.clip)
         self.n_steps += 1
-        for name, w in self._weights.items():
-            if self.muon is not None and name in self._orthogonal:
-                decay = self.optimiser.weight_decay if name in self._decays else 0.0
-                self.muon.update(w, gradients[name], self._state[name], lr, decay, self._threads)
-            else:
-                decays = name in self._decays
-                self.optimiser.update(w, gradients[name], self._state[name], self.n_steps, lr, decays, self._threads)
+        with np.errstate(all="ignore"):
+            for name, w in self._weights.items():
+                self._update(name, w, gradients[name], lr)
+                if not all_finite(w):
+                    raise RefgptError(
+                        "the step made weights infinite or NaN",
+                        where=name,
+                        got=f"step {self.n_steps} with a learning rate of {lr:g}",
+                        fix="take a smaller learning rate or a larger eps, from an earlier state",
+                    )
         self._adopt()
         return norm
+
+    def _update(self, name: str, w: np.ndarray, g: np.ndarray, lr: float) -> None:
+        """One optimiser's step for one array, in place."""
+        state, decays = self._state[name], name in self._decays
+        if self.muon is not None and name in self._orthogonal:
+            self.muon.update(w, g, state, lr, self.optimiser.weight_decay if decays else 0.0, self._threads)
+        else:
+            self.optimiser.update(w, g, state, self.n_steps, lr, decays, self._threads)
 
     def save(self, directory: str | Path) -> None:
         """Keep everything that ``resume`` needs in a directory, which is made if it is not there.
@@ -282,6 +299,13 @@ class Trainer:
                 fix="load it with dtype='f32' (--dtype f32), or give it an adapter (refgpt.training.new_adapter)",
             )
         dtype = dtype_of(self._model.engine)
+        sizes = {parameters.name(leaf): math.prod(w.shape) for leaf, w in parameters.leaves.items()}
+        check_obtainable(
+            4 * dtype.itemsize * sum(sizes.values()),
+            "the trained weights, their gradients and the optimiser's averages",
+            "train an adapter instead (refgpt.training.new_adapter, or finetune without --full)",
+            RefgptError,
+        )
         own: dict[str, np.ndarray] = {}
         for leaf, stored in self._model.engine.masters().items():
             if (name := parameters.name(leaf)) not in own:
@@ -333,10 +357,16 @@ class Trainer:
             if state.weights[name].dtype != w.dtype:
                 got = state.weights[name].dtype
                 raise CheckpointError("was trained in another precision", where=directory, got=got, wanted=w.dtype)
-            w[...] = state.weights[name]
-            self._state[name] = {kind: np.array(moment) for kind, moment in state.moments.get(name, {}).items()}
-            for kind, moment in self._state[name].items():
+            moments = state.moments.get(name, {})
+            wanted = ["momentum"] if name in self._orthogonal else ["mean", "square"]
+            if sorted(moments) != (wanted if state.n_steps else []):
+                there = f"{listed(sorted(moments)) or 'no averages'} of {name}"
+                raise CheckpointError("is damaged", where=directory, got=there, wanted=listed(wanted))
+            for kind, moment in moments.items():
                 if moment.shape != w.shape or moment.dtype != w.dtype:
                     raise CheckpointError("is damaged", where=directory, got=f"{kind} of {name}: {moment.shape}")
+        for name, w in self._weights.items():
+            w[...] = state.weights[name]
+            self._state[name] = {kind: np.array(moment) for kind, moment in state.moments.get(name, {}).items()}
         self.n_steps = state.n_steps
         self._adopt()

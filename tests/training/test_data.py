@@ -132,6 +132,27 @@ def test_what_is_left_out_is_counted_and_named(tokenizer, tmp_path):
     assert cut.n_cut == 1 and [len(example) for example in cut.examples] == [4, 20]
 
 
+@pytest.mark.parametrize("loss", ["completion", "all"])
+@pytest.mark.parametrize("prefix", [False, True])
+def test_only_a_text_without_a_prompt_is_cut_into_pieces(tokenizer, tmp_path, loss, prefix):
+    path = write_lines(tmp_path / "train.jsonl", [{"prompt": "x" * 15, "completion": "y" * 9}, {"text": "z" * 30}])
+    encoder = Encoder(CONFIG, tokenizer, TEMPLATES["base"], loss, prefix)
+    skipped, cut = (read_texts(path, encoder, 20, too_long=what) for what in ("skip", "cut"))
+    assert skipped.left_out == {"too long": ["line 1: 25 tokens"]}
+    assert [(len(one), one.prefix_len) for one in skipped.examples] == [(20, 0), (12, 0)]
+    assert [(len(one), one.prefix_len) for one in cut.examples] == [(20, 15 if prefix else 0), (20, 0), (12, 0)]
+
+
+def test_faults_of_a_text_say_where_they_are(tokenizer, tmp_path):
+    path = write_lines(tmp_path / "train.jsonl", [{"messages": 3}, {"text": "one"}])
+    assert "line 1: messages: cannot be used, got 3" in "".join(read(tokenizer, path).summary())
+    with pytest.raises(RefgptError, match=r"train.jsonl, line 1, messages: cannot be used"):
+        read(tokenizer, path, strict=True)
+    (tmp_path / "tale.txt").write_text("one\x00", encoding="utf-8")
+    with pytest.raises(RefgptError, match=r"tale.txt, the text: no token spells this character"):
+        read(tokenizer, tmp_path / "tale.txt")
+
+
 def test_many_places_are_not_all_named(tokenizer, tmp_path):
     texts = read(tokenizer, write_lines(tmp_path / "x.jsonl", [{"text": "one"}, *["{"] * 50]))
     assert "malformed: 50" in texts.summary()[1] and "and 45 more" in texts.summary()[1]

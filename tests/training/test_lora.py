@@ -198,6 +198,8 @@ def test_scales_follow_the_configuration(tmp_path):
         ({"r": 0}, "r makes no sense"),
         ({"r": True}, "r makes no sense"),
         ({"lora_alpha": "16"}, "lora_alpha makes no sense"),
+        ({"lora_alpha": 1e300}, "lora_alpha makes no sense"),
+        ({"use_rslora": "no"}, "use_rslora makes no sense"),
         ({"target_modules": ["q_proj"]}, "for other modules"),
         ({"target_modules": ["q_proj", "k_proj", "v_proj", "fc_in"]}, "pairs are missing"),
         ({"target_modules": {"q_proj": 1}}, "target_modules makes no sense"),
@@ -222,7 +224,8 @@ def without(tensors, name):
         (lambda t: without(t, KEY), "the other half of the pair is missing"),
         (lambda t: without(without(t, KEY), KEY.replace("_A", "_B")), "pairs are missing"),
         (lambda t: t | {KEY: t[KEY][:2]}, "another shape"),
-        (lambda t: t | {KEY: t[KEY].astype(np.int32)}, "another shape"),
+        (lambda t: t | {KEY: t[KEY].astype(np.int32)}, "no floating-point numbers; got int32"),
+        (lambda t: t | {KEY.removeprefix("base_model.model."): t[KEY]}, "is there twice"),
         (lambda t: t | {KEY: np.full_like(t[KEY], np.nan)}, "NaN"),
         (lambda t: t | {KEY: np.full_like(t[KEY], np.inf)}, "infinit"),
         (lambda t: t | {KEY: t[KEY].T}, "another shape"),
@@ -241,6 +244,18 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, damage, fault):
     save_file({k: np.ascontiguousarray(v) for k, v in damage(tensors).items()}, path / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match=fault):
         refgpt.load(tmp_path / "model", backend="numpy", adapter=path)
+
+
+@pytest.mark.parametrize("alpha", [1e-6, 1e6])
+def test_the_extreme_alphas_of_a_new_adapter_can_be_read_again(tmp_path, alpha):
+    model = training.new_adapter(model_in(tmp_path, backend="numpy"), alpha=alpha, targets="all")
+    training.Trainer(model).write(tmp_path / "adapter")
+    again = refgpt.load(tmp_path / "model", backend="numpy", adapter=tmp_path / "adapter")
+    assert again.engine.kept().blocks[0].wq.scale == alpha / 8
+    with pytest.raises(RefgptError, match=r"alpha: cannot be used"):
+        training.new_adapter(model_in(tmp_path, backend="numpy"), alpha=2 * alpha if alpha > 1 else alpha / 2)
+    with pytest.raises(CheckpointError, match=r"directory: cannot be used; got 3"):
+        training.Trainer(model).write(3)
 
 
 def test_an_adapter_for_another_family_has_no_place(tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,9 @@ from refgpt.training.evaluating import mean_loss
 from refgpt.training.examples import Encoder, batch_of
 from refgpt.training.run import Run, RunSettings
 from refgpt.training.state import read_state
-from tests.helpers.finetune_files import PAIRS, write_lines, write_small_model
+from tests.helpers.finetune_files import CONFIG, PAIRS, write_lines, write_small_model
+from tests.helpers.model_files import write_model
+from tests.helpers.tiny import random_params
 from tests.helpers.work import HANGS
 
 SETTINGS = RunSettings(iters=7, batch_size=2, lr=1e-2, eval_every=3, save_every=2, dropout=0.2)
@@ -190,13 +193,70 @@ def test_a_run_that_was_killed_at_once_is_no_hindrance(tmp_path):
 
 def test_other_settings_or_data_are_another_run(tmp_path):
     with run_in(tmp_path) as run:
-        next(iter(run))
+        assert [event.values.keys() & {"loss"} for event in islice(run, 2)] == [set(), {"loss"}]
     assert "muon_lr_scale" not in (tmp_path / "out" / "finetune.json").read_text()  # nor in those of older versions
     with pytest.raises(CheckpointError, match=r"other settings or data; got another batch_size, lr, muon_lr_scale"):
         run_in(tmp_path, settings=replace(SETTINGS, lr=2e-2, batch_size=3, muon_lr_scale=2.0))
     model = load(tmp_path)
     with pytest.raises(CheckpointError, match=r"got another train, valid"):
         Run(model, data_of(tmp_path, model, PAIRS[1:]), tmp_path / "out", SETTINGS)
+    write_model(tmp_path / "model", CONFIG, random_params(CONFIG, 6))
+    with pytest.raises(CheckpointError, match=r"got another base"):
+        run_in(tmp_path)
+
+
+def test_runs_of_older_versions_resume_without_the_fingerprint_of_their_base(tmp_path):
+    with run_in(tmp_path) as run:
+        list(islice(run, 4))
+    path = tmp_path / "out" / "finetune.json"
+    told = json.loads(path.read_text())
+    assert len(told["about"].pop("base")) == 64
+    path.write_text(json.dumps(told))
+    with run_in(tmp_path) as run:
+        assert run.n_done == 2
+
+
+def test_a_run_that_never_made_a_step_binds_nobody(tmp_path):
+    model = load(tmp_path, adapter=False, dtype="q8")
+    with pytest.raises(RefgptError, match="cannot be trained"):
+        Run(model, data_of(tmp_path, model), tmp_path / "out", replace(SETTINGS, dropout=0.0))
+    assert not (tmp_path / "out").exists()
+    with run_in(tmp_path) as run:
+        next(iter(run))  # the first evaluation
+    with run_in(tmp_path, settings=replace(SETTINGS, lr=2e-2)) as run:
+        assert [event.step for event in islice(run, 2)] == [0, 1]
+    assert [line["step"] for line in lines(tmp_path / "out")] == [0, 1]
+    assert json.loads((tmp_path / "out" / "finetune.json").read_text())["settings"]["lr"] == 2e-2
+
+
+def test_a_state_of_more_steps_is_of_another_training(tmp_path, monkeypatch):
+    with run_in(tmp_path) as run:
+        list(islice(run, 4))
+    monkeypatch.setattr(Run, "_n_saved", lambda self: self.n_steps + 1)
+    with pytest.raises(CheckpointError, match=r"state: holds more steps than this training has; got 8; wanted 7"):
+        run_in(tmp_path)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("refgpt.training.run.mean_loss", lambda *_: (float("nan"), 3))
+    with run_in(tmp_path) as run, pytest.raises(RefgptError, match=r"train.jsonl: the loss is not a number; got nan"):
+        next(iter(run))
+    assert run.metrics() == []
+
+
+def test_lines_of_metrics_without_a_step_are_cut(tmp_path):
+    with run_in(tmp_path) as run:
+        list(islice(run, 4))
+    with (tmp_path / "out" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": "x"}\n')
+    with run_in(tmp_path) as run:
+        assert [line["step"] for line in run.metrics()] == [0, 1, 2]
+
+
+def test_more_steps_than_a_training_has_are_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("refgpt.training.run.MOST_STEPS", 100)
+    with pytest.raises(RefgptError, match=r"epochs: are too many steps; got 99999"):
+        run_in(tmp_path, settings=replace(SETTINGS, iters=None, epochs=99_999))
 
 
 def test_two_runs_do_not_share_an_output(tmp_path):
@@ -228,7 +288,12 @@ def test_settings_that_are_damaged_are_refused(tmp_path, damage):
     "settings",
     [
         {"iters": 0},
+        {"iters": 10**12},
         {"epochs": 0},
+        {"epochs": 10**12},
+        {"clip": 0},
+        {"dropout": 1},
+        {"pack": "yes"},
         {"batch_size": 0},
         {"row_length": 1},
         {"warmup": -1},

@@ -40,6 +40,7 @@ def test_short_trainings_have_no_gap(shape):
         (("cosine", -1, 0, 5), "peak"),
         (("cosine", 1, 6, 5), "warmup"),
         (("cosine", 1, 0, 0), "total"),
+        (("cosine", 1, 0, 10**12), "total"),
         (("cosine", 1, 0, 5, 1.5), "floor"),
         (("cosine", "1", 0, 5), "peak"),
     ],

@@ -217,6 +217,35 @@ def test_a_gradient_that_is_no_number_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_loss_that_is_no_number_changes_nothing(tmp_path, backend):
+    """Its gradient may be finite: what the model expects, less what came."""
+    params = PARAMS.map(lambda name, leaf: np.float32([-3e38, 3e38] + [0] * 59) if name == "b_head" else leaf)
+    trainer = training.Trainer(model_in(tmp_path, params, backend=backend))
+    with np.errstate(over="ignore"), pytest.raises(RefgptError, match=r"the loss is not a number.*got inf"):
+        trainer.step(training.Batch([[2, 0]], [[2, 0]]), 1e-2)
+    assert trainer.n_steps == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("kind", "eps", "lr"), [("full", 0, 1e-3), ("lora", 0, 1e-3), ("full", 1e-8, 1e38)])
+@pytest.mark.filterwarnings("error")
+def test_a_step_to_weights_that_are_no_numbers_is_an_error(tmp_path, kind, eps, lr, backend):
+    model, _ = start(tmp_path, kind, backend)
+    trainer = training.Trainer(model, training.AdamW(eps=eps))
+    with pytest.raises(RefgptError, match=r"the step made weights infinite or NaN; got step 1 with a learning rate"):
+        trainer.step([training.Batch([[3, 4]], [[3, 4]])], lr)
+
+
+def test_more_than_fits_into_memory_is_refused_before_it_is_copied(tmp_path, monkeypatch):
+    model = model_in(tmp_path)
+    monkeypatch.setattr("refgpt._common.memory.obtainable_memory", lambda: 16 * CONFIG.n_params - 1)
+    with pytest.raises(RefgptError, match=r"optimiser's averages take more memory.*new_adapter"):
+        training.Trainer(model)
+    monkeypatch.setattr("refgpt._common.memory.obtainable_memory", lambda: 16 * CONFIG.n_params)
+    training.Trainer(model)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_quantised_weights_are_trained_by_adapters_only(tmp_path, backend):
     model = model_in(tmp_path, backend=backend, dtype="q8")
     with pytest.raises(RefgptError, match=r"cannot be trained.*new_adapter"):
@@ -264,6 +293,12 @@ def test_states_that_are_not_this_models_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="another precision"):
         training.Trainer.resume(tmp_path / "state", model_in(tmp_path, backend="numpy", dtype="f64"))
     whole = (tmp_path / "state" / STATE).read_bytes()
+    for kind in (b"mean:", b"square:"):  # of another name, they are another weight's
+        (tmp_path / "state" / STATE).write_bytes(
+            whole.replace(kind + b"transformer.ln_f.b", kind + b"transformer.ln_g.b")
+        )
+        with pytest.raises(CheckpointError, match=r"is damaged.*ln_f.bias"):
+            training.Trainer.resume(tmp_path / "state", model_in(tmp_path, backend="numpy"))
     for damaged in (whole[:-8], whole[:40], b"", whole.replace(b'\\"n_steps\\"', b'\\"m_steps\\"')):
         (tmp_path / "state" / STATE).write_bytes(damaged)
         with pytest.raises(CheckpointError):
