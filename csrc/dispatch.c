@@ -1,5 +1,6 @@
 /* The table of kernels as data. kernels.def is read twice: once to declare every function, once to list it.
- * An instruction set of another architecture, or left out by build.py (REFGPT_WITHOUT_...), has rows without a function. */
+ * An instruction set of another architecture, or left out by build.py (REFGPT_WITHOUT_...), has rows without a
+ * function. */
 #include "refgpt_kernels.h"
 #include <stddef.h>
 

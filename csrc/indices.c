@@ -14,7 +14,8 @@ int refgpt_tiles_fit(const refgpt_query_tile *tiles, int64_t n_tiles, int64_t n_
     int64_t row = 0;
     for (int64_t i = 0; i < n_tiles; i++) {
         const refgpt_query_tile t = tiles[i];
-        if (t.first_row != row || t.n_rows < 1 || t.n_rows > REFGPT_FEW_ROWS || t.slot < 0 || t.slot >= n_slots) return 0;
+        if (t.first_row != row || t.n_rows < 1 || t.n_rows > REFGPT_FEW_ROWS || t.slot < 0 || t.slot >= n_slots)
+            return 0;
         row += t.n_rows;
         if (row > n_rows) return 0;
     }

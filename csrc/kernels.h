@@ -1,4 +1,5 @@
-/* The bodies of all kernels, over whichever 16 lanes were included before. The order matters: attention uses softmax's row. */
+/* The bodies of all kernels, over whichever 16 lanes were included before. The order matters: attention uses softmax's
+ * row. */
 #include "simd/common.h"
 #include "simd/tile.h"
 #include "ops/linear.h"

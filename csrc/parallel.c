@@ -1,8 +1,9 @@
 /* The only file that uses threads: a pool of workers that is created on first use and waits between calls.
  *
- * The caller deals the items in pieces and takes pieces itself, so it never waits for a worker that has not woken up: on a
- * busy machine a call takes at most about as long as it would alone. Results do not depend on the deal. Why not OpenMP: its
- * regions end only when every thread has been scheduled, it hangs in forked children, and wheels would have to carry it. */
+ * The caller deals the items in pieces and takes pieces itself, so it never waits for a worker that has not woken up:
+ * on a busy machine a call takes at most about as long as it would alone. Results do not depend on the deal. Why not
+ * OpenMP: its regions end only when every thread has been scheduled, it hangs in forked children, and wheels would have
+ * to carry it. */
 #include "refgpt_kernels.h"
 #include <pthread.h>
 #include <sched.h>
@@ -11,7 +12,8 @@
 #include <time.h>
 
 enum { MOST_WORKERS = 1023 };
-enum { STACK_BYTES = 2 << 20 }; /* kernels keep about half a megabyte of sums there; some systems grant less by default */
+/* Kernels keep about half a megabyte of sums there; some systems grant less by default. */
+enum { STACK_BYTES = 2 << 20 };
 static const int64_t SPIN_NANOSECONDS = 100000; /* decode calls follow each other faster than a sleeper wakes */
 
 /* The current job. Written by the caller before it opens the job, read by the workers. */
@@ -24,7 +26,8 @@ static struct {
 
 static _Atomic uint64_t open_job; /* number of the job that may be entered, 0 if none */
 static _Atomic int n_inside, n_asleep;
-static pthread_mutex_t caller_lock = PTHREAD_MUTEX_INITIALIZER; /* one job at a time; also guards n_workers and n_jobs */
+/* One job at a time. It also guards n_workers and n_jobs. */
+static pthread_mutex_t caller_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake_up = PTHREAD_COND_INITIALIZER;
 static int64_t n_workers;
@@ -44,15 +47,16 @@ static int64_t nanoseconds(void) {
     return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
-/* Large pieces first, then ever smaller ones down to a grain: few of them, and all threads are done at about the same time,
- * whether they are two or sixteen, and whatever else the machine does. */
+/* Large pieces first, then ever smaller ones down to a grain: few of them, and all threads are done at about the same
+ * time, whether they are two or sixteen, and whatever else the machine does. */
 static void take_pieces(int64_t worker) {
     int64_t begin = atomic_load(&job.next);
     while (begin < job.n_items) {
         const int64_t left = job.n_items - begin;
         int64_t piece = left / (4 * job.n_threads) / job.grain * job.grain;
         if (piece < job.grain) piece = job.grain < left ? job.grain : left;
-        if (!atomic_compare_exchange_weak(&job.next, &begin, begin + piece)) continue; /* begin is where the next starts now */
+        /* If another thread was faster, begin is where the next piece starts now. */
+        if (!atomic_compare_exchange_weak(&job.next, &begin, begin + piece)) continue;
         job.kernel(job.args, begin, begin + piece, worker);
         begin = atomic_load(&job.next);
     }
@@ -154,5 +158,6 @@ void refgpt_run(refgpt_kernel kernel, const void *args, int64_t n_items, int64_t
 }
 
 void refgpt_run_steps(const refgpt_step *steps, int64_t n_steps, int64_t n_threads) {
-    for (int64_t i = 0; i < n_steps; i++) refgpt_run(steps[i].kernel, steps[i].args, steps[i].n_items, steps[i].grain, n_threads);
+    for (int64_t i = 0; i < n_steps; i++)
+        refgpt_run(steps[i].kernel, steps[i].args, steps[i].n_items, steps[i].grain, n_threads);
 }

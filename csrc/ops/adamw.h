@@ -4,7 +4,8 @@ KERNEL(adamw) {
     const refgpt_adamw_args *a = args;
     const v16 shrink = v16_set1(a->shrink), rate = v16_set1(a->rate), eps = v16_set1(a->eps),
               correction = v16_set1(a->correction);
-    const v16 beta1 = v16_set1(a->beta1), beta2 = v16_set1(a->beta2), rest1 = v16_set1(a->rest1), rest2 = v16_set1(a->rest2);
+    const v16 beta1 = v16_set1(a->beta1), beta2 = v16_set1(a->beta2), rest1 = v16_set1(a->rest1),
+              rest2 = v16_set1(a->rest2);
     const int64_t stop = smaller(end * REFGPT_CHUNK * LANES, a->n);
     for (int64_t i = begin * REFGPT_CHUNK * LANES; i < stop; i += LANES) {
         const v16 g = load_row(a->g, i, stop, 0.0f);

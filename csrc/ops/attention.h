@@ -1,10 +1,11 @@
-/* Attention of query tiles over the cache: scores, softmax, weighted values. The cache is stored as panels, so both products
- * use the tile of the linear layers: its outputs are keys in the first product, dimensions in the second. One query is bound
- * by reading the cache; a tile of queries shares that reading. */
+/* Attention of query tiles over the cache: scores, softmax, weighted values. The cache is stored as panels, so both
+ * products use the tile of the linear layers: its outputs are keys in the first product, dimensions in the second. One
+ * query is bound by reading the cache; a tile of queries shares that reading. */
 
 static inline int64_t whole_chunks(int64_t n) { return (n + CHUNK - 1) / CHUNK * CHUNK; }
 
-/* The keys that the rows of a tile see: row r sees [first[r], stop[r]), and all rows see the whole chunks [shared, n_shared). */
+/* The keys that the rows of a tile see: row r sees [first[r], stop[r]), and all rows see the whole chunks [shared,
+ * n_shared). */
 typedef struct {
     const float *pattern; /* [n_rows][stride] */
     int64_t stride, n_rows;
@@ -12,15 +13,15 @@ typedef struct {
     int64_t shared, n_shared;
 } tile_view;
 
-/* Where the keys of a sequence lie: its keys [b * block, (b + 1) * block) in block table[b] of the cache. A head has its share of each
- * block, `step` elements (or bytes, of records) from its share of the next block of the cache. */
+/* Where the keys of a sequence lie: its keys [b * block, (b + 1) * block) in block table[b] of the cache. A head has
+ * its share of each block, `step` elements (or bytes, of records) from its share of the next block of the cache. */
 typedef struct {
     const int64_t *table;
     int64_t n_blocks, block, step;
 } places;
 
-/* The distance from a head's share of the first block of the cache to its share of block b of the sequence; and from there to its share
- * of block b + 1, which is read next, or `otherwise` after the last block. */
+/* The distance from a head's share of the first block of the cache to its share of block b of the sequence; and from
+ * there to its share of block b + 1, which is read next, or `otherwise` after the last block. */
 static inline int64_t place_of(places s, int64_t b) { return s.table[b] * s.step; }
 static inline int64_t next_after(places s, int64_t b, int64_t otherwise) {
     return b + 1 < s.n_blocks ? place_of(s, b + 1) - place_of(s, b) : otherwise;
@@ -35,9 +36,10 @@ typedef struct {
 
 enum { SLAB = 16 }; /* panels whose z stay in the L1 cache */
 
-/* Adds the values of keys [from, to) to rows of z, in chunks that are counted from index 0; the first may be incomplete. A block
- * is read from end to end. */
-static void mix(int64_t n_rows, const float *pattern, int64_t stride, values_floats values, float *z, int64_t from, int64_t to) {
+/* Adds the values of keys [from, to) to rows of z, in chunks that are counted from index 0; the first may be
+ * incomplete. A block is read from end to end. */
+static void mix(int64_t n_rows, const float *pattern, int64_t stride, values_floats values, float *z, int64_t from,
+                int64_t to) {
     while (from < to) {
         const int64_t b = from / values.at.block, inner = from - b * values.at.block;
         const int64_t stop = smaller(from % CHUNK ? whole_chunks(from) : from - inner + values.at.block, to);
@@ -49,8 +51,8 @@ static void mix(int64_t n_rows, const float *pattern, int64_t stride, values_flo
     }
 }
 
-/* A head's values in 8 bits. `first` and `scales` are where the integers and the scales of its panels begin, in the first record of the
- * first block of the cache. */
+/* A head's values in 8 bits. `first` and `scales` are where the integers and the scales of its panels begin, in the
+ * first record of the first block of the cache. */
 typedef struct {
     const char *first, *scales;
     int64_t record, n_panels;
@@ -60,7 +62,8 @@ typedef struct {
 /* Size in bytes of a record whose integers take n times 16 bytes. */
 static inline int64_t record_of(int64_t n, int64_t d_head) { return (n + (d_head + BLOCK - 1) / BLOCK * 2) * LANES; }
 
-/* z of R rows and P panels, for keys [from, stop) of a chunk: sums live in registers, and records are read from end to end. */
+/* z of R rows and P panels, for keys [from, stop) of a chunk: sums live in registers, and records are read from end to
+ * end. */
 ALWAYS_INLINE void mix_some_q8(const float *pattern, int64_t stride, const char *at, int64_t record, int64_t ahead,
                                const float *scales, int64_t from, int64_t stop, float *z, const int R, const int P) {
     v16 sum[MOST_ROWS][MOST_PANELS];
@@ -106,7 +109,8 @@ ALWAYS_INLINE void mix_rows_q8(int64_t n_rows, const float *pattern, int64_t str
     }
 }
 
-static void mix_q8(int64_t n_rows, const float *pattern, int64_t stride, values_q8 values, float *z, int64_t from, int64_t to) {
+static void mix_q8(int64_t n_rows, const float *pattern, int64_t stride, values_q8 values, float *z, int64_t from,
+                   int64_t to) {
     const int64_t record = values.record;
     while (from < to) {
         const int64_t chunk = from / CHUNK * CHUNK, first = from - chunk, stop = smaller(CHUNK, to - chunk);
@@ -123,26 +127,28 @@ static void mix_q8(int64_t n_rows, const float *pattern, int64_t stride, values_
                     v16_store(scales + pair * CHUNK + s, v16_load_f16((const uint16_t *)of_keys));
                 }
             if (n_rows == 1 && n == MOST_PANELS)
-                mix_some_q8(pattern + chunk, stride, some, record, ahead, scales, first, stop, z + p * LANES, 1, MOST_PANELS);
+                mix_some_q8(pattern + chunk, stride, some, record, ahead, scales, first, stop, z + p * LANES, 1,
+                            MOST_PANELS);
             else
                 for (int64_t i = 0; i < n; i += 2) {
                     const char *pair = some + i * LANES * LANES;
                     const float *of_pair = scales + i / 2 * CHUNK;
                     float *to_z = z + (p + i) * LANES;
                     if (i + 1 < n && TILE_PANELS > 1)
-                        mix_rows_q8(n_rows, pattern + chunk, stride, pair, record, ahead, of_pair, first, stop, to_z, 2);
+                        mix_rows_q8(n_rows, pattern + chunk, stride, pair, record, ahead, of_pair, first, stop, to_z,
+                                    2);
                     else
                         for (int64_t one = 0; one < smaller(2, n - i); one++)
-                            mix_rows_q8(n_rows, pattern + chunk, stride, pair + one * LANES * LANES, record, ahead, of_pair,
-                                        first, stop, to_z + one * LANES, 1);
+                            mix_rows_q8(n_rows, pattern + chunk, stride, pair + one * LANES * LANES, record, ahead,
+                                        of_pair, first, stop, to_z + one * LANES, 1);
                 }
         }
         from = chunk + stop;
     }
 }
 
-/* z of a tile's rows. Before and after the chunks of keys that all rows see, each row is computed by itself, without the keys that it
- * does not see: 0 times an infinite value would be NaN. */
+/* z of a tile's rows. Before and after the chunks of keys that all rows see, each row is computed by itself, without
+ * the keys that it does not see: 0 times an infinite value would be NaN. */
 #define MIX_TILE(name, kind, one)                                                                        \
     static void name(tile_view t, kind values, float *z) {                                               \
         if (t.shared < t.n_shared) {                                                                     \
@@ -159,8 +165,10 @@ MIX_TILE(mix_tile, values_floats, mix)
 MIX_TILE(mix_tile_q8, values_q8, mix_q8)
 #undef MIX_TILE
 
-ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int64_t end, int64_t worker, enum dtype dtype) {
-    const int64_t width = a->n_head * a->d_head, n_panels = (a->d_head + LANES - 1) / LANES, key_panels = a->block / LANES;
+ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int64_t end, int64_t worker,
+                             enum dtype dtype) {
+    const int64_t width = a->n_head * a->d_head, n_panels = (a->d_head + LANES - 1) / LANES,
+                  key_panels = a->block / LANES;
     const int64_t k_record = record_of(a->d_head, a->d_head), v_record = record_of(n_panels * LANES, a->d_head);
     panels k = stream_of(a->k, dtype == KEYS_Q8 ? k_record : a->d_head * LANES, dtype);
     if (dtype == KEYS_Q8) k.ahead = MOST_PANELS * k_record; /* the panels beside it are read with it */
@@ -173,8 +181,10 @@ ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int6
         const int64_t h = item % a->n_head;
         const int64_t *n_visible = a->n_visible + t.first_row;
         int64_t first_visible[FEW_ROWS] = {0};
-        if (a->first_visible) memcpy(first_visible, a->first_visible + t.first_row, (size_t)t.n_rows * sizeof *first_visible);
-        /* At least one row of the tile sees keys [first, n_keys), and every row sees the whole chunks [shared, n_shared). */
+        if (a->first_visible)
+            memcpy(first_visible, a->first_visible + t.first_row, (size_t)t.n_rows * sizeof *first_visible);
+        /* At least one row of the tile sees keys [first, n_keys), and every row sees the whole chunks [shared,
+         * n_shared). */
         int64_t first = a->capacity, n_keys = 0, shared = 0, n_shared = a->capacity;
         for (int64_t r = 0; r < t.n_rows; r++) {
             first = smaller(first, first_visible[r]);
@@ -201,7 +211,8 @@ ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int6
         for (int64_t r = 0; r < t.n_rows; r++) {
             float *row = scores + r * a->capacity, *seen = row + first_visible[r];
             const int64_t n_seen = n_visible[r] - first_visible[r];
-            for (int64_t s = start; s < n_visible[r]; s += LANES) v16_store(row + s, v16_div(v16_load(row + s), divisor));
+            for (int64_t s = start; s < n_visible[r]; s += LANES)
+                v16_store(row + s, v16_div(v16_load(row + s), divisor));
             softmax_row(seen, seen, n_seen);
             if (a->pattern) {
                 float *shown = a->pattern + (h * a->n_rows + t.first_row + r) * a->n_keys;

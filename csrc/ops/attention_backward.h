@@ -1,6 +1,7 @@
 /* The backward of attention, a text and a head at a time: scores and pattern are computed again, then the gradients, by
- * products of tiles as in the forward pass. 32 queries, one chunk of the sums over queries, are computed together, for only the keys
- * that at least one of them sees. The memory grows with the text's length, not with its square. Bound by arithmetic. */
+ * products of tiles as in the forward pass. 32 queries, one chunk of the sums over queries, are computed together, for
+ * only the keys that at least one of them sees. The memory grows with the text's length, not with its square. Bound by
+ * arithmetic. */
 
 /* Places in a worker's scratch memory, for n keys, a multiple of 32. */
 typedef struct {
@@ -8,7 +9,8 @@ typedef struct {
     float *k, *q, *dz;      /* panels [ceil(d_head / 16)][n or 32][16]: lanes are dimensions */
     float *dk, *dv;         /* totals [n][width] */
     float *pattern, *slope; /* [32][stride] */
-    int64_t width, stride;  /* d_head in whole panels; n + 16, so that neighbouring rows do not share the cache's lines */
+    int64_t width;          /* d_head in whole panels */
+    int64_t stride;         /* n + 16, so that neighbouring rows do not share the cache's lines */
 } attention_places;
 
 static attention_places attention_places_of(const refgpt_attention_backward_args *a, int64_t n_rows, int64_t worker) {
@@ -35,7 +37,8 @@ static void rows_as_lanes(const float *x, int64_t stride, int64_t n_rows, int64_
 }
 
 /* Rows of a head as panels [..][room][16] whose lanes are dimensions; zeros past the last of both. */
-static void dimensions_as_lanes(const float *x, int64_t stride, int64_t n_rows, int64_t d_head, int64_t room, float *lanes) {
+static void dimensions_as_lanes(const float *x, int64_t stride, int64_t n_rows, int64_t d_head, int64_t room,
+                                float *lanes) {
     for (int64_t d = 0; d < d_head; d += LANES, lanes += room * LANES) {
         for (int64_t r = 0; r < n_rows; r++) v16_store(lanes + r * LANES, load_row(x + r * stride, d, d_head, 0.0f));
         memset(lanes + n_rows * LANES, 0, (size_t)((room - n_rows) * LANES) * sizeof *lanes);
@@ -45,21 +48,23 @@ static void dimensions_as_lanes(const float *x, int64_t stride, int64_t n_rows, 
 /* Products of up to 32 rows with the keys or values of some panels, into a [32][stride]. */
 static void attention_products(const float *x, int64_t x_stride, int64_t n_rows, const float *lanes, int64_t d_head,
                                int64_t n_panels, float *products, int64_t stride) {
-    for (int64_t r = 0; r < n_rows; r++) memset(products + r * stride, 0, (size_t)(n_panels * LANES) * sizeof *products);
+    for (int64_t r = 0; r < n_rows; r++)
+        memset(products + r * stride, 0, (size_t)(n_panels * LANES) * sizeof *products);
     const panels w = stream_of(lanes, d_head * LANES, F32);
     multiply_f32(n_rows, rows_as_they_are(x, x_stride), n_panels, w, products, stride, d_head);
 }
 
-/* Replaces a row's scores by its pattern, and the gradient of its pattern by that of its scores; of the keys from `start` to `stop`,
- * those that it does not see become zero in both. */
-static void attention_row_backward(float *pattern, float *slope, int64_t start, int64_t first, int64_t n_visible, int64_t stop,
-                                   v16 divisor) {
+/* Replaces a row's scores by its pattern, and the gradient of its pattern by that of its scores; of the keys from
+ * `start` to `stop`, those that it does not see become zero in both. */
+static void attention_row_backward(float *pattern, float *slope, int64_t start, int64_t first, int64_t n_visible,
+                                   int64_t stop, v16 divisor) {
     float *p = pattern + first, *ds = slope + first;
     const int64_t n = n_visible - first;
     for (int64_t s = 0; s < n; s += LANES) store_row(p, s, n, v16_div(load_row(p, s, n, 0.0f), divisor));
     softmax_row(p, p, n);
     v16 sum = v16_set1(0.0f);
-    for (int64_t s = 0; s < n; s += LANES) sum = v16_add(sum, v16_mul(load_row(ds, s, n, 0.0f), load_row(p, s, n, 0.0f)));
+    for (int64_t s = 0; s < n; s += LANES)
+        sum = v16_add(sum, v16_mul(load_row(ds, s, n, 0.0f), load_row(p, s, n, 0.0f)));
     const v16 mean = v16_set1(v16_sum(sum));
     for (int64_t s = 0; s < n; s += LANES) {
         const v16 off = v16_sub(load_row(ds, s, n, 0.0f), mean);
@@ -72,11 +77,12 @@ static void attention_row_backward(float *pattern, float *slope, int64_t start, 
 }
 
 /* Up to 32 queries from `first_row` on, a multiple of 32, of a text of `n_text` rows. */
-static void attention_backward_tile(const refgpt_attention_backward_args *a, attention_places at, int64_t n_text, int64_t h,
-                                    int64_t first_row) {
+static void attention_backward_tile(const refgpt_attention_backward_args *a, attention_places at, int64_t n_text,
+                                    int64_t h, int64_t first_row) {
     const int64_t row = a->n_head * a->d_head, offset = first_row * row + h * a->d_head, n_panels = at.width / LANES;
     const int64_t n_rows = smaller(CHUNK, n_text - first_row), n = whole_chunks(n_text);
-    const int64_t *n_visible = a->n_visible + first_row, *first_visible = a->first_visible ? a->first_visible + first_row : NULL;
+    const int64_t *n_visible = a->n_visible + first_row,
+                  *first_visible = a->first_visible ? a->first_visible + first_row : NULL;
     int64_t first = n_text, last = 0;
     for (int64_t r = 0; r < n_rows; r++) {
         first = smaller(first, first_visible ? first_visible[r] : 0);
@@ -85,8 +91,8 @@ static void attention_backward_tile(const refgpt_attention_backward_args *a, att
     const int64_t start = first / CHUNK * CHUNK, n_key_panels = (last - start + LANES - 1) / LANES,
                   stop = start + n_key_panels * LANES;
 
-    attention_products(a->q + offset, row, n_rows, at.keys + start * a->d_head, a->d_head, n_key_panels, at.pattern + start,
-                       at.stride);
+    attention_products(a->q + offset, row, n_rows, at.keys + start * a->d_head, a->d_head, n_key_panels,
+                       at.pattern + start, at.stride);
     if (a->dpattern) { /* of all keys, seen or not */
         attention_products(a->dz + offset, row, n_rows, at.values, a->d_head, n / LANES, at.slope, at.stride);
         for (int64_t r = 0; r < n_rows; r++)
@@ -97,8 +103,8 @@ static void attention_backward_tile(const refgpt_attention_backward_args *a, att
         attention_products(a->dz + offset, row, n_rows, values, a->d_head, n_key_panels, at.slope + start, at.stride);
     }
     for (int64_t r = 0; r < n_rows; r++)
-        attention_row_backward(at.pattern + r * at.stride, at.slope + r * at.stride, start, first_visible ? first_visible[r] : 0,
-                               n_visible[r], stop, v16_set1(a->divisor));
+        attention_row_backward(at.pattern + r * at.stride, at.slope + r * at.stride, start,
+                               first_visible ? first_visible[r] : 0, n_visible[r], stop, v16_set1(a->divisor));
 
     for (int64_t r = 0; r < n_rows; r += FEW_ROWS) /* sums over keys; dq's rows may end inside a panel */
         for (int64_t p = 0; p < n_panels; p++) {
@@ -111,7 +117,8 @@ static void attention_backward_tile(const refgpt_attention_backward_args *a, att
                 memcpy(a->dq + offset + (r + i) * row + p * LANES, dq + i * LANES,
                        (size_t)smaller(LANES, a->d_head - p * LANES) * sizeof *dq);
         }
-    dimensions_as_lanes(a->q + offset, row, n_rows, a->d_head, CHUNK, at.q); /* this is one chunk of the sums over queries */
+    /* This is one chunk of the sums over queries. */
+    dimensions_as_lanes(a->q + offset, row, n_rows, a->d_head, CHUNK, at.q);
     dimensions_as_lanes(a->dz + offset, row, n_rows, a->d_head, CHUNK, at.dz);
     const rows pattern = {at.pattern + start, 1, at.stride, 0, 0}, slope = {at.slope + start, 1, at.stride, 0, 0};
     const panels q = {at.q, CHUNK * LANES, 0, F32}, dz = {at.dz, CHUNK * LANES, 0, F32};

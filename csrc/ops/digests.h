@@ -65,7 +65,8 @@ static inline int floats_are_finite(const refgpt_digests_args *a, int64_t begin,
             continue;
         }
         const int64_t from = start < begin ? begin : start, n = (smaller(start + n_bytes, end) - from) / a->float_bytes;
-        if (n > 0) found |= have_exponent(bytes + from, n, a->float_bytes, (uint32_t)a->exponent); /* else it ends before */
+        /* A piece without numbers ends before them. */
+        if (n > 0) found |= have_exponent(bytes + from, n, a->float_bytes, (uint32_t)a->exponent);
         g++;
     }
     return !found;

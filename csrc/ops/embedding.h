@@ -29,7 +29,8 @@ KERNEL(embedding_q8) {
         for (int64_t b = 0; b < n_blocks; b++, block += block_bytes(Q8)) {
             float scales[LANES], row[BLOCK];
             v16_store(scales, v16_load_f16((const uint16_t *)(block + BLOCK * LANES)));
-            for (int64_t i = 0; i < BLOCK; i++) row[i] = scales[lane] * (float)(int8_t)block[(i / 4 * LANES + lane) * 4 + i % 4];
+            for (int64_t i = 0; i < BLOCK; i++)
+                row[i] = scales[lane] * (float)(int8_t)block[(i / 4 * LANES + lane) * 4 + i % 4];
             memcpy(a->y + r * a->n + b * BLOCK, row, (size_t)smaller(BLOCK, a->n - b * BLOCK) * sizeof *row);
         }
     }

@@ -1,5 +1,5 @@
-/* The backward of embeddings: adds rows to those of the table, in the order of the text, so that an id may occur any number of times.
- * Items are columns, so that no two threads write the same number. Bound by memory. */
+/* The backward of embeddings: adds rows to those of the table, in the order of the text, so that an id may occur any
+ * number of times. Items are columns, so that no two threads write the same number. Bound by memory. */
 
 KERNEL(embedding_backward) {
     const refgpt_embedding_backward_args *a = args;

@@ -1,5 +1,5 @@
-/* Embedding lookup in a table that is also the output head, and so is stored in panels: a row is one lane of a panel. Its numbers are
- * 16 apart, so that each costs a cache line; but only one row is read for each token. */
+/* Embedding lookup in a table that is also the output head, and so is stored in panels: a row is one lane of a panel.
+ * Its numbers are 16 apart, so that each costs a cache line; but only one row is read for each token. */
 
 ALWAYS_INLINE void embedding_panels(const refgpt_embedding_args *a, int64_t begin, int64_t end, enum dtype dtype) {
     const int64_t size = size_of(dtype);

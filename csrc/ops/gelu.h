@@ -2,7 +2,8 @@
 
 KERNEL(gelu) {
     const refgpt_gelu_args *a = args;
-    const v16 one = v16_set1(1.0f), cubic = v16_set1(0.044715f), minus_two_root = v16_set1(-0x1.988454p+0f); /* -2 sqrt(2 / pi) */
+    const v16 one = v16_set1(1.0f), cubic = v16_set1(0.044715f);
+    const v16 minus_two_root = v16_set1(-0x1.988454p+0f); /* -2 sqrt(2 / pi) */
     for (int64_t r = begin; r < end; r++) {
         const float *x = a->x + r * a->n;
         float *y = a->y + r * a->n;

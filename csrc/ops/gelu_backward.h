@@ -1,6 +1,6 @@
-/* The backward of GELU. With e = exp(-2u) and s = 1 / (1 + e), GELU is x s, and its slope s + x s (1 - s) (2u)'. 1 - s is computed
- * as e s, without cancellation. Beyond 16 the slope is 0 or 1, and x^3 could overflow: u is computed for x clamped to -16 .. 16.
- * Bound by exp. */
+/* The backward of GELU. With e = exp(-2u) and s = 1 / (1 + e), GELU is x s, and its slope s + x s (1 - s) (2u)'. 1 - s
+ * is computed as e s, without cancellation. Beyond 16 the slope is 0 or 1, and x^3 could overflow: u is computed for x
+ * clamped to -16 .. 16. Bound by exp. */
 
 KERNEL(gelu_backward) {
     const refgpt_gelu_backward_args *a = args;

@@ -1,6 +1,6 @@
-/* The backward of exact GELU: its slope is the normal distribution's share below x, plus x times its density. With t = |x| the share is
- * 1 - Q(t), or Q(t) if x is negative: |[x >= 0] - Q(t)|. The density uses the exp(-t^2 / 2) that Q computes. Bound by exp and a
- * division. */
+/* The backward of exact GELU: its slope is the normal distribution's share below x, plus x times its density. With t =
+ * |x| the share is 1 - Q(t), or Q(t) if x is negative: |[x >= 0] - Q(t)|. The density uses the exp(-t^2 / 2) that Q
+ * computes. Bound by exp and a division. */
 
 KERNEL(gelu_erf_backward) {
     const refgpt_gelu_backward_args *a = args;

@@ -18,11 +18,13 @@ static void side_products(const float *x, int64_t n_rows, const float *w, int64_
 }
 
 /* 16 lanes of up to 16 rows: totals or, with x, of_x * x + of_totals * totals. Zeros past the last row. */
-ALWAYS_INLINE void side_square(const float *x, float of_x, const float *totals, float of_totals, int64_t n_rows, v16 *square) {
+ALWAYS_INLINE void side_square(const float *x, float of_x, const float *totals, float of_totals, int64_t n_rows,
+                               v16 *square) {
     for (int64_t l = 0; l < LANES; l++) {
         square[l] = l < n_rows ? v16_load(totals + l * SIDE_WIDTH) : v16_set1(0.0f);
         if (x && l < n_rows)
-            square[l] = v16_add(v16_mul(v16_set1(of_x), v16_load(x + l * LANES)), v16_mul(v16_set1(of_totals), square[l]));
+            square[l] =
+                v16_add(v16_mul(v16_set1(of_x), v16_load(x + l * LANES)), v16_mul(v16_set1(of_totals), square[l]));
     }
 }
 
@@ -39,8 +41,8 @@ KERNEL(gram) {
             for (int64_t r = first; r < first + n_rows; r += LANES)
                 for (int64_t q = p; q < p + n && q * LANES <= r; q++) { /* this half, and from it the other one */
                     const int64_t at = (q * m + r) * LANES, n_here = smaller(LANES, m - r);
-                    side_square(a->base ? a->base + at : NULL, a->of_base, totals + (r - first) * SIDE_WIDTH + (q - p) * LANES,
-                                a->of_sum, n_here, square);
+                    side_square(a->base ? a->base + at : NULL, a->of_base,
+                                totals + (r - first) * SIDE_WIDTH + (q - p) * LANES, a->of_sum, n_here, square);
                     for (int64_t l = 0; l < n_here; l++) v16_store(a->y + at + l * LANES, square[l]);
                     if (r == q * LANES) continue;
                     v16_turn(square);

@@ -1,5 +1,6 @@
-/* Writes keys and values to the cache. Both are stored as panels, keys with keys as lanes (scores are sums over d_head), values
- * with dimensions as lanes (z is a sum over keys), so that attention is two linear layers. Bound by the keys' scattered stores. */
+/* Writes keys and values to the cache. Both are stored as panels, keys with keys as lanes (scores are sums over
+ * d_head), values with dimensions as lanes (z is a sum over keys), so that attention is two linear layers. Bound by the
+ * keys' scattered stores. */
 
 /* Numbers too large for float16 become NaN: an infinite key could get the score -infinity and be ignored silently. */
 ALWAYS_INLINE void store_stored(void *p, v16 a, enum dtype dtype) {
@@ -49,7 +50,8 @@ static uint16_t quantise_neighbours(const float *x, int64_t n, int8_t *integers)
     const int usable = scales[0] > 0.0f && scales[0] <= 65504.0f, zeros = scales[0] == 0.0f;
     const v16 steps = v16_set1(usable ? 1.0f / scales[0] : 0.0f);
     for (int h = 0; h < 2; h++)
-        v16_store_low_bytes(integers + h * LANES, v16_add(v16_max(v16_min(v16_mul(half[h], steps), most), least), magic));
+        v16_store_low_bytes(integers + h * LANES,
+                            v16_add(v16_max(v16_min(v16_mul(half[h], steps), most), least), magic));
     return usable || zeros ? halves[0] : 0x7e00; /* NaN */
 }
 

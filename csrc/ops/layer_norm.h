@@ -15,7 +15,8 @@ KERNEL(layer_norm) {
             squares = v16_fma(off, off, squares);
         }
         const float variance = v16_sum(squares) / (float)a->n;
-        const float strange = variance * 0.0f; /* 0, or NaN if the squares overflowed: 1 / infinity would make the row 0 */
+        /* 0, or NaN if the squares overflowed: 1 / infinity would make the row 0. */
+        const float strange = variance * 0.0f;
         const v16 scale = v16_set1(1.0f / sqrtf(variance + a->eps) + strange);
         for (int64_t i = 0; i < a->n; i += LANES) {
             const v16 normal = v16_mul(v16_sub(load_row(x, i, a->n, mean), means), scale);

@@ -1,5 +1,5 @@
-/* The backward of LayerNorm in a row: its statistics are computed again, then the two sums that are the gradients through mean and
- * variance. Bound by the cache and by divisions. */
+/* The backward of LayerNorm in a row: its statistics are computed again, then the two sums that are the gradients
+ * through mean and variance. Bound by the cache and by divisions. */
 
 KERNEL(layer_norm_backward) {
     const refgpt_layer_norm_backward_args *a = args;

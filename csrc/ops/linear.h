@@ -1,12 +1,12 @@
 /* Linear layers: rows of activations times panels of weights.
  *
- * Few rows (decode) are bound by reading the weights once: they stream from memory and are widened in registers. Many rows
- * (prefill) are bound by arithmetic, so both factors have to be in a cache. Rows are packed side by side, which makes
- * broadcasts sequential loads. 64 of them stay in L2 while they are multiplied with 24 panels of weights, 8 KiB of each. The
- * weights of a tile stay in L1 until they are multiplied with all these rows; each tile widens them again, which costs less
- * than storing them wide and reading twice the bytes. Meanwhile the next tile's weights are prefetched into L2. Totals are
- * kept in a buffer until they are complete: y's rows are often a power of two apart, and would compete for the same lines of
- * the cache. */
+ * Few rows (decode) are bound by reading the weights once: they stream from memory and are widened in registers. Many
+ * rows (prefill) are bound by arithmetic, so both factors have to be in a cache. Rows are packed side by side, which
+ * makes broadcasts sequential loads. 64 of them stay in L2 while they are multiplied with 24 panels of weights, 8 KiB
+ * of each. The weights of a tile stay in L1 until they are multiplied with all these rows; each tile widens them again,
+ * which costs less than storing them wide and reading twice the bytes. Meanwhile the next tile's weights are prefetched
+ * into L2. Totals are kept in a buffer until they are complete: y's rows are often a power of two apart, and would
+ * compete for the same lines of the cache. */
 
 enum { PIECE = 8 << 10, ROW_BLOCK = 64, PANEL_BLOCK = 24 };
 _Static_assert(PIECE % (4 * LANES * CHUNK) == 0, "a piece of any dtype is whole chunks");
@@ -33,15 +33,18 @@ static void linear_few_rows(const refgpt_linear_args *a, int64_t first, int64_t 
     if (n_left) { /* the last panel's lanes reach past y: its totals need a buffer */
         float totals[FEW_ROWS * LANES] = {0};
         y += n_panels * LANES;
-        for (int64_t r = 0; r < a->n_rows; r++) memcpy(totals + r * LANES, y + r * a->n_out, (size_t)n_left * sizeof *y);
+        for (int64_t r = 0; r < a->n_rows; r++)
+            memcpy(totals + r * LANES, y + r * a->n_out, (size_t)n_left * sizeof *y);
         multiply_stored(a->n_rows, x, 1, panels_from(w, n_panels * w.panel), totals, LANES, a->n_in);
-        for (int64_t r = 0; r < a->n_rows; r++) memcpy(y + r * a->n_out, totals + r * LANES, (size_t)n_left * sizeof *y);
+        for (int64_t r = 0; r < a->n_rows; r++)
+            memcpy(y + r * a->n_out, totals + r * LANES, (size_t)n_left * sizeof *y);
     }
 }
 
-/* y for up to ROW_BLOCK rows (whole panels of packed rows) and PANEL_BLOCK panels of weights. Depth by depth, a PIECE of each
- * panel. */
-ALWAYS_INLINE void linear_block(const refgpt_linear_args *a, int64_t first_row, int64_t first, int64_t n_outputs, panels w) {
+/* y for up to ROW_BLOCK rows (whole panels of packed rows) and PANEL_BLOCK panels of weights. Depth by depth, a PIECE
+ * of each panel. */
+ALWAYS_INLINE void linear_block(const refgpt_linear_args *a, int64_t first_row, int64_t first, int64_t n_outputs,
+                                panels w) {
     enum { WIDTH = PANEL_BLOCK * LANES };
     const int64_t deepest = PIECE / (LANES * size_of(w.dtype)); /* the depth of a piece */
     float totals[ROW_BLOCK * WIDTH] __attribute__((aligned(64)));
@@ -68,7 +71,8 @@ ALWAYS_INLINE void linear(const refgpt_linear_args *a, int64_t begin, int64_t en
     const int64_t panel = a->n_in * LANES;
     const panels w = stream_of(a->w, panel, dtype);
     if (!a->x_panels) {
-        linear_few_rows(a, begin * LANES, smaller(end * LANES, a->n_out) - begin * LANES, panels_from(w, begin * panel));
+        linear_few_rows(a, begin * LANES, smaller(end * LANES, a->n_out) - begin * LANES,
+                        panels_from(w, begin * panel));
         return;
     }
     for (int64_t p = begin; p < end; p += PANEL_BLOCK)

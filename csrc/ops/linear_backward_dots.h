@@ -1,7 +1,7 @@
-/* The gradient of the rows of linear layers, in bfloat16: as in linear_backward.h, but both factors are rounded and multiplied in pairs of
- * outputs. A piece of weights is decoded, transposed and rounded once for all rows that fit into the L2 cache beside it, whatever it is
- * stored in: weights of few bits too, so that no second layout of them is needed. Rows are rounded again for each group of input
- * blocks. Bound by arithmetic. */
+/* The gradient of the rows of linear layers, in bfloat16: as in linear_backward.h, but both factors are rounded and
+ * multiplied in pairs of outputs. A piece of weights is decoded, transposed and rounded once for all rows that fit into
+ * the L2 cache beside it, whatever it is stored in: weights of few bits too, so that no second layout of them is
+ * needed. Rows are rounded again for each group of input blocks. Bound by arithmetic. */
 
 enum { DOTS_BLOCKS = 6, DOTS_PANELS = DOTS_BLOCKS * BLOCK / LANES, DOTS_DEPTH = 128, DOTS_ROWS = 256 };
 enum { DOTS_WIDTH = DOTS_PANELS * LANES, DOTS_WORDS = DOTS_DEPTH / PAIR_STEP };
@@ -9,12 +9,13 @@ enum { DOTS_WIDTH = DOTS_PANELS * LANES, DOTS_WORDS = DOTS_DEPTH / PAIR_STEP };
 /* 16 outputs of 16 inputs, as pairs of outputs. */
 ALWAYS_INLINE void put_turned(const float *turned, float *to) {
     for (int l = 0; l < LANES; l += 2)
-        put_pairs(to + l / PAIR_STEP * LANES, v16_load(turned + l * LANES), v16_load(turned + (l + 1) * LANES), SMALLEST_FACTOR);
+        put_pairs(to + l / PAIR_STEP * LANES, v16_load(turned + l * LANES), v16_load(turned + (l + 1) * LANES),
+                  SMALLEST_FACTOR);
 }
 
 #if PAIR_STEP == 2
-/* 32 outputs, two panels of bfloat16, at up to 16 inputs. Two neighbouring outputs of an input are a word already, so that only words change
- * places. */
+/* 32 outputs, two panels of bfloat16, at up to 16 inputs. Two neighbouring outputs of an input are a word already, so
+ * that only words change places. */
 ALWAYS_INLINE void turn_words(const uint16_t *w, int64_t panel, int64_t n_inputs, float *to) {
     v16 square[LANES];
     for (int64_t i = 0; i < LANES; i++)
@@ -25,8 +26,8 @@ ALWAYS_INLINE void turn_words(const uint16_t *w, int64_t panel, int64_t n_inputs
 #endif
 
 /* widen_piece, in pairs: panels [n_panels][DOTS_WORDS][16] whose lanes are inputs. */
-ALWAYS_INLINE void pair_piece(const refgpt_linear_backward_args *a, int64_t first_out, int64_t depth, int64_t first_block,
-                              int64_t n_panels, enum dtype dtype, float *wide) {
+ALWAYS_INLINE void pair_piece(const refgpt_linear_backward_args *a, int64_t first_out, int64_t depth,
+                              int64_t first_block, int64_t n_panels, enum dtype dtype, float *wide) {
     const int64_t n_blocks = (a->n_in + BLOCK - 1) / BLOCK, first_in = first_block * BLOCK;
     float turned[LANES * LANES] __attribute__((aligned(64)));
     for (int64_t o = 0; o < depth; o += LANES) {
@@ -45,8 +46,8 @@ ALWAYS_INLINE void pair_piece(const refgpt_linear_backward_args *a, int64_t firs
 #if PAIR_STEP == 2
             if (o + LANES < depth) {
                 for (int64_t p = 0; p < n_panels; p++)
-                    turn_words((const uint16_t *)a->w + (panel * a->n_in + first_in + p * LANES) * LANES, a->n_in * LANES,
-                               a->n_in - first_in - p * LANES, to + p * DOTS_WORDS * LANES);
+                    turn_words((const uint16_t *)a->w + (panel * a->n_in + first_in + p * LANES) * LANES,
+                               a->n_in * LANES, a->n_in - first_in - p * LANES, to + p * DOTS_WORDS * LANES);
                 o += LANES; /* two panels */
                 continue;
             }
@@ -60,10 +61,11 @@ ALWAYS_INLINE void pair_piece(const refgpt_linear_backward_args *a, int64_t firs
     }
 }
 
-ALWAYS_INLINE void linear_backward_dots_block(const refgpt_linear_backward_args *a, int64_t first_row, int64_t first_block,
-                                              int64_t n_inputs, enum dtype dtype) {
+ALWAYS_INLINE void linear_backward_dots_block(const refgpt_linear_backward_args *a, int64_t first_row,
+                                              int64_t first_block, int64_t n_inputs, enum dtype dtype) {
     float totals[DOTS_ROWS * DOTS_WIDTH] __attribute__((aligned(64)));
-    float wide[(DOTS_PANELS + 1) * DOTS_WORDS * LANES] __attribute__((aligned(64))); /* a block's second half may be padding */
+    /* One panel more, since a block's second half may be padding. */
+    float wide[(DOTS_PANELS + 1) * DOTS_WORDS * LANES] __attribute__((aligned(64)));
     float x[DOTS_ROWS * DOTS_WORDS] __attribute__((aligned(64)));
     const int64_t n_rows = smaller(DOTS_ROWS, a->n_rows - first_row), n_panels = (n_inputs + LANES - 1) / LANES;
     if (!a->n_out) start_totals(totals, DOTS_WIDTH, n_rows, n_inputs, NULL);
@@ -86,7 +88,8 @@ ALWAYS_INLINE void linear_backward_dots_block(const refgpt_linear_backward_args 
                (size_t)n_inputs * sizeof *totals);
 }
 
-ALWAYS_INLINE void linear_backward_dots(const refgpt_linear_backward_args *a, int64_t begin, int64_t end, enum dtype dtype) {
+ALWAYS_INLINE void linear_backward_dots(const refgpt_linear_backward_args *a, int64_t begin, int64_t end,
+                                        enum dtype dtype) {
     for (int64_t r = 0; r < a->n_rows; r += DOTS_ROWS)
         for (int64_t b = begin, n; b < end; b += n) {
             n = even_part(end - b, DOTS_BLOCKS);

@@ -17,7 +17,8 @@ enum { WORDS = 128, DOT_ROWS = 128 }; /* words of a row in a piece, and rows */
 ALWAYS_INLINE v16 round_to_bfloats(v16 x) {
     uint32_t words[LANES];
     memcpy(words, &x, sizeof words);
-    for (int l = 0; l < LANES; l++) words[l] = (words[l] & 0x7fffffff) < 0x23800000 ? 0 : nearest_bfloat(words[l]); /* 2^-56 */
+    /* 0x23800000 is 2^-56. */
+    for (int l = 0; l < LANES; l++) words[l] = (words[l] & 0x7fffffff) < 0x23800000 ? 0 : nearest_bfloat(words[l]);
     memcpy(&x, words, sizeof words);
     return x;
 }
@@ -83,8 +84,8 @@ static void prefetch_part(panels w, int64_t n_panels, int64_t depth, int64_t par
 /* Adds the products of a piece: few rows with all panels in turn; more rows with some panels at a time, whose words are
  * made once for all rows and stay in a cache. Meanwhile the next panels are prefetched, a part beside each 16 rows:
  * processors wait when many prefetches follow one another. */
-ALWAYS_INLINE void multiply_piece(const float *x, int64_t n_rows, panels w, int64_t n_panels, float *totals, int64_t stride,
-                                  int64_t depth, const int few) {
+ALWAYS_INLINE void multiply_piece(const float *x, int64_t n_rows, panels w, int64_t n_panels, float *totals,
+                                  int64_t stride, int64_t depth, const int few) {
     const int64_t n_words = words_of(depth);
     if (few) {
         multiply_pairs(n_rows, (rows){x, n_words, 1, 0, 0}, n_panels, w, totals, stride, n_words);
@@ -104,11 +105,12 @@ ALWAYS_INLINE void multiply_piece(const float *x, int64_t n_rows, panels w, int6
 }
 
 /* y for up to DOT_ROWS rows and PANEL_BLOCK panels. */
-ALWAYS_INLINE void dots_block(const refgpt_linear_args *a, int64_t first_row, int64_t n_rows, int64_t first, int64_t n_outputs,
-                              const int few) {
+ALWAYS_INLINE void dots_block(const refgpt_linear_args *a, int64_t first_row, int64_t n_rows, int64_t first,
+                              int64_t n_outputs, const int few) {
     enum { WIDTH = PANEL_BLOCK * LANES };
     __attribute__((aligned(64))) float totals[DOT_ROWS * WIDTH], x[DOT_ROWS * WORDS];
-    const int64_t n_panels = (n_outputs + LANES - 1) / LANES, deepest = WORDS * PAIR_STEP * (few ? ROW_BLOCK / FEW_ROWS : 1);
+    const int64_t n_panels = (n_outputs + LANES - 1) / LANES,
+                  deepest = WORDS * PAIR_STEP * (few ? ROW_BLOCK / FEW_ROWS : 1);
     const int64_t n_last = a->n_in % 2 ? a->n_in % CHUNK : 0; /* inputs of a chunk whose last pair lacks the odd one */
     const panels w = panels_from(stream_of(a->w, a->n_in * LANES, BF16_PAIRS), first * a->n_in);
     start_panels(totals, WIDTH, n_rows, n_outputs, a->bias ? a->bias + first : NULL);

@@ -1,12 +1,13 @@
-/* The backward of linear layers: the gradient of their weights, a sum over rows. Pieces of both factors are copied to the layout
- * of panels, lanes side by side, a whole cache line at a time. The totals of some outputs stay in the L2 cache until all rows of a text
- * have been added, and the sums over texts until all texts have. In bfloat16, the copies are rounded and hold pairs of rows. Bound by
- * arithmetic. */
+/* The backward of linear layers: the gradient of their weights, a sum over rows. Pieces of both factors are copied to
+ * the layout of panels, lanes side by side, a whole cache line at a time. The totals of some outputs stay in the L2
+ * cache until all rows of a text have been added, and the sums over texts until all texts have. In bfloat16, the copies
+ * are rounded and hold pairs of rows. Bound by arithmetic. */
 
 /* Processors with dot products of bfloat16 have an L2 cache of 1 MiB or more. */
 enum { GRAD_PANELS = PAIR_STEP == 2 ? 16 : 12, GRAD_OUTPUTS = PAIR_STEP == 2 ? 16 : 8, GRAD_DEPTH = 128 };
 enum { GRAD_WIDTH = GRAD_PANELS * LANES };
-enum { GRAD_ROOM = GRAD_DEPTH + 1 }; /* of a panel, so that the panels of a row do not fight for the same lines of the cache */
+/* Of a panel, so that the panels of a row do not fight for the same lines of the cache. */
+enum { GRAD_ROOM = GRAD_DEPTH + 1 };
 
 /* Columns of some rows, 16 by 16, as panels [n_panels][GRAD_ROOM][16]; columns past the last are zero. */
 static void gather_columns(const float *x, int64_t stride, int64_t n_rows, int64_t n_columns, float *columns) {
@@ -25,9 +26,9 @@ ALWAYS_INLINE void gather_pairs(const float *x, int64_t stride, int64_t n_rows, 
 }
 
 /* A text's dw of up to GRAD_OUTPUTS panels of outputs and GRAD_PANELS of inputs. */
-ALWAYS_INLINE void linear_weight_backward_block(const refgpt_linear_weight_backward_args *a, int64_t first_row, int64_t stop_row,
-                                                int64_t first_out, int64_t n_outputs, int64_t first_in, int64_t n_inputs,
-                                                const int dots) {
+ALWAYS_INLINE void linear_weight_backward_block(const refgpt_linear_weight_backward_args *a, int64_t first_row,
+                                                int64_t stop_row, int64_t first_out, int64_t n_outputs,
+                                                int64_t first_in, int64_t n_inputs, const int dots) {
     float totals[GRAD_OUTPUTS * LANES * GRAD_WIDTH] __attribute__((aligned(64)));
     float x[GRAD_ROOM * GRAD_WIDTH] __attribute__((aligned(64)));
     float dy[GRAD_ROOM * GRAD_OUTPUTS * LANES] __attribute__((aligned(64)));
@@ -70,7 +71,8 @@ ALWAYS_INLINE void linear_weight_backward(const refgpt_linear_weight_backward_ar
             const int64_t n_outputs = smaller((p + n) * LANES, a->n_out) - p * LANES;
             const int64_t n_inputs = smaller((i + n_beside) * LANES, a->n_in) - i * LANES;
             for (int64_t s = 0; s < a->n_texts; s++)
-                linear_weight_backward_block(a, a->starts[s], a->starts[s + 1], p * LANES, n_outputs, i * LANES, n_inputs, dots);
+                linear_weight_backward_block(a, a->starts[s], a->starts[s + 1], p * LANES, n_outputs, i * LANES,
+                                             n_inputs, dots);
         }
     }
 }

@@ -15,7 +15,8 @@ KERNEL(newton_schulz) {
             for (int64_t r = first; r < first + n_rows; r += LANES)
                 for (int64_t q = p; q < p + n; q++) {
                     const int64_t at = (q * m + r) * LANES, n_here = smaller(LANES, m - r);
-                    side_square(a->x + at, a->of_x, totals + (r - first) * SIDE_WIDTH + (q - p) * LANES, 1.0f, n_here, square);
+                    side_square(a->x + at, a->of_x, totals + (r - first) * SIDE_WIDTH + (q - p) * LANES, 1.0f, n_here,
+                                square);
                     for (int64_t l = 0; l < n_here; l++) v16_store(a->y + at + l * LANES, square[l]);
                     v16_turn(square);
                     for (int64_t l = 0; l < smaller(LANES, a->n - q * LANES); l++)

@@ -1,6 +1,6 @@
-/* Copies rows, as checkpoints store them, to panels. Bound by memory. Rows are often a power of two apart, so that 16 of them
- * compete for the same lines of the cache: each line is read once, into a square that is then transposed. Whole squares of floats are
- * transposed in registers. */
+/* Copies rows, as checkpoints store them, to panels. Bound by memory. Rows are often a power of two apart, so that 16
+ * of them compete for the same lines of the cache: each line is read once, into a square that is then transposed. Whole
+ * squares of floats are transposed in registers. */
 
 ALWAYS_INLINE void pack(const refgpt_pack_args *a, int64_t begin, int64_t end, const int64_t size) {
     for (int64_t p = begin; p < end; p++) {
@@ -12,7 +12,8 @@ ALWAYS_INLINE void pack(const refgpt_pack_args *a, int64_t begin, int64_t end, c
             const int64_t n_inner = smaller(LANES, a->n_in - i);
             if (size == sizeof(float) && n_lanes == LANES && n_inner == LANES) {
                 v16 turned[LANES];
-                for (int64_t l = 0; l < LANES; l++) turned[l] = v16_load((const float *)(from + (l * a->n_in + i) * size));
+                for (int64_t l = 0; l < LANES; l++)
+                    turned[l] = v16_load((const float *)(from + (l * a->n_in + i) * size));
                 v16_turn(turned);
                 for (int64_t j = 0; j < LANES; j++) v16_store((float *)to + (i + j) * LANES, turned[j]);
                 continue;

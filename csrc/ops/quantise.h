@@ -1,5 +1,6 @@
-/* Rounds rows, as checkpoints store them, to 8, 4 or 3 bits a weight, by the operations of refgpt/numbers/quantisation.py. Bound by the
- * arithmetic of the search for each block's scale: 32 inputs of 16 rows are transposed once and stay in the L1 cache. */
+/* Rounds rows, as checkpoints store them, to 8, 4 or 3 bits a weight, by the operations of
+ * refgpt/numbers/quantisation.py. Bound by the arithmetic of the search for each block's scale: 32 inputs of 16 rows
+ * are transposed once and stay in the L1 cache. */
 
 typedef struct {
     float ratio, top; /* the largest weight divided by the ratio is a first scale; the largest integer is top */
@@ -51,7 +52,8 @@ static inline void quantise_turn(const refgpt_quantise_args *a, int64_t panel, i
     }
 }
 
-/* The scale of each lane; negative where its integers are -top .. instead of .. top. y has no larger magnitude than `most`. */
+/* The scale of each lane; negative where its integers are -top .. instead of .. top. y has no larger magnitude than
+ * `most`. */
 ALWAYS_INLINE v16 quantise_search(const float *y, v16 most, const quantise_candidate *candidates, int n_candidates,
                                   float n_steps) {
     const v16 zero = v16_set1(0.0f), one = v16_set1(1.0f), least = v16_set1(0x1p-24f), largest = v16_set1(65504.0f);
@@ -109,7 +111,8 @@ ALWAYS_INLINE void quantise_block(float *y, uint16_t *scales, const quantise_can
 
 static inline void quantise_store_q8(const float *integers, uint8_t *to) {
     for (int64_t i = 0; i < CHUNK; i++)
-        for (int64_t l = 0; l < LANES; l++) to[(i / 4 * LANES + l) * 4 + i % 4] = (uint8_t)(int32_t)integers[i * LANES + l];
+        for (int64_t l = 0; l < LANES; l++)
+            to[(i / 4 * LANES + l) * 4 + i % 4] = (uint8_t)(int32_t)integers[i * LANES + l];
 }
 /* Steps of two quads. Those of 3 bits leave two bits of each byte free, in which the last step is stored. */
 ALWAYS_INLINE void quantise_store_fields(const float *integers, uint8_t *to, const int bits) {

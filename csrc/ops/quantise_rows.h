@@ -1,5 +1,5 @@
-/* Rounds activations to 8 bits for the linear layers with 8-, 4- and 3-bit weights; 32 numbers of a row share a scale. Bound by the
- * cache: a few operations for each number. */
+/* Rounds activations to 8 bits for the linear layers with 8-, 4- and 3-bit weights; 32 numbers of a row share a scale.
+ * Bound by the cache: a few operations for each number. */
 
 KERNEL(quantise_rows) {
     const refgpt_quantise_rows_args *a = args;
@@ -30,7 +30,8 @@ KERNEL(quantise_rows) {
             }
             const float scale = (usable ? reach / 127.0f : 0.0f) + v16_sum(strange);
             const int32_t offset = -8 * (int32_t)v16_sum(sum);
-            for (int quad = 0; quad < BLOCK / 4; quad++) memcpy(record + (quad * height + r) * 4, integers + 4 * quad, 4);
+            for (int quad = 0; quad < BLOCK / 4; quad++)
+                memcpy(record + (quad * height + r) * 4, integers + 4 * quad, 4);
             memcpy(record + BLOCK * height + 4 * r, &scale, 4);
             memcpy(record + (BLOCK + 4) * height + 4 * r, &offset, 4);
         }

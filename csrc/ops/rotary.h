@@ -12,7 +12,8 @@ KERNEL(rotary) {
                 store_row(a->y + at, i, a->d_rotary, v16_fma(x, load_row(cos, i, a->d_rotary, 0.0f), turned));
             }
             const int64_t n_rest = a->d_head - a->d_rotary;
-            if (a->x != a->y && n_rest) memcpy(a->y + at + a->d_rotary, a->x + at + a->d_rotary, (size_t)n_rest * sizeof *a->y);
+            if (a->x != a->y && n_rest)
+                memcpy(a->y + at + a->d_rotary, a->x + at + a->d_rotary, (size_t)n_rest * sizeof *a->y);
         }
     }
 }

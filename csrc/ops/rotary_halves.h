@@ -1,4 +1,5 @@
-/* Rotary embedding that pairs the two halves of the rotated dimensions. Bound by the cache: two multiplications an element. */
+/* Rotary embedding that pairs the two halves of the rotated dimensions. Bound by the cache: two multiplications an
+ * element. */
 
 KERNEL(rotary_halves) {
     const refgpt_rotary_args *a = args;
@@ -15,7 +16,8 @@ KERNEL(rotary_halves) {
                 store_row(a->y + at + half, i, half, v16_fma(x2, load_row(cos + half, i, half, 0.0f), turned2));
             }
             const int64_t n_rest = a->d_head - a->d_rotary;
-            if (a->x != a->y && n_rest) memcpy(a->y + at + a->d_rotary, a->x + at + a->d_rotary, (size_t)n_rest * sizeof *a->y);
+            if (a->x != a->y && n_rest)
+                memcpy(a->y + at + a->d_rotary, a->x + at + a->d_rotary, (size_t)n_rest * sizeof *a->y);
         }
     }
 }

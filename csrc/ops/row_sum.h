@@ -1,5 +1,5 @@
-/* Striped sums of rows. The forward pass does not use it; it measures the machine's reading speed, with which decoding is
- * compared. */
+/* Striped sums of rows. The forward pass does not use it; it measures the machine's reading speed, with which decoding
+ * is compared. */
 
 KERNEL(row_sum) {
     const refgpt_row_sum_args *a = args;

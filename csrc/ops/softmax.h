@@ -1,4 +1,5 @@
-/* Softmax of a row: its largest element, then exp of the differences and their striped sum, then the division. Bound by exp. */
+/* Softmax of a row: its largest element, then exp of the differences and their striped sum, then the division. Bound by
+ * exp. */
 
 typedef struct {
     float most, total; /* the largest element, and the sum of the powers */

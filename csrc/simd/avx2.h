@@ -2,7 +2,9 @@
 #include "avx2_lanes.h"
 
 #define ISA avx2
-static inline v16 v16_of_integers(__m256i lo, __m256i hi) { return v16_of(_mm256_cvtepi32_ps(lo), _mm256_cvtepi32_ps(hi)); }
+static inline v16 v16_of_integers(__m256i lo, __m256i hi) {
+    return v16_of(_mm256_cvtepi32_ps(lo), _mm256_cvtepi32_ps(hi));
+}
 
 /* Rows of a tile in q8_pieces.h: 8 accumulators and as many factors in 16 registers. */
 #define TILE_WIDE_ROWS 4
@@ -21,7 +23,9 @@ static inline words words_load(const char *p) {
     return words_from(_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 32)));
 }
 static inline words words_spread(int32_t word) { return words_from(_mm256_set1_epi32(word), _mm256_set1_epi32(word)); }
-static inline words words_add(words a, words b) { return words_from(_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)); }
+static inline words words_add(words a, words b) {
+    return words_from(_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi));
+}
 static inline words shorts_add(words a, words b) {
     return words_from(_mm256_add_epi16(a.lo, b.lo), _mm256_add_epi16(a.hi, b.hi));
 }

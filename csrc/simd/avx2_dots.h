@@ -1,4 +1,5 @@
-/* Dot products of bytes in 256-bit registers: AVX2 multiplies an unsigned byte with a signed one and adds pairs in 16 bits. */
+/* Dot products of bytes in 256-bit registers: AVX2 multiplies an unsigned byte with a signed one and adds pairs in 16
+ * bits. */
 #include "ymm_steps.h"
 
 enum { TILE_QUANTISED_ROWS = 5 };
@@ -6,9 +7,10 @@ enum { TILE_QUANTISED_ROWS = 5 };
 /* Sums as they are written: a compiler that reorders integer additions needs more registers than there are. */
 #define IN_ORDER(sum) __asm__("" : "+v"(sum))
 
-/* Fields are 0 .. 15 at most, so that the eight products of a lane's half block stay below 8 * 2 * 15 * 127 < 2^15 and are widened
- * once. */
-ALWAYS_INLINE void dots_fields(const uint8_t *w, const char *x, int64_t height, const int bits, const int R, v16 *dots) {
+/* Fields are 0 .. 15 at most, so that the eight products of a lane's half block stay below 8 * 2 * 15 * 127 < 2^15 and
+ * are widened once. */
+ALWAYS_INLINE void dots_fields(const uint8_t *w, const char *x, int64_t height, const int bits, const int R,
+                               v16 *dots) {
     const __m256i field = _mm256_set1_epi8((char)((1 << bits) - 1)), ones = _mm256_set1_epi16(1);
     __m256i lo[TILE_QUANTISED_ROWS], hi[TILE_QUANTISED_ROWS];
 #pragma GCC unroll 5

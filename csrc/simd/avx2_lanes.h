@@ -32,8 +32,10 @@ static inline __m256 widen_bytes(const int8_t *p) {
 }
 static inline v16 v16_of_bytes(const int8_t *p) { return v16_of(widen_bytes(p), widen_bytes(p + 8)); }
 static inline __m256 fields(const char *words, uint32_t flip, int up, int down) {
-    const __m256i flipped = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)words), _mm256_set1_epi32((int32_t)flip));
-    return _mm256_cvtepi32_ps(_mm256_srav_epi32(_mm256_sllv_epi32(flipped, _mm256_set1_epi32(up)), _mm256_set1_epi32(down)));
+    const __m256i flipped =
+        _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)words), _mm256_set1_epi32((int32_t)flip));
+    return _mm256_cvtepi32_ps(
+        _mm256_srav_epi32(_mm256_sllv_epi32(flipped, _mm256_set1_epi32(up)), _mm256_set1_epi32(down)));
 }
 /* See avx512_lanes.h. */
 static inline v16 v16_of_fields(const char *words, uint32_t flip, int up, int down) {

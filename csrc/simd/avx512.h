@@ -1,4 +1,5 @@
-/* The 16 lanes of AVX-512, for processors whose dot products of bytes are still those of AVX2. AVX-512 F, BW, DQ, VL. */
+/* The 16 lanes of AVX-512, for processors whose dot products of bytes are still those of AVX2. AVX-512 F, BW, DQ,
+ * VL. */
 #include "avx512_lanes.h"
 
 #define ISA avx512

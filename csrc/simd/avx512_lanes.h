@@ -1,4 +1,5 @@
-/* 16 lanes in one ZMM register. AVX-512 F, BW, DQ, VL. The dot products of bytes differ: see avx512.h and avx512vnni.h. */
+/* 16 lanes in one ZMM register. AVX-512 F, BW, DQ, VL. The dot products of bytes differ: see avx512.h and
+ * avx512vnni.h. */
 #include <immintrin.h>
 #include "base.h"
 
@@ -16,7 +17,8 @@ static inline v16 v16_of_bytes(const int8_t *p) {
 /* Integers of few bits in 16 words: `flip` is applied to a word, which is shifted up and, with its sign, down. */
 static inline v16 v16_of_fields(const char *words, uint32_t flip, int up, int down) {
     const __m512i flipped = _mm512_xor_epi32(_mm512_loadu_si512(words), _mm512_set1_epi32((int32_t)flip));
-    return _mm512_cvtepi32_ps(_mm512_srav_epi32(_mm512_sllv_epi32(flipped, _mm512_set1_epi32(up)), _mm512_set1_epi32(down)));
+    return _mm512_cvtepi32_ps(
+        _mm512_srav_epi32(_mm512_sllv_epi32(flipped, _mm512_set1_epi32(up)), _mm512_set1_epi32(down)));
 }
 /* 16 times 16 lanes: lane j of number i and lane i of number j change places. */
 static inline void v16_turn(v16 *square) {
@@ -32,7 +34,8 @@ static inline void v16_turn(v16 *square) {
     }
 #undef WORDS
     for (int j = 0; j < 4; j++) {
-        const v16 a = _mm512_shuffle_f32x4(fours[j], fours[4 + j], 0x44), b = _mm512_shuffle_f32x4(fours[j], fours[4 + j], 0xee);
+        const v16 a = _mm512_shuffle_f32x4(fours[j], fours[4 + j], 0x44),
+                  b = _mm512_shuffle_f32x4(fours[j], fours[4 + j], 0xee);
         const v16 c = _mm512_shuffle_f32x4(fours[8 + j], fours[12 + j], 0x44),
                   d = _mm512_shuffle_f32x4(fours[8 + j], fours[12 + j], 0xee);
         square[j] = _mm512_shuffle_f32x4(a, c, 0x88), square[4 + j] = _mm512_shuffle_f32x4(a, c, 0xdd);

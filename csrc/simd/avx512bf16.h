@@ -19,7 +19,9 @@ static inline __m512i interleave(__m512i rows) {
     return _mm512_permutexvar_epi16(from, rows);
 }
 
-static inline v16 v16_load_pairs(const uint16_t *rows) { return _mm512_castsi512_ps(interleave(_mm512_loadu_si512(rows))); }
+static inline v16 v16_load_pairs(const uint16_t *rows) {
+    return _mm512_castsi512_ps(interleave(_mm512_loadu_si512(rows)));
+}
 static inline v16 v16_zero_small_pairs(v16 w) {
     const __m512i pairs = _mm512_castps_si512(w);
     const __mmask32 kept = _mm512_cmpge_epu16_mask(_mm512_add_epi16(pairs, pairs), _mm512_set1_epi16(2 * 0x2380));
@@ -43,7 +45,8 @@ static inline v16 v16_pair_lanes(v16 even, v16 odd) {
 
 /* Pairs of numbers, those smaller than a bfloat16 given by its bits as 0. */
 static inline v16 v16_zero_pairs_below(v16 pairs, const uint32_t least) {
-    const __m512i numbers = _mm512_castps_si512(pairs), twice = _mm512_add_epi16(numbers, numbers); /* without the sign */
+    const __m512i numbers = _mm512_castps_si512(pairs);
+    const __m512i twice = _mm512_add_epi16(numbers, numbers); /* without the sign */
     const __mmask32 kept = _mm512_cmpge_epu16_mask(twice, _mm512_set1_epi16((short)(2 * least)));
     return _mm512_castsi512_ps(_mm512_maskz_mov_epi16(kept, numbers));
 }

@@ -4,8 +4,8 @@
 #define ISA avx512vnni
 enum { TILE_QUANTISED_ROWS = 16 };
 
-/* Four products of an unsigned and a signed byte a lane, added up in 32 bits. Weights are made unsigned by an offset, which the
- * records' sums take off again before the first product. */
+/* Four products of an unsigned and a signed byte a lane, added up in 32 bits. Weights are made unsigned by an offset,
+ * which the records' sums take off again before the first product. */
 static inline __m512i dot(__m512i sum, __m512i w, const char *x) {
     return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(load_int(x)));
 }
@@ -13,14 +13,16 @@ static inline __m512i dot(__m512i sum, __m512i w, const char *x) {
 /* A step: two weights in each byte, the second `bits` bits above the first. What lies above them is anything. */
 static inline __m512i load_step(const uint8_t *w, int step, const int bits) {
     if (bits == 4 || step < 3) return _mm512_loadu_si512(w + 64 * step);
-    const __m512i first = _mm512_srli_epi16(_mm512_loadu_si512(w), 6), second = _mm512_srli_epi16(_mm512_loadu_si512(w + 64), 4);
+    const __m512i first = _mm512_srli_epi16(_mm512_loadu_si512(w), 6),
+                  second = _mm512_srli_epi16(_mm512_loadu_si512(w + 64), 4);
     const __m512i third = _mm512_srli_epi16(_mm512_loadu_si512(w + 128), 2);
     enum { CHOOSE = 0xca }; /* the second where the first has ones, the third elsewhere */
     const __m512i later = _mm512_ternarylogic_epi32(_mm512_set1_epi8(0x0c), second, third, CHOOSE);
     return _mm512_ternarylogic_epi32(_mm512_set1_epi8(0x03), first, later, CHOOSE);
 }
 
-ALWAYS_INLINE void dots_fields(const uint8_t *w, const char *x, int64_t height, const int bits, const int R, v16 *dots) {
+ALWAYS_INLINE void dots_fields(const uint8_t *w, const char *x, int64_t height, const int bits, const int R,
+                               v16 *dots) {
     const __m512i field = _mm512_set1_epi8((char)((1 << bits) - 1));
     __m512i sum[TILE_QUANTISED_ROWS];
 #pragma GCC unroll 16
@@ -29,7 +31,8 @@ ALWAYS_INLINE void dots_fields(const uint8_t *w, const char *x, int64_t height, 
     for (int step = 0; step < 4; step++) {
         const __m512i both = load_step(w, step, bits);
         const __m512i low = _mm512_and_si512(both, field),
-                      high = _mm512_and_si512(bits == 4 ? _mm512_srli_epi16(both, 4) : _mm512_srli_epi16(both, 3), field);
+                      high =
+                          _mm512_and_si512(bits == 4 ? _mm512_srli_epi16(both, 4) : _mm512_srli_epi16(both, 3), field);
         const char *at = x + 8 * step * height;
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) sum[r] = dot(sum[r], low, at + 4 * r);

@@ -5,8 +5,8 @@
 #define ISA avxvnni
 enum { TILE_QUANTISED_ROWS = 6 }; /* 12 accumulators of 16 registers */
 
-/* Four products of an unsigned and a signed byte a lane, added up in 32 bits. Compiled without AVX-VNNI, for tests on processors that only
- * have AVX-512 VNNI, this is the same instruction in AVX-512's encoding. */
+/* Four products of an unsigned and a signed byte a lane, added up in 32 bits. Compiled without AVX-VNNI, for tests on
+ * processors that only have AVX-512 VNNI, this is the same instruction in AVX-512's encoding. */
 static inline __m256i dot(__m256i sum, __m256i w, __m256i x) {
 #ifdef __AVXVNNI__
     return _mm256_dpbusd_avx_epi32(sum, w, x);
@@ -15,7 +15,8 @@ static inline __m256i dot(__m256i sum, __m256i w, __m256i x) {
 #endif
 }
 
-/* Sums of R rows, which start at a multiple of the records' sums: what it takes to make the weights unsigned is taken off again. */
+/* Sums of R rows, which start at a multiple of the records' sums: what it takes to make the weights unsigned is taken
+ * off again. */
 typedef struct {
     __m256i lo, hi;
 } words;
@@ -37,7 +38,8 @@ static inline void end_dots(const words *sum, const int R, v16 *dots) {
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++) dots[r] = v16_of(_mm256_cvtepi32_ps(sum[r].lo), _mm256_cvtepi32_ps(sum[r].hi));
 }
-ALWAYS_INLINE void dots_fields(const uint8_t *w, const char *x, int64_t height, const int bits, const int R, v16 *dots) {
+ALWAYS_INLINE void dots_fields(const uint8_t *w, const char *x, int64_t height, const int bits, const int R,
+                               v16 *dots) {
     const __m256i field = _mm256_set1_epi8((char)((1 << bits) - 1));
     words sum[TILE_QUANTISED_ROWS];
     start_dots(x, height, bits, R, sum);
@@ -46,8 +48,8 @@ ALWAYS_INLINE void dots_fields(const uint8_t *w, const char *x, int64_t height, 
         const __m256i lo = load_step(w, step, bits), hi = load_step(w + 32, step, bits);
         const char *at = x + 8 * step * height;
         add_dots(_mm256_and_si256(lo, field), _mm256_and_si256(hi, field), at, R, sum);
-        add_dots(_mm256_and_si256(_mm256_srli_epi16(lo, bits), field), _mm256_and_si256(_mm256_srli_epi16(hi, bits), field),
-                 at + 4 * height, R, sum);
+        add_dots(_mm256_and_si256(_mm256_srli_epi16(lo, bits), field),
+                 _mm256_and_si256(_mm256_srli_epi16(hi, bits), field), at + 4 * height, R, sum);
     }
     end_dots(sum, R, dots);
 }
@@ -58,7 +60,7 @@ static inline void dots_q8(const uint8_t *w, const char *x, int64_t height, cons
     start_dots(x, height, 8, R, sum);
 #pragma GCC unroll 8
     for (int quad = 0; quad < 8; quad++)
-        add_dots(_mm256_xor_si256(load_quads(w + 64 * quad), sign), _mm256_xor_si256(load_quads(w + 64 * quad + 32), sign),
-                 x + 4 * quad * height, R, sum);
+        add_dots(_mm256_xor_si256(load_quads(w + 64 * quad), sign),
+                 _mm256_xor_si256(load_quads(w + 64 * quad + 32), sign), x + 4 * quad * height, R, sum);
     end_dots(sum, R, dots);
 }

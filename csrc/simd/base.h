@@ -5,9 +5,9 @@
 #include <string.h>
 
 /* The bits are a promise that such a compiler would break. */
-#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || defined(__ASSOCIATIVE_MATH__) || \
-    defined(__RECIPROCAL_MATH__) || defined(__NO_SIGNED_ZEROS__)
-#error "refgpt's kernels cannot be compiled with -ffast-math, -Ofast or a part of them: look for it in CFLAGS, CPPFLAGS and CC"
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || \
+    defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || defined(__NO_SIGNED_ZEROS__)
+#error "refgpt cannot be compiled with -ffast-math, -Ofast or a part of them: look in CFLAGS, CPPFLAGS and CC"
 #endif
 #if FLT_EVAL_METHOD != 0
 #error "refgpt's kernels need float arithmetic in float: on 32-bit x86 compile with -msse2 -mfpmath=sse"

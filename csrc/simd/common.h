@@ -3,7 +3,8 @@
 
 #define PASTE3_(a, b, c) a##b##_##c
 #define PASTE3(a, b, c) PASTE3_(a, b, c)
-/* The name and signature of a kernel: KERNEL(softmax) is refgpt_softmax_avx2(args, begin, end, worker) in the AVX2 build. */
+/* The name and signature of a kernel: KERNEL(softmax) is refgpt_softmax_avx2(args, begin, end, worker) in the AVX2
+ * build. */
 #define KERNEL(op) \
     void PASTE3(refgpt_, op, ISA)(const void *args, int64_t begin, int64_t end, __attribute__((unused)) int64_t worker)
 
@@ -12,7 +13,9 @@ enum { BLOCK = REFGPT_BLOCK, RECORD = BLOCK + 8 }; /* bytes of a record, a row *
 /* BF16_PAIRS: see linear_bf16_dots.h; READY_PAIRS: see pairs.h; KEYS_Q8: a record of the attention cache. */
 enum dtype { F32, F16, BF16, BF16_PAIRS, READY_PAIRS, Q8, Q4, Q3, KEYS_Q8 };
 
-ALWAYS_INLINE int64_t size_of(enum dtype dtype) { return dtype == F32 || dtype == READY_PAIRS ? 4 : dtype == KEYS_Q8 ? 1 : 2; }
+ALWAYS_INLINE int64_t size_of(enum dtype dtype) {
+    return dtype == F32 || dtype == READY_PAIRS ? 4 : dtype == KEYS_Q8 ? 1 : 2;
+}
 
 ALWAYS_INLINE int weight_bits(enum dtype dtype) {
     return dtype == Q8 ? 8 : dtype == Q4 ? 4 : dtype == Q3 ? 3 : 0;
@@ -55,7 +58,8 @@ static inline void store_row(float *row, int64_t i, int64_t n, v16 a) {
     else v16_store_n(row + i, a, n - i);
 }
 
-/* The number of inputs in a lane for linear_bf16_dots: one, in float32, if no instruction multiplies pairs of bfloat16. */
+/* The number of inputs in a lane for linear_bf16_dots: one, in float32, if no instruction multiplies pairs of
+ * bfloat16. */
 #ifndef PAIR_STEP
 #define PAIR_STEP 1
 static inline v16 v16_load_pairs(const uint16_t *p) { return v16_load_bf16(p); }
@@ -102,8 +106,8 @@ static inline float v16_largest(v16 a) {
 }
 
 /* e^x to about an ulp; 0 below -87, where e^x leaves float32's normal numbers; at most e^88.
- * x = n ln 2 + r with |r| <= ln 2 / 2; e^r from a polynomial of degree 6 whose error is 0.05 ulp (fitted over that range);
- * n is read off the low bits of x / ln 2 + 1.5 * 2^23. The clamps let NaN through. */
+ * x = n ln 2 + r with |r| <= ln 2 / 2; e^r from a polynomial of degree 6 whose error is 0.05 ulp (fitted over that
+ * range); n is read off the low bits of x / ln 2 + 1.5 * 2^23. The clamps let NaN through. */
 static inline v16 v16_exp(v16 x) {
     const v16 low = v16_set1(-87.0f), magic = v16_set1(0x1.8p23f), one = v16_set1(1.0f);
     const v16 within = v16_min(v16_set1(88.0f), v16_max(low, x));

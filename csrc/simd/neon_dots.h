@@ -2,7 +2,8 @@
 
 enum { TILE_QUANTISED_ROWS = 4 };
 
-/* A quarter of a step: two weights in each byte, the second `bits` bits above the first. What lies above them is anything. */
+/* A quarter of a step: two weights in each byte, the second `bits` bits above the first. What lies above them is
+ * anything. */
 ALWAYS_INLINE uint8x16_t load_step(const uint8_t *w, int step, const int bits) {
     if (bits == 4 || step < 3) return vld1q_u8(w + 64 * step);
     const uint8x16_t first = vshrq_n_u8(vld1q_u8(w), 6), second = vshrq_n_u8(vld1q_u8(w + 64), 6);
@@ -14,7 +15,8 @@ ALWAYS_INLINE int8x16_t field_of(uint8x16_t fields, const int bits) {
     return vsubq_s8(vreinterpretq_s8_u8(field), vdupq_n_s8((int8_t)((1 << bits) / 2)));
 }
 
-ALWAYS_INLINE void dots_fields(const uint8_t *w, const char *x, int64_t height, const int bits, const int R, v16 *dots) {
+ALWAYS_INLINE void dots_fields(const uint8_t *w, const char *x, int64_t height, const int bits, const int R,
+                               v16 *dots) {
     quad_sums sum[TILE_QUANTISED_ROWS][4];
     for (int r = 0; r < R; r++) EACH_QUARTER sum[r][i] = no_sums();
     for (int step = 0; step < 4; step++) EACH_QUARTER {

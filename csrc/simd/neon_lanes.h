@@ -68,7 +68,8 @@ static inline v16 v16_of_bytes(const int8_t *p) {
 static inline v16 v16_of_fields(const char *words, uint32_t flip, int up, int down) {
     v16 r;
     EACH_QUARTER {
-        const uint32x4_t flipped = veorq_u32(vreinterpretq_u32_u8(vld1q_u8((const uint8_t *)words + 16 * i)), vdupq_n_u32(flip));
+        const uint32x4_t flipped =
+            veorq_u32(vreinterpretq_u32_u8(vld1q_u8((const uint8_t *)words + 16 * i)), vdupq_n_u32(flip));
         const int32x4_t shifted = vreinterpretq_s32_u32(vshlq_u32(flipped, vdupq_n_s32(up)));
         r.val[i] = vcvtq_f32_s32(vshlq_s32(shifted, vdupq_n_s32(-down)));
     }

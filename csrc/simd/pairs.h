@@ -1,9 +1,11 @@
-/* The factors of the gradients' products in bfloat16. Both are rounded into buffers, as words that a step of a sum takes as they are: a
- * pair of numbers in each lane, or on instruction sets without pairs two words in float32, the odd number's first.
+/* The factors of the gradients' products in bfloat16. Both are rounded into buffers, as words that a step of a sum
+ * takes as they are: a pair of numbers in each lane, or on instruction sets without pairs two words in float32, the odd
+ * number's first.
  *
- * As in linear_bf16_dots.h, sums of products must not become subnormal, so that small numbers count as 0. Gradients can be far smaller
- * than weights and activations, so that their limits differ: what is rounded to a smaller number than 2^-80 counts as 0 among the
- * gradients, 2^-32 among the others. All others are multiples of 2^-87 and 2^-39, and products of 2^-126. */
+ * As in linear_bf16_dots.h, sums of products must not become subnormal, so that small numbers count as 0. Gradients can
+ * be far smaller than weights and activations, so that their limits differ: what is rounded to a smaller number than
+ * 2^-80 counts as 0 among the gradients, 2^-32 among the others. All others are multiples of 2^-87 and 2^-39, and
+ * products of 2^-126. */
 
 #if PAIR_STEP == 1
 MULTIPLY_BESIDE(multiply_ready_beside, READY_PAIRS)
@@ -13,13 +15,14 @@ MULTIPLY_BESIDE(multiply_ready_beside, READY_PAIRS)
 static void multiply_words(int64_t n_rows, const float *x, int64_t n_panels, const float *w, int64_t panel, float *y,
                            int64_t y_stride, int64_t n_words, int first) {
     if (first) start_totals(y, y_stride, n_rows, n_panels * LANES, NULL);
-    multiply_ready_beside(n_rows, (rows){x, 1, LANES, 0, 0}, n_panels, (panels){w, panel, 0, READY_PAIRS}, y, y_stride, n_words);
+    multiply_ready_beside(n_rows, (rows){x, 1, LANES, 0, 0}, n_panels, (panels){w, panel, 0, READY_PAIRS}, y, y_stride,
+                          n_words);
 }
 #else
 enum { WORD_ROWS = 4 }; /* 12 sums and 12 totals of 32 registers */
 
-/* Chunks are so short in words that loading and storing totals after each would take a tenth of the time: here they stay in registers.
- * R and P are compile-time constants at every call. */
+/* Chunks are so short in words that loading and storing totals after each would take a tenth of the time: here they
+ * stay in registers. R and P are compile-time constants at every call. */
 ALWAYS_INLINE void word_tile(const float *x, const float *w, int64_t panel, float *y, int64_t y_stride, int64_t n_words,
                              int first, const int R, const int P) {
     v16 total[WORD_ROWS][TILE_PANELS];
@@ -103,9 +106,10 @@ ALWAYS_INLINE void put_pairs(float *to, v16 even, v16 odd, const uint32_t least)
 }
 #endif
 
-/* Up to 16 columns of some rows, `stride` apart, in pairs of rows: [words][16], zeros past the last column. The last pair may lack the odd
- * row, which is then 0. */
-ALWAYS_INLINE void pair_rows(const float *x, int64_t stride, int64_t n_rows, int64_t n_columns, const uint32_t least, float *to) {
+/* Up to 16 columns of some rows, `stride` apart, in pairs of rows: [words][16], zeros past the last column. The last
+ * pair may lack the odd row, which is then 0. */
+ALWAYS_INLINE void pair_rows(const float *x, int64_t stride, int64_t n_rows, int64_t n_columns, const uint32_t least,
+                             float *to) {
     for (int64_t r = 0; r < n_rows; r += 2) {
         const v16 even = load_row(x + r * stride, 0, n_columns, 0.0f);
         const v16 odd = r + 1 < n_rows ? load_row(x + (r + 1) * stride, 0, n_columns, 0.0f) : v16_set1(0.0f);

@@ -74,7 +74,8 @@ ALWAYS_INLINE void tile_widened(const char *x, const char *w, int64_t n_blocks, 
 #pragma GCC unroll 16
             for (int r = 0; r < R; r++) {
                 const char *at = x + (quad * 2 * TILE_WIDE_ROWS + r) * 4;
-                const words x_even = words_spread(load_int(at)), x_odd = words_spread(load_int(at + 4 * TILE_WIDE_ROWS));
+                const words x_even = words_spread(load_int(at)),
+                            x_odd = words_spread(load_int(at + 4 * TILE_WIDE_ROWS));
                 const words products = shorts_multiply(shorts_add(x_even, odd), shorts_add(x_odd, even));
                 sum[r] = words_add(quad ? sum[r] : words_load(w + 16 * 4 * LANES), products);
                 WORDS_IN_ORDER(sum[r]);

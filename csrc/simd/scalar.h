@@ -136,7 +136,8 @@ static inline void add_quad(int32_t *sum, const int8_t *w, const char *x) {
     EACH_LANE for (int i = 0; i < 4; i++) sum[l] += w[4 * l + i] * four[i];
 }
 
-static inline void dots_fields(const uint8_t *w, const char *x, int64_t height, const int bits, const int R, v16 *dots) {
+static inline void dots_fields(const uint8_t *w, const char *x, int64_t height, const int bits, const int R,
+                               v16 *dots) {
     for (int r = 0; r < R; r++) {
         int32_t sum[16] = {0};
         for (int quad = 0; quad < 8; quad++) {

@@ -1,4 +1,5 @@
-/* The one inner loop of linear and attention: a few rows of x against a few panels of weights, chunked sums (see the header). */
+/* The one inner loop of linear and attention: a few rows of x against a few panels of weights, chunked sums (see the
+ * header). */
 
 /* Calls CALL(n) with a constant for n, which is 1 .. most; `most` is a constant, 16 at most. */
 #define HEIGHT(height, most, CALL)          \
@@ -25,8 +26,9 @@
         HEIGHT(16, most, CALL)     \
     }
 
-/* x[r, i] for the rows of one tile. Rows as they are have {n_in, 1}; rows packed into panels of 16 have {1, 16}, and what lies
- * `next` elements further is wanted as soon as these are done with, what lies `later` elements further after that. */
+/* x[r, i] for the rows of one tile. Rows as they are have {n_in, 1}; rows packed into panels of 16 have {1, 16}, and
+ * what lies `next` elements further is wanted as soon as these are done with, what lies `later` elements further after
+ * that. */
 typedef struct {
     const float *at;
     int64_t row, inner, next, later;
@@ -39,7 +41,8 @@ ALWAYS_INLINE rows rows_as_they_are(const float *at, int64_t row) {
 
 enum { AHEAD = 4096 }; /* bytes between reading and prefetching a stream */
 
-/* Weights w[p, i, lane], p panels from one another by `panel` elements. What lies `ahead` elements further is prefetched. */
+/* Weights w[p, i, lane], p panels from one another by `panel` elements. What lies `ahead` elements further is
+ * prefetched. */
 typedef struct {
     const void *at;
     int64_t panel, ahead;
@@ -69,9 +72,9 @@ ALWAYS_INLINE v16 add_products(v16 sum, v16 w, v16 x, enum dtype dtype) {
     return pairs(dtype) ? v16_add_pairs(sum, w, x) : v16_fma(w, x, sum);
 }
 
-/* Adds to the totals y[r, 16 p + lane]. R and P are compile-time constants at every call, so that the accumulators live in
- * registers: R rows share each weight that is loaded, P panels share each x that is broadcast. Prefetches go into L2, as what is
- * read now fills L1; where a step is long enough for one more, the next rows come into L1. */
+/* Adds to the totals y[r, 16 p + lane]. R and P are compile-time constants at every call, so that the accumulators live
+ * in registers: R rows share each weight that is loaded, P panels share each x that is broadcast. Prefetches go into
+ * L2, as what is read now fills L1; where a step is long enough for one more, the next rows come into L1. */
 ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_in, const int R, const int P) {
     const int64_t chunk = CHUNK / inputs_of_step(w.dtype);
     for (int64_t start = 0; start < n_in; start += chunk) {
@@ -80,8 +83,8 @@ ALWAYS_INLINE void tile(rows x, panels w, float *y, int64_t y_stride, int64_t n_
 #pragma GCC unroll 4
         for (int p = 0; p < P; p++)
             if (w.dtype == KEYS_Q8)
-                scales[p] =
-                    v16_load_f16((const uint16_t *)((const char *)w.at + p * w.panel + n_in * LANES) + start / CHUNK * LANES);
+                scales[p] = v16_load_f16((const uint16_t *)((const char *)w.at + p * w.panel + n_in * LANES) +
+                                         start / CHUNK * LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -126,7 +129,8 @@ ALWAYS_INLINE void tiles(int64_t n_rows, rows x, panels w, float *y, int64_t y_s
 }
 
 /* The same for any number of panels. Inlined where x.inner and the dtype are constants. */
-ALWAYS_INLINE void multiply(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in) {
+ALWAYS_INLINE void multiply(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride,
+                            int64_t n_in) {
     int64_t p = 0;
     if (n_rows == 1)
         for (; p + GEMV_PANELS <= n_panels; p += GEMV_PANELS)
@@ -134,7 +138,8 @@ ALWAYS_INLINE void multiply(int64_t n_rows, rows x, int64_t n_panels, panels w, 
     for (int64_t n; p < n_panels; p += n) {
         n = even_part(n_panels - p, TILE_PANELS);
         if (n == 3 && TILE_PANELS >= 3) tiles(n_rows, x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, 3);
-        else if (n == 2 && TILE_PANELS >= 2) tiles(n_rows, x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, 2);
+        else if (n == 2 && TILE_PANELS >= 2)
+            tiles(n_rows, x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, 2);
         else tiles(n_rows, x, panels_from(w, p * w.panel), y + p * LANES, y_stride, n_in, 1);
     }
 }
@@ -150,7 +155,8 @@ MULTIPLY(multiply_f16, F16)
 MULTIPLY(multiply_bf16, BF16)
 MULTIPLY(multiply_keys_q8, KEYS_Q8)
 
-static void multiply_stored(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride, int64_t n_in) {
+static void multiply_stored(int64_t n_rows, rows x, int64_t n_panels, panels w, float *y, int64_t y_stride,
+                            int64_t n_in) {
     if (w.dtype == F32) multiply_f32(n_rows, x, n_panels, w, y, y_stride, n_in);
     else if (w.dtype == F16) multiply_f16(n_rows, x, n_panels, w, y, y_stride, n_in);
     else if (w.dtype == KEYS_Q8) multiply_keys_q8(n_rows, x, n_panels, w, y, y_stride, n_in);

@@ -14,7 +14,8 @@ static void linear_quantised_case(call *c, const char *kind, int64_t n, int64_t 
 
 static void quantise_rows_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     (void)dtype;
-    c->args.quantise_rows = (refgpt_quantise_rows_args){floats(c, n_rows * n), output(c, n_rows * blocks_of(n) * 40), n_rows, n};
+    c->args.quantise_rows =
+        (refgpt_quantise_rows_args){floats(c, n_rows * n), output(c, n_rows * blocks_of(n) * 40), n_rows, n};
     c->n_items = (n_rows + REFGPT_ROW_GROUP - 1) / REFGPT_ROW_GROUP * blocks_of(n);
 }
 
@@ -28,7 +29,8 @@ static void linear_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     if (n_rows > 8) {
         x_panels = buffer(c, panels_of(n_rows) * n * LANES * (int64_t)sizeof *x);
         for (int64_t r = 0; r < panels_of(n_rows) * LANES; r++)
-            for (int64_t i = 0; i < n; i++) x_panels[(r / LANES * n + i) * LANES + r % LANES] = r < n_rows ? x[r * n + i] : 0.0f;
+            for (int64_t i = 0; i < n; i++)
+                x_panels[(r / LANES * n + i) * LANES + r % LANES] = r < n_rows ? x[r * n + i] : 0.0f;
     }
     c->args.linear = (refgpt_linear_args){x,
                                           x_panels,

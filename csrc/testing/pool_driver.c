@@ -1,6 +1,7 @@
-/* The pool of threads under load: several callers at once, calls of every size, workers asleep and awake, forked children. Every
- * item must be worked on exactly once a call, and rounded to nearest although all callers round upward. Meant to be built with
- * the thread sanitizer, which knows no threads after a fork: `pool_driver fork` adds that part. */
+/* The pool of threads under load: several callers at once, calls of every size, workers asleep and awake, forked
+ * children. Every item must be worked on exactly once a call, and rounded to nearest although all callers round upward.
+ * Meant to be built with the thread sanitizer, which knows no threads after a fork: `pool_driver fork` adds that
+ * part. */
 #include "../refgpt_kernels.h"
 #include <fenv.h>
 #include <pthread.h>

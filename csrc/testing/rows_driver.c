@@ -1,10 +1,10 @@
-/* Runs the rows of the table that this machine has against their scalar rows, on seeded inputs of many shapes, and compares
- * every bit of what they wrote. It needs no Python, so it runs under emulators and sanitizers.
+/* Runs the rows of the table that this machine has against their scalar rows, on seeded inputs of many shapes, and
+ * compares every bit of what they wrote. It needs no Python, so it runs under emulators and sanitizers.
  *
  *     rows_driver [isa]    with an isa: it is an error if one of its rows cannot run
  *
- * Each buffer is an allocation of exactly its size, and outputs lie between guards. Before a call they are filled with one byte, which
- * makes floats of 0.75: kernels that add to an output add to that. */
+ * Each buffer is an allocation of exactly its size, and outputs lie between guards. Before a call they are filled with
+ * one byte, which makes floats of 0.75: kernels that add to an output add to that. */
 #include "../refgpt_kernels.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -196,11 +196,12 @@ static void attention_case(call *c, const char *dtype, int64_t n, int64_t n_rows
         tiles[n_tiles] = (refgpt_query_tile){r, height < left ? height : left, random_below(n_slots)};
     }
     const int64_t n_cache = n_blocks * n_head * block, n_scales = blocks_of(d_head) * LANES;
-    const int64_t n_of[2] = {d_head * LANES, panels_of(d_head) * LANES * LANES}; /* numbers of a panel, or a record, of 16 keys */
+    /* Numbers of a panel, or a record, of 16 keys. */
+    const int64_t n_of[2] = {d_head * LANES, panels_of(d_head) * LANES * LANES};
     void *kept[2];
     for (int i = 0; i < 2; i++)
-        kept[i] =
-            dtype[0] == 'q' ? cache_records(c, n_cache / LANES, n_of[i], n_scales) : stored(c, n_cache / LANES * n_of[i], dtype);
+        kept[i] = dtype[0] == 'q' ? cache_records(c, n_cache / LANES, n_of[i], n_scales)
+                                  : stored(c, n_cache / LANES * n_of[i], dtype);
     c->args.attention =
         (refgpt_attention_args){floats(c, n_z),
                                 kept[0],
@@ -231,7 +232,8 @@ static void attention_case(call *c, const char *dtype, int64_t n, int64_t n_rows
 static void kv_append_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     const int64_t n_head = 2, block = 64, n_panels = (n_rows / block + 1) * n_head * block / LANES;
     const int64_t size = dtype[0] == 'q' ? 1 : size_of(dtype), scales = dtype[0] == 'q' ? blocks_of(n) * LANES * 2 : 0;
-    int64_t *positions = buffer(c, n_rows * (int64_t)sizeof *positions), *blocks = buffer(c, n_rows * (int64_t)sizeof *blocks);
+    int64_t *positions = buffer(c, n_rows * (int64_t)sizeof *positions),
+            *blocks = buffer(c, n_rows * (int64_t)sizeof *blocks);
     for (int64_t r = 0; r < n_rows; r++) positions[r] = r % block, blocks[r] = r / block;
     c->args.kv_append = (refgpt_kv_append_args){floats(c, n_rows * n_head * n),
                                                 floats(c, n_rows * n_head * n),
@@ -301,8 +303,8 @@ static void embedding_panels_case(call *c, const char *dtype, int64_t n, int64_t
 
 static void add_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     (void)dtype;
-    c->args.add =
-        (refgpt_add_args){floats(c, n_rows * n), floats(c, n_rows * n), output(c, n_rows * n * (int64_t)sizeof(float)), n};
+    c->args.add = (refgpt_add_args){floats(c, n_rows * n), floats(c, n_rows * n),
+                                    output(c, n_rows * n * (int64_t)sizeof(float)), n};
     c->n_items = n_rows;
 }
 
@@ -320,8 +322,8 @@ static void row_sum_case(call *c, const char *dtype, int64_t n, int64_t n_rows) 
 }
 
 static void pack_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
-    c->args.pack =
-        (refgpt_pack_args){stored(c, n_rows * n, dtype), output(c, panels_of(n_rows) * n * LANES * size_of(dtype)), n, n_rows};
+    c->args.pack = (refgpt_pack_args){stored(c, n_rows * n, dtype),
+                                      output(c, panels_of(n_rows) * n * LANES * size_of(dtype)), n, n_rows};
     c->n_items = panels_of(n_rows);
 }
 
@@ -442,7 +444,8 @@ static const char *compare(call *c, refgpt_kernel kernel, refgpt_kernel scalar) 
     run(c, kernel);
     if (!guards_hold(c)) fault = "wrote outside its output";
     for (int i = 0; i < c->n_outputs; i++) {
-        if (!fault && memcmp(want[i], c->outputs[i].start, c->outputs[i].n_bytes)) fault = "other bits than the scalar row";
+        if (!fault && memcmp(want[i], c->outputs[i].start, c->outputs[i].n_bytes))
+            fault = "other bits than the scalar row";
         free(want[i]);
     }
     return fault;
@@ -470,7 +473,8 @@ static int check(const refgpt_row *row) {
             make(&c, dtype, sizes[i], row_counts[j]);
             fault = compare(&c, row->run, scalar);
             while (c.n_buffers) free(c.buffers[--c.n_buffers]);
-            if (fault) printf("%s/%s: n %d, %d rows: %s\n", row->op, row->isa, (int)sizes[i], (int)row_counts[j], fault);
+            if (fault)
+                printf("%s/%s: n %d, %d rows: %s\n", row->op, row->isa, (int)sizes[i], (int)row_counts[j], fault);
         }
     if (!fault) printf("%s/%s: %d shapes, every bit as the scalar row\n", row->op, row->isa, n_shapes);
     return fault != NULL;

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Compiles the kernels and rows_driver.c with the flags of build.py, and compares the rows with their scalar rows.
 #
-#   run_driver.sh native [isa]        this machine's instruction sets, under the address and undefined-behaviour sanitizers
+#   run_driver.sh native [isa]        this machine's instruction sets, under address and undefined-behaviour sanitizers
 #   run_driver.sh neon                cross-compiled for aarch64, under qemu (gcc-aarch64-linux-gnu, qemu-user)
 #   run_driver.sh pool                the pool of threads by itself, under the thread sanitizer and then with forks
 set -eu

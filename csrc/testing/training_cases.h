@@ -4,7 +4,8 @@
 static float *rows_in_panels(call *c, int64_t n_rows, int64_t n) {
     float *panels = buffer(c, panels_of(n_rows) * n * LANES * (int64_t)sizeof *panels);
     for (int64_t r = 0; r < panels_of(n_rows) * LANES; r++)
-        for (int64_t i = 0; i < n; i++) panels[(r / LANES * n + i) * LANES + r % LANES] = r < n_rows ? random_float() : 0.0f;
+        for (int64_t i = 0; i < n; i++)
+            panels[(r / LANES * n + i) * LANES + r % LANES] = r < n_rows ? random_float() : 0.0f;
     return panels;
 }
 
@@ -27,13 +28,14 @@ static int64_t *starts_of_texts(call *c, int64_t n_rows, int64_t n_texts) {
 static void linear_weight_backward_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     (void)dtype;
     const int64_t n_in = 1 + random_below(230);
-    c->args.linear_weight_backward = (refgpt_linear_weight_backward_args){floats(c, n * n_in),
-                                                                          floats(c, n * n_rows),
-                                                                          output(c, n_rows * n_in * (int64_t)sizeof(float)),
-                                                                          starts_of_texts(c, n, 3),
-                                                                          3,
-                                                                          n_in,
-                                                                          n_rows};
+    c->args.linear_weight_backward =
+        (refgpt_linear_weight_backward_args){floats(c, n * n_in),
+                                             floats(c, n * n_rows),
+                                             output(c, n_rows * n_in * (int64_t)sizeof(float)),
+                                             starts_of_texts(c, n, 3),
+                                             3,
+                                             n_in,
+                                             n_rows};
     c->n_items = panels_of(n_rows);
 }
 
@@ -47,7 +49,8 @@ static void column_sum_case(call *c, const char *dtype, int64_t n, int64_t n_row
 static void attention_backward_case(call *c, const char *dtype, int64_t n, int64_t n_heads) {
     (void)dtype;
     static const int64_t widths[] = {1, 8, 16, 17, 24, 40};
-    const int64_t t = n ? n : 1, n_head = n_heads < 4 ? n_heads : 3, d_head = widths[random_below(6)], n_z = t * n_head * d_head;
+    const int64_t t = n ? n : 1, n_head = n_heads < 4 ? n_heads : 3, d_head = widths[random_below(6)],
+                  n_z = t * n_head * d_head;
     const int64_t whole = (t + 31) / 32 * 32, width = panels_of(d_head) * LANES;
     const int64_t scratch = 5 * whole * width + 64 * (width + whole + LANES), n_bytes = n_z * (int64_t)sizeof(float);
     const int64_t n_texts = 1 + random_below(3);
@@ -102,20 +105,21 @@ static void layer_norm_weight_backward_case(call *c, const char *dtype, int64_t 
 
 static void embedding_backward_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     (void)dtype;
-    c->args.embedding_backward = (refgpt_embedding_backward_args){floats(c, n_rows * n), indices(c, n_rows, 0, 13),
-                                                                  output(c, 13 * n * (int64_t)sizeof(float)), n_rows, n};
+    c->args.embedding_backward = (refgpt_embedding_backward_args){
+        floats(c, n_rows * n), indices(c, n_rows, 0, 13), output(c, 13 * n * (int64_t)sizeof(float)), n_rows, n};
     c->n_items = panels_of(n);
 }
 
 static void cross_entropy_backward_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     (void)dtype;
     n = n ? n : 1;
-    c->args.cross_entropy_backward = (refgpt_cross_entropy_backward_args){floats(c, n_rows * n),
-                                                                          indices(c, n_rows, 0, n),
-                                                                          floats(c, n_rows),
-                                                                          output(c, n_rows * n * (int64_t)sizeof(float)),
-                                                                          output(c, n_rows * 2 * (int64_t)sizeof(float)),
-                                                                          n};
+    c->args.cross_entropy_backward =
+        (refgpt_cross_entropy_backward_args){floats(c, n_rows * n),
+                                             indices(c, n_rows, 0, n),
+                                             floats(c, n_rows),
+                                             output(c, n_rows * n * (int64_t)sizeof(float)),
+                                             output(c, n_rows * 2 * (int64_t)sizeof(float)),
+                                             n};
     c->n_items = n_rows;
 }
 
@@ -153,12 +157,13 @@ static void gram_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
 
 static void newton_schulz_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     (void)dtype;
-    c->args.newton_schulz = (refgpt_newton_schulz_args){rows_in_panels(c, n, n),
-                                                        rows_in_panels(c, n_rows, n),
-                                                        output(c, panels_of(n_rows) * LANES * n * (int64_t)sizeof(float)),
-                                                        output(c, panels_of(n) * LANES * n_rows * (int64_t)sizeof(float)),
-                                                        n,
-                                                        n_rows,
-                                                        3.4375f};
+    c->args.newton_schulz =
+        (refgpt_newton_schulz_args){rows_in_panels(c, n, n),
+                                    rows_in_panels(c, n_rows, n),
+                                    output(c, panels_of(n_rows) * LANES * n * (int64_t)sizeof(float)),
+                                    output(c, panels_of(n) * LANES * n_rows * (int64_t)sizeof(float)),
+                                    n,
+                                    n_rows,
+                                    3.4375f};
     c->n_items = panels_of(n_rows);
 }
