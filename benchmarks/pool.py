@@ -261,7 +261,6 @@ def main() -> None:
     engine = random_engine(arguments.layers)
     measured = {name: Measured(engine, n_rows) for name, n_rows in PASSES.items()}
     wholes = whole_passes(measured, list(rates) if arguments.check else [])
-    # Last: it starts more workers than cores, which would disturb what is measured after it.
     overheads = {n: overhead(n, cores) for n in sorted({2, 2 * cores, 4 * cores})}
     join = join_of(overheads)
 

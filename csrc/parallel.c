@@ -24,12 +24,16 @@ static struct {
     _Atomic int64_t next; /* first item that no thread has taken */
 } job;
 
-static _Atomic uint64_t open_job; /* number of the job that may be entered, 0 if none */
-static _Atomic int n_inside, n_asleep;
+/* The job that may be entered, 0 if none: its number and, in the lowest bits, how many threads it wants. Workers read
+ * both at once, so that a job wakes and waits for only those that it wants. */
+static _Atomic uint64_t open_job;
+enum { THREADS_BITS = 11 }; /* for 1 .. MOST_WORKERS + 1 */
+static _Atomic int n_inside;
 /* One job at a time. It also guards n_workers and n_jobs. */
 static pthread_mutex_t caller_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t wake_up = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t wake_up[MOST_WORKERS + 1]; /* of each worker; initialised before it is created */
+static _Atomic int asleep[MOST_WORKERS + 1];
 static int64_t n_workers;
 static uint64_t n_jobs;
 
@@ -62,31 +66,49 @@ static void take_pieces(int64_t worker) {
     }
 }
 
-/* Until a job opens that this worker has not seen: first spinning, then asleep. */
-static uint64_t wait_for_job(uint64_t seen) {
+static int64_t threads_of(uint64_t opened) { return (int64_t)(opened & ((1 << THREADS_BITS) - 1)); }
+
+/* Until a job opens that this worker has not seen, and that wants it: first spinning, then asleep. */
+static uint64_t wait_for_job(int64_t worker, uint64_t seen) {
     const int64_t deadline = nanoseconds() + SPIN_NANOSECONDS;
-    uint64_t number;
+    uint64_t opened;
     do {
         for (int i = 0; i < 64; i++) {
-            number = atomic_load(&open_job);
-            if (number && number != seen) return number;
+            opened = atomic_load(&open_job);
+            if (opened != seen && worker < threads_of(opened)) return opened;
             relax();
         }
     } while (nanoseconds() < deadline);
     pthread_mutex_lock(&sleep_lock);
-    atomic_fetch_add(&n_asleep, 1); /* before the last look: a caller opens first and counts sleepers afterwards */
-    while ((number = atomic_load(&open_job)) == 0 || number == seen) pthread_cond_wait(&wake_up, &sleep_lock);
-    atomic_fetch_sub(&n_asleep, 1);
+    atomic_store(&asleep[worker], 1); /* before the last look: see wake_workers */
+    while ((opened = atomic_load(&open_job)) == seen || worker >= threads_of(opened))
+        pthread_cond_wait(&wake_up[worker], &sleep_lock);
+    atomic_store(&asleep[worker], 0);
     pthread_mutex_unlock(&sleep_lock);
-    return number;
+    return opened;
+}
+
+/* Wakes the sleepers among the workers that the open job wants. None is missed: a worker first says that it sleeps and
+ * then looks for a job; the caller first opens the job and then looks for sleepers. Threads agree on one order of these
+ * four operations (they are sequentially consistent), and whichever look is last in it finds what the other thread has
+ * written. No signal is lost either: a worker holds the lock from saying that it sleeps until it waits, so one that was
+ * found asleep waits once the lock has been free, and one that takes the lock after that sees the job. */
+static void wake_workers(int64_t n_threads) {
+    int64_t worker = 1;
+    while (worker < n_threads && !atomic_load(&asleep[worker])) worker++;
+    if (worker == n_threads) return;
+    pthread_mutex_lock(&sleep_lock);
+    pthread_mutex_unlock(&sleep_lock); /* before the signals: whoever wakes needs the lock at once */
+    for (; worker < n_threads; worker++)
+        if (atomic_load(&asleep[worker])) pthread_cond_signal(&wake_up[worker]);
 }
 
 static void *work(void *worker) {
     refgpt_default_float_state(); /* instead of the state inherited from the creating thread */
     for (uint64_t seen = 0;;) {
-        seen = wait_for_job(seen);
+        seen = wait_for_job((intptr_t)worker, seen);
         atomic_fetch_add(&n_inside, 1); /* from here the caller waits for us; so look again whether it still wants us */
-        if (atomic_load(&open_job) == seen && (intptr_t)worker < job.n_threads) take_pieces((intptr_t)worker);
+        if (atomic_load(&open_job) == seen) take_pieces((intptr_t)worker);
         atomic_fetch_sub(&n_inside, 1);
     }
     return NULL;
@@ -96,11 +118,9 @@ static void *work(void *worker) {
 static void forget_workers(void) {
     pthread_mutex_init(&caller_lock, NULL);
     pthread_mutex_init(&sleep_lock, NULL);
-    pthread_cond_init(&wake_up, NULL);
     atomic_store(&open_job, 0);
     atomic_store(&n_inside, 0);
-    atomic_store(&n_asleep, 0);
-    n_workers = 0;
+    for (; n_workers > 0; n_workers--) atomic_store(&asleep[n_workers], 0);
 }
 
 /* As many workers as wanted, or as the system grants. Signals are left to the threads that were there before. */
@@ -115,8 +135,10 @@ static void start_workers(int64_t n_wanted) {
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
     while (n_workers < n_wanted) {
+        const int64_t worker = n_workers + 1;
         pthread_t thread;
-        if (pthread_create(&thread, &attributes, work, (void *)(intptr_t)(n_workers + 1))) break;
+        pthread_cond_init(&wake_up[worker], NULL); /* in a forked child, too, which has the parent's */
+        if (pthread_create(&thread, &attributes, work, (void *)(intptr_t)worker)) break;
         pthread_detach(thread);
         n_workers++;
     }
@@ -135,12 +157,8 @@ static void run(refgpt_kernel kernel, const void *args, int64_t n_items, int64_t
     start_workers(n_threads - 1);
     job.kernel = kernel, job.args = args, job.n_items = n_items, job.grain = grain, job.n_threads = n_threads;
     atomic_store(&job.next, 0);
-    atomic_store(&open_job, ++n_jobs);
-    if (atomic_load(&n_asleep)) {
-        pthread_mutex_lock(&sleep_lock);
-        pthread_cond_broadcast(&wake_up);
-        pthread_mutex_unlock(&sleep_lock);
-    }
+    atomic_store(&open_job, ++n_jobs << THREADS_BITS | (uint64_t)n_threads);
+    wake_workers(n_threads);
     take_pieces(0);
     atomic_store(&open_job, 0);
     for (int i = 0; atomic_load(&n_inside); i++) { /* workers that still process a piece */
