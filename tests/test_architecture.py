@@ -61,8 +61,8 @@ INNER_FLOORS = {
         {"spec_engine"},
         FAMILIES,
         {"families"},
-        {"blockwise", "gradients"},
-        {"session"},
+        {"blockwise", "gradients", "session"},
+        {"kernel_engine"},
     ],
     "generation": [
         {"sampling_params", "stopping", "prompt_lookup", "draft_pace", "prefix_cache", "prompt_file", "chat_templates"},

@@ -19,7 +19,7 @@ from refgpt._common.errors import DataError, GenerationError, RefgptError
 from refgpt.cli.flags import BOTH, in_flags
 from refgpt.cli.parser import CommandParser
 from refgpt.numbers import packing
-from refgpt.runtime import session
+from refgpt.runtime import kernel_engine
 from tests.helpers.cli_models import CONFIG, write_tiny
 from tests.helpers.model_files import write_model
 from tests.helpers.tiny import random_params
@@ -325,7 +325,7 @@ def test_a_parser_of_its_own_needs_no_command():
 def test_copies_are_asked_for_by_a_flag(run, monkeypatch, path, command):
     asked = []
     pack = packing.pack_params
-    monkeypatch.setattr(session, "pack_params", lambda *args: asked.append(args[-2]) or pack(*args))
+    monkeypatch.setattr(kernel_engine, "pack_params", lambda *args: asked.append(args[-2]) or pack(*args))
     for given in ([], ["--copy"]):
         run(command, "-m", path, *(["hi", "-n", 1] if command == "generate" else []), *given)
     assert asked == [False, True]

@@ -10,14 +10,15 @@ from refgpt.runtime.engine import Engine, Session
 from refgpt.runtime.spec_engine import SpecEngine
 
 if TYPE_CHECKING:
-    from refgpt.runtime.session import Runtime, RuntimeSession
+    from refgpt.runtime.kernel_engine import Runtime
+    from refgpt.runtime.session import RuntimeSession
 
 __all__ = ["Engine", "Runtime", "RuntimeSession", "Session", "SpecEngine"]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("Runtime", "RuntimeSession"):
-        from refgpt.runtime import session
+        from refgpt.runtime import kernel_engine
 
-        return getattr(session, name)
+        return getattr(kernel_engine, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

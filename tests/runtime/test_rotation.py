@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from refgpt.runtime import Runtime
+from refgpt.runtime.kernel_engine import FEW_POSITIONS
 from refgpt.runtime.rotation import rotary_tables
-from refgpt.runtime.session import FEW_POSITIONS
 from refgpt.spec import rotary_angles
 from refgpt.spec.bounds.ops import U
 from tests.helpers.tiny import random_params, tiny_config
