@@ -2,6 +2,17 @@
 
 from refgpt.kernels.attention import attention, kv_append, query_tiles
 from refgpt.kernels.calling import Program
+from refgpt.kernels.gradients import (
+    attention_backward,
+    attention_backward_scratch,
+    column_sum,
+    cross_entropy_backward,
+    embedding_backward,
+    layer_norm_backward,
+    layer_norm_weight_backward,
+    linear_backward,
+    linear_weight_backward,
+)
 from refgpt.kernels.linear import LinearInput, linear, pack, quantise_rows, scratch_bytes
 from refgpt.kernels.native import CHUNK, FEW_ROWS
 from refgpt.kernels.ops import (
@@ -18,23 +29,12 @@ from refgpt.kernels.ops import (
     row_sum,
     softmax,
 )
+from refgpt.kernels.optimisers import adamw
 from refgpt.kernels.orthogonal import gram, newton_schulz, orthogonalised
 from refgpt.kernels.quantising import digests, digests_and_finite, quantise, store
 from refgpt.kernels.registry import Kernel, active, force_isa, forced_isa, list_kernels
 from refgpt.kernels.selfcheck import check_bits, wrong_kernels
 from refgpt.kernels.threads import check_threads
-from refgpt.kernels.training import (
-    adamw,
-    attention_backward,
-    attention_backward_scratch,
-    column_sum,
-    cross_entropy_backward,
-    embedding_backward,
-    layer_norm_backward,
-    layer_norm_weight_backward,
-    linear_backward,
-    linear_weight_backward,
-)
 from refgpt.numbers.cached import kv_shapes
 
 Activations = LinearInput  # its former name

@@ -14,6 +14,16 @@ import numpy as np
 
 from refgpt._common.errors import KernelError
 from refgpt.kernels.attention import attention, kv_append, query_tiles
+from refgpt.kernels.gradients import (
+    attention_backward,
+    column_sum,
+    cross_entropy_backward,
+    embedding_backward,
+    layer_norm_backward,
+    layer_norm_weight_backward,
+    linear_backward,
+    linear_weight_backward,
+)
 from refgpt.kernels.linear import linear, pack, quantise_rows
 from refgpt.kernels.ops import (
     add,
@@ -29,20 +39,10 @@ from refgpt.kernels.ops import (
     row_sum,
     softmax,
 )
+from refgpt.kernels.optimisers import adamw
 from refgpt.kernels.orthogonal import gram, newton_schulz
 from refgpt.kernels.quantising import digests, quantise
 from refgpt.kernels.registry import Kernel, list_kernels
-from refgpt.kernels.training import (
-    adamw,
-    attention_backward,
-    column_sum,
-    cross_entropy_backward,
-    embedding_backward,
-    layer_norm_backward,
-    layer_norm_weight_backward,
-    linear_backward,
-    linear_weight_backward,
-)
 from refgpt.numbers.cached import KV_ARRAYS, kv_shapes, scales_in
 from refgpt.numbers.dtypes import BFLOAT16, KV_DTYPES, Compute
 from refgpt.numbers.leaves import Leaf
@@ -220,7 +220,7 @@ def _outputs(kernel: Kernel) -> Iterator[np.ndarray]:
         yield digests(x.reshape(-1).view(np.uint32), 200, kernel=kernel, threads=1)
 
 
-#: Ops of ``refgpt.kernels.training`` whose outputs ``_training_outputs`` gives.
+#: Ops of the backward pass and of optimisers whose outputs ``_training_outputs`` gives.
 TRAINING = frozenset(
     (
         "linear_weight_backward",

@@ -2,7 +2,7 @@
 
 The gradient of a matrix is a sum of outer products over the rows of a text. It is added to the sums of other texts in
 one pass, without an array of its own; and where only an adapter of the matrix is trained, its factors are much smaller.
-Rows may be those of several texts: ``starts`` says where each begins (see ``refgpt.kernels.training``).
+Rows may be those of several texts: ``starts`` says where each begins (see ``refgpt.kernels.gradients``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The kernels of the backward pass and of optimisers. See ``refgpt.kernels.ops`` for what their functions share.
+"""The kernels of the backward pass. See ``refgpt.kernels.ops`` for what their functions share.
 
 Gradients of weights are sums over the rows of a text. They are added to an array, ``into``, which holds those of
 earlier texts or zeros. Rows may be those of several texts, one after the other: text ``s`` has the rows ``starts[s]``
@@ -41,9 +41,6 @@ from refgpt.kernels.registry import Kernel
 from refgpt.kernels.threads import check_threads
 from refgpt.numbers.dtypes import COMPUTES, Compute
 from refgpt.numbers.panels import BLOCK, LANES, Panels, aligned_zeros, n_blocks, n_panels
-
-#: Elements of an item of ``adamw``.
-ADAMW_ITEM = CHUNK * LANES
 
 
 def linear_backward(
@@ -354,58 +351,6 @@ def cross_entropy_backward(
     )
     run(table_row("cross_entropy_backward", kernel), args, n_rows, 4, threads)
     return dx, parts
-
-
-def adamw(
-    w: np.ndarray,
-    g: np.ndarray,
-    mean: np.ndarray,
-    square: np.ndarray,
-    *,
-    betas: tuple[float, float],
-    eps: float,
-    rate: float,
-    correction: float,
-    shrink: float = 1.0,
-    threads: int | None = None,
-    kernel: Kernel | None = None,
-) -> None:
-    """One step of AdamW for one array, in place of w, mean and square.
-
-    Parameters
-    ----------
-    w, g, mean, square : ndarray of any one shape
-        Weights, gradient, and the means of gradients and of their squares so far.
-    betas, eps : float
-        Adam's.
-    rate : float
-        The learning rate over ``1 - betas[0]^t``.
-    correction : float
-        The root of ``1 - betas[1]^t``.
-    shrink : float
-        One less the learning rate times the weight decay.
-    """
-    check_array("w", w)
-    check_apart("w", w, g, mean, square)
-    check_apart("mean", mean, g, square)
-    check_apart("square", square, g)
-    args = arguments(
-        "adamw",
-        g=floats("g", g, w.shape),
-        w=floats("w", w, w.shape, written=True),
-        mean=floats("mean", mean, w.shape, written=True),
-        square=floats("square", square, w.shape, written=True),
-        n=w.size,
-        beta1=as_float32(betas[0]),
-        rest1=as_float32(1 - betas[0]),
-        beta2=as_float32(betas[1]),
-        rest2=as_float32(1 - betas[1]),
-        shrink=as_float32(shrink),
-        rate=as_float32(rate),
-        correction=as_float32(correction),
-        eps=as_float32(eps),
-    )
-    run(table_row("adamw", kernel), args, -(-w.size // ADAMW_ITEM), 64, threads)
 
 
 def _starts(starts: np.ndarray | None, n_rows: int) -> np.ndarray:
