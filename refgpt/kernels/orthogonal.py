@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from refgpt._common.errors import KernelError
+from refgpt._common.wording import shown
 from refgpt.kernels.calling import (
     F32,
     SMALLEST_PIECE,
@@ -51,7 +52,7 @@ def gram(
     base : Panels of float32 [m, m], optional
         A symmetric matrix: only one half is read.
     of_base, of_sum : float
-        Unused without a base.
+        Only with a base.
     out : Panels of float32 [m, m], optional
 
     Returns
@@ -60,6 +61,8 @@ def gram(
         The bits are those of ``linear`` and of NumPy's products and sum.
     """
     m, n = _shape("x", x)
+    if base is None and (of_base, of_sum) != (1.0, 1.0):
+        raise KernelError("only with a base", where="of_base, of_sum", got=f"{shown(of_base)}, {shown(of_sum)}")
     out = _empty(m, m) if out is None else out
     check_apart("out", _data("out", out, (m, m)), _data("x", x), None if base is None else _data("base", base, (m, m)))
     args = arguments(

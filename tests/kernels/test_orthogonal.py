@@ -102,3 +102,10 @@ def test_results_overlap_no_input():
     ):
         with pytest.raises(KernelError, match="overlaps"):
             call()
+
+
+def test_factors_without_a_base_are_refused():
+    square = pack(numbers(0, 16, 16))
+    for factors in ((2.0, 1.0), (1.0, 2.0)):
+        with pytest.raises(KernelError, match="only with a base"):
+            gram(square, None, *factors)
