@@ -23,7 +23,6 @@ machine with several NUMA nodes run it under ``numactl --interleave=all``, so th
 from __future__ import annotations
 
 import argparse
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,6 +40,9 @@ from refgpt.kernels import Program, check_threads
 from refgpt.kernels.native import lib
 from refgpt.kernels.threads import default_threads
 from refgpt.runtime import Runtime
+from refgpt.runtime.batch import Batch
+from refgpt.runtime.buffers import Buffers
+from refgpt.runtime.cache import KVCache
 from refgpt.spec.gptj import Params, leaf_shapes
 
 #: Passes by name: rows of a prompt. One row is a step of decoding.
@@ -114,42 +116,36 @@ def overhead(n: int, cores: int) -> float:
     one, many = Program(), Program()
     kernels.linear(x, w, out=out, program=one)
     one.run(1)  # packs the rows, if there are so many that this pays
-    kernel, struct, values, n_items, _ = one._calls[-1]
+    kernel, struct, values, n_items, _ = one.calls[-1]
     for _ in range(CALLS):
         many.add(kernel, struct, values, n_items, n_items // n)
     piece = seconds(lambda: many.run(1), rounds(101), time.thread_time) / CALLS / n
     return seconds(lambda: many.run(n), rounds(101)) / CALLS - piece * ceil(n / min(n, cores))
 
 
-class Recorded(Exception):
-    """Ends a pass whose calls have been recorded."""
-
-
 def recorded(engine: Runtime, threads: int, ids: Sequence[int]) -> tuple[Program, np.ndarray]:
     """The calls of a pass over these tokens, cut for a number of threads, and where its logits will be."""
-    program, results = Program(), []
+    program, n, config = Program(), len(ids), engine.config
     engine.threads = threads
-    session: Any = engine.session(1, len(ids))
-    compute = session._compute
-
-    def record(batch: Any, wanted: Any, groups: Any, _: Program | None = None) -> None:
-        results.append(compute(batch, wanted, groups, program))
-        raise Recorded
-
-    session._compute = record
-    with contextlib.suppress(Recorded):
-        session.prefill(0, ids)
-    return program, results[0]
+    cache = KVCache(config, 1, n, engine.kv_dtype)
+    cache.make_writable(0, n)
+    slots, positions = np.zeros(n, np.int64), np.arange(n)
+    batch = Batch.of(np.array(ids), slots, positions, 0, config.window, cache.tables, cache.block)
+    buffers = Buffers.of(config, n, cache.padded_capacity, threads)
+    last = slice(n - 1, n)
+    tables = engine.tables(n)
+    logits = engine.family.forward(engine.params, config, batch, cache, tables, buffers, last, program=program)
+    return program, logits
 
 
 def call_seconds(program: Program, n_rounds: int) -> list[float]:
     """Each call's with one thread, in their order, so that each finds in the caches what it finds in a pass."""
     program.run(1)
-    times: list[list[float]] = [[] for _ in program._calls]
+    times: list[list[float]] = [[] for _ in program.calls]
     for _ in range(n_rounds):
-        for i, found in enumerate(times):
+        for (kernel, struct, _, n_items, grain), found in zip(program.calls, times, strict=True):
             start = time.thread_time()
-            lib.refgpt_run_steps(program._steps + i, 1, 1)
+            lib.refgpt_run(kernel.run, struct, n_items, grain, 1)
             found.append(time.thread_time() - start)
     return [median(found) for found in times]
 
@@ -172,7 +168,7 @@ class Measured:
 
     def cut(self, threads: int) -> Pass:
         """The pass as it would be cut for so many threads."""
-        calls = recorded(self.engine, threads, self.ids)[0]._calls
+        calls = recorded(self.engine, threads, self.ids)[0].calls
         return Pass(
             tuple(
                 Call(kernel.op.startswith("linear"), one, ceil(n_items / grain))

@@ -31,10 +31,15 @@ class Program:
     instead of making it. Arrays and their shapes are fixed by the recording; their contents are read when the program
     runs. Indices are checked again before each run, because C code uses them to access other arrays; they must not
     change while it runs.
+
+    Attributes
+    ----------
+    calls : list
+        What was recorded, in order: what each call of ``add`` was given.
     """
 
     def __init__(self) -> None:
-        self._calls: list[tuple[Kernel, Any, Any, int, int]] = []
+        self.calls: list[tuple[Kernel, Any, Any, int, int]] = []
         self._steps: Any = None
         self._ranges: dict[tuple[int, int, int, int], tuple[str, np.ndarray, Any]] = {}
         self._tiles: dict[tuple[int, int, int, int], tuple[np.ndarray, Any]] = {}
@@ -44,7 +49,7 @@ class Program:
 
     def add(self, kernel: Kernel, struct: Any, values: Any, n_items: int, grain: int) -> None:
         """Append a call. ``values`` are the struct's pointers, which keep its arrays alive."""
-        self._calls.append((kernel, struct, values, n_items, grain))
+        self.calls.append((kernel, struct, values, n_items, grain))
         self._steps = None
 
     def watch(self, name: str, index: np.ndarray, least: int, stop: int) -> None:
@@ -76,8 +81,8 @@ class Program:
             raise KernelError("recorded for fewer threads", where="threads", got=threads, wanted=self._most_threads)
         self._check_indices()
         if self._steps is None:
-            self._steps = ffi.new("refgpt_step[]", [(k.run, s, n, grain) for k, s, _, n, grain in self._calls])
-        lib.refgpt_run_steps(self._steps, len(self._calls), threads)
+            self._steps = ffi.new("refgpt_step[]", [(k.run, s, n, grain) for k, s, _, n, grain in self.calls])
+        lib.refgpt_run_steps(self._steps, len(self.calls), threads)
 
     def _check_indices(self) -> None:
         if self._c_ranges is None:

@@ -172,7 +172,7 @@ def compute_in_float64(model: GPTJForCausalLM) -> None:
     assert model.transformer.rotary_emb.embed_positions.dtype == torch.float64
 
 
-def attention_in_float64(module, query, key, value, attention_mask, scaling, **_):
+def attention_in_float64(module, query, key, value, attention_mask, **_):
     assert query.dtype == key.dtype == value.dtype == attention_mask.dtype == torch.float64
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     pattern = torch.softmax(scores + attention_mask, dim=-1)
