@@ -21,17 +21,17 @@ from refgpt._common.errors import (
     TokenizerError,
 )
 from refgpt._common.wording import PrintableRecords
-from refgpt._load import load, merge_adapter
-from refgpt._model import Model
-from refgpt._new_model import new_model
-from refgpt._open import default_model_path
-from refgpt.spec.gptj import Config as ModelConfig
-from refgpt.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     __version__: str
+    from refgpt._load import load, merge_adapter
+    from refgpt._model import Model
+    from refgpt._new_model import new_model
+    from refgpt._open import default_model_path
     from refgpt.evaluation import Classification
     from refgpt.generation import Constraint, Generation, GenerationParams, Scheduler, grammar, json_schema, regex
+    from refgpt.spec.gptj import Config as ModelConfig
+    from refgpt.tokenizers import load_tokenizer
 
 _moved.install()
 logging.getLogger("refgpt").addFilter(PrintableRecords())  # log messages contain file names
@@ -63,17 +63,37 @@ __all__ = [
 ]
 
 
-#: Packages that are imported on first use, and names that come from them.
-LAZY_PACKAGES = ("conversion", "evaluation", "generation", "kernels", "plotting", "tracing", "training")
+#: Packages that are imported on first use, and names that come from them: where each is, and what it is called there.
+LAZY_PACKAGES = (
+    "checkpoints",
+    "conversion",
+    "evaluation",
+    "generation",
+    "kernels",
+    "numbers",
+    "plotting",
+    "runtime",
+    "spec",
+    "tokenizers",
+    "tracing",
+    "training",
+)
 LAZY_NAMES = {
-    "Classification": "evaluation",
-    "Constraint": "generation",
-    "Generation": "generation",
-    "GenerationParams": "generation",
-    "Scheduler": "generation",
-    "grammar": "generation",
-    "json_schema": "generation",
-    "regex": "generation",
+    "Classification": "evaluation.Classification",
+    "Constraint": "generation.Constraint",
+    "Generation": "generation.Generation",
+    "GenerationParams": "generation.GenerationParams",
+    "Model": "_model.Model",
+    "ModelConfig": "spec.gptj.Config",
+    "Scheduler": "generation.Scheduler",
+    "default_model_path": "_open.default_model_path",
+    "grammar": "generation.grammar",
+    "json_schema": "generation.json_schema",
+    "load": "_load.load",
+    "load_tokenizer": "tokenizers.load_tokenizer",
+    "merge_adapter": "_load.merge_adapter",
+    "new_model": "_new_model.new_model",
+    "regex": "generation.regex",
 }
 
 
@@ -81,10 +101,15 @@ def __getattr__(name: str) -> Any:
     if name in LAZY_PACKAGES:
         return import_module(f"refgpt.{name}")
     if name in LAZY_NAMES:
-        return getattr(import_module(f"refgpt.{LAZY_NAMES[name]}"), name)
+        module, _, own_name = LAZY_NAMES[name].rpartition(".")
+        return getattr(import_module(f"refgpt.{module}"), own_name)
     if name == "__version__":
         return _installed_version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *LAZY_PACKAGES})
 
 
 def _installed_version() -> str:

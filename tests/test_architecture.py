@@ -224,13 +224,29 @@ def rooms_of(modules: list[str]) -> set[str]:
     return {name.split(".")[1] for name in modules if name.startswith("refgpt.")}
 
 
-def test_importing_the_package_loads_what_load_and_generate_need() -> None:
-    loaded = loaded_by("import refgpt")
+def test_importing_the_package_loads_its_errors_and_what_each_name_needs_when_it_is_used() -> None:
+    assert rooms_of(loaded_by("import refgpt")) == {"_common", "_moved"}
+    loaded = loaded_by("import refgpt; refgpt.load")
     assert "refgpt._load" in loaded and len([name for name in loaded if name.startswith("refgpt")]) <= 60
     slow = {"evaluation", "plotting", "tracing", "conversion", "inspect", "cli", "kernels", "training", "server"}
     assert not rooms_of(loaded) & slow
     # Slow to import, and of no use before something is loaded or asked for.
     assert not {"importlib.metadata", "tempfile", "sentencepiece", "tokenizers", "tqdm", "email"} & set(loaded)
+
+
+def test_names_that_are_imported_when_used_are_the_packages_own() -> None:
+    """Type checkers and editors read the imports, and users call what ``__getattr__`` finds: both are the same."""
+    source = ast.parse((ROOT / "refgpt" / "__init__.py").read_text(encoding="utf-8"))
+    (guarded,) = (node for node in source.body if isinstance(node, ast.If))
+    seen = {
+        name.asname or name.name: f"{node.module}.{name.name}"
+        for node in guarded.body
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+    }
+    assert seen == {name: f"refgpt.{place}" for name, place in refgpt.LAZY_NAMES.items()}
+    assert {*refgpt.__all__, *refgpt.LAZY_PACKAGES} <= set(dir(refgpt))
+    assert all(hasattr(refgpt, name) for name in dir(refgpt))
 
 
 def test_a_command_imports_what_it_uses_alone() -> None:
