@@ -28,7 +28,8 @@ class Patience:
     deadline : float
         Seconds that the others are given after that.
     start, lost : float
-        Seconds without any worker, or without any answer, after which the work is given up.
+        Seconds without any worker, or without a further answer while too few have answered, after which the work is
+        given up.
     """
 
     quorum: float = 0.5

@@ -18,6 +18,10 @@ from refgpt.cluster.saving import read_progress, write_progress
 OUTER = ("none", "nesterov")
 
 
+class NothingUsable(RefgptError):
+    """No message of a round can be used."""
+
+
 @dataclass(frozen=True)
 class Rules:
     """How differences become an update. All workers and the coordinator agree on them.
@@ -36,11 +40,13 @@ class Rules:
     error_decay : float
         See ``ErrorFeedback``.
     max_ratio : float or None
-        Differences longer than this many times the median length of the round are shortened to that, so that one
-        worker cannot move the weights far.
+        Differences longer than this many times the median length of the round (of an even number of lengths, the
+        shorter of the two in the middle) are shortened to that, so that one worker cannot move the weights far. The
+        message of a worker that answers alone cannot be compared with any other.
     trim : int
         For each weight, this many of the largest and of the smallest values are left out of the mean (Yin et al. 2018,
-        https://arxiv.org/abs/1803.01498).
+        https://arxiv.org/abs/1803.01498), or fewer in a round that has fewer than ``2 trim + 1`` messages: one value
+        is always left. Two messages are not trimmed.
     seed : int
     """
 
@@ -100,11 +106,17 @@ class Coordinator:
     weights : mapping of str to ndarray
         In float32; copied.
     rules : Rules
+
+    Attributes
+    ----------
+    sent, received : float
+        Bytes that each worker has sent and received in all rounds, on average.
     """
 
     def __init__(self, weights: Mapping[str, np.ndarray], rules: Rules) -> None:
         self.rules, self.layout = rules, Layout.of(weights)
         self.round = 0
+        self.sent = self.received = 0.0
         self._vector = self.layout.join(weights)
         self._momentum = np.zeros_like(self._vector)
         self._sender = ErrorFeedback(rules.back or rules.compression, self.layout.n, rules.error_decay)
@@ -121,8 +133,11 @@ class Coordinator:
 
         Raises
         ------
+        NothingUsable
+            If no message counts.
         RefgptError
-            If no message counts. The weights are then as they were, and the round is still open.
+            If the update is not finite, which a very large ``outer_lr`` can cause. After any error the weights and the
+            momentum are as they were, and the round is still open.
         """
         messages, differences, refused = [], [], {}
         for worker in sorted(answers):
@@ -135,11 +150,15 @@ class Coordinator:
                 refused[worker] = fault
         if not messages:
             told = "; ".join(f"worker {worker}: {fault}" for worker, fault in refused.items())
-            raise RefgptError("no worker sent anything usable", where=f"round {self.round}", got=told or "no message")
-        step = self._outer(_mean(differences, self.rules.max_ratio, self.rules.trim))
+            raise NothingUsable("no worker sent anything usable", where=f"round {self.round}", got=told or "no message")
+        step, momentum = self._outer(_mean(differences, self.rules.max_ratio, self.rules.trim))
         update, received = self._sender.send(step, self.rules.seed_of(self.round, None))
         self._vector += received
+        self._momentum = momentum
         self.round += 1
+        sizes = [len(answer) for answer in answers.values() if isinstance(answer, bytes)]
+        self.sent += sum(sizes) / len(sizes)
+        self.received += len(update)
         return Round(update, messages, refused)
 
     def read_update(self, update: bytes, round_: int) -> np.ndarray:
@@ -149,7 +168,7 @@ class Coordinator:
     def save(self, directory: str | Path) -> None:
         """Keep all that ``resume`` needs in a directory: one file, which replaces an earlier one when it is whole."""
         arrays = {"weights": self._vector, "momentum": self._momentum, "lost": self._sender.lost}
-        write_progress(directory, self.round, self.layout.fingerprint, arrays)
+        write_progress(directory, self.round, self.layout.fingerprint, arrays, (self.sent, self.received))
 
     def resume(self, directory: str | Path) -> None:
         """Continue from the state that ``save`` wrote.
@@ -159,28 +178,32 @@ class Coordinator:
         CheckpointError
             If it is damaged, or of another model.
         """
-        self.round, arrays = read_progress(directory, self.layout.fingerprint, self.layout.n)
+        self.round, arrays, n_bytes = read_progress(directory, self.layout.fingerprint, self.layout.n)
+        self.sent, self.received = n_bytes
         self._vector[:], self._momentum[:] = arrays["weights"], arrays["momentum"]
         self._sender.lost[:] = arrays["lost"]
 
-    def _outer(self, difference: np.ndarray) -> np.ndarray:
+    def _outer(self, difference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """-> the step of the outer optimiser, and its momentum after it"""
         rate, momentum = np.float32(self.rules.outer_lr), np.float32(self.rules.outer_momentum)
-        if self.rules.outer == "none":
-            return rate * difference
-        self._momentum = momentum * self._momentum + difference
-        return rate * (difference + momentum * self._momentum)
+        with np.errstate(over="ignore"):  # what overflows cannot be sent, and is refused there
+            if self.rules.outer == "none":
+                return rate * difference, self._momentum
+            velocity = momentum * self._momentum + difference
+            return rate * (difference + momentum * velocity), velocity
 
 
 def _mean(differences: list[np.ndarray], max_ratio: float | None, trim: int) -> np.ndarray:
     """The mean of differences [n], each shortened and trimmed as ``Rules`` say, summed in the workers' order."""
     if max_ratio is not None:
         lengths = [float(np.sqrt(np.square(d, dtype=np.float64).sum())) for d in differences]
-        most = max_ratio * float(np.median(lengths))
+        most = max_ratio * sorted(lengths)[(len(lengths) - 1) // 2]
         differences = [
             d if length <= most else d * np.float32(most / length)
             for d, length in zip(differences, lengths, strict=True)
         ]
-    if 0 < 2 * trim < len(differences):
+    trim = min(trim, (len(differences) - 1) // 2)
+    if trim:
         ordered = np.sort(np.stack(differences), 0)
         differences = list(ordered[trim : len(differences) - trim])
     total = differences[0].copy()

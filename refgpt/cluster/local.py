@@ -24,8 +24,9 @@ class RoundReport:
         Of each worker so far.
     loss : float
         The mean training loss of the round.
-    sent, received : int
-        Bytes that each worker has sent and received so far, on average.
+    sent, received : float
+        Bytes that each worker has sent and received so far, on average. Weights that a worker takes when it joins or
+        comes back count as received.
     result : Round
     """
 
@@ -66,12 +67,10 @@ def train_locally(
         raise RefgptError("there is no worker", where="batches")
     workers = [Worker(i, make_trainer(i), own, rules.compression, rules.error_decay) for i, own in enumerate(batches)]
     coordinator = Coordinator(workers[0].trainer.weights, rules)
-    sent = received = 0.0
     for i, steps in enumerate(sync.rounds(len(rates), rules.seed)):
         answers = {w.number: w.train(i, steps, rates, rules.seed_of(i, w.number)) for w in workers}
         result = coordinator.close(answers)
         for worker in workers:
             worker.apply(coordinator.read_update(result.update, i))
-        sent += sum(map(len, answers.values())) / len(workers)
-        received += len(result.update)
-        yield RoundReport(i, steps.stop, result.loss, sent, received, result), workers[0].trainer
+        report = RoundReport(i, steps.stop, result.loss, coordinator.sent, coordinator.received, result)
+        yield report, workers[0].trainer

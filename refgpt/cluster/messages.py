@@ -16,6 +16,8 @@ from refgpt.cluster.compression import Compression, DamagedMessage
 #: Magic, version, worker, round, fingerprint of the layout, steps, tokens, loss, bytes and CRC-32 of the payload.
 HEADER = struct.Struct("<4sIIQIIQdQI")
 MAGIC, VERSION = b"rgpt", 1
+#: A loss or a value of a difference beyond this is refused: sums of them have to stay finite in float32.
+LARGEST = 1e32
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def read_message(data: bytes, worker: int, round_: int, layout: Layout) -> Messa
         raise DamagedMessage("is of another model, or trains other weights of it")
     if size != len(payload) or checksum != crc32(payload):
         raise DamagedMessage("was cut short or changed on the way", got=f"{len(payload)} bytes", wanted=size)
-    if not np.isfinite(loss) or not n_steps:
+    if not abs(loss) <= LARGEST or not n_steps:
         raise DamagedMessage("tells of no training", got=f"{n_steps} steps, a loss of {loss}")
     return Message(sender, number, n_steps, n_tokens, loss, payload)
 
@@ -132,11 +134,15 @@ def read_difference(message: Message, compression: Compression, layout: Layout, 
     Raises
     ------
     DamagedMessage
-        If its payload is not what ``compression`` writes for this layout.
+        If its payload is not what ``compression`` writes for this layout, or has values beyond all reason.
     """
     try:
-        return compression.decode(message.payload, layout.n, seed)
+        difference = compression.decode(message.payload, layout.n, seed)
     except DamagedMessage:
         raise
     except (RefgptError, ValueError, IndexError, struct.error) as fault:
         raise DamagedMessage("its payload is damaged", got=str(fault)) from None
+    largest = max(float(difference.max(initial=0)), -float(difference.min(initial=0)))
+    if largest > LARGEST:
+        raise DamagedMessage("its values are too large", got=f"{largest:g}", wanted=f"at most {LARGEST:g}")
+    return difference

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from refgpt._common.arguments import whole_number
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
 from refgpt.cluster.connect import Patience, connected_ray, import_ray
-from refgpt.cluster.coordinator import Coordinator, Rules
+from refgpt.cluster.coordinator import Coordinator, NothingUsable, Rules
 from refgpt.cluster.local import RoundReport
 from refgpt.cluster.messages import Layout
 from refgpt.cluster.rounds import Sync
@@ -28,7 +30,7 @@ from refgpt.cluster.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which a worker that failed is asked again, where no other one has answered.
+#: Seconds after which a worker that failed is asked again, where no other one has answered; doubled each time.
 RETRY = 1.0
 
 #: Makes a worker, in the process in which it will work: ``make_worker(number)``.
@@ -39,8 +41,13 @@ class Actor:
     """What runs in a worker's process. Ray makes an actor of it, which answers calls one after another."""
 
     def __init__(self, make_worker: MakeWorker, worker: int) -> None:
-        self._worker = make_worker(worker)
+        self._make_worker, self._number = make_worker, worker
         self._round = -1  # the round for which it has the weights
+
+    @cached_property
+    def _worker(self) -> Worker:
+        """Made in the first call, which can tell why it failed. The next call tries again."""
+        return self._make_worker(self._number)
 
     def ready(self) -> str:
         """The digest of its weights, which a worker can return as soon as its model is loaded."""
@@ -61,10 +68,11 @@ class Actor:
 
     def train(self, round_: int, steps: range, rates: Sequence[float], seed: int) -> bytes:
         """See ``Worker.train``."""
+        worker = self._worker
         if self._round != round_:  # an update or the weights never arrived
             raise RefgptError("has the weights of another round", got=self._round, wanted=round_)
         self._round = -1
-        return self._worker.train(round_, steps, rates, seed)
+        return worker.train(round_, steps, rates, seed)
 
     def apply(self, update: bytes, rules: Rules, round_: int) -> None:
         """See ``Worker.apply``."""
@@ -93,6 +101,8 @@ class Crew:
         self._busy: dict[int, Any] = {}  # unanswered calls to workers that start or are late
         self._stale = set(range(n_workers))  # workers that are not known to have the shared weights
         self._loaded: dict[int, str] = {}  # digests of the weights of workers that have not trained yet
+        self._faults: dict[int, RefgptError] = {}  # of workers whose own code failed the last time
+        self.n_given = 0  # how often a worker was given all weights
         for worker in range(n_workers):
             self._start(worker)
 
@@ -102,17 +112,22 @@ class Crew:
         Raises
         ------
         RefgptError
-            If no worker starts.
+            If no worker starts, or all fail.
         """
         deadline, end = None, time.monotonic() + patience.start
         while self._busy and (deadline is None or time.monotonic() < deadline):
+            n_ready = len(self._actors.keys() - self._busy.keys() - self._faults.keys())
             if time.monotonic() > end:
+                if n_ready:
+                    break  # without the quorum: machines may join later
                 fix = "look at `ray status`: are there enough CPUs?"
                 raise RefgptError("no worker has started", got=f"{patience.start:g} seconds", fix=fix)
             self._look(0.1)
-            n_ready = len(self._actors) - len(self._busy)
             if deadline is None and n_ready and n_ready >= patience.quorum * len(self._actors):
                 deadline = time.monotonic() + patience.deadline
+        if self._faults.keys() == self._actors.keys():
+            worker, fault = next(iter(self._faults.items()))
+            raise fault.within(f"worker {worker}")
 
     def first_weights(self, patience: Patience) -> dict[str, np.ndarray]:
         """The weights of the first worker that answers."""
@@ -151,7 +166,8 @@ class Crew:
         asked: dict[int, Any] = {}
         answers: dict[int, bytes] = {}
         again: dict[int, float] = {}  # when to retry failed workers if no worker has answered by then
-        stored, digest, began, deadline = None, "", time.monotonic(), None
+        n_failed: Counter[int] = Counter()
+        stored, digest, latest, deadline = None, "", time.monotonic(), None
         while deadline is None or time.monotonic() < deadline:
             self._look(0)
             for worker, actor in self._actors.items():
@@ -166,6 +182,7 @@ class Crew:
                     else:
                         stored = stored or self._ray.put(weights)
                         actor.take.remote(stored, round_)
+                        self.n_given += 1
                     self._stale.discard(worker)
                 asked[worker] = actor.train.remote(round_, steps, rates, rules.seed_of(round_, worker))
             outstanding = {ref: worker for worker, ref in asked.items() if worker not in answers}
@@ -177,13 +194,17 @@ class Crew:
                 answer = self._answer(worker, ref)
                 if answer is None:  # it has failed or died: this round goes on without it
                     del asked[worker]
-                    again[worker] = time.monotonic() + RETRY
+                    again[worker] = time.monotonic() + RETRY * 2 ** n_failed[worker]
+                    n_failed[worker] += 1
                 else:
                     answers[worker] = answer
+                    latest = time.monotonic()
             if deadline is None and answers and len(answers) >= patience.quorum * len(asked):
                 deadline = time.monotonic() + patience.deadline
-            if not answers and time.monotonic() - began > patience.lost:
-                raise RefgptError("no worker answers", where=f"round {round_}", got=f"{patience.lost:g} seconds")
+            if deadline is None and time.monotonic() - latest > patience.lost:
+                what = f"only {len(answers)} of {len(asked)} workers answer" if answers else "no worker answers"
+                reasons = "; ".join(f"worker {worker}: {fault}" for worker, fault in self._faults.items())
+                raise RefgptError(what, where=f"round {round_}", got=f"{patience.lost:g} seconds", fix=reasons)
         for worker, ref in asked.items():
             if worker not in answers:
                 logger.warning("worker %d is late: round %d goes on without it", worker, round_)
@@ -214,6 +235,7 @@ class Crew:
         self._busy[worker] = self._actors[worker].ready.remote()
         self._stale.add(worker)
         self._loaded.pop(worker, None)
+        self._faults.pop(worker, None)
 
     def _look(self, seconds: float) -> None:
         """Check which workers have become ready."""
@@ -235,10 +257,15 @@ class Crew:
     def _answer(self, worker: int, ref: Any) -> Any:
         """What a worker answered; None if it could not, or has died and is started anew."""
         try:
-            return self._ray.get(ref)
+            answer = self._ray.get(ref)
+            self._faults.pop(worker, None)
+            return answer
         except self._ray.exceptions.RayTaskError as fault:  # its own code failed
-            cause = fault.cause if isinstance(fault.cause, RefgptError) else None
-            logger.warning("worker %d: %s", worker, shown(str(cause or fault).strip().splitlines()[-1]))
+            cause = fault.cause
+            if not isinstance(cause, RefgptError):
+                cause = RefgptError("fails at its work", got=shown(cause))
+            logger.warning("worker %d: %s", worker, cause)
+            self._faults[worker] = cause
             self._stale.add(worker)
         except self._ray.exceptions.RayError as fault:
             logger.warning("worker %d is gone (%s): it is started anew", worker, type(fault).__name__)
@@ -299,23 +326,27 @@ def train_on_ray(
         coordinator = Coordinator(crew.first_weights(patience) if weights is None else weights, rules)
         if progress is not None and (Path(progress) / PROGRESS).exists():
             coordinator.resume(progress)
-        sent = received = 0.0
         rounds = sync.rounds(len(rates), rules.seed)
         while coordinator.round < len(rounds):
-            i = coordinator.round
-            answers = crew.train(i, rounds[i], rates, coordinator.weights, rules, patience)
-            try:
-                result = coordinator.close(answers)
-            except RefgptError as fault:  # nothing usable came: the round is tried again
-                logger.warning("%s", fault)
-                crew.forget(answers)
-                continue
+            i, began, given = coordinator.round, time.monotonic(), crew.n_given
+            while True:
+                answers = crew.train(i, rounds[i], rates, coordinator.weights, rules, patience)
+                try:
+                    result = coordinator.close(answers)
+                    break
+                except NothingUsable as fault:  # the round is tried again
+                    if time.monotonic() - began > patience.lost:
+                        raise
+                    logger.warning("%s", fault)
+                    crew.forget(answers)
             for worker, damage in result.refused.items():
                 logger.warning("worker %d sent a message that is refused: %s", worker, damage)
+            if len(result.messages) <= 2 * rules.trim:
+                logger.warning("round %d: %d workers are too few to trim %d", i, len(result.messages), rules.trim)
             crew.apply([message.worker for message in result.messages], result.update, rules, i)
-            sent += sum(map(len, answers.values())) / len(answers)
-            received += len(result.update)
-            yield RoundReport(i, rounds[i].stop, result.loss, sent, received, result), coordinator.weights
+            coordinator.received += (crew.n_given - given) * 4 * coordinator.layout.n / n_workers
+            report = RoundReport(i, rounds[i].stop, result.loss, coordinator.sent, coordinator.received, result)
+            yield report, coordinator.weights
             if progress is not None:  # the caller has kept the report: if killed before this, the round is repeated
                 coordinator.save(progress)
     finally:

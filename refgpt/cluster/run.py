@@ -122,6 +122,9 @@ class ClusterRun(Run):
         n_texts = len(data["train"].examples)
         if n_texts < n_workers:
             raise RefgptError("there are fewer texts than workers", where="data", got=n_texts, wanted=n_workers)
+        if 2 * rules.trim >= n_workers and rules.trim:
+            wanted = f"at most {(n_workers - 1) // 2} of {n_workers} workers"
+            raise RefgptError("would leave out all differences", where="trim", got=rules.trim, wanted=wanted)
         self._job, self._sync, self._rules, self._patience, self._resources = job, sync, rules, patience, resources
         methods = {"workers": n_workers, "sync": str(sync), "compress": str(rules.compression)}
         methods |= {"outer": [rules.outer, rules.outer_lr, rules.outer_momentum], "error_decay": rules.error_decay}

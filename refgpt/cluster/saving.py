@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refgpt._common.arguments import directory_of, path_of, whole_number
+from refgpt._common.arguments import directory_of, number, path_of, whole_number
 from refgpt._common.errors import CheckpointError
 from refgpt._common.small_files import parse_json
 from refgpt.checkpoints.files.safetensors_file import read_mapped
@@ -21,7 +21,13 @@ PROGRESS, VERSION = "coordinator.safetensors", 1
 ARRAYS = ("weights", "momentum", "lost")
 
 
-def write_progress(directory: str | Path, round_: int, fingerprint: int, arrays: Mapping[str, np.ndarray]) -> None:
+def write_progress(
+    directory: str | Path,
+    round_: int,
+    fingerprint: int,
+    arrays: Mapping[str, np.ndarray],
+    n_bytes: tuple[float, float] = (0.0, 0.0),
+) -> None:
     """Write it to a directory, which is made if it is not there.
 
     Raises
@@ -30,7 +36,7 @@ def write_progress(directory: str | Path, round_: int, fingerprint: int, arrays:
         If it cannot be written.
     """
     place = directory_of("directory", directory, CheckpointError)
-    told = {"version": VERSION, "round": round_, "layout": fingerprint}
+    told = {"version": VERSION, "round": round_, "layout": fingerprint, "sent": n_bytes[0], "received": n_bytes[1]}
     write_tensors(place / PROGRESS, arrays, {"refgpt_coordinator": json.dumps(told)})
 
 
@@ -46,8 +52,10 @@ def read_round(directory: str | Path) -> int:
     return whole_number("round", _opened(path)[1].get("round"), 0, None, CheckpointError) if path.exists() else 0
 
 
-def read_progress(directory: str | Path, fingerprint: int, n: int) -> tuple[int, dict[str, np.ndarray]]:
-    """What ``write_progress`` wrote: the round, and arrays [n].
+def read_progress(
+    directory: str | Path, fingerprint: int, n: int
+) -> tuple[int, dict[str, np.ndarray], tuple[float, float]]:
+    """What ``write_progress`` wrote: the round, arrays [n], and the bytes sent and received (0 in older files).
 
     Raises
     ------
@@ -63,7 +71,9 @@ def read_progress(directory: str | Path, fingerprint: int, n: int) -> tuple[int,
         if tensor is None or tensor.shape != (n,) or tensor.dtype != np.float32:
             raise CheckpointError("is damaged", where=path, got=f"{name} is not {n} numbers of float32")
         check_finite(f"{path}, {name}", tensor)
-    return whole_number("round", told.get("round"), 0, None, CheckpointError), {name: tensors[name] for name in ARRAYS}
+    round_ = whole_number("round", told.get("round"), 0, None, CheckpointError)
+    sent, received = (number(name, told.get(name, 0.0), 0, None, CheckpointError) for name in ("sent", "received"))
+    return round_, {name: tensors[name] for name in ARRAYS}, (sent, received)
 
 
 def _opened(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

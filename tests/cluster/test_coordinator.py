@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from refgpt._common.errors import CheckpointError, RefgptError
 from refgpt.cluster.compression import parse_compression
-from refgpt.cluster.coordinator import Coordinator, Rules
+from refgpt.cluster.coordinator import Coordinator, NothingUsable, Rules
 from refgpt.cluster.messages import HEADER, Layout, Message
 from refgpt.cluster.saving import PROGRESS
 
@@ -61,6 +61,26 @@ def test_one_broken_worker_cannot_move_the_weights_far(rules):
     assert np.abs(LAYOUT.join(plain.weights)).max() > 1e20  # which is what the rules are for
 
 
+@pytest.mark.parametrize(("n_good", "rules"), [(1, Rules(max_ratio=2.0)), (3, Rules(trim=2)), (2, Rules(trim=7))])
+def test_one_broken_worker_among_few_cannot_either(n_good, rules):
+    sent = [*differences(n_good, 0.01), np.full(10, 1e30, np.float32)]
+    coordinator = Coordinator(WEIGHTS, rules)
+    coordinator.close({i: message(i, d) for i, d in enumerate(sent)})
+    moved = LAYOUT.join(coordinator.weights) - LAYOUT.join(WEIGHTS)
+    assert np.linalg.norm(moved) <= 2 * max(np.linalg.norm(d) for d in sent[:-1])
+
+
+def test_the_weights_and_the_momentum_are_kept_if_the_update_is_not_finite():
+    rules = Rules(outer="nesterov", outer_lr=1e30)
+    coordinator = Coordinator(WEIGHTS, rules)
+    with pytest.raises(RefgptError, match="NaN or infinity") as fault:
+        coordinator.close({0: message(0, np.full(10, 1e20))})
+    assert not isinstance(fault.value, NothingUsable) and coordinator.round == 0
+    coordinator.close({0: message(0, np.full(10, 1e-30))})
+    moved = LAYOUT.join(coordinator.weights) - LAYOUT.join(WEIGHTS)
+    assert np.abs(moved - 1.9).max() < 1e-5  # without what the first attempt would have left in the momentum
+
+
 OTHER = Layout({"a": (2, 3), "c": (4,)})
 BAD = {
     "another worker": message(2, differences(1)[0]),
@@ -70,6 +90,8 @@ BAD = {
     "no training": message(1, differences(1)[0], loss=float("nan")),
     "no steps": message(1, differences(1)[0], n_steps=0),
     "NaN": message(1, differences(1)[0], payload=np.full(10, np.nan, np.float32).tobytes()),
+    "too large a loss": message(1, differences(1)[0], loss=1e308),
+    "too large": message(1, np.full(10, -3e38)),
     "empty": b"",
     "text": "a text",
     "nothing": None,
@@ -125,7 +147,7 @@ def test_progress_is_kept_and_resumed_to_the_bit(tmp_path, rules):
     first.save(tmp_path / "progress")
     second = Coordinator(WEIGHTS, rules)
     second.resume(tmp_path / "progress")
-    assert second.round == 5
+    assert second.round == 5 and (second.sent, second.received) == (first.sent, first.received) and second.sent
     go(second, range(5, 8))
     assert all((whole.weights[name] == second.weights[name]).all() for name in WEIGHTS)
     with pytest.raises(CheckpointError, match="another model"):

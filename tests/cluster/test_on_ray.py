@@ -14,7 +14,7 @@ import pytest
 from refgpt import training
 from refgpt._common.errors import RefgptError
 from refgpt.cluster import Rules, Worker, parse_compression, parse_sync, train_locally
-from refgpt.cluster.on_ray import Patience, train_on_ray
+from refgpt.cluster.on_ray import Crew, Patience, train_on_ray
 from refgpt.cluster.saving import read_round
 from tests.helpers.training_models import batch_of, model_in
 
@@ -195,6 +195,93 @@ def test_a_worker_that_replays_its_message_is_named_and_left_out(cluster, tmp_pa
     reports = [report for report, _ in train_on_ray(make, 3, RATES, SYNC, RULES)]
     assert [sorted(report.result.refused) for report in reports] == [[], [1], [1], [1]]
     assert sum("worker 1" in message and "is of another round" in message for message in caplog.messages) == 3
+
+
+class Telling(Worker):
+    """A worker that answers with something other than a message."""
+
+    def train(self, round_, steps, rates, seed):
+        if steps.start:
+            raise RefgptError(" ")
+        return 7
+
+
+def test_a_worker_that_answers_with_nonsense_ends_no_training(cluster, tmp_path):
+    plain = maker(tmp_path / "ray")
+
+    def make(number):
+        worker = plain(number)
+        if number == 1:
+            worker.__class__ = Telling
+        return worker
+
+    reports = [report for report, _ in train_on_ray(make, 2, RATES, SYNC, RULES)]
+    assert [sorted(report.result.refused) for report in reports] == [[1], [], [], []]
+    assert all([message.worker for message in report.result.messages] == [0] for report in reports)
+
+
+def test_messages_of_which_none_can_be_used_end_the_training(cluster, tmp_path):
+    plain = maker(tmp_path / "ray")
+
+    def make(number):
+        worker = plain(number)
+        worker.__class__ = Telling
+        return worker
+
+    with pytest.raises(RefgptError, match=r"no worker sent anything usable.*worker 0.*is no message"):
+        list(train_on_ray(make, 1, RATES, SYNC, RULES, patience=Patience(lost=0.5)))
+
+
+def test_workers_that_cannot_load_their_model_say_why(cluster, tmp_path, caplog):
+    plain = maker(tmp_path / "ray")
+
+    def make(number, failing=(0, 1)):
+        if number in failing:
+            raise RefgptError("there is no model", where="a place")
+        return plain(number)
+
+    with pytest.raises(RefgptError, match="worker 0, a place: there is no model"):
+        list(train_on_ray(make, 2, RATES, SYNC, RULES))
+    reports = [r for r, _ in train_on_ray(lambda number: make(number, [1]), 2, RATES, SYNC, RULES)]
+    assert all([m.worker for m in report.result.messages] == [0] for report in reports)
+    assert "worker 1: a place: there is no model" in caplog.messages
+
+
+def test_fewer_workers_than_the_quorum_begin_if_no_more_start():
+    crew = Crew.__new__(Crew)
+    crew._actors, crew._busy, crew._faults, crew._look = {0: None, 1: None, 2: None}, {1: None}, {}, time.sleep
+    patience = Patience(quorum=1.0, start=0.2)
+    crew._faults = {2: RefgptError("there is no model")}
+    crew.gather(patience)
+    crew._busy = {0: None, 1: None}
+    with pytest.raises(RefgptError, match="no worker has started"):
+        crew.gather(patience)
+
+
+def test_too_few_answers_end_the_training_after_a_while(cluster, tmp_path):
+    def hang(worker, step):
+        if worker:
+            time.sleep(60)
+
+    patience = Patience(quorum=1.0, lost=8)
+    with pytest.raises(RefgptError, match="only 1 of 2 workers answer"):
+        list(train_on_ray(maker(tmp_path / "ray", hang), 2, RATES, SYNC, RULES, patience=patience))
+
+
+def test_weights_that_a_worker_takes_are_counted(cluster, tmp_path):
+    weights = training.Trainer(model_in(_made(tmp_path / "model"), backend="c", threads=1)).weights
+    other = {name: w + np.float32(0.01) for name, w in weights.items()}
+    n_bytes = 4 * sum(w.size for w in weights.values())
+    totals = []
+    for start in (weights, other):
+        *_, (report, _) = train_on_ray(maker(tmp_path / f"ray{len(totals)}"), 2, RATES, SYNC, RULES, weights=start)
+        totals.append(report.received)
+    assert totals[1] - totals[0] == pytest.approx(n_bytes, rel=0.02)  # updates differ by a few bytes
+
+
+def _made(directory):
+    directory.mkdir()
+    return directory
 
 
 def test_nobody_answers(cluster, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 import refgpt
 from refgpt import training
-from refgpt._common.errors import CheckpointError
+from refgpt._common.errors import CheckpointError, RefgptError
 from refgpt.cluster import Rules, parse_sync
 from refgpt.cluster.run import ClusterRun, Job, ShardBatches
 from refgpt.generation.chat_templates import TEMPLATES
@@ -42,12 +42,20 @@ def test_the_steps_of_a_round_are_the_same_when_it_is_tried_again(model, texts):
     assert [ids(step) for step in range(2, 6)] == first[2:]
 
 
+def test_more_cannot_be_trimmed_than_there_are_workers(tmp_path, model, texts):
+    job, sync = Job({}, None, SETTINGS), parse_sync("every:2")
+    how = {"job": job, "n_workers": 4, "sync": sync, "rules": Rules(trim=2)}
+    with pytest.raises(RefgptError, match=r"trim: .*at most 1 of 4 workers"):
+        ClusterRun(model, {"train": texts}, tmp_path / "out", SETTINGS, {}, {}, **how)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("changes", [{"max_ratio": 2.0}, {"trim": 1}], ids=str)
 def test_other_rules_are_another_run(tmp_path, model, texts, changes):
     def begin(rules):
         job = Job({}, None, SETTINGS)
         data, sync = {"train": texts}, parse_sync("every:2")
-        with ClusterRun(model, data, tmp_path / "out", SETTINGS, {}, {}, job=job, n_workers=2, sync=sync, rules=rules):
+        with ClusterRun(model, data, tmp_path / "out", SETTINGS, {}, {}, job=job, n_workers=3, sync=sync, rules=rules):
             pass
 
     begin(Rules())
