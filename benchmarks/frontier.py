@@ -1,24 +1,31 @@
 """Loss against bytes: the included model, fine-tuned on another text by several workers that exchange little.
 
-    python -m benchmarks.frontier TEXT... [--steps 600] [--workers 4] [--seeds 3] [--rates 1e-4,3e-4] [-o results.json]
+    python -m benchmarks.frontier TEXT... [--steps 600] [--workers 4] [--seeds 3] [--rates 5e-4,1e-3] [-o results.json]
 
-For every method: the loss on the end of the text after the training, and what each worker sent, beside a synchronous
+For every method: the loss on the ends of the texts after the training, and what each worker sent, beside a synchronous
 training that exchanges a gradient of float16 around a ring after every step. With the first seed each method, the
 synchronous training too, is run at every learning rate; the one with the least loss on half of what was held out is
-used for the other seeds. Reported is the loss on the other half. Workers run one after another in this process; bytes
-are those of the messages.
+used for the other seeds. If it is the smallest or the largest, the next rates beyond it are tried too, ``--wider`` of
+them at most. Reported is the loss on the other half. The workers of a training run one after another in one process;
+bytes are those of the messages. ``--jobs 2`` runs two trainings at a time, each with one thread, which uses two cores
+better than two threads do with so small a model; no figure depends on it.
 
 With ``-o`` every finished run is kept in the file, and a run that is there is not repeated: hours of work can be cut.
 ``--plot PICTURE`` draws the points (needs matplotlib), and with ``--beside OTHER.json`` those of another file too, such
-as that of a model that was hardly trained before (``-m``).
+as that of a model that was hardly trained before (``-m``). With files of all runs, both only write the table and draw.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from itertools import starmap
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -26,17 +33,24 @@ import numpy as np
 
 import refgpt
 from benchmarks.quick import sized
-from refgpt import training
+from refgpt._common.errors import RefgptError
 from refgpt.cluster import Rules, parse_compression, parse_sync, train_locally
 from refgpt.cluster.bill import ring_bytes
+from refgpt.cluster.messages import Layout
 from refgpt.numbers.dtypes import COMPUTES, Compute
 from refgpt.training import Batch, Trainer, schedule
+from refgpt.training.run import OPTIMISERS, RunSettings, new_trainer
 
 #: An outer momentum that multiplies a steady difference by 1.4; the usual 0.9 multiplies it by 7.
 NESTEROV_HALF = {"outer": "nesterov", "outer_lr": 0.7, "outer_momentum": 0.5}
 #: Rhythm, compression, and options of ``Rules``.
 METHODS: dict[str, tuple[str, str, dict]] = {
     "every:25, f16": ("every:25", "f16", {}),
+    "every:25, int4": ("every:25", "int4", {}),
+    "every:25, int4, nesterov 0.5": ("every:25", "int4", NESTEROV_HALF),
+    "every:20, topk:0.03,bits:2": ("every:20", "topk:0.03,bits:2", {}),
+    "every:20, topk:0.1,bits:2": ("every:20", "topk:0.1,bits:2", {}),
+    "every:10, topk:0.03,bits:2": ("every:10", "topk:0.03,bits:2", {}),
     "random:0.04, int4": ("random:0.04", "int4", {}),
     "random:0.02, int4": ("random:0.02", "int4", {}),
     "random:0.04, int4, nesterov": ("random:0.04", "int4", {"outer": "nesterov", "outer_lr": 0.7}),
@@ -62,6 +76,7 @@ class Setting:
     warmup: int
     model: Path | None = None
     compute: Compute = "f32"
+    optimiser: str = "adamw"
 
     def batches(self, worker: int, seed: int) -> Callable[[int], list[Batch]]:
         """A worker's batches: it has every ``n_workers``-th row."""
@@ -81,20 +96,20 @@ class Setting:
 def trainer(threads: int | None, setting: Setting) -> tuple[refgpt.Model, Trainer]:
     """The model (by default the included one), and its trainer."""
     model = refgpt.load(setting.model, dtype="f32", threads=threads, compute=setting.compute)
-    return model, Trainer(model, training.AdamW(betas=(0.9, 0.95), weight_decay=0.01))
+    return model, new_trainer(model, RunSettings(optimiser=setting.optimiser, betas=(0.9, 0.95), weight_decay=0.01))
 
 
-def synchronous(setting: Setting, peak: float, seed: int, threads: int | None) -> tuple[Trainer, float]:
-    """-> the trained model, and the bytes that each worker of a ring sends"""
+def synchronous(setting: Setting, peak: float, seed: int, threads: int | None) -> tuple[Trainer, float, int]:
+    """-> the trained model, the bytes that each worker of a ring sends, and how often"""
     _, one = trainer(threads, setting)
     sources = [setting.batches(worker, seed) for worker in range(setting.n_workers)]
     for step, rate in enumerate(setting.rates(peak)):
         one.step([batch for source in sources for batch in source(step)], rate)
     n_trained = sum(w.size for w in one.weights.values())
-    return one, setting.n_steps * ring_bytes(n_trained, setting.n_workers)
+    return one, setting.n_steps * ring_bytes(n_trained, setting.n_workers), setting.n_steps
 
 
-def sparse(setting: Setting, method: str, peak: float, seed: int, threads: int | None) -> tuple[Trainer, float]:
+def sparse(setting: Setting, method: str, peak: float, seed: int, threads: int | None) -> tuple[Trainer, float, int]:
     """-> the same, of a method that exchanges little"""
     rhythm, compression, options = METHODS[method]
     *_, (report, one) = train_locally(
@@ -104,25 +119,46 @@ def sparse(setting: Setting, method: str, peak: float, seed: int, threads: int |
         parse_sync(rhythm),
         Rules(parse_compression(compression), seed=seed, **options),
     )
-    return one, max(report.sent, report.received)
+    return one, max(report.sent, report.received), report.round + 1
 
 
-def run(setting: Setting, method: str, peak: float, seed: int, threads: int | None) -> dict:
-    """One training: its losses on what no worker has seen, and its bytes."""
-    if method == "synchronous":
-        one, sent = synchronous(setting, peak, seed, threads)
-    else:
-        one, sent = sparse(setting, method, peak, seed, threads)
+def held_losses(setting: Setting, one: Trainer) -> tuple[float, float]:
+    """The losses on both halves of what no worker has seen."""
     # A step without a learning rate changes nothing but moments.
-    choosing, loss = (one.step([half], 0.0).loss for half in setting.held)
-    return {"method": method, "rate": peak, "seed": seed, "choosing": choosing, "loss": loss, "sent": sent}
+    choosing, reported = (one.step([half], 0.0).loss for half in setting.held)
+    return choosing, reported
+
+
+def run(setting: Setting, method: str, peak: float, seed: int, threads: int | None = None) -> dict:
+    """One training: its losses on what no worker has seen, and its bytes. Its loss is None if it has diverged."""
+    found = {"method": method, "rate": peak, "seed": seed}
+    try:
+        if method == "synchronous":
+            one, sent, n_rounds = synchronous(setting, peak, seed, threads)
+        else:
+            one, sent, n_rounds = sparse(setting, method, peak, seed, threads)
+        choosing, loss = held_losses(setting, one)
+    except RefgptError as fault:  # a gradient that is not finite, at too large a rate
+        return {**found, "choosing": None, "loss": None, "sent": None, "rounds": 0, "fault": str(fault)}
+    return {**found, "choosing": choosing, "loss": loss, "sent": sent, "rounds": n_rounds}
 
 
 def best_rate(runs: list[dict], method: str) -> float:
     """The learning rate with which the first seed's training did best."""
-    return min((one for one in runs if one["method"] == method and one["seed"] == 0), key=lambda one: one["choosing"])[
-        "rate"
-    ]
+    tried = [one for one in runs if one["method"] == method and one["seed"] == 0 and one["loss"] is not None]
+    if not tried:
+        raise SystemExit(f"{method} diverges at every rate that was tried")
+    return min(tried, key=lambda one: one["choosing"])["rate"]
+
+
+def beyond(runs: list[dict], method: str) -> float | None:
+    """The next learning rate beyond the best one, if that is the smallest or the largest of those tried."""
+    rates = sorted({one["rate"] for one in runs if one["method"] == method and one["seed"] == 0})
+    best = best_rate(runs, method)
+    if len(rates) < 2 or best not in (rates[0], rates[-1]):
+        return None
+    near, far = (rates[1], rates[0]) if best == rates[0] else (rates[-2], rates[-1])
+    return float(f"{far * far / near:.3g}")
 
 
 def add_setting(parser: argparse.ArgumentParser) -> None:
@@ -134,18 +170,95 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=sized(4, 1), help="rows of one worker's step")
     add("--length", type=int, default=sized(64, 16), help="tokens of a row")
     add("--compute", choices=COMPUTES, default="f32", help="what products are computed in (default: f32)")
+    add("--optimiser", choices=OPTIMISERS, default="adamw", help="of each worker, and of synchronous training")
 
 
 def setting_of(arguments: argparse.Namespace, n_workers: int) -> Setting:
-    """The texts in rows, of which the last are held out."""
-    tokenizer = refgpt.load(arguments.model).tokenizer
-    ids = np.concatenate([tokenizer.encode(path.read_text(encoding="utf-8")) for path in arguments.texts])
-    rows = ids[: len(ids) // arguments.length * arguments.length].reshape(-1, arguments.length)
-    n_held = max(1, min(sized(128, 1), len(rows) // 20))
-    choosing, reported = (Batch(half, half) for half in (rows[-2 * n_held : -n_held], rows[-n_held:]))
+    """The texts in rows, of which the last of each text are held out."""
+    tokenizer, length = refgpt.load(arguments.model).tokenizer, arguments.length
+    parts = []
+    for path in arguments.texts:
+        ids = np.array(tokenizer.encode(path.read_text(encoding="utf-8")))
+        parts.append(ids[: len(ids) // length * length].reshape(-1, length))
+    share = min(1 / 20, sized(128, 1) / max(1, sum(map(len, parts))))
+    n_held = [max(1, round(share * len(rows))) for rows in parts]
+    ends = [np.split(rows, [max(0, len(rows) - 2 * n), len(rows) - n]) for rows, n in zip(parts, n_held, strict=True)]
+    learnt, choosing, reported = (np.concatenate([end[i] for end in ends]) for i in range(3))
     warmup = max(1, arguments.steps // 20)
     shape = n_workers, arguments.steps, arguments.batch, warmup
-    return Setting(rows[: -2 * n_held], (choosing, reported), *shape, arguments.model, arguments.compute)
+    how = arguments.model, arguments.compute, arguments.optimiser
+    return Setting(learnt, (Batch(choosing, choosing), Batch(reported, reported)), *shape, *how)
+
+
+class Runs:
+    """All trainings of a setting, of which those that are finished are kept in a file.
+
+    Parameters
+    ----------
+    told : dict
+        What the trainings have in common. A file with other runs is refused.
+    path : Path, optional
+    """
+
+    def __init__(self, told: dict, path: Path | None) -> None:
+        self._told, self._path = told, path
+        self.done: list[dict] = []
+        if path is not None and path.exists():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["setting"] != told:
+                differing = [name for name in told if kept["setting"].get(name) != told[name]]
+                raise SystemExit(f"{path} holds runs of another setting: another {', '.join(differing)}")
+            self.done = kept["runs"]
+        self._keep()  # now, so that a file that cannot be written costs no training
+
+    def missing(self, wanted: Iterable[tuple[str, float, int]]) -> list[tuple[str, float, int]]:
+        """Those that are not done yet."""
+        known = {(one["method"], one["rate"], one["seed"]) for one in self.done}
+        return [one for one in dict.fromkeys(wanted) if one not in known]
+
+    def add(self, one: dict) -> None:
+        """Print and keep a training."""
+        self.done.append(one)
+        found = "has diverged" if one["loss"] is None else f"loss {one['loss']:.4f}, sent {one['sent'] / 1e6:.1f} MB"
+        print(f"{one['method']}, rate {one['rate']:g}, seed {one['seed']}: {found}", flush=True)
+        self._keep()
+
+    def _keep(self) -> None:
+        if self._path is not None:
+            part = self._path.with_suffix(".part")
+            part.write_text(json.dumps({"setting": self._told, "runs": self.done}), encoding="utf-8")
+            part.replace(self._path)
+
+
+def search(
+    runs: Runs,
+    methods: list[str],
+    rates: list[float],
+    n_seeds: int,
+    wider: int,
+    train: Callable[[list[tuple[str, float, int]]], Iterator[dict]],
+) -> None:
+    """Train each method at all rates with the first seed, and at its best rate with the others."""
+    wanted = [(method, rate, 0) for method in methods for rate in rates]
+    for _ in range(wider + 1):
+        for one in train(runs.missing(wanted)):
+            runs.add(one)
+        more = {method: beyond(runs.done, method) for method in methods}
+        wanted = [(method, rate, 0) for method, rate in more.items() if rate is not None]
+    best = {method: best_rate(runs.done, method) for method in methods}
+    for one in train(runs.missing((method, best[method], seed) for seed in range(1, n_seeds) for method in methods)):
+        runs.add(one)
+
+
+def told_of(arguments: argparse.Namespace, setting: Setting) -> dict:
+    """What has to be the same for runs to be compared, with digests of the text and of the base model."""
+    names = "steps", "workers", "batch", "length", "compute", "optimiser"
+    told = {name: str(getattr(arguments, name)) for name in names}
+    one = trainer(None, setting)[1]
+    told["text"] = hashlib.sha256(setting.rows.tobytes() + setting.held[1].ids.tobytes()).hexdigest()
+    told["base"] = Layout.of(one.weights).digest(one.weights)
+    told["before"] = f"{held_losses(setting, one)[1]:.4f}"
+    return told
 
 
 def main() -> None:
@@ -154,53 +267,51 @@ def main() -> None:
     add = parser.add_argument
     add("--workers", type=int, default=sized(4, 2))
     add("--seeds", type=int, default=sized(3, 1))
-    add("--rates", default=sized("1e-4,3e-4,1e-3", "3e-4"), help="peaks of the learning rate, with commas between")
+    add("--rates", default=sized("5e-4,1e-3,2e-3", "3e-4"), help="peaks of the learning rate, with commas between")
+    add("--wider", type=int, default=2, help="most further rates, if the best one is the smallest or the largest")
     add("--methods", default=";".join(sized(list(METHODS), list(METHODS)[1:2])), help="with semicolons between")
-    add("--threads", type=int)
+    add("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
+    add("--threads", type=int, help="of each training (default: 1 with several jobs, otherwise all)")
     add("-o", "--output", type=Path, help="JSON with every run")
     add("--plot", type=Path, help="a picture of loss against bytes")
     add("--beside", type=Path, help="another such JSON, for the picture")
     arguments = parser.parse_args()
+    methods = ["synchronous", *(name.strip() for name in arguments.methods.split(";") if name.strip())]
+    if unknown := [name for name in methods[1:] if name not in METHODS]:
+        parser.error(f"there is no method {unknown[0]!r}; there are: {'; '.join(METHODS)}")
+    if arguments.plot is not None and find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib")
+    rates = [float(rate) for rate in arguments.rates.split(",")]
     setting = setting_of(arguments, arguments.workers)
-    told = {
-        name: str(value)
-        for name, value in vars(arguments).items()
-        if name in ("texts", "model", "steps", "workers", "batch", "length", "compute")
-    }
-
-    runs: list[dict] = []
-    if arguments.output is not None and arguments.output.exists():
-        kept = json.loads(arguments.output.read_text(encoding="utf-8"))
-        if kept["setting"] != told:
-            parser.error(f"{arguments.output} holds runs of another setting: {kept['setting']}")
-        runs = kept["runs"]
-
-    def have(method: str, peak: float, seed: int) -> None:
-        if any((one["method"], one["rate"], one["seed"]) == (method, peak, seed) for one in runs):
-            return
-        one = run(setting, method, peak, seed, arguments.threads)
-        runs.append(one)
-        print(
-            f"{method}, rate {peak:g}, seed {seed}: loss {one['loss']:.4f}, sent {one['sent'] / 1e6:.1f} MB", flush=True
+    told = told_of(arguments, setting)
+    print(f"before: loss {told['before']}", flush=True)
+    runs = Runs(told, arguments.output)
+    with_setting = partial(run, setting)
+    if arguments.jobs == 1:
+        search(
+            runs,
+            methods,
+            rates,
+            arguments.seeds,
+            arguments.wider,
+            lambda wanted: starmap(partial(with_setting, threads=arguments.threads), wanted),
         )
-        if arguments.output is not None:
-            part = arguments.output.with_suffix(".part")
-            part.write_text(json.dumps({"setting": told, "runs": runs}), encoding="utf-8")
-            part.replace(arguments.output)
-
-    methods = ["synchronous", *filter(None, arguments.methods.split(";"))]
-    for method in methods:
-        for peak in map(float, arguments.rates.split(",")):
-            have(method, peak, 0)
-    for seed in range(1, arguments.seeds):
-        for method in methods:
-            have(method, best_rate(runs, method), seed)
-    print("\n" + table(runs))
+    else:
+        with get_context("spawn").Pool(arguments.jobs) as pool:
+            one = partial(_unpacked, partial(with_setting, threads=arguments.threads or 1))
+            how = partial(pool.imap_unordered, one)
+            search(runs, methods, rates, arguments.seeds, arguments.wider, how)
+    print("\n" + table(runs.done, told["before"]))
     if arguments.plot is not None:
-        named = {"this model": runs}
+        named = {"this model": runs.done}
         if arguments.beside is not None:
             named[arguments.beside.stem] = json.loads(arguments.beside.read_text(encoding="utf-8"))["runs"]
         draw(named, arguments.plot)
+
+
+def _unpacked(function: Callable, arguments: tuple) -> dict:
+    found: dict = function(*arguments)
+    return found
 
 
 @dataclass(frozen=True)
@@ -211,32 +322,53 @@ class Result:
     rate: float
     losses: list[float]
     ratio: float  # of the mean loss to that of synchronous training
+    n_rounds: float  # how often workers exchange something, on average over the seeds
     sent: float  # bytes of a worker
     less: float  # how many times fewer bytes than synchronous training
+    at_edge: bool  # whether only rates on one side of the best one were tried
 
 
 def results(runs: list[dict]) -> list[Result]:
     """A result for each method of some runs; the first is synchronous training."""
     best = {}
-    for method in dict.fromkeys(one["method"] for one in runs):
+    for method in sorted({one["method"] for one in runs}, key=["synchronous", *METHODS].index):
         rate = best_rate(runs, method)
         best[method] = [one for one in runs if one["method"] == method and one["rate"] == rate]
+        if any(one["loss"] is None for one in best[method]):
+            del best[method]  # it has diverged with another seed: ``table`` says so
     base_loss, base_sent = (mean(one[name] for one in best["synchronous"]) for name in ("loss", "sent"))
     found = []
     for method, mine in best.items():
-        losses, sent = [one["loss"] for one in mine], mean(one["sent"] for one in mine)
-        found.append(Result(method, mine[0]["rate"], losses, mean(losses) / base_loss, sent, base_sent / sent))
+        losses, sent, n_rounds = ([one[name] for one in mine] for name in ("loss", "sent", "rounds"))
+        ratio, less = mean(losses) / base_loss, base_sent / mean(sent)
+        edge = beyond(runs, method) is not None
+        found.append(Result(method, mine[0]["rate"], losses, ratio, mean(n_rounds), mean(sent), less, edge))
     return found
 
 
-def table(runs: list[dict]) -> str:
-    """A line for each method."""
-    lines = ["| method | rate | loss | to synchronous | a worker sends | less by |", "|---|---:|---:|---:|---:|---:|"]
-    for one in results(runs):
+def table(runs: list[dict], before: str) -> str:
+    """A line for each method, after that of the model before the training."""
+    lines = ["| method | rounds | rate | loss | to synchronous | a worker sends | less by |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|", f"| before the training | | | {before} | | | |"]
+    found = results(runs)
+    for one in found:
         spread = f" +- {stdev(one.losses):.4f}" if len(one.losses) > 1 else ""
         cells = f"{mean(one.losses):.4f}{spread} | {one.ratio:.4f} | {one.sent / 1e6:,.1f} MB | {one.less:,.0f} x |"
-        lines.append(f"| {one.method} | {one.rate:g} | {cells}")
+        lines.append(f"| {one.method} | {one.n_rounds:.0f} | {one.rate:g}{'*' if one.at_edge else ''} | {cells}")
+    lost = {one["method"] for one in runs} - {one.method for one in found}
+    lines += [f"| {method} | | | diverges with one of the seeds | | | |" for method in sorted(lost)]
+    if any(one.at_edge for one in found):
+        lines += ["", "\\* No rate beyond this one was tried."]
     return "\n".join(lines)
+
+
+def frontier(found: list[Result]) -> list[Result]:
+    """The methods that no other one beats both in loss and in bytes."""
+    return [
+        one
+        for one in sorted(found, key=lambda one: one.less)
+        if not any(other.less >= one.less and other.ratio < one.ratio for other in found)
+    ]
 
 
 def draw(named: dict[str, list[dict]], path: Path) -> None:
@@ -250,6 +382,8 @@ def draw(named: dict[str, list[dict]], path: Path) -> None:
     for (name, runs), (colour, marker) in zip(named.items(), (("#0072b2", "o"), ("#d55e00", "s")), strict=False):
         found = results(runs)
         axes.plot([one.less for one in found], [one.ratio for one in found], marker, color=colour, label=name)
+        best = frontier(found)
+        axes.plot([one.less for one in best], [one.ratio for one in best], color=colour, linewidth=1)
         for one in found:
             axes.annotate(one.method, (one.less, one.ratio), textcoords="offset points", xytext=(5, 4), fontsize=7)
     axes.axhline(1.01, color="#808080", linestyle=":", linewidth=1)

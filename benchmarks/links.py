@@ -96,7 +96,17 @@ def run_finetune(arguments: argparse.Namespace, setting: Setting, place: Path) -
     options = ["--full", "--data", train, "--valid", valid, "--eval-every", arguments.steps, "-o", place / "out"]
     options += ["--lr", arguments.rate, "--iters", arguments.steps, "--batch-size", arguments.batch, "--no-eos"]
     options += ["--max-seq-length", arguments.length, "--warmup", setting.warmup, "--floor", 0.1, "--betas", 0.9, 0.95]
-    options += ["--weight-decay", 0.01, "--workers", N_WORKERS, *shlex.split(arguments.exchange), "--deadline", 10]
+    options += [
+        "--optimizer",
+        setting.optimiser,
+        "--weight-decay",
+        0.01,
+        "--workers",
+        N_WORKERS,
+        *shlex.split(arguments.exchange),
+        "--deadline",
+        10,
+    ]
     options += [
         "--dtype",
         "f32",
@@ -157,7 +167,7 @@ def same(arguments: argparse.Namespace) -> list[str]:
     """The options that both trainings share."""
     model = [] if arguments.model is None else ["-m", str(arguments.model)]
     sizes = "--steps", str(arguments.steps), "--batch", str(arguments.batch), "--length", str(arguments.length)
-    return [*sizes, *model, "--compute", arguments.compute]
+    return [*sizes, *model, "--compute", arguments.compute, "--optimiser", arguments.optimiser]
 
 
 def loss_of(path: Path, setting: Setting) -> float:

@@ -16,7 +16,7 @@ from refgpt._common.wording import size
 from refgpt._model import Model
 from refgpt.checkpoints import Checkpoint
 from refgpt.cli.finetune_options import add_finetune_arguments, add_other_names, settings_of
-from refgpt.cli.finetune_workers import NEEDS_WORKERS, cluster_run
+from refgpt.cli.finetune_workers import NEEDS_WORKERS, cluster_run, exchange_of
 from refgpt.cli.loading import load_after, watched
 from refgpt.cli.options import Commands, add_command, add_running_arguments
 from refgpt.cli.printing import print_line
@@ -66,6 +66,7 @@ def add_to(commands: Commands) -> None:
 
 def _finetune(arguments: argparse.Namespace) -> int:
     _check(arguments)
+    exchange = None if arguments.workers is None else exchange_of(arguments)
     out, settings, files = check_output(arguments.output), RunSettings(**settings_of(arguments)), _files(arguments)
     model, data = load_after(arguments, partial(_read, arguments, files))
     adapter = None
@@ -75,10 +76,10 @@ def _finetune(arguments: argparse.Namespace) -> int:
         new_adapter(model, **adapter)
     record = {"refgpt": __version__, "model": str(model.checkpoint.path), "data": str(arguments.data)}
     about = _about(arguments, model)
-    if arguments.workers is None:
+    if exchange is None:
         started: AbstractContextManager[Run] = Run(model, data, out, settings, about, record)
     else:
-        started = cluster_run(arguments, model, data, out, settings, about, record, adapter)
+        started = cluster_run(arguments, exchange, model, data, out, settings, about, record, adapter)
     with started as run:
         if run.finished:
             print_line(f"{out}: finished already, after {run.n_steps:,} steps")

@@ -5,16 +5,33 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refgpt._model import Model
 from refgpt.cli.host_options import load_options
 from refgpt.training.data import Texts
 from refgpt.training.run import Run, RunSettings
 
+if TYPE_CHECKING:
+    from refgpt.cluster import Rules, Sync
+    from refgpt.cluster.connect import Patience
+
 #: Options that only make sense with --workers.
-NEEDS_WORKERS = ("address", "outer_lr", "outer_momentum", "max_ratio", "trim")
+NEEDS_WORKERS = (
+    "address",
+    "sync",
+    "compress",
+    "outer",
+    "outer_lr",
+    "outer_momentum",
+    "error_decay",
+    "max_ratio",
+    "trim",
+    "quorum",
+    "deadline",
+)
 
 
 def add_worker_arguments(group: argparse._ActionsContainer) -> None:
@@ -29,24 +46,21 @@ def add_worker_arguments(group: argparse._ActionsContainer) -> None:
     add("--address", metavar="ADDRESS", help="address of the cluster, or auto (default: use this machine only)")
     add(
         "--sync",
-        default="random:0.04",
         metavar="RHYTHM",
         help="when workers exchange updates: every:H (each H steps) or random:P (with probability P after a step) "
         "(default: random:0.04)",
     )
     add(
         "--compress",
-        default="int4",
         metavar="METHOD",
         help="compression of the updates: none, f16, int2, int4, int8, topk:SHARE,bits:B or cocktail (default: int4)",
     )
-    add("--outer", choices=("none", "nesterov"), default="none", help="optimiser of the exchange (default: none)")
+    add("--outer", choices=("none", "nesterov"), help="optimiser of the exchange (default: none)")
     add("--outer-lr", type=float, metavar="X", help="its learning rate (default: 1, with nesterov 0.7)")
     add("--outer-momentum", type=float, metavar="X", help="nesterov's momentum (default: 0.9)")
     add(
         "--error-decay",
         type=float,
-        default=1.0,
         metavar="X",
         help="share of the compression error added to the next update (default: 1)",
     )
@@ -65,22 +79,50 @@ def add_worker_arguments(group: argparse._ActionsContainer) -> None:
     add(
         "--quorum",
         type=float,
-        default=0.5,
         metavar="X",
         help="share of the workers that each round waits for (default: 0.5)",
     )
     add(
         "--deadline",
         type=float,
-        default=60.0,
         metavar="S",
         help="seconds that a round then waits for the other workers (default: 60)",
     )
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """How the workers exchange updates, and how long they are waited for."""
+
+    sync: Sync
+    rules: Rules
+    patience: Patience
+
+
+def exchange_of(arguments: argparse.Namespace) -> Exchange:
+    """The exchange that the arguments ask for. To be called before anything is loaded: it refuses bad ones."""
+    from refgpt.cluster import Rules, parse_compression, parse_sync
+    from refgpt.cluster.connect import Patience, import_ray
+
+    given = {name: getattr(arguments, name) for name in NEEDS_WORKERS}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.get("outer") == "nesterov":
+        given.setdefault("outer_lr", 0.7)
+    elif "outer_momentum" in given:
+        arguments.parser.error("--outer-momentum is for --outer nesterov")
+    sync, compression = given.pop("sync", "random:0.04"), given.pop("compress", "int4")
+    patience = {name: given.pop(name) for name in ("quorum", "deadline") if name in given}
+    given.pop("address", None)
+    rules = Rules(parse_compression(compression), seed=arguments.seed, **given)
+    exchange = Exchange(parse_sync(sync), rules, Patience(**patience))
+    import_ray()
+    return exchange
+
+
 @contextmanager
 def cluster_run(
     arguments: argparse.Namespace,
+    exchange: Exchange,
     model: Model,
     data: dict[str, Texts],
     out: Path,
@@ -90,26 +132,13 @@ def cluster_run(
     adapter: dict[str, Any] | None,
 ) -> Iterator[Run]:
     """The run that the arguments ask for, connected to its cluster."""
-    from refgpt.cluster import Rules, parse_compression, parse_sync
-    from refgpt.cluster.connect import Patience, connected, import_ray
+    from refgpt.cluster.connect import connected
     from refgpt.cluster.run import ClusterRun, Job
 
-    compression, sync = parse_compression(arguments.compress), parse_sync(arguments.sync)
-    given = {name: getattr(arguments, name) for name in ("outer_lr", "outer_momentum", "max_ratio", "trim")}
-    if arguments.outer == "nesterov":
-        given["outer_lr"] = 0.7 if given["outer_lr"] is None else given["outer_lr"]
-    rules = Rules(
-        compression,
-        outer=arguments.outer,
-        error_decay=arguments.error_decay,
-        seed=arguments.seed,
-        **{name: value for name, value in given.items() if value is not None},
-    )
-    patience = Patience(arguments.quorum, arguments.deadline)
+    rules = exchange.rules
     threads = arguments.threads or 1
     job = Job({**load_options(vars(arguments)), "threads": threads, "tokenizer": False}, adapter, settings)
-    job.compression, job.error_decay = compression, rules.error_decay
-    import_ray()  # before anything is written
+    job.compression, job.error_decay = rules.compression, rules.error_decay
     with ClusterRun(
         model,
         data,
@@ -119,9 +148,9 @@ def cluster_run(
         record,
         job=job,
         n_workers=arguments.workers,
-        sync=sync,
+        sync=exchange.sync,
         rules=rules,
-        patience=patience,
+        patience=exchange.patience,
         resources={"num_cpus": threads},
     ) as run:
         if run.finished:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,13 @@ def add_to(commands: Commands) -> None:
     plan.add_argument("model", nargs="?", action=StoreModel, metavar="MODEL", help=MODEL_HELP)
     add("-m", "--model", action=StoreModel, metavar="MODEL", help="the same as MODEL")
     add("--tokens", type=float, metavar="N", help="tokens of the whole training, summed over workers")
-    add("--batch", type=float, metavar="N", help="tokens of one step, summed over workers (default: 131072)")
+    add(
+        "--batch",
+        type=float,
+        default=131072,
+        metavar="N",
+        help="tokens of one step, summed over workers (default: 131072)",
+    )
     add("--steps", type=int, metavar="N", help="steps, instead of --tokens and --batch")
     add("--workers", type=int, metavar="N", help="machines (default: 4)")
     add("--links", type=float, default=1000, metavar="MBIT", help="Mbit/s of each link (default: 1000)")
@@ -77,7 +84,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     training = Training(
         _n_trained(arguments.model),
         _steps(arguments),
-        arguments.workers or (STORY_WORKERS if arguments.model == STORY else 4),
+        (STORY_WORKERS if arguments.model == STORY else 4) if arguments.workers is None else arguments.workers,
         1e6 * arguments.links,
         arguments.step_seconds,
     )
@@ -168,9 +175,13 @@ def _steps(arguments: argparse.Namespace) -> int:
         if arguments.model == STORY:
             return STORY_STEPS
         raise RefgptError("how long is the training?", where="steps", wanted="--steps, or --tokens and --batch")
-    if not arguments.tokens > 0 or not (arguments.batch or 1) > 0:
-        raise RefgptError("cannot be used", where="tokens", got=arguments.tokens, wanted="a number above 0")
-    return max(1, round(arguments.tokens / (arguments.batch or 131072)))
+    for name, value in (("tokens", arguments.tokens), ("batch", arguments.batch)):
+        if not 0 < value < inf:
+            raise RefgptError("cannot be used", where=name, got=value, wanted="a number above 0")
+    steps = arguments.tokens / arguments.batch
+    if steps == inf:
+        raise RefgptError("cannot be used", where="batch", got=arguments.batch, wanted="a larger number")
+    return max(1, round(steps))
 
 
 def _bytes(n: float) -> str:

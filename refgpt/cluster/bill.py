@@ -10,7 +10,7 @@ from refgpt._common.arguments import number, whole_number
 from refgpt._common.errors import RefgptError
 from refgpt.cluster.compression import Compression, parse_compression
 from refgpt.cluster.rounds import Sync, parse_sync
-from refgpt.cluster.simulation import Fleet, Simulated, simulate
+from refgpt.cluster.simulation import MOST_STEPS, Fleet, Simulated, simulate
 
 #: Most values for which a method's message is really made; for more, its ratio of sizes is used.
 SAMPLE = 1 << 18
@@ -138,6 +138,7 @@ def simulated(training: Training, fleet: Fleet, sync: Sync, compression: Compres
     seed : int
         Of the rounds and of failures.
     """
+    whole_number("n_steps", training.n_steps, 1, MOST_STEPS, RefgptError)
     message = message_bytes(compression, training.n_trained)
     rounds = sync.rounds(training.n_steps, seed)
     return simulate(fleet, rounds, message, message, 4.0 * training.n_trained, seed=seed)

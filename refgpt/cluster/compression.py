@@ -268,8 +268,8 @@ def _sizes(n: int, top: float) -> list[int]:
 
 
 def _gap_shift(top: float) -> int:
-    """Bits of a gap that are sent as they are (Rice coding): gaps have a mean of ``1 / top``."""
-    return max(0, round(math.log2(max(1.0, math.log(2) / top))))
+    """Bits of a gap that are sent as they are (Rice coding): gaps have a mean of ``1 / top``, of a chunk at most."""
+    return max(0, round(math.log2(max(1.0, math.log(2) / max(top, 1 / CHUNK)))))
 
 
 def _drawn(n: int, share: float, seed: int) -> np.ndarray | None:

@@ -14,6 +14,9 @@ import numpy as np
 from refgpt._common.arguments import number, whole_number
 from refgpt._common.errors import RefgptError
 
+#: Most workers, and most steps, that are simulated.
+MOST_WORKERS, MOST_STEPS = 1_000_000, 100_000_000
+
 
 @dataclass(frozen=True)
 class Fleet:
@@ -61,7 +64,7 @@ class Fleet:
         **rates: float,
     ) -> Fleet:
         """Machines whose speeds and links are log-normal around these medians, with this deviation of the logarithm."""
-        n_workers = whole_number("n_workers", n_workers, 1, None, RefgptError)
+        n_workers = whole_number("n_workers", n_workers, 1, MOST_WORKERS, RefgptError)
         spread = number("spread", spread, 0, None, RefgptError)
         stream = np.random.RandomState(whole_number("seed", seed, 0, 2**32 - 1, RefgptError))
         speeds, links = np.exp(spread * stream.standard_normal((2, n_workers)))
@@ -136,8 +139,11 @@ def simulate(
         present, stale = (present | back) & ~gone, stale | back
         if not present.any():  # wait until a worker returns
             present[stream.randint(n)] = True
-        fetch = np.where(present & stale, 8 * weight_bytes / fleet.bits_per_second, 0.0)
-        refetched += (present & stale).sum() * weight_bytes / n
+        takes = present & stale
+        # All take the weights at once, through the coordinator's link.
+        shared = takes.sum() * 8 * weight_bytes / fleet.hub_bits_per_second
+        fetch = np.where(takes, np.maximum(8 * weight_bytes / fleet.bits_per_second, shared), 0.0)
+        refetched += takes.sum() * weight_bytes / n
         ready = fetch + len(steps) * fleet.seconds_per_step
         answered = np.where(present, ready + 8 * message_bytes / fleet.bits_per_second, np.inf)
         order = np.sort(answered[present])

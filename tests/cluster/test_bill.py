@@ -84,6 +84,16 @@ def test_one_straggler_is_left_behind_and_fetches_the_weights():
     assert patient.seconds > 5 * 1000 and patient.counted == 1
 
 
+def test_the_coordinators_link_carries_the_weights_that_workers_take():
+    rounds = parse_sync("every:10").rounds(20, 0)
+    fleets = [Fleet(np.full(100, 2.0), np.full(100, 1e9), hub, failure_rate=0.5) for hub in (1e9, 1e7)]
+    quick, waiting = (simulate(f, rounds, 1e3, 1e3, 1e6, quorum=1.0, seed=3) for f in fleets)
+    assert quick.refetched == waiting.refetched > 0
+    # What each machine took went through the narrow link one after another.
+    taken = quick.refetched * 100
+    assert waiting.seconds == pytest.approx(quick.seconds + 8 * taken * (1 / 1e7 - 1 / 1e9), rel=0.01)
+
+
 def test_thousands_of_machines_that_come_and_go():
     fleet = Fleet.drawn(3000, 2.0, 2e7, 1e10, failure_rate=0.05, return_rate=0.3, seed=1)
     rounds = parse_sync("random:0.05").rounds(1000, 1)
@@ -123,6 +133,12 @@ def test_the_command_prints_the_table(capsys):
         ["7e6", "--steps", "0"],
         ["7e6", "--tokens", "-1"],
         ["7e6", "--steps", "1", "--links", "0"],
+        ["7e6", "--steps", "1", "--workers", "0"],
+        ["7e6", "--tokens", "1e9", "--batch", "0"],
+        ["7e6", "--tokens", "inf"],
+        ["7e6", "--tokens", "1e300", "--batch", "1e-300"],
+        ["7e6", "--steps", "1000000000000", "--step-seconds", "1", "--spread", "1"],
+        ["7e6", "--steps", "1", "--workers", "10000000000", "--step-seconds", "1", "--spread", "1"],
     ],
 )
 def test_the_command_refuses_what_makes_no_sense(arguments, capsys):

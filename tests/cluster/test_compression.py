@@ -86,6 +86,12 @@ def test_bits_of_a_value(name, most):
     assert len(parse_compression(name).encode(vector_of(100_000), 1)) * 8 / 100_000 <= most
 
 
+def test_a_share_below_one_value_of_a_chunk_sends_one():
+    method, vector = parse_compression("topk:1e-300,bits:2"), vector_of(3 * 4096)
+    data = method.encode(vector)
+    assert len(data) < 3 * 10 and len(np.flatnonzero(method.decode(data, len(vector)))) == 3
+
+
 def test_a_random_part_is_drawn_anew_with_each_seed():
     method, vector = parse_compression("cocktail"), vector_of(5000)
     one, other = (np.flatnonzero(method.decode(method.encode(vector, seed), 5000, seed)) for seed in (1, 2))

@@ -76,19 +76,48 @@ def test_a_missing_ray_is_one_clear_error(files, run, monkeypatch):
     assert got.code == 1 and 'pip install "refgpt[ray]"' in got.err and not (files / "out").exists()
 
 
-@pytest.mark.parametrize("option", [["--address", "auto"], ["--trim", "1"], ["--outer-lr", "1"], ["--workers", "0"]])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--address", "auto"],
+        ["--trim", "1"],
+        ["--outer-lr", "1"],
+        ["--sync", "every:9"],
+        ["--compress", "int8"],
+        ["--outer", "nesterov"],
+        ["--error-decay", "0.9"],
+        ["--deadline", "9"],
+        ["--workers", "0"],
+    ],
+    ids=str,
+)
 def test_options_of_workers_need_workers(files, capsys, option):
     asked = command(files)[3:]
-    at = asked.index("--workers")
     with pytest.raises(SystemExit):
-        main([*asked[:at], *asked[at + 2 :], *option])
+        main([*asked[: asked.index("--workers")], *option])
     assert "--workers" in capsys.readouterr().err
+
+
+def test_a_momentum_without_its_optimiser_is_refused(files, capsys):
+    with pytest.raises(SystemExit):
+        main([*command(files)[3:], "--outer-momentum", "0.5"])
+    assert "--outer nesterov" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("option", "named"),
-    [(["--sync", "often"], "sync"), (["--compress", "zip"], "compress"), (["--quorum", "2"], "quorum")],
+    [
+        (["--sync", "often"], "sync"),
+        (["--sync", "random:0"], "sync"),
+        (["--sync", "every:-1"], "sync"),
+        (["--compress", "zip"], "compress"),
+        (["--compress", "topk:2,bits:99"], "compress"),
+        (["--quorum", "2"], "quorum"),
+        (["--deadline", "nan"], "deadline"),
+    ],
+    ids=str,
 )
-def test_methods_that_make_no_sense_are_refused(files, run, option, named):
+def test_methods_that_make_no_sense_are_refused_before_the_model_is_loaded(files, run, option, named, monkeypatch):
+    monkeypatch.setattr("refgpt.cli.finetune.load_after", lambda *_: pytest.fail("the model is loaded"))
     got = run(*command(files)[3:], *option)
     assert got.code == 1 and f"{named}:" in got.err and not (files / "out").exists()
