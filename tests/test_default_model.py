@@ -1,4 +1,4 @@
-"""The shipped model against PyTorch, which trained it: the same tokens, the same logits, the same text."""
+"""The included model against PyTorch: the same tokens, the same logits, the same text."""
 
 import numpy as np
 import pytest
