@@ -190,7 +190,8 @@ def costs(kind: str) -> tuple[float, float, float]:
     return float(rise), float(divergence), float(their_divergence)
 
 
-@pytest.mark.parametrize(("kind", "share"), [("q8", 0.001), ("q4", 0.02), ("q3", 0.08)])
+# Over two whole books it rises by 0.00, 2.17 and 10.9 % (benchmarks/README.md); a short text may differ by a third.
+@pytest.mark.parametrize(("kind", "share"), [("q8", 0.001), ("q4", 0.029), ("q3", 0.145)])
 def test_perplexity_rises_by_little(kind, share):
     rise, _, _ = costs(kind)
     assert abs(rise) <= share

@@ -9,10 +9,12 @@ import refgpt
 from refgpt import training
 from refgpt._common.errors import CheckpointError, RefgptError
 from refgpt.cluster import Rules, parse_sync
+from refgpt.cluster.coordinator import Coordinator
 from refgpt.cluster.run import ClusterRun, Job, ShardBatches
 from refgpt.generation.chat_templates import TEMPLATES
 from refgpt.training.data import read_texts
 from refgpt.training.examples import Encoder
+from refgpt.training.output import STATE_DIRECTORY
 from refgpt.training.run import RunSettings
 from tests.helpers.finetune_files import PAIRS, write_lines, write_small_model
 
@@ -56,8 +58,8 @@ def test_other_rules_are_another_run(tmp_path, model, texts, changes):
         job = Job({}, None, SETTINGS)
         data, sync = {"train": texts}, parse_sync("every:2")
         how = {"job": job, "n_workers": 3, "sync": sync, "rules": rules}
-        with ClusterRun(model, data, tmp_path / "out", SETTINGS, {}, {}, **how):
-            pass
+        with ClusterRun(model, data, tmp_path / "out", SETTINGS, {}, {}, **how) as run:
+            Coordinator(run.trainer.weights, rules).save(run.out / STATE_DIRECTORY)  # a run that has begun
 
     begin(Rules())
     begin(Rules())

@@ -132,8 +132,8 @@ def test_the_prompt_is_a_line_to_read_and_goes_on(browser, tale):
     text = tale.model.tokenizer.decode(tale.ids)
     going_on = tale.model.generate(tale.ids, temperature=0, max_new_tokens=12)
     shown = browser.js("return document.getElementById('prompt').textContent")
-    assert shown == text.replace("\n", "↵") + going_on.text
-    assert browser.js("return document.querySelector('#prompt ins').textContent") == going_on.text
+    assert shown == (text + going_on.text).replace("\n", "↵")
+    assert browser.js("return document.querySelector('#prompt ins').textContent") == going_on.text.replace("\n", "↵")
     assert browser.text("#prompt-note").startswith("Underlined: the 12 tokens ")
 
 
