@@ -26,7 +26,7 @@ def write_progress(
     round_: int,
     fingerprint: int,
     arrays: Mapping[str, np.ndarray],
-    n_bytes: tuple[float, float] = (0.0, 0.0),
+    n_bytes: tuple[float, float],
 ) -> None:
     """Write it to a directory, which is made if it is not there.
 

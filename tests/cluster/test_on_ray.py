@@ -43,8 +43,11 @@ def cluster():
     ray.shutdown()
 
 
-def maker(directory, sabotage=None):
-    """Makes workers whose models lie in ``directory``; ``sabotage(worker, step)`` is called before each step."""
+def maker(directory, sabotage=None, kinds=None):
+    """Makes workers whose models lie in ``directory``; ``sabotage(worker, step)`` is called before each step.
+
+    ``kinds`` has the class of each worker that is no plain ``Worker``.
+    """
 
     def batches(worker):
         def of_step(step):
@@ -59,7 +62,7 @@ def maker(directory, sabotage=None):
         place.mkdir(parents=True)
         trainer = training.Trainer(model_in(place, backend="c", threads=1))
         (place / "up").touch()
-        return Worker(worker, trainer, batches(worker), RULES.compression)
+        return (kinds or {}).get(worker, Worker)(worker, trainer, batches(worker), RULES.compression)
 
     return make
 
@@ -184,14 +187,7 @@ class Replaying(Worker):
 
 
 def test_a_worker_that_replays_its_message_is_named_and_left_out(cluster, tmp_path, caplog):
-    plain = maker(tmp_path / "ray")
-
-    def make(number):
-        worker = plain(number)
-        if number == 1:
-            worker.__class__ = Replaying
-        return worker
-
+    make = maker(tmp_path / "ray", kinds={1: Replaying})
     reports = [report for report, _ in train_on_ray(make, 3, RATES, SYNC, RULES)]
     assert [sorted(report.result.refused) for report in reports] == [[], [1], [1], [1]]
     assert sum("worker 1" in message and "is of another round" in message for message in caplog.messages) == 3
@@ -207,27 +203,14 @@ class Telling(Worker):
 
 
 def test_a_worker_that_answers_with_nonsense_ends_no_training(cluster, tmp_path):
-    plain = maker(tmp_path / "ray")
-
-    def make(number):
-        worker = plain(number)
-        if number == 1:
-            worker.__class__ = Telling
-        return worker
-
+    make = maker(tmp_path / "ray", kinds={1: Telling})
     reports = [report for report, _ in train_on_ray(make, 2, RATES, SYNC, RULES)]
     assert [sorted(report.result.refused) for report in reports] == [[1], [], [], []]
     assert all([message.worker for message in report.result.messages] == [0] for report in reports)
 
 
 def test_messages_of_which_none_can_be_used_end_the_training(cluster, tmp_path):
-    plain = maker(tmp_path / "ray")
-
-    def make(number):
-        worker = plain(number)
-        worker.__class__ = Telling
-        return worker
-
+    make = maker(tmp_path / "ray", kinds={0: Telling})
     with pytest.raises(RefgptError, match=r"no worker sent anything usable.*worker 0.*is no message"):
         list(train_on_ray(make, 1, RATES, SYNC, RULES, patience=Patience(lost=0.5)))
 
