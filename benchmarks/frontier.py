@@ -174,7 +174,7 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
 
 
 def setting_of(arguments: argparse.Namespace, n_workers: int) -> Setting:
-    """The texts in rows, of which the last of each text are held out."""
+    """Cut the texts into rows, and hold out the last rows of each text."""
     tokenizer, length = refgpt.load(arguments.model).tokenizer, arguments.length
     parts = []
     for path in arguments.texts:
@@ -191,7 +191,7 @@ def setting_of(arguments: argparse.Namespace, n_workers: int) -> Setting:
 
 
 class Runs:
-    """All trainings of a setting, of which those that are finished are kept in a file.
+    """The trainings of a setting. Finished ones are kept in a file.
 
     Parameters
     ----------

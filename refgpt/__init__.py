@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 
-#: Packages that are imported on first use, and names that come from them: where each is, and what it is called there.
+#: Packages that are imported on first use. ``LAZY_NAMES`` are imported from them: its values are their full names.
 LAZY_PACKAGES = (
     "checkpoints",
     "conversion",
