@@ -282,6 +282,7 @@ def train_on_ray(
     *,
     patience: Patience | None = None,
     progress: str | Path | None = None,
+    save_every: int = 1,
     resources: dict[str, Any] | None = None,
     weights: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[RoundReport, dict[str, np.ndarray]]]:
@@ -301,6 +302,8 @@ def train_on_ray(
     progress : path, optional
         A directory. Everything that the training needs to go on is kept there when the next round is asked for, and at
         the end; if there is something in it, the training goes on from that.
+    save_every : int
+        Steps between the times when it is kept there. A round is longer than one step, so it may be some more.
     resources : dict, optional
         Options of each actor for Ray; by default one processor each.
     weights : mapping of str to ndarray, optional
@@ -318,6 +321,7 @@ def train_on_ray(
         If Ray is missing or not connected, no worker starts or answers, or the progress is of another training.
     """
     n_workers = whole_number("n_workers", n_workers, 1, None, RefgptError)
+    save_every = whole_number("save_every", save_every, 1, None, RefgptError)
     patience = patience or Patience()
     connected_ray()
     crew = Crew(make_worker, n_workers, {"num_cpus": 1} if resources is None else resources)
@@ -347,7 +351,8 @@ def train_on_ray(
             coordinator.received += (crew.n_given - given) * 4 * coordinator.layout.n / n_workers
             report = RoundReport(i, rounds[i].stop, result.loss, coordinator.sent, coordinator.received, result)
             yield report, coordinator.weights
-            if progress is not None:  # the caller has kept the report: if killed before this, the round is repeated
+            is_due = rounds[i].start // save_every < rounds[i].stop // save_every or coordinator.round == len(rounds)
+            if progress is not None and is_due:  # the caller has kept the report: if killed before this, the round is repeated
                 coordinator.save(progress)
     finally:
         crew.stop()

@@ -147,6 +147,7 @@ class ClusterRun(Run):
             self._rules,
             patience=self._patience,
             progress=self.out / STATE_DIRECTORY,
+            save_every=self.settings.save_every,
             resources=self._resources,
             weights=self.trainer.weights,
         ):
@@ -171,8 +172,10 @@ class ClusterRun(Run):
         coordinator = Coordinator(self.trainer.weights, self._rules)
         coordinator.resume(self.out / STATE_DIRECTORY)
         self.trainer.assign(coordinator.weights)
+        told = {name for line in self.metrics() if line["step"] == self.n_steps for name in line}
         for split in ("valid", "test"):
-            yield from self._evaluate(self.n_steps, split)
+            if f"{split}_loss" not in told:  # it is there if this run was killed while it wrote the result
+                yield from self._evaluate(self.n_steps, split)
         self._write_result()
 
     def _plan(self, n_epochs: int | None) -> Iterator[PlannedStep]:

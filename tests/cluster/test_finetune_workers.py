@@ -45,11 +45,11 @@ def metrics(files):
 
 @needs_ray
 def test_a_training_is_killed_goes_on_and_ends_with_an_adapter(files):
-    asked = command(files, "--iters", 40, "--valid", files / "train.jsonl", "--eval-every", 20)
+    asked = command(files, "--iters", 40, "--valid", files / "train.jsonl", "--eval-every", 20, "--save-every", 4)
     with open(files / "log", "w") as log:
         process = subprocess.Popen(asked, stdout=log, stderr=log, env=environment(), start_new_session=True)
         for _ in range(2400):
-            if len(metrics(files)) > 2 or process.poll() is not None:
+            if len(metrics(files)) > 4 or process.poll() is not None:
                 break
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
