@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -34,34 +35,49 @@ import numpy as np
 import refgpt
 from benchmarks.quick import sized
 from refgpt._common.errors import RefgptError
-from refgpt.cluster import Rules, parse_compression, parse_sync, train_locally
+from refgpt.cluster import Rules, Sync, parse_compression, parse_sync, train_locally
 from refgpt.cluster.bill import ring_bytes
 from refgpt.cluster.messages import Layout
 from refgpt.numbers.dtypes import COMPUTES, Compute
 from refgpt.training import Batch, Trainer, schedule
 from refgpt.training.run import OPTIMISERS, RunSettings, new_trainer
 
-#: An outer momentum that multiplies a steady difference by 1.4; the usual 0.9 multiplies it by 7.
-NESTEROV_HALF = {"outer": "nesterov", "outer_lr": 0.7, "outer_momentum": 0.5}
-#: Rhythm, compression, and options of ``Rules``.
-METHODS: dict[str, tuple[str, str, dict]] = {
-    "every:25, f16": ("every:25", "f16", {}),
-    "every:25, int4": ("every:25", "int4", {}),
-    "every:25, int4, nesterov 0.5": ("every:25", "int4", NESTEROV_HALF),
-    "every:20, topk:0.03,bits:2": ("every:20", "topk:0.03,bits:2", {}),
-    "every:20, topk:0.1,bits:2": ("every:20", "topk:0.1,bits:2", {}),
-    "every:10, topk:0.03,bits:2": ("every:10", "topk:0.03,bits:2", {}),
-    "random:0.04, int4": ("random:0.04", "int4", {}),
-    "random:0.02, int4": ("random:0.02", "int4", {}),
-    "random:0.04, int4, nesterov": ("random:0.04", "int4", {"outer": "nesterov", "outer_lr": 0.7}),
-    "random:0.04, int4, nesterov 0.5": ("random:0.04", "int4", NESTEROV_HALF),
-    "random:0.1, topk:0.03,bits:2": ("random:0.1", "topk:0.03,bits:2", {}),
-    "random:0.04, topk:0.03,bits:2": ("random:0.04", "topk:0.03,bits:2", {}),
-    "random:0.04, topk:0.1,bits:2": ("random:0.04", "topk:0.1,bits:2", {}),
-    "every:4, topk:0.03,bits:2": ("every:4", "topk:0.03,bits:2", {}),
-    "every:10, int2": ("every:10", "int2", {}),
-    "random:0.04, cocktail": ("random:0.04", "cocktail", {}),
-}
+#: See ``parse_method``. An outer momentum of 0.5 multiplies a steady difference by 1.4, the usual 0.9 by 7.
+METHODS = (
+    "every:25, f16",
+    "every:25, int4",
+    "every:25, int4, nesterov 0.5",
+    "every:20, topk:0.03,bits:2",
+    "every:20, topk:0.1,bits:2",
+    "every:10, topk:0.03,bits:2",
+    "random:0.04, int4",
+    "random:0.02, int4",
+    "random:0.04, int4, nesterov 0.9",
+    "random:0.04, int4, nesterov 0.5",
+    "random:0.1, topk:0.03,bits:2",
+    "random:0.04, topk:0.03,bits:2",
+    "random:0.04, topk:0.1,bits:2",
+    "every:4, topk:0.03,bits:2",
+    "every:10, int2",
+    "random:0.04, cocktail",
+)
+OUTER_LR = 0.7  # with Nesterov's momentum, as in DiLoCo
+
+
+def parse_method(name: str, seed: int = 0) -> tuple[Sync, Rules]:
+    """A rhythm, a compression, and perhaps an outer momentum: "every:25, int4", or "every:25, int4, nesterov 0.5".
+
+    Raises
+    ------
+    RefgptError
+        If there is no such method.
+    """
+    rhythm, *parts = name.split(", ")
+    outer = {}
+    if len(parts) > 1 and (match := re.fullmatch(r"nesterov (0\.\d+)", parts[-1])):
+        outer = {"outer": "nesterov", "outer_lr": OUTER_LR, "outer_momentum": float(match[1])}
+        parts.pop()
+    return parse_sync(rhythm), Rules(parse_compression(", ".join(parts)), seed=seed, **outer)
 
 
 @dataclass(frozen=True)
@@ -96,7 +112,8 @@ class Setting:
 def trainer(threads: int | None, setting: Setting) -> tuple[refgpt.Model, Trainer]:
     """The model (by default the included one), and its trainer."""
     model = refgpt.load(setting.model, dtype="f32", threads=threads, compute=setting.compute)
-    return model, new_trainer(model, RunSettings(optimiser=setting.optimiser, betas=(0.9, 0.95), weight_decay=0.01))
+    settings = RunSettings(optimiser=setting.optimiser, betas=(0.9, 0.95), weight_decay=0.01, muon_lr_scale=10.0)
+    return model, new_trainer(model, settings)
 
 
 def synchronous(setting: Setting, peak: float, seed: int, threads: int | None) -> tuple[Trainer, float, int]:
@@ -111,13 +128,13 @@ def synchronous(setting: Setting, peak: float, seed: int, threads: int | None) -
 
 def sparse(setting: Setting, method: str, peak: float, seed: int, threads: int | None) -> tuple[Trainer, float, int]:
     """-> the same, of a method that exchanges little"""
-    rhythm, compression, options = METHODS[method]
+    rhythm, rules = parse_method(method, seed)
     *_, (report, one) = train_locally(
         lambda worker: trainer(threads, setting)[1],
         [setting.batches(worker, seed) for worker in range(setting.n_workers)],
         setting.rates(peak),
-        parse_sync(rhythm),
-        Rules(parse_compression(compression), seed=seed, **options),
+        rhythm,
+        rules,
     )
     return one, max(report.sent, report.received), report.round + 1
 
@@ -269,7 +286,7 @@ def main() -> None:
     add("--seeds", type=int, default=sized(3, 1))
     add("--rates", default=sized("5e-4,1e-3,2e-3", "3e-4"), help="peaks of the learning rate, with commas between")
     add("--wider", type=int, default=2, help="most further rates, if the best one is the smallest or the largest")
-    add("--methods", default=";".join(sized(list(METHODS), list(METHODS)[1:2])), help="with semicolons between")
+    add("--methods", default=";".join(sized(METHODS, METHODS[1:2])), help="with semicolons between")
     add("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
     add("--threads", type=int, help="of each training (default: 1 with several jobs, otherwise all)")
     add("-o", "--output", type=Path, help="JSON with every run")
@@ -277,8 +294,11 @@ def main() -> None:
     add("--beside", type=Path, help="another such JSON, for the picture")
     arguments = parser.parse_args()
     methods = ["synchronous", *(name.strip() for name in arguments.methods.split(";") if name.strip())]
-    if unknown := [name for name in methods[1:] if name not in METHODS]:
-        parser.error(f"there is no method {unknown[0]!r}; there are: {'; '.join(METHODS)}")
+    for name in methods[1:]:
+        try:
+            parse_method(name)
+        except RefgptError as fault:
+            parser.error(f"--methods: {name!r}: {fault}")
     if arguments.plot is not None and find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib")
     rates = [float(rate) for rate in arguments.rates.split(",")]
@@ -329,9 +349,9 @@ class Result:
 
 
 def results(runs: list[dict]) -> list[Result]:
-    """A result for each method of some runs; the first is synchronous training."""
+    """A result for each method of some runs, from most bytes to least; the first is synchronous training."""
     best = {}
-    for method in sorted({one["method"] for one in runs}, key=["synchronous", *METHODS].index):
+    for method in sorted({one["method"] for one in runs}):
         rate = best_rate(runs, method)
         best[method] = [one for one in runs if one["method"] == method and one["rate"] == rate]
         if any(one["loss"] is None for one in best[method]):
@@ -343,7 +363,7 @@ def results(runs: list[dict]) -> list[Result]:
         ratio, less = mean(losses) / base_loss, base_sent / mean(sent)
         edge = beyond(runs, method) is not None
         found.append(Result(method, mine[0]["rate"], losses, ratio, mean(n_rounds), mean(sent), less, edge))
-    return found
+    return sorted(found, key=lambda one: (one.method != "synchronous", one.less))
 
 
 def table(runs: list[dict], before: str) -> str:

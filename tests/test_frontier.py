@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import refgpt
-from benchmarks.frontier import METHODS, Runs, beyond, frontier, results, search, setting_of, table
+from benchmarks.frontier import METHODS, Runs, beyond, frontier, parse_method, results, search, setting_of, table
+from refgpt._common.errors import RefgptError
 
 INT4, TOP = "random:0.04, int4", "random:0.04, topk:0.03,bits:2"
 #: The best rate of each method.
@@ -122,8 +123,13 @@ def test_the_end_of_each_text_is_held_out(tmp_path):
     assert 0.85 < len(setting.rows) / n_rows < 1
 
 
-def test_all_methods_are_known():
-    from refgpt.cluster import Rules, parse_compression, parse_sync
-
-    for rhythm, compression, options in METHODS.values():
-        parse_sync(rhythm), Rules(parse_compression(compression), **options)
+def test_a_method_is_read_from_its_name():
+    for name in METHODS:
+        parse_method(name)
+    sync, rules = parse_method("every:20, topk:0.1,bits:1, nesterov 0.5", seed=3)
+    assert str(sync) == "every:20" and str(rules.compression) == "topk:0.1,bits:1" and rules.seed == 3
+    assert (rules.outer, rules.outer_lr, rules.outer_momentum) == ("nesterov", 0.7, 0.5)
+    assert parse_method("every:20, int4")[1].outer == "none"
+    for name in ("every:20", "often, int4", "every:20, int4, nesterov", "every:20, int4, nesterov 2"):
+        with pytest.raises(RefgptError):
+            parse_method(name)

@@ -352,7 +352,7 @@ def train_on_ray(
             report = RoundReport(i, rounds[i].stop, result.loss, coordinator.sent, coordinator.received, result)
             yield report, coordinator.weights
             is_due = rounds[i].start // save_every < rounds[i].stop // save_every or coordinator.round == len(rounds)
-            if progress is not None and is_due:  # the caller has kept the report: if killed before this, the round is repeated
-                coordinator.save(progress)
+            if progress is not None and is_due:
+                coordinator.save(progress)  # after the caller kept the report: if killed before, the round is repeated
     finally:
         crew.stop()
