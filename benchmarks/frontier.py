@@ -64,8 +64,17 @@ METHODS = (
 OUTER_LR = 0.7  # with Nesterov's momentum, as in DiLoCo
 
 
-def parse_method(name: str, seed: int = 0) -> tuple[Sync, Rules]:
-    """A rhythm, a compression, and perhaps an outer momentum: "every:25, int4", or "every:25, int4, nesterov 0.5".
+@dataclass(frozen=True)
+class Method:
+    """What ``parse_method`` reads."""
+
+    sync: Sync
+    rules: Rules
+    average_variance: bool  # whether ``AdamW.averaged_over`` is the number of workers
+
+
+def parse_method(name: str, seed: int = 0) -> Method:
+    """A rhythm and a compression, as in "every:25, int4"; "average variance" and "nesterov 0.5" may follow.
 
     Raises
     ------
@@ -73,11 +82,15 @@ def parse_method(name: str, seed: int = 0) -> tuple[Sync, Rules]:
         If there is no such method.
     """
     rhythm, *parts = name.split(", ")
-    outer = {}
+    outer, average = {}, False
     if len(parts) > 1 and (match := re.fullmatch(r"nesterov (0\.\d+)", parts[-1])):
         outer = {"outer": "nesterov", "outer_lr": OUTER_LR, "outer_momentum": float(match[1])}
         parts.pop()
-    return parse_sync(rhythm), Rules(parse_compression(", ".join(parts)), seed=seed, **outer)
+    if len(parts) > 1 and parts[-1] == "average variance":
+        average = True
+        parts.pop()
+    rules = Rules(parse_compression(", ".join(parts)), seed=seed, **outer)
+    return Method(parse_sync(rhythm), rules, average)
 
 
 @dataclass(frozen=True)
@@ -109,10 +122,16 @@ class Setting:
         return schedule("cosine", peak, self.warmup, self.n_steps, 0.1)
 
 
-def trainer(threads: int | None, setting: Setting) -> tuple[refgpt.Model, Trainer]:
+def trainer(threads: int | None, setting: Setting, averaged_over: int = 1) -> tuple[refgpt.Model, Trainer]:
     """The model (by default the included one), and its trainer."""
     model = refgpt.load(setting.model, dtype="f32", threads=threads, compute=setting.compute)
-    settings = RunSettings(optimiser=setting.optimiser, betas=(0.9, 0.95), weight_decay=0.01, muon_lr_scale=10.0)
+    settings = RunSettings(
+        optimiser=setting.optimiser,
+        betas=(0.9, 0.95),
+        weight_decay=0.01,
+        averaged_over=averaged_over,
+        muon_lr_scale=10.0,
+    )
     return model, new_trainer(model, settings)
 
 
@@ -128,13 +147,14 @@ def synchronous(setting: Setting, peak: float, seed: int, threads: int | None) -
 
 def sparse(setting: Setting, method: str, peak: float, seed: int, threads: int | None) -> tuple[Trainer, float, int]:
     """-> the same, of a method that exchanges little"""
-    rhythm, rules = parse_method(method, seed)
+    how = parse_method(method, seed)
+    averaged_over = setting.n_workers if how.average_variance else 1
     *_, (report, one) = train_locally(
-        lambda worker: trainer(threads, setting)[1],
+        lambda worker: trainer(threads, setting, averaged_over)[1],
         [setting.batches(worker, seed) for worker in range(setting.n_workers)],
         setting.rates(peak),
-        rhythm,
-        rules,
+        how.sync,
+        how.rules,
     )
     return one, max(report.sent, report.received), report.round + 1
 

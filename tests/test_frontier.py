@@ -126,10 +126,17 @@ def test_the_end_of_each_text_is_held_out(tmp_path):
 def test_a_method_is_read_from_its_name():
     for name in METHODS:
         parse_method(name)
-    sync, rules = parse_method("every:20, topk:0.1,bits:1, nesterov 0.5", seed=3)
-    assert str(sync) == "every:20" and str(rules.compression) == "topk:0.1,bits:1" and rules.seed == 3
+    how = parse_method("every:20, topk:0.1,bits:1, average variance, nesterov 0.5", seed=3)
+    sync, rules = how.sync, how.rules
+    assert (
+        how.average_variance
+        and str(sync) == "every:20"
+        and str(rules.compression) == "topk:0.1,bits:1"
+        and rules.seed == 3
+    )
     assert (rules.outer, rules.outer_lr, rules.outer_momentum) == ("nesterov", 0.7, 0.5)
-    assert parse_method("every:20, int4")[1].outer == "none"
+    plain = parse_method("every:20, int4")
+    assert plain.rules.outer == "none" and not plain.average_variance
     for name in ("every:20", "often, int4", "every:20, int4, nesterov", "every:20, int4, nesterov 2"):
         with pytest.raises(RefgptError):
             parse_method(name)

@@ -217,6 +217,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "betas": tuple(arguments.betas),
         "eps": arguments.eps,
         "weight_decay": arguments.weight_decay,
+        "averaged_over": arguments.workers if arguments.average_variance else 1,
         "momentum": arguments.momentum,
         "muon_lr_scale": arguments.muon_lr_scale,
         "clip": arguments.clip or None,

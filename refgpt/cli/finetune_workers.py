@@ -29,6 +29,7 @@ NEEDS_WORKERS = (
     "error_decay",
     "max_ratio",
     "trim",
+    "average_variance",
     "quorum",
     "deadline",
 )
@@ -77,6 +78,13 @@ def add_worker_arguments(group: argparse._ActionsContainer) -> None:
         help="for each weight, leave out the K largest and K smallest differences (default: 0)",
     )
     add(
+        "--average-variance",
+        action="store_const",
+        const=True,
+        help="divide AdamW's steps as if each gradient were averaged over all workers (default: each worker's own "
+        "gradient)",
+    )
+    add(
         "--quorum",
         type=float,
         metavar="X",
@@ -112,7 +120,8 @@ def exchange_of(arguments: argparse.Namespace) -> Exchange:
         arguments.parser.error("--outer-momentum is for --outer nesterov")
     sync, compression = given.pop("sync", "random:0.04"), given.pop("compress", "int4")
     patience = {name: given.pop(name) for name in ("quorum", "deadline") if name in given}
-    given.pop("address", None)
+    for name in ("address", "average_variance"):
+        given.pop(name, None)
     rules = Rules(parse_compression(compression), seed=arguments.seed, **given)
     exchange = Exchange(parse_sync(sync), rules, Patience(**patience))
     import_ray()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from refgpt._common.arguments import BELOW_ONE, collected, number
+from refgpt._common.arguments import BELOW_ONE, collected, keep_whole, number
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
 
@@ -20,6 +20,8 @@ from refgpt._common.wording import shown
 #: https://kellerjordan.github.io/posts/muon
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
+#: Elements of the pieces in which NumPy takes a step: their temporary arrays stay in a processor's cache.
+PIECE = 1 << 15
 
 
 def _names(where: str, value: Any) -> tuple[str, ...]:
@@ -44,6 +46,12 @@ class AdamW:
         At each step weights shrink by this share times the learning rate.
     decay : collection of str, optional
         Names of the weights that shrink. The default is the matrices of the blocks and the head, or an adapter's.
+    averaged_over : int
+        For workers whose weights are averaged: how many they are. Each step is then divided by the root of the mean
+        square that their averaged gradient would have. A gradient's mean square is the square of its mean plus its
+        variance; an average over ``averaged_over`` workers has the same mean and only so much less variance. With
+        plain Adam (1), a worker's small batch makes the denominators of noisy weights larger than the large batch of
+        all workers would, and these weights learn more slowly.
 
     Raises
     ------
@@ -55,6 +63,7 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.0
     decay: Collection[str] | None = None
+    averaged_over: int = 1
 
     def __post_init__(self) -> None:
         betas = collected("betas", self.betas, "two numbers", RefgptError)
@@ -65,6 +74,7 @@ class AdamW:
         object.__setattr__(self, "weight_decay", number("weight_decay", self.weight_decay, 0, None, RefgptError))
         if self.decay is not None:
             object.__setattr__(self, "decay", _names("decay", self.decay))
+        keep_whole(self, "averaged_over", 1, None, RefgptError)
 
     def update(
         self,
@@ -91,12 +101,19 @@ class AdamW:
         decay : bool
             Whether these weights shrink.
         threads : int, optional
-            Take the step in a kernel, with this number of threads: float32 only, the same bits.
+            Take the step in a kernel, with this number of threads: float32 only, the same bits. With
+            ``averaged_over`` there is no kernel.
         """
         (beta1, beta2), mean, square = self.betas, state.get("mean"), state.get("square")
         if mean is None or square is None:
             mean, square = state["mean"], state["square"] = np.zeros_like(w), np.zeros_like(w)
         shrink = 1 - lr * self.weight_decay if decay else 1.0
+        if self.averaged_over > 1:
+            n = max(1, PIECE // max(1, w[:1].size))
+            for at in range(0, len(w), n):
+                part = slice(at, at + n)
+                self._averaged(w[part], g[part], mean[part], square[part], step, lr, shrink)
+            return
         rate, correction = lr / (1 - beta1**step), math.sqrt(1 - beta2**step)
         if threads is not None:
             from refgpt.kernels import adamw  # the NumPy backend works without compiled kernels
@@ -120,6 +137,24 @@ class AdamW:
         square *= beta2
         square += (1 - beta2) * g * g
         w -= rate * mean / (np.sqrt(square) / correction + self.eps)
+
+    def _averaged(
+        self, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray, step: int, lr: float, shrink: float
+    ) -> None:
+        """``update`` with the denominators of an averaged gradient."""
+        beta1, beta2 = self.betas
+        w *= shrink
+        mean *= beta1
+        mean += (1 - beta1) * g
+        square *= beta2
+        square += (1 - beta2) * g * g
+        direction = mean / (1 - beta1**step)
+        of_mean = direction * direction
+        # The mean of many steps' gradients has this share of their variance; the rest of an average's must be added.
+        known = (1 - beta1) / (1 + beta1)
+        rest = max(0.0, (1 / self.averaged_over - known) / (1 - known))
+        variance = np.maximum(square / (1 - beta2**step) - of_mean, 0)
+        w -= lr * direction / (np.sqrt(of_mean + rest * variance) + self.eps)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ from refgpt.training.state import STATE
 from refgpt.training.trainer import Trainer
 
 OPTIMISERS = ("adamw", "muon")
+#: Settings that older runs do not record, with the values that they have there.
+NOT_RECORDED = (("muon_lr_scale", 1.0), ("averaged_over", 1))
 #: The files that make a directory a model or an adapter. They are written last.
 LAST_FILES = ("config.json", "adapter_config.json")
 MOST_EPOCHS = 100_000
@@ -72,7 +74,7 @@ class RunSettings:
         Muon trains the matrices of the blocks, AdamW all other weights.
     lr, schedule, warmup, floor
         See ``schedule``; ``warmup`` None is 3% of the steps.
-    betas, eps, weight_decay, momentum, muon_lr_scale, clip, dropout
+    betas, eps, weight_decay, averaged_over, momentum, muon_lr_scale, clip, dropout
         See ``AdamW``, ``Muon`` and ``Trainer``.
     seed : int
         Seed of the order of the texts and of dropout.
@@ -96,6 +98,7 @@ class RunSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    averaged_over: int = 1
     momentum: float = 0.95
     muon_lr_scale: float = 1.0
     clip: float | None = 1.0
@@ -122,7 +125,7 @@ class RunSettings:
         number("dropout", self.dropout, 0, BELOW_ONE, RefgptError)
         flag("pack", self.pack, RefgptError)
         flag("recompute", self.recompute, RefgptError)
-        AdamW(self.betas, self.eps, self.weight_decay)
+        AdamW(self.betas, self.eps, self.weight_decay, averaged_over=self.averaged_over)
         number("muon_lr_scale", self.muon_lr_scale, 0, None, RefgptError)
         Muon((), self.momentum)
 
@@ -199,7 +202,7 @@ class Run:
             "settings": {
                 name: list(value) if name == "betas" else value
                 for name, value in asdict(settings).items()
-                if name != "recompute" and (name, value) != ("muon_lr_scale", 1.0)  # older runs do not record it
+                if name != "recompute" and (name, value) not in NOT_RECORDED
             },
             "data": {split: texts.digest() for split, texts in data.items()},
             "about": {**(about or {}), **({} if frozen is None else {"base": frozen})},
@@ -373,7 +376,7 @@ def new_trainer(model: TrainedModel, settings: RunSettings) -> Trainer:
     muon = None
     if settings.optimiser == "muon":
         muon = Muon(_matrices(model), settings.momentum, settings.muon_lr_scale)
-    adamw = AdamW(settings.betas, settings.eps, settings.weight_decay)
+    adamw = AdamW(settings.betas, settings.eps, settings.weight_decay, averaged_over=settings.averaged_over)
     return Trainer(model, adamw, settings.clip, muon, settings.dropout, settings.seed, settings.recompute)
 
 
