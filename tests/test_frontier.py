@@ -128,12 +128,8 @@ def test_a_method_is_read_from_its_name():
         parse_method(name)
     how = parse_method("every:20, topk:0.1,bits:1, average variance, nesterov 0.5", seed=3)
     sync, rules = how.sync, how.rules
-    assert (
-        how.average_variance
-        and str(sync) == "every:20"
-        and str(rules.compression) == "topk:0.1,bits:1"
-        and rules.seed == 3
-    )
+    assert (str(sync), str(rules.compression), rules.seed) == ("every:20", "topk:0.1,bits:1", 3)
+    assert how.average_variance
     assert (rules.outer, rules.outer_lr, rules.outer_momentum) == ("nesterov", 0.7, 0.5)
     plain = parse_method("every:20, int4")
     assert plain.rules.outer == "none" and not plain.average_variance

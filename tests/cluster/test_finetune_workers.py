@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -15,6 +16,8 @@ import pytest
 
 import refgpt
 from refgpt.cli import main
+from refgpt.cli.finetune_options import add_finetune_arguments, settings_of
+from refgpt.training.run import RunSettings
 from tests.helpers.finetune_files import PAIRS, write_lines, write_small_model
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +89,7 @@ def test_a_missing_ray_is_one_clear_error(files, run, monkeypatch):
         ["--compress", "int8"],
         ["--outer", "nesterov"],
         ["--error-decay", "0.9"],
+        ["--average-variance"],
         ["--deadline", "9"],
         ["--workers", "0"],
     ],
@@ -96,6 +100,14 @@ def test_options_of_workers_need_workers(files, capsys, option):
     with pytest.raises(SystemExit):
         main([*asked[: asked.index("--workers")], *option])
     assert "--workers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [[], ["--average-variance"]], ids=str)
+def test_workers_know_over_how_many_they_are_averaged(asked):
+    parser = argparse.ArgumentParser()
+    add_finetune_arguments(parser)
+    given = parser.parse_args(["--data", "texts", "-o", "out", "--workers", "3", *asked])
+    assert RunSettings(**settings_of(given)).averaged_over == (3 if asked else 1)
 
 
 def test_a_momentum_without_its_optimiser_is_refused(files, capsys):

@@ -50,6 +50,56 @@ def test_the_kernel_has_the_bits_of_numpy():
     assert runs[0] == runs[1] == runs[2]
 
 
+@pytest.mark.parametrize("n_workers", [2, 4, 1000])
+def test_the_denominators_of_an_averaged_gradient(n_workers):
+    (w, steps), betas = gradients(5), (0.9, 0.95)
+    wanted, mean, square, state = w.copy(), 0.0, 0.0, {}
+    optimiser = AdamW(betas, 1e-8, 0.1, averaged_over=n_workers)
+    for n, gradient in enumerate(steps, 1):
+        optimiser.update(w, gradient, state, n, 1e-2, True, threads=2)
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.95 * square + 0.05 * gradient**2
+        m, v = mean / (1 - 0.9**n), square / (1 - 0.95**n)
+        # m has the square of the gradient's mean and 0.1 / 1.9 of its variance, an average 1 / n_workers of it.
+        rest = max(0, (1 / n_workers - 0.1 / 1.9) / (1 - 0.1 / 1.9))
+        wanted = wanted * (1 - 1e-3) - 1e-2 * m / (np.sqrt(m**2 + rest * np.maximum(v - m**2, 0)) + 1e-8)
+        assert np.abs(w - wanted).max() <= 1e-14  # float64, weights of 0.5
+
+
+def test_pieces_of_a_step_change_no_bit(monkeypatch):
+    runs = []
+    for piece in (1 << 15, 9, 1):
+        monkeypatch.setattr("refgpt.training.optimiser.PIECE", piece)
+        w, steps = (array.astype(np.float32) for array in gradients(3))
+        vector, state, of_vector = w[:, 0].copy(), {}, {}
+        for n, gradient in enumerate(steps, 1):
+            AdamW(averaged_over=4).update(w, gradient, state, n, 1e-2, True, 1)
+            AdamW(averaged_over=4).update(vector, gradient[:, 0], of_vector, n, 1e-2, True, 1)
+        assert w.dtype == np.float32 and (vector == w[:, 0]).all()
+        runs.append([w.tobytes(), *(moment.tobytes() for moment in state.values())])
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_averaged_workers_move_noisy_weights_as_far_as_a_large_batch_does():
+    """Weights whose gradients are nearly all noise, and such without noise."""
+    stream, n_steps, n_workers, lr = np.random.RandomState(0), 200, 4, 1e-3
+    noise = np.repeat([3.0, 0.0], 2000)
+
+    def moved(n_batches, optimiser):
+        w, state = np.zeros(4000), {}
+        for n in range(1, n_steps + 1):
+            gradient = np.mean([0.1 + noise * stream.standard_normal(4000) for _ in range(n_batches)], 0)
+            optimiser.update(w, gradient, state, n, lr, False)
+        return -w[:2000].mean(), -w[2000:].mean()
+
+    betas = (0.9, 0.95)
+    large, clean = moved(n_workers, AdamW(betas))
+    plain, _ = np.mean([moved(1, AdamW(betas)) for _ in range(n_workers)], 0)
+    averaged, clean_averaged = np.mean([moved(1, AdamW(betas, averaged_over=n_workers)) for _ in range(n_workers)], 0)
+    assert plain < 0.6 * large  # a half, but for chance
+    assert 0.85 * large < averaged < 1.15 * large
+    assert np.allclose([clean, clean_averaged], n_steps * lr)
+
+
 def test_muon_is_pytorchs(torchs):
     w, steps = gradients(9, (0, 1))
     start, muon, state = w.copy(), Muon(["w"], 0.9), {}

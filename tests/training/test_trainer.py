@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 
@@ -133,6 +135,14 @@ def test_a_pause_changes_no_bit(tmp_path, kind, backend):
     assert same(weights(model), weights(again))
     resumed.save(tmp_path / "state")  # takes the place of the earlier one
     assert [path.name for path in (tmp_path / "state").iterdir()] == [STATE]
+
+
+def test_a_pause_keeps_all_settings_of_the_optimiser(tmp_path):
+    asked = training.AdamW((0.8, 0.9), 1e-6, 0.2, decay=("transformer.h.0.attn.q_proj.weight",), averaged_over=3)
+    assert all(getattr(asked, field.name) != field.default for field in fields(asked))
+    model = model_in(tmp_path)
+    training.Trainer(model, asked).save(tmp_path / "state")
+    assert training.Trainer.resume(tmp_path / "state", model).optimiser == asked
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
