@@ -246,7 +246,7 @@ class Runs:
                 differing = [name for name in told if kept["setting"].get(name) != told[name]]
                 raise SystemExit(f"{path} holds runs of another setting: another {', '.join(differing)}")
             self.done = kept["runs"]
-        self._keep()  # now, so that a file that cannot be written costs no training
+        self._write()  # now, so that a file that cannot be written costs no training
 
     def missing(self, wanted: Iterable[tuple[str, float, int]]) -> list[tuple[str, float, int]]:
         """Those that are not done yet."""
@@ -255,12 +255,16 @@ class Runs:
 
     def add(self, one: dict) -> None:
         """Print and keep a training."""
-        self.done.append(one)
         found = "has diverged" if one["loss"] is None else f"loss {one['loss']:.4f}, sent {one['sent'] / 1e6:.1f} MB"
         print(f"{one['method']}, rate {one['rate']:g}, seed {one['seed']}: {found}", flush=True)
-        self._keep()
+        self.keep(one)
 
-    def _keep(self) -> None:
+    def keep(self, one: dict) -> None:
+        """Keep a training."""
+        self.done.append(one)
+        self._write()
+
+    def _write(self) -> None:
         if self._path is not None:
             part = self._path.with_suffix(".part")
             part.write_text(json.dumps({"setting": self._told, "runs": self.done}), encoding="utf-8")

@@ -2,15 +2,16 @@
 
     python -m benchmarks.links TEXT... [--megabits 100] [--ring-rate 3e-4] [--rate 3e-4] [-o results.json]
 
-Hosts are network namespaces of this machine (``benchmarks.hosts``: needs Linux and root). Two trainings with the same
+Hosts are network namespaces of this machine (``benchmarks.hosts``: needs Linux and root). Trainings with the same
 texts, steps and batches for each worker are compared:
 
 - a ring: after every step the gradients go around it in float16 (``benchmarks.ring``: needs the extra "mpi");
-- ``refgpt finetune --full --workers 4`` on Ray (the extra "ray"), with the exchange of ``--exchange``.
+- ``refgpt finetune --full --workers 4`` on Ray (the extra "ray"), with the exchange of each ``--exchange``.
 
 The bytes are all that a worker's interface has sent and received in the training. Ray's own traffic is measured before
 the training, on idle hosts, and printed separately; it is not subtracted. With ``--faults`` one worker
-is killed half-way, and one host is lost and replaced by another.
+is killed half-way, and one host is lost and replaced by another. With ``-o`` every finished training is kept in the
+file and not repeated: the ring takes longest.
 The hosts share the processors of this machine, so both trainings compute more slowly than on four machines, where the
 links would take a larger share of the time.
 """
@@ -29,12 +30,12 @@ from pathlib import Path
 import numpy as np
 
 import refgpt
-from benchmarks.frontier import Setting, add_setting, setting_of, trainer
+from benchmarks.frontier import Runs, Setting, add_setting, setting_of, told_of
 from benchmarks.hosts import RAY_ENVIRONMENT, Hosts, n_alive, obstacle, ray_address, start_ray
 from refgpt.training import Trainer
 
 N_WORKERS = 4
-EXCHANGE = "--sync random:0.04 --compress int4"
+RING, EXCHANGE = "ring of float16", "--sync random:0.04 --compress int4"
 #: MPICH's ranks find that they are on one machine, and would exchange through its memory.
 OVER_THE_LINKS = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self", "FI_PROVIDER": "tcp"}
 IDLE = 20.0  # seconds in which Ray's own bytes are counted
@@ -79,15 +80,10 @@ def run_ring(arguments: argparse.Namespace, place: Path) -> dict:
             raise SystemExit((place / "ring.log").read_text(errors="replace")[-3000:])
         counted = moved(before, [hosts.n_bytes(i) for i in range(N_WORKERS)])
     seconds = json.loads((place / "ring" / "result.json").read_text(encoding="utf-8"))["seconds"]
-    return {
-        "name": "ring of float16",
-        "bytes": float(np.mean(counted)),
-        "seconds": seconds,
-        "path": place / "ring/model",
-    }
+    return {"bytes": float(np.mean(counted)), "seconds": seconds, "path": place / "ring/model"}
 
 
-def run_finetune(arguments: argparse.Namespace, setting: Setting, place: Path) -> dict:
+def run_finetune(arguments: argparse.Namespace, setting: Setting, exchange: str, place: Path) -> dict:
     """Train by the command, on Ray."""
     tokenizer = refgpt.load(setting.model).tokenizer
     train, valid = place / "train.txt", place / "valid.txt"
@@ -103,7 +99,7 @@ def run_finetune(arguments: argparse.Namespace, setting: Setting, place: Path) -
         0.01,
         "--workers",
         N_WORKERS,
-        *shlex.split(arguments.exchange),
+        *shlex.split(exchange),
         "--deadline",
         10,
     ]
@@ -138,7 +134,6 @@ def run_finetune(arguments: argparse.Namespace, setting: Setting, place: Path) -
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     payload = max(max(line["sent"], line["received"]) for line in lines if "sent" in line)
     return {
-        "name": arguments.exchange + (", a worker killed and a host replaced" if arguments.faults else ""),
         "bytes": float(np.mean(counted)),
         "seconds": seconds,
         "chatter": chatter * seconds,
@@ -178,37 +173,48 @@ def loss_of(path: Path, setting: Setting) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure bytes, time and loss on hosts with slow links.")
+    parser.set_defaults(workers=N_WORKERS)
     add_setting(parser)
     add = parser.add_argument
     add("--megabits", type=float, default=100.0, help="the rate of each host's link, in each direction")
     add("--ring-rate", type=float, default=3e-4, help="the learning rate's peak for the ring")
     add("--rate", type=float, default=3e-4, help="the learning rate's peak for refgpt finetune")
-    add("--exchange", default=EXCHANGE, help="options of refgpt finetune")
+    add("--exchange", action="append", help=f"options of refgpt finetune; may be repeated (default: {EXCHANGE})")
     add("--faults", action="store_true", help="half-way, kill a worker, and lose a host and replace it")
-    add("-o", "--output", type=Path, help="JSON with the figures")
+    add("-o", "--output", type=Path, help="JSON with every training")
     arguments = parser.parse_args()
     if why := obstacle():
         parser.error(why)
     arguments.texts = [path.resolve() for path in arguments.texts]
     arguments.model = None if arguments.model is None else arguments.model.resolve()
     setting = setting_of(arguments, N_WORKERS)
-    before = trainer(None, setting)[1].step([setting.held[1]], 0.0).loss
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as directory:
-        place = Path(directory)
-        runs = [run_ring(arguments, place), run_finetune(arguments, setting, place)]
-        for run in runs:
-            run["loss"] = loss_of(run.pop("path"), setting)
-    print(f"loss before: {before:.4f}\n")
-    print("| exchange | a worker moves | less by | of that Ray's own | messages | seconds | loss | to the ring |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    ring = runs[0]
+    told = told_of(arguments, setting) | {"megabits": str(arguments.megabits)}
+    runs = Runs(told, arguments.output)
+    wanted = [(RING, arguments.ring_rate, False)]
+    wanted += [(exchange, arguments.rate, arguments.faults) for exchange in arguments.exchange or [EXCHANGE]]
+    for name, rate, faults in wanted:
+        if any((one["name"], one["rate"], one["faults"]) == (name, rate, faults) for one in runs.done):
+            continue
+        with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as directory:
+            place = Path(directory)
+            found = run_ring(arguments, place) if name == RING else run_finetune(arguments, setting, name, place)
+            loss = loss_of(found.pop("path"), setting)
+        runs.keep({"name": name, "rate": rate, "faults": faults, **found, "loss": loss})
+    print(f"loss before: {told['before']}\n")
+    print(table(runs.done, arguments.ring_rate))
+
+
+def table(runs: list[dict], ring_rate: float) -> str:
+    """A line for each training, compared with the ring at a learning rate."""
+    ring = next(run for run in runs if (run["name"], run["rate"]) == (RING, ring_rate))
+    names = "exchange", "rate", "a worker moves", "less by", "of that Ray's own", "messages", "seconds", "loss", "ratio"
+    lines = [f"| {' | '.join(names)} |", f"|---|{'---:|' * (len(names) - 1)}"]
     for run in runs:
+        name = run["name"] + (", a worker killed and a host replaced" if run["faults"] else "")
         own = f"{run['chatter'] / 1e6:.2f} MB | {run['payload'] / 1e6:.2f} MB" if "chatter" in run else "- | -"
-        less = ring["bytes"] / run["bytes"]
-        cells = f"{run['bytes'] / 1e6:.1f} MB | {less:.0f} x | {own} | {run['seconds']:.0f} | {run['loss']:.4f}"
-        print(f"| {run['name']} | {cells} | {run['loss'] / ring['loss']:.4f} |")
-    if arguments.output is not None:
-        arguments.output.write_text(json.dumps({"before": before, "runs": runs}), encoding="utf-8")
+        cells = f"{run['bytes'] / 1e6:.1f} MB | {ring['bytes'] / run['bytes']:.0f} x | {own} | {run['seconds']:.0f}"
+        lines.append(f"| {name} | {run['rate']:g} | {cells} | {run['loss']:.4f} | {run['loss'] / ring['loss']:.4f} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
