@@ -20,7 +20,7 @@ from refgpt._common.wording import shown
 #: https://kellerjordan.github.io/posts/muon
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
-#: Elements of the pieces in which NumPy takes a step: their temporary arrays stay in a processor's cache.
+#: Elements of the pieces of a step without a kernel: their temporary arrays stay in a processor's cache.
 PIECE = 1 << 15
 
 
@@ -47,11 +47,12 @@ class AdamW:
     decay : collection of str, optional
         Names of the weights that shrink. The default is the matrices of the blocks and the head, or an adapter's.
     averaged_over : int
-        For workers whose weights are averaged: how many they are. Each step is then divided by the root of the mean
-        square that their averaged gradient would have. A gradient's mean square is the square of its mean plus its
-        variance; an average over ``averaged_over`` workers has the same mean and only so much less variance. With
-        plain Adam (1), a worker's small batch makes the denominators of noisy weights larger than the large batch of
-        all workers would, and these weights learn more slowly.
+        The number of workers whose weights are averaged, each of which has an optimiser of its own. Adam divides by the
+        root of a gradient's mean square, which is the square of its mean plus its variance. An average over N workers
+        has the same mean and 1/N of the variance; above 1, steps are divided by the root of that. A worker's own
+        denominators are larger, so that weights with noisy gradients learn more slowly than in a large batch. The mean
+        is estimated from the latest gradients, so more than ``(1 + betas[0]) / (1 - betas[0]) / 2`` workers (9.5 with
+        0.9) act like that many.
 
     Raises
     ------
@@ -101,8 +102,8 @@ class AdamW:
         decay : bool
             Whether these weights shrink.
         threads : int, optional
-            Take the step in a kernel, with this number of threads: float32 only, the same bits. With
-            ``averaged_over`` there is no kernel.
+            Take the step in a kernel, with this number of threads: float32 only, the same bits. Above 1,
+            ``averaged_over`` has no kernel: NumPy takes the step with one thread, in ten times a kernel's time.
         """
         (beta1, beta2), mean, square = self.betas, state.get("mean"), state.get("square")
         if mean is None or square is None:
@@ -131,11 +132,8 @@ class AdamW:
                 threads=threads,
             )
             return
+        self._add(g, mean, square)
         w *= shrink
-        mean *= beta1
-        mean += (1 - beta1) * g
-        square *= beta2
-        square += (1 - beta2) * g * g
         w -= rate * mean / (np.sqrt(square) / correction + self.eps)
 
     def _averaged(
@@ -143,18 +141,24 @@ class AdamW:
     ) -> None:
         """``update`` with the denominators of an averaged gradient."""
         beta1, beta2 = self.betas
+        self._add(g, mean, square)
         w *= shrink
+        direction = mean / (1 - beta1**step)
+        of_mean = direction * direction
+        # This share of a gradient's variance is still in the square of the mean, and is too much if it is most of it.
+        known = (1 - beta1) / (1 + beta1) * (1 + beta1**step) / (1 - beta1**step)
+        share = max(1 / self.averaged_over, 2 * known)
+        rest = (share - known) / (1 - known) if share < 1 else 1.0
+        variance = np.maximum(square / (1 - beta2**step) - of_mean, 0)
+        w -= lr * direction / (np.sqrt(of_mean + rest * variance) + self.eps)
+
+    def _add(self, g: np.ndarray, mean: np.ndarray, square: np.ndarray) -> None:
+        """Add a gradient to the two averages, in place."""
+        beta1, beta2 = self.betas
         mean *= beta1
         mean += (1 - beta1) * g
         square *= beta2
         square += (1 - beta2) * g * g
-        direction = mean / (1 - beta1**step)
-        of_mean = direction * direction
-        # The mean of many steps' gradients has this share of their variance; the rest of an average's must be added.
-        known = (1 - beta1) / (1 + beta1)
-        rest = max(0.0, (1 / self.averaged_over - known) / (1 - known))
-        variance = np.maximum(square / (1 - beta2**step) - of_mean, 0)
-        w -= lr * direction / (np.sqrt(of_mean + rest * variance) + self.eps)
 
 
 @dataclass(frozen=True)

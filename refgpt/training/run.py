@@ -43,7 +43,7 @@ from refgpt.training.state import STATE
 from refgpt.training.trainer import Trainer
 
 OPTIMISERS = ("adamw", "muon")
-#: Settings that older runs do not record, with the values that they have there.
+#: Settings that are left out of finetune.json at these values, as in older runs.
 NOT_RECORDED = (("muon_lr_scale", 1.0), ("averaged_over", 1))
 #: The files that make a directory a model or an adapter. They are written last.
 LAST_FILES = ("config.json", "adapter_config.json")
@@ -109,7 +109,7 @@ class RunSettings:
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulation", "eval_every", "save_every"):
+        for name in ("batch_size", "accumulation", "averaged_over", "eval_every", "save_every"):
             keep_whole(self, name, 1, None, RefgptError)
         keep_whole(self, "epochs", 1, MOST_EPOCHS, RefgptError)
         keep_whole(self, "iters", 1, MOST_STEPS, RefgptError, optional=True)
@@ -125,7 +125,7 @@ class RunSettings:
         number("dropout", self.dropout, 0, BELOW_ONE, RefgptError)
         flag("pack", self.pack, RefgptError)
         flag("recompute", self.recompute, RefgptError)
-        AdamW(self.betas, self.eps, self.weight_decay, averaged_over=self.averaged_over)
+        AdamW(self.betas, self.eps, self.weight_decay)
         number("muon_lr_scale", self.muon_lr_scale, 0, None, RefgptError)
         Muon((), self.momentum)
 

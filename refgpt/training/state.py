@@ -62,7 +62,7 @@ def write_state(directory: str | Path, state: State) -> None:
             "eps": state.optimiser.eps,
             "weight_decay": state.optimiser.weight_decay,
             "decay": None if state.optimiser.decay is None else list(state.optimiser.decay),
-            "averaged_over": state.optimiser.averaged_over,
+            **({} if state.optimiser.averaged_over == 1 else {"averaged_over": state.optimiser.averaged_over}),
         },
         "muon": None
         if muon is None

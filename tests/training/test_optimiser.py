@@ -50,19 +50,34 @@ def test_the_kernel_has_the_bits_of_numpy():
     assert runs[0] == runs[1] == runs[2]
 
 
+@pytest.mark.parametrize("betas", [(0.9, 0.95), (0.95, 0.5), (0.0, 0.9)], ids=str)
 @pytest.mark.parametrize("n_workers", [2, 4, 1000])
-def test_the_denominators_of_an_averaged_gradient(n_workers):
-    (w, steps), betas = gradients(5), (0.9, 0.95)
-    wanted, mean, square, state = w.copy(), 0.0, 0.0, {}
+def test_the_denominators_of_an_averaged_gradient(n_workers, betas):
+    w, steps = gradients(5)
+    steps[2:] = 0  # a mean whose square is more than the mean square, if that forgets sooner
+    (beta1, beta2), wanted, mean, square, state = betas, w.copy(), 0.0, 0.0, {}
     optimiser = AdamW(betas, 1e-8, 0.1, averaged_over=n_workers)
     for n, gradient in enumerate(steps, 1):
         optimiser.update(w, gradient, state, n, 1e-2, True, threads=2)
-        mean, square = 0.9 * mean + 0.1 * gradient, 0.95 * square + 0.05 * gradient**2
-        m, v = mean / (1 - 0.9**n), square / (1 - 0.95**n)
-        # m has the square of the gradient's mean and 0.1 / 1.9 of its variance, an average 1 / n_workers of it.
-        rest = max(0, (1 / n_workers - 0.1 / 1.9) / (1 - 0.1 / 1.9))
-        wanted = wanted * (1 - 1e-3) - 1e-2 * m / (np.sqrt(m**2 + rest * np.maximum(v - m**2, 0)) + 1e-8)
+        mean, square = beta1 * mean + (1 - beta1) * gradient, beta2 * square + (1 - beta2) * gradient**2
+        m, v = mean / (1 - beta1**n), square / (1 - beta2**n)
+        weights = (1 - beta1) * beta1 ** np.arange(n) / (1 - beta1**n)  # of the gradients in m
+        known = np.square(weights).sum()  # the share of their variance that m**2 has
+        rest = min(1.0, (max(1 / n_workers, 2 * known) - known) / (1 - known)) if known < 1 else 1.0
+        variance = np.maximum(v - m**2, 0)
+        wanted = wanted * (1 - 1e-3) - 1e-2 * m / (np.sqrt(m**2 + rest * variance) + 1e-8)
         assert np.abs(w - wanted).max() <= 1e-14  # float64, weights of 0.5
+
+
+def test_more_workers_than_the_mean_can_tell_apart_act_like_fewer():
+    """A rare gradient must not move a weight at the full rate for ever after."""
+    moved = {}
+    for n_workers in (1, 9, 10, 1000):
+        w, state = np.zeros(1), {}
+        for n in range(1, 301):
+            AdamW((0.9, 0.95), averaged_over=n_workers).update(w, np.ones(1) * (n == 100), state, n, 1.0, False)
+        moved[n_workers] = -w[0]
+    assert moved[1] < moved[9] < moved[10] == moved[1000] < 5 * moved[1]
 
 
 def test_pieces_of_a_step_change_no_bit(monkeypatch):
