@@ -28,11 +28,11 @@ from importlib.util import find_spec
 from itertools import starmap
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, stdev
 
 import numpy as np
 
 import refgpt
+from benchmarks.frontier_report import best_rate, beyond, draw, table
 from benchmarks.quick import sized
 from refgpt._common.errors import RefgptError
 from refgpt.cluster import Rules, Sync, parse_compression, parse_sync, train_locally
@@ -46,7 +46,9 @@ from refgpt.training.run import OPTIMISERS, RunSettings, new_trainer
 METHODS = (
     "every:25, f16",
     "every:25, int4",
+    "every:25, int4, average variance",
     "every:25, int4, nesterov 0.5",
+    "every:20, topk:0.1,bits:1, average variance",
     "every:20, topk:0.03,bits:2",
     "every:20, topk:0.1,bits:2",
     "every:10, topk:0.03,bits:2",
@@ -61,12 +63,13 @@ METHODS = (
     "every:10, int2",
     "random:0.04, cocktail",
 )
+MUON_LR_SCALE = 10.0  # so that both optimisers have their best learning rates near each other
 OUTER_LR = 0.7  # with Nesterov's momentum, as in DiLoCo
 
 
 @dataclass(frozen=True)
 class Method:
-    """What ``parse_method`` reads."""
+    """How workers exchange updates, and how AdamW divides."""
 
     sync: Sync
     rules: Rules
@@ -83,11 +86,13 @@ def parse_method(name: str, seed: int = 0) -> Method:
     """
     rhythm, *parts = name.split(", ")
     outer, average = {}, False
-    if len(parts) > 1 and (match := re.fullmatch(r"nesterov (0\.\d+)", parts[-1])):
-        outer = {"outer": "nesterov", "outer_lr": OUTER_LR, "outer_momentum": float(match[1])}
-        parts.pop()
-    if len(parts) > 1 and parts[-1] == "average variance":
-        average = True
+    while len(parts) > 1:
+        if match := re.fullmatch(r"nesterov (0\.\d{1,6})", parts[-1]):
+            outer = {"outer": "nesterov", "outer_lr": OUTER_LR, "outer_momentum": float(match[1])}
+        elif parts[-1] == "average variance":
+            average = True
+        else:
+            break
         parts.pop()
     rules = Rules(parse_compression(", ".join(parts)), seed=seed, **outer)
     return Method(parse_sync(rhythm), rules, average)
@@ -130,7 +135,7 @@ def trainer(threads: int | None, setting: Setting, averaged_over: int = 1) -> tu
         betas=(0.9, 0.95),
         weight_decay=0.01,
         averaged_over=averaged_over,
-        muon_lr_scale=10.0,
+        muon_lr_scale=MUON_LR_SCALE,
     )
     return model, new_trainer(model, settings)
 
@@ -178,24 +183,6 @@ def run(setting: Setting, method: str, peak: float, seed: int, threads: int | No
     except RefgptError as fault:  # a gradient that is not finite, at too large a rate
         return {**found, "choosing": None, "loss": None, "sent": None, "rounds": 0, "fault": str(fault)}
     return {**found, "choosing": choosing, "loss": loss, "sent": sent, "rounds": n_rounds}
-
-
-def best_rate(runs: list[dict], method: str) -> float:
-    """The learning rate with which the first seed's training did best."""
-    tried = [one for one in runs if one["method"] == method and one["seed"] == 0 and one["loss"] is not None]
-    if not tried:
-        raise SystemExit(f"{method} diverges at every rate that was tried")
-    return min(tried, key=lambda one: one["choosing"])["rate"]
-
-
-def beyond(runs: list[dict], method: str) -> float | None:
-    """The next learning rate beyond the best one, if that is the smallest or the largest of those tried."""
-    rates = sorted({one["rate"] for one in runs if one["method"] == method and one["seed"] == 0})
-    best = best_rate(runs, method)
-    if len(rates) < 2 or best not in (rates[0], rates[-1]):
-        return None
-    near, far = (rates[1], rates[0]) if best == rates[0] else (rates[-2], rates[-1])
-    return float(f"{far * far / near:.3g}")
 
 
 def add_setting(parser: argparse.ArgumentParser) -> None:
@@ -295,6 +282,8 @@ def told_of(arguments: argparse.Namespace, setting: Setting) -> dict:
     """What has to be the same for runs to be compared, with digests of the text and of the base model."""
     names = "steps", "workers", "batch", "length", "compute", "optimiser"
     told = {name: str(getattr(arguments, name)) for name in names}
+    if setting.optimiser == "muon":
+        told["muon_lr_scale"] = str(MUON_LR_SCALE)
     one = trainer(None, setting)[1]
     told["text"] = hashlib.sha256(setting.rows.tobytes() + setting.held[1].ids.tobytes()).hexdigest()
     told["base"] = Layout.of(one.weights).digest(one.weights)
@@ -310,7 +299,7 @@ def main() -> None:
     add("--seeds", type=int, default=sized(3, 1))
     add("--rates", default=sized("5e-4,1e-3,2e-3", "3e-4"), help="peaks of the learning rate, with commas between")
     add("--wider", type=int, default=2, help="most further rates, if the best one is the smallest or the largest")
-    add("--methods", default=";".join(sized(METHODS, METHODS[1:2])), help="with semicolons between")
+    add("--methods", default=";".join(sized(METHODS, METHODS[2:3])), help="with semicolons between")
     add("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
     add("--threads", type=int, help="of each training (default: 1 with several jobs, otherwise all)")
     add("-o", "--output", type=Path, help="JSON with every run")
@@ -356,86 +345,6 @@ def main() -> None:
 def _unpacked(function: Callable, arguments: tuple) -> dict:
     found: dict = function(*arguments)
     return found
-
-
-@dataclass(frozen=True)
-class Result:
-    """A method with its best learning rate, over the seeds."""
-
-    method: str
-    rate: float
-    losses: list[float]
-    ratio: float  # of the mean loss to that of synchronous training
-    n_rounds: float  # how often workers exchange something, on average over the seeds
-    sent: float  # bytes of a worker
-    less: float  # how many times fewer bytes than synchronous training
-    at_edge: bool  # whether only rates on one side of the best one were tried
-
-
-def results(runs: list[dict]) -> list[Result]:
-    """A result for each method of some runs, from most bytes to least; the first is synchronous training."""
-    best = {}
-    for method in sorted({one["method"] for one in runs}):
-        rate = best_rate(runs, method)
-        best[method] = [one for one in runs if one["method"] == method and one["rate"] == rate]
-        if any(one["loss"] is None for one in best[method]):
-            del best[method]  # it has diverged with another seed: ``table`` says so
-    base_loss, base_sent = (mean(one[name] for one in best["synchronous"]) for name in ("loss", "sent"))
-    found = []
-    for method, mine in best.items():
-        losses, sent, n_rounds = ([one[name] for one in mine] for name in ("loss", "sent", "rounds"))
-        ratio, less = mean(losses) / base_loss, base_sent / mean(sent)
-        edge = beyond(runs, method) is not None
-        found.append(Result(method, mine[0]["rate"], losses, ratio, mean(n_rounds), mean(sent), less, edge))
-    return sorted(found, key=lambda one: (one.method != "synchronous", one.less))
-
-
-def table(runs: list[dict], before: str) -> str:
-    """A line for each method, after that of the model before the training."""
-    lines = ["| method | rounds | rate | loss | to synchronous | a worker sends | less by |"]
-    lines += ["|---|---:|---:|---:|---:|---:|---:|", f"| before the training | | | {before} | | | |"]
-    found = results(runs)
-    for one in found:
-        spread = f" +- {stdev(one.losses):.4f}" if len(one.losses) > 1 else ""
-        cells = f"{mean(one.losses):.4f}{spread} | {one.ratio:.4f} | {one.sent / 1e6:,.1f} MB | {one.less:,.0f} x |"
-        lines.append(f"| {one.method} | {one.n_rounds:.0f} | {one.rate:g}{'*' if one.at_edge else ''} | {cells}")
-    lost = {one["method"] for one in runs} - {one.method for one in found}
-    lines += [f"| {method} | | | diverges with one of the seeds | | | |" for method in sorted(lost)]
-    if any(one.at_edge for one in found):
-        lines += ["", "\\* No rate beyond this one was tried."]
-    return "\n".join(lines)
-
-
-def frontier(found: list[Result]) -> list[Result]:
-    """The methods that no other one beats both in loss and in bytes."""
-    return [
-        one
-        for one in sorted(found, key=lambda one: one.less)
-        if not any(other.less >= one.less and other.ratio < one.ratio for other in found)
-    ]
-
-
-def draw(named: dict[str, list[dict]], path: Path) -> None:
-    """Draw the loss of each method over its bytes, both compared with synchronous training."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for (name, runs), (colour, marker) in zip(named.items(), (("#0072b2", "o"), ("#d55e00", "s")), strict=False):
-        found = results(runs)
-        axes.plot([one.less for one in found], [one.ratio for one in found], marker, color=colour, label=name)
-        best = frontier(found)
-        axes.plot([one.less for one in best], [one.ratio for one in best], color=colour, linewidth=1)
-        for one in found:
-            axes.annotate(one.method, (one.less, one.ratio), textcoords="offset points", xytext=(5, 4), fontsize=7)
-    axes.axhline(1.01, color="#808080", linestyle=":", linewidth=1)
-    axes.set(xscale="log", xlabel="fewer bytes than a ring of float16 after every step, times")
-    axes.set_ylabel("held-out loss, compared with synchronous training")
-    axes.legend(frameon=False)
-    figure.savefig(path)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPT = (ROOT / ".ci" / "benchmarks").read_text(encoding="utf-8")
 #: Without a command of their own, or run by another: ``ring`` by ``links``.
-PARTS = {"cases", "hosts", "memory", "quick", "ring"}
+PARTS = {"cases", "frontier_report", "hosts", "memory", "quick", "ring"}
 
 
 def test_ci_runs_every_benchmark() -> None:

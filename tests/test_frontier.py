@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import refgpt
-from benchmarks.frontier import METHODS, Runs, beyond, frontier, parse_method, results, search, setting_of, table
+from benchmarks.frontier import METHODS, Runs, Setting, parse_method, search, setting_of, sparse
+from benchmarks.frontier_report import beyond, frontier, results, table
 from refgpt._common.errors import RefgptError
 
 INT4, TOP = "random:0.04, int4", "random:0.04, topk:0.03,bits:2"
@@ -131,8 +132,30 @@ def test_a_method_is_read_from_its_name():
     assert (str(sync), str(rules.compression), rules.seed) == ("every:20", "topk:0.1,bits:1", 3)
     assert how.average_variance
     assert (rules.outer, rules.outer_lr, rules.outer_momentum) == ("nesterov", 0.7, 0.5)
+    assert parse_method("every:20, topk:0.1,bits:1, nesterov 0.5, average variance", seed=3) == how
     plain = parse_method("every:20, int4")
     assert plain.rules.outer == "none" and not plain.average_variance
-    for name in ("every:20", "often, int4", "every:20, int4, nesterov", "every:20, int4, nesterov 2"):
+    for name in (
+        "every:20",
+        "often, int4",
+        "every:20, int4, nesterov",
+        "every:20, int4, nesterov 2",
+        "every:20, int4,",
+    ):
         with pytest.raises(RefgptError):
             parse_method(name)
+
+
+@pytest.mark.parametrize("name", ["every:1, f16", "every:1, f16, average variance"])
+def test_a_method_reaches_the_optimisers_of_the_workers(monkeypatch, name):
+    made = []
+
+    def trains(make_trainer, *rest):
+        made.append(make_trainer(0))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.frontier.train_locally", trains)
+    setting = Setting(np.zeros((4, 8), int), (), n_workers=4, n_steps=2, batch=1, warmup=1)
+    with pytest.raises(KeyboardInterrupt):
+        sparse(setting, name, 1e-3, 0, 1)
+    assert made[0].optimiser.averaged_over == (4 if "average" in name else 1)

@@ -189,7 +189,13 @@ def _add_optimiser(group: argparse._ActionsContainer) -> None:
 def _add_watching(group: argparse._ActionsContainer) -> None:
     add = group.add_argument
     add("--eval-every", type=int, default=50, metavar="N", help="steps between evaluations (default: 50)")
-    add("--save-every", type=int, default=50, metavar="N", help="steps between saved states (default: 50)")
+    add(
+        "--save-every",
+        type=int,
+        default=50,
+        metavar="N",
+        help="steps between saved states; with --workers, the state after a whole round (default: 50)",
+    )
     add(
         "--report-every",
         type=int,

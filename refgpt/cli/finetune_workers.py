@@ -81,8 +81,8 @@ def add_worker_arguments(group: argparse._ActionsContainer) -> None:
         "--average-variance",
         action="store_const",
         const=True,
-        help="divide AdamW's steps as if each gradient were averaged over all workers (default: each worker's own "
-        "gradient)",
+        help="divide AdamW's steps by what gradients averaged over all workers would give (default: by what each "
+        "worker's own give)",
     )
     add(
         "--quorum",

@@ -300,10 +300,11 @@ def train_on_ray(
         See ``train_locally``.
     patience : Patience, optional
     progress : path, optional
-        A directory. Everything that the training needs to go on is kept there when the next round is asked for, and at
-        the end; if there is something in it, the training goes on from that.
+        A directory. Everything that the training needs to go on is kept there; if there is something in it, the
+        training goes on from that.
     save_every : int
-        Steps between the times when it is kept there. A round is longer than one step, so it may be some more.
+        Steps between two times when it is kept: at the end of the round that reaches so many, when the next round is
+        asked for, and at the end.
     resources : dict, optional
         Options of each actor for Ray; by default one processor each.
     weights : mapping of str to ndarray, optional
@@ -353,6 +354,6 @@ def train_on_ray(
             yield report, coordinator.weights
             is_due = rounds[i].start // save_every < rounds[i].stop // save_every or coordinator.round == len(rounds)
             if progress is not None and is_due:
-                coordinator.save(progress)  # after the caller kept the report: if killed before, the round is repeated
+                coordinator.save(progress)  # after the caller kept the report, so that no report is ever missing
     finally:
         crew.stop()

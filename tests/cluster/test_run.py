@@ -49,14 +49,15 @@ def test_the_steps_of_a_round_are_the_same_when_it_is_tried_again(model, texts):
 def test_the_last_evaluation_is_told_once_though_the_result_could_not_be_written(tmp_path, model, texts, monkeypatch):
     data, sync, rules = {"train": texts, "valid": texts}, parse_sync("every:2"), Rules()
 
-    def train():  # all steps have been made: only the result is missing
+    def train(fails):  # all steps have been made: only the result is missing
         how = {"job": Job({}, None, SETTINGS), "n_workers": 2, "sync": sync, "rules": rules}
         with ClusterRun(model, data, tmp_path / "out", SETTINGS, {}, {}, **how) as run:
             coordinator = Coordinator(run.trainer.weights, rules)
             coordinator.round = 4
             coordinator.save(run.out / STATE_DIRECTORY)
             run.n_done = run.n_steps
-            monkeypatch.setattr(run.trainer, "write", fail if fails else run.trainer.write)
+            if fails:
+                monkeypatch.setattr(run.trainer, "write", fail)
             list(run)
             return [line["step"] for line in run.metrics() if "valid_loss" in line]
 
@@ -65,11 +66,9 @@ def test_the_last_evaluation_is_told_once_though_the_result_could_not_be_written
 
     monkeypatch.setattr("refgpt.cluster.run.train_on_ray", lambda *a, **k: iter(()))
     monkeypatch.setattr("refgpt.cluster.run.import_ray", lambda: SimpleNamespace(put=list))
-    fails = True
     with pytest.raises(OSError, match="no space"):
-        train()
-    fails = False
-    assert train() == [8]
+        train(fails=True)
+    assert train(fails=False) == [8]
 
 
 def test_more_cannot_be_trimmed_than_there_are_workers(tmp_path, model, texts):

@@ -23,7 +23,7 @@ from refgpt.generation.chat_templates import TEMPLATES
 from refgpt.training.data import read_texts
 from refgpt.training.evaluating import mean_loss
 from refgpt.training.examples import Encoder, batch_of
-from refgpt.training.run import Run, RunSettings
+from refgpt.training.run import Run, RunSettings, new_trainer
 from refgpt.training.state import read_state
 from tests.helpers.finetune_files import CONFIG, PAIRS, write_lines, write_small_model
 from tests.helpers.model_files import write_model
@@ -191,12 +191,19 @@ def test_a_run_that_was_killed_at_once_is_no_hindrance(tmp_path):
         next(iter(run))
 
 
+def test_settings_reach_the_optimiser(tmp_path):
+    settings = replace(SETTINGS, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.2, averaged_over=3, dropout=0.0)
+    wanted = training.AdamW((0.8, 0.9), 1e-6, 0.2, averaged_over=3)
+    assert new_trainer(load(tmp_path), settings).optimiser == wanted
+
+
 def test_other_settings_or_data_are_another_run(tmp_path):
     with run_in(tmp_path) as run:
         assert [event.values.keys() & {"loss"} for event in islice(run, 2)] == [set(), {"loss"}]
-    assert "muon_lr_scale" not in (tmp_path / "out" / "finetune.json").read_text()  # nor in those of older versions
-    with pytest.raises(CheckpointError, match=r"other settings or data; got another batch_size, lr, muon_lr_scale"):
-        run_in(tmp_path, settings=replace(SETTINGS, lr=2e-2, batch_size=3, muon_lr_scale=2.0))
+    told = (tmp_path / "out" / "finetune.json").read_text()
+    assert "muon_lr_scale" not in told and "averaged_over" not in told  # nor in those of older versions
+    with pytest.raises(CheckpointError, match=r"settings or data; got another averaged_over, batch_size, lr, muon"):
+        run_in(tmp_path, settings=replace(SETTINGS, lr=2e-2, batch_size=3, muon_lr_scale=2.0, averaged_over=2))
     model = load(tmp_path)
     with pytest.raises(CheckpointError, match=r"got another train, valid"):
         Run(model, data_of(tmp_path, model, PAIRS[1:]), tmp_path / "out", SETTINGS)
@@ -305,6 +312,7 @@ def test_settings_that_are_damaged_are_refused(tmp_path, damage):
         {"betas": (1, 1)},
         {"momentum": 1},
         {"muon_lr_scale": -1},
+        {"averaged_over": 0},
         {"eval_every": 0},
         {"save_every": 0},
     ],
