@@ -11,8 +11,9 @@ bytes are those of the messages. ``--jobs 2`` runs two trainings at a time, each
 better than two threads do with so small a model; no figure depends on it.
 
 With ``-o`` every finished run is kept in the file, and a run that is there is not repeated: hours of work can be cut.
-``--plot PICTURE`` draws the points (needs matplotlib), and with ``--beside OTHER.json`` those of another file too, such
-as that of a model that was hardly trained before (``-m``). With files of all runs, both only write the table and draw.
+``--plot PICTURE`` draws the points (needs matplotlib), and with ``--beside OTHER.json`` those of other files too, such
+as that of a model that was hardly trained before (``-m``); the legend has the files' names. With files of all runs,
+both only write the table and draw.
 """
 
 from __future__ import annotations
@@ -304,7 +305,7 @@ def main() -> None:
     add("--threads", type=int, help="of each training (default: 1 with several jobs, otherwise all)")
     add("-o", "--output", type=Path, help="JSON with every run")
     add("--plot", type=Path, help="a picture of loss against bytes")
-    add("--beside", type=Path, help="another such JSON, for the picture")
+    add("--beside", type=Path, nargs="+", default=[], help="more such JSON, for the picture")
     arguments = parser.parse_args()
     methods = ["synchronous", *(name.strip() for name in arguments.methods.split(";") if name.strip())]
     for name in methods[1:]:
@@ -336,9 +337,8 @@ def main() -> None:
             search(runs, methods, rates, arguments.seeds, arguments.wider, how)
     print("\n" + table(runs.done, told["before"]))
     if arguments.plot is not None:
-        named = {"this model": runs.done}
-        if arguments.beside is not None:
-            named[arguments.beside.stem] = json.loads(arguments.beside.read_text(encoding="utf-8"))["runs"]
+        named = {arguments.output.stem if arguments.output else "this model": runs.done}
+        named |= {path.stem: json.loads(path.read_text(encoding="utf-8"))["runs"] for path in arguments.beside}
         draw(named, arguments.plot)
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from statistics import mean, stdev
+
+#: Colour and marker of each file in the picture.
+LOOKS = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"))
 
 
 def best_rate(runs: list[dict], method: str) -> float:
@@ -90,9 +94,9 @@ def draw(named: dict[str, list[dict]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for (name, runs), (colour, marker) in zip(named.items(), (("#0072b2", "o"), ("#d55e00", "s")), strict=False):
-        found = results(runs)
-        axes.plot([one.less for one in found], [one.ratio for one in found], marker, color=colour, label=name)
+    for (name, runs), (colour, marker) in zip(named.items(), cycle(LOOKS), strict=False):
+        found, told = results(runs), name.replace("-", " ")
+        axes.plot([one.less for one in found], [one.ratio for one in found], marker, color=colour, label=told)
         best = frontier(found)
         axes.plot([one.less for one in best], [one.ratio for one in best], color=colour, linewidth=1)
         for one in found:

@@ -16,6 +16,7 @@ from tests.helpers.servers import Served, serving
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 480, "ignore_eos": True, "seed": 1}
 SHORT = {"prompt": "Once upon a time", "max_tokens": 3, "seed": 1}
+CHAT = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 400, "ignore_eos": True, "seed": 1}
 
 
 class Killed(BaseException):
@@ -54,7 +55,7 @@ def broken_off(server: Served, fault: Callable[..., None]) -> list:
         pool.submit(server.ask, "POST", "/v1/completions", LONG | {"stream": True}),
         pool.submit(server.ask, "POST", "/v1/completions", LONG),
         pool.submit(server.ask, "POST", "/api/v1/generate", {"prompt": "x", "max_length": 400, "ban_eos_token": True}),
-        pool.submit(server.ask, "POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+        pool.submit(server.ask, "POST", "/v1/chat/completions", CHAT),
     ]
     server.wait_until(lambda: core.n_open == 4 and core.n_running > 0)
     go_on.set()
