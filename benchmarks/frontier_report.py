@@ -100,7 +100,8 @@ def draw(named: dict[str, list[dict]], path: Path) -> None:
         best = frontier(found)
         axes.plot([one.less for one in best], [one.ratio for one in best], color=colour, linewidth=1)
         for one in found:
-            axes.annotate(one.method, (one.less, one.ratio), textcoords="offset points", xytext=(5, 4), fontsize=7)
+            place = {"textcoords": "offset points", "xytext": (-7, 3), "ha": "right"} if one.less > 1 else {}
+            axes.annotate(one.method, (one.less, one.ratio), fontsize=7, **place)
     axes.axhline(1.01, color="#808080", linestyle=":", linewidth=1)
     axes.set(xscale="log", xlabel="fewer bytes than a ring of float16 after every step, times")
     axes.set_ylabel("held-out loss, compared with synchronous training")
