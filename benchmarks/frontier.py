@@ -268,15 +268,18 @@ def search(
     train: Callable[[list[tuple[str, float, int]]], Iterator[dict]],
 ) -> None:
     """Train each method at all rates with the first seed, and at its best rate with the others."""
-    wanted = [(method, rate, 0) for method in methods for rate in rates]
-    for _ in range(wider + 1):
+
+    def finish(wanted: Iterable[tuple[str, float, int]]) -> None:
         for one in train(runs.missing(wanted)):
             runs.add(one)
+
+    wanted = [(method, rate, 0) for method in methods for rate in rates]
+    for _ in range(wider + 1):
+        finish(wanted)
         more = {method: beyond(runs.done, method) for method in methods}
         wanted = [(method, rate, 0) for method, rate in more.items() if rate is not None]
     best = {method: best_rate(runs.done, method) for method in methods}
-    for one in train(runs.missing((method, best[method], seed) for seed in range(1, n_seeds) for method in methods)):
-        runs.add(one)
+    finish((method, best[method], seed) for seed in range(1, n_seeds) for method in methods)
 
 
 def told_of(arguments: argparse.Namespace, setting: Setting) -> dict:

@@ -79,8 +79,8 @@ def add_worker_arguments(group: argparse._ActionsContainer) -> None:
     )
     add(
         "--average-variance",
-        action="store_const",
-        const=True,
+        action="store_true",
+        default=None,
         help="divide AdamW's steps by what gradients averaged over all workers would give (default: by what each "
         "worker's own give)",
     )

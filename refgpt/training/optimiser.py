@@ -47,12 +47,12 @@ class AdamW:
     decay : collection of str, optional
         Names of the weights that shrink. The default is the matrices of the blocks and the head, or an adapter's.
     averaged_over : int
-        The number of workers whose weights are averaged, each of which has an optimiser of its own. Adam divides by the
-        root of a gradient's mean square, which is the square of its mean plus its variance. An average over N workers
-        has the same mean and 1/N of the variance; above 1, steps are divided by the root of that. A worker's own
-        denominators are larger, so that weights with noisy gradients learn more slowly than in a large batch. The mean
-        is estimated from the latest gradients, so more than ``(1 + betas[0]) / (1 - betas[0]) / 2`` workers (9.5 with
-        0.9) act like that many.
+        How many workers' weights are averaged. Each worker has its own optimiser. Adam divides by the root of a
+        gradient's mean square, which is the square of its mean plus its variance. An average over N workers has the
+        same mean and 1/N of the variance; above 1, steps are divided by the root of that. A worker's own denominators
+        are larger, so that weights with noisy gradients learn more slowly than in a large batch. The mean is estimated
+        from the latest gradients, so more than ``(1 + betas[0]) / (1 - betas[0]) / 2`` workers (9.5 with 0.9) act like
+        that many.
 
     Raises
     ------
