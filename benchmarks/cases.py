@@ -150,11 +150,9 @@ def embedding_backward() -> Work:
     return Work(cycle([partial(kernels.embedding_backward, dy, some, table) for some in ids]), 3 * dy.nbytes)
 
 
-def adamw() -> Work:
+def adamw(op: Callable[..., None], **corrections: float) -> Work:
     w, g, mean, square = (random(D_FF, D_MODEL) for _ in range(4))
-    call = partial(
-        kernels.adamw, w, g, mean, np.abs(square), betas=(0.9, 0.999), eps=1e-8, rate=1e-4, correction=0.5, shrink=1.0
-    )
+    call = partial(op, w, g, mean, np.abs(square), betas=(0.9, 0.999), eps=1e-8, rate=1e-4, **corrections)
     return Work(cycle([call]), 7 * w.nbytes)
 
 
@@ -343,7 +341,10 @@ CASES: dict[str, dict[str, Callable[[], Work]]] = {
     "layer_norm_backward": {"256 rows of 4096": partial(layer_norm_backward, False)},
     "layer_norm_weight_backward": {"256 rows of 4096": partial(layer_norm_backward, True)},
     "embedding_backward": {"256 rows of 4096": embedding_backward},
-    "adamw": {"16384 x 4096": adamw},
+    "adamw": {"16384 x 4096": partial(adamw, kernels.adamw, correction=0.5)},
+    "adamw_averaged": {
+        "16384 x 4096": partial(adamw, kernels.adamw_averaged, of_mean=0.5, of_square=0.3, of_variance=0.2)
+    },
     "gram": {"4096 x 4096": gram},
     "newton_schulz": {"4096 x 16384": newton_schulz},
     "quantise_rows": {"512 rows of 16384": quantise_rows},

@@ -57,7 +57,8 @@ ALWAYS_INLINE void linear_block(const refgpt_linear_args *a, int64_t first_row, 
             w.ahead = p + beside < n_panels ? beside * w.panel : deepest * LANES - p * w.panel;
             for (int64_t r = 0; r < n_rows; r += LANES) {
                 const int64_t next = r + LANES < n_rows ? LANES * a->n_in : -r * a->n_in;
-                const rows x = {a->x_panels + (first_row + r) * a->n_in + i * LANES, 1, LANES, next, deepest * LANES};
+                const rows x = {(const float *)a->x_panels + (first_row + r) * a->n_in + i * LANES, 1, LANES, next,
+                                deepest * LANES};
                 multiply(smaller(LANES, n_rows - r), x, beside, panels_from(w, p * w.panel + i * LANES),
                          totals + r * WIDTH + p * LANES, WIDTH, depth);
             }

@@ -1,77 +1,61 @@
 /* Linear layers in bfloat16: rows are rounded to it, as the weights are, and inputs are multiplied in pairs.
  *
  * AVX512_BF16 adds the two products of a pair to a float32 in one instruction. It gives the bits of two fused
- * multiply-adds, the odd input's first, but flushes subnormal numbers to zero. Here numbers below 2^-56 count as 0. All
+ * multiply-adds, the odd input's first, but flushes subnormal numbers to zero. Here bfloat16 below 2^-56 count as 0. All
  * others are multiples of 2^-63, so that their products and all sums of products are multiples of 2^-126, the smallest
  * normal number: no sum is subnormal, and instruction sets with and without pairs return the same bits.
  *
- * Rows are rounded piece by piece into a buffer that stays in the cache: as pairs, or on instruction sets without pairs
- * as float32, the odd input of each pair first. A piece of 128 rows is multiplied with some panels; few rows (decode)
- * are multiplied with a few panels from the first input to the last. */
+ * Rows and weights are made into words piece by piece, in buffers that stay in the cache: pairs, or on instruction sets
+ * without pairs float32, the odd input of each pair first. A piece of 128 rows is multiplied with some panels; few rows
+ * (decode) are rounded there, and multiplied with a few panels from the first input to the last. */
 
 MULTIPLY(multiply_pairs, BF16_PAIRS)
 
 enum { WORDS = 128, DOT_ROWS = 128 }; /* words of a row in a piece, and rows */
+enum { SMALLEST_INPUT = 0x2380 };     /* 2^-56 in bfloat16 */
 
+/* 32 inputs of one row. */
 #if PAIR_STEP == 1
-ALWAYS_INLINE v16 round_to_bfloats(v16 x) {
-    uint32_t words[LANES];
-    memcpy(words, &x, sizeof words);
-    /* 0x23800000 is 2^-56. */
-    for (int l = 0; l < LANES; l++) words[l] = (words[l] & 0x7fffffff) < 0x23800000 ? 0 : nearest_bfloat(words[l]);
-    memcpy(&x, words, sizeof words);
-    return x;
-}
-
-/* Two inputs of 16 rows, and 32 of one row. */
-ALWAYS_INLINE void put_rows(float *to, v16 even, v16 odd) {
-    v16_store(to, round_to_bfloats(odd));
-    v16_store(to + LANES, round_to_bfloats(even));
-}
 ALWAYS_INLINE void put_row(float *to, v16 first, v16 second) {
-    v16_store(to, v16_swap_pairs(round_to_bfloats(first)));
-    v16_store(to + LANES, v16_swap_pairs(round_to_bfloats(second)));
+    v16_store(to, v16_swap_pairs(round_above(first, SMALLEST_INPUT)));
+    v16_store(to + LANES, v16_swap_pairs(round_above(second, SMALLEST_INPUT)));
 }
 #else
-ALWAYS_INLINE void put_rows(float *to, v16 even, v16 odd) { v16_store(to, v16_pair_lanes(even, odd)); }
-ALWAYS_INLINE void put_row(float *to, v16 first, v16 second) { v16_store(to, v16_pair_neighbours(first, second)); }
+ALWAYS_INLINE void put_row(float *to, v16 first, v16 second) {
+    v16_store(to, v16_round_neighbours(first, second, SMALLEST_INPUT));
+}
 #endif
 
 /* The number of words of a row at this depth. The last pair may lack the odd input, which is then 0. */
 ALWAYS_INLINE int64_t words_of(int64_t depth) { return (depth + 1) / 2 * 2 / PAIR_STEP; }
 
-/* 16 rows that lie side by side: [depth][16]. */
-static void round_rows_beside(const float *x, int64_t depth, float *to) {
-    for (int64_t i = 0; i < depth / 2; i++, x += 2 * LANES, to += words_of(2) * LANES)
-        put_rows(to, v16_load(x), v16_load(x + LANES));
-    if (depth % 2) put_rows(to, v16_load(x), v16_set1(0.0f));
-}
-
-/* One row, a chunk at a time. */
-static void round_row(const float *x, int64_t depth, float *to) {
-    for (int64_t i = 0; i < depth; i += CHUNK, to += words_of(CHUNK)) {
-        float rest[CHUNK] = {0};
-        const float *inputs = depth - i >= CHUNK ? x + i : memcpy(rest, x + i, (size_t)(depth - i) * sizeof *x);
-        put_row(to, v16_load(inputs), v16_load(inputs + LANES));
+/* Rows at a depth, a chunk at a time. */
+static void round_rows(const refgpt_linear_args *a, int64_t n_rows, int64_t start, int64_t depth, float *to) {
+    for (int64_t r = 0; r < n_rows; r++) {
+        const float *x = a->x + r * a->n_in + start;
+        float *words = to + r * words_of(depth);
+        for (int64_t i = 0; i < depth; i += CHUNK, words += words_of(CHUNK)) {
+            float rest[CHUNK] = {0};
+            const float *inputs = depth - i >= CHUNK ? x + i : memcpy(rest, x + i, (size_t)(depth - i) * sizeof *x);
+            put_row(words, v16_load(inputs), v16_load(inputs + LANES));
+        }
     }
 }
 
-/* The rows [first_row, first_row + n_rows) at a depth. */
-ALWAYS_INLINE void round_piece(const refgpt_linear_args *a, int64_t first_row, int64_t n_rows, int64_t i, int64_t depth,
-                               float *x) {
-    const int64_t n_words = words_of(depth);
-    if (a->x_panels)
-        for (int64_t r = 0; r < n_rows; r += LANES, x += n_words * LANES)
-            round_rows_beside(a->x_panels + (first_row + r) * a->n_in + i * LANES, depth, x);
-    else
-        for (int64_t r = 0; r < n_rows; r++, x += n_words) round_row(a->x + r * a->n_in + i, depth, x);
-}
-
 /* Words of some panels, without numbers that count as 0. */
-static void pair_weights(panels w, int64_t n_panels, int64_t n_words, float *to) {
+static void pair_panels(panels w, int64_t n_panels, int64_t n_words, float *to) {
     for (int64_t p = 0; p < n_panels; p++)
         for (int64_t i = 0; i < n_words; i++, to += LANES)
             v16_store(to, load_stored(w.at, p * w.panel + place_of_step(i, BF16_PAIRS) * LANES, BF16_PAIRS));
+}
+
+/* The last inputs of some panels, of which the last pair lacks the odd one, and zeros after them. */
+ALWAYS_INLINE panels with_zeros(panels w, int64_t n_panels, int64_t i, int64_t n_last, uint16_t *to) {
+    memset(to, 0, (size_t)(n_panels * CHUNK * LANES) * sizeof *to);
+    for (int64_t p = 0; p < n_panels; p++)
+        memcpy(to + p * CHUNK * LANES, panels_from(w, p * w.panel + i * LANES).at,
+               (size_t)(n_last * LANES) * sizeof *to);
+    return stream_of(to, CHUNK * LANES, BF16_PAIRS);
 }
 
 /* Prefetches a part of n_parts of some panels' numbers into L2. */
@@ -95,7 +79,7 @@ ALWAYS_INLINE void multiply_piece(const float *x, int64_t n_rows, panels w, int6
     for (int64_t p = 0; p < n_panels; p += TILE_PANELS) {
         const int64_t n = smaller(TILE_PANELS, n_panels - p),
                       ahead = p + n < n_panels ? n * w.panel : depth * LANES - p * w.panel;
-        pair_weights(panels_from(w, p * w.panel), n, n_words, words);
+        pair_panels(panels_from(w, p * w.panel), n, n_words, words);
         for (int64_t r = 0; r < n_rows; r += LANES) {
             prefetch_part(panels_from(w, p * w.panel + ahead), n, depth, r / LANES, (n_rows + LANES - 1) / LANES);
             multiply_words(smaller(LANES, n_rows - r), x + r * n_words, n, words, n_words * LANES,
@@ -109,23 +93,25 @@ ALWAYS_INLINE void dots_block(const refgpt_linear_args *a, int64_t first_row, in
                               int64_t n_outputs, const int few) {
     enum { WIDTH = PANEL_BLOCK * LANES };
     __attribute__((aligned(64))) float totals[DOT_ROWS * WIDTH], x[DOT_ROWS * WORDS];
-    const int64_t n_panels = (n_outputs + LANES - 1) / LANES,
+    const int64_t n_panels = (n_outputs + LANES - 1) / LANES, n_groups = (n_rows + LANES - 1) / LANES,
                   deepest = WORDS * PAIR_STEP * (few ? ROW_BLOCK / FEW_ROWS : 1);
     const int64_t n_last = a->n_in % 2 ? a->n_in % CHUNK : 0; /* inputs of a chunk whose last pair lacks the odd one */
-    const panels w = panels_from(stream_of(a->w, a->n_in * LANES, BF16_PAIRS), first * a->n_in);
+    const int64_t n_whole = a->n_in - n_last;
+    const panels w = panels_from(stream_of(a->w, a->n_in * LANES, BF16_PAIRS), first * a->n_in),
+                 rows_beside = panels_from(stream_of(a->x_panels, a->n_in * LANES, BF16_PAIRS), first_row * a->n_in);
     start_panels(totals, WIDTH, n_rows, n_outputs, a->bias ? a->bias + first : NULL);
-    for (int64_t i = 0; i < a->n_in - n_last; i += deepest) {
-        const int64_t depth = smaller(deepest, a->n_in - n_last - i);
-        round_piece(a, first_row, n_rows, i, depth, x);
+    for (int64_t i = 0; i < n_whole; i += deepest) {
+        const int64_t depth = smaller(deepest, n_whole - i);
+        if (few) round_rows(a, n_rows, i, depth, x);
+        else pair_panels(panels_from(rows_beside, i * LANES), n_groups, words_of(depth), x);
         multiply_piece(x, n_rows, panels_from(w, i * LANES), n_panels, totals, WIDTH, depth, few);
     }
     if (n_last) {
-        uint16_t last[PANEL_BLOCK * CHUNK * LANES] = {0};
-        for (int64_t p = 0; p < n_panels; p++)
-            memcpy(last + p * CHUNK * LANES, panels_from(w, p * w.panel + (a->n_in - n_last) * LANES).at,
-                   (size_t)(n_last * LANES) * sizeof *last);
-        round_piece(a, first_row, n_rows, a->n_in - n_last, n_last, x);
-        multiply_piece(x, n_rows, stream_of(last, CHUNK * LANES, BF16_PAIRS), n_panels, totals, WIDTH, n_last + 1, few);
+        uint16_t last[PANEL_BLOCK * CHUNK * LANES];
+        if (few) round_rows(a, n_rows, n_whole, n_last, x);
+        else pair_panels(with_zeros(rows_beside, n_groups, n_whole, n_last, last), n_groups, words_of(n_last), x);
+        multiply_piece(x, n_rows, with_zeros(w, n_panels, n_whole, n_last, last), n_panels, totals, WIDTH, n_last + 1,
+                       few);
     }
     for (int64_t r = 0; r < n_rows; r++)
         memcpy(a->y + (first_row + r) * a->n_out + first, totals + r * WIDTH, (size_t)n_outputs * sizeof *totals);

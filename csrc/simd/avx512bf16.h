@@ -28,21 +28,6 @@ static inline v16 v16_zero_small_pairs(v16 w) {
     return _mm512_castsi512_ps(_mm512_maskz_mov_epi16(kept, pairs));
 }
 
-static inline v16 zero_if_small(v16 x) {
-    const __m512i size = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
-    return _mm512_maskz_mov_ps(_mm512_cmpge_epu32_mask(size, _mm512_set1_epi32(0x23800000)), x);
-}
-
-/* Pairs of neighbours in 32 numbers, each rounded to bfloat16, or 0 below 2^-56. */
-static inline v16 v16_pair_neighbours(v16 first, v16 second) {
-    return _mm512_castsi512_ps((__m512i)_mm512_cvtne2ps_pbh(zero_if_small(second), zero_if_small(first)));
-}
-
-/* The same for the numbers in each lane. */
-static inline v16 v16_pair_lanes(v16 even, v16 odd) {
-    return _mm512_castsi512_ps(interleave(_mm512_castps_si512(v16_pair_neighbours(even, odd))));
-}
-
 /* Pairs of numbers, those smaller than a bfloat16 given by its bits as 0. */
 static inline v16 v16_zero_pairs_below(v16 pairs, const uint32_t least) {
     const __m512i numbers = _mm512_castps_si512(pairs);
@@ -51,7 +36,12 @@ static inline v16 v16_zero_pairs_below(v16 pairs, const uint32_t least) {
     return _mm512_castsi512_ps(_mm512_maskz_mov_epi16(kept, numbers));
 }
 
-/* Pairs of the numbers in each lane, rounded and then compared with the least. */
+/* Pairs of neighbours in 32 numbers, rounded and then compared with the least. */
+static inline v16 v16_round_neighbours(v16 first, v16 second, const uint32_t least) {
+    return v16_zero_pairs_below(_mm512_castsi512_ps((__m512i)_mm512_cvtne2ps_pbh(second, first)), least);
+}
+
+/* The same for the numbers in each lane. */
 static inline v16 v16_round_pairs(v16 even, v16 odd, const uint32_t least) {
     return v16_zero_pairs_below(_mm512_castsi512_ps(interleave((__m512i)_mm512_cvtne2ps_pbh(odd, even))), least);
 }

@@ -47,9 +47,14 @@ static void linear_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
 static void linear_bf16_dots_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     linear_case(c, "bf16", n, n_rows);
     (void)dtype;
-    float *x = (float *)c->args.linear.x, *x_panels = (float *)c->args.linear.x_panels;
+    float *x = (float *)c->args.linear.x;
     for (int64_t i = 0; i < n_rows * n; i += 3) x[i] *= 0x1p-56f;
-    for (int64_t i = 0; x_panels && i < panels_of(n_rows) * n * LANES; i += 3) x_panels[i] *= 0x1p-56f;
+    if (n_rows > 8) {
+        uint16_t *rows = stored(c, panels_of(n_rows) * n * LANES, "bf16");
+        for (int64_t i = 0; i < panels_of(n_rows) * n * LANES; i += 3)
+            rows[i] = (uint16_t)(0x2300 + random_below(0x100));
+        c->args.linear.x_panels = rows;
+    }
     uint16_t *w = (uint16_t *)c->args.linear.w;
     for (int64_t i = 0; i < c->n_items * n * LANES; i += 5) w[i] = (uint16_t)(0x2300 + random_below(0x100));
 }

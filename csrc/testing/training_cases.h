@@ -137,8 +137,11 @@ static void adamw_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
                                         0.01f,
                                         0.999f,
                                         0.001f,
+                                        1e-8f,
                                         0.5f,
-                                        1e-8f};
+                                        0.3f,
+                                        0.05f,
+                                        0.2f};
     c->n_items = (n_rows * n + 511) / 512;
 }
 

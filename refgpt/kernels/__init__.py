@@ -29,7 +29,7 @@ from refgpt.kernels.ops import (
     row_sum,
     softmax,
 )
-from refgpt.kernels.optimisers import adamw
+from refgpt.kernels.optimisers import adamw, adamw_averaged
 from refgpt.kernels.orthogonal import gram, newton_schulz, orthogonalised
 from refgpt.kernels.quantising import digests, digests_and_finite, quantise, store
 from refgpt.kernels.registry import Kernel, active, force_isa, forced_isa, list_kernels
@@ -48,6 +48,7 @@ __all__ = [
     "Program",
     "active",
     "adamw",
+    "adamw_averaged",
     "add",
     "attention",
     "attention_backward",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Literal
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from refgpt.kernels.native import FEW_ROWS, ROW_GROUP, ffi
 from refgpt.kernels.ops import residual
 from refgpt.kernels.registry import Kernel
 from refgpt.numbers.adapted import Adapted, Mixed, RowsAdapter, Scratch
+from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.panels import BLOCK, FLOATS, LANES, Panels, aligned_zeros, n_blocks, n_panels, panel_shape
 
@@ -42,8 +44,9 @@ RECORD = BLOCK + 8  # bytes of a quantised row's block: integers, scale, sum
 class LinearInput:
     """Rows [t, n_in], and the forms in which linear layers read them. Each form is made when it is first needed.
 
-    Layers with float weights read up to 8 rows unchanged, and more rows as panels. Layers with weights of 8, 4 and 3
-    bits read rows rounded to 8 bits by blocks (``quantise_rows``). Layers that read the same rows share this work.
+    Layers with float weights read up to 8 rows unchanged, and more rows as panels, which are rounded for products in
+    bfloat16. Layers with weights of 8, 4 and 3 bits read rows rounded to 8 bits by blocks (``quantise_rows``). Layers
+    that read the same rows share this work.
 
     Parameters
     ----------
@@ -66,6 +69,7 @@ class LinearInput:
         self.shape = check_shape("x", x, (None, None))
         self._scratch, self._threads, self._program = scratch, threads, program
         self._panels: Panels | None = None
+        self._rounded: Panels | None = None
         self._quantised: np.ndarray | None = None
         self._parts: dict[tuple[int, int], LinearInput] = {}
 
@@ -82,14 +86,23 @@ class LinearInput:
         """The rows as panels; None if they are few enough to be read directly."""
         return self.packed() if self.shape[0] > FEW_ROWS else None
 
+    def rounded(self) -> Panels | None:
+        """The rows as panels of bfloat16; None if they are few enough to be read and rounded directly."""
+        if self._rounded is None and self.shape[0] > FEW_ROWS:
+            self._rounded = self._as_panels("bf16", BFLOAT16)
+        return self._rounded
+
     def packed(self) -> Panels:
         """The rows as panels, however few they are."""
         if self._panels is None:
-            n_rows, n_in = self.shape
-            shape = panel_shape("f32", n_rows, n_in)
-            room = Panels(self._room(4 * prod(shape)).view(F32).reshape(shape), n_rows, n_in, "f32")
-            self._panels = pack(self.x, room, threads=self._threads, program=self._program)
+            self._panels = self._as_panels("f32", F32)
         return self._panels
+
+    def _as_panels(self, kind: Literal["f32", "bf16"], dtype: np.dtype) -> Panels:
+        n_rows, n_in = self.shape
+        shape = panel_shape(kind, n_rows, n_in)
+        room = self._room(dtype.itemsize * prod(shape)).view(dtype).reshape(shape)
+        return pack(self.x, Panels(room, n_rows, n_in, kind), threads=self._threads, program=self._program)
 
     def quantised(self) -> np.ndarray:
         """The rows rounded to 8 bits, as records [n_bytes]."""
@@ -151,10 +164,11 @@ def linear(
         "n_in": n_in,
         "n_out": w.n_out,
     }
+    dots = (w.kind, w.compute) == ("bf16", "bf16")
     if w.kind in FLOATS:
-        panels = rows.panels()
+        panels = rows.rounded() if dots else rows.panels()
         check_apart("out", y, None if panels is None else panels.data)
-        packed = ffi.NULL if panels is None else ffi.from_buffer("float[]", panels.data)
+        packed = ffi.NULL if panels is None else ffi.from_buffer(panels.data)
         args = arguments("linear", x=floats("x", rows.x, (n_rows, n_in)), x_panels=packed, **same)
     else:
         check_apart("out", y, rows.quantised())
@@ -162,7 +176,6 @@ def linear(
     # Pieces are large enough to be worth waking a thread for; of floats, whole groups of panels (4 or 3 side by side).
     group, smallest = (4 if n_rows == 1 else 3, SMALLEST_PIECE) if w.kind in FLOATS else (1, SMALLEST_QUANTISED_PIECE)
     grain = group * max(1, smallest // max(1, n_rows * n_in * LANES * group))
-    dots = (w.kind, w.compute) == ("bf16", "bf16")
     if w.kind in FLOATS and n_rows > FEW_ROWS:
         group = 2 * group if dots else group  # each piece rounds all rows again
         grain = even_grain(n_panels(w.n_out), group, grain, threads)

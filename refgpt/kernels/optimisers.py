@@ -10,7 +10,7 @@ from refgpt.kernels.native import CHUNK
 from refgpt.kernels.registry import Kernel
 from refgpt.numbers.panels import LANES
 
-#: Elements of an item of ``adamw``.
+#: Elements of an item.
 ADAMW_ITEM = CHUNK * LANES
 
 
@@ -43,6 +43,62 @@ def adamw(
     shrink : float
         One less the learning rate times the weight decay.
     """
+    others = {"rate": rate, "correction": correction, "shrink": shrink}
+    _step("adamw", w, g, mean, square, betas, eps, others, threads, kernel)
+
+
+def adamw_averaged(
+    w: np.ndarray,
+    g: np.ndarray,
+    mean: np.ndarray,
+    square: np.ndarray,
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    rate: float,
+    of_mean: float,
+    of_square: float,
+    of_variance: float,
+    shrink: float = 1.0,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+) -> None:
+    """The same with the denominators of an averaged gradient; see ``refgpt.training.AdamW``.
+
+    Parameters
+    ----------
+    w, g, mean, square, betas, eps, shrink
+        See ``adamw``.
+    rate : float
+        The learning rate.
+    of_mean, of_square : float
+        ``1 - betas[0]^t`` and ``1 - betas[1]^t``: what the mean and the square are divided by.
+    of_variance : float
+        The share of the gradient's variance in the denominator's square.
+    """
+    others = {
+        "rate": rate,
+        "of_mean": of_mean,
+        "of_square": of_square,
+        "of_variance": of_variance,
+        "shrink": shrink,
+    }
+    _step("adamw_averaged", w, g, mean, square, betas, eps, others, threads, kernel)
+
+
+def _step(
+    op: str,
+    w: np.ndarray,
+    g: np.ndarray,
+    mean: np.ndarray,
+    square: np.ndarray,
+    betas: tuple[float, float],
+    eps: float,
+    others: dict[str, float],
+    threads: int | None,
+    kernel: Kernel | None,
+) -> None:
+    """Both ops take the same arrays."""
     check_array("w", w)
     check_apart("w", w, g, mean, square)
     check_apart("mean", mean, g, square)
@@ -58,9 +114,7 @@ def adamw(
         rest1=as_float32(1 - betas[0]),
         beta2=as_float32(betas[1]),
         rest2=as_float32(1 - betas[1]),
-        shrink=as_float32(shrink),
-        rate=as_float32(rate),
-        correction=as_float32(correction),
         eps=as_float32(eps),
+        **{name: as_float32(value) for name, value in others.items()},
     )
-    run(table_row("adamw", kernel), args, -(-w.size // ADAMW_ITEM), 64, threads)
+    run(table_row(op, kernel), args, -(-w.size // ADAMW_ITEM), 64, threads)

@@ -39,7 +39,7 @@ from refgpt.kernels.ops import (
     row_sum,
     softmax,
 )
-from refgpt.kernels.optimisers import adamw
+from refgpt.kernels.optimisers import adamw, adamw_averaged
 from refgpt.kernels.orthogonal import gram, newton_schulz
 from refgpt.kernels.quantising import digests, quantise
 from refgpt.kernels.registry import Kernel, list_kernels
@@ -100,6 +100,7 @@ PROMISED = {
     "embedding_panels_bf16": "8bd8e62693013fcb",
     "embedding_backward": "a7a82d4c45e3dcba",
     "adamw": "6c3a33dc07df7320",
+    "adamw_averaged": "bbe9d9b9cb436928",
     "gram": "853d00f8adf062d8",
     "newton_schulz": "f683dfa09911610b",
     "pack_b2": "a87ee087243d1001",
@@ -232,6 +233,7 @@ TRAINING = frozenset(
         "layer_norm_weight_backward",
         "embedding_backward",
         "adamw",
+        "adamw_averaged",
         "gram",
         "newton_schulz",
     )
@@ -280,8 +282,11 @@ def _training_outputs(kernel: Kernel, x: np.ndarray, wide: np.ndarray, positions
             yield found.data
     else:
         w, mean, square = x.copy(), _numbers(4, 20, 75), np.abs(_numbers(5, 20, 75))
-        how = {"eps": 1e-8, "rate": 1e-3, "correction": 0.5, "shrink": 0.99, "kernel": kernel, "threads": 1}
-        adamw(w, wide, mean, square, betas=(0.9, 0.999), **how)
+        how = {"betas": (0.9, 0.999), "eps": 1e-8, "rate": 1e-3, "shrink": 0.99, "kernel": kernel, "threads": 1}
+        if op == "adamw":
+            adamw(w, wide, mean, square, correction=0.5, **how)
+        else:
+            adamw_averaged(w, wide, mean, square, of_mean=0.75, of_square=0.5, of_variance=0.25, **how)
         yield from (w, mean, square)
 
 

@@ -20,8 +20,6 @@ from refgpt._common.wording import shown
 #: https://kellerjordan.github.io/posts/muon
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
-#: Elements of the pieces of a step without a kernel: their temporary arrays stay in a processor's cache.
-PIECE = 1 << 15
 
 
 def _names(where: str, value: Any) -> tuple[str, ...]:
@@ -102,63 +100,68 @@ class AdamW:
         decay : bool
             Whether these weights shrink.
         threads : int, optional
-            Take the step in a kernel, with this number of threads: float32 only, the same bits. Above 1,
-            ``averaged_over`` has no kernel: NumPy takes the step with one thread, in ten times a kernel's time.
+            Take the step in a kernel, with this number of threads: float32 only, the same bits.
         """
-        (beta1, beta2), mean, square = self.betas, state.get("mean"), state.get("square")
+        mean, square = state.get("mean"), state.get("square")
         if mean is None or square is None:
             mean, square = state["mean"], state["square"] = np.zeros_like(w), np.zeros_like(w)
         shrink = 1 - lr * self.weight_decay if decay else 1.0
-        if self.averaged_over > 1:
-            n = max(1, PIECE // max(1, w[:1].size))
-            for at in range(0, len(w), n):
-                part = slice(at, at + n)
-                self._averaged(w[part], g[part], mean[part], square[part], step, lr, shrink)
-            return
-        rate, correction = lr / (1 - beta1**step), math.sqrt(1 - beta2**step)
-        if threads is not None:
-            from refgpt.kernels import adamw  # the NumPy backend works without compiled kernels
+        if threads is None:
+            self._update(w, g, mean, square, step, lr, shrink)
+        else:
+            self._update_by_kernel(w, np.ascontiguousarray(g), mean, square, step, lr, shrink, threads)
 
-            adamw(
-                w,
-                np.ascontiguousarray(g),
-                mean,
-                square,
-                betas=self.betas,
-                eps=self.eps,
-                rate=rate,
-                correction=correction,
-                shrink=shrink,
-                threads=threads,
-            )
-            return
-        self._add(g, mean, square)
-        w *= shrink
-        w -= rate * mean / (np.sqrt(square) / correction + self.eps)
-
-    def _averaged(
+    def _update(
         self, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray, step: int, lr: float, shrink: float
     ) -> None:
-        """``update`` with the denominators of an averaged gradient."""
         beta1, beta2 = self.betas
-        self._add(g, mean, square)
-        w *= shrink
-        direction = mean / (1 - beta1**step)
-        of_mean = direction * direction
-        # This share of a gradient's variance is still in the square of the mean, and is too much if it is most of it.
-        known = (1 - beta1) / (1 + beta1) * (1 + beta1**step) / (1 - beta1**step)
-        share = max(1 / self.averaged_over, 2 * known)
-        rest = (share - known) / (1 - known) if share < 1 else 1.0
-        variance = np.maximum(square / (1 - beta2**step) - of_mean, 0)
-        w -= lr * direction / (np.sqrt(of_mean + rest * variance) + self.eps)
-
-    def _add(self, g: np.ndarray, mean: np.ndarray, square: np.ndarray) -> None:
-        """Add a gradient to the two averages, in place."""
-        beta1, beta2 = self.betas
+        of_mean, of_square = self._corrections(step)
         mean *= beta1
         mean += (1 - beta1) * g
         square *= beta2
         square += (1 - beta2) * g * g
+        w *= shrink
+        if self.averaged_over == 1:
+            w -= lr / of_mean * mean / (np.sqrt(square) / math.sqrt(of_square) + self.eps)
+            return
+        direction = mean / of_mean
+        squared = direction * direction
+        variance = np.maximum(square / of_square - squared, 0)
+        w -= lr * direction / (np.sqrt(squared + self._share_of_variance(step) * variance) + self.eps)
+
+    def _update_by_kernel(
+        self,
+        w: np.ndarray,
+        g: np.ndarray,
+        mean: np.ndarray,
+        square: np.ndarray,
+        step: int,
+        lr: float,
+        shrink: float,
+        threads: int,
+    ) -> None:
+        from refgpt import kernels  # the NumPy backend works without compiled kernels
+
+        of_mean, of_square = self._corrections(step)
+        how: dict[str, Any] = {"betas": self.betas, "eps": self.eps, "shrink": shrink, "threads": threads}
+        if self.averaged_over == 1:
+            kernels.adamw(w, g, mean, square, rate=lr / of_mean, correction=math.sqrt(of_square), **how)
+            return
+        how |= {"of_mean": of_mean, "of_square": of_square, "of_variance": self._share_of_variance(step)}
+        kernels.adamw_averaged(w, g, mean, square, rate=lr, **how)
+
+    def _corrections(self, step: int) -> tuple[float, float]:
+        """What the averages of gradients and of their squares are divided by, since both began with 0."""
+        beta1, beta2 = self.betas
+        return 1 - beta1**step, 1 - beta2**step
+
+    def _share_of_variance(self, step: int) -> float:
+        """How much of a gradient's variance is in the square of the denominator, beside the square of the mean."""
+        beta1 = self.betas[0]
+        # This share of the variance is still in the square of the mean, and is too much if it is most of it.
+        known = (1 - beta1) / (1 + beta1) * (1 + beta1**step) / (1 - beta1**step)
+        share = max(1 / self.averaged_over, 2 * known)
+        return (share - known) / (1 - known) if share < 1 else 1.0
 
 
 @dataclass(frozen=True)

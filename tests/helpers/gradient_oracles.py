@@ -232,12 +232,40 @@ def attention_backward_case(n: int, n_rows: int, flavour: str, rng: Rng, d_head:
 
 
 def adamw_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    """A step, and what it should be."""
+    rounded = {"eps": 1e-8, "rate": 0.3, "correction": 0.25, "shrink": 0.6}
+
+    def root(mean: np.ndarray, square: np.ndarray, how: dict[str, float]) -> np.ndarray:
+        return np.sqrt(square) / how["correction"]
+
+    return _adamw_case(kernels.adamw, bounds.adamw_bound, rounded, root, n, n_rows, flavour, rng)
+
+
+def adamw_averaged_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    """The same with the denominators of an averaged gradient."""
+    rounded = {"eps": 1e-8, "rate": 0.3, "of_mean": 0.5, "of_square": 0.25, "of_variance": 0.3, "shrink": 0.6}
+
+    def root(mean: np.ndarray, square: np.ndarray, how: dict[str, float]) -> np.ndarray:
+        squared = (mean / how["of_mean"]) ** 2
+        of_variance = how["of_variance"] * np.maximum(square / how["of_square"] - squared, 0)
+        return np.sqrt(squared + of_variance)
+
+    return _adamw_case(kernels.adamw_averaged, bounds.adamw_averaged_bound, rounded, root, n, n_rows, flavour, rng)
+
+
+def _adamw_case(
+    op: Callable[..., None],
+    bound: Callable[..., tuple[np.ndarray, ...]],
+    settings: dict[str, float],
+    root: Callable[[np.ndarray, np.ndarray, dict[str, float]], np.ndarray],
+    n: int,
+    n_rows: int,
+    flavour: str,
+    rng: Rng,
+) -> Case:
     w, g, mean = (numbers(rng, flavour, n_rows, n) for _ in range(3))
     square = np.abs(numbers(rng, flavour, n_rows, n))
-    rounded = {
-        name: float(np.float32(value))
-        for name, value in {"eps": 1e-8, "rate": 0.3, "correction": 0.25, "shrink": 0.6}.items()
-    }
+    rounded = {name: float(np.float32(value)) for name, value in settings.items()}
     betas, strange = (0.875, 0.96875), flavour != "ordinary"  # exact, and one less them too
 
     def run(kernel: Kernel, rows: slice) -> tuple[Output, ...]:
@@ -247,7 +275,7 @@ def adamw_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
             found[...] = before[rows]
             outputs.append(Output(found, guards))
         own, *moments = (output.value for output in outputs)
-        kernels.adamw(own, g[rows], *moments, betas=betas, **rounded, threads=1, kernel=kernel)
+        op(own, g[rows], *moments, betas=betas, **rounded, threads=1, kernel=kernel)
         for output, before in zip(outputs, (w, mean, square), strict=True):
             if not strange:
                 output.value[output.value == before[rows]] = np.nan
@@ -256,9 +284,10 @@ def adamw_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     wide_w, wide_g, wide_mean, wide_square = (float64(x) for x in (w, g, mean, square))
     new_mean = betas[0] * wide_mean + (1 - betas[0]) * wide_g
     new_square = betas[1] * wide_square + (1 - betas[1]) * wide_g**2
-    root = np.sqrt(new_square) / rounded["correction"] + rounded["eps"]
-    want = wide_w * rounded["shrink"] - rounded["rate"] * new_mean / root, new_mean, new_square
-    return Case(run, want, bounds.adamw_bound(w, g, mean, square, betas, **rounded))
+    step = rounded["rate"] * new_mean / rounded.get("of_mean", 1.0)
+    step /= root(new_mean, new_square, rounded) + rounded["eps"]
+    want = wide_w * rounded["shrink"] - step, new_mean, new_square
+    return Case(run, want, bound(w, g, mean, square, betas, **rounded))
 
 
 def gram_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:

@@ -44,6 +44,7 @@ from tests.helpers.buffers import SCALAR, Output, assert_same_bits, guarded, num
 from tests.helpers.cache_oracles import KV, attention_case, kv_append_case
 from tests.helpers.cases import Case, Rng, float64
 from tests.helpers.gradient_oracles import (
+    adamw_averaged_case,
     adamw_case,
     attention_backward_case,
     column_sum_case,
@@ -396,6 +397,7 @@ ORACLES: dict[str, Callable[[int, int, str, Rng], Case]] = {
     "layer_norm_weight_backward": layer_norm_weight_backward_case,
     "embedding_backward": embedding_backward_case,
     "adamw": adamw_case,
+    "adamw_averaged": adamw_averaged_case,
     "gram": gram_case,
     "newton_schulz": newton_schulz_case,
     "quantise_rows": quantise_rows_case,

@@ -28,7 +28,7 @@ def rounded(x: np.ndarray) -> np.ndarray:
     """Numbers as they are multiplied: bfloat16, those below 2^-56 as 0. In float64, in which products are exact."""
     with np.errstate(invalid="ignore"):  # signalling NaN
         exact, wide = widen(x, np.float64), widen(narrowed(x, "bf16"), np.float64)
-    return np.where(np.abs(exact) < 2.0**-56, 0, np.where(np.isnan(exact), np.nan, wide))
+    return np.where(np.isnan(exact), np.nan, np.where(np.abs(wide) < 2.0**-56, 0, wide))
 
 
 def promised(x: np.ndarray, w: np.ndarray, bias: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ from refgpt.kernels import pack
 from tests.kernels.test_arguments import CHANGES, fixed, floats, indices
 
 T, C, F, HEADS, D, V = 5, 12, 20, 3, 4, 7
-MOMENTS = {"betas": (0.9, 0.999), "eps": 1e-8, "rate": 1e-3, "correction": 0.5}
+MOMENTS = {"betas": (0.9, 0.999), "eps": 1e-8, "rate": 1e-3}
+AVERAGED = {"of_mean": 0.5, "of_square": 0.3, "of_variance": 0.2}
 
 # Every op with arguments that it accepts.
 GOOD = {
@@ -46,7 +47,12 @@ GOOD = {
         "parts": floats(T, 2),
     },
     "gelu_erf_backward": lambda: {"x": floats(T, C), "dy": floats(T, C), "out": floats(T, C)},
-    "adamw": lambda: {**{name: floats(T, C) for name in ("w", "g", "mean", "square")}, **MOMENTS},
+    "adamw": lambda: {**{name: floats(T, C) for name in ("w", "g", "mean", "square")}, **MOMENTS, "correction": 0.5},
+    "adamw_averaged": lambda: {
+        **{name: floats(T, C) for name in ("w", "g", "mean", "square")},
+        **MOMENTS,
+        **AVERAGED,
+    },
     "orthogonalised": lambda: {"x": floats(T, C), "coefficients": (3.0, -4.0, 2.0), "n_steps": 2},
 }
 WRITTEN = ("out", "into", "dpattern", "scratch", "parts", "w", "mean", "square")

@@ -192,6 +192,54 @@ def adamw_bound(
     return gamma(2) * kept + of_step + gamma(1) * (step + of_step) + TINY, of_mean, of_square
 
 
+def adamw_averaged_bound(
+    w: np.ndarray,
+    g: np.ndarray,
+    mean: np.ndarray,
+    square: np.ndarray,
+    betas: tuple[float, float],
+    eps: float,
+    rate: float,
+    of_mean: float,
+    of_square: float,
+    of_variance: float,
+    shrink: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same of ``adamw_averaged``.
+
+    Mean and variance are subtracted from one another, so that their errors are absolute. The root of a sum that is
+    wrong by x is wrong by at most x over the root, and by the root of x.
+    """
+    w, g, mean, square = (widen(x, np.float64) for x in (w, g, mean, square))
+    new_mean, new_square = betas[0] * mean + (1 - betas[0]) * g, betas[1] * square + (1 - betas[1]) * g * g
+    mean_off = gamma(3) * (betas[0] * np.abs(mean) + (1 - betas[0]) * np.abs(g)) + 2 * TINY
+    square_off = gamma(4) * new_square + 3 * TINY
+    direction = np.abs(new_mean) / of_mean
+    direction_off = mean_off / of_mean + gamma(1) * (direction + mean_off / of_mean) + TINY
+    squared, whole = direction**2, new_square / of_square
+    squared_off = _off_of_product(direction, direction_off)
+    whole_off = square_off / of_square + gamma(1) * (whole + square_off / of_square) + TINY
+    variance = np.maximum(whole - squared, 0)
+    variance_off = whole_off + squared_off + gamma(1) * (variance + whole_off + squared_off)
+    summed = squared + of_variance * variance
+    summed_off = squared_off + of_variance * variance_off + TINY
+    summed_off += gamma(2) * (summed + summed_off)
+    root = np.sqrt(summed)
+    root_off = np.minimum(np.sqrt(summed_off), summed_off / np.maximum(root, TINY))
+    root_off += gamma(2) * (root + eps + root_off)
+    low = root + eps - root_off
+    step = rate * direction / (root + eps)
+    of_step = (rate * direction_off + gamma(2) * rate * (direction + direction_off)) / low
+    of_step += step * ((root + eps) / low - 1) + TINY
+    kept = np.abs(w) * shrink
+    return gamma(2) * kept + of_step + gamma(1) * (step + of_step) + TINY, mean_off, square_off
+
+
+def _off_of_product(x: np.ndarray, off: np.ndarray) -> np.ndarray:
+    """Of ``x * x`` with an x that is wrong by ``off``."""
+    return 2 * x * off + off**2 + gamma(1) * (x + off) ** 2 + TINY
+
+
 def gram_bound(x: np.ndarray, base: np.ndarray, of_base: float, of_sum: float, chunk: int | None = None) -> np.ndarray:
     """Bound of ``of_base * base + of_sum * x x^T``; both factors count as exact. x [m, n], base [m, m] -> [m, m]."""
     n, kept = x.shape[1], abs(of_base) * _size(base)
