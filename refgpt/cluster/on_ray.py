@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from refgpt import __version__
 from refgpt._common.arguments import whole_number
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
@@ -40,13 +41,16 @@ MakeWorker = Callable[[int], Worker]
 class Actor:
     """What runs in a worker's process. Ray makes an actor of it, which answers calls one after another."""
 
-    def __init__(self, make_worker: MakeWorker, worker: int) -> None:
-        self._make_worker, self._number = make_worker, worker
+    def __init__(self, make_worker: MakeWorker, worker: int, version: str) -> None:
+        self._make_worker, self._number, self._version = make_worker, worker, version
         self._round = -1  # the round for which it has the weights
 
     @cached_property
     def _worker(self) -> Worker:
         """Made in the first call, which can tell why it failed. The next call tries again."""
+        if __version__ != self._version:
+            what, fix = "its host has another version of refgpt", "install the same version on all hosts"
+            raise RefgptError(what, got=__version__, wanted=self._version, fix=fix)
         return self._make_worker(self._number)
 
     def ready(self) -> str:
@@ -231,7 +235,7 @@ class Crew:
             self._ray.kill(actor)
 
     def _start(self, worker: int) -> None:
-        self._actors[worker] = self._class.remote(self._make_worker, worker)
+        self._actors[worker] = self._class.remote(self._make_worker, worker, __version__)
         self._busy[worker] = self._actors[worker].ready.remote()
         self._stale.add(worker)
         self._loaded.pop(worker, None)

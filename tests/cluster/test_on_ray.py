@@ -238,6 +238,12 @@ def test_workers_that_cannot_load_their_model_say_why(cluster, tmp_path, caplog)
     assert "worker 1: a place: there is no model" in caplog.messages
 
 
+def test_hosts_with_another_version_of_refgpt_do_not_train(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr("refgpt.cluster.on_ray.__version__", "0.0.1")  # here, not in the workers' processes
+    with pytest.raises(RefgptError, match=r"worker [01]: its host has another version.* wanted 0\.0\.1; install"):
+        list(train_on_ray(maker(tmp_path / "ray"), 2, RATES, SYNC, RULES))
+
+
 def test_fewer_workers_than_the_quorum_begin_if_no_more_start():
     crew = Crew.__new__(Crew)
     crew._actors, crew._busy, crew._faults, crew._look = {0: None, 1: None, 2: None}, {1: None}, {}, time.sleep
