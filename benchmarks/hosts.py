@@ -138,13 +138,18 @@ class Hosts:
         """Put the cable in again."""
         self._in(self._hub, "ip", "link", "set", f"port{host}", "up")
 
-    def kill_actors(self, host: int) -> None:
-        """End Ray's actors on a host at once. The host itself stays in the cluster."""
+    def kill_actors(self, host: int, kind: str) -> None:
+        """End the actors of this class on a host at once. The host itself stays in the cluster."""
+        killed = False
         for pid in self.pids(host):
             with suppress(OSError):  # it may have ended
-                name = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if name.startswith(b"ray::") and b"." in name:  # ray::Class.method; others are ray::IDLE and agents
+                # ray::Class.method in a call, ray::Class between calls
+                title = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
+                if title.partition(".")[0] == f"ray::{kind}":
                     os.kill(pid, 9)
+                    killed = True
+        if not killed:
+            raise OSError(f"there is no {kind} on {self.name(host)}")
 
     def kill(self, host: int) -> None:
         """End every process on a host at once."""

@@ -6,13 +6,15 @@ Hosts are network namespaces of this machine (``benchmarks.hosts``: needs Linux 
 texts, steps and batches for each worker are compared:
 
 - a ring: after every step the gradients go around it in float16 (``benchmarks.ring``: needs the extra "mpi");
+- ``refgpt finetune --full`` in one process, with the batches of all workers together: the loss that others are compared
+  with. The ring draws its rows at random, while the command reads all rows once before any twice, which helps a little;
 - ``refgpt finetune --full --workers 4`` on Ray (the extra "ray"), with the exchange of each ``--exchange``.
 
 The bytes are all that a worker's interface has sent and received in the training. Ray's own traffic is measured before
 the training, on idle hosts, and printed separately; it is not subtracted. With ``--faults`` one worker
 is killed half-way, and one host is lost and replaced by another. With ``-o`` every finished training is kept in the
 file and not repeated: the ring takes longest.
-The hosts share the processors of this machine, so both trainings compute more slowly than on four machines, where the
+The hosts share the processors of this machine, so these trainings compute more slowly than on four machines, where the
 links would take a larger share of the time.
 """
 
@@ -22,6 +24,7 @@ import argparse
 import json
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,10 +35,11 @@ import numpy as np
 import refgpt
 from benchmarks.frontier import Runs, Setting, add_setting, setting_of, told_of
 from benchmarks.hosts import RAY_ENVIRONMENT, Hosts, n_alive, obstacle, ray_address, start_ray
+from refgpt.cluster.on_ray import Actor
 from refgpt.training import Trainer
 
 N_WORKERS = 4
-RING, EXCHANGE = "ring of float16", "--sync random:0.04 --compress int4"
+RING, ALONE, EXCHANGE = "ring of float16", "one process", "--sync random:0.04 --compress int4"
 #: MPICH's ranks find that they are on one machine, and would exchange through its memory.
 OVER_THE_LINKS = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self", "FI_PROVIDER": "tcp"}
 IDLE = 20.0  # seconds in which Ray's own bytes are counted
@@ -83,33 +87,35 @@ def run_ring(arguments: argparse.Namespace, place: Path) -> dict:
     return {"bytes": float(np.mean(counted)), "seconds": seconds, "path": place / "ring/model"}
 
 
-def run_finetune(arguments: argparse.Namespace, setting: Setting, exchange: str, place: Path) -> dict:
-    """Train by the command, on Ray."""
+def finetune(arguments: argparse.Namespace, setting: Setting, rate: float, batch: int, place: Path) -> list[str]:
+    """The command that trains, without the options of many machines."""
     tokenizer = refgpt.load(setting.model).tokenizer
     train, valid = place / "train.txt", place / "valid.txt"
     train.write_text(tokenizer.decode(setting.rows.ravel().tolist()), encoding="utf-8")
     valid.write_text(tokenizer.decode(setting.held[0].ids.ravel().tolist()), encoding="utf-8")
     options = ["--full", "--data", train, "--valid", valid, "--eval-every", arguments.steps, "-o", place / "out"]
-    options += ["--lr", arguments.rate, "--iters", arguments.steps, "--batch-size", arguments.batch, "--no-eos"]
+    options += ["--lr", rate, "--iters", arguments.steps, "--batch-size", batch, "--no-eos"]
     options += ["--max-seq-length", arguments.length, "--warmup", setting.warmup, "--floor", 0.1, "--betas", 0.9, 0.95]
-    options += [
-        "--optimizer",
-        setting.optimiser,
-        "--weight-decay",
-        0.01,
-        "--workers",
-        N_WORKERS,
-        *shlex.split(exchange),
-        "--deadline",
-        10,
-    ]
-    options += [
-        "--dtype",
-        "f32",
-        "--compute",
-        setting.compute,
-        *([] if setting.model is None else ["-m", setting.model]),
-    ]
+    options += ["--optimizer", setting.optimiser, "--weight-decay", 0.01, "--dtype", "f32"]
+    options += ["--compute", setting.compute, *([] if setting.model is None else ["-m", setting.model])]
+    return [sys.executable, "-m", "refgpt", "finetune", *map(str, options)]
+
+
+def run_alone(arguments: argparse.Namespace, setting: Setting, place: Path) -> dict:
+    """Train by the command, in one process."""
+    command = finetune(arguments, setting, arguments.ring_rate, N_WORKERS * arguments.batch, place)
+    start = time.perf_counter()
+    with (place / "finetune.log").open("w") as log:
+        code = subprocess.run(command, stdout=log, stderr=log).returncode
+    if code:
+        raise SystemExit((place / "finetune.log").read_text(errors="replace")[-3000:])
+    return {"seconds": time.perf_counter() - start, "path": place / "out"}
+
+
+def run_on_hosts(arguments: argparse.Namespace, setting: Setting, exchange: str, place: Path) -> dict:
+    """Train by the command, on Ray."""
+    command = finetune(arguments, setting, arguments.rate, arguments.batch, place)
+    command += ["--workers", str(N_WORKERS), *shlex.split(exchange), "--deadline", "10"]
     workers = range(1, N_WORKERS + 1)
     with Hosts(N_WORKERS + 1 + arguments.faults, megabits=arguments.megabits) as hosts:
         for host in range(N_WORKERS + 1):
@@ -118,13 +124,13 @@ def run_finetune(arguments: argparse.Namespace, setting: Setting, exchange: str,
         time.sleep(IDLE)
         idle = [hosts.n_bytes(i) for i in workers]
         chatter = float(np.mean(moved(before, idle))) / IDLE
-        command = [sys.executable, "-m", "refgpt", "finetune", *map(str, options), "--address", ray_address(hosts)]
+        command += ["--address", ray_address(hosts)]
         metrics, start, lost = place / "out" / "metrics.jsonl", time.perf_counter(), not arguments.faults
         process = hosts.start(0, command, RAY_ENVIRONMENT, place / "finetune.log")
         while process.poll() is None:
             time.sleep(0.2)
             if not lost and steps_done(metrics) >= arguments.steps // 2:
-                hosts.kill_actors(1)
+                hosts.kill_actors(1, Actor.__name__)
                 replace_host(hosts, place)
                 lost = True
         seconds = time.perf_counter() - start
@@ -177,8 +183,8 @@ def main() -> None:
     add_setting(parser)
     add = parser.add_argument
     add("--megabits", type=float, default=100.0, help="the rate of each host's link, in each direction")
-    add("--ring-rate", type=float, default=3e-4, help="the learning rate's peak for the ring")
-    add("--rate", type=float, default=3e-4, help="the learning rate's peak for refgpt finetune")
+    add("--ring-rate", type=float, default=3e-4, help="the learning rate's peak for the ring and one process")
+    add("--rate", type=float, default=3e-4, help="the learning rate's peak on hosts")
     add("--exchange", action="append", help=f"options of refgpt finetune; may be repeated (default: {EXCHANGE})")
     add("--faults", action="store_true", help="half-way, kill a worker, and lose a host and replace it")
     add("-o", "--output", type=Path, help="JSON with every training")
@@ -190,14 +196,19 @@ def main() -> None:
     setting = setting_of(arguments, N_WORKERS)
     told = told_of(arguments, setting) | {"megabits": str(arguments.megabits)}
     runs = Runs(told, arguments.output)
-    wanted = [(RING, arguments.ring_rate, False)]
+    wanted = [(RING, arguments.ring_rate, False), (ALONE, arguments.ring_rate, False)]
     wanted += [(exchange, arguments.rate, arguments.faults) for exchange in arguments.exchange or [EXCHANGE]]
     for name, rate, faults in wanted:
         if any((one["name"], one["rate"], one["faults"]) == (name, rate, faults) for one in runs.done):
             continue
         with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as directory:
             place = Path(directory)
-            found = run_ring(arguments, place) if name == RING else run_finetune(arguments, setting, name, place)
+            if name == RING:
+                found = run_ring(arguments, place)
+            elif name == ALONE:
+                found = run_alone(arguments, setting, place)
+            else:
+                found = run_on_hosts(arguments, setting, name, place)
             loss = loss_of(found.pop("path"), setting)
         runs.keep({"name": name, "rate": rate, "faults": faults, **found, "loss": loss})
     print(f"loss before: {told['before']}\n")
@@ -205,15 +216,17 @@ def main() -> None:
 
 
 def table(runs: list[dict], ring_rate: float) -> str:
-    """A line for each training, compared with the ring at a learning rate."""
-    ring = next(run for run in runs if (run["name"], run["rate"]) == (RING, ring_rate))
+    """A line for each training: bytes compared with the ring's, losses with one process's, both at a learning rate."""
+    at_ring_rate = {run["name"]: run for run in runs if run["rate"] == ring_rate}
+    ring, alone = at_ring_rate[RING], at_ring_rate[ALONE]
     names = "exchange", "rate", "a worker moves", "less by", "of that Ray's own", "messages", "seconds", "loss", "ratio"
     lines = [f"| {' | '.join(names)} |", f"|---|{'---:|' * (len(names) - 1)}"]
     for run in runs:
         name = run["name"] + (", a worker killed and a host replaced" if run["faults"] else "")
         own = f"{run['chatter'] / 1e6:.2f} MB | {run['payload'] / 1e6:.2f} MB" if "chatter" in run else "- | -"
-        cells = f"{run['bytes'] / 1e6:.1f} MB | {ring['bytes'] / run['bytes']:.0f} x | {own} | {run['seconds']:.0f}"
-        lines.append(f"| {name} | {run['rate']:g} | {cells} | {run['loss']:.4f} | {run['loss'] / ring['loss']:.4f} |")
+        less = f"{run['bytes'] / 1e6:.1f} MB | {ring['bytes'] / run['bytes']:.0f} x" if "bytes" in run else "- | -"
+        cells = f"{less} | {own} | {run['seconds']:.0f} | {run['loss']:.4f} | {run['loss'] / alone['loss']:.4f}"
+        lines.append(f"| {name} | {run['rate']:g} | {cells} |")
     return "\n".join(lines)
 
 
