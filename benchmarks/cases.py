@@ -343,7 +343,9 @@ CASES: dict[str, dict[str, Callable[[], Work]]] = {
     "embedding_backward": {"256 rows of 4096": embedding_backward},
     "adamw": {"16384 x 4096": partial(adamw, kernels.adamw, correction=0.5)},
     "adamw_averaged": {
-        "16384 x 4096": partial(adamw, kernels.adamw_averaged, of_mean=0.5, of_square=0.3, of_variance=0.2)
+        "16384 x 4096": partial(
+            adamw, kernels.adamw_averaged, mean_correction=0.5, square_correction=0.3, of_variance=0.2
+        )
     },
     "gram": {"4096 x 4096": gram},
     "newton_schulz": {"4096 x 16384": newton_schulz},

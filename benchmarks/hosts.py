@@ -144,7 +144,7 @@ class Hosts:
         for pid in self.pids(host):
             with suppress(OSError):  # it may have ended
                 # ray::Class.method in a call, ray::Class between calls
-                title = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
+                title = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
                 if title.partition(".")[0] == f"ray::{kind}":
                     os.kill(pid, 9)
                     killed = True

@@ -7,7 +7,7 @@ texts, steps and batches for each worker are compared:
 
 - a ring: after every step the gradients go around it in float16 (``benchmarks.ring``: needs the extra "mpi");
 - ``refgpt finetune --full`` in one process, with the batches of all workers together: the loss that others are compared
-  with. The ring draws its rows at random, while the command reads all rows once before any twice, which helps a little;
+  with. The ring draws rows at random; the command reads each row once in a pass, and its loss is a little lower;
 - ``refgpt finetune --full --workers 4`` on Ray (the extra "ray"), with the exchange of each ``--exchange``.
 
 The bytes are all that a worker's interface has sent and received in the training. Ray's own traffic is measured before
@@ -87,8 +87,10 @@ def run_ring(arguments: argparse.Namespace, place: Path) -> dict:
     return {"bytes": float(np.mean(counted)), "seconds": seconds, "path": place / "ring/model"}
 
 
-def finetune(arguments: argparse.Namespace, setting: Setting, rate: float, batch: int, place: Path) -> list[str]:
-    """The command that trains, without the options of many machines."""
+def finetune_command(
+    arguments: argparse.Namespace, setting: Setting, rate: float, batch: int, place: Path
+) -> list[str]:
+    """Write the texts to files. -> the command that trains, without the options for several workers"""
     tokenizer = refgpt.load(setting.model).tokenizer
     train, valid = place / "train.txt", place / "valid.txt"
     train.write_text(tokenizer.decode(setting.rows.ravel().tolist()), encoding="utf-8")
@@ -103,7 +105,7 @@ def finetune(arguments: argparse.Namespace, setting: Setting, rate: float, batch
 
 def run_alone(arguments: argparse.Namespace, setting: Setting, place: Path) -> dict:
     """Train by the command, in one process."""
-    command = finetune(arguments, setting, arguments.ring_rate, N_WORKERS * arguments.batch, place)
+    command = finetune_command(arguments, setting, arguments.ring_rate, N_WORKERS * arguments.batch, place)
     start = time.perf_counter()
     with (place / "finetune.log").open("w") as log:
         code = subprocess.run(command, stdout=log, stderr=log).returncode
@@ -114,7 +116,7 @@ def run_alone(arguments: argparse.Namespace, setting: Setting, place: Path) -> d
 
 def run_on_hosts(arguments: argparse.Namespace, setting: Setting, exchange: str, place: Path) -> dict:
     """Train by the command, on Ray."""
-    command = finetune(arguments, setting, arguments.rate, arguments.batch, place)
+    command = finetune_command(arguments, setting, arguments.rate, arguments.batch, place)
     command += ["--workers", str(N_WORKERS), *shlex.split(exchange), "--deadline", "10"]
     workers = range(1, N_WORKERS + 1)
     with Hosts(N_WORKERS + 1 + arguments.faults, megabits=arguments.megabits) as hosts:
@@ -136,6 +138,8 @@ def run_on_hosts(arguments: argparse.Namespace, setting: Setting, exchange: str,
         seconds = time.perf_counter() - start
         if process.returncode:
             raise SystemExit((place / "finetune.log").read_text(errors="replace")[-3000:])
+        if not lost:
+            raise SystemExit("the training has ended before the faults")
         counted = moved(idle, [hosts.n_bytes(i) for i in workers])[: N_WORKERS - arguments.faults]
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     payload = max(max(line["sent"], line["received"]) for line in lines if "sent" in line)
@@ -165,7 +169,7 @@ def steps_done(metrics: Path) -> int:
 
 
 def same(arguments: argparse.Namespace) -> list[str]:
-    """The options that both trainings share."""
+    """The ring's options that are the same in all trainings."""
     model = [] if arguments.model is None else ["-m", str(arguments.model)]
     sizes = "--steps", str(arguments.steps), "--batch", str(arguments.batch), "--length", str(arguments.length)
     return [*sizes, *model, "--compute", arguments.compute, "--optimiser", arguments.optimiser]

@@ -32,6 +32,7 @@
 #include "ops/embedding_panels.h"
 #include "ops/embedding_backward.h"
 #include "ops/adamw.h"
+#include "ops/adamw_averaged.h"
 #include "ops/gram.h"
 #include "ops/newton_schulz.h"
 #include "ops/pack.h"

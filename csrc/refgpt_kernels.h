@@ -61,12 +61,13 @@ typedef struct {
 /* y[r, o] = bias[o] + sum over i of w[o, i] * x[r, i], chunked over i. Items: panels of w. linear_{f32,f16,bf16}: the
  * dtype of w; 16-bit weights are widened exactly. bias may be NULL.
  *
- * linear_bf16_dots: w is bfloat16, and so are the rows' panels; few rows are rounded to bfloat16, to nearest even.
- * bfloat16 smaller than 2^-56 count as 0, so that no sum of products is ever subnormal. Within a chunk the two inputs of
- * each pair (2i, 2i + 1) are added odd first: accumulator = fma(w[2i], x[2i], fma(w[2i + 1], x[2i + 1], accumulator)). */
+ * linear_bf16_dots: w and x_panels are bfloat16; rows without panels are rounded to bfloat16, to nearest even. Rounded
+ * numbers smaller than 2^-56 count as 0, so that no sum of products is ever subnormal. Within a chunk the two inputs of
+ * each pair (2i, 2i + 1) are added odd first:
+ * accumulator = fma(w[2i], x[2i], fma(w[2i + 1], x[2i + 1], accumulator)). */
 typedef struct {
     const float *x;       /* [n_rows, n_in] */
-    const void *x_panels; /* the same rows as panels; NULL exactly if n_rows <= 8, which run from x */
+    const void *x_panels; /* the rows as panels, float32 or bfloat16; NULL exactly if n_rows <= 8, which run from x */
     const void *w;        /* panels [ceil(n_out / 16)][n_in][16], 64-byte aligned */
     const float *bias;    /* [n_out] or NULL */
     float *y;             /* [n_rows, n_out] */
@@ -322,15 +323,15 @@ typedef struct {
 
 /* mean = mean * beta1 + rest1 * g, square = square * beta2 + (rest2 * g) * g,
  * w = w * shrink - (rate * mean) / (sqrt(square) / correction + eps); no product is fused with a sum. Its second op is
- * adamw_averaged: with m = mean / of_mean and v = max(square / of_square - m * m, 0),
+ * adamw_averaged: with m = mean / mean_correction and v = max(square / square_correction - m * m, 0),
  * w = w * shrink - (rate * m) / (sqrt(m * m + of_variance * v) + eps). Items: 512 elements. */
 typedef struct {
     const float *g;           /* [n] */
     float *w, *mean, *square; /* [n] */
     int64_t n;
     float beta1, rest1, beta2, rest2, shrink, rate, eps;
-    float correction;                      /* of adamw */
-    float of_mean, of_square, of_variance; /* of adamw_averaged */
+    float correction;                                      /* of adamw */
+    float mean_correction, square_correction, of_variance; /* of adamw_averaged */
 } refgpt_adamw_args;
 
 /* y[i, j] = sum over k of x[i, k] * x[j, k], chunked over k; with a base, of_base * base[i, j] + of_sum * that sum, no

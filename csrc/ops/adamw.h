@@ -1,12 +1,12 @@
 /* A step of AdamW in one pass over weights, gradient and moments. Bound by memory. */
 
-/* `averaged`, a compile-time constant: divide by what an averaged gradient would give. */
+/* `averaged`, a compile-time constant: take the denominators of a gradient averaged over several workers. */
 ALWAYS_INLINE void adamw_items(const refgpt_adamw_args *a, int64_t begin, int64_t end, const int averaged) {
     const v16 shrink = v16_set1(a->shrink), rate = v16_set1(a->rate), eps = v16_set1(a->eps),
               correction = v16_set1(a->correction);
     const v16 beta1 = v16_set1(a->beta1), beta2 = v16_set1(a->beta2), rest1 = v16_set1(a->rest1),
               rest2 = v16_set1(a->rest2);
-    const v16 of_mean = v16_set1(a->of_mean), of_square = v16_set1(a->of_square),
+    const v16 mean_correction = v16_set1(a->mean_correction), square_correction = v16_set1(a->square_correction),
               of_variance = v16_set1(a->of_variance);
     const int64_t stop = smaller(end * REFGPT_CHUNK * LANES, a->n);
     for (int64_t i = begin * REFGPT_CHUNK * LANES; i < stop; i += LANES) {
@@ -15,9 +15,10 @@ ALWAYS_INLINE void adamw_items(const refgpt_adamw_args *a, int64_t begin, int64_
         const v16 square = v16_add(v16_mul(load_row(a->square, i, stop, 0.0f), beta2), v16_mul(v16_mul(rest2, g), g));
         v16 direction = mean, root;
         if (averaged) {
-            direction = v16_div(mean, of_mean);
+            direction = v16_div(mean, mean_correction);
             const v16 squared = v16_mul(direction, direction);
-            const v16 variance = v16_max(v16_sub(v16_div(square, of_square), squared), v16_set1(0.0f));
+            /* NaN stays NaN in this order. */
+            const v16 variance = v16_max(v16_set1(0.0f), v16_sub(v16_div(square, square_correction), squared));
             root = v16_sqrt(v16_add(squared, v16_mul(of_variance, variance)));
         } else {
             root = v16_div(v16_sqrt(square), correction);
@@ -30,4 +31,3 @@ ALWAYS_INLINE void adamw_items(const refgpt_adamw_args *a, int64_t begin, int64_
 }
 
 KERNEL(adamw) { adamw_items(args, begin, end, 0); }
-KERNEL(adamw_averaged) { adamw_items(args, begin, end, 1); }

@@ -1,20 +1,22 @@
 /* Linear layers in bfloat16: rows are rounded to it, as the weights are, and inputs are multiplied in pairs.
  *
  * AVX512_BF16 adds the two products of a pair to a float32 in one instruction. It gives the bits of two fused
- * multiply-adds, the odd input's first, but flushes subnormal numbers to zero. Here bfloat16 below 2^-56 count as 0. All
- * others are multiples of 2^-63, so that their products and all sums of products are multiples of 2^-126, the smallest
- * normal number: no sum is subnormal, and instruction sets with and without pairs return the same bits.
+ * multiply-adds, the odd input's first, but flushes subnormal numbers to zero. Here numbers below 2^-56, after they are
+ * rounded, count as 0. All others are multiples of 2^-63, so that their products and all sums of products are multiples
+ * of 2^-126, the smallest normal number: no sum is subnormal, and instruction sets with and without pairs return the
+ * same bits.
  *
- * Rows and weights are made into words piece by piece, in buffers that stay in the cache: pairs, or on instruction sets
- * without pairs float32, the odd input of each pair first. A piece of 128 rows is multiplied with some panels; few rows
- * (decode) are rounded there, and multiplied with a few panels from the first input to the last. */
+ * More than 8 rows come as panels of bfloat16. A piece of 128 rows is multiplied with some panels of weights, and the
+ * words of both are kept in buffers that stay in the cache. A word is a pair, or on instruction sets without pairs one
+ * float32, the odd input of each pair first. Few rows (decode) are rounded into such a buffer, and multiplied with a
+ * few panels of weights from the first input to the last. */
 
 MULTIPLY(multiply_pairs, BF16_PAIRS)
 
 enum { WORDS = 128, DOT_ROWS = 128 }; /* words of a row in a piece, and rows */
 enum { SMALLEST_INPUT = 0x2380 };     /* 2^-56 in bfloat16 */
 
-/* 32 inputs of one row. */
+/* Rounds 32 inputs of one row and stores their words. */
 #if PAIR_STEP == 1
 ALWAYS_INLINE void put_row(float *to, v16 first, v16 second) {
     v16_store(to, v16_swap_pairs(round_above(first, SMALLEST_INPUT)));
@@ -29,7 +31,7 @@ ALWAYS_INLINE void put_row(float *to, v16 first, v16 second) {
 /* The number of words of a row at this depth. The last pair may lack the odd input, which is then 0. */
 ALWAYS_INLINE int64_t words_of(int64_t depth) { return (depth + 1) / 2 * 2 / PAIR_STEP; }
 
-/* Rows at a depth, a chunk at a time. */
+/* Rounds inputs [start, start + depth) of all rows and stores their words, a chunk at a time. */
 static void round_rows(const refgpt_linear_args *a, int64_t n_rows, int64_t start, int64_t depth, float *to) {
     for (int64_t r = 0; r < n_rows; r++) {
         const float *x = a->x + r * a->n_in + start;
@@ -49,7 +51,7 @@ static void pair_panels(panels w, int64_t n_panels, int64_t n_words, float *to) 
             v16_store(to, load_stored(w.at, p * w.panel + place_of_step(i, BF16_PAIRS) * LANES, BF16_PAIRS));
 }
 
-/* The last inputs of some panels, of which the last pair lacks the odd one, and zeros after them. */
+/* Copies the last n_last inputs of some panels, from input i on, and adds zeros: the last pair lacks its odd input. */
 ALWAYS_INLINE panels with_zeros(panels w, int64_t n_panels, int64_t i, int64_t n_last, uint16_t *to) {
     memset(to, 0, (size_t)(n_panels * CHUNK * LANES) * sizeof *to);
     for (int64_t p = 0; p < n_panels; p++)
@@ -97,8 +99,9 @@ ALWAYS_INLINE void dots_block(const refgpt_linear_args *a, int64_t first_row, in
                   deepest = WORDS * PAIR_STEP * (few ? ROW_BLOCK / FEW_ROWS : 1);
     const int64_t n_last = a->n_in % 2 ? a->n_in % CHUNK : 0; /* inputs of a chunk whose last pair lacks the odd one */
     const int64_t n_whole = a->n_in - n_last;
-    const panels w = panels_from(stream_of(a->w, a->n_in * LANES, BF16_PAIRS), first * a->n_in),
-                 rows_beside = panels_from(stream_of(a->x_panels, a->n_in * LANES, BF16_PAIRS), first_row * a->n_in);
+    const panels w = panels_from(stream_of(a->w, a->n_in * LANES, BF16_PAIRS), first * a->n_in);
+    panels rows_beside = {0};
+    if (!few) rows_beside = panels_from(stream_of(a->x_panels, a->n_in * LANES, BF16_PAIRS), first_row * a->n_in);
     start_panels(totals, WIDTH, n_rows, n_outputs, a->bias ? a->bias + first : NULL);
     for (int64_t i = 0; i < n_whole; i += deepest) {
         const int64_t depth = smaller(deepest, n_whole - i);

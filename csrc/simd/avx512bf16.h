@@ -22,11 +22,6 @@ static inline __m512i interleave(__m512i rows) {
 static inline v16 v16_load_pairs(const uint16_t *rows) {
     return _mm512_castsi512_ps(interleave(_mm512_loadu_si512(rows)));
 }
-static inline v16 v16_zero_small_pairs(v16 w) {
-    const __m512i pairs = _mm512_castps_si512(w);
-    const __mmask32 kept = _mm512_cmpge_epu16_mask(_mm512_add_epi16(pairs, pairs), _mm512_set1_epi16(2 * 0x2380));
-    return _mm512_castsi512_ps(_mm512_maskz_mov_epi16(kept, pairs));
-}
 
 /* Pairs of numbers, those smaller than a bfloat16 given by its bits as 0. */
 static inline v16 v16_zero_pairs_below(v16 pairs, const uint32_t least) {
@@ -36,12 +31,14 @@ static inline v16 v16_zero_pairs_below(v16 pairs, const uint32_t least) {
     return _mm512_castsi512_ps(_mm512_maskz_mov_epi16(kept, numbers));
 }
 
-/* Pairs of neighbours in 32 numbers, rounded and then compared with the least. */
+static inline v16 v16_zero_small_pairs(v16 w) { return v16_zero_pairs_below(w, 0x2380); }
+
+/* Pairs of neighbours in 32 numbers, rounded to bfloat16; those then smaller than `least` become 0. */
 static inline v16 v16_round_neighbours(v16 first, v16 second, const uint32_t least) {
     return v16_zero_pairs_below(_mm512_castsi512_ps((__m512i)_mm512_cvtne2ps_pbh(second, first)), least);
 }
 
-/* The same for the numbers in each lane. */
+/* The same for pairs of the numbers in each lane. */
 static inline v16 v16_round_pairs(v16 even, v16 odd, const uint32_t least) {
     return v16_zero_pairs_below(_mm512_castsi512_ps(interleave((__m512i)_mm512_cvtne2ps_pbh(odd, even))), least);
 }

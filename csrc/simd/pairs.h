@@ -53,7 +53,7 @@ ALWAYS_INLINE void word_tile(const float *x, const float *w, int64_t panel, floa
 #pragma GCC unroll 3
             for (int p = 0; p < P; p++) total[r][p] = v16_add(total[r][p], sum[r][p]);
     }
-    /* Hides that these are the addresses of above, which would take registers of vectors in the loop. */
+    /* Hides from GCC that y was read above: otherwise it keeps these addresses in vector registers during the loop. */
     __asm__("" : "+r"(y), "+r"(y_stride));
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++)
@@ -61,8 +61,8 @@ ALWAYS_INLINE void word_tile(const float *x, const float *w, int64_t panel, floa
         for (int p = 0; p < P; p++) v16_store(y + r * y_stride + p * LANES, total[r][p]);
 }
 
-/* The largest tile, where most of the time is spent, by itself: beside other code that needs registers, GCC may keep its
- * words on the stack, and products take 1.7 times as long. */
+/* The largest tile takes most of the time, and has a function of its own: inlined beside other code that needs
+ * registers, GCC may keep its words on the stack, and products take 1.7 times as long. */
 static __attribute__((noinline)) void whole_word_tile(const float *x, const float *w, int64_t panel, float *y,
                                                       int64_t y_stride, int64_t n_words, int first) {
     word_tile(x, w, panel, y, y_stride, n_words, first, WORD_ROWS, TILE_PANELS);

@@ -39,9 +39,19 @@ MakeWorker = Callable[[int], Worker]
 
 
 class Actor:
-    """What runs in a worker's process. Ray makes an actor of it, which answers calls one after another."""
+    """What runs in a worker's process. Ray makes an actor of it, which answers calls one after another.
 
-    def __init__(self, make_worker: MakeWorker, worker: int, version: str) -> None:
+    Parameters
+    ----------
+    make_worker : list of one reference
+        To a ``MakeWorker``. It is read after the version of refgpt is known to be the same: another version may not
+        have all that it refers to.
+    worker : int
+    version : str
+        The coordinator's version of refgpt.
+    """
+
+    def __init__(self, make_worker: list[Any], worker: int, version: str) -> None:
         self._make_worker, self._number, self._version = make_worker, worker, version
         self._round = -1  # the round for which it has the weights
 
@@ -51,7 +61,8 @@ class Actor:
         if __version__ != self._version:
             what, fix = "its host has another version of refgpt", "install the same version on all hosts"
             raise RefgptError(what, got=__version__, wanted=self._version, fix=fix)
-        return self._make_worker(self._number)
+        make_worker: MakeWorker = import_ray().get(self._make_worker[0])
+        return make_worker(self._number)
 
     def ready(self) -> str:
         """The digest of its weights, which a worker can return as soon as its model is loaded."""
@@ -98,11 +109,12 @@ class Crew:
 
     def __init__(self, make_worker: MakeWorker, n_workers: int, resources: dict[str, Any]) -> None:
         self._ray = import_ray()
-        self._make_worker = make_worker
+        self._make_worker = [self._ray.put(make_worker)]
         # ``_start`` replaces a dead actor; the new one loads the model and takes the shared weights of that time.
         self._class = self._ray.remote(Actor).options(max_restarts=0, **resources)
         self._actors: dict[int, Any] = {}
         self._busy: dict[int, Any] = {}  # unanswered calls to workers that start or are late
+        self._unmade = set(range(n_workers))  # workers that are not known to have loaded their model
         self._stale = set(range(n_workers))  # workers that are not known to have the shared weights
         self._loaded: dict[int, str] = {}  # digests of the weights of workers that have not trained yet
         self._faults: dict[int, RefgptError] = {}  # of workers whose own code failed the last time
@@ -177,6 +189,11 @@ class Crew:
             for worker, actor in self._actors.items():
                 if answers or worker in asked or worker in self._busy or time.monotonic() < again.get(worker, 0):
                     continue  # once a worker has answered, no other one starts the round
+                if worker in self._unmade:
+                    self._busy[worker] = actor.ready.remote()
+                    again[worker] = time.monotonic() + RETRY * 2 ** n_failed[worker]
+                    n_failed[worker] += 1
+                    continue
                 if worker in self._stale:
                     loaded = self._loaded.pop(worker, None)
                     if loaded is not None:
@@ -237,6 +254,7 @@ class Crew:
     def _start(self, worker: int) -> None:
         self._actors[worker] = self._class.remote(self._make_worker, worker, __version__)
         self._busy[worker] = self._actors[worker].ready.remote()
+        self._unmade.add(worker)
         self._stale.add(worker)
         self._loaded.pop(worker, None)
         self._faults.pop(worker, None)
@@ -250,6 +268,7 @@ class Crew:
                 answer = self._answer(worker, ref)
                 if isinstance(answer, str):  # it has started; a late round's answer is bytes, and is ignored
                     self._loaded[worker] = answer
+                    self._unmade.discard(worker)
 
     def _done(self, refs: list[Any], seconds: float) -> list[Any]:
         if not refs:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Literal
 
 import numpy as np
 
 from refgpt._common.arguments import whole_number
 from refgpt._common.errors import KernelError
 from refgpt.kernels.calling import (
-    F32,
     SMALLEST_PIECE,
     Program,
     arguments,
@@ -32,9 +30,19 @@ from refgpt.kernels.native import FEW_ROWS, ROW_GROUP, ffi
 from refgpt.kernels.ops import residual
 from refgpt.kernels.registry import Kernel
 from refgpt.numbers.adapted import Adapted, Mixed, RowsAdapter, Scratch
-from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import Leaf
-from refgpt.numbers.panels import BLOCK, FLOATS, LANES, Panels, aligned_zeros, n_blocks, n_panels, panel_shape
+from refgpt.numbers.panels import (
+    ALIGNMENT,
+    BLOCK,
+    FLOATS,
+    LANES,
+    Panels,
+    aligned_zeros,
+    n_blocks,
+    n_panels,
+    panel_dtype,
+    panel_shape,
+)
 
 #: Like ``SMALLEST_PIECE``, for bytes.
 SMALLEST_QUANTISED_PIECE = 1 << 19
@@ -52,7 +60,7 @@ class LinearInput:
     ----------
     x : ndarray [t, n_in]
     scratch : ndarray, optional
-        Memory for the first form: ``scratch_bytes`` bytes (uint8, on a cache line).
+        Memory for the forms: ``scratch_bytes`` bytes (uint8, on a cache line).
     threads, program
         See ``refgpt.kernels.ops``.
     """
@@ -68,6 +76,7 @@ class LinearInput:
         self.x = x
         self.shape = check_shape("x", x, (None, None))
         self._scratch, self._threads, self._program = scratch, threads, program
+        self._n_forms = 0  # in the scratch
         self._panels: Panels | None = None
         self._rounded: Panels | None = None
         self._quantised: np.ndarray | None = None
@@ -89,18 +98,18 @@ class LinearInput:
     def rounded(self) -> Panels | None:
         """The rows as panels of bfloat16; None if they are few enough to be read and rounded directly."""
         if self._rounded is None and self.shape[0] > FEW_ROWS:
-            self._rounded = self._as_panels("bf16", BFLOAT16)
+            self._rounded = self._as_panels("bf16")
         return self._rounded
 
     def packed(self) -> Panels:
         """The rows as panels, however few they are."""
         if self._panels is None:
-            self._panels = self._as_panels("f32", F32)
+            self._panels = self._as_panels("f32")
         return self._panels
 
-    def _as_panels(self, kind: Literal["f32", "bf16"], dtype: np.dtype) -> Panels:
+    def _as_panels(self, kind: str) -> Panels:
         n_rows, n_in = self.shape
-        shape = panel_shape(kind, n_rows, n_in)
+        shape, dtype = panel_shape(kind, n_rows, n_in), panel_dtype(kind)
         room = self._room(dtype.itemsize * prod(shape)).view(dtype).reshape(shape)
         return pack(self.x, Panels(room, n_rows, n_in, kind), threads=self._threads, program=self._program)
 
@@ -113,8 +122,8 @@ class LinearInput:
         return self._quantised
 
     def _room(self, n_bytes: int) -> np.ndarray:
-        room, self._scratch = self._scratch, None
-        if room is None:
+        room = self._scratch
+        if room is None or (self._n_forms and room.size < n_bytes):
             return aligned_zeros((n_bytes,), np.dtype(np.uint8))
         check_array("scratch", room)
         if room.dtype != np.uint8 or room.ndim != 1 or room.size < n_bytes:
@@ -124,13 +133,18 @@ class LinearInput:
                 got=f"{room.dtype} {room.shape}",
                 wanted=f"uint8 ({n_bytes},)",
             )
+        self._n_forms += 1
+        self._scratch = room[-(-n_bytes // ALIGNMENT) * ALIGNMENT :]
         return room[:n_bytes]
 
 
 def scratch_bytes(n_rows: int, n_in: int) -> int:
-    """Most bytes of any form of ``n_rows`` rows of up to ``n_in`` inputs."""
+    """Most bytes of the forms of ``n_rows`` rows of up to ``n_in`` inputs.
+
+    With an adapter a layer's rows have two forms: panels of float32, and of bfloat16 or records.
+    """
     n_rows, n_in = (whole_number(name, n, 0, None, KernelError) for name, n in (("n_rows", n_rows), ("n_in", n_in)))
-    return max(4 * prod(panel_shape("f32", n_rows, n_in)), n_rows * n_blocks(n_in) * RECORD)
+    return max(6 * prod(panel_shape("f32", n_rows, n_in)) + ALIGNMENT, n_rows * n_blocks(n_in) * RECORD)
 
 
 def linear(
@@ -166,10 +180,11 @@ def linear(
     }
     dots = (w.kind, w.compute) == ("bf16", "bf16")
     if w.kind in FLOATS:
+        unchanged = floats("x", rows.x, (n_rows, n_in))
         panels = rows.rounded() if dots else rows.panels()
         check_apart("out", y, None if panels is None else panels.data)
         packed = ffi.NULL if panels is None else ffi.from_buffer(panels.data)
-        args = arguments("linear", x=floats("x", rows.x, (n_rows, n_in)), x_panels=packed, **same)
+        args = arguments("linear", x=unchanged, x_panels=packed, **same)
     else:
         check_apart("out", y, rows.quantised())
         args = arguments("linear_quantised", x=ffi.from_buffer("char[]", rows.quantised()), **same)
@@ -177,7 +192,7 @@ def linear(
     group, smallest = (4 if n_rows == 1 else 3, SMALLEST_PIECE) if w.kind in FLOATS else (1, SMALLEST_QUANTISED_PIECE)
     grain = group * max(1, smallest // max(1, n_rows * n_in * LANES * group))
     if w.kind in FLOATS and n_rows > FEW_ROWS:
-        group = 2 * group if dots else group  # each piece rounds all rows again
+        group = 2 * group if dots else group  # each piece pairs all rows again
         grain = even_grain(n_panels(w.n_out), group, grain, threads)
     op = "linear_bf16_dots" if dots else f"linear_{w.kind}"
     run(table_row(op, kernel), args, n_panels(w.n_out), grain, threads, program)

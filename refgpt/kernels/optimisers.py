@@ -10,7 +10,7 @@ from refgpt.kernels.native import CHUNK
 from refgpt.kernels.registry import Kernel
 from refgpt.numbers.panels import LANES
 
-#: Elements of an item.
+#: Elements of an item of both kernels.
 ADAMW_ITEM = CHUNK * LANES
 
 
@@ -56,14 +56,14 @@ def adamw_averaged(
     betas: tuple[float, float],
     eps: float,
     rate: float,
-    of_mean: float,
-    of_square: float,
+    mean_correction: float,
+    square_correction: float,
     of_variance: float,
     shrink: float = 1.0,
     threads: int | None = None,
     kernel: Kernel | None = None,
 ) -> None:
-    """The same with the denominators of an averaged gradient; see ``refgpt.training.AdamW``.
+    """One step with the denominators of a gradient averaged over several workers; see ``refgpt.training.AdamW``.
 
     Parameters
     ----------
@@ -71,15 +71,15 @@ def adamw_averaged(
         See ``adamw``.
     rate : float
         The learning rate.
-    of_mean, of_square : float
-        ``1 - betas[0]^t`` and ``1 - betas[1]^t``: what the mean and the square are divided by.
+    mean_correction, square_correction : float
+        Bias corrections: mean and square are divided by ``1 - betas[0]^t`` and ``1 - betas[1]^t``.
     of_variance : float
-        The share of the gradient's variance in the denominator's square.
+        The variance's factor in the squared denominator.
     """
     others = {
         "rate": rate,
-        "of_mean": of_mean,
-        "of_square": of_square,
+        "mean_correction": mean_correction,
+        "square_correction": square_correction,
         "of_variance": of_variance,
         "shrink": shrink,
     }
@@ -98,7 +98,7 @@ def _step(
     threads: int | None,
     kernel: Kernel | None,
 ) -> None:
-    """Both ops take the same arrays."""
+    """Check the arrays and run one of the two kernels."""
     check_array("w", w)
     check_apart("w", w, g, mean, square)
     check_apart("mean", mean, g, square)

@@ -286,7 +286,7 @@ def _training_outputs(kernel: Kernel, x: np.ndarray, wide: np.ndarray, positions
         if op == "adamw":
             adamw(w, wide, mean, square, correction=0.5, **how)
         else:
-            adamw_averaged(w, wide, mean, square, of_mean=0.75, of_square=0.5, of_variance=0.25, **how)
+            adamw_averaged(w, wide, mean, square, mean_correction=0.75, square_correction=0.5, of_variance=0.25, **how)
         yield from (w, mean, square)
 
 

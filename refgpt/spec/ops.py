@@ -54,7 +54,8 @@ def linear_factors(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """Rows and weights as ``linear`` multiplies them: rounded as ``products_in`` says. Any shapes."""
     if current_compute() == "f32":
         return x, w
-    return np.where(np.abs(x) < 2.0**-56, 0, bfloat16(x)), np.where(np.abs(w) < 2.0**-56, 0, bfloat16(w))
+    x, w = bfloat16(x), bfloat16(w)
+    return np.where(np.abs(x) < 2.0**-56, 0, x), np.where(np.abs(w) < 2.0**-56, 0, w)
 
 
 def linear(x: np.ndarray, w: Leaf, b: np.ndarray | None = None) -> np.ndarray:

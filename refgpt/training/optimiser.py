@@ -115,18 +115,18 @@ class AdamW:
         self, w: np.ndarray, g: np.ndarray, mean: np.ndarray, square: np.ndarray, step: int, lr: float, shrink: float
     ) -> None:
         beta1, beta2 = self.betas
-        of_mean, of_square = self._corrections(step)
+        mean_correction, square_correction = self._corrections(step)
         mean *= beta1
         mean += (1 - beta1) * g
         square *= beta2
         square += (1 - beta2) * g * g
         w *= shrink
         if self.averaged_over == 1:
-            w -= lr / of_mean * mean / (np.sqrt(square) / math.sqrt(of_square) + self.eps)
+            w -= lr / mean_correction * mean / (np.sqrt(square) / math.sqrt(square_correction) + self.eps)
             return
-        direction = mean / of_mean
+        direction = mean / mean_correction
         squared = direction * direction
-        variance = np.maximum(square / of_square - squared, 0)
+        variance = np.maximum(square / square_correction - squared, 0)
         w -= lr * direction / (np.sqrt(squared + self._share_of_variance(step) * variance) + self.eps)
 
     def _update_by_kernel(
@@ -142,23 +142,27 @@ class AdamW:
     ) -> None:
         from refgpt import kernels  # the NumPy backend works without compiled kernels
 
-        of_mean, of_square = self._corrections(step)
+        mean_correction, square_correction = self._corrections(step)
         how: dict[str, Any] = {"betas": self.betas, "eps": self.eps, "shrink": shrink, "threads": threads}
         if self.averaged_over == 1:
-            kernels.adamw(w, g, mean, square, rate=lr / of_mean, correction=math.sqrt(of_square), **how)
+            kernels.adamw(w, g, mean, square, rate=lr / mean_correction, correction=math.sqrt(square_correction), **how)
             return
-        how |= {"of_mean": of_mean, "of_square": of_square, "of_variance": self._share_of_variance(step)}
+        how |= {
+            "mean_correction": mean_correction,
+            "square_correction": square_correction,
+            "of_variance": self._share_of_variance(step),
+        }
         kernels.adamw_averaged(w, g, mean, square, rate=lr, **how)
 
     def _corrections(self, step: int) -> tuple[float, float]:
-        """What the averages of gradients and of their squares are divided by, since both began with 0."""
+        """Adam's bias corrections: the divisors of the mean and of the square, which began at 0."""
         beta1, beta2 = self.betas
         return 1 - beta1**step, 1 - beta2**step
 
     def _share_of_variance(self, step: int) -> float:
-        """How much of a gradient's variance is in the square of the denominator, beside the square of the mean."""
+        """The variance's factor in the squared denominator, where it is added to the squared mean."""
         beta1 = self.betas[0]
-        # This share of the variance is still in the square of the mean, and is too much if it is most of it.
+        # The square of the mean still contains this share of the variance; it may be at most half of the whole share.
         known = (1 - beta1) / (1 + beta1) * (1 + beta1**step) / (1 - beta1**step)
         share = max(1 / self.averaged_over, 2 * known)
         return (share - known) / (1 - known) if share < 1 else 1.0

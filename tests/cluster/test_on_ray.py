@@ -241,7 +241,27 @@ def test_workers_that_cannot_load_their_model_say_why(cluster, tmp_path, caplog)
 def test_hosts_with_another_version_of_refgpt_do_not_train(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr("refgpt.cluster.on_ray.__version__", "0.0.1")  # here, not in the workers' processes
     with pytest.raises(RefgptError, match=r"worker [01]: its host has another version.* wanted 0\.0\.1; install"):
-        list(train_on_ray(maker(tmp_path / "ray"), 2, RATES, SYNC, RULES))
+        list(train_on_ray(Unreadable(), 2, RATES, SYNC, RULES))
+
+
+class Unreadable:
+    """Cannot be read in another process, like what another version of refgpt does not have."""
+
+    def __reduce__(self):
+        return getattr, (training, "no such name")
+
+
+def test_a_worker_that_cannot_load_is_given_no_weights(cluster, tmp_path):
+    plain = maker(tmp_path / "ray")
+
+    def make(number):
+        if number:
+            raise RefgptError("there is no model")
+        return plain(number)
+
+    received = {report.received for report, _ in train_on_ray(make, 2, RATES, SYNC, RULES)}
+    one = {report.received for report, _ in train_on_ray(maker(tmp_path / "one"), 1, RATES, SYNC, RULES)}
+    assert received == one
 
 
 def test_fewer_workers_than_the_quorum_begin_if_no_more_start():

@@ -243,11 +243,18 @@ def adamw_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
 
 def adamw_averaged_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     """The same with the denominators of an averaged gradient."""
-    rounded = {"eps": 1e-8, "rate": 0.3, "of_mean": 0.5, "of_square": 0.25, "of_variance": 0.3, "shrink": 0.6}
+    rounded = {
+        "eps": 1e-8,
+        "rate": 0.3,
+        "mean_correction": 0.5,
+        "square_correction": 0.25,
+        "of_variance": 0.3,
+        "shrink": 0.6,
+    }
 
     def root(mean: np.ndarray, square: np.ndarray, how: dict[str, float]) -> np.ndarray:
-        squared = (mean / how["of_mean"]) ** 2
-        of_variance = how["of_variance"] * np.maximum(square / how["of_square"] - squared, 0)
+        squared = (mean / how["mean_correction"]) ** 2
+        of_variance = how["of_variance"] * np.maximum(square / how["square_correction"] - squared, 0)
         return np.sqrt(squared + of_variance)
 
     return _adamw_case(kernels.adamw_averaged, bounds.adamw_averaged_bound, rounded, root, n, n_rows, flavour, rng)
@@ -284,7 +291,7 @@ def _adamw_case(
     wide_w, wide_g, wide_mean, wide_square = (float64(x) for x in (w, g, mean, square))
     new_mean = betas[0] * wide_mean + (1 - betas[0]) * wide_g
     new_square = betas[1] * wide_square + (1 - betas[1]) * wide_g**2
-    step = rounded["rate"] * new_mean / rounded.get("of_mean", 1.0)
+    step = rounded["rate"] * new_mean / rounded.get("mean_correction", 1.0)
     step /= root(new_mean, new_square, rounded) + rounded["eps"]
     want = wide_w * rounded["shrink"] - step, new_mean, new_square
     return Case(run, want, bound(w, g, mean, square, betas, **rounded))

@@ -10,7 +10,7 @@ from tests.kernels.test_arguments import CHANGES, fixed, floats, indices
 
 T, C, F, HEADS, D, V = 5, 12, 20, 3, 4, 7
 MOMENTS = {"betas": (0.9, 0.999), "eps": 1e-8, "rate": 1e-3}
-AVERAGED = {"of_mean": 0.5, "of_square": 0.3, "of_variance": 0.2}
+AVERAGED = {"mean_correction": 0.5, "square_correction": 0.3, "of_variance": 0.2}
 
 # Every op with arguments that it accepts.
 GOOD = {

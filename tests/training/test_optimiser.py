@@ -53,6 +53,17 @@ def test_the_kernel_has_the_bits_of_numpy(averaged_over):
     assert runs[0] == runs[1] == runs[2]
 
 
+def test_the_kernel_hides_no_infinite_square():
+    gradient, runs = np.array([1e20, 1.0, 1e30], np.float32), []
+    for threads in (None, 1):
+        w = np.ones(3, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            AdamW(averaged_over=4).update(w, gradient, {}, 1, 1e-2, True, threads)
+        runs.append(w)
+    assert (np.isnan(runs[0]) == [True, False, True]).all()  # the variance is infinite less infinite
+    assert np.array_equal(*runs, equal_nan=True)
+
+
 @pytest.mark.parametrize("betas", [(0.9, 0.95), (0.95, 0.5), (0.0, 0.9)], ids=str)
 @pytest.mark.parametrize("n_workers", [2, 4, 1000])
 def test_the_denominators_of_an_averaged_gradient(n_workers, betas):

@@ -179,17 +179,14 @@ def adamw_bound(
     All terms of the root are positive, so its six roundings are relative; where the square underflows, its root is off
     by that of what is lost.
     """
-    w, g, mean, square = (widen(x, np.float64) for x in (w, g, mean, square))
-    new_mean, new_square = betas[0] * mean + (1 - betas[0]) * g, betas[1] * square + (1 - betas[1]) * g * g
-    of_mean = gamma(3) * (betas[0] * np.abs(mean) + (1 - betas[0]) * np.abs(g)) + 2 * TINY
-    of_square = gamma(4) * new_square + 3 * TINY
+    new_mean, new_square, mean_off, square_off = _moments(g, mean, square, betas)
     root = np.sqrt(new_square) / correction + eps
     root_off = gamma(6) * root + math.sqrt(4 * TINY) / correction
     low = root - root_off
     step = rate * np.abs(new_mean) / root
-    of_step = (rate * of_mean + gamma(2) * rate * np.abs(new_mean)) / low + step * (root / low - 1) + TINY
-    kept = np.abs(w) * shrink
-    return gamma(2) * kept + of_step + gamma(1) * (step + of_step) + TINY, of_mean, of_square
+    of_step = (rate * mean_off + gamma(2) * rate * np.abs(new_mean) + TINY) / low + step * (root / low - 1) + TINY
+    kept = _size(w) * shrink
+    return gamma(2) * kept + of_step + gamma(1) * (step + of_step) + TINY, mean_off, square_off
 
 
 def adamw_averaged_bound(
@@ -200,25 +197,22 @@ def adamw_averaged_bound(
     betas: tuple[float, float],
     eps: float,
     rate: float,
-    of_mean: float,
-    of_square: float,
+    mean_correction: float,
+    square_correction: float,
     of_variance: float,
     shrink: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same of ``adamw_averaged``.
+    """Bound of ``adamw_averaged``. Its numbers count as exact, and so does 1 - beta. Any shape -> of w, mean, square.
 
-    Mean and variance are subtracted from one another, so that their errors are absolute. The root of a sum that is
-    wrong by x is wrong by at most x over the root, and by the root of x.
+    The variance is a difference, so its error is absolute. An error of x in a sum changes its root by at most x over
+    the root, and by at most the root of x.
     """
-    w, g, mean, square = (widen(x, np.float64) for x in (w, g, mean, square))
-    new_mean, new_square = betas[0] * mean + (1 - betas[0]) * g, betas[1] * square + (1 - betas[1]) * g * g
-    mean_off = gamma(3) * (betas[0] * np.abs(mean) + (1 - betas[0]) * np.abs(g)) + 2 * TINY
-    square_off = gamma(4) * new_square + 3 * TINY
-    direction = np.abs(new_mean) / of_mean
-    direction_off = mean_off / of_mean + gamma(1) * (direction + mean_off / of_mean) + TINY
-    squared, whole = direction**2, new_square / of_square
-    squared_off = _off_of_product(direction, direction_off)
-    whole_off = square_off / of_square + gamma(1) * (whole + square_off / of_square) + TINY
+    new_mean, new_square, mean_off, square_off = _moments(g, mean, square, betas)
+    direction = np.abs(new_mean) / mean_correction
+    direction_off = mean_off / mean_correction + gamma(1) * (direction + mean_off / mean_correction) + TINY
+    squared, whole = direction**2, new_square / square_correction
+    squared_off = 2 * direction * direction_off + direction_off**2 + gamma(1) * (direction + direction_off) ** 2 + TINY
+    whole_off = square_off / square_correction + gamma(1) * (whole + square_off / square_correction) + TINY
     variance = np.maximum(whole - squared, 0)
     variance_off = whole_off + squared_off + gamma(1) * (variance + whole_off + squared_off)
     summed = squared + of_variance * variance
@@ -229,15 +223,20 @@ def adamw_averaged_bound(
     root_off += gamma(2) * (root + eps + root_off)
     low = root + eps - root_off
     step = rate * direction / (root + eps)
-    of_step = (rate * direction_off + gamma(2) * rate * (direction + direction_off)) / low
+    of_step = (rate * direction_off + gamma(2) * rate * (direction + direction_off) + TINY) / low
     of_step += step * ((root + eps) / low - 1) + TINY
-    kept = np.abs(w) * shrink
+    kept = _size(w) * shrink
     return gamma(2) * kept + of_step + gamma(1) * (step + of_step) + TINY, mean_off, square_off
 
 
-def _off_of_product(x: np.ndarray, off: np.ndarray) -> np.ndarray:
-    """Of ``x * x`` with an x that is wrong by ``off``."""
-    return 2 * x * off + off**2 + gamma(1) * (x + off) ** 2 + TINY
+def _moments(
+    g: np.ndarray, mean: np.ndarray, square: np.ndarray, betas: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The means of gradients and of their squares after a gradient, in float64, and the bounds of both."""
+    g, mean, square = (widen(x, np.float64) for x in (g, mean, square))
+    new_mean, new_square = betas[0] * mean + (1 - betas[0]) * g, betas[1] * square + (1 - betas[1]) * g * g
+    mean_off = gamma(3) * (betas[0] * np.abs(mean) + (1 - betas[0]) * np.abs(g)) + 2 * TINY
+    return new_mean, new_square, mean_off, gamma(4) * new_square + 3 * TINY
 
 
 def gram_bound(x: np.ndarray, base: np.ndarray, of_base: float, of_sum: float, chunk: int | None = None) -> np.ndarray:
