@@ -102,7 +102,14 @@ class Page:
 
     def hover_token(self, i):
         """Point at a token and wait for its alternatives: [label, per cent] each."""
-        self.hover(self.all("#paper .t")[i])
+        token = self.all("#paper .t")[i]
+        middle = """const box = arguments[0].getBoundingClientRect();
+            const top = document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2);
+            return top !== null && document.getElementById('alternatives').contains(top);"""
+        if self.js(middle, token):  # another token's window lies over it
+            self.hover(self.one("#composer"))
+            self.until("document.getElementById('alternatives').hidden")
+        self.hover(token)
         self.until("!document.getElementById('alternatives').hidden")
         self.until("document.querySelectorAll('#paper .t')[arguments[0]].classList.contains('open')", i)
         return self.alternatives()
