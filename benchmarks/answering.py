@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.hosts import RAY_ENVIRONMENT, Hosts, obstacle, ray_address, start_ray
+from benchmarks.hosts import RAY_ENVIRONMENT, Hosts, failed, obstacle, ray_address, start_ray
 from benchmarks.quick import sized
 
 #: The number of requests in the short file.
@@ -71,7 +71,7 @@ def together(arguments: argparse.Namespace, hosts: Hosts, path: Path, out: Path,
         after = meter.read()
         time.sleep(0.1)
     if process.returncode:
-        raise SystemExit(log.read_text(errors="replace")[-3000:])
+        raise failed(log)
     own, *workers = (a - b for a, b in zip(after, before, strict=True))
     return sum(workers), own
 

@@ -210,6 +210,11 @@ def start_ray(hosts: Hosts, host: int, place: Path, others: int | None = None) -
     raise OSError(f"Ray does not start on host {host}:\n" + log.read_text(errors="replace")[-3000:])
 
 
+def failed(log: Path) -> SystemExit:
+    """What to raise when a command has failed: an exit that shows the end of its log."""
+    return SystemExit(log.read_text(errors="replace")[-3000:])
+
+
 def ray_address(hosts: Hosts) -> str:
     """The cluster's address."""
     return f"{hosts.address(0)}:6379"

@@ -34,7 +34,7 @@ import numpy as np
 
 import refgpt
 from benchmarks.frontier import Runs, Setting, add_setting, setting_of, told_of
-from benchmarks.hosts import RAY_ENVIRONMENT, Hosts, n_alive, obstacle, ray_address, start_ray
+from benchmarks.hosts import RAY_ENVIRONMENT, Hosts, failed, n_alive, obstacle, ray_address, start_ray
 from refgpt.cluster.on_ray import Actor
 from refgpt.training import Trainer
 
@@ -81,7 +81,7 @@ def run_ring(arguments: argparse.Namespace, place: Path) -> dict:
         command = [mpiexec, *how, sys.executable, "-m", "benchmarks.ring", *map(str, arguments.texts), *what]
         process = hosts.start(0, command, {**RAY_ENVIRONMENT, **OVER_THE_LINKS}, place / "ring.log")
         if process.wait():
-            raise SystemExit((place / "ring.log").read_text(errors="replace")[-3000:])
+            raise failed(place / "ring.log")
         counted = moved(before, [hosts.n_bytes(i) for i in range(N_WORKERS)])
     seconds = json.loads((place / "ring" / "result.json").read_text(encoding="utf-8"))["seconds"]
     return {"bytes": float(np.mean(counted)), "seconds": seconds, "path": place / "ring/model"}
@@ -110,7 +110,7 @@ def run_alone(arguments: argparse.Namespace, setting: Setting, place: Path) -> d
     with (place / "finetune.log").open("w") as log:
         code = subprocess.run(command, stdout=log, stderr=log).returncode
     if code:
-        raise SystemExit((place / "finetune.log").read_text(errors="replace")[-3000:])
+        raise failed(place / "finetune.log")
     return {"seconds": time.perf_counter() - start, "path": place / "out"}
 
 
@@ -137,7 +137,7 @@ def run_on_hosts(arguments: argparse.Namespace, setting: Setting, exchange: str,
                 lost = True
         seconds = time.perf_counter() - start
         if process.returncode:
-            raise SystemExit((place / "finetune.log").read_text(errors="replace")[-3000:])
+            raise failed(place / "finetune.log")
         if not lost:
             raise SystemExit("the training has ended before the faults")
         counted = moved(idle, [hosts.n_bytes(i) for i in workers])[: N_WORKERS - arguments.faults]

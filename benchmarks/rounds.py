@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.hosts import RAY_ENVIRONMENT, Hosts, obstacle, ray_address, start_ray
+from benchmarks.hosts import RAY_ENVIRONMENT, Hosts, failed, obstacle, ray_address, start_ray
 from benchmarks.quick import sized
 from refgpt.cluster.bill import message_bytes
 from refgpt.cluster.compression import parse_compression
@@ -86,7 +86,7 @@ def train(arguments: argparse.Namespace, hosts: Hosts, place: Path, compress: st
     before, began = [hosts.n_bytes(i) for i in workers], time.monotonic()
     command = [sys.executable, "-m", "refgpt", "finetune", *map(str, options)]
     if hosts.start(0, command, RAY_ENVIRONMENT, place / f"{name}.log").wait():
-        raise SystemExit((place / f"{name}.log").read_text(errors="replace")[-3000:])
+        raise failed(place / f"{name}.log")
     whole, after = time.monotonic() - began, [hosts.n_bytes(i) for i in workers]
     lines = [json.loads(line) for line in (place / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     rounds = [line for line in lines if "sent" in line]

@@ -114,8 +114,8 @@ class Crew:
         self._class = self._ray.remote(Actor).options(max_restarts=0, **resources)
         self._actors: dict[int, Any] = {}
         self._busy: dict[int, Any] = {}  # unanswered calls to workers that start or are late
-        self._unmade = set(range(n_workers))  # workers that are not known to have loaded their model
-        self._stale = set(range(n_workers))  # workers that are not known to have the shared weights
+        self._unmade: set[int] = set()  # workers that are not known to have loaded their model
+        self._stale: set[int] = set()  # workers that are not known to have the shared weights
         self._loaded: dict[int, str] = {}  # digests of the weights of workers that have not trained yet
         self._faults: dict[int, RefgptError] = {}  # of workers whose own code failed the last time
         self.n_given = 0  # how often a worker was given all weights

@@ -196,7 +196,7 @@ def test_simulations_that_make_no_sense_are_refused(options, named, capsys):
 
 @pytest.mark.parametrize("one", json.loads((DATA / "rounds.json").read_text()), ids=lambda one: one["compress"])
 def test_the_simulation_says_what_four_hosts_have_measured(one):
-    """Recorded by ``python -m benchmarks.rounds``. The simulation lets nobody compute while messages arrive."""
+    """Recorded by ``python -m benchmarks.rounds``. The simulation does not overlap computing with transfers."""
     simulated, counted = predicted(one), measured(one)
     start = 0.4e6  # what Ray sends to a worker at the start, with its texts
     assert simulated["bytes"] == pytest.approx(counted["bytes"] - start, rel=0.03)

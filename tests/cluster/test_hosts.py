@@ -69,7 +69,7 @@ def test_a_training_on_four_hosts_outlives_one_of_them(files, place):
 
     rounds = [line for line in lines() if "workers" in line]
     assert first[1]["workers"] == [0, 1, 2] and rounds[-1]["step"] == 2 * N_ROUNDS
-    assert any(len(line["workers"]) < 3 for line in rounds)  # on a busy machine another worker may be late too
+    assert any(len(line["workers"]) == 2 for line in rounds)
     losses = [line["valid_loss"] for line in lines() if "valid_loss" in line]
     assert losses[-1] < 0.9 * losses[0]
     assert (files / "out" / "model.safetensors").exists()
