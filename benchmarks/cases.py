@@ -181,6 +181,12 @@ def quantise_rows() -> Work:
     return Work(cycle([partial(kernels.quantise_rows, x, out)]), x.nbytes + out.nbytes)
 
 
+def round_rows() -> Work:
+    x = random(N_PREFILL, D_FF)
+    out = kernels.round_rows(x)
+    return Work(cycle([partial(kernels.round_rows, x, out)]), x.nbytes + out.nbytes)
+
+
 def cache(n_slots: int, dtype: KVDtype) -> tuple[np.ndarray, np.ndarray]:
     """Keys and values of some full contexts, in blocks."""
     shapes = kernels.kv_shapes(N_HEAD, D_HEAD, BLOCK, dtype)
@@ -350,6 +356,7 @@ CASES: dict[str, dict[str, Callable[[], Work]]] = {
     "gram": {"4096 x 4096": gram},
     "newton_schulz": {"4096 x 16384": newton_schulz},
     "quantise_rows": {"512 rows of 16384": quantise_rows},
+    "round_rows": {"512 rows of 16384": round_rows},
     **{f"attention_{dtype}": attentions(dtype) for dtype in KV_DTYPES},
     **{f"kv_append_{dtype}": {"512 rows": partial(kv_append, dtype)} for dtype in KV_DTYPES},
     **{f"embedding_{dtype}": {"512 rows of 4096": partial(embedding, dtype)} for dtype in ("f32", "f16", "bf16")},

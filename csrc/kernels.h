@@ -5,6 +5,7 @@
 #include "ops/linear.h"
 #include "simd/pairs.h"
 #include "ops/linear_bf16_dots.h"
+#include "ops/round_rows.h"
 #include "ops/linear_quantised.h"
 #include "ops/linear_backward.h"
 #include "ops/linear_backward_dots.h"

@@ -42,7 +42,7 @@
 #include <stdint.h>
 
 /* Changes whenever a struct or a contract below changes; the binding refuses another number. */
-#define REFGPT_ABI 17
+#define REFGPT_ABI 18
 #define REFGPT_LANES 16     /* rows side by side in a panel */
 #define REFGPT_CHUNK 32     /* terms of a partial sum */
 #define REFGPT_FEW_ROWS 8   /* that linear takes as they are; the most rows of a query tile */
@@ -61,13 +61,13 @@ typedef struct {
 /* y[r, o] = bias[o] + sum over i of w[o, i] * x[r, i], chunked over i. Items: panels of w. linear_{f32,f16,bf16}: the
  * dtype of w; 16-bit weights are widened exactly. bias may be NULL.
  *
- * linear_bf16_dots: w and x_panels are bfloat16; rows without panels are rounded to bfloat16, to nearest even. Rounded
+ * linear_bf16_dots: w is bfloat16, and rows are rounded to it, to nearest even: many by round_rows, few here. Rounded
  * numbers smaller than 2^-56 count as 0, so that no sum of products is ever subnormal. Within a chunk the two inputs of
  * each pair (2i, 2i + 1) are added odd first:
  * accumulator = fma(w[2i], x[2i], fma(w[2i + 1], x[2i + 1], accumulator)). */
 typedef struct {
     const float *x;       /* [n_rows, n_in] */
-    const void *x_panels; /* the rows as panels, float32 or bfloat16; NULL exactly if n_rows <= 8, which run from x */
+    const void *x_panels; /* the rows as panels, or as round_rows writes them; NULL exactly if n_rows <= 8 */
     const void *w;        /* panels [ceil(n_out / 16)][n_in][16], 64-byte aligned */
     const float *bias;    /* [n_out] or NULL */
     float *y;             /* [n_rows, n_out] */
@@ -90,6 +90,15 @@ typedef struct {
     char *y;        /* n_rows * ceil(n_in / 32) * 40 bytes */
     int64_t n_rows, n_in;
 } refgpt_quantise_rows_args;
+
+/* Rounds rows to bfloat16 for linear_bf16_dots, in pairs of inputs; numbers that count as 0 there become 0. Items:
+ * panels of rows. A word of y has input 2i of a row in its lower half and input 2i + 1 in its upper half; zeros follow
+ * the last input and the last row. */
+typedef struct {
+    const float *x; /* [n_rows, n_in] */
+    uint32_t *y;    /* [ceil(n_rows / 16)][ceil(n_in / 2)][16] */
+    int64_t n_rows, n_in;
+} refgpt_round_rows_args;
 
 /* Rows of queries that share one sequence and are worked on together. */
 typedef struct {

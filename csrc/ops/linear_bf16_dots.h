@@ -6,15 +6,16 @@
  * of 2^-126, the smallest normal number: no sum is subnormal, and instruction sets with and without pairs return the
  * same bits.
  *
- * More than 8 rows come as panels of bfloat16. A piece of 128 rows is multiplied with some panels of weights, and the
- * words of both are kept in buffers that stay in the cache. A word is a pair, or on instruction sets without pairs one
+ * More than 8 rows come as round_rows makes them. A piece of 256 rows is multiplied with some panels of weights, whose
+ * words are kept in a buffer that stays in the cache. A word is a pair, or on instruction sets without pairs one
  * float32, the odd input of each pair first. Few rows (decode) are rounded into such a buffer, and multiplied with a
  * few panels of weights from the first input to the last. */
 
 MULTIPLY(multiply_pairs, BF16_PAIRS)
 
-enum { WORDS = 128, DOT_ROWS = 128 }; /* words of a row in a piece, and rows */
-enum { SMALLEST_INPUT = 0x2380 };     /* 2^-56 in bfloat16 */
+enum { WORDS = 128, DOT_ROWS = 256 };                       /* words of a row in a piece, and rows */
+enum { ROOM_ROWS = PAIR_STEP == 1 ? DOT_ROWS : ROW_BLOCK }; /* of words in a buffer; few rows have longer pieces */
+enum { SMALLEST_INPUT = 0x2380 };                           /* 2^-56 in bfloat16 */
 
 /* Rounds 32 inputs of one row and stores their words. */
 #if PAIR_STEP == 1
@@ -44,6 +45,32 @@ static void round_rows(const refgpt_linear_args *a, int64_t n_rows, int64_t star
     }
 }
 
+/* Rows as multiply_words wants them: 16 side by side, and the next 16 `group` numbers further. */
+typedef struct {
+    const float *at;
+    int64_t group;
+} word_rows;
+
+/* Words of some groups of 16 rows, which round_rows has written as pairs, `group` pairs from one another. */
+#if PAIR_STEP == 1
+static word_rows ready_rows(const uint32_t *pairs, int64_t group, int64_t n_groups, int64_t n_pairs, float *room) {
+    for (int64_t g = 0; g < n_groups; g++)
+        for (int64_t i = 0; i < n_pairs; i++) {
+            const uint32_t *pair = pairs + g * group + i * LANES;
+            float *to = room + (g * n_pairs + i) * 2 * LANES;
+            uint32_t odd[LANES], even[LANES];
+            for (int l = 0; l < LANES; l++) odd[l] = pair[l] & 0xffff0000, even[l] = pair[l] << 16;
+            memcpy(to, odd, sizeof odd), memcpy(to + LANES, even, sizeof even);
+        }
+    return (word_rows){room, n_pairs * 2 * LANES};
+}
+#else
+ALWAYS_INLINE word_rows ready_rows(const uint32_t *pairs, int64_t group, __attribute__((unused)) int64_t n_groups,
+                                   __attribute__((unused)) int64_t n_pairs, __attribute__((unused)) float *room) {
+    return (word_rows){(const float *)pairs, group};
+}
+#endif
+
 /* Words of some panels, without numbers that count as 0. */
 static void pair_panels(panels w, int64_t n_panels, int64_t n_words, float *to) {
     for (int64_t p = 0; p < n_panels; p++)
@@ -67,25 +94,21 @@ static void prefetch_part(panels w, int64_t n_panels, int64_t depth, int64_t par
             __builtin_prefetch((const uint16_t *)w.at + p * w.panel + i * LANES, 0, 2);
 }
 
-/* Adds the products of a piece: few rows with all panels in turn; more rows with some panels at a time, whose words are
- * made once for all rows and stay in a cache. Meanwhile the next panels are prefetched, a part beside each 16 rows:
- * processors wait when many prefetches follow one another. */
-ALWAYS_INLINE void multiply_piece(const float *x, int64_t n_rows, panels w, int64_t n_panels, float *totals,
-                                  int64_t stride, int64_t depth, const int few) {
-    const int64_t n_words = words_of(depth);
-    if (few) {
-        multiply_pairs(n_rows, (rows){x, n_words, 1, 0, 0}, n_panels, w, totals, stride, n_words);
-        return;
-    }
+/* Adds the products of a piece of more than 8 rows with some panels at a time, whose words are made once for all rows
+ * and stay in a cache. Meanwhile the next panels are prefetched, a part before each tile of rows: processors wait when
+ * many prefetches follow one another. */
+static void multiply_piece(word_rows x, int64_t n_rows, panels w, int64_t n_panels, float *totals, int64_t stride,
+                           int64_t depth) {
+    const int64_t n_words = words_of(depth), n_parts = (n_rows + WORD_ROWS - 1) / WORD_ROWS;
     __attribute__((aligned(64))) float words[TILE_PANELS * WORDS * LANES];
     for (int64_t p = 0; p < n_panels; p += TILE_PANELS) {
         const int64_t n = smaller(TILE_PANELS, n_panels - p),
                       ahead = p + n < n_panels ? n * w.panel : depth * LANES - p * w.panel;
         pair_panels(panels_from(w, p * w.panel), n, n_words, words);
-        for (int64_t r = 0; r < n_rows; r += LANES) {
-            prefetch_part(panels_from(w, p * w.panel + ahead), n, depth, r / LANES, (n_rows + LANES - 1) / LANES);
-            multiply_words(smaller(LANES, n_rows - r), x + r * n_words, n, words, n_words * LANES,
-                           totals + r * stride + p * LANES, stride, n_words, 0);
+        for (int64_t r = 0; r < n_rows; r += WORD_ROWS) {
+            prefetch_part(panels_from(w, p * w.panel + ahead), n, depth, r / WORD_ROWS, n_parts);
+            multiply_words(smaller(WORD_ROWS, n_rows - r), x.at + r / LANES * x.group + r % LANES, n, words,
+                           n_words * LANES, totals + r * stride + p * LANES, stride, n_words, 0);
         }
     }
 }
@@ -94,27 +117,25 @@ ALWAYS_INLINE void multiply_piece(const float *x, int64_t n_rows, panels w, int6
 ALWAYS_INLINE void dots_block(const refgpt_linear_args *a, int64_t first_row, int64_t n_rows, int64_t first,
                               int64_t n_outputs, const int few) {
     enum { WIDTH = PANEL_BLOCK * LANES };
-    __attribute__((aligned(64))) float totals[DOT_ROWS * WIDTH], x[DOT_ROWS * WORDS];
+    __attribute__((aligned(64))) float totals[DOT_ROWS * WIDTH], room[ROOM_ROWS * WORDS];
     const int64_t n_panels = (n_outputs + LANES - 1) / LANES, n_groups = (n_rows + LANES - 1) / LANES,
-                  deepest = WORDS * PAIR_STEP * (few ? ROW_BLOCK / FEW_ROWS : 1);
+                  group = (a->n_in + 1) / 2 * LANES, deepest = WORDS * PAIR_STEP * (few ? ROW_BLOCK / FEW_ROWS : 1);
     const int64_t n_last = a->n_in % 2 ? a->n_in % CHUNK : 0; /* inputs of a chunk whose last pair lacks the odd one */
-    const int64_t n_whole = a->n_in - n_last;
+    const uint32_t *pairs = few ? NULL : (const uint32_t *)a->x_panels + first_row / LANES * group;
     const panels w = panels_from(stream_of(a->w, a->n_in * LANES, BF16_PAIRS), first * a->n_in);
-    panels rows_beside = {0};
-    if (!few) rows_beside = panels_from(stream_of(a->x_panels, a->n_in * LANES, BF16_PAIRS), first_row * a->n_in);
     start_panels(totals, WIDTH, n_rows, n_outputs, a->bias ? a->bias + first : NULL);
-    for (int64_t i = 0; i < n_whole; i += deepest) {
-        const int64_t depth = smaller(deepest, n_whole - i);
-        if (few) round_rows(a, n_rows, i, depth, x);
-        else pair_panels(panels_from(rows_beside, i * LANES), n_groups, words_of(depth), x);
-        multiply_piece(x, n_rows, panels_from(w, i * LANES), n_panels, totals, WIDTH, depth, few);
-    }
-    if (n_last) {
+    for (int64_t i = 0, depth; i < a->n_in; i += depth) {
+        depth = i < a->n_in - n_last ? smaller(deepest, a->n_in - n_last - i) : n_last;
+        const int64_t n_words = words_of(depth);
         uint16_t last[PANEL_BLOCK * CHUNK * LANES];
-        if (few) round_rows(a, n_rows, n_whole, n_last, x);
-        else pair_panels(with_zeros(rows_beside, n_groups, n_whole, n_last, last), n_groups, words_of(n_last), x);
-        multiply_piece(x, n_rows, with_zeros(w, n_panels, n_whole, n_last, last), n_panels, totals, WIDTH, n_last + 1,
-                       few);
+        const panels some = depth % 2 ? with_zeros(w, n_panels, i, depth, last) : panels_from(w, i * LANES);
+        if (few) {
+            round_rows(a, n_rows, i, depth, room);
+            multiply_pairs(n_rows, (rows){room, n_words, 1, 0, 0}, n_panels, some, totals, WIDTH, n_words);
+        } else {
+            const word_rows x = ready_rows(pairs + i / 2 * LANES, group, n_groups, (depth + 1) / 2, room);
+            multiply_piece(x, n_rows, some, n_panels, totals, WIDTH, depth + depth % 2);
+        }
     }
     for (int64_t r = 0; r < n_rows; r++)
         memcpy(a->y + (first_row + r) * a->n_out + first, totals + r * WIDTH, (size_t)n_outputs * sizeof *totals);

@@ -10,6 +10,8 @@
 #if PAIR_STEP == 1
 MULTIPLY_BESIDE(multiply_ready_beside, READY_PAIRS)
 
+enum { WORD_ROWS = LANES }; /* rows of a tile with pairs; here multiply_words makes tiles from all that it is given */
+
 /* Adds the products of rows that lie side by side, up to 16, with some panels, `panel` numbers from one another, to y.
  * `first`: y is not read, and becomes their products. */
 static void multiply_words(int64_t n_rows, const float *x, int64_t n_panels, const float *w, int64_t panel, float *y,

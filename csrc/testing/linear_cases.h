@@ -19,6 +19,14 @@ static void quantise_rows_case(call *c, const char *dtype, int64_t n, int64_t n_
     c->n_items = (n_rows + REFGPT_ROW_GROUP - 1) / REFGPT_ROW_GROUP * blocks_of(n);
 }
 
+static void round_rows_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
+    (void)dtype;
+    float *x = floats(c, n_rows * n);
+    for (int64_t i = 0; i < n_rows * n; i += 3) x[i] *= 0x1p-56f; /* near the size below which numbers count as 0 */
+    c->args.round_rows = (refgpt_round_rows_args){x, output(c, panels_of(n_rows) * pairs_of(n) * LANES * 4), n_rows, n};
+    c->n_items = panels_of(n_rows);
+}
+
 static void linear_case(call *c, const char *dtype, int64_t n, int64_t n_rows) {
     if (dtype[0] == 'q') {
         linear_quantised_case(c, dtype, n, n_rows);
@@ -49,10 +57,11 @@ static void linear_bf16_dots_case(call *c, const char *dtype, int64_t n, int64_t
     (void)dtype;
     float *x = (float *)c->args.linear.x;
     for (int64_t i = 0; i < n_rows * n; i += 3) x[i] *= 0x1p-56f;
-    if (n_rows > 8) {
-        uint16_t *rows = stored(c, panels_of(n_rows) * n * LANES, "bf16");
-        for (int64_t i = 0; i < panels_of(n_rows) * n * LANES; i += 3)
-            rows[i] = (uint16_t)(0x2300 + random_below(0x100));
+    if (n_rows > 8) { /* as round_rows writes them: no number is smaller than 2^-56, and 0 follows the last input */
+        const int64_t n_numbers = panels_of(n_rows) * pairs_of(n) * LANES * 2;
+        uint16_t *rows = stored(c, n_numbers, "bf16");
+        for (int64_t i = 0; i < n_numbers; i++)
+            if ((rows[i] & 0x7fff) < 0x2380 || (n % 2 && i % 2 && i / (2 * LANES) % pairs_of(n) == n / 2)) rows[i] = 0;
         c->args.linear.x_panels = rows;
     }
     uint16_t *w = (uint16_t *)c->args.linear.w;

@@ -22,6 +22,7 @@ typedef struct {
         refgpt_linear_args linear;
         refgpt_linear_quantised_args linear_quantised;
         refgpt_quantise_rows_args quantise_rows;
+        refgpt_round_rows_args round_rows;
         refgpt_linear_backward_args linear_backward;
         refgpt_linear_weight_backward_args linear_weight_backward;
         refgpt_column_sum_args column_sum;
@@ -124,6 +125,7 @@ static void *output(call *c, int64_t n_bytes) {
 /* ---- one case a family of ops ------------------------------------------------------------------------------------ */
 
 static int64_t panels_of(int64_t n) { return (n + LANES - 1) / LANES; }
+static int64_t pairs_of(int64_t n) { return (n + 1) / 2; }
 static int64_t blocks_of(int64_t n) { return (n + REFGPT_BLOCK - 1) / REFGPT_BLOCK; }
 
 /* Bytes of integers in a block of 8, 4 or 3 bits. */
@@ -401,6 +403,7 @@ static const struct {
     {"residual", residual_case},
     {"add", add_case},
     {"quantise_rows", quantise_rows_case},
+    {"round_rows", round_rows_case},
     {"quantise", quantise_case},
     {"digests", digests_case},
 };

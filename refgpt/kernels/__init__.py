@@ -13,7 +13,7 @@ from refgpt.kernels.gradients import (
     linear_backward,
     linear_weight_backward,
 )
-from refgpt.kernels.linear import LinearInput, linear, pack, quantise_rows, scratch_bytes
+from refgpt.kernels.linear import LinearInput, linear, pack, quantise_rows, round_rows, scratch_bytes
 from refgpt.kernels.native import CHUNK, FEW_ROWS
 from refgpt.kernels.ops import (
     add,
@@ -86,6 +86,7 @@ __all__ = [
     "residual",
     "rotary",
     "rotary_halves",
+    "round_rows",
     "row_sum",
     "scratch_bytes",
     "softmax",

@@ -46,15 +46,18 @@ from refgpt.numbers.panels import (
 
 #: Like ``SMALLEST_PIECE``, for bytes.
 SMALLEST_QUANTISED_PIECE = 1 << 19
+#: Smallest number of floats to be packed that is worth waking a thread for.
+SMALLEST_PACKED_PIECE = 1 << 15
 RECORD = BLOCK + 8  # bytes of a quantised row's block: integers, scale, sum
+PAIR = np.dtype(np.uint32)  # two bfloat16, the even input in the lower half
 
 
 class LinearInput:
     """Rows [t, n_in], and the forms in which linear layers read them. Each form is made when it is first needed.
 
-    Layers with float weights read up to 8 rows unchanged, and more rows as panels, which are rounded for products in
-    bfloat16. Layers with weights of 8, 4 and 3 bits read rows rounded to 8 bits by blocks (``quantise_rows``). Layers
-    that read the same rows share this work.
+    Layers with float weights read up to 8 rows unchanged, and more rows as panels, or for products in bfloat16 rounded
+    to it (``round_rows``). Layers with weights of 8, 4 and 3 bits read rows rounded to 8 bits by blocks
+    (``quantise_rows``). Layers that read the same rows share this work.
 
     Parameters
     ----------
@@ -78,7 +81,7 @@ class LinearInput:
         self._scratch, self._threads, self._program = scratch, threads, program
         self._n_forms = 0  # in the scratch
         self._panels: Panels | None = None
-        self._rounded: Panels | None = None
+        self._rounded: np.ndarray | None = None
         self._quantised: np.ndarray | None = None
         self._parts: dict[tuple[int, int], LinearInput] = {}
 
@@ -95,23 +98,23 @@ class LinearInput:
         """The rows as panels; None if they are few enough to be read directly."""
         return self.packed() if self.shape[0] > FEW_ROWS else None
 
-    def rounded(self) -> Panels | None:
-        """The rows as panels of bfloat16; None if they are few enough to be read and rounded directly."""
-        if self._rounded is None and self.shape[0] > FEW_ROWS:
-            self._rounded = self._as_panels("bf16")
-        return self._rounded
-
     def packed(self) -> Panels:
         """The rows as panels, however few they are."""
         if self._panels is None:
-            self._panels = self._as_panels("f32")
+            n_rows, n_in = self.shape
+            shape, dtype = panel_shape("f32", n_rows, n_in), panel_dtype("f32")
+            room = self._room(dtype.itemsize * prod(shape)).view(dtype).reshape(shape)
+            panels = Panels(room, n_rows, n_in, "f32")
+            self._panels = pack(self.x, panels, threads=self._threads, program=self._program)
         return self._panels
 
-    def _as_panels(self, kind: str) -> Panels:
-        n_rows, n_in = self.shape
-        shape, dtype = panel_shape(kind, n_rows, n_in), panel_dtype(kind)
-        room = self._room(dtype.itemsize * prod(shape)).view(dtype).reshape(shape)
-        return pack(self.x, Panels(room, n_rows, n_in, kind), threads=self._threads, program=self._program)
+    def rounded(self) -> np.ndarray | None:
+        """The rows rounded to bfloat16, in pairs; None if they are few enough to be rounded when they are read."""
+        if self._rounded is None and self.shape[0] > FEW_ROWS:
+            shape = _pairs_shape(*self.shape)
+            room = self._room(PAIR.itemsize * prod(shape)).view(PAIR).reshape(shape)
+            self._rounded = round_rows(self.x, room, threads=self._threads, program=self._program)
+        return self._rounded
 
     def quantised(self) -> np.ndarray:
         """The rows rounded to 8 bits, as records [n_bytes]."""
@@ -141,10 +144,16 @@ class LinearInput:
 def scratch_bytes(n_rows: int, n_in: int) -> int:
     """Most bytes of the forms of ``n_rows`` rows of up to ``n_in`` inputs.
 
-    With an adapter a layer's rows have two forms: panels of float32, and of bfloat16 or records.
+    With an adapter a layer's rows have two forms: panels, and pairs or records.
     """
     n_rows, n_in = (whole_number(name, n, 0, None, KernelError) for name, n in (("n_rows", n_rows), ("n_in", n_in)))
-    return max(6 * prod(panel_shape("f32", n_rows, n_in)) + ALIGNMENT, n_rows * n_blocks(n_in) * RECORD)
+    n_panel_bytes = panel_dtype("f32").itemsize * prod(panel_shape("f32", n_rows, n_in))
+    n_pair_bytes = PAIR.itemsize * prod(_pairs_shape(n_rows, n_in))
+    return max(n_panel_bytes + ALIGNMENT + n_pair_bytes, n_rows * n_blocks(n_in) * RECORD)
+
+
+def _pairs_shape(n_rows: int, n_in: int) -> tuple[int, int, int]:
+    return n_panels(n_rows), -(-n_in // 2), LANES
 
 
 def linear(
@@ -181,10 +190,13 @@ def linear(
     dots = (w.kind, w.compute) == ("bf16", "bf16")
     if w.kind in FLOATS:
         unchanged = floats("x", rows.x, (n_rows, n_in))
-        panels = rows.rounded() if dots else rows.panels()
-        check_apart("out", y, None if panels is None else panels.data)
-        packed = ffi.NULL if panels is None else ffi.from_buffer(panels.data)
-        args = arguments("linear", x=unchanged, x_panels=packed, **same)
+        if dots:
+            many = rows.rounded()
+        else:
+            panels = rows.panels()
+            many = None if panels is None else panels.data
+        check_apart("out", y, many)
+        args = arguments("linear", x=unchanged, x_panels=ffi.NULL if many is None else ffi.from_buffer(many), **same)
     else:
         check_apart("out", y, rows.quantised())
         args = arguments("linear_quantised", x=ffi.from_buffer("char[]", rows.quantised()), **same)
@@ -192,7 +204,6 @@ def linear(
     group, smallest = (4 if n_rows == 1 else 3, SMALLEST_PIECE) if w.kind in FLOATS else (1, SMALLEST_QUANTISED_PIECE)
     grain = group * max(1, smallest // max(1, n_rows * n_in * LANES * group))
     if w.kind in FLOATS and n_rows > FEW_ROWS:
-        group = 2 * group if dots else group  # each piece pairs all rows again
         grain = even_grain(n_panels(w.n_out), group, grain, threads)
     op = "linear_bf16_dots" if dots else f"linear_{w.kind}"
     run(table_row(op, kernel), args, n_panels(w.n_out), grain, threads, program)
@@ -250,6 +261,35 @@ def quantise_rows(
     return y
 
 
+def round_rows(
+    x: np.ndarray,
+    out: np.ndarray | None = None,
+    *,
+    threads: int | None = None,
+    kernel: Kernel | None = None,
+    program: Program | None = None,
+) -> np.ndarray:
+    """Rows [t, n_in] rounded to bfloat16, two neighbouring inputs in a word, 16 rows side by side.
+
+    Numbers smaller than 2^-56 become 0 (see ``csrc/refgpt_kernels.h``).
+
+    Returns
+    -------
+    ndarray [ceil(t / 16), ceil(n_in / 2), 16], uint32
+    """
+    n_rows, n_in = check_shape("x", x, (None, None))
+    shape = _pairs_shape(n_rows, n_in)
+    y = np.empty(shape, PAIR) if out is None else out
+    check_shape("out", y, shape)
+    if y.dtype != PAIR:
+        raise KernelError("not an array of words", where="out", got=y.dtype, wanted=PAIR)
+    check_apart("out", y, x)
+    pairs = ffi.from_buffer("uint32_t[]", check_whole("out", y, written=True))
+    args = arguments("round_rows", x=floats("x", x, (n_rows, n_in)), y=pairs, n_rows=n_rows, n_in=n_in)
+    run(table_row("round_rows", kernel), args, shape[0], _packing_grain(n_in), threads, program)
+    return y
+
+
 def pack(
     w: np.ndarray,
     out: Panels | None = None,
@@ -271,5 +311,10 @@ def pack(
     matrix, panels = check_whole("w", w, anywhere=True), check_whole("out", out.data, written=True)
     args = arguments("pack", w=ffi.from_buffer(matrix), panels=ffi.from_buffer(panels), n_in=n_in, n_out=n_out)
     op = "pack_rounded" if rounded else f"pack_b{w.dtype.itemsize}"
-    run(table_row(op, kernel), args, n_panels(n_out), 4, threads, program)
+    run(table_row(op, kernel), args, n_panels(n_out), _packing_grain(n_in), threads, program)
     return out
+
+
+def _packing_grain(n_in: int) -> int:
+    """The fewest panels that are worth waking a thread for."""
+    return max(1, SMALLEST_PACKED_PIECE // max(1, LANES * n_in))

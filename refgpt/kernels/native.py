@@ -11,7 +11,7 @@ except ImportError as error:  # the kernels were never built
         fix="run 'python -m pip install .' or use backend='numpy' (--backend numpy)",
     ) from None
 
-ABI = 17
+ABI = 18
 if ABI != lib.REFGPT_ABI:
     raise KernelError(
         "the installed C kernels are of another version than this Python code",

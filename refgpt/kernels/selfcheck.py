@@ -24,7 +24,7 @@ from refgpt.kernels.gradients import (
     linear_backward,
     linear_weight_backward,
 )
-from refgpt.kernels.linear import linear, pack, quantise_rows
+from refgpt.kernels.linear import linear, pack, quantise_rows, round_rows
 from refgpt.kernels.ops import (
     add,
     embedding,
@@ -71,6 +71,7 @@ PROMISED = {
     "linear_weight_backward_dots": "43a4c5ac5b43f3bc",
     "column_sum": "ce14af9b2ccae517",
     "quantise_rows": "d625f9e213dc92ee",
+    "round_rows": "6b942922f6063494",
     "attention_f32": "41809171b830a56e",
     "attention_f16": "431abed6d58d7ac6",
     "attention_q8": "b3a8e5eb45848473",
@@ -165,6 +166,8 @@ def _outputs(kernel: Kernel) -> Iterator[np.ndarray]:
             yield linear(x[:n_rows], w, _numbers(4, 40), kernel=kernel, threads=1)
     elif op == "quantise_rows":
         yield quantise_rows(wide, kernel=kernel, threads=1)
+    elif op == "round_rows":
+        yield round_rows(wide, kernel=kernel, threads=1)
     elif op.startswith(("attention", "kv_append")):
         dtype = next(name for name in KV_DTYPES if name == kind)
         shapes = kv_shapes(3, 25, 20, dtype)

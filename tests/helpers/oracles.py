@@ -29,6 +29,7 @@ from refgpt.kernels import (
     residual,
     rotary,
     rotary_halves,
+    round_rows,
     softmax,
 )
 from refgpt.kernels.registry import ffi, lib
@@ -150,6 +151,23 @@ def quantise_rows_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
     reach = np.abs(float64(padded)).reshape(n_rows, n_blocks, 32).max(-1, initial=0) / 127
     wants = float64(padded), reach, np.zeros_like(reach)
     return Case(run, wants, (ops.activation_bound(padded), ops.gamma(1) * reach, np.zeros_like(reach)))
+
+
+def round_rows_case(n: int, n_rows: int, flavour: str, rng: Rng) -> Case:
+    """The words as rows of numbers again, zeros past the last row and the last input; NaN of float16 guards them."""
+    x, n_pairs = numbers(rng, flavour, n_rows, n), -(-n // 2)
+
+    def run(kernel: Kernel, rows: slice) -> tuple[Output]:
+        part = x[rows]
+        n_panels = -(-len(part) // 16)
+        halves, guards = guarded((n_panels, n_pairs, 16, 2), np.float16)
+        round_rows(part, halves.view(np.uint32).reshape(n_panels, n_pairs, 16), threads=1, kernel=kernel)
+        found = np.where(np.isnan(halves), np.nan, widen(halves.view(BFLOAT16)))
+        return (Output(found.transpose(0, 2, 1, 3).reshape(16 * n_panels, 2 * n_pairs), guards),)
+
+    want = float64(narrowed(x, "bf16"))
+    want = np.pad(np.where(np.abs(want) < 2.0**-56, 0, want), [(0, -n_rows % 16), (0, n % 2)])
+    return Case(run, (want,), (np.zeros(want.shape),))
 
 
 # ---- rows one by one -------------------------------------------------------------------------------------------------
@@ -401,6 +419,7 @@ ORACLES: dict[str, Callable[[int, int, str, Rng], Case]] = {
     "gram": gram_case,
     "newton_schulz": newton_schulz_case,
     "quantise_rows": quantise_rows_case,
+    "round_rows": round_rows_case,
     **{f"attention_{dtype}": partial(attention_case, dtype) for dtype in KV},
     **{f"kv_append_{dtype}": partial(kv_append_case, dtype) for dtype in KV},
     **{f"embedding_{dtype}": partial(embedding_case, dtype) for dtype in ("f32", "f16", "bf16")},

@@ -27,6 +27,7 @@ from refgpt.kernels import (
     residual,
     rotary,
     rotary_halves,
+    round_rows,
     row_sum,
     softmax,
 )
@@ -53,6 +54,7 @@ def caches(dtype=np.float32) -> dict[str, np.ndarray]:
 GOOD = {
     "linear": lambda: {"x": floats(N, C), "w": pack(floats(F, C)), "bias": floats(F), "out": floats(N, F)},
     "quantise_rows": lambda: {"x": floats(N, C), "out": np.zeros(N * 40, np.uint8)},
+    "round_rows": lambda: {"x": floats(N, C), "out": np.zeros((1, C // 2, 16), np.uint32)},
     "add": lambda: {"x": floats(N, C), "a": floats(N, C), "out": floats(N, C)},
     "residual": lambda: {"x": floats(N, C), "a": floats(N, C), "b": floats(N, C), "out": floats(N, C)},
     "embedding": lambda: {"table": floats(7, C), "ids": indices(0, 1, 2, 3, 6), "out": floats(N, C)},
@@ -101,7 +103,7 @@ GOOD = {
 OPS = {
     f.__name__: f
     for group in (
-        (linear, pack, quantise_rows, residual, add, embedding),
+        (linear, pack, quantise_rows, round_rows, residual, add, embedding),
         (layer_norm, gelu, gelu_backward, gelu_erf, softmax, row_sum, rotary, rotary_halves),
         (kv_append, attention, quantise, digests),
     )
@@ -136,6 +138,7 @@ def tiles(*rows: tuple[int, int, int]) -> np.ndarray:
 
 FLOAT_ARRAYS = [
     ("quantise_rows", "x"),
+    ("round_rows", "x"),
     ("residual", "x"),
     ("add", "x"),
     ("add", "a"),
@@ -212,6 +215,7 @@ HARMLESS = {
     ("quantise", "w", "longer"),
     ("quantise", "w", "at an odd address"),
     ("embedding", "table", "longer"),
+    ("round_rows", "x", "longer"),
     ("row_sum", "x", "longer"),
     ("attention", "scratch", "longer"),
 }
@@ -245,6 +249,11 @@ FAULTS = [
     ("quantise_rows", "out", "long", lambda x: np.append(x, x[:1])),
     ("quantise_rows", "out", "of floats", lambda x: x.view(np.float32)),
     ("quantise_rows", "out", "read-only", fixed),
+    ("round_rows", "out", "as bytes", lambda x: x.tobytes()),
+    ("round_rows", "out", "of a panel more", lambda x: np.concatenate([x, x])),
+    ("round_rows", "out", "of floats", lambda x: x.view(np.float32)),
+    ("round_rows", "out", "strided", strided),
+    ("round_rows", "out", "read-only", fixed),
     ("attention", "n_visible", "with 0", lambda x: np.append(indices(0), x[1:])),
     ("attention", "first_visible", "of a row that sees no key", lambda x: np.append(indices(1), x[1:])),
     ("attention", "first_visible", "negative", lambda x: np.append(indices(-1), x[1:])),
@@ -360,6 +369,9 @@ def test_packed_outputs_overlap_no_input():
     rows = floats(4, 32)
     with pytest.raises(KernelError, match="out"):
         quantise_rows(rows, rows.reshape(-1).view(np.uint8)[: 4 * 40])
+    rows = floats(16, 32)
+    with pytest.raises(KernelError, match="out"):
+        round_rows(rows, rows.reshape(-1).view(np.uint32)[: 16 * 16].reshape(1, 16, 16))
     ids = np.zeros(2, np.int64)
     with pytest.raises(KernelError, match="out"):
         embedding(floats(2, 2), ids, ids.view(np.float32).reshape(2, 2))
@@ -422,6 +434,7 @@ def test_query_tiles_cover_neighbours_of_one_sequence(slots):
 def test_no_rows_are_no_work(op):
     empty = {
         "quantise_rows": ("x", "out"),
+        "round_rows": ("x", "out"),
         "add": ("x", "a", "out"),
         "residual": ("x", "a", "b", "out"),
         "linear": ("x", "out"),
