@@ -165,6 +165,19 @@ MIX_TILE(mix_tile, values_floats, mix)
 MIX_TILE(mix_tile_q8, values_q8, mix_q8)
 #undef MIX_TILE
 
+/* Neighbouring tiles [from, to) of one sequence. Their items are those of a head after another, so that its keys and
+ * values stay in the cache from tile to tile. */
+typedef struct {
+    int64_t from, to;
+} tiles_of_one;
+
+static tiles_of_one tiles_around(const refgpt_attention_args *a, int64_t tile) {
+    tiles_of_one t = {tile, tile + 1};
+    while (t.from > 0 && a->tiles[t.from - 1].slot == a->tiles[tile].slot) t.from--;
+    while (t.to < a->n_tiles && a->tiles[t.to].slot == a->tiles[tile].slot) t.to++;
+    return t;
+}
+
 ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int64_t end, int64_t worker,
                              enum dtype dtype) {
     const int64_t width = a->n_head * a->d_head, n_panels = (a->d_head + LANES - 1) / LANES,
@@ -176,9 +189,12 @@ ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int6
     const int64_t v_share = dtype == KEYS_Q8 ? key_panels * v_record : n_panels * v.panel; /* of a head in a block */
     float *scores = a->scratch + worker * FEW_ROWS * a->capacity;
     const v16 divisor = v16_set1(a->divisor);
+    tiles_of_one together = {0, 0};
     for (int64_t item = begin; item < end; item++) {
-        const refgpt_query_tile t = a->tiles[item / a->n_head];
-        const int64_t h = item % a->n_head;
+        if (item >= together.to * a->n_head) together = tiles_around(a, item / a->n_head);
+        const int64_t inner = item - together.from * a->n_head, n_together = together.to - together.from;
+        const refgpt_query_tile t = a->tiles[together.from + inner % n_together];
+        const int64_t h = inner / n_together;
         const int64_t *n_visible = a->n_visible + t.first_row;
         int64_t first_visible[FEW_ROWS] = {0};
         if (a->first_visible)

@@ -215,6 +215,7 @@ static void attention_case(call *c, const char *dtype, int64_t n, int64_t n_rows
                                 tables,
                                 NULL,
                                 indices(c, n_rows, 1, n_keys + 1),
+                                n_tiles,
                                 n_rows,
                                 n_keys,
                                 n_head,

@@ -168,6 +168,7 @@ def attention(
         tables=ffi.NULL if tables is None else indices("tables", tables),
         first_visible=ffi.NULL if first_visible is None else indices("first_visible", first_visible),
         n_visible=indices("n_visible", n_visible),
+        n_tiles=len(tiles),
         n_rows=n_rows,
         n_keys=n_keys,
         n_head=n_head,
