@@ -107,10 +107,10 @@ typedef struct {
 } refgpt_query_tile;
 
 /* z[r, h] = sum over first_visible[r] <= s < n_visible[r] of softmax(q[r, h] . k[s, h] / divisor) v[s, h]. Items: tiles
- * x heads, heads fastest, but neighbouring tiles of one sequence come head by head. Scores are chunked over d_head, exp
- * is summed striped from the first visible key on, z is chunked over s: chunks are cut from key 0 on, so that the first
- * may be the end of one. Keys outside are not read, but for those that share a panel with one inside.
- * attention_{f32,f16,q8}: the dtype of the cache.
+ * x heads. Neighbouring tiles of one sequence are taken together, and their items are ordered by head and then by tile.
+ * Scores are chunked over d_head, exp is summed striped from the first visible key on, z is chunked over s: chunks are
+ * cut from key 0 on, so that the first may be the end of one. Keys outside are not read, but for those that share a
+ * panel with one inside. attention_{f32,f16,q8}: the dtype of the cache.
  *
  * The cache consists of blocks of `block` positions. Key s of slot i lies in block tables[i][s / block], at position s
  * % block; without tables, slot i has the one block i. Several slots may share a block. Where the blocks lie changes no
@@ -127,8 +127,8 @@ typedef struct {
     float *z;       /* [t, n_head, d_head] */
     float *pattern; /* [n_head, t, n_keys] or NULL; invisible keys get 0 */
     float *scratch; /* [workers][8][capacity] */
-    const refgpt_query_tile *tiles;
-    const int64_t *tables; /* [slot][capacity / block] or NULL */
+    const refgpt_query_tile *tiles; /* [n_tiles] */
+    const int64_t *tables;          /* [slot][capacity / block] or NULL */
     const int64_t
         *first_visible;       /* [t], 0 .. n_visible - 1: local mask, a row sees keys from this one on; NULL is all 0 */
     const int64_t *n_visible; /* [t], 1 .. capacity: causal or prefix mask, a row sees the keys before this one */

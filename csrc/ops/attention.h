@@ -165,14 +165,15 @@ MIX_TILE(mix_tile, values_floats, mix)
 MIX_TILE(mix_tile_q8, values_q8, mix_q8)
 #undef MIX_TILE
 
-/* Neighbouring tiles [from, to) of one sequence. Their items are those of a head after another, so that its keys and
- * values stay in the cache from tile to tile. */
+/* Neighbouring tiles [from, to) of one sequence. Their items are ordered by head and then by tile, so that a head's
+ * keys and values stay in the cache from tile to tile. */
 typedef struct {
     int64_t from, to;
-} tiles_of_one;
+} tile_range;
 
-static tiles_of_one tiles_around(const refgpt_attention_args *a, int64_t tile) {
-    tiles_of_one t = {tile, tile + 1};
+/* All tiles around this one that are of its sequence. */
+static tile_range same_sequence(const refgpt_attention_args *a, int64_t tile) {
+    tile_range t = {tile, tile + 1};
     while (t.from > 0 && a->tiles[t.from - 1].slot == a->tiles[tile].slot) t.from--;
     while (t.to < a->n_tiles && a->tiles[t.to].slot == a->tiles[tile].slot) t.to++;
     return t;
@@ -189,12 +190,12 @@ ALWAYS_INLINE void attention(const refgpt_attention_args *a, int64_t begin, int6
     const int64_t v_share = dtype == KEYS_Q8 ? key_panels * v_record : n_panels * v.panel; /* of a head in a block */
     float *scores = a->scratch + worker * FEW_ROWS * a->capacity;
     const v16 divisor = v16_set1(a->divisor);
-    tiles_of_one together = {0, 0};
+    tile_range range = {0, 0};
     for (int64_t item = begin; item < end; item++) {
-        if (item >= together.to * a->n_head) together = tiles_around(a, item / a->n_head);
-        const int64_t inner = item - together.from * a->n_head, n_together = together.to - together.from;
-        const refgpt_query_tile t = a->tiles[together.from + inner % n_together];
-        const int64_t h = inner / n_together;
+        if (item >= range.to * a->n_head) range = same_sequence(a, item / a->n_head);
+        const int64_t n_tiles = range.to - range.from, nth = item - range.from * a->n_head;
+        const refgpt_query_tile t = a->tiles[range.from + nth % n_tiles];
+        const int64_t h = nth / n_tiles;
         const int64_t *n_visible = a->n_visible + t.first_row;
         int64_t first_visible[FEW_ROWS] = {0};
         if (a->first_visible)

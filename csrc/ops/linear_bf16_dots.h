@@ -6,16 +6,17 @@
  * of 2^-126, the smallest normal number: no sum is subnormal, and instruction sets with and without pairs return the
  * same bits.
  *
- * More than 8 rows come as round_rows makes them. A piece of 256 rows is multiplied with some panels of weights, whose
- * words are kept in a buffer that stays in the cache. A word is a pair, or on instruction sets without pairs one
- * float32, the odd input of each pair first. Few rows (decode) are rounded into such a buffer, and multiplied with a
- * few panels of weights from the first input to the last. */
+ * A word is a pair, or on instruction sets without pairs one float32, the odd input of each pair first. More than 8 rows
+ * come as pairs, from the kernel round_rows. A piece of rows is multiplied with a few panels of weights at a time,
+ * whose words are made once for all these rows and stay in the cache; without pairs, so are the words of the rows. Few
+ * rows (decode) are rounded here, and multiplied with a few panels of weights from the first input to the last. */
 
 MULTIPLY(multiply_pairs, BF16_PAIRS)
 
-enum { WORDS = 128, DOT_ROWS = 256 };                       /* words of a row in a piece, and rows */
-enum { ROOM_ROWS = PAIR_STEP == 1 ? DOT_ROWS : ROW_BLOCK }; /* of words in a buffer; few rows have longer pieces */
-enum { SMALLEST_INPUT = 0x2380 };                           /* 2^-56 in bfloat16 */
+enum { DOT_ROWS = 128 * PAIR_STEP, WORDS = 128 };                         /* rows of a piece, and words of each */
+enum { FEW_WORDS = 1024 };                                                /* words of each, if rows are few */
+enum { ROOM = PAIR_STEP == 1 ? DOT_ROWS * WORDS : FEW_ROWS * FEW_WORDS }; /* words of rows; pairs of many need none */
+enum { SMALLEST_INPUT = 0x2380 };                                         /* 2^-56 in bfloat16 */
 
 /* Rounds 32 inputs of one row and stores their words. */
 #if PAIR_STEP == 1
@@ -32,8 +33,8 @@ ALWAYS_INLINE void put_row(float *to, v16 first, v16 second) {
 /* The number of words of a row at this depth. The last pair may lack the odd input, which is then 0. */
 ALWAYS_INLINE int64_t words_of(int64_t depth) { return (depth + 1) / 2 * 2 / PAIR_STEP; }
 
-/* Rounds inputs [start, start + depth) of all rows and stores their words, a chunk at a time. */
-static void round_rows(const refgpt_linear_args *a, int64_t n_rows, int64_t start, int64_t depth, float *to) {
+/* Rounds inputs [start, start + depth) of few rows and stores their words, a chunk at a time. */
+static void round_few_rows(const refgpt_linear_args *a, int64_t n_rows, int64_t start, int64_t depth, float *to) {
     for (int64_t r = 0; r < n_rows; r++) {
         const float *x = a->x + r * a->n_in + start;
         float *words = to + r * words_of(depth);
@@ -45,31 +46,20 @@ static void round_rows(const refgpt_linear_args *a, int64_t n_rows, int64_t star
     }
 }
 
-/* Rows as multiply_words wants them: 16 side by side, and the next 16 `group` numbers further. */
-typedef struct {
-    const float *at;
-    int64_t group;
-} word_rows;
-
-/* Words of some groups of 16 rows, which round_rows has written as pairs, `group` pairs from one another. */
-#if PAIR_STEP == 1
-static word_rows ready_rows(const uint32_t *pairs, int64_t group, int64_t n_groups, int64_t n_pairs, float *room) {
-    for (int64_t g = 0; g < n_groups; g++)
+/* The words of some panels of rows, which the kernel round_rows wrote as pairs, `panel` pairs from one another. Pairs
+ * are words already; without pairs, each becomes two words in `room`. */
+static panels words_of_rows(const uint32_t *pairs, int64_t panel, int64_t n_panels, int64_t n_pairs, float *room) {
+    if (PAIR_STEP == 2) return (panels){pairs, panel, 0, READY_PAIRS};
+    for (int64_t p = 0; p < n_panels; p++)
         for (int64_t i = 0; i < n_pairs; i++) {
-            const uint32_t *pair = pairs + g * group + i * LANES;
-            float *to = room + (g * n_pairs + i) * 2 * LANES;
+            const uint32_t *pair = pairs + p * panel + i * LANES;
+            float *to = room + (p * n_pairs + i) * 2 * LANES;
             uint32_t odd[LANES], even[LANES];
             for (int l = 0; l < LANES; l++) odd[l] = pair[l] & 0xffff0000, even[l] = pair[l] << 16;
             memcpy(to, odd, sizeof odd), memcpy(to + LANES, even, sizeof even);
         }
-    return (word_rows){room, n_pairs * 2 * LANES};
+    return (panels){room, n_pairs * 2 * LANES, 0, READY_PAIRS};
 }
-#else
-ALWAYS_INLINE word_rows ready_rows(const uint32_t *pairs, int64_t group, __attribute__((unused)) int64_t n_groups,
-                                   __attribute__((unused)) int64_t n_pairs, __attribute__((unused)) float *room) {
-    return (word_rows){(const float *)pairs, group};
-}
-#endif
 
 /* Words of some panels, without numbers that count as 0. */
 static void pair_panels(panels w, int64_t n_panels, int64_t n_words, float *to) {
@@ -97,7 +87,7 @@ static void prefetch_part(panels w, int64_t n_panels, int64_t depth, int64_t par
 /* Adds the products of a piece of more than 8 rows with some panels at a time, whose words are made once for all rows
  * and stay in a cache. Meanwhile the next panels are prefetched, a part before each tile of rows: processors wait when
  * many prefetches follow one another. */
-static void multiply_piece(word_rows x, int64_t n_rows, panels w, int64_t n_panels, float *totals, int64_t stride,
+static void multiply_piece(panels x, int64_t n_rows, panels w, int64_t n_panels, float *totals, int64_t stride,
                            int64_t depth) {
     const int64_t n_words = words_of(depth), n_parts = (n_rows + WORD_ROWS - 1) / WORD_ROWS;
     __attribute__((aligned(64))) float words[TILE_PANELS * WORDS * LANES];
@@ -107,8 +97,8 @@ static void multiply_piece(word_rows x, int64_t n_rows, panels w, int64_t n_pane
         pair_panels(panels_from(w, p * w.panel), n, n_words, words);
         for (int64_t r = 0; r < n_rows; r += WORD_ROWS) {
             prefetch_part(panels_from(w, p * w.panel + ahead), n, depth, r / WORD_ROWS, n_parts);
-            multiply_words(smaller(WORD_ROWS, n_rows - r), x.at + r / LANES * x.group + r % LANES, n, words,
-                           n_words * LANES, totals + r * stride + p * LANES, stride, n_words, 0);
+            multiply_words(smaller(WORD_ROWS, n_rows - r), (const float *)x.at + r / LANES * x.panel + r % LANES, n,
+                           words, n_words * LANES, totals + r * stride + p * LANES, stride, n_words, 0);
         }
     }
 }
@@ -117,11 +107,11 @@ static void multiply_piece(word_rows x, int64_t n_rows, panels w, int64_t n_pane
 ALWAYS_INLINE void dots_block(const refgpt_linear_args *a, int64_t first_row, int64_t n_rows, int64_t first,
                               int64_t n_outputs, const int few) {
     enum { WIDTH = PANEL_BLOCK * LANES };
-    __attribute__((aligned(64))) float totals[DOT_ROWS * WIDTH], room[ROOM_ROWS * WORDS];
-    const int64_t n_panels = (n_outputs + LANES - 1) / LANES, n_groups = (n_rows + LANES - 1) / LANES,
-                  group = (a->n_in + 1) / 2 * LANES, deepest = WORDS * PAIR_STEP * (few ? ROW_BLOCK / FEW_ROWS : 1);
+    __attribute__((aligned(64))) float totals[DOT_ROWS * WIDTH], room[ROOM];
+    const int64_t n_panels = (n_outputs + LANES - 1) / LANES, n_row_panels = (n_rows + LANES - 1) / LANES,
+                  row_panel = (a->n_in + 1) / 2 * LANES, deepest = PAIR_STEP * (few ? FEW_WORDS : WORDS);
     const int64_t n_last = a->n_in % 2 ? a->n_in % CHUNK : 0; /* inputs of a chunk whose last pair lacks the odd one */
-    const uint32_t *pairs = few ? NULL : (const uint32_t *)a->x_panels + first_row / LANES * group;
+    const uint32_t *pairs = few ? NULL : (const uint32_t *)a->x_panels + first_row / LANES * row_panel;
     const panels w = panels_from(stream_of(a->w, a->n_in * LANES, BF16_PAIRS), first * a->n_in);
     start_panels(totals, WIDTH, n_rows, n_outputs, a->bias ? a->bias + first : NULL);
     for (int64_t i = 0, depth; i < a->n_in; i += depth) {
@@ -130,10 +120,10 @@ ALWAYS_INLINE void dots_block(const refgpt_linear_args *a, int64_t first_row, in
         uint16_t last[PANEL_BLOCK * CHUNK * LANES];
         const panels some = depth % 2 ? with_zeros(w, n_panels, i, depth, last) : panels_from(w, i * LANES);
         if (few) {
-            round_rows(a, n_rows, i, depth, room);
+            round_few_rows(a, n_rows, i, depth, room);
             multiply_pairs(n_rows, (rows){room, n_words, 1, 0, 0}, n_panels, some, totals, WIDTH, n_words);
         } else {
-            const word_rows x = ready_rows(pairs + i / 2 * LANES, group, n_groups, (depth + 1) / 2, room);
+            const panels x = words_of_rows(pairs + i / 2 * LANES, row_panel, n_row_panels, (depth + 1) / 2, room);
             multiply_piece(x, n_rows, some, n_panels, totals, WIDTH, depth + depth % 2);
         }
     }

@@ -58,6 +58,12 @@ static inline void store_row(float *row, int64_t i, int64_t n, v16 a) {
     else v16_store_n(row + i, a, n - i);
 }
 
+/* Inputs i .. i + 15 of up to 16 rows, with rows as lanes; zeros past the last row and the last input. */
+static inline void load_turned(const float *x, int64_t n_rows, int64_t i, int64_t n_in, v16 *turned) {
+    for (int64_t r = 0; r < LANES; r++) turned[r] = r < n_rows ? load_row(x + r * n_in, i, n_in, 0.0f) : v16_set1(0.0f);
+    v16_turn(turned);
+}
+
 /* The number of inputs in a lane for linear_bf16_dots: one, in float32, if no instruction multiplies pairs of
  * bfloat16. */
 #ifndef PAIR_STEP

@@ -1,4 +1,4 @@
-/* The factors of the gradients' products in bfloat16. Both are rounded into buffers, as words that a step of a sum
+/* Products in bfloat16, and the factors of those of gradients. Both factors are rounded into buffers, as words that a step of a sum
  * takes as they are: a pair of numbers in each lane, or on instruction sets without pairs two words in float32, the odd
  * number's first.
  *
@@ -10,7 +10,7 @@
 #if PAIR_STEP == 1
 MULTIPLY_BESIDE(multiply_ready_beside, READY_PAIRS)
 
-enum { WORD_ROWS = LANES }; /* rows of a tile with pairs; here multiply_words makes tiles from all that it is given */
+enum { WORD_ROWS = LANES }; /* rows for one call of multiply_words, which divides them into tiles itself */
 
 /* Adds the products of rows that lie side by side, up to 16, with some panels, `panel` numbers from one another, to y.
  * `first`: y is not read, and becomes their products. */
@@ -21,7 +21,7 @@ static void multiply_words(int64_t n_rows, const float *x, int64_t n_panels, con
                           n_words);
 }
 #else
-enum { WORD_ROWS = 4 }; /* 12 sums and 12 totals of 32 registers */
+enum { WORD_ROWS = 4 }; /* rows of a tile: 12 sums and 12 totals of 32 registers */
 
 /* Chunks are so short in words that loading and storing totals after each would take a tenth of the time: here they
  * stay in registers. R and P are compile-time constants at every call. */
@@ -108,6 +108,15 @@ ALWAYS_INLINE v16 round_above(v16 x, const uint32_t least) {
     }
     memcpy(&x, words, sizeof words);
     return x;
+}
+/* Pairs of the numbers in each lane, rounded to bfloat16; those then smaller than `least` become 0. */
+ALWAYS_INLINE v16 v16_round_pairs(v16 even, v16 odd, const uint32_t least) {
+    uint32_t lower[LANES], upper[LANES];
+    even = round_above(even, least), odd = round_above(odd, least);
+    memcpy(lower, &even, sizeof lower), memcpy(upper, &odd, sizeof upper);
+    for (int l = 0; l < LANES; l++) upper[l] |= lower[l] >> 16;
+    memcpy(&even, upper, sizeof upper);
+    return even;
 }
 ALWAYS_INLINE void put_pairs(float *to, v16 even, v16 odd, const uint32_t least) {
     v16_store(to, round_above(odd, least));

@@ -46,7 +46,7 @@ from refgpt.numbers.panels import (
 
 #: Like ``SMALLEST_PIECE``, for bytes.
 SMALLEST_QUANTISED_PIECE = 1 << 19
-#: Smallest number of floats to be packed that is worth waking a thread for.
+#: Smallest number of elements to be packed or rounded that is worth waking a thread for.
 SMALLEST_PACKED_PIECE = 1 << 15
 RECORD = BLOCK + 8  # bytes of a quantised row's block: integers, scale, sum
 PAIR = np.dtype(np.uint32)  # two bfloat16, the even input in the lower half
@@ -55,9 +55,9 @@ PAIR = np.dtype(np.uint32)  # two bfloat16, the even input in the lower half
 class LinearInput:
     """Rows [t, n_in], and the forms in which linear layers read them. Each form is made when it is first needed.
 
-    Layers with float weights read up to 8 rows unchanged, and more rows as panels, or for products in bfloat16 rounded
-    to it (``round_rows``). Layers with weights of 8, 4 and 3 bits read rows rounded to 8 bits by blocks
-    (``quantise_rows``). Layers that read the same rows share this work.
+    Layers with float weights read up to 8 rows unchanged. They read more rows as panels, or, if they multiply in
+    bfloat16, as pairs of rounded numbers (``round_rows``). Layers with weights of 8, 4 and 3 bits read rows rounded to
+    8 bits by blocks (``quantise_rows``). Layers that read the same rows share this work.
 
     Parameters
     ----------
@@ -94,12 +94,8 @@ class LinearInput:
             self._parts[start, stop] = some
         return self._parts[start, stop]
 
-    def panels(self) -> Panels | None:
-        """The rows as panels; None if they are few enough to be read directly."""
-        return self.packed() if self.shape[0] > FEW_ROWS else None
-
     def packed(self) -> Panels:
-        """The rows as panels, however few they are."""
+        """The rows as panels."""
         if self._panels is None:
             n_rows, n_in = self.shape
             shape, dtype = panel_shape("f32", n_rows, n_in), panel_dtype("f32")
@@ -108,9 +104,9 @@ class LinearInput:
             self._panels = pack(self.x, panels, threads=self._threads, program=self._program)
         return self._panels
 
-    def rounded(self) -> np.ndarray | None:
-        """The rows rounded to bfloat16, in pairs; None if they are few enough to be rounded when they are read."""
-        if self._rounded is None and self.shape[0] > FEW_ROWS:
+    def rounded(self) -> np.ndarray:
+        """The rows rounded to bfloat16: pairs [ceil(t / 16), ceil(n_in / 2), 16]."""
+        if self._rounded is None:
             shape = _pairs_shape(*self.shape)
             room = self._room(PAIR.itemsize * prod(shape)).view(PAIR).reshape(shape)
             self._rounded = round_rows(self.x, room, threads=self._threads, program=self._program)
@@ -144,7 +140,8 @@ class LinearInput:
 def scratch_bytes(n_rows: int, n_in: int) -> int:
     """Most bytes of the forms of ``n_rows`` rows of up to ``n_in`` inputs.
 
-    With an adapter a layer's rows have two forms: panels, and pairs or records.
+    With an adapter a layer's rows have two forms, such as panels and pairs; a second form that does not fit gets memory
+    of its own.
     """
     n_rows, n_in = (whole_number(name, n, 0, None, KernelError) for name, n in (("n_rows", n_rows), ("n_in", n_in)))
     n_panel_bytes = panel_dtype("f32").itemsize * prod(panel_shape("f32", n_rows, n_in))
@@ -190,13 +187,12 @@ def linear(
     dots = (w.kind, w.compute) == ("bf16", "bf16")
     if w.kind in FLOATS:
         unchanged = floats("x", rows.x, (n_rows, n_in))
-        if dots:
-            many = rows.rounded()
-        else:
-            panels = rows.panels()
-            many = None if panels is None else panels.data
-        check_apart("out", y, many)
-        args = arguments("linear", x=unchanged, x_panels=ffi.NULL if many is None else ffi.from_buffer(many), **same)
+        x_panels = None  # few rows are read from x
+        if n_rows > FEW_ROWS:
+            x_panels = rows.rounded() if dots else rows.packed().data
+        check_apart("out", y, x_panels)
+        packed = ffi.NULL if x_panels is None else ffi.from_buffer(x_panels)
+        args = arguments("linear", x=unchanged, x_panels=packed, **same)
     else:
         check_apart("out", y, rows.quantised())
         args = arguments("linear_quantised", x=ffi.from_buffer("char[]", rows.quantised()), **same)
@@ -269,20 +265,32 @@ def round_rows(
     kernel: Kernel | None = None,
     program: Program | None = None,
 ) -> np.ndarray:
-    """Rows [t, n_in] rounded to bfloat16, two neighbouring inputs in a word, 16 rows side by side.
+    """Round rows to bfloat16, as products in bfloat16 read more than 8 of them.
 
-    Numbers smaller than 2^-56 become 0 (see ``csrc/refgpt_kernels.h``).
+    Two neighbouring inputs share a word, the even one in its lower half, and 16 rows lie side by side. Rounding is to
+    nearest even; numbers whose rounded magnitude is below 2^-56 become 0. Zeros follow the last input and the last row.
+
+    Parameters
+    ----------
+    x : ndarray [t, n_in]
+    out : ndarray [ceil(t / 16), ceil(n_in / 2), 16], uint32, optional
+        Must not overlap ``x``.
 
     Returns
     -------
     ndarray [ceil(t / 16), ceil(n_in / 2), 16], uint32
+
+    Raises
+    ------
+    KernelError
+        If an array has another dtype, shape or layout, or the two overlap.
     """
     n_rows, n_in = check_shape("x", x, (None, None))
     shape = _pairs_shape(n_rows, n_in)
     y = np.empty(shape, PAIR) if out is None else out
     check_shape("out", y, shape)
     if y.dtype != PAIR:
-        raise KernelError("not an array of words", where="out", got=y.dtype, wanted=PAIR)
+        raise KernelError("not words", where="out", got=y.dtype, wanted=PAIR)
     check_apart("out", y, x)
     pairs = ffi.from_buffer("uint32_t[]", check_whole("out", y, written=True))
     args = arguments("round_rows", x=floats("x", x, (n_rows, n_in)), y=pairs, n_rows=n_rows, n_in=n_in)
@@ -316,5 +324,5 @@ def pack(
 
 
 def _packing_grain(n_in: int) -> int:
-    """The fewest panels that are worth waking a thread for."""
+    """The number of panels of ``n_in`` inputs in the smallest piece of packing or rounding."""
     return max(1, SMALLEST_PACKED_PIECE // max(1, LANES * n_in))

@@ -74,7 +74,8 @@ def put_records(k, v, k_cache, v_cache, positions, slots) -> None:
 
 
 def attention_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_head: int = 2, d_head: int = 24) -> Case:
-    """``n`` keys (one at least) in each of two sequences; the rows are some of the one, then some of the other.
+    """``n`` keys (one at least) in each of two sequences; the rows are some of the one, some of the other, then more of
+    the first.
 
     Where there is an even number of rows they are of a local layer: each sees the last of its keys only. Their scores
     are divided by another number, too.
@@ -82,7 +83,7 @@ def attention_case(dtype: str, n: int, n_rows: int, flavour: str, rng: Rng, n_he
     n_keys, capacity, n_slots = max(n, 1), max(n, 1) + 5, 2
     q = numbers(rng, flavour, n_rows, n_head, d_head, huge=1e4)
     k, v = (numbers(rng, flavour, n_slots, n_keys, n_head, d_head, huge=1e4) for _ in range(2))
-    slots = (np.arange(n_rows) < n_rows // 3).astype(np.int64)
+    slots = np.arange(n_rows) // max(1, n_rows // 3) % 2
     n_visible = rng.integers(1, n_keys + 1, n_rows)
     local, divisor = n_rows % 2 == 0, 1.5 if n_rows % 2 == 0 else None
     first_visible = np.maximum(n_visible - rng.integers(1, 70, n_rows), 0) if local else np.zeros_like(n_visible)

@@ -135,13 +135,17 @@ STACK = """
 import resource
 most = resource.getrlimit(resource.RLIMIT_STACK)[1]
 resource.setrlimit(resource.RLIMIT_STACK, (8 << 20 if most < 0 else min(8 << 20, most), most))  # of this thread
+from dataclasses import replace
 import numpy as np
-from refgpt.kernels import linear, list_kernels
+from refgpt.kernels import linear, list_kernels, pack
+from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.quantisation import quantise
-x, w = np.ones((64, 700), np.float32), quantise(np.ones((1300, 700), np.float32), "q8")
-rows = [row for row in list_kernels() if row.op == "linear_q8" and row.obstacle is None]
+x = np.ones((64, 700), np.float32)
+w = {"linear_q8": quantise(np.ones((1300, 700), np.float32), "q8")}
+w["linear_bf16_dots"] = replace(pack(np.full((1300, 700), 0x3F80, np.uint16).view(BFLOAT16)), compute="bf16")
+rows = [row for row in list_kernels() if row.op in w and row.obstacle is None]
 for row in rows:
-    linear(x, w, threads=4, kernel=row)
+    linear(x, w[row.op], threads=4, kernel=row)
 print("done" if rows else "nothing")
 """
 
