@@ -58,12 +58,18 @@ def list_kernels() -> list[Kernel]:
     rows, kernels = lib.refgpt_table(), []
     while rows.op != ffi.NULL:
         op, isa = ffi.string(rows.op).decode(), ffi.string(rows.isa).decode()
-        told = lib.refgpt_isa_obstacle(rows.isa)
         left_out = None if rows.run else "left out of this build, by REFGPT_BUILD_ISAS or an old compiler"
-        obstacle = ffi.string(told).decode() if told else left_out
+        obstacle = _isa_obstacle(isa) or left_out
         kernels.append(Kernel(op, isa, obstacle, rows.run))
         rows += 1
     return kernels
+
+
+@cache
+def _isa_obstacle(isa: str) -> str | None:
+    """Why this processor lacks an instruction set. Asked once: on virtual machines each question takes some 30 us."""
+    told = lib.refgpt_isa_obstacle(isa.encode())
+    return ffi.string(told).decode() if told else None
 
 
 @cache
