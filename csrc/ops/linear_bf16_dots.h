@@ -6,8 +6,8 @@
  * of 2^-126, the smallest normal number: no sum is subnormal, and instruction sets with and without pairs return the
  * same bits.
  *
- * A word is a pair, or on instruction sets without pairs one float32, the odd input of each pair first. More than 8 rows
- * come as pairs, from the kernel round_rows. A piece of rows is multiplied with a few panels of weights at a time,
+ * A word is a pair, or on instruction sets without pairs one float32, the odd input of each pair first. More than 8
+ * rows come as pairs, from the kernel round_rows. A piece of rows is multiplied with a few panels of weights at a time,
  * whose words are made once for all these rows and stay in the cache; without pairs, so are the words of the rows. Few
  * rows (decode) are rounded here, and multiplied with a few panels of weights from the first input to the last. */
 

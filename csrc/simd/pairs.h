@@ -1,6 +1,6 @@
-/* Products in bfloat16, and the factors of those of gradients. Both factors are rounded into buffers, as words that a step of a sum
- * takes as they are: a pair of numbers in each lane, or on instruction sets without pairs two words in float32, the odd
- * number's first.
+/* Products in bfloat16, and the factors of those of gradients. Both factors are rounded into buffers, as words that a
+ * step of a sum takes as they are: a pair of numbers in each lane, or on instruction sets without pairs two words in
+ * float32, the odd number's first.
  *
  * As in linear_bf16_dots.h, sums of products must not become subnormal, so that small numbers count as 0. Gradients can
  * be far smaller than weights and activations, so that their limits differ: what is rounded to a smaller number than
