@@ -21,15 +21,8 @@ def rows_of(op):
 
 
 each_row = rows_of("linear_bf16_dots")
-SHAPES = [
-    (1, 70),
-    (3, 31),
-    (8, 257),
-    (9, 33),
-    (20, 300),
-    (70, 130),
-    (275, 291),
-]  # rows and inputs: odd ones, several pieces
+# Rows and inputs: odd ones, several pieces.
+SHAPES = [(1, 70), (3, 31), (8, 257), (9, 33), (20, 300), (70, 130), (275, 291)]
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
