@@ -131,10 +131,11 @@ def recorded(engine: Runtime, threads: int, ids: Sequence[int]) -> tuple[Program
     cache.make_writable(0, n)
     slots, positions = np.zeros(n, np.int64), np.arange(n)
     batch = Batch.of(np.array(ids), slots, positions, 0, config.window, cache.tables, cache.block)
+    if n > 1:
+        batch = batch.asking(slice(n - 1, n))
     buffers = Buffers.of(config, n, cache.padded_capacity, threads)
-    last = slice(n - 1, n)
     tables = engine.tables(n)
-    logits = engine.family.forward(engine.params, config, batch, cache, tables, buffers, last, program=program)
+    logits = engine.family.forward(engine.params, config, batch, cache, tables, buffers, program=program)
     return program, logits
 
 

@@ -10,7 +10,7 @@
  * lane's sum starts at these bits, less the lane's own products; subtracting 1.5 * 2^23 plus the row's own products, in
  * float, is exact and leaves the dot product as a float. */
 
-enum { PIECE_BLOCKS = 8, PIECE_PANELS = 24, FLOAT_BITS = 0x4b400000 /* 1.5 * 2^23 */ };
+enum { PIECE_BLOCKS = 8, PIECE_PANELS = 32, FLOAT_BITS = 0x4b400000 /* 1.5 * 2^23 */ };
 /* Bytes of a widened block. Of a tile's rows: [8 quads][even, odd places][rows][2] 16-bit integers, then for each row
  * the float to subtract and the scale. Of a panel: the same with 16 lanes, then for each lane the bits at which its
  * sums start and the scale. */
@@ -130,5 +130,8 @@ static void multiply_widened(const refgpt_linear_quantised_args *a, int64_t firs
 
 ALWAYS_INLINE void linear_widened(const refgpt_linear_quantised_args *a, int64_t begin, int64_t end) {
     for (int64_t r = 0; r < a->n_rows; r += ROWS_AT_ONCE)
-        for (int64_t p = begin; p < end; p += PIECE_PANELS) multiply_widened(a, r, p, smaller(p + PIECE_PANELS, end));
+        for (int64_t p = begin, n; p < end; p += n) {
+            n = even_part(end - p, PIECE_PANELS);
+            multiply_widened(a, r, p, p + n);
+        }
 }

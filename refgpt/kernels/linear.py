@@ -196,10 +196,15 @@ def linear(
     else:
         check_apart("out", y, rows.quantised())
         args = arguments("linear_quantised", x=ffi.from_buffer("char[]", rows.quantised()), **same)
-    # Pieces are large enough to be worth waking a thread for; of floats, whole groups of panels (4 or 3 side by side).
-    group, smallest = (4 if n_rows == 1 else 3, SMALLEST_PIECE) if w.kind in FLOATS else (1, SMALLEST_QUANTISED_PIECE)
+    # Pieces are large enough to be worth waking a thread for. Of floats they are whole groups of panels (4 or 3 side by
+    # side); of integers, many rows are unpacked once for some panels, so that few of these take longer.
+    if w.kind in FLOATS:
+        group, smallest, even = 4 if n_rows == 1 else 3, SMALLEST_PIECE, n_rows > FEW_ROWS
+    else:
+        even = n_rows > ROW_GROUP
+        group, smallest = 16 if even else 1, SMALLEST_QUANTISED_PIECE
     grain = group * max(1, smallest // max(1, n_rows * n_in * LANES * group))
-    if w.kind in FLOATS and n_rows > FEW_ROWS:
+    if even:
         grain = even_grain(n_panels(w.n_out), group, grain, threads)
     op = "linear_bf16_dots" if dots else f"linear_{w.kind}"
     run(table_row(op, kernel), args, n_panels(w.n_out), grain, threads, program)

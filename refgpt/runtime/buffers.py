@@ -112,6 +112,11 @@ class Buffers:
             program=program,
         )
 
+    def only(self, rows: slice | np.ndarray) -> Buffers:
+        """The same buffers for some rows of the pass, in whose residual stream the pass goes on."""
+        x = self.x[rows]
+        return replace(self.first(len(x), self.program), x=x, mid=x)
+
     def keeping(self, names: Collection[str]) -> Buffers:
         """The same buffers, with separate memory for these activations of a block, so that nothing overwrites them."""
         own = {HOLDS[name]: np.empty_like(getattr(self, HOLDS[name])) for name in names}

@@ -104,6 +104,26 @@ def layer(
     return block(x, params.blocks[i], config, batch, kv, tables, to, tap)  # [t, c]
 
 
+def add_keys(
+    i: int,
+    x: np.ndarray,
+    params: Params,
+    config: Config,
+    batch: Batch,
+    kv: tuple[np.ndarray, np.ndarray],
+    tables: Rotation,
+    to: Buffers,
+) -> None:
+    """Put the keys and values of block ``i`` into the cache, and nothing else. x [t, c]"""
+    p, flat = params.blocks[i], to.attn_out.shape
+    normed = kernels.layer_norm(x, p.ln1_w, p.ln1_b, config.ln_eps, to.ln, **to.how)  # [t, c]
+    rows = LinearInput(normed, to.ln_ready, **to.how)
+    k = kernels.linear(rows, p.wk, p.bk, to.k.reshape(flat), **to.how).reshape(to.k.shape)  # [t, h, d]
+    v = kernels.linear(rows, p.wv, p.bv, to.v.reshape(flat), **to.how).reshape(to.v.shape)  # [t, h, d]
+    k = kernels.rotary_halves(k, *tables, batch.positions, to.k, **to.how)  # [t, h, d]
+    kernels.kv_append(k, v, *kv, batch.offsets, batch.blocks, **to.how)
+
+
 def forward(
     params: Params,
     config: Config,
@@ -111,18 +131,21 @@ def forward(
     cache: KVCache,
     tables: Rotation,
     buffers: Buffers,
-    wanted: slice | np.ndarray = slice(None),
     tap: Tap = no_tap,
     program: Program | None = None,
+    of_asked: Params | None = None,
 ) -> np.ndarray:
-    """Logits [len(wanted), v] of some rows after one pass over ``batch``: see ``refgpt.runtime.gptj.forward``."""
+    """Logits [n, v] of the rows that ``batch`` asks for, after one pass: see ``refgpt.runtime.gptj.forward``."""
     shown = TapView.to(tap)
     to = buffers.first(len(batch.ids), program)
     x = embed(params, config, batch, to, shown)  # [t, c]
     for i, kv in enumerate(zip(cache.k, cache.v, strict=True)):
+        if batch.asked is not None and i == config.n_layer - 1:
+            add_keys(i, x, params, config, batch, kv, tables, to)
+            to, params, batch = to.only(batch.rows), of_asked or params, batch.asked
+            x = to.x  # [n, c]
         x = layer(i, x, params, config, batch, kv, tables, to, shown.part(f"blocks.{i}."))  # [t, c]
-    x, ln = x[wanted], to.ln[wanted]
-    x = shown("ln_final", kernels.layer_norm(x, params.ln_w, params.ln_b, config.ln_eps, ln, **to.how))
+    x = shown("ln_final", kernels.layer_norm(x, params.ln_w, params.ln_b, config.ln_eps, to.ln, **to.how))
     logits = np.empty((len(x), config.n_vocab), np.float32)
     rows_of_head = LinearInput(x, to.ready, **to.how)
     return shown("logits", kernels.linear(rows_of_head, params.w_head, None, logits, **to.how))  # [t, v]

@@ -52,24 +52,22 @@ class Mixer:
         self._widths = max(a.n_out for a, _ in pairs), max(b.n_out for _, b in pairs)
         self._n_rows, self._scratch = 0, Scratch(0, 0, 0)
 
-    def params(self, groups: Groups, wanted: slice | np.ndarray) -> ParamTree:
-        """The weights of a pass.
+    def params(self, groups: Groups, some: slice | np.ndarray = slice(None)) -> ParamTree:
+        """The weights for the rows of a pass, or for some of them.
 
         Parameters
         ----------
         groups : Groups
-        wanted : slice or ndarray
-            The rows, in ascending order, that go through the head.
+        some : slice or ndarray
+            The rows, in ascending order.
         """
         stops = np.cumsum([size for _, size in groups])
         n_rows = int(stops[-1])
         if n_rows > self._n_rows:
             self._n_rows, self._scratch = n_rows, Scratch(n_rows, *self._widths)
-        places = np.arange(n_rows)[wanted]
-        of_blocks, of_head = ([0, *some.tolist()] for some in (stops, np.searchsorted(places, stops)))
+        bounds = [0, *np.searchsorted(np.arange(n_rows)[some], stops).tolist()]
 
         def mixed(name: str, leaf: Leaf) -> Leaf:
-            bounds = of_blocks if name.startswith("blocks.") else of_head
             parts = [
                 RowsAdapter(start, stop, *pair)
                 for (adapter, _), (start, stop) in zip(groups, pairwise(bounds), strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
@@ -22,13 +21,13 @@ class RecordedPass:
     record : callable
         ``record(batch, program)`` adds the calls of a pass to the program and returns the array for its logits.
     batch : Batch
-        The rows of the first run; later runs have the same number of rows and tiles, and the same cache.
+        The rows of the first run. Later runs have as many rows and tiles, ask for the same rows, and have the same
+        cache.
     threads : int
     """
 
     def __init__(self, record: Callable[[Batch, Program], np.ndarray], batch: Batch, threads: int) -> None:
-        own = [array.copy() for array in batch.arrays]
-        self._batch = replace(Batch(*own), tables=batch.tables)
+        self._batch = batch.copy()
         self._program, self._threads = Program(), threads
         self._logits = record(self._batch, self._program)
 

@@ -71,7 +71,7 @@ class RuntimeSession:
         self.cache = KVCache(runtime.config, n_seqs, min(capacity, runtime.config.n_ctx), runtime.kv_dtype)
         self._tables = runtime.tables(1)
         self._buffers = self._new_buffers(n_seqs)
-        self._recorded: dict[tuple[int, int, int | None, str | None, Groups], RecordedPass] = {}
+        self._recorded: dict[tuple[int, int, bool, str | None, Groups], RecordedPass] = {}
         self._adapters: list[str | None] = [None] * n_seqs
         trees = {name: engine.params for name, engine in runtime.adapters.items()}
         self._mixer = Mixer(runtime.params, trees) if trees else None
@@ -277,37 +277,35 @@ class RuntimeSession:
             most = min(PREFILL_ROWS, self.cache.capacity * len(self.cache.lengths))
             self._buffers = self._new_buffers(max(n, most))
             self._recorded.clear()
-        if n > MOST_ROWS:
-            rows = slice(n - len(wanted), n) if wanted[0] == n - len(wanted) else wanted
-            logits = self._compute(batch, rows, groups)
-        elif len(wanted) == 1:
-            logits = self._recorded_pass(batch, slice(-1, None), groups).run(batch)
-        else:
-            logits = self._recorded_pass(batch, slice(None), groups).run(batch)[wanted]
+        first = n - len(wanted)
+        if first and (n > MOST_ROWS or len(wanted) == 1):
+            batch = batch.asking(slice(first, n) if wanted[0] == first else wanted)
+        logits = self._compute(batch, groups) if n > MOST_ROWS else self._recorded_pass(batch, groups).run(batch)
+        if batch.asked is None and first:
+            logits = logits[wanted]
         self.cache.check_overflow(logits, batch.blocks, batch.offsets)
         return logits
 
-    def _recorded_pass(self, batch: Batch, wanted: slice, groups: Groups) -> RecordedPass:
-        kind = len(batch.ids), len(batch.tiles), wanted.start, forced_isa(), groups
+    def _recorded_pass(self, batch: Batch, groups: Groups) -> RecordedPass:
+        kind = len(batch.ids), len(batch.tiles), batch.asked is None, forced_isa(), groups
         if kind not in self._recorded:
             mixed = [other for other in self._recorded if other[-1]]
             if groups and len(mixed) >= MOST_RECORDED:
                 del self._recorded[mixed[0]]
             self._recorded[kind] = RecordedPass(
-                lambda batch, program: self._compute(batch, wanted, groups, program), batch, self._runtime.threads
+                lambda batch, program: self._compute(batch, groups, program), batch, self._runtime.threads
             )
         return self._recorded[kind]
 
-    def _compute(
-        self, batch: Batch, wanted: slice | np.ndarray, groups: Groups, program: Program | None = None
-    ) -> np.ndarray:
+    def _compute(self, batch: Batch, groups: Groups, program: Program | None = None) -> np.ndarray:
         engine = self._runtime
-        params = engine.params
+        params, of_asked = engine.params, None
         if groups:
             assert self._mixer is not None
-            params = self._mixer.params(groups, wanted)
+            params = self._mixer.params(groups)
+            of_asked = None if batch.asked is None else self._mixer.params(groups, batch.rows)
         return engine.family.forward(
-            params, engine.config, batch, self.cache, self._tables, self._buffers, wanted, program=program
+            params, engine.config, batch, self.cache, self._tables, self._buffers, program=program, of_asked=of_asked
         )
 
     def _check_slots(self, seqs: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -11,9 +11,13 @@ from hypothesis import strategies as st
 
 from refgpt._common.errors import GenerationError
 from refgpt.numbers.dtypes import KV_DTYPES
+from refgpt.runtime import Runtime
 from refgpt.runtime.cache import BLOCK
+from refgpt.runtime.families import FAMILIES
+from refgpt.runtime.recorded import MOST_ROWS
 from refgpt.runtime.spec_engine import SpecEngine
 from tests.helpers.buffers import assert_same_bits
+from tests.helpers.families import VARIANTS
 from tests.helpers.runtime_models import LONG, PROMPT, runtime
 from tests.helpers.tiny import random_params
 
@@ -57,6 +61,32 @@ def test_any_mixture_of_chunks_and_steps(dtype, kv_dtype, data):
         assert_same_bits(got, np.concatenate(expected))
         for slot, ids, _ in parts:
             done[slot] += len(ids)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    ("sizes", "n_rows"),
+    [([20], [1]), ([9], [1]), ([20], [6]), ([20], [20]), ([11, 9, 2], [3, 0, 2]), ([3, 9], [1, 1])],
+)
+def test_the_last_block_is_computed_for_the_rows_asked_for_and_no_others(name, sizes, n_rows, monkeypatch):
+    config, family = VARIANTS[name], FAMILIES[VARIANTS[name].model_type]
+    engine = Runtime(random_params(config, 5), config, threads=2)
+    texts = [[(5 * i + slot) % config.n_vocab for i in range(30)] for slot in range(len(sizes))]
+    session = engine.session(len(sizes), 30)
+    parts = [(slot, text[:n], 0) for slot, (text, n) in enumerate(zip(texts, sizes, strict=True))]
+    computed, layer = [], family.layer
+    monkeypatch.setattr(family, "layer", lambda i, x, *rest: (computed.append((i, len(x))), layer(i, x, *rest))[1])
+    got = session.step(parts, n_rows)
+    n, n_asked = sum(sizes), sum(max(rows, 1) for rows in n_rows)
+    if n <= MOST_ROWS and n_asked > 1:  # recorded once, for whatever rows are asked for
+        n_asked = n
+    assert computed == [*((i, n) for i in range(config.n_layer - 1)), (config.n_layer - 1, n_asked)]
+    monkeypatch.undo()
+    whole = [engine.logits(text) for text in texts]
+    wanted = [rows[n - asked : n] for rows, n, asked in zip(whole, sizes, n_rows, strict=True)]
+    assert_same_bits(got, np.concatenate(wanted))
+    after = session.decode(range(len(sizes)), [text[n] for text, n in zip(texts, sizes, strict=True)])
+    assert_same_bits(after, np.stack([rows[n] for rows, n in zip(whole, sizes, strict=True)]))
 
 
 @pytest.mark.parametrize("engine", [runtime(), SPEC], ids=["runtime", "spec"])
