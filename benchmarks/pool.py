@@ -132,7 +132,7 @@ def recorded(engine: Runtime, threads: int, ids: Sequence[int]) -> tuple[Program
     slots, positions = np.zeros(n, np.int64), np.arange(n)
     batch = Batch.of(np.array(ids), slots, positions, 0, config.window, cache.tables, cache.block)
     if n > 1:
-        batch = batch.asking(slice(n - 1, n))
+        batch = batch.with_logit_rows(slice(n - 1, n))
     buffers = Buffers.of(config, n, cache.padded_capacity, threads)
     tables = engine.tables(n)
     logits = engine.family.forward(engine.params, config, batch, cache, tables, buffers, program=program)

@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from refgpt._common.arguments import flag, one_of, path_of, whole_number
 from refgpt._common.errors import RefgptError
@@ -20,7 +19,7 @@ from refgpt._model import Model
 from refgpt._open import check_progress, open_adapter, open_adapters, open_model
 from refgpt.checkpoints import NOTHING_SAID, Checkpoint, verify_checksums
 from refgpt.numbers import checksums
-from refgpt.numbers.dtypes import COMPUTES, KV_DTYPES, Compute, KVDtype, dtype_name, known_dtype
+from refgpt.numbers.dtypes import COMPUTES, KV_DTYPES, Compute, DTypeLike, KVDtype, dtype_name, known_dtype
 from refgpt.numbers.packing import Kept
 from refgpt.numbers.panels import PACKED_DTYPES
 from refgpt.runtime.engine import Engine

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from refgpt._common.arguments import one_of, whole_number
 from refgpt._common.errors import RefgptError
@@ -15,7 +14,7 @@ from refgpt._common.float_state import default_float_state
 from refgpt._load import check_options, start
 from refgpt._model import Model
 from refgpt.checkpoints import Checkpoint
-from refgpt.numbers.dtypes import known_dtype
+from refgpt.numbers.dtypes import DTypeLike, known_dtype
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import family_of, leaf_shapes
 from refgpt.tokenizers import Tokenizer, load_tokenizer

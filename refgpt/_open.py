@@ -111,7 +111,7 @@ def open_adapters(
     RefgptError
         If one of them cannot be used, or there is one that is always applied.
     """
-    if adapters is None:
+    if adapters is None or adapters == {}:
         return {}
     from refgpt.checkpoints.adapters import read_adapters
 

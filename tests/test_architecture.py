@@ -254,6 +254,14 @@ def test_a_command_imports_what_it_uses_alone() -> None:
     unused = {"batches", "conversion", "evaluation", "inspect", "cluster", "server", "tracing", "training", "plotting"}
     assert "refgpt.generation.scheduler" in loaded and not rooms_of(loaded) & unused
     assert [name for name in loaded if name.startswith("refgpt.cli.") and name.endswith((".batch", ".serve"))] == []
+    assert not {"tokenizers", "numpy.ma", "numpy.typing", "tarfile"} & set(loaded)
+
+
+def test_blas_threads_are_configured_before_numpy_is_imported() -> None:
+    code = [sys.executable, "-X", "importtime", "-c", "import refgpt.cli"]
+    done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, check=True)
+    order = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines()]
+    assert order.index("refgpt.cli.blas_threads") < order.index("numpy")
 
 
 def test_tests_need_no_torch() -> None:

@@ -12,6 +12,7 @@ from importlib import import_module
 
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
+from refgpt.cli import blas_threads as blas_threads  # before NumPy is imported
 from refgpt.cli.flags import in_flags
 from refgpt.cli.options import ShowVersion, add_verbosity
 from refgpt.cli.parser import CommandParser

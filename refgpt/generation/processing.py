@@ -79,7 +79,7 @@ class Processing:
             _add_biases(scores, text, self._biases)
         if p.repetition_penalty != 1:
             window = text if p.repeat_last_n is None else text[-p.repeat_last_n :]
-            seen = np.unique(window[window < len(scores)])
+            seen = window[window < len(scores)]  # an id that occurs twice is penalised once
             scores[seen] = np.where(
                 scores[seen] < 0, scores[seen] * p.repetition_penalty, scores[seen] / p.repetition_penalty
             )

@@ -128,10 +128,10 @@ def even_grain(n_items: int, group: int, least: int, threads: int | None) -> int
     With so few items that one group more or less would change the time, pieces are chosen so that every thread can get
     the same number.
     """
-    grain = group * max(1, -(-least // group))
-    if n_items >= 32 * grain:
+    grain, n_threads = group * max(1, -(-least // group)), check_threads(threads)
+    if n_items >= max(32, 8 * n_threads) * grain:
         return grain
-    share = -(-n_items // check_threads(threads))
+    share = -(-n_items // n_threads)
     while share >= 4 * grain:
         share = -(-share // 2)
     return max(share, least)

@@ -46,6 +46,8 @@ from refgpt.numbers.panels import (
 
 #: Like ``SMALLEST_PIECE``, for bytes.
 SMALLEST_QUANTISED_PIECE = 1 << 19
+#: Panels for which many rounded rows are unpacked once, where there are so many.
+UNPACKED_ONCE = 16
 #: Smallest number of elements to be packed or rounded that is worth waking a thread for.
 SMALLEST_PACKED_PIECE = 1 << 15
 RECORD = BLOCK + 8  # bytes of a quantised row's block: integers, scale, sum
@@ -196,19 +198,21 @@ def linear(
     else:
         check_apart("out", y, rows.quantised())
         args = arguments("linear_quantised", x=ffi.from_buffer("char[]", rows.quantised()), **same)
-    # Pieces are large enough to be worth waking a thread for. Of floats they are whole groups of panels (4 or 3 side by
-    # side); of integers, many rows are unpacked once for some panels, so that few of these take longer.
-    if w.kind in FLOATS:
-        group, smallest, even = 4 if n_rows == 1 else 3, SMALLEST_PIECE, n_rows > FEW_ROWS
-    else:
-        even = n_rows > ROW_GROUP
-        group, smallest = 16 if even else 1, SMALLEST_QUANTISED_PIECE
-    grain = group * max(1, smallest // max(1, n_rows * n_in * LANES * group))
-    if even:
-        grain = even_grain(n_panels(w.n_out), group, grain, threads)
     op = "linear_bf16_dots" if dots else f"linear_{w.kind}"
-    run(table_row(op, kernel), args, n_panels(w.n_out), grain, threads, program)
+    run(table_row(op, kernel), args, n_panels(w.n_out), _grain(w, n_rows, threads), threads, program)
     return y
+
+
+def _grain(w: Panels, n_rows: int, threads: int | None) -> int:
+    """The number of panels in the smallest piece of a product, which is worth waking a thread for."""
+    n, products = n_panels(w.n_out), max(1, n_rows * w.n_in * LANES)
+    if w.kind in FLOATS:  # panels are multiplied 4 or 3 side by side
+        group = 4 if n_rows == 1 else 3
+        grain = group * max(1, SMALLEST_PIECE // (products * group))
+        return even_grain(n, group, grain, threads) if n_rows > FEW_ROWS else grain
+    grain = max(1, SMALLEST_QUANTISED_PIECE // products)
+    # Many rows are unpacked anew in each piece.
+    return even_grain(n, UNPACKED_ONCE, grain, threads) if n_rows > ROW_GROUP else grain
 
 
 def _adapted(

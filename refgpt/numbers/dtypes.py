@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike as DTypeLike
+else:  # no program needs numpy.typing, which takes 6 ms to import
+    DTypeLike = Any
 
 #: A bfloat16 is the upper half of a float32. NumPy lacks this dtype; the field name distinguishes it from integers.
 BFLOAT16 = np.dtype([("bfloat16", "<u2")])

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import DTypeLike
 
-from refgpt.numbers.dtypes import BFLOAT16
+from refgpt.numbers.dtypes import BFLOAT16, DTypeLike
 from refgpt.numbers.encoded import Encoded
 
 #: One parameter.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from refgpt.kernels import query_tiles
 
 #: The arrays that have an entry for each row.
-_OF_ROWS = ("ids", "positions", "blocks", "offsets", "n_visible", "first_visible")
+_PER_ROW = ("ids", "positions", "blocks", "offsets", "n_visible", "first_visible")
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Batch:
         Groups of neighbouring rows of one sequence, for the attention kernel.
     tables : ndarray [n_slots, n], int64, or None
         The blocks of each sequence in the cache: the cache's own array. None if sequence ``i`` has block ``i`` alone.
-    rows : slice or ndarray [n], int64
-        The rows whose logits are wanted, in ascending order.
-    asked : Batch or None
-        Those rows as a batch of their own; None if the logits of all rows are wanted.
+    logit_rows : slice or ndarray [n], int64, or None
+        The rows whose logits are wanted, in ascending order; None for all.
+    for_logits : Batch or None
+        These rows as a batch of their own; None for all.
     """
 
     ids: np.ndarray
@@ -45,8 +45,8 @@ class Batch:
     first_visible: np.ndarray
     tiles: np.ndarray
     tables: np.ndarray | None = None
-    rows: slice | np.ndarray = field(default_factory=lambda: slice(None))
-    asked: Batch | None = None
+    logit_rows: slice | np.ndarray | None = None
+    for_logits: Batch | None = None
 
     @classmethod
     def of(
@@ -73,19 +73,19 @@ class Batch:
         tiles = query_tiles(slots)
         return cls(np.array(ids, np.int64), positions, blocks, offsets, n_visible, first_visible, tiles, tables)
 
-    def asking(self, rows: slice | np.ndarray) -> Batch:
-        """The same batch, of which the logits of these rows are wanted."""
-        slots = np.repeat(self.tiles["slot"], self.tiles["n_rows"])
-        some = {name: getattr(self, name)[rows] for name in _OF_ROWS}
-        return replace(self, rows=rows, asked=replace(self, tiles=query_tiles(slots[rows]), **some))
+    def with_logit_rows(self, rows: slice | np.ndarray) -> Batch:
+        """The same batch, of which only the logits of these rows are wanted."""
+        slots = np.repeat(self.tiles["slot"], self.tiles["n_rows"])  # of each row
+        some = {name: getattr(self, name)[rows] for name in _PER_ROW}
+        return replace(self, logit_rows=rows, for_logits=replace(self, tiles=query_tiles(slots[rows]), **some))
 
     def copy(self) -> Batch:
-        """The same batch in arrays of its own, but for the tables."""
-        own = {name: getattr(self, name).copy() for name in (*_OF_ROWS, "tiles")}
-        return replace(self, asked=None if self.asked is None else self.asked.copy(), **own)
+        """A copy that shares only the tables."""
+        own = {name: getattr(self, name).copy() for name in (*_PER_ROW, "tiles")}
+        return replace(self, for_logits=None if self.for_logits is None else self.for_logits.copy(), **own)
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """The arrays that ``copy`` copies, in one order."""
-        own = (getattr(self, name) for name in (*_OF_ROWS, "tiles"))
-        return *own, *(() if self.asked is None else self.asked.arrays)
+        """All arrays but the tables, in a fixed order, then those of ``for_logits``."""
+        own = (getattr(self, name) for name in (*_PER_ROW, "tiles"))
+        return *own, *(() if self.for_logits is None else self.for_logits.arrays)

@@ -112,8 +112,13 @@ class Buffers:
             program=program,
         )
 
-    def only(self, rows: slice | np.ndarray) -> Buffers:
-        """The same buffers for some rows of the pass, in whose residual stream the pass goes on."""
+    def select(self, rows: slice | np.ndarray) -> Buffers:
+        """The buffers for some rows of the pass.
+
+        ``x`` and ``mid`` are these rows of the residual stream: a view for a slice, a copy for an array. A recorded
+        pass needs a slice, since it would not make the copy again.
+        """
+        assert self.program is None or isinstance(rows, slice)
         x = self.x[rows]
         return replace(self.first(len(x), self.program), x=x, mid=x)
 

@@ -47,20 +47,6 @@ class Family(Protocol):
         """Block ``i``, whose keys and values are those of its layer. x [t, c] -> [t, c], in x's place"""
         ...
 
-    def add_keys(
-        self,
-        i: int,
-        x: np.ndarray,
-        params: Any,
-        config: Any,
-        batch: Batch,
-        kv: tuple[np.ndarray, np.ndarray],
-        tables: Any,
-        to: Buffers,
-    ) -> None:
-        """Put the keys and values of block ``i`` into the cache, and nothing else. x [t, c]"""
-        ...
-
     def forward(
         self,
         params: Any,
@@ -71,7 +57,7 @@ class Family(Protocol):
         buffers: Buffers,
         tap: Tap = no_tap,
         program: Program | None = None,
-        of_asked: Any = None,
+        params_for_logits: Any = None,
     ) -> np.ndarray:
         """Logits of some rows after one pass over all of them: see ``refgpt.runtime.gptj.forward``."""
         ...

@@ -84,6 +84,25 @@ def block(
     return tap("resid_post", kernels.add(x, mlp_out, to.x, **to.how))  # [t, c]
 
 
+def append_kv(
+    x: np.ndarray,
+    p: Block,
+    cfg: Config,
+    batch: Batch,
+    kv: tuple[np.ndarray, np.ndarray],
+    rotation: Rotation,
+    to: Buffers,
+) -> None:
+    """The part of ``block`` that adds keys and values to the cache. x [t, c]"""
+    flat = to.attn_out.shape
+    normed = kernels.layer_norm(x, p.ln1_w, p.ln1_b, cfg.ln_eps, to.ln, **to.how)  # [t, c]
+    rows = LinearInput(normed, to.ln_ready, **to.how)
+    k = kernels.linear(rows, p.wk, p.bk, to.k.reshape(flat), **to.how).reshape(to.k.shape)  # [t, h, d]
+    v = kernels.linear(rows, p.wv, p.bv, to.v.reshape(flat), **to.how).reshape(to.v.shape)  # [t, h, d]
+    k = kernels.rotary_halves(k, *rotation, batch.positions, to.k, **to.how)  # [t, h, d]
+    kernels.kv_append(k, v, *kv, batch.offsets, batch.blocks, **to.how)
+
+
 def embed(params: Params, config: Config, batch: Batch, to: Buffers, tap: TapView) -> np.ndarray:
     """What enters the first block. -> [t, c]"""
     return tap("embed", kernels.embedding(params.wte, batch.ids, to.x, **to.how))  # [t, c]
@@ -104,26 +123,6 @@ def layer(
     return block(x, params.blocks[i], config, batch, kv, tables, to, tap)  # [t, c]
 
 
-def add_keys(
-    i: int,
-    x: np.ndarray,
-    params: Params,
-    config: Config,
-    batch: Batch,
-    kv: tuple[np.ndarray, np.ndarray],
-    tables: Rotation,
-    to: Buffers,
-) -> None:
-    """Put the keys and values of block ``i`` into the cache, and nothing else. x [t, c]"""
-    p, flat = params.blocks[i], to.attn_out.shape
-    normed = kernels.layer_norm(x, p.ln1_w, p.ln1_b, config.ln_eps, to.ln, **to.how)  # [t, c]
-    rows = LinearInput(normed, to.ln_ready, **to.how)
-    k = kernels.linear(rows, p.wk, p.bk, to.k.reshape(flat), **to.how).reshape(to.k.shape)  # [t, h, d]
-    v = kernels.linear(rows, p.wv, p.bv, to.v.reshape(flat), **to.how).reshape(to.v.shape)  # [t, h, d]
-    k = kernels.rotary_halves(k, *tables, batch.positions, to.k, **to.how)  # [t, h, d]
-    kernels.kv_append(k, v, *kv, batch.offsets, batch.blocks, **to.how)
-
-
 def forward(
     params: Params,
     config: Config,
@@ -133,16 +132,17 @@ def forward(
     buffers: Buffers,
     tap: Tap = no_tap,
     program: Program | None = None,
-    of_asked: Params | None = None,
+    params_for_logits: Params | None = None,
 ) -> np.ndarray:
-    """Logits [n, v] of the rows that ``batch`` asks for, after one pass: see ``refgpt.runtime.gptj.forward``."""
+    """Logits [n, v] of ``batch.logit_rows`` after one pass: see ``refgpt.runtime.gptj.forward``."""
     shown = TapView.to(tap)
     to = buffers.first(len(batch.ids), program)
     x = embed(params, config, batch, to, shown)  # [t, c]
     for i, kv in enumerate(zip(cache.k, cache.v, strict=True)):
-        if batch.asked is not None and i == config.n_layer - 1:
-            add_keys(i, x, params, config, batch, kv, tables, to)
-            to, params, batch = to.only(batch.rows), of_asked or params, batch.asked
+        if batch.logit_rows is not None and batch.for_logits is not None and i == config.n_layer - 1:
+            # Of the other rows, only the keys and values are needed.
+            append_kv(x, params.blocks[i], config, batch, kv, tables, to)
+            to, batch, params = to.select(batch.logit_rows), batch.for_logits, params_for_logits or params
             x = to.x  # [n, c]
         x = layer(i, x, params, config, batch, kv, tables, to, shown.part(f"blocks.{i}."))  # [t, c]
     x = shown("ln_final", kernels.layer_norm(x, params.ln_w, params.ln_b, config.ln_eps, to.ln, **to.how))

@@ -1,8 +1,9 @@
 """GPT-J in kernels: ``refgpt/spec/gptj.py`` line by line, over rows of any sequences at any positions.
 
-Two things differ from the spec. Keys and values of earlier rows come from the cache, so a pass only contains new rows.
-Activations are stored in ``Buffers``, so a pass allocates nothing large except the logits. If the buffers have a
-program, nothing is computed: the calls are recorded, to be run later, many times.
+Three things differ from the spec. Keys and values of earlier rows come from the cache, so a pass only contains new
+rows. Activations are stored in ``Buffers``, so a pass allocates nothing large except the logits. Of the last block,
+rows whose logits nobody wants only leave keys and values. If the buffers have a program, nothing is computed: the calls
+are recorded, to be run later, many times.
 """
 
 from __future__ import annotations
@@ -79,6 +80,25 @@ def block(
     return tap("resid_post", kernels.residual(x, attn_out, mlp_out, to.x, **to.how))  # [t, c]
 
 
+def append_kv(
+    x: np.ndarray,
+    p: Block,
+    cfg: Config,
+    batch: Batch,
+    kv: tuple[np.ndarray, np.ndarray],
+    rotation: Rotation,
+    to: Buffers,
+) -> None:
+    """The part of ``block`` that adds keys and values to the cache. x [t, c]"""
+    flat = to.attn_out.shape
+    normed = kernels.layer_norm(x, p.ln_w, p.ln_b, cfg.ln_eps, to.ln, **to.how)  # [t, c]
+    rows = LinearInput(normed, to.ln_ready, **to.how)
+    k = kernels.linear(rows, p.wk, None, to.k.reshape(flat), **to.how).reshape(to.k.shape)  # [t, h, d]
+    v = kernels.linear(rows, p.wv, None, to.v.reshape(flat), **to.how).reshape(to.v.shape)  # [t, h, d]
+    k = kernels.rotary(k, *rotation, batch.positions, to.k, **to.how)  # [t, h, d]
+    kernels.kv_append(k, v, *kv, batch.offsets, batch.blocks, **to.how)
+
+
 def embed(params: Params, config: Config, batch: Batch, to: Buffers, tap: TapView) -> np.ndarray:
     """What enters the first block. -> [t, c]"""
     return tap("embed", kernels.embedding(params.wte, batch.ids, to.x, **to.how))  # [t, c]
@@ -99,26 +119,6 @@ def layer(
     return block(x, params.blocks[i], config, batch, kv, tables, to, tap)  # [t, c]
 
 
-def add_keys(
-    i: int,
-    x: np.ndarray,
-    params: Params,
-    config: Config,
-    batch: Batch,
-    kv: tuple[np.ndarray, np.ndarray],
-    tables: Rotation,
-    to: Buffers,
-) -> None:
-    """Put the keys and values of block ``i`` into the cache, and nothing else. x [t, c]"""
-    p, flat = params.blocks[i], to.attn_out.shape
-    normed = kernels.layer_norm(x, p.ln_w, p.ln_b, config.ln_eps, to.ln, **to.how)  # [t, c]
-    rows = LinearInput(normed, to.ln_ready, **to.how)
-    k = kernels.linear(rows, p.wk, None, to.k.reshape(flat), **to.how).reshape(to.k.shape)  # [t, h, d]
-    v = kernels.linear(rows, p.wv, None, to.v.reshape(flat), **to.how).reshape(to.v.shape)  # [t, h, d]
-    k = kernels.rotary(k, *tables, batch.positions, to.k, **to.how)  # [t, h, d]
-    kernels.kv_append(k, v, *kv, batch.offsets, batch.blocks, **to.how)
-
-
 def forward(
     params: Params,
     config: Config,
@@ -128,29 +128,30 @@ def forward(
     buffers: Buffers,
     tap: Tap = no_tap,
     program: Program | None = None,
-    of_asked: Params | None = None,
+    params_for_logits: Params | None = None,
 ) -> np.ndarray:
-    """Logits of the rows that ``batch`` asks for, after one pass over all of its rows.
+    """Logits of ``batch.logit_rows`` (all rows by default) after one pass over ``batch``.
 
-    Keys and values are written to the cache; the caller updates its lengths. Of the last block, other rows leave
-    nothing else, so the rest of it is computed for the asked rows only: 10/12 of a block's products are saved for each
-    other row. ``tables`` is the result of the function of that name. With a tap, the rows must be one whole text, all
-    of whose logits are asked for. With a program the pass is recorded: each run then reads the current contents of the
-    arrays of ``batch``, and writes to the logits returned here. Where rows have adapters, ``of_asked`` are the weights
-    for the asked rows.
+    Keys and values of all rows are written to the cache; the caller updates its lengths. The last block is computed for
+    the logit rows only: of the other rows nothing but keys and values is needed. (Those of the logit rows are written
+    twice, with the same bits.) ``tables`` is the result of the function of that name. With a tap, the batch must be one
+    whole text without ``logit_rows``. With a program the pass is recorded: each run then reads the current contents of
+    the arrays of ``batch``, and writes to the logits returned here. ``params_for_logits`` are the weights for the logit
+    rows, if rows have adapters.
 
     Returns
     -------
     ndarray [n, v], float32
-        A row for each asked one.
+        One row for each logit row.
     """
     shown = TapView.to(tap)
     to = buffers.first(len(batch.ids), program)
     x = embed(params, config, batch, to, shown)  # [t, c]
     for i, kv in enumerate(zip(cache.k, cache.v, strict=True)):
-        if batch.asked is not None and i == config.n_layer - 1:
-            add_keys(i, x, params, config, batch, kv, tables, to)
-            to, params, batch = to.only(batch.rows), of_asked or params, batch.asked
+        if batch.logit_rows is not None and batch.for_logits is not None and i == config.n_layer - 1:
+            # Of the other rows, only the keys and values are needed.
+            append_kv(x, params.blocks[i], config, batch, kv, tables, to)
+            to, batch, params = to.select(batch.logit_rows), batch.for_logits, params_for_logits or params
             x = to.x  # [n, c]
         x = layer(i, x, params, config, batch, kv, tables, to, shown.part(f"blocks.{i}."))  # [t, c]
     x = shown("ln_final", kernels.layer_norm(x, params.ln_w, params.ln_b, config.ln_eps, to.ln, **to.how))

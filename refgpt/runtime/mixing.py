@@ -52,20 +52,20 @@ class Mixer:
         self._widths = max(a.n_out for a, _ in pairs), max(b.n_out for _, b in pairs)
         self._n_rows, self._scratch = 0, Scratch(0, 0, 0)
 
-    def params(self, groups: Groups, some: slice | np.ndarray = slice(None)) -> ParamTree:
+    def params(self, groups: Groups, rows: slice | np.ndarray = slice(None)) -> ParamTree:
         """The weights for the rows of a pass, or for some of them.
 
         Parameters
         ----------
         groups : Groups
-        some : slice or ndarray
-            The rows, in ascending order.
+        rows : slice or ndarray, optional
+            In ascending order; by default all.
         """
         stops = np.cumsum([size for _, size in groups])
         n_rows = int(stops[-1])
         if n_rows > self._n_rows:
             self._n_rows, self._scratch = n_rows, Scratch(n_rows, *self._widths)
-        bounds = [0, *np.searchsorted(np.arange(n_rows)[some], stops).tolist()]
+        bounds = [0, *np.searchsorted(np.arange(n_rows)[rows], stops).tolist()]
 
         def mixed(name: str, leaf: Leaf) -> Leaf:
             parts = [

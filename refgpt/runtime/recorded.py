@@ -21,8 +21,7 @@ class RecordedPass:
     record : callable
         ``record(batch, program)`` adds the calls of a pass to the program and returns the array for its logits.
     batch : Batch
-        The rows of the first run. Later runs have as many rows and tiles, ask for the same rows, and have the same
-        cache.
+        The rows of the first run. Later runs have as many rows and tiles, the same logit rows, and the same cache.
     threads : int
     """
 

@@ -278,16 +278,16 @@ class RuntimeSession:
             self._buffers = self._new_buffers(max(n, most))
             self._recorded.clear()
         first = n - len(wanted)
-        if first and (n > MOST_ROWS or len(wanted) == 1):
-            batch = batch.asking(slice(first, n) if wanted[0] == first else wanted)
+        if first and (n > MOST_ROWS or len(wanted) == 1):  # a recorded pass is for the last row, or for any others
+            batch = batch.with_logit_rows(slice(first, n) if wanted[0] == first else wanted)
         logits = self._compute(batch, groups) if n > MOST_ROWS else self._recorded_pass(batch, groups).run(batch)
-        if batch.asked is None and first:
+        if batch.for_logits is None and first:
             logits = logits[wanted]
         self.cache.check_overflow(logits, batch.blocks, batch.offsets)
         return logits
 
     def _recorded_pass(self, batch: Batch, groups: Groups) -> RecordedPass:
-        kind = len(batch.ids), len(batch.tiles), batch.asked is None, forced_isa(), groups
+        kind = len(batch.ids), len(batch.tiles), batch.for_logits is None, forced_isa(), groups
         if kind not in self._recorded:
             mixed = [other for other in self._recorded if other[-1]]
             if groups and len(mixed) >= MOST_RECORDED:
@@ -299,13 +299,14 @@ class RuntimeSession:
 
     def _compute(self, batch: Batch, groups: Groups, program: Program | None = None) -> np.ndarray:
         engine = self._runtime
-        params, of_asked = engine.params, None
+        params, for_logits = engine.params, None
         if groups:
             assert self._mixer is not None
             params = self._mixer.params(groups)
-            of_asked = None if batch.asked is None else self._mixer.params(groups, batch.rows)
+            for_logits = None if batch.logit_rows is None else self._mixer.params(groups, batch.logit_rows)
+        to, config = self._buffers, engine.config
         return engine.family.forward(
-            params, engine.config, batch, self.cache, self._tables, self._buffers, program=program, of_asked=of_asked
+            params, config, batch, self.cache, self._tables, to, program=program, params_for_logits=for_logits
         )
 
     def _check_slots(self, seqs: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -8,14 +8,13 @@ from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from refgpt._common.arguments import whole_number
 from refgpt._common.errors import GenerationError
 from refgpt._common.float_state import default_float_state
 from refgpt.numbers.casting import kept_leaf, other_dtype
 from refgpt.numbers.checksums import digests
-from refgpt.numbers.dtypes import Compute, KVDtype
+from refgpt.numbers.dtypes import Compute, DTypeLike, KVDtype
 from refgpt.numbers.finite import check_finite
 from refgpt.numbers.leaves import Leaf, row_slices
 from refgpt.numbers.mapped import check_unchanged, files_of, in_memory, place_of, release

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import shown
+from refgpt.numbers.dtypes import DTypeLike
 from refgpt.numbers.tree import ParamTree
 from refgpt.spec import gpt2, gpt_neo, gpt_neox, gptj
 from refgpt.spec.config import AnyConfig

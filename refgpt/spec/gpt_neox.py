@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from refgpt._common.arguments import flag, keep_whole, one_of
 from refgpt._common.errors import ConfigError
 from refgpt._common.wording import shown
+from refgpt.numbers.dtypes import DTypeLike
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.tree import ParamTree
 from refgpt.spec.config import ConfigBase, check_config

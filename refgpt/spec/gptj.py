@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from refgpt._common.arguments import keep_whole
 from refgpt._common.errors import ConfigError
+from refgpt.numbers.dtypes import DTypeLike
 from refgpt.numbers.leaves import Leaf
 from refgpt.numbers.tree import ParamTree
 from refgpt.spec.config import ConfigBase, check_config

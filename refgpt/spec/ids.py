@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from refgpt._common.arguments import floating_dtype, whole_number
 from refgpt._common.errors import GenerationError, RefgptError
+from refgpt.numbers.dtypes import DTypeLike
 from refgpt.spec.config import AnyConfig
 
 

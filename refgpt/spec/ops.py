@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from refgpt.numbers.casting import narrowed
-from refgpt.numbers.dtypes import Compute
+from refgpt.numbers.dtypes import Compute, DTypeLike
 from refgpt.numbers.leaves import Leaf, widen
 
 _COMPUTE: ContextVar[Compute] = ContextVar("compute", default="f32")

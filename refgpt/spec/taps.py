@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from refgpt._common.arguments import function_of
 from refgpt._common.errors import RefgptError
 from refgpt._common.wording import listed, shown
+from refgpt.numbers.dtypes import DTypeLike
 
 Tap = Callable[[str, np.ndarray], np.ndarray]
 

@@ -11,7 +11,6 @@ import sentencepiece
 
 from refgpt._common.errors import TokenizerError
 from refgpt._common.wording import FRESH_COPY, listed, shown
-from refgpt.tokenizers.added import AddedTokens
 from refgpt.tokenizers.base import StreamDecoder, Tokenizer
 from refgpt.tokenizers.charsmap import check_texts
 from refgpt.tokenizers.files import faults_named, read_bytes
@@ -77,8 +76,9 @@ class SentencePieceTokenizer(Tokenizer):
         with faults_named("the sentencepiece library refuses this model", path):
             check_texts(model)
             self._library = library = _loaded(model)
-            pieces = {library.id_to_piece(n): n for n in range(library.get_piece_size())}
-            tokens = {n: self._plain_bytes(n, piece) for piece, n in pieces.items()}
+            names = library.id_to_piece(list(range(library.get_piece_size())))
+            pieces = {piece: n for n, piece in enumerate(names)}
+            tokens = self._bytes_by_id(pieces)
             # A model either keeps the spaces at the start of a text, removes one, or removes all of them.
             self._takes_all_spaces = SPACE in pieces and library.decode([pieces[SPACE]] * 2) == ""
         if not tokens:
@@ -90,6 +90,8 @@ class SentencePieceTokenizer(Tokenizer):
         }
         self._finder = self._plain_finder = None
         if self.added_tokens:
+            from refgpt.tokenizers.added import AddedTokens  # imports the tokenizers library; few models need it
+
             with faults_named("the added tokens cannot be looked for", path):
                 self._finder = AddedTokens(self.added_tokens)
                 plain = {text: entry for text, entry in self.added_tokens.items() if not entry["special"]}
@@ -139,13 +141,19 @@ class SentencePieceTokenizer(Tokenizer):
             return str(self._library.id_to_piece(token_id))
         return self.token_bytes(token_id).decode()
 
-    def _plain_bytes(self, token_id: int, piece: str) -> bytes:
-        """The bytes of a piece anywhere except at the start of a text."""
-        if self._library.is_byte(token_id):
-            return bytes([int(piece[1:-1], 16)])  # "<0x0A>"
-        if self._library.is_control(token_id) or self._library.is_unknown(token_id):
-            return self._first_bytes(token_id)
-        return piece.replace(SPACE, " ").encode()
+    def _bytes_by_id(self, pieces: Mapping[str, int]) -> dict[int, bytes]:
+        """The bytes of each piece, by id, anywhere except at the start of a text."""
+        library, ids = self._library, list(pieces.values())  # the library answers lists faster than single ids
+        kinds = zip(library.is_byte(ids), library.is_control(ids), library.is_unknown(ids), strict=True)
+        found = {}
+        for (piece, n), (is_byte, is_control, is_unknown) in zip(pieces.items(), kinds, strict=True):
+            if is_byte:
+                found[n] = bytes([int(piece[1:-1], 16)])  # "<0x0A>"
+            elif is_control or is_unknown:
+                found[n] = self._first_bytes(n)
+            else:
+                found[n] = piece.replace(SPACE, " ").encode()
+        return found
 
     def _first_bytes(self, token_id: int) -> bytes:
         """The bytes of a piece at the start of a text."""

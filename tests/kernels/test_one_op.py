@@ -2,6 +2,8 @@
 
 import re
 from dataclasses import replace
+from itertools import product
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from refgpt.kernels import (
     rotary_halves,
     softmax,
 )
+from refgpt.kernels.calling import even_grain
 from refgpt.numbers.cached import rounded_kv, scales_in
 from refgpt.numbers.dtypes import BFLOAT16
 from refgpt.numbers.leaves import widen
@@ -124,6 +127,20 @@ def test_a_row_that_is_not_numbers_stays_so(kernel, strange):
     assert (np.abs(integers.astype(int)) <= 127).all()
     w = quantised_panels("q8", np.ones((16, 70), int), np.ones((16, 3), np.float16))
     assert np.isnan(linear(x, w)).tolist() == [[False] * 16, [True] * 16]
+
+
+@each("linear_q8")
+def test_linear_of_more_panels_than_rows_are_unpacked_for_at_once(kernel):
+    hold_to_scalar(linear_quantised_case("q8", 40, 130, "ordinary", np.random.default_rng(3), 1100), kernel)
+
+
+@pytest.mark.parametrize(("n_items", "threads"), [*product((16, 48, 50, 256, 1024), (1, 2, 3, 4, 16, 48, 64))])
+@pytest.mark.parametrize(("group", "least"), [(3, 3), (16, 1), (16, 5)])
+def test_pieces_are_shared_evenly(n_items, threads, group, least):
+    grain = even_grain(n_items, group, least, threads)
+    rounds = ceil(ceil(n_items / grain) / threads)  # of pieces, if all threads are equally fast
+    assert grain >= min(least, n_items)
+    assert rounds * grain <= max(least, 1.3 * n_items / threads + 1)
 
 
 @each("linear_f", "linear_b", "linear_bf16_dots")

@@ -12,12 +12,11 @@ import errno
 import os
 import re
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, NoReturn
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import numpy as np
 
@@ -28,6 +27,9 @@ from refgpt._common.wording import FRESH_COPY, listed, shown
 from refgpt.checkpoints.files import npz_file
 from refgpt.numbers.mapped import MappedFile, map_open
 from refgpt.spec.config import AnyConfig
+
+if TYPE_CHECKING:
+    import tarfile
 
 SUFFIXES = (".tar.zst", ".tar.zstd")
 PARAMS_JSON = "params.json"
@@ -170,6 +172,8 @@ def _drop_optimiser(pieces: Pieces, n_leaves: int) -> None:
 @contextmanager
 def _members(path: Path, progress: Progress | None) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
     """Iterate over an archive's files and names; each must be read before the next. Faults raise CheckpointErrors."""
+    import tarfile  # only such archives need it
+
     decompressed, ZstdError = _zstandard(path)
     try:
         with open_file(path, CheckpointError) as file:

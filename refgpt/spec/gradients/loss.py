@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from refgpt._common.arguments import one_of, whole_number
 from refgpt._common.errors import GenerationError
-from refgpt.numbers.dtypes import COMPUTES, Compute
+from refgpt.numbers.dtypes import COMPUTES, Compute, DTypeLike
 from refgpt.numbers.tree import ParamTree
 from refgpt.spec.config import AnyConfig
 from refgpt.spec.families import forward
