@@ -1,8 +1,9 @@
-"""What the command asks of NumPy's BLAS, before NumPy is imported.
+"""Let the threads of NumPy's OpenBLAS sleep soon after NumPy is imported: the kernels do not use them.
 
-Its threads, which the kernels do not use, otherwise spin for 2^26 cycles after the import: 50 ms of every processor.
+By default each spins for 2^26 cycles, which costs a short command 50 ms of processor time. OpenBLAS reads the number
+when NumPy is imported. A value that the user has set is kept.
 """
 
 import os
 
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")  # 2^20 cycles, a third of a millisecond
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")  # 2^20 cycles
