@@ -34,6 +34,10 @@ SAME_MODEL, SAME_IN_3_BITS = 0.9, 0.8
 #: What servers load, see ``serving.py``: engines and their forms of the model.
 SERVED = {"refgpt": CHECKPOINT, "llama.cpp": "twin-Q4_0.gguf", "CTranslate2": "ctranslate2-int8"}
 
+#: Engines that compute the last block of a prompt only for the token whose logits are asked for, by the beginning of
+#: their names. The others compute all of it.
+LAST_BLOCK_IN_PART = ("refgpt", "llama.cpp")
+
 #: Families, and the layers of each that are measured where nothing else is asked for.
 LAYERS = {"gptj": 4, "gpt-neox": 4, "gpt2": 12}
 

@@ -73,6 +73,14 @@ def peak_share(results: Results, engine: str, what: str, ops_per_token: float, k
     return ceiling and Spread.of(n * ops_per_token / 1e9 / ceiling for n in by_round(results, engine, what).values())
 
 
-def prefill_ops(n_layer: int, n_prompt: int, d_model: int = 4096, d_ff: int = 16384, n_vocab: int = 50400) -> float:
-    """Operations a token in the matrices of a prompt, whose last token alone needs the head; attention left out."""
-    return 2 * (n_layer * (4 * d_model**2 + 2 * d_model * d_ff) + n_vocab * d_model / n_prompt)
+def prefill_ops(
+    n_layer: int, n_prompt: int, d_model: int = 4096, d_ff: int = 16384, n_vocab: int = 50400, whole: bool = True
+) -> float:
+    """Operations a token in the matrices of a prompt, whose last token alone needs the head; attention left out.
+
+    An engine that does not compute the ``whole`` last block takes all tokens but one only through two of its matrices,
+    for keys and values.
+    """
+    block, kv = 4 * d_model**2 + 2 * d_model * d_ff, 2 * d_model**2
+    saved = 0 if whole else (block - kv) * (n_prompt - 1) / n_prompt
+    return 2 * (n_layer * block - saved + n_vocab * d_model / n_prompt)

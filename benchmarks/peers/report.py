@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.peers.families import FAMILIES
-from benchmarks.peers.lineup import suffix
+from benchmarks.peers.lineup import LAST_BLOCK_IN_PART, suffix
 from benchmarks.peers.questions import DECODES, PREFILLS, QUIET, TOGETHER
 from benchmarks.peers.ratios import Results, Spread, peak_share, prefill_ops, rate, ratio, read_share, yardstick
 
@@ -81,8 +81,10 @@ def widths(results: Results) -> tuple[int, int, int]:
 
 
 def machine_rows(results: Results, group: dict) -> Iterator[list[str]]:
-    title, ops = group["title"], prefill_ops(results["layers"], PREFILLS[-1], *widths(results))
+    title = group["title"]
     for name in measured(results, group):
+        whole = not name.startswith(LAST_BLOCK_IN_PART)
+        ops = prefill_ops(results["layers"], PREFILLS[-1], *widths(results), whole=whole)
         facts = results["engines"][name]
         mine = [r for r in results["records"] if r["engine"] == name]
         decodes = [percent(read_share(results, title, name, f"decode after {n}")) for n in DECODES]

@@ -89,6 +89,8 @@ def test_operations_of_gptj():
     """All weights but the embedding multiply for a prompt of one token; the head only once for a longer one."""
     assert prefill_ops(28, 1) == 2 * (28 * 12 * 4096**2 + 50400 * 4096)
     assert prefill_ops(28, 512) == 2 * (28 * 12 * 4096**2 + 50400 * 4096 / 512)
+    assert prefill_ops(4, 1, whole=False) == prefill_ops(4, 1)
+    assert prefill_ops(4, 512, whole=False) == 2 * (38 * 4096**2 + (10 * 4096**2 + 50400 * 4096) / 512)
 
 
 def test_who_used_the_processors(monkeypatch: pytest.MonkeyPatch):
