@@ -125,9 +125,9 @@ def test_requests_that_come_and_go_at_any_time(models, data):
 def test_rows_of_several_adapters_share_a_pass(models, monkeypatch):
     passes, compute = [], RuntimeSession._compute
 
-    def watched(session, batch, wanted, groups, program=None):
+    def watched(session, batch, groups, program=None):
         passes.append(groups)
-        return compute(session, batch, wanted, groups, program)
+        return compute(session, batch, groups, program)
 
     monkeypatch.setattr(RuntimeSession, "_compute", watched)
     scheduler = Scheduler(models["all"])
