@@ -278,7 +278,7 @@ class RuntimeSession:
             self._buffers = self._new_buffers(max(n, most))
             self._recorded.clear()
         first = n - len(wanted)
-        if first and (n > MOST_ROWS or len(wanted) == 1):  # a recorded pass is for the last row, or for any others
+        if first and (n > MOST_ROWS or len(wanted) == 1):  # short passes are recorded for the last row or for all
             batch = batch.with_logit_rows(slice(first, n) if wanted[0] == first else wanted)
         logits = self._compute(batch, groups) if n > MOST_ROWS else self._recorded_pass(batch, groups).run(batch)
         if batch.for_logits is None and first:
