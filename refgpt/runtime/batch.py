@@ -74,7 +74,7 @@ class Batch:
         return cls(np.array(ids, np.int64), positions, blocks, offsets, n_visible, first_visible, tiles, tables)
 
     def with_logit_rows(self, rows: slice | np.ndarray) -> Batch:
-        """The same batch, of which only the logits of these rows are wanted."""
+        """The same batch, with these as its logit rows."""
         slots = np.repeat(self.tiles["slot"], self.tiles["n_rows"])  # of each row
         some = {name: getattr(self, name)[rows] for name in _PER_ROW}
         return replace(self, logit_rows=rows, for_logits=replace(self, tiles=query_tiles(slots[rows]), **some))

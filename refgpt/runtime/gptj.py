@@ -1,9 +1,9 @@
 """GPT-J in kernels: ``refgpt/spec/gptj.py`` line by line, over rows of any sequences at any positions.
 
 Three things differ from the spec. Keys and values of earlier rows come from the cache, so a pass only contains new
-rows. Activations are stored in ``Buffers``, so a pass allocates nothing large except the logits. Of the last block,
-rows whose logits nobody wants only leave keys and values. If the buffers have a program, nothing is computed: the calls
-are recorded, to be run later, many times.
+rows. Activations are stored in ``Buffers``, so a pass allocates nothing large except the logits. In the last
+block, rows whose logits are not wanted get keys and values, and nothing else is computed for them. If the buffers have
+a program, nothing is computed: the calls are recorded, to be run later, many times.
 """
 
 from __future__ import annotations
